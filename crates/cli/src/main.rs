@@ -1,0 +1,2 @@
+//! The `d-engine` command.
+fn main() {}

@@ -1,0 +1,181 @@
+//! Committed entries as a state machine sees them, and the replies it gives.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use d_engine_storage::SessionSerial;
+
+/// Term and index of an entry, as plain numbers. Ordered by term, then index.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LogId {
+    /// The term of the leader that created the entry.
+    pub term: u64,
+    /// The position in the log; the first entry has index 1.
+    pub index: u64,
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "index {} of term {}", self.index, self.term)
+    }
+}
+
+impl From<d_engine_core::LogId> for LogId {
+    fn from(id: d_engine_core::LogId) -> Self {
+        Self { term: id.term.get(), index: id.index.get() }
+    }
+}
+
+/// A committed command on its way into a state machine.
+///
+/// Every replica gets the same entries in the same order. A clone shares the reply slot.
+#[derive(Clone)]
+pub struct Entry {
+    /// Position in the log. Indexes rise by more than one where the log holds entries of the engine.
+    pub index: u64,
+    /// The term of the leader that created the entry.
+    pub term: u64,
+    /// The command, as it was proposed.
+    pub data: Bytes,
+    time_ms: u64,
+    session: Option<SessionSerial>,
+    sink: Option<Arc<ReplySink>>,
+    slot: usize,
+}
+
+impl Entry {
+    /// An entry for tests; its replies go nowhere.
+    #[must_use]
+    pub fn new(index: u64, term: u64, data: impl Into<Bytes>) -> Self {
+        Self { index, term, data: data.into(), time_ms: 0, session: None, sink: None, slot: 0 }
+    }
+
+    /// An entry for tests, and a probe that tells what was replied to it.
+    #[must_use]
+    pub fn with_reply_probe(index: u64, term: u64, data: impl Into<Bytes>) -> (Self, ReplyProbe) {
+        let sink = ReplySink::with_slots(1);
+        let mut entry = Self::new(index, term, data);
+        entry.sink = Some(sink.clone());
+        (entry, ReplyProbe { sink })
+    }
+
+    /// The same entry with its envelope and its place in a chunk's replies. Used by the handler.
+    #[must_use]
+    pub fn in_chunk(
+        mut self,
+        time_ms: u64,
+        session: Option<SessionSerial>,
+        sink: Arc<ReplySink>,
+        slot: usize,
+    ) -> Self {
+        self.time_ms = time_ms;
+        self.session = session;
+        self.sink = Some(sink);
+        self.slot = slot;
+        self
+    }
+
+    /// The same entry at a log time, for tests.
+    #[must_use]
+    pub fn at_time_ms(mut self, time_ms: u64) -> Self {
+        self.time_ms = time_ms;
+        self
+    }
+
+    /// Log time: UNIX milliseconds as the leader knew them when it created the entry, never going
+    /// back along the log. The only time a state machine may use.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// The client session of the command, if it was sent under one.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionSerial> {
+        self.session
+    }
+
+    /// The term and index together.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        LogId { term: self.term, index: self.index }
+    }
+
+    /// Answers the caller who proposed this command, once `apply_chunk` has returned `Ok`. Without
+    /// a call the answer is empty. The first reply wins; a later one is ignored and counted.
+    pub fn reply(&self, answer: impl Into<Bytes>) {
+        if let Some(sink) = &self.sink {
+            sink.put(self.slot, answer.into());
+        }
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("index", &self.index)
+            .field("term", &self.term)
+            .field("time_ms", &self.time_ms)
+            .field("data_len", &self.data.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The replies of one chunk; shared by its entries.
+#[derive(Debug)]
+pub struct ReplySink {
+    slots: Mutex<Option<Vec<Option<Bytes>>>>,
+    ignored: AtomicU64,
+}
+
+impl ReplySink {
+    /// A sink for a chunk of `count` entries.
+    #[must_use]
+    pub fn with_slots(count: usize) -> Arc<Self> {
+        Arc::new(Self { slots: Mutex::new(Some(vec![None; count])), ignored: AtomicU64::new(0) })
+    }
+
+    fn put(&self, slot: usize, answer: Bytes) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        match slots.as_mut().and_then(|slots| slots.get_mut(slot)) {
+            Some(empty @ None) => *empty = Some(answer),
+            _ => {
+                self.ignored.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes the replies and closes the sink: whatever comes later is ignored and counted.
+    #[must_use]
+    pub fn take(&self) -> Vec<Option<Bytes>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
+
+    /// Replies that came second or too late.
+    #[must_use]
+    pub fn ignored(&self) -> u64 {
+        self.ignored.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells what was replied to an entry made by [`Entry::with_reply_probe`].
+#[derive(Debug)]
+pub struct ReplyProbe {
+    sink: Arc<ReplySink>,
+}
+
+impl ReplyProbe {
+    /// The reply, if there was one. Closes the slot: a later reply counts as ignored.
+    #[must_use]
+    pub fn take(&self) -> Option<Bytes> {
+        self.sink.take().into_iter().next().flatten()
+    }
+
+    /// Replies that came second or too late.
+    #[must_use]
+    pub fn ignored(&self) -> u64 {
+        self.sink.ignored()
+    }
+}

@@ -1,0 +1,107 @@
+//! What callers are told. Every variant says what to do next.
+
+use std::fmt;
+use std::sync::Arc;
+
+use d_engine_core::NodeId;
+
+/// Where the leader is, as far as this node knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaderHint {
+    /// The leader.
+    pub node: NodeId,
+    /// The leader's address for clients; empty when it serves none.
+    pub client_addr: String,
+}
+
+/// Why a node has stopped for good. Cloned into every handle.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StopReason(Arc<str>);
+
+impl StopReason {
+    /// A reason in words.
+    #[must_use]
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self(Arc::from(reason.to_string()))
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn leader_words(leader: Option<&LeaderHint>) -> String {
+    match leader {
+        Some(hint) if hint.client_addr.is_empty() => format!("the leader is node {}", hint.node),
+        Some(hint) => format!("the leader is node {} at {}", hint.node, hint.client_addr),
+        None => "no leader is known yet: retry after an election timeout".to_owned(),
+    }
+}
+
+/// The outcome of a proposal that was not answered by the state machine.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// The command was not proposed. Retry at the leader.
+    #[error("this node is not the leader; {}", leader_words(leader.as_ref()))]
+    NotLeader {
+        /// Where to go.
+        leader: Option<LeaderHint>,
+    },
+    /// The command was not proposed. Retry here after a pause.
+    #[error("the node has too much work queued ({what}); retry after a pause")]
+    Busy {
+        /// The bound that was reached.
+        what: &'static str,
+    },
+    /// The command was not proposed and never will be at this size.
+    #[error("the command has {size} bytes; at most {limit} are allowed")]
+    TooLarge {
+        /// Bytes of the command.
+        size: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The command may or may not take effect: leadership was lost while it was in flight. Read the
+    /// state before trying again, unless the command may safely take effect twice.
+    #[error(
+        "the outcome is unknown: leadership was lost while the command was in flight; read the state before retrying"
+    )]
+    OutcomeUnknown,
+    /// The node has stopped. Use another node; restart this one after mending the reason. For a
+    /// command that was in flight the outcome is unknown.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+/// Why a read barrier was not confirmed. Reads change nothing: every one may be retried.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// Retry at the leader.
+    #[error("this node is not the leader; {}", leader_words(leader.as_ref()))]
+    NotLeader {
+        /// Where to go.
+        leader: Option<LeaderHint>,
+    },
+    /// Retry here after a pause.
+    #[error("the node has too much work queued ({what}); retry after a pause")]
+    Busy {
+        /// The bound that was reached.
+        what: &'static str,
+    },
+    /// The node has stopped. Use another node.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+    /// The state machine could not answer.
+    #[error("the state machine could not answer: {0}")]
+    StateMachine(String),
+}

@@ -1,0 +1,177 @@
+//! What a replica is told and what it asks for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::{HardState, LogIndex, NodeId, PersistId};
+use d_engine_storage::{Incarnation, LogEntry};
+
+use crate::{LogId, PeerMessage, ProposeError, ReadError, StopReason};
+
+/// Called exactly once with the outcome of a proposal: the state machine's reply or an error.
+/// Must not block; it is called from the raft thread or from the apply worker.
+pub type ProposeResponder = Box<dyn FnOnce(Result<Bytes, ProposeError>) + Send>;
+
+/// Called exactly once when a read is confirmed and everything up to the read index has been
+/// applied here; the value is the read index. Must not block.
+pub type ReadResponder = Box<dyn FnOnce(Result<u64, ReadError>) + Send>;
+
+/// A command on its way into the log.
+pub struct Proposal {
+    /// The command.
+    pub command: Bytes,
+    /// Who waits for the reply.
+    pub responder: ProposeResponder,
+}
+
+/// A linearizable read on its way to confirmation.
+pub struct ReadRequest {
+    /// Who waits.
+    pub responder: ReadResponder,
+}
+
+/// Everything that can happen to a replica.
+pub enum Event {
+    /// A message from a peer whose identity the transport has checked.
+    Peer {
+        /// The sender.
+        from: NodeId,
+        /// The message.
+        message: PeerMessage,
+    },
+    /// A connection with a peer stands; the handshake told its incarnation.
+    PeerUp {
+        /// The peer.
+        node: NodeId,
+        /// Its data directory.
+        incarnation: Incarnation,
+    },
+    /// The connection on which messages to this peer go was lost, and with it what was in flight.
+    PeerDown {
+        /// The peer.
+        node: NodeId,
+    },
+    /// Commands of callers, drained in one batch.
+    Propose(Vec<Proposal>),
+    /// Linearizable reads of callers, drained in one batch.
+    Read(Vec<ReadRequest>),
+    /// The log worker has stored everything up to and including this order.
+    Persisted(PersistId),
+    /// The apply worker has applied everything up to and including this entry.
+    Applied(LogId),
+    /// The log worker has read entries for a follower that is behind.
+    Loaded {
+        /// The follower.
+        to: NodeId,
+        /// The job's token.
+        token: u64,
+        /// The entries; may end before the range that was asked for.
+        entries: Arc<[LogEntry]>,
+    },
+    /// The time of `Replica::next_deadline` has come.
+    Deadline,
+    /// A worker can no longer go on. The replica stops for good.
+    Failed(StopReason),
+}
+
+/// Everything that a replica asks its driver to do. Cleared and refilled; nothing may be ignored.
+#[derive(Default)]
+pub struct Jobs {
+    /// For the log worker, in this order; one sync may serve them all.
+    pub persist: Vec<PersistJob>,
+    /// For the transport, now.
+    pub send: Vec<Outgoing>,
+    /// For the apply worker, in this order.
+    pub apply: Vec<ApplyJob>,
+    /// For the log worker, after the persists: reads for followers that are behind.
+    pub load: Vec<LoadJob>,
+    /// The status (role, leader, term, commit, members) has changed.
+    pub status_changed: bool,
+    /// Term or vote were stored: `StateMachine::save_hard_state` is due, off the write path.
+    pub hard_state_saved: bool,
+}
+
+impl Jobs {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.persist.is_empty()
+            && self.send.is_empty()
+            && self.apply.is_empty()
+            && self.load.is_empty()
+            && !self.status_changed
+            && !self.hard_state_saved
+    }
+
+    /// Forgets everything, keeping the buffers.
+    pub fn clear(&mut self) {
+        self.persist.clear();
+        self.send.clear();
+        self.apply.clear();
+        self.load.clear();
+        self.status_changed = false;
+        self.hard_state_saved = false;
+    }
+}
+
+/// Hard state and entries to be made durable in one step.
+#[derive(Clone, Debug)]
+pub struct PersistJob {
+    /// Told back in [`Event::Persisted`]; cumulative.
+    pub id: PersistId,
+    /// The new hard state, if it has changed.
+    pub hard_state: Option<HardState>,
+    /// The new entries; the first may replace a conflicting suffix.
+    pub entries: Vec<LogEntry>,
+}
+
+/// A message for a peer.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The receiver.
+    pub to: NodeId,
+    /// The message.
+    pub message: PeerMessage,
+}
+
+/// Committed entries for the apply worker.
+pub struct ApplyJob {
+    /// The entries, or where to find them.
+    pub source: ApplySource,
+    /// Who waits for the replies: (index, responder), in order of index.
+    pub responders: Vec<(LogIndex, ProposeResponder)>,
+}
+
+/// Where the entries of an [`ApplyJob`] are.
+#[derive(Clone, Debug)]
+pub enum ApplySource {
+    /// Here.
+    Entries(Vec<LogEntry>),
+    /// In the log, from the first to the last index, both included; read in bounded portions.
+    Stored(LogIndex, LogIndex),
+}
+
+impl fmt::Debug for ApplyJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApplyJob")
+            .field("source", &self.source)
+            .field("responders", &self.responders.len())
+            .finish()
+    }
+}
+
+/// Entries to be read from the log for a follower.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadJob {
+    /// The follower.
+    pub to: NodeId,
+    /// Told back in [`Event::Loaded`].
+    pub token: u64,
+    /// First index.
+    pub first: LogIndex,
+    /// Last index.
+    pub last: LogIndex,
+    /// Stop early once the payloads pass this many bytes.
+    pub max_bytes: usize,
+}

@@ -1,0 +1,80 @@
+//! What nodes say to each other, with payloads. The core sees the same messages without them.
+
+use std::sync::Arc;
+
+use d_engine_core::{LogId, LogIndex, Term};
+use d_engine_storage::LogEntry;
+
+/// A message between two nodes of one group. `d-engine-proto` turns it into wire bytes and back;
+/// the simulator uses the same encoding.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerMessage {
+    /// Would you vote for me? (Raft thesis, section 9.6.) Changes no state.
+    PreVote {
+        /// The term the sender would campaign in: its own plus one.
+        term: Term,
+        /// The sender's last entry.
+        last: LogId,
+    },
+    /// The answer to [`PeerMessage::PreVote`].
+    PreVoteReply {
+        /// The term that was asked about when granted, the sender's own term when refused.
+        term: Term,
+        /// Whether the sender would vote.
+        granted: bool,
+    },
+    /// Requests a vote (Raft paper, section 5.2).
+    RequestVote {
+        /// The candidate's term.
+        term: Term,
+        /// The candidate's last entry.
+        last: LogId,
+        /// Set by a candidate that the leader told to take over: vote stickiness does not apply.
+        transfer: bool,
+    },
+    /// The answer to [`PeerMessage::RequestVote`].
+    VoteReply {
+        /// The sender's term.
+        term: Term,
+        /// Whether the vote was given.
+        granted: bool,
+    },
+    /// Replicates entries (Raft paper, section 5.3).
+    Append {
+        /// The leader's term.
+        term: Term,
+        /// The entry before the first one.
+        prev: LogId,
+        /// The leader's commit index.
+        commit: LogIndex,
+        /// The entries, shared by all followers that get the same range.
+        entries: Arc<[LogEntry]>,
+    },
+    /// The answer to [`PeerMessage::Append`].
+    AppendReply {
+        /// The sender's term.
+        term: Term,
+        /// What became of it.
+        outcome: d_engine_core::AppendOutcome,
+    },
+    /// Keeps leadership and confirms reads.
+    Heartbeat {
+        /// The leader's term.
+        term: Term,
+        /// What the receiver may commit: never past what it is known to hold.
+        commit: LogIndex,
+        /// The number of this round; an answer confirms all reads of rounds up to it.
+        round: u64,
+    },
+    /// The answer to [`PeerMessage::Heartbeat`].
+    HeartbeatReply {
+        /// The sender's term.
+        term: Term,
+        /// The round that is answered.
+        round: u64,
+        /// The last index received that is known to match the leader's log, stored or not.
+        received: LogIndex,
+        /// The last index stored that is known to match the leader's log; counts as an ack.
+        stored: LogIndex,
+    },
+}

@@ -1,0 +1,203 @@
+//! The trait that an application implements.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{Entry, Error, LogId, Result};
+
+/// How a state machine survives a restart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// In memory. At start the engine calls [`StateMachine::reset`], restores the last snapshot and
+    /// applies the log again. [`StateMachine::last_applied`] of an earlier life is not believed.
+    #[default]
+    Rebuilt,
+    /// Data and last applied index are stored by the state machine itself in one atomic step. At
+    /// start the engine goes on from [`StateMachine::last_applied`].
+    Durable,
+}
+
+/// What a snapshot is of, and how to tell that it is whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SnapshotMetadata {
+    /// The last entry whose effect is in the snapshot.
+    pub last_included: LogId,
+    /// The checksum of the snapshot's files; see `snapshot_checksum`.
+    pub checksum: [u8; 32],
+}
+
+impl SnapshotMetadata {
+    /// Metadata of a snapshot that holds everything up to `last_included`.
+    #[must_use]
+    pub fn new(last_included: LogId, checksum: [u8; 32]) -> Self {
+        Self { last_included, checksum }
+    }
+}
+
+/// A frozen view of a state machine's state, written out while entries go on being applied.
+pub trait SnapshotView: Send {
+    /// The last entry whose effect is in the view.
+    fn label(&self) -> LogId;
+
+    /// Writes the view into the empty directory `dir`; returns the checksum of what was written.
+    ///
+    /// # Errors
+    /// Anything that keeps the files from being written; the snapshot is then given up, no state is
+    /// lost.
+    fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]>;
+}
+
+/// The application: it turns committed commands into state and answers questions about it.
+///
+/// Everything that changes state must come from the entries alone, so that every replica has the
+/// same state: no clock (use [`Entry::time_ms`]), no random source, no unordered iteration.
+///
+/// Methods may be called from several threads: [`StateMachine::get`] and [`StateMachine::query`]
+/// run beside [`StateMachine::apply_chunk`]. The methods that change state are called by one worker
+/// at a time.
+#[async_trait]
+pub trait StateMachine: Send + Sync + 'static {
+    /// Called once, before anything else.
+    ///
+    /// # Errors
+    /// An error refuses the node's start and is shown to the operator.
+    fn start(&self) -> Result<()>;
+
+    /// Called at shutdown after the last entry; may be called more than once.
+    ///
+    /// # Errors
+    /// Logged; the shutdown goes on.
+    fn stop(&self) -> Result<()>;
+
+    /// Whether the machine can serve; part of the node's readiness.
+    fn is_running(&self) -> bool;
+
+    /// The current value under `key`. Called after the read barrier, beside `apply_chunk`; must
+    /// never see half of an entry.
+    ///
+    /// # Errors
+    /// Given to the caller of the read; the node goes on.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// The term of the entry with this index, if the machine knows it. `None` means unknown. A term
+    /// that differs from the log's refuses the node's start.
+    fn entry_term(&self, entry_id: u64) -> Option<u64>;
+
+    /// Applies committed commands in order, all or nothing. Answers travel through
+    /// [`Entry::reply`]. A refused command (a failed compare, an unknown account) is a reply, not
+    /// an error.
+    ///
+    /// A `Durable` machine must ignore entries up to its `last_applied()`, so that a chunk
+    /// delivered again after a crash changes nothing.
+    ///
+    /// # Errors
+    /// An error means that this replica cannot go on: the node stops with the reason.
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()>;
+
+    /// How many records the machine holds. May be expensive; never called on a hot path.
+    fn len(&self) -> usize;
+
+    /// Whether the machine holds nothing.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tells how far the log has been applied, also for entries that carry no command.
+    fn update_last_applied(&self, last: LogId);
+
+    /// The last applied entry. Believed at start only for [`Durability::Durable`].
+    fn last_applied(&self) -> LogId;
+
+    /// Asks a machine that keeps its position apart from its data to store it.
+    ///
+    /// # Errors
+    /// Stops the node with the reason.
+    fn persist_last_applied(&self, last: LogId) -> Result<()>;
+
+    /// Tells which snapshot is the newest, after one was made or installed.
+    ///
+    /// # Errors
+    /// Stops the node with the reason.
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()>;
+
+    /// The newest snapshot that the machine was told of.
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata>;
+
+    /// Asks the machine to store what `update_last_snapshot_metadata` told it.
+    ///
+    /// # Errors
+    /// Stops the node with the reason.
+    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()>;
+
+    /// Replaces the whole state by a snapshot, atomically: a crash leaves the old state or the new
+    /// one. `path` is a directory with the files that `generate_snapshot_data` wrote.
+    ///
+    /// # Errors
+    /// The snapshot is refused and the old state stays.
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()>;
+
+    /// Writes the state as of `last_included` into the empty directory `dir`; returns the checksum
+    /// of the files. Apply waits meanwhile; see [`StateMachine::snapshot_view`] for the other way.
+    ///
+    /// # Errors
+    /// The snapshot is given up; no state is lost.
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]>;
+
+    /// Told after the engine has stored a changed term or vote. Most machines have nothing to do.
+    ///
+    /// # Errors
+    /// Logged.
+    fn save_hard_state(&self) -> Result<()>;
+
+    /// Makes everything applied so far survive a power cut (`Durable`); `Rebuilt` machines have
+    /// nothing to do. Called before the log is purged, before shutdown, and from `Drop`.
+    ///
+    /// # Errors
+    /// Stops the node with the reason.
+    fn flush(&self) -> Result<()>;
+
+    /// Back to the initial state, also after a crash in the middle.
+    ///
+    /// # Errors
+    /// Refuses the node's start.
+    async fn reset(&self) -> Result<()>;
+
+    /// Whether the state survives a restart by itself.
+    fn durability(&self) -> Durability {
+        Durability::Rebuilt
+    }
+
+    /// A frozen view of the state, or none: then apply pauses while a snapshot is generated.
+    ///
+    /// # Errors
+    /// The snapshot is given up.
+    fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
+        Ok(None)
+    }
+
+    /// A question richer than one key, answered from one applied state.
+    ///
+    /// # Errors
+    /// Given to the caller of the query. The default says that queries are not supported.
+    fn query(&self, request: &[u8]) -> Result<Bytes> {
+        let _ = request;
+        Err(Error::unsupported("query"))
+    }
+
+    /// The log time at which the machine next wants to be told the time.
+    fn next_expiry_ms(&self) -> Option<u64> {
+        None
+    }
+
+    /// Tells log time, in log order.
+    ///
+    /// # Errors
+    /// Stops the node with the reason.
+    fn advance_time(&self, at: LogId, time_ms: u64) -> Result<()> {
+        let _ = (at, time_ms);
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! The seam between a node and its disk. All traits are blocking and dyn-compatible; the node
+//! calls them from a thread of its own.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
+
+use crate::{ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, StorageError};
+
+/// Opens data directories. One value stands for one directory.
+pub trait StorageEngine: Send + Sync + Debug + 'static {
+    /// Locks the directory, checks that it belongs to `request`, creates it when it is empty, and
+    /// recovers the log: the torn tail is cut, damage is refused.
+    ///
+    /// # Errors
+    /// [`StorageError`] says what to do. Nothing is deleted or rewritten on any error.
+    fn open(&self, request: &OpenRequest) -> Result<OpenedStorage, StorageError>;
+}
+
+/// Who wants to open a data directory.
+#[derive(Clone, Debug)]
+pub struct OpenRequest {
+    /// The cluster that the node belongs to. `None` takes whatever an existing directory says and
+    /// draws `fresh_cluster` for a new one.
+    pub cluster: Option<ClusterId>,
+    /// The node's id.
+    pub node: NodeId,
+    /// The node's group.
+    pub group: GroupId,
+    /// The configuration at (term 0, index 0), written into a new directory. An existing directory
+    /// keeps its own.
+    pub initial: Membership,
+    /// 16 random bytes for a new directory when `cluster` is `None`. The caller draws them, because
+    /// this crate has no random source.
+    pub fresh_cluster: ClusterId,
+    /// 16 random bytes for a new directory.
+    pub fresh_incarnation: Incarnation,
+}
+
+/// An open data directory. Dropping `log` releases the directory lock.
+#[derive(Debug)]
+pub struct OpenedStorage {
+    /// What the directory says about itself.
+    pub identity: Identity,
+    /// The log, for the log worker alone.
+    pub log: Box<dyn LogStore>,
+    /// The small, atomically replaced records.
+    pub meta: Box<dyn MetaStore>,
+    /// What the log held.
+    pub recovered: RecoveredLog,
+    /// What recovery did, for the node's first log lines.
+    pub report: RecoveryReport,
+}
+
+/// The content of a recovered log, without payloads of commands.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveredLog {
+    /// The last hard state that is known to be stored.
+    pub hard_state: HardState,
+    /// The entry before the first one kept: where the log was purged to. [`LogId::ZERO`] at first.
+    pub base: LogId,
+    /// One head per entry, in order, without gaps, from the index after `base`.
+    pub entries: Vec<EntryHead>,
+    /// The payloads of the membership entries among them.
+    pub memberships: Vec<(LogIndex, Bytes)>,
+}
+
+/// What recovery found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Whether the directory was created by this call.
+    pub created: bool,
+    /// Bytes cut off the end of the log because a crash left them half-written. Never acknowledged.
+    pub torn_bytes: u64,
+    /// The segment file and offset where the tail was cut.
+    pub torn_at: Option<(String, u64)>,
+    /// Segments read.
+    pub segments: usize,
+}
+
+/// The log of one directory: entries and hard state in one stream.
+///
+/// The order of calls is any number of [`LogStore::append`], then one [`LogStore::sync`] that makes
+/// them durable together (group commit). The first error is final: every later call fails with it.
+pub trait LogStore: Send + Debug {
+    /// Queues records for the next sync. An entry whose index is not after the last one replaces
+    /// that one and everything behind it (a conflicting suffix, Raft paper section 5.3).
+    /// Hard state and entries queued in one call become durable in one step, or not at all.
+    ///
+    /// # Errors
+    /// Gaps in the indexes, entries too large for the format, or an earlier error of this store.
+    fn append(
+        &mut self,
+        group: GroupId,
+        hard_state: Option<HardState>,
+        entries: &[LogEntry],
+    ) -> Result<(), StorageError>;
+
+    /// Writes everything queued as one group and syncs it. Returns after the sync has returned.
+    ///
+    /// # Errors
+    /// Any I/O error; it is final. Nothing queued may be counted as stored.
+    fn sync(&mut self) -> Result<(), StorageError>;
+
+    /// Called when the log has fallen idle: writes and syncs a group that carries only the durable
+    /// watermark, unless the last group is such a one already. Also prepares the next segment.
+    ///
+    /// # Errors
+    /// As [`LogStore::sync`].
+    fn idle(&mut self) -> Result<(), StorageError>;
+
+    /// Forgets the entries up to and including `through`. The purge pointer is durable first.
+    ///
+    /// # Errors
+    /// As [`LogStore::sync`]; also when `through` lies past the last synced entry.
+    fn purge(&mut self, group: GroupId, through: LogId) -> Result<(), StorageError>;
+
+    /// A reader of what has been synced, usable from any thread.
+    fn reader(&self) -> Arc<dyn LogReader>;
+
+    /// Counters since the store was opened.
+    fn stats(&self) -> LogStats;
+}
+
+/// Reads entries back. Usable beside the writer.
+pub trait LogReader: Send + Sync + Debug {
+    /// The entries from `first` to `last`, both included, stopping early once their payloads pass
+    /// `max_bytes` (at least one entry is returned). Entries must have been synced.
+    ///
+    /// # Errors
+    /// An index that is purged or not there, a checksum that does not match, or an I/O error.
+    fn read(
+        &self,
+        group: GroupId,
+        first: LogIndex,
+        last: LogIndex,
+        max_bytes: usize,
+    ) -> Result<Vec<LogEntry>, StorageError>;
+}
+
+/// Counters of a log store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    /// Syncs that have returned.
+    pub syncs: u64,
+    /// Write groups written.
+    pub groups: u64,
+    /// Bytes written to segments, padding included.
+    pub bytes_written: u64,
+    /// Entries appended.
+    pub entries: u64,
+}
+
+/// Small records beside the log, each replaced atomically (temporary file, sync, rename, sync of
+/// the directory). The identity is written by [`StorageEngine::open`].
+pub trait MetaStore: Send + Debug {
+    /// The record with this name, or `None` if it was never written. Names are fixed by the format:
+    /// lower-case letters and dashes.
+    ///
+    /// # Errors
+    /// An I/O error or a checksum that does not match.
+    fn load(&self, name: &str) -> Result<Option<Bytes>, StorageError>;
+
+    /// Replaces the record with this name. Durable when the call returns.
+    ///
+    /// # Errors
+    /// An I/O error; the old record is still there.
+    fn store(&mut self, name: &str, record: &[u8]) -> Result<(), StorageError>;
+}

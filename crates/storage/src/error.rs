@@ -1,0 +1,79 @@
+//! What can go wrong on disk, and what to do about each.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Errors of the durable log and its directory.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The operating system refused a file operation. Final for this store: repair the cause (space,
+    /// permissions, device) and start the node again; nothing acknowledged is lost.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb: "write", "sync", "rename".
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: Arc<std::io::Error>,
+    },
+    /// An earlier error ended this store. See `first`.
+    #[error("the log was stopped by an earlier error: {first}")]
+    Stopped {
+        /// The first error, in words.
+        first: Arc<str>,
+    },
+    /// Bytes that were known to be stored have changed. Nothing was deleted. Restore the directory
+    /// from a copy, or remove the node and add it again with an empty directory.
+    #[error("segment {segment} is damaged at offset {offset}: {what}; nothing was changed")]
+    Damaged {
+        /// The segment file.
+        segment: String,
+        /// Offset in bytes.
+        offset: u64,
+        /// What does not fit.
+        what: String,
+    },
+    /// A file beside the log is damaged. Nothing was deleted.
+    #[error("{path} is damaged: {what}; nothing was changed")]
+    DamagedFile {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// Another process holds the directory.
+    #[error("data directory {path} is in use by {holder}; stop that process or choose another directory")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Who holds it, as far as the lock file tells.
+        holder: String,
+    },
+    /// The directory belongs to somebody else.
+    #[error("data directory {path} belongs to {what} {found}, but {what} {expected} was asked for")]
+    WrongOwner {
+        /// The directory.
+        path: PathBuf,
+        /// "cluster", "node" or "group".
+        what: &'static str,
+        /// What the directory says.
+        found: String,
+        /// What the configuration says.
+        expected: String,
+    },
+    /// The directory was written by a newer version of the program.
+    #[error("{path} has format version {found}; this program reads up to {supported}: use a newer program")]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Newest version this program reads.
+        supported: u32,
+    },
+    /// The caller broke the order of the log (a gap, an unknown index). A defect of the engine.
+    #[error("log order: {0}")]
+    Order(String),
+}
