@@ -1,6 +1,82 @@
-//! What nodes say to each other, without payloads.
+//! What nodes say to each other, without payloads: one variant per RPC, with its own fields.
 
-use crate::{LogId, LogIndex};
+use alloc::vec::Vec;
+
+use crate::{EntryMeta, LogId, LogIndex, Term};
+
+/// A message between two nodes of one group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Would you vote for me? (Raft thesis, section 9.6.) Changes no state.
+    PreVote {
+        /// The term the sender would campaign in: its own plus one.
+        term: Term,
+        /// The sender's last entry.
+        last: LogId,
+    },
+    /// The answer to [`Message::PreVote`].
+    PreVoteReply {
+        /// The term that was asked about when granted, the sender's own term when refused.
+        term: Term,
+        /// Whether the sender would vote.
+        granted: bool,
+    },
+    /// Requests a vote (Raft paper, section 5.2).
+    RequestVote {
+        /// The candidate's term.
+        term: Term,
+        /// The candidate's last entry.
+        last: LogId,
+        /// Set by a candidate that the leader told to take over: vote stickiness does not apply.
+        transfer: bool,
+    },
+    /// The answer to [`Message::RequestVote`].
+    VoteReply {
+        /// The sender's term.
+        term: Term,
+        /// Whether the vote was given.
+        granted: bool,
+    },
+    /// Replicates entries (Raft paper, section 5.3). Received only: what is to be sent is an
+    /// [`crate::AppendPlan`], because the payloads stay with the driver.
+    Append {
+        /// The leader's term.
+        term: Term,
+        /// The entry before the first one.
+        prev: LogId,
+        /// The leader's commit index.
+        commit: LogIndex,
+        /// The entries, in order, from the index after `prev`.
+        entries: Vec<EntryMeta>,
+    },
+    /// The answer to [`Message::Append`].
+    AppendReply {
+        /// The sender's term.
+        term: Term,
+        /// What became of it.
+        outcome: AppendOutcome,
+    },
+    /// Keeps leadership and confirms reads.
+    Heartbeat {
+        /// The leader's term.
+        term: Term,
+        /// What the receiver may commit: never past what it is known to hold.
+        commit: LogIndex,
+        /// The number of this round; an answer confirms all reads of rounds up to it.
+        round: u64,
+    },
+    /// The answer to [`Message::Heartbeat`].
+    HeartbeatReply {
+        /// The sender's term.
+        term: Term,
+        /// The round that is answered.
+        round: u64,
+        /// The last index received that is known to match the leader's log, stored or not.
+        received: LogIndex,
+        /// The last index stored that is known to match the leader's log; counts as an ack.
+        stored: LogIndex,
+    },
+}
 
 /// What became of an append at a follower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,4 +91,46 @@ pub enum AppendOutcome {
         /// Where to look next.
         hint: LogId,
     },
+}
+
+impl Message {
+    /// The term that the message carries.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        match self {
+            Self::PreVote { term, .. }
+            | Self::PreVoteReply { term, .. }
+            | Self::RequestVote { term, .. }
+            | Self::VoteReply { term, .. }
+            | Self::Append { term, .. }
+            | Self::AppendReply { term, .. }
+            | Self::Heartbeat { term, .. }
+            | Self::HeartbeatReply { term, .. } => *term,
+        }
+    }
+
+    /// Whether every number in the message is in the accepted range.
+    pub(crate) fn in_range(&self) -> bool {
+        let id_ok = |id: &LogId| id.term <= Term::MAX_ACCEPTED && id.index <= LogIndex::MAX_ACCEPTED;
+        self.term() <= Term::MAX_ACCEPTED
+            && match self {
+                Self::PreVote { last, .. } | Self::RequestVote { last, .. } => id_ok(last),
+                Self::Append { prev, commit, entries, .. } => {
+                    id_ok(prev)
+                        && *commit <= LogIndex::MAX_ACCEPTED
+                        && entries.iter().all(|entry| entry.term <= Term::MAX_ACCEPTED)
+                }
+                Self::AppendReply { outcome: AppendOutcome::Stored(index), .. } => {
+                    *index <= LogIndex::MAX_ACCEPTED
+                }
+                Self::AppendReply { outcome: AppendOutcome::Conflict { refused, hint }, .. } => {
+                    *refused <= LogIndex::MAX_ACCEPTED && id_ok(hint)
+                }
+                Self::Heartbeat { commit, .. } => *commit <= LogIndex::MAX_ACCEPTED,
+                Self::HeartbeatReply { received, stored, .. } => {
+                    *received <= LogIndex::MAX_ACCEPTED && *stored <= LogIndex::MAX_ACCEPTED
+                }
+                Self::PreVoteReply { .. } | Self::VoteReply { .. } => true,
+            }
+    }
 }

@@ -24,6 +24,11 @@ impl Configuration {
         Self { voters: sorted(voters), outgoing: Vec::new(), learners: sorted(learners) }
     }
 
+    /// A configuration of no members: it never has a quorum.
+    pub(crate) const fn nobody() -> Self {
+        Self { voters: Vec::new(), outgoing: Vec::new(), learners: Vec::new() }
+    }
+
     /// The joint configuration on the way from `self` to `next`.
     #[must_use]
     pub fn joint_with(&self, next: &Self) -> Self {

@@ -1,0 +1,128 @@
+//! Elections: pre-vote, votes, winning and losing (Raft paper, sections 5.2 and 5.4.1; thesis,
+//! sections 4.2.3 and 9.6).
+
+use crate::effects::Effects;
+use crate::raft_core::RaftCore;
+use crate::role::{Candidate, Follower, Role, Votes};
+use crate::{Instant, LogId, Message, NodeId, Term};
+
+impl RaftCore {
+    /// Whether this node refuses to help anybody against the leader it has: it has heard one within
+    /// the shortest election timeout, has just started, or leads.
+    pub(crate) fn is_loyal(&self, now: Instant) -> bool {
+        matches!(self.role, Role::Leader(_)) || now < self.loyal_until
+    }
+
+    /// No leader was heard for an election timeout: ask whether an election could be won before the
+    /// term is raised, so that a node that was cut off does not disturb the others on its return.
+    pub(crate) fn on_election_timeout(&mut self, now: Instant) {
+        self.draw_election_timeout(now);
+        if !self.log.configuration().is_voter(self.node) {
+            return;
+        }
+        self.role = Role::PreCandidate(Votes::from([(self.node, true)]));
+        if self.has_won() {
+            self.campaign(now);
+            return;
+        }
+        let Some(term) = self.hard_state.term.checked_next() else { return };
+        let message = Message::PreVote { term, last: self.log.last() };
+        self.send_to_voters(&message);
+    }
+
+    /// Raises the term and asks for votes. The requests leave once the own vote is durable, and only
+    /// then does the own vote count.
+    fn campaign(&mut self, now: Instant) {
+        let next = self.hard_state.term.checked_next().filter(|term| *term <= Term::MAX_ACCEPTED);
+        let Some(term) = next else {
+            self.role = Role::Follower(Follower::default());
+            return;
+        };
+        self.hard_state.term = term;
+        self.hard_state.vote = Some(self.node);
+        self.role = Role::Candidate(Candidate { votes: Votes::new(), own_vote: self.coming_order() });
+        self.draw_election_timeout(now);
+        let message = Message::RequestVote { term, last: self.log.last(), transfer: false };
+        self.send_to_voters(&message);
+    }
+
+    pub(crate) fn on_pre_vote(&mut self, now: Instant, from: NodeId, term: Term, last: LogId) {
+        let granted = term > self.hard_state.term && !self.is_loyal(now) && self.is_up_to_date(last);
+        let term = if granted { term } else { self.hard_state.term };
+        self.send(from, Message::PreVoteReply { term, granted });
+    }
+
+    pub(crate) fn on_pre_vote_reply(&mut self, now: Instant, from: NodeId, term: Term, granted: bool) {
+        let Role::PreCandidate(votes) = &mut self.role else { return };
+        if granted && Some(term) != self.hard_state.term.checked_next() {
+            return;
+        }
+        votes.insert(from, granted);
+        if self.has_won() {
+            self.campaign(now);
+        } else if self.has_lost() {
+            self.role = Role::Follower(Follower::default());
+        }
+    }
+
+    pub(crate) fn on_request_vote(&mut self, now: Instant, from: NodeId, last: LogId, transfer: bool) {
+        let is_free = self.hard_state.vote.is_none_or(|vote| vote == from);
+        let granted = is_free && (transfer || !self.is_loyal(now)) && self.is_up_to_date(last);
+        if granted {
+            self.hard_state.vote = Some(from);
+            // Only a granted vote puts the own campaign off (Raft paper, section 5.2).
+            self.draw_election_timeout(now);
+        }
+        self.send(from, Message::VoteReply { term: self.hard_state.term, granted });
+    }
+
+    /// A vote of the current term; the own one arrives here too, once it is durable.
+    pub(crate) fn on_vote_reply(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        from: NodeId,
+        granted: bool,
+        out: &mut Effects,
+    ) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        candidate.votes.insert(from, granted);
+        if self.has_won() {
+            self.become_leader(now, wall_ms, out);
+        } else if self.has_lost() {
+            self.role = Role::Follower(Follower::default());
+        }
+    }
+
+    /// The election restriction (Raft paper, section 5.4.1): the candidate's last entry has a later
+    /// term, or the same term and at least the same index.
+    fn is_up_to_date(&self, last: LogId) -> bool {
+        last >= self.log.last() || cfg!(mutant = "no-log-check-in-vote")
+    }
+
+    fn votes(&self) -> Option<&Votes> {
+        match &self.role {
+            Role::PreCandidate(votes) => Some(votes),
+            Role::Candidate(candidate) => Some(&candidate.votes),
+            Role::Follower(_) | Role::Leader(_) => None,
+        }
+    }
+
+    fn has_won(&self) -> bool {
+        self.votes()
+            .is_some_and(|votes| self.log.configuration().has_quorum(|node| votes.get(&node) == Some(&true)))
+    }
+
+    fn has_lost(&self) -> bool {
+        self.votes()
+            .is_some_and(|votes| self.log.configuration().is_lost(|node| votes.get(&node) == Some(&false)))
+    }
+
+    fn send_to_voters(&mut self, message: &Message) {
+        for node in self.log.configuration().members() {
+            if node != self.node && self.log.configuration().is_voter(node) {
+                self.send(node, message.clone());
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Messages that wait for the disk.
+//!
+//! A vote, an ack, and every message that carries a new term promise that something is on stable
+//! storage. Such a message stays here until the write it depends on is reported
+//! ([`crate::Input::Persisted`]); a driver cannot send it early, because it does not have it.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::{AppendOutcome, Message, PersistId, Send, Term};
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    waiting: VecDeque<(PersistId, Send)>,
+}
+
+impl Held {
+    /// Keeps `send` until `after` is durable.
+    pub(crate) fn hold(&mut self, after: PersistId, send: Send) {
+        self.waiting.push_back((after, send));
+    }
+
+    /// Moves everything that waited for `durable` or less into `out`.
+    ///
+    /// Acks of an earlier term are dropped: their leader is gone, and nobody has to reason about
+    /// them. Of several acks to one leader only the last is sent; it covers the others.
+    pub(crate) fn release(&mut self, durable: PersistId, term: Term, out: &mut Vec<Send>) {
+        let first_released = out.len();
+        let mut kept = VecDeque::new();
+        while let Some((after, send)) = self.waiting.pop_front() {
+            if after > durable {
+                kept.push_back((after, send));
+            } else if !is_old_ack(&send, term) {
+                match out.get_mut(first_released..).and_then(|new| new.last_mut()) {
+                    Some(previous) if is_covered_by(previous, &send) => *previous = send,
+                    _ => out.push(send),
+                }
+            }
+        }
+        self.waiting = kept;
+    }
+
+    /// How many messages wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+fn is_old_ack(send: &Send, term: Term) -> bool {
+    matches!(send.message, Message::AppendReply { term: of, .. } if of < term)
+}
+
+fn is_covered_by(earlier: &Send, later: &Send) -> bool {
+    match (&earlier.message, &later.message) {
+        (
+            Message::AppendReply { term: earlier_term, outcome: AppendOutcome::Stored(earlier_index) },
+            Message::AppendReply { term: later_term, outcome: AppendOutcome::Stored(later_index) },
+        ) => earlier.to == later.to && earlier_term == later_term && earlier_index <= later_index,
+        _ => false,
+    }
+}

@@ -1,0 +1,116 @@
+//! Everything that can happen to the core.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::{Configuration, EntryKind, LogIndex, Message, NodeId, PersistId, Term};
+
+/// The driver's name for a read that waits for confirmation.
+pub type ReadId = u64;
+
+/// What the core knows of an entry: everything but its index (told by its place) and payload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EntryMeta {
+    /// The term of the leader that created it.
+    pub term: Term,
+    /// What it is for.
+    pub kind: EntryKind,
+    /// Log time in UNIX milliseconds.
+    pub time_ms: u64,
+    /// Payload bytes, for flow control.
+    pub bytes: u32,
+    /// The configuration in a membership entry.
+    pub configuration: Option<Box<Configuration>>,
+}
+
+/// Everything that can happen.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A message has arrived from a node whose identity the transport has checked.
+    Message {
+        /// The sender.
+        from: NodeId,
+        /// The message.
+        message: Message,
+    },
+    /// Callers want these commands in the log: payload bytes of each, in order.
+    Propose {
+        /// Payload bytes of each command.
+        sizes: Vec<u32>,
+    },
+    /// The driver wants a membership entry in the log. For now only the addresses and incarnations
+    /// in its payload may differ from the configuration in force, not who votes.
+    ProposeMembership {
+        /// The configuration in the entry.
+        configuration: Box<Configuration>,
+        /// Payload bytes of the entry.
+        bytes: u32,
+    },
+    /// Callers want to read (linearizably, Raft thesis section 6.4).
+    Read {
+        /// The driver's names for the reads.
+        ids: Vec<ReadId>,
+    },
+    /// Everything ordered up to and including this id is on stable storage.
+    Persisted(PersistId),
+    /// Everything up to and including this index has been applied to the state machine.
+    Applied(LogIndex),
+    /// Messages on the way to this node may have been lost.
+    PeerLost(NodeId),
+    /// [`crate::RaftCore::next_deadline`] has come.
+    Deadline,
+}
+
+/// Why an input changed nothing. Never an error of the whole node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Rejected {
+    /// Only a leader can do this. Go to `leader` if one is known.
+    NotLeader {
+        /// The leader, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// Too many payload bytes wait for commit. Try again after a pause.
+    TooMuchUncommitted,
+    /// Too many reads wait for confirmation. Try again after a pause.
+    TooManyReads,
+    /// A number in a message is out of the accepted range; the sender is broken.
+    OutOfRange,
+    /// A message came from this very node.
+    FromSelf,
+    /// Another node claims to lead the term that this node leads; the sender is broken.
+    SecondLeader,
+    /// An append contradicts a committed entry. The sender or this node has lost its log; nothing
+    /// was changed.
+    ContradictsCommitted,
+    /// The entries of an append do not rise in term, or a membership entry has no configuration.
+    MalformedAppend,
+    /// The driver reported a write that was never ordered, or an apply that was not allowed.
+    UnknownOrder,
+    /// A membership entry is not committed yet, or the term's first entry is not. Try again later.
+    MembershipBusy,
+    /// The change of voters is not supported yet.
+    MembershipUnsupported,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotLeader { leader: Some(leader) } => write!(f, "not the leader; node {leader} is"),
+            Self::NotLeader { leader: None } => f.write_str("not the leader; no leader is known"),
+            Self::TooMuchUncommitted => f.write_str("too many bytes wait for commit"),
+            Self::TooManyReads => f.write_str("too many reads wait for confirmation"),
+            Self::OutOfRange => f.write_str("a number in the message is out of range"),
+            Self::FromSelf => f.write_str("the message names this node as its sender"),
+            Self::SecondLeader => f.write_str("another node claims to lead this node's term"),
+            Self::ContradictsCommitted => f.write_str("the append contradicts a committed entry"),
+            Self::MalformedAppend => f.write_str("the append's entries are not in order"),
+            Self::UnknownOrder => f.write_str("the driver reported something that was never ordered"),
+            Self::MembershipBusy => f.write_str("another membership entry is not committed yet"),
+            Self::MembershipUnsupported => f.write_str("changing who votes is not supported yet"),
+        }
+    }
+}
+
+impl core::error::Error for Rejected {}

@@ -1,0 +1,314 @@
+//! What a leader does: append, replicate, commit, keep its leadership, confirm reads
+//! (Raft paper, sections 5.3, 5.4.2 and 8; thesis, sections 6.2, 6.4 and 10.2).
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::effects::{AppendPlan, Appended, Effects};
+use crate::input::{EntryMeta, ReadId, Rejected};
+use crate::progress::{Flow, Progress};
+use crate::raft_core::RaftCore;
+use crate::read::ReadRounds;
+use crate::role::{Leader, Role};
+use crate::{AppendOutcome, Configuration, EntryKind, Instant, LogId, LogIndex, Message, NodeId, Term};
+
+impl RaftCore {
+    /// Opens the term with a no-op: its commit tells what of the earlier terms is committed
+    /// (Raft paper, section 8).
+    pub(crate) fn become_leader(&mut self, now: Instant, wall_ms: u64, out: &mut Effects) {
+        let last = self.log.last_index();
+        let mut followers = BTreeMap::new();
+        for node in self.log.configuration().members() {
+            if node != self.node {
+                followers.insert(node, Progress::new(last, now));
+            }
+        }
+        self.role = Role::Leader(Leader {
+            followers,
+            first_of_term: last.next(),
+            reads: ReadRounds::default(),
+            heartbeat_at: now.plus(self.config.heartbeat_interval),
+        });
+        self.create(EntryKind::Noop, wall_ms, &[0], None);
+        self.replicate(now, out);
+    }
+
+    fn not_leader(&self) -> Rejected {
+        Rejected::NotLeader { leader: self.leader() }
+    }
+
+    pub(crate) fn on_propose(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        sizes: &[u32],
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        if !matches!(self.role, Role::Leader(_)) {
+            return Err(self.not_leader());
+        }
+        let waiting = self.log.uncommitted_bytes();
+        let new: u64 = sizes.iter().map(|size| u64::from(*size)).sum();
+        // One command is always let in when nothing waits, so that no size is refused for ever.
+        if waiting > 0 && waiting.saturating_add(new) > self.config.uncommitted_bytes_max {
+            return Err(Rejected::TooMuchUncommitted);
+        }
+        if !sizes.is_empty() {
+            self.create(EntryKind::Command, wall_ms, sizes, None);
+            self.replicate(now, out);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_propose_membership(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        configuration: Box<Configuration>,
+        bytes: u32,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        if !matches!(self.role, Role::Leader(_)) {
+            return Err(self.not_leader());
+        }
+        // Not before an entry of the own term is committed, and one change at a time: otherwise two
+        // leaders could commit with majorities that do not meet (raft-dev, "bug in single-server
+        // membership changes", 2015).
+        if !self.leads_with_commit() || self.log.configuration_index() > self.log.committed() {
+            return Err(Rejected::MembershipBusy);
+        }
+        if *configuration != *self.log.configuration() {
+            return Err(Rejected::MembershipUnsupported);
+        }
+        self.create(EntryKind::Membership, wall_ms, &[bytes], Some(configuration));
+        self.replicate(now, out);
+        Ok(())
+    }
+
+    /// Appends new entries of the own term to the own log.
+    fn create(
+        &mut self,
+        kind: EntryKind,
+        wall_ms: u64,
+        sizes: &[u32],
+        configuration: Option<Box<Configuration>>,
+    ) {
+        let term = self.hard_state.term;
+        let first = LogId::new(term, self.log.last_index().next());
+        let time_ms = self.log.next_time_ms(wall_ms);
+        for bytes in sizes {
+            let configuration = configuration.clone();
+            self.log.push(&EntryMeta { term, kind, time_ms, bytes: *bytes, configuration });
+        }
+        self.appended = Appended::Created { first, count: sizes.len() as u64, kind, time_ms };
+    }
+
+    /// Sends every follower as much as its window allows.
+    fn replicate(&mut self, now: Instant, out: &mut Effects) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let config = &self.config;
+        for (node, progress) in &mut leader.followers {
+            while progress.may_send(config.inflight_appends_max, config.inflight_bytes_max) {
+                let before = progress.next.previous();
+                let Some(term) = self.log.term_at(before) else { break };
+                let prev = LogId::new(term, before);
+                let batch =
+                    self.log.batch_from(progress.next, config.append_bytes_max, config.append_entries_max);
+                let (last, bytes) = match (batch, &progress.flow) {
+                    (Some(batch), _) => batch,
+                    // A probe without entries still tells where the logs meet.
+                    (None, Flow::Probe { .. }) => (before, 0),
+                    (None, Flow::Replicate { .. }) => break,
+                };
+                let Some(last_term) = self.log.term_at(last) else { break };
+                out.appends.push(AppendPlan {
+                    to: *node,
+                    term: self.hard_state.term,
+                    prev,
+                    last: LogId::new(last_term, last),
+                    commit: self.log.committed(),
+                });
+                progress.sent(last, bytes, now);
+            }
+        }
+    }
+
+    pub(crate) fn on_append_reply(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        outcome: AppendOutcome,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        let last_index = self.log.last_index();
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let Some(progress) = leader.followers.get_mut(&from) else { return Ok(()) };
+        progress.last_contact = now;
+        match outcome {
+            AppendOutcome::Stored(index) if index > last_index => return Err(Rejected::OutOfRange),
+            AppendOutcome::Stored(index) => progress.stored_to(index),
+            AppendOutcome::Conflict { refused, hint } => {
+                let resume = self.log.last_possible_match(hint.index, hint.term).index;
+                progress.refused(refused, resume.min(refused.previous()));
+            }
+        }
+        self.maybe_commit(out);
+        self.replicate(now, out);
+        Ok(())
+    }
+
+    /// Commits what a quorum has on stable storage, this node included only with what its own disk
+    /// has confirmed. Only an entry of the own term is committed by counting; earlier ones come with
+    /// it (Raft paper, section 5.4.2 and figure 8).
+    pub(crate) fn maybe_commit(&mut self, out: &mut Effects) {
+        let Role::Leader(leader) = &self.role else { return };
+        let own = if cfg!(mutant = "leader-counts-unsynced") {
+            self.log.last_index()
+        } else {
+            self.log.persisted()
+        };
+        let quorum = self.log.configuration().committed_index(|node| {
+            if node == self.node {
+                return own;
+            }
+            leader.followers.get(&node).map_or(LogIndex::ZERO, |progress| progress.matched)
+        });
+        let own_term = self.log.term_at(quorum) == Some(self.hard_state.term);
+        if quorum > self.log.committed() && (own_term || cfg!(mutant = "commit-old-term")) {
+            self.log.commit_to(quorum);
+            self.maybe_begin_round(out);
+        }
+    }
+
+    pub(crate) fn on_read(&mut self, ids: Vec<ReadId>, out: &mut Effects) -> Result<(), Rejected> {
+        let committed = self.log.committed();
+        let waiting_max = self.config.waiting_reads_max;
+        let Role::Leader(leader) = &mut self.role else { return Err(self.not_leader()) };
+        if leader.reads.len().saturating_add(ids.len()) > waiting_max {
+            return Err(Rejected::TooManyReads);
+        }
+        if cfg!(mutant = "read-without-round") && leader.first_of_term <= committed {
+            out.reads_confirmed.extend(ids.into_iter().map(|id| (id, committed)));
+            return Ok(());
+        }
+        leader.reads.wait(ids);
+        self.maybe_begin_round(out);
+        Ok(())
+    }
+
+    /// Begins a round for the waiting reads unless one is on its way already.
+    fn maybe_begin_round(&mut self, out: &mut Effects) {
+        let Role::Leader(leader) = &self.role else { return };
+        if leader.reads.wants_round() && self.read_index().is_some() {
+            self.begin_round(out);
+        }
+    }
+
+    /// The index up to which a read that is confirmed from now on must be applied. Unknown before
+    /// an entry of the own term is committed: an earlier leader may have committed more than this
+    /// one knows of (Raft thesis, section 6.4, step 1).
+    fn read_index(&self) -> Option<LogIndex> {
+        (self.leads_with_commit() || cfg!(mutant = "read-before-first-commit")).then(|| self.log.committed())
+    }
+
+    /// Sends a numbered round of heartbeats; it takes all waiting reads along.
+    fn begin_round(&mut self, out: &mut Effects) {
+        let read_index = self.read_index();
+        let committed = self.log.committed();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let round = leader.reads.begin(read_index);
+        let term = self.hard_state.term;
+        let beats: Vec<(NodeId, LogIndex)> =
+            leader.followers.iter().map(|(node, progress)| (*node, progress.matched)).collect();
+        for (node, matched) in beats {
+            self.send(node, Message::Heartbeat { term, commit: committed.min(matched), round });
+        }
+        self.confirm_reads(out);
+    }
+
+    /// Confirms the rounds that a quorum has answered; this node answers every round by sending it.
+    fn confirm_reads(&mut self, out: &mut Effects) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let (node, last_round) = (self.node, leader.reads.last_round());
+        let followers = &leader.followers;
+        let answered = self.log.configuration().reached_by_quorum(|voter| {
+            if voter == node {
+                return last_round;
+            }
+            followers.get(&voter).map_or(0, |progress| progress.round_answered)
+        });
+        leader.reads.confirmed(answered, &mut out.reads_confirmed);
+    }
+
+    pub(crate) fn on_heartbeat_reply(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        round: u64,
+        received: LogIndex,
+        stored: LogIndex,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        let patience = self.config.heartbeat_interval.times(2);
+        let last_index = self.log.last_index();
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        if round > leader.reads.last_round() || received > last_index || stored > received {
+            return Err(Rejected::OutOfRange);
+        }
+        let Some(progress) = leader.followers.get_mut(&from) else { return Ok(()) };
+        progress.last_contact = now;
+        progress.round_answered = progress.round_answered.max(round);
+        if stored > progress.matched {
+            progress.stored_to(stored);
+        }
+        if received < progress.matched && matches!(progress.flow, Flow::Replicate { .. }) {
+            // It has restarted and no longer knows what matches; an empty probe tells it.
+            progress.lost();
+        }
+        progress.heard(received, patience, now);
+        self.maybe_commit(out);
+        self.confirm_reads(out);
+        self.maybe_begin_round(out);
+        self.replicate(now, out);
+        Ok(())
+    }
+
+    pub(crate) fn on_peer_lost(&mut self, now: Instant, node: NodeId, out: &mut Effects) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(progress) = leader.followers.get_mut(&node) {
+            progress.lost();
+            self.replicate(now, out);
+        }
+    }
+
+    /// The heartbeat interval is over.
+    pub(crate) fn beat(&mut self, now: Instant, out: &mut Effects) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.heartbeat_at = now.plus(self.config.heartbeat_interval);
+        }
+        self.begin_round(out);
+        self.replicate(now, out);
+    }
+
+    /// When this leader must step down if it hears nobody until then (check-quorum, Raft thesis,
+    /// section 6.2): a leader without a quorum holds its clients up and cannot serve them.
+    pub(crate) fn quorum_lost_at(&self, leader: &Leader) -> Instant {
+        let never = Instant::from_nanos(u64::MAX);
+        let heard = self.log.configuration().reached_by_quorum(|node| {
+            if node == self.node {
+                return never;
+            }
+            leader.followers.get(&node).map_or(Instant::ZERO, |progress| progress.last_contact)
+        });
+        heard.plus(self.config.election_timeout_max)
+    }
+
+    /// The first entry of the term that this node leads.
+    pub(crate) fn led_term(&self) -> Option<(Term, LogIndex)> {
+        match &self.role {
+            Role::Leader(leader) => Some((self.hard_state.term, leader.first_of_term)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The log without payloads: which term every index has, how large entries are, and how far the
+//! log is appended, persisted, committed and applied.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::{Configuration, EntryMeta, LogId, LogIndex, PersistId, Term};
+
+/// What the log held when the node started.
+#[derive(Clone, Debug, Default)]
+pub struct InitialLog {
+    /// The entry before the first one kept.
+    pub base: LogId,
+    /// The configuration as of `base`.
+    pub configuration: Configuration,
+    /// The entries after `base`, in order. All of them are durable.
+    pub entries: Vec<EntryMeta>,
+    /// An index known to be committed, from the hard state; bounded by the last entry.
+    pub commit: LogIndex,
+}
+
+/// The watermarks of a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogSummary {
+    /// The entry before the first one kept.
+    pub base: LogId,
+    /// The last entry, durable or not.
+    pub last: LogId,
+    /// The last entry on this node's stable storage.
+    pub persisted: LogIndex,
+    /// The last entry known to be committed.
+    pub committed: LogIndex,
+    /// The last entry applied.
+    pub applied: LogIndex,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: LogIndex,
+    term: Term,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct LogView {
+    base: LogId,
+    /// Rising in index and in term.
+    spans: Vec<Span>,
+    /// Payload bytes of every entry after `base`.
+    sizes: VecDeque<u32>,
+    persisted: LogIndex,
+    committed: LogIndex,
+    applied: LogIndex,
+    /// Orders on their way to the disk, and how far each will make the log durable.
+    ordered: VecDeque<(PersistId, LogIndex)>,
+    /// Every configuration in the log with the index of its entry; the first is that of `base`.
+    /// The one in force is the last one *appended* (Raft paper, section 6), undone on truncation.
+    configurations: Vec<(LogIndex, Box<Configuration>)>,
+    time_ms: u64,
+    uncommitted_bytes: u64,
+}
+
+impl LogView {
+    pub(crate) fn new(initial: InitialLog) -> Self {
+        let mut log = Self {
+            base: initial.base,
+            spans: Vec::new(),
+            sizes: VecDeque::with_capacity(initial.entries.len()),
+            persisted: initial.base.index,
+            committed: initial.base.index,
+            applied: initial.base.index,
+            ordered: VecDeque::new(),
+            configurations: alloc::vec![(initial.base.index, Box::new(initial.configuration))],
+            time_ms: 0,
+            uncommitted_bytes: 0,
+        };
+        for entry in &initial.entries {
+            log.push(entry);
+        }
+        log.persisted = log.last_index();
+        log.commit_to(initial.commit.min(log.last_index()));
+        log
+    }
+
+    pub(crate) fn summary(&self) -> LogSummary {
+        LogSummary {
+            base: self.base,
+            last: self.last(),
+            persisted: self.persisted,
+            committed: self.committed,
+            applied: self.applied,
+        }
+    }
+
+    pub(crate) fn last_index(&self) -> LogIndex {
+        self.base.index.plus(self.sizes.len() as u64)
+    }
+
+    pub(crate) fn last(&self) -> LogId {
+        let term = self.spans.last().map_or(self.base.term, |span| span.term);
+        LogId::new(term, self.last_index())
+    }
+
+    pub(crate) fn persisted(&self) -> LogIndex {
+        self.persisted
+    }
+
+    pub(crate) fn committed(&self) -> LogIndex {
+        self.committed
+    }
+
+    pub(crate) fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    /// Nothing is applied beyond this: committed, and stored on this very node.
+    pub(crate) fn may_apply_to(&self) -> LogIndex {
+        if cfg!(mutant = "apply-before-persisted") {
+            return self.committed;
+        }
+        self.committed.min(self.persisted)
+    }
+
+    pub(crate) fn uncommitted_bytes(&self) -> u64 {
+        self.uncommitted_bytes
+    }
+
+    pub(crate) fn configuration(&self) -> &Configuration {
+        // The list never becomes empty: `new` puts one in, `truncate_from` keeps the first.
+        static NOBODY: Configuration = Configuration::nobody();
+        self.configurations.last().map_or(&NOBODY, |(_, configuration)| configuration)
+    }
+
+    /// The index of the entry that brought the configuration in force.
+    pub(crate) fn configuration_index(&self) -> LogIndex {
+        self.configurations.last().map_or(self.base.index, |(index, _)| *index)
+    }
+
+    /// The term of the entry at `index`; `None` before the base and after the end.
+    pub(crate) fn term_at(&self, index: LogIndex) -> Option<Term> {
+        if index == self.base.index {
+            return Some(self.base.term);
+        }
+        if index < self.base.index || index > self.last_index() {
+            return None;
+        }
+        let after = self.spans.partition_point(|span| span.first <= index);
+        self.spans.get(after.checked_sub(1)?).map(|span| span.term)
+    }
+
+    pub(crate) fn holds(&self, id: LogId) -> bool {
+        self.term_at(id.index) == Some(id.term)
+    }
+
+    /// The last entry at or before `index` whose term is at most `term`: the furthest point at
+    /// which two logs can still agree (the "fast back-off" of the Raft paper, end of section 5.3).
+    pub(crate) fn last_possible_match(&self, index: LogIndex, term: Term) -> LogId {
+        let mut index = index.min(self.last_index());
+        for span in self.spans.iter().rev() {
+            if span.first > index {
+                continue;
+            }
+            if span.term <= term {
+                return LogId::new(span.term, index);
+            }
+            index = span.first.previous();
+        }
+        self.base
+    }
+
+    /// Appends one entry after the last.
+    pub(crate) fn push(&mut self, entry: &EntryMeta) {
+        let index = self.last_index().next();
+        if self.last().term != entry.term {
+            self.spans.push(Span { first: index, term: entry.term });
+        }
+        self.sizes.push_back(entry.bytes);
+        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(u64::from(entry.bytes));
+        self.time_ms = self.time_ms.max(entry.time_ms);
+        if let Some(configuration) = &entry.configuration {
+            self.configurations.push((index, configuration.clone()));
+        }
+    }
+
+    /// Log time for an entry created when the wall clock shows `wall_ms`: never before an earlier
+    /// entry's.
+    pub(crate) fn next_time_ms(&self, wall_ms: u64) -> u64 {
+        self.time_ms.max(wall_ms)
+    }
+
+    /// Drops the entries from `index` on. Orders on their way no longer make them durable, and the
+    /// configuration falls back to the one before them.
+    pub(crate) fn truncate_from(&mut self, index: LogIndex) {
+        assert!(
+            index > self.committed,
+            "a committed entry would be dropped: {index} of {:?}",
+            self.summary()
+        );
+        while self.last_index() >= index {
+            let Some(bytes) = self.sizes.pop_back() else { break };
+            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(u64::from(bytes));
+        }
+        self.spans.retain(|span| span.first < index);
+        let kept = index.previous();
+        self.persisted = self.persisted.min(kept);
+        for (_, through) in &mut self.ordered {
+            *through = (*through).min(kept);
+        }
+        while self.configurations.len() > 1 && self.configuration_index() >= index {
+            self.configurations.pop();
+        }
+    }
+
+    /// Notes that `order` will make everything now in the log durable.
+    pub(crate) fn ordered(&mut self, order: PersistId) {
+        self.ordered.push_back((order, self.last_index()));
+    }
+
+    /// `order` and all before it are on stable storage.
+    pub(crate) fn persisted_by(&mut self, order: PersistId) {
+        while let Some((_, through)) = self.ordered.pop_front_if(|(id, _)| *id <= order) {
+            self.persisted = self.persisted.max(through);
+        }
+    }
+
+    /// The order that makes `index` durable, or `None` when it is durable already.
+    pub(crate) fn order_of(&self, index: LogIndex) -> Option<PersistId> {
+        if index <= self.persisted {
+            return None;
+        }
+        self.ordered.iter().find(|(_, through)| *through >= index).map(|(id, _)| *id)
+    }
+
+    /// Moves the commit index up; never down.
+    pub(crate) fn commit_to(&mut self, index: LogIndex) {
+        assert!(index <= self.last_index(), "commit {index} is past the end: {:?}", self.summary());
+        while self.committed < index {
+            let position = self.committed.since(self.base.index);
+            let bytes = usize::try_from(position).ok().and_then(|at| self.sizes.get(at)).copied();
+            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(u64::from(bytes.unwrap_or(0)));
+            self.committed = self.committed.next();
+        }
+    }
+
+    /// Moves the applied watermark up; `false` when it is not allowed there.
+    pub(crate) fn applied_to(&mut self, index: LogIndex) -> bool {
+        if index > self.may_apply_to() {
+            return false;
+        }
+        self.applied = self.applied.max(index);
+        true
+    }
+
+    /// The last index of a batch that starts at `first`: at most `entries_max` entries and
+    /// `bytes_max` payload bytes, but at least one entry; and the batch's bytes. `None` when there
+    /// is nothing at `first`.
+    pub(crate) fn batch_from(
+        &self,
+        first: LogIndex,
+        bytes_max: u64,
+        entries_max: u64,
+    ) -> Option<(LogIndex, u64)> {
+        if first <= self.base.index || first > self.last_index() {
+            return None;
+        }
+        let start = usize::try_from(first.since(self.base.index.next())).ok()?;
+        let (mut count, mut bytes) = (0_u64, 0_u64);
+        for size in self.sizes.range(start..) {
+            let with_this = bytes.saturating_add(u64::from(*size));
+            if count > 0 && (with_this > bytes_max || count >= entries_max) {
+                break;
+            }
+            count += 1;
+            bytes = with_this;
+        }
+        Some((first.plus(count).previous(), bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EntryKind;
+
+    fn entry(term: u64) -> EntryMeta {
+        EntryMeta {
+            term: Term::new(term),
+            kind: EntryKind::Command,
+            time_ms: 0,
+            bytes: 10,
+            configuration: None,
+        }
+    }
+
+    fn log_of(terms: &[u64]) -> LogView {
+        LogView::new(InitialLog {
+            entries: terms.iter().map(|term| entry(*term)).collect(),
+            ..InitialLog::default()
+        })
+    }
+
+    #[test]
+    fn an_order_on_its_way_does_not_count_for_entries_that_were_truncated_meanwhile() {
+        let mut log = log_of(&[1]);
+        log.push(&entry(2));
+        log.ordered(PersistId::new(1));
+        log.truncate_from(LogIndex::new(2));
+        log.push(&entry(3));
+        log.ordered(PersistId::new(2));
+        // The first order wrote the old entry 2; the disk does not hold the new one yet.
+        log.persisted_by(PersistId::new(1));
+        assert_eq!(log.persisted(), LogIndex::new(1));
+        assert_eq!(log.order_of(LogIndex::new(2)), Some(PersistId::new(2)));
+        log.persisted_by(PersistId::new(2));
+        assert_eq!(log.persisted(), LogIndex::new(2));
+    }
+
+    #[test]
+    fn the_furthest_possible_match_skips_whole_terms() {
+        let log = log_of(&[1, 1, 4, 4, 6, 6]);
+        let matched = |index, term| log.last_possible_match(LogIndex::new(index), Term::new(term));
+        assert_eq!(matched(6, 6), LogId::new(Term::new(6), LogIndex::new(6)));
+        assert_eq!(matched(6, 5), LogId::new(Term::new(4), LogIndex::new(4)));
+        assert_eq!(matched(3, 4), LogId::new(Term::new(4), LogIndex::new(3)));
+        assert_eq!(matched(6, 3), LogId::new(Term::new(1), LogIndex::new(2)));
+        assert_eq!(matched(6, 0), LogId::ZERO);
+    }
+
+    #[test]
+    fn a_batch_has_at_least_one_entry_and_stops_at_the_byte_limit() {
+        let log = log_of(&[1, 1, 1, 1]);
+        let first = LogIndex::new(2);
+        assert_eq!(log.batch_from(first, 1, 10), Some((LogIndex::new(2), 10)));
+        assert_eq!(log.batch_from(first, 20, 10), Some((LogIndex::new(3), 20)));
+        assert_eq!(log.batch_from(first, 1000, 2), Some((LogIndex::new(3), 20)));
+        assert_eq!(log.batch_from(LogIndex::new(5), 1000, 10), None);
+    }
+
+    #[test]
+    fn uncommitted_bytes_follow_append_truncate_and_commit() {
+        let mut log = log_of(&[1, 1, 1]);
+        assert_eq!(log.uncommitted_bytes(), 30);
+        log.commit_to(LogIndex::new(1));
+        log.truncate_from(LogIndex::new(3));
+        assert_eq!(log.uncommitted_bytes(), 10);
+    }
+
+    #[test]
+    fn a_truncated_configuration_is_undone() {
+        let mut log = log_of(&[1]);
+        let node = crate::NodeId::new(7).into_iter();
+        let mut with_configuration = entry(2);
+        with_configuration.configuration = Some(Box::new(Configuration::new(node, None)));
+        log.push(&with_configuration);
+        assert_eq!(log.configuration().voters().len(), 1);
+        log.truncate_from(LogIndex::new(2));
+        assert_eq!(log.configuration().voters().len(), 0);
+    }
+}

@@ -1,0 +1,27 @@
+//! The random numbers of the core: SplitMix64, seeded once, part of the state, so that a run is a
+//! function of its inputs and its seed.
+
+use crate::Duration;
+
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
+pub(crate) struct Prng(u64);
+
+impl Prng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A time from `from` (included) to `to` (excluded).
+    pub(crate) fn duration_between(&mut self, from: Duration, to: Duration) -> Duration {
+        let spread = to.as_nanos().saturating_sub(from.as_nanos()).max(1);
+        Duration::from_nanos(from.as_nanos().saturating_add(self.next() % spread))
+    }
+}

@@ -1,0 +1,435 @@
+//! The core's state, its one entrance, and the term rule.
+
+use alloc::vec::Vec;
+
+use crate::effects::{Appended, Effects, PersistOrder, Send};
+use crate::held::Held;
+use crate::input::{Input, Rejected};
+use crate::log_view::{InitialLog, LogView};
+use crate::prng::Prng;
+use crate::role::{Follower, Role};
+use crate::status::{CoreStatus, FollowerStatus};
+use crate::{CoreConfig, HardState, Instant, LogIndex, Message, NodeId, PersistId, RoleKind, Term};
+
+/// What a core starts from.
+#[derive(Clone, Debug)]
+pub struct Initial {
+    /// This node.
+    pub node: NodeId,
+    /// The settings; see [`CoreConfig::validate`].
+    pub config: CoreConfig,
+    /// The hard state that was stored last.
+    pub hard_state: HardState,
+    /// The log that was stored.
+    pub log: InitialLog,
+    /// For election timeouts; different on every node and at every start.
+    pub seed: u64,
+    /// The time now.
+    pub now: Instant,
+}
+
+/// The Raft algorithm of one node in one group.
+#[derive(Clone, Debug)]
+pub struct RaftCore {
+    pub(crate) node: NodeId,
+    pub(crate) config: CoreConfig,
+    pub(crate) prng: Prng,
+    pub(crate) hard_state: HardState,
+    pub(crate) role: Role,
+    pub(crate) log: LogView,
+    /// When this node campaigns if it hears no leader.
+    pub(crate) election_at: Instant,
+    /// Until then this node votes for nobody: it has heard a leader, or it has just started and may
+    /// have promised one its loyalty before (Raft thesis, sections 4.2.3 and 6.4.1).
+    pub(crate) loyal_until: Instant,
+    // What was ordered from the disk, and what of it is durable.
+    stored_hard_state: HardState,
+    last_order: PersistId,
+    durable_order: PersistId,
+    hard_state_order: PersistId,
+    apply_ordered: LogIndex,
+    pub(crate) held: Held,
+    // Filled during a step, emptied by `finish`.
+    pub(crate) appended: Appended,
+    outbox: Vec<(Needs, Send)>,
+}
+
+/// What must be durable before a message may leave, beside term and vote, which always must.
+#[derive(Clone, Copy, Debug)]
+enum Needs {
+    TermAndVote,
+    LogUpTo(LogIndex),
+}
+
+impl RaftCore {
+    /// A node that has just started, as a follower.
+    ///
+    /// Step once with [`Input::Deadline`] right after: it hands out what is committed already.
+    #[must_use]
+    pub fn new(initial: Initial) -> Self {
+        let mut log = initial.log;
+        log.commit = log.commit.max(initial.hard_state.commit);
+        let log = LogView::new(log);
+        let mut core = Self {
+            node: initial.node,
+            config: initial.config,
+            prng: Prng::new(initial.seed),
+            hard_state: initial.hard_state,
+            role: Role::Follower(Follower::default()),
+            election_at: initial.now,
+            loyal_until: initial.now,
+            stored_hard_state: initial.hard_state,
+            last_order: PersistId::ZERO,
+            durable_order: PersistId::ZERO,
+            hard_state_order: PersistId::ZERO,
+            apply_ordered: log.applied(),
+            log,
+            held: Held::default(),
+            appended: Appended::Nothing,
+            outbox: Vec::new(),
+        };
+        if initial.hard_state.term > Term::ZERO {
+            core.loyal_until = initial.now.plus(core.config.election_timeout_min);
+        }
+        // The only voter has nobody to wait for.
+        if core.log.configuration().voters() != [core.node] {
+            core.draw_election_timeout(initial.now);
+        }
+        core
+    }
+
+    /// Takes in one thing that happened at `now`, with the wall clock at `wall_ms` (UNIX
+    /// milliseconds; only for the log time of entries that this step may create), and fills `out`.
+    ///
+    /// # Errors
+    /// [`Rejected`] says why the input changed nothing. `out` is valid all the same.
+    pub fn step(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        input: Input,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        out.clear();
+        let before = (self.role.kind(), self.hard_state.term, self.leader(), self.log.configuration_index());
+        let result = match input {
+            Input::Message { from, message } => self.on_message(now, wall_ms, from, message, out),
+            Input::Propose { sizes } => self.on_propose(now, wall_ms, &sizes, out),
+            Input::ProposeMembership { configuration, bytes } => {
+                self.on_propose_membership(now, wall_ms, configuration, bytes, out)
+            }
+            Input::Read { ids } => self.on_read(ids, out),
+            Input::Persisted(order) => self.on_persisted(now, wall_ms, order, out),
+            Input::Applied(index) => {
+                if self.log.applied_to(index) {
+                    Ok(())
+                } else {
+                    Err(Rejected::UnknownOrder)
+                }
+            }
+            Input::PeerLost(node) => {
+                self.on_peer_lost(now, node, out);
+                Ok(())
+            }
+            Input::Deadline => {
+                self.on_deadline(now, out);
+                Ok(())
+            }
+        };
+        self.finish(out);
+        let after = (self.role.kind(), self.hard_state.term, self.leader(), self.log.configuration_index());
+        out.status_changed = before != after;
+        self.check_invariants(before.1);
+        result
+    }
+
+    /// When [`Input::Deadline`] is due; `None` when nothing will ever be.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.heartbeat_at.min(self.quorum_lost_at(leader))),
+            _ if self.log.configuration().is_voter(self.node) => Some(self.election_at),
+            _ => None,
+        }
+    }
+
+    /// The leader of the current term, if known.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Follower(follower) => follower.leader,
+            Role::Leader(_) => Some(self.node),
+            Role::PreCandidate(_) | Role::Candidate(_) => None,
+        }
+    }
+
+    /// This node's part in the term.
+    #[must_use]
+    pub fn role(&self) -> RoleKind {
+        self.role.kind()
+    }
+
+    /// The current term.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.hard_state.term
+    }
+
+    /// The vote given in the current term.
+    #[must_use]
+    pub fn vote(&self) -> Option<NodeId> {
+        self.hard_state.vote
+    }
+
+    /// The log's watermarks.
+    #[must_use]
+    pub fn log(&self) -> crate::LogSummary {
+        self.log.summary()
+    }
+
+    /// The term of the entry at `index`, if the log holds it.
+    #[must_use]
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        self.log.term_at(index)
+    }
+
+    /// The configuration in force: the last one appended.
+    #[must_use]
+    pub fn configuration(&self) -> &crate::Configuration {
+        self.log.configuration()
+    }
+
+    /// Whether an entry of the current term is committed and this node leads: reads and membership
+    /// entries are possible.
+    #[must_use]
+    pub fn leads_with_commit(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.first_of_term <= self.log.committed())
+    }
+
+    /// A picture of the core.
+    #[must_use]
+    pub fn status(&self) -> CoreStatus {
+        let followers = match &self.role {
+            Role::Leader(leader) => leader
+                .followers
+                .iter()
+                .map(|(node, progress)| FollowerStatus {
+                    node: *node,
+                    matched: progress.matched,
+                    next: progress.next,
+                    last_contact: progress.last_contact,
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        CoreStatus {
+            node: self.node,
+            role: self.role.kind(),
+            term: self.hard_state.term,
+            vote: self.hard_state.vote,
+            leader: self.leader(),
+            log: self.log.summary(),
+            configuration: self.log.configuration().clone(),
+            followers,
+            held_messages: self.held.len(),
+        }
+    }
+
+    /// The term rule (Raft paper, section 5.1), then the message's own handler.
+    fn on_message(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        from: NodeId,
+        message: Message,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        if from == self.node {
+            return Err(Rejected::FromSelf);
+        }
+        if !message.in_range() {
+            return Err(Rejected::OutOfRange);
+        }
+        if message.term() < self.hard_state.term {
+            return self.on_stale(now, from, &message, out);
+        }
+        if message.term() > self.hard_state.term {
+            match &message {
+                // Neither a question about a future term nor its positive answer raises the own one.
+                Message::PreVote { .. } | Message::PreVoteReply { granted: true, .. } => {}
+                // A node that cannot hear the leader must not depose it (thesis, section 4.2.3).
+                Message::RequestVote { transfer: false, .. } if self.is_loyal(now) => return Ok(()),
+                _ => self.become_follower(now, message.term(), out),
+            }
+        }
+        match message {
+            Message::PreVote { term, last } => self.on_pre_vote(now, from, term, last),
+            Message::PreVoteReply { term, granted } => self.on_pre_vote_reply(now, from, term, granted),
+            Message::RequestVote { last, transfer, .. } => self.on_request_vote(now, from, last, transfer),
+            Message::VoteReply { granted, .. } => self.on_vote_reply(now, wall_ms, from, granted, out),
+            Message::Append { prev, commit, entries, .. } => {
+                return self.on_append(now, from, prev, commit, &entries, out);
+            }
+            Message::AppendReply { outcome, .. } => return self.on_append_reply(now, from, outcome, out),
+            Message::Heartbeat { commit, round, .. } => return self.on_heartbeat(now, from, commit, round),
+            Message::HeartbeatReply { round, received, stored, .. } => {
+                return self.on_heartbeat_reply(now, from, round, received, stored, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// A message of an earlier term. Whoever asks is told the current term, so that a deposed leader
+    /// or a candidate that fell behind catches up; answers to earlier questions mean nothing now.
+    fn on_stale(
+        &mut self,
+        now: Instant,
+        from: NodeId,
+        message: &Message,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        let term = self.hard_state.term;
+        match message {
+            Message::PreVote { .. } => self.send(from, Message::PreVoteReply { term, granted: false }),
+            Message::RequestVote { .. } => self.send(from, Message::VoteReply { term, granted: false }),
+            Message::Append { prev, .. } => {
+                let outcome =
+                    crate::AppendOutcome::Conflict { refused: prev.index, hint: crate::LogId::ZERO };
+                self.send(from, Message::AppendReply { term, outcome });
+            }
+            Message::Heartbeat { round, .. } => {
+                let (received, stored) = (LogIndex::ZERO, LogIndex::ZERO);
+                self.send(from, Message::HeartbeatReply { term, round: *round, received, stored });
+            }
+            Message::AppendReply { outcome, .. } if cfg!(mutant = "stale-acks-over-re-election") => {
+                return self.on_append_reply(now, from, *outcome, out);
+            }
+            Message::PreVoteReply { .. }
+            | Message::VoteReply { .. }
+            | Message::AppendReply { .. }
+            | Message::HeartbeatReply { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn on_persisted(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        order: PersistId,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        if order > self.last_order {
+            return Err(Rejected::UnknownOrder);
+        }
+        let before = self.durable_order;
+        self.durable_order = self.durable_order.max(order);
+        out.hard_state_saved = before < self.hard_state_order && self.hard_state_order <= order;
+        self.log.persisted_by(order);
+        self.held.release(self.durable_order, self.hard_state.term, &mut out.messages);
+        match &self.role {
+            Role::Candidate(candidate) if candidate.own_vote <= self.durable_order => {
+                self.on_vote_reply(now, wall_ms, self.node, true, out);
+            }
+            Role::Leader(_) => self.maybe_commit(out),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_deadline(&mut self, now: Instant, out: &mut Effects) {
+        match &self.role {
+            Role::Leader(leader) if now >= self.quorum_lost_at(leader) => {
+                self.become_follower(now, self.hard_state.term, out);
+            }
+            Role::Leader(leader) if now >= leader.heartbeat_at => self.beat(now, out),
+            Role::Leader(_) => {}
+            _ if now >= self.election_at => self.on_election_timeout(now),
+            _ => {}
+        }
+    }
+
+    /// The order number that `finish` will give to this step's write.
+    pub(crate) fn coming_order(&self) -> PersistId {
+        PersistId::new(self.last_order.get().saturating_add(1))
+    }
+
+    /// Sends `message` once term and vote are durable.
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        self.outbox.push((Needs::TermAndVote, Send { to, message }));
+    }
+
+    /// Sends `message` once the log is durable up to `index`, and term and vote are.
+    pub(crate) fn send_once_stored(&mut self, to: NodeId, index: LogIndex, message: Message) {
+        self.outbox.push((Needs::LogUpTo(index), Send { to, message }));
+    }
+
+    /// Turns what the step has changed into one order, and holds back what depends on it.
+    fn finish(&mut self, out: &mut Effects) {
+        self.hard_state.commit = self.log.committed();
+        let vote_changed = (self.hard_state.term, self.hard_state.vote)
+            != (self.stored_hard_state.term, self.stored_hard_state.vote);
+        let appended = core::mem::replace(&mut self.appended, Appended::Nothing);
+        if vote_changed || appended != Appended::Nothing {
+            let id = self.coming_order();
+            self.last_order = id;
+            self.log.ordered(id);
+            if vote_changed {
+                self.hard_state_order = id;
+            }
+            let hard_state = (self.hard_state != self.stored_hard_state).then_some(self.hard_state);
+            self.stored_hard_state = self.hard_state;
+            let hard_state = if cfg!(mutant = "vote-forgotten") { None } else { hard_state };
+            out.persist = Some(PersistOrder { id, hard_state, appended });
+        }
+        for (needs, send) in core::mem::take(&mut self.outbox) {
+            match self.must_wait_for(needs, &send) {
+                Some(order) => self.held.hold(order, send),
+                None => out.messages.push(send),
+            }
+        }
+        let apply_to = self.log.may_apply_to();
+        if apply_to > self.apply_ordered {
+            self.apply_ordered = apply_to;
+            out.apply_to = Some(apply_to);
+        }
+    }
+
+    /// The order that must be durable before a message may leave; `None` when nothing is missing.
+    /// This is the line that keeps "durable before sent" (Raft paper, figure 2: "updated on stable
+    /// storage before responding").
+    fn must_wait_for(&self, needs: Needs, send: &Send) -> Option<PersistId> {
+        let for_vote = Some(self.hard_state_order).filter(|order| *order > self.durable_order);
+        let for_log = match needs {
+            Needs::TermAndVote => None,
+            Needs::LogUpTo(index) => self.log.order_of(index),
+        };
+        if cfg!(mutant = "ack-before-sync") && matches!(send.message, Message::AppendReply { .. }) {
+            return None;
+        }
+        if cfg!(mutant = "vote-before-sync") && matches!(send.message, Message::VoteReply { .. }) {
+            return None;
+        }
+        for_vote.max(for_log)
+    }
+
+    /// Follows whoever leads `term`, which is the current one or a later one. Term and vote change
+    /// only for a later one: within a term the vote stays.
+    pub(crate) fn become_follower(&mut self, now: Instant, term: Term, out: &mut Effects) {
+        if term > self.hard_state.term {
+            self.hard_state.term = term;
+            self.hard_state.vote = None;
+        }
+        let before = core::mem::replace(&mut self.role, Role::Follower(Follower::default()));
+        if let Role::Leader(leader) = before {
+            out.lost_leadership = true;
+            leader.reads.lose(&mut out.reads_lost);
+            self.draw_election_timeout(now);
+        }
+    }
+
+    pub(crate) fn draw_election_timeout(&mut self, now: Instant) {
+        let (min, max) = (self.config.election_timeout_min, self.config.election_timeout_max);
+        self.election_at = now.plus(self.prng.duration_between(min, max));
+    }
+}

@@ -1,0 +1,72 @@
+//! Linearizable reads without log entries (Raft thesis, section 6.4).
+//!
+//! A read is confirmed by a round of heartbeats *sent after the read arrived*: reads wait, the next
+//! round takes them all along with the commit index of that moment, and answers of a quorum to this
+//! round or a later one confirm them. Rounds are numbered within a term, so an answer to an earlier
+//! round, however late or often it arrives, confirms nothing (etcd-io/raft pull 397).
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::{LogIndex, ReadId};
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ReadRounds {
+    /// The number of the last round sent; the first is 1.
+    last_round: u64,
+    waiting: Vec<ReadId>,
+    in_flight: VecDeque<Round>,
+}
+
+#[derive(Clone, Debug)]
+struct Round {
+    number: u64,
+    index: LogIndex,
+    reads: Vec<ReadId>,
+}
+
+impl ReadRounds {
+    pub(crate) fn last_round(&self) -> u64 {
+        self.last_round
+    }
+
+    pub(crate) fn wait(&mut self, reads: Vec<ReadId>) {
+        self.waiting.extend(reads);
+    }
+
+    /// How many reads wait or are being confirmed.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len() + self.in_flight.iter().map(|round| round.reads.len()).sum::<usize>()
+    }
+
+    /// Whether reads wait while no round is on its way that the next one should wait for.
+    pub(crate) fn wants_round(&self) -> bool {
+        !self.waiting.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Begins a round and returns its number. Waiting reads join it when `read_index` is known:
+    /// the commit index once an entry of the own term is committed.
+    pub(crate) fn begin(&mut self, read_index: Option<LogIndex>) -> u64 {
+        self.last_round += 1;
+        if let Some(index) = read_index
+            && !self.waiting.is_empty()
+        {
+            let reads = core::mem::take(&mut self.waiting);
+            self.in_flight.push_back(Round { number: self.last_round, index, reads });
+        }
+        self.last_round
+    }
+
+    /// A quorum has answered `round` or a later one.
+    pub(crate) fn confirmed(&mut self, round: u64, out: &mut Vec<(ReadId, LogIndex)>) {
+        while let Some(done) = self.in_flight.pop_front_if(|waiting| waiting.number <= round) {
+            out.extend(done.reads.into_iter().map(|read| (read, done.index)));
+        }
+    }
+
+    /// Leadership is lost: nothing can be confirmed any more.
+    pub(crate) fn lose(self, out: &mut Vec<ReadId>) {
+        out.extend(self.in_flight.into_iter().flat_map(|round| round.reads));
+        out.extend(self.waiting);
+    }
+}

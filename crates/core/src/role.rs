@@ -1,0 +1,66 @@
+//! The roles. What only matters in a role lives in the role.
+
+use alloc::collections::BTreeMap;
+
+use crate::progress::Progress;
+use crate::read::ReadRounds;
+use crate::{Instant, LogIndex, NodeId, PersistId};
+
+/// A node's part in its term.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum RoleKind {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether an election could be won (Raft thesis, section 9.6).
+    PreCandidate,
+    /// Campaigns in its term.
+    Candidate,
+    /// Leads its term.
+    Leader,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Role {
+    Follower(Follower),
+    PreCandidate(Votes),
+    Candidate(Candidate),
+    Leader(Leader),
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Follower {
+    pub(crate) leader: Option<NodeId>,
+    /// The last index known to match the leader's log in this term. What lies behind it may be a
+    /// leftover of an earlier term and is neither acknowledged nor committed.
+    pub(crate) verified: LogIndex,
+}
+
+/// Answers of voters, by node.
+pub(crate) type Votes = BTreeMap<NodeId, bool>;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) votes: Votes,
+    /// The own vote counts once this order is durable.
+    pub(crate) own_vote: PersistId,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Leader {
+    pub(crate) followers: BTreeMap<NodeId, Progress>,
+    /// The no-op that opened the term: reads and membership wait for its commit.
+    pub(crate) first_of_term: LogIndex,
+    pub(crate) reads: ReadRounds,
+    pub(crate) heartbeat_at: Instant,
+}
+
+impl Role {
+    pub(crate) fn kind(&self) -> RoleKind {
+        match self {
+            Self::Follower(_) => RoleKind::Follower,
+            Self::PreCandidate(_) => RoleKind::PreCandidate,
+            Self::Candidate(_) => RoleKind::Candidate,
+            Self::Leader(_) => RoleKind::Leader,
+        }
+    }
+}
