@@ -1,14 +1,32 @@
 //! Everything a d-engine node does, as plain structs: the core, the durable log and the user's
-//! state machine, driven by `Replica::handle(now, event)`. No threads, no runtime, no clock; the
-//! server and the simulator drive the same code.
+//! state machine, driven by [`Replica::handle`]. No threads, no runtime, no clock; the server and
+//! the simulator drive the same code.
+//!
+//! # Where to look
+//! `replica.rs` drives the core; `log_worker.rs` and `apply_worker.rs` do the jobs it gives out;
+//! `state_machine.rs` is the trait that applications implement and `state_machine_handler.rs` calls
+//! it.
 
+mod apply_queue;
+mod apply_worker;
 mod callback_error;
+mod convert;
 mod entry;
 mod error;
 mod event;
+mod log_cache;
+mod log_worker;
+mod members;
 mod peer_message;
+mod proposals;
+mod reads;
+mod replica;
+mod snapshot_checksum;
+mod snapshot_policy;
 mod state_machine;
+mod state_machine_handler;
 
+pub use apply_worker::ApplyWorker;
 pub use callback_error::{Error, Result, Unsupported};
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
 pub use error::{LeaderHint, ProposeError, ReadError, StopReason};
@@ -16,5 +34,11 @@ pub use event::{
     ApplyJob, ApplySource, Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal, ProposeResponder,
     ReadRequest, ReadResponder,
 };
+pub use log_worker::LogWorker;
 pub use peer_message::PeerMessage;
+pub use reads::ReadConsistency;
+pub use replica::{Replica, ReplicaConfig, ReplicaError, ReplicaStatus};
+pub use snapshot_checksum::snapshot_checksum;
+pub use snapshot_policy::{Never, SnapshotContext, SnapshotPolicy};
 pub use state_machine::{Durability, SnapshotMetadata, SnapshotView, StateMachine};
+pub use state_machine_handler::StateMachineHandler;

@@ -1,0 +1,60 @@
+//! What the apply worker has been given, and what it may be given next. A few jobs are on their
+//! way at most; everything else stays in the log, so a slow state machine costs no memory.
+
+use d_engine_core::LogIndex;
+
+use crate::event::{ApplyJob, ApplySource};
+use crate::log_cache::LogCache;
+use crate::proposals::Proposals;
+
+#[derive(Debug)]
+pub(crate) struct ApplyQueue {
+    /// How far the core lets the state machine go.
+    allowed: LogIndex,
+    /// The last entry of the last job given out.
+    given: LogIndex,
+    /// The last entry reported as applied.
+    applied: LogIndex,
+    jobs_out: usize,
+    jobs_max: usize,
+    entries_max: u64,
+}
+
+impl ApplyQueue {
+    /// A queue behind a state machine that stands at `applied`.
+    pub(crate) fn new(applied: LogIndex, jobs_max: usize, entries_max: u64) -> Self {
+        Self { allowed: applied, given: applied, applied, jobs_out: 0, jobs_max, entries_max }
+    }
+
+    pub(crate) fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    pub(crate) fn allow(&mut self, index: LogIndex) {
+        self.allowed = self.allowed.max(index);
+    }
+
+    /// A job has come back.
+    pub(crate) fn done(&mut self, through: LogIndex) {
+        self.jobs_out = self.jobs_out.saturating_sub(1);
+        self.applied = self.applied.max(through);
+    }
+
+    /// The next job, if one may be given out.
+    pub(crate) fn next_job(&mut self, cache: &LogCache, proposals: &mut Proposals) -> Option<ApplyJob> {
+        if self.jobs_out >= self.jobs_max || self.given >= self.allowed {
+            return None;
+        }
+        let first = self.given.next();
+        let mut last = self.allowed.min(self.given.plus(self.entries_max));
+        let source = if first < cache.first() {
+            last = last.min(cache.first().previous());
+            ApplySource::Stored(first, last)
+        } else {
+            ApplySource::Entries(cache.copy(first, last)?)
+        };
+        self.given = last;
+        self.jobs_out += 1;
+        Some(ApplyJob { source, responders: proposals.take_to(last) })
+    }
+}

@@ -1,0 +1,91 @@
+//! Between messages with payloads and the core's messages without them.
+
+use std::sync::Arc;
+
+use d_engine_core::{EntryKind, EntryMeta, InitialLog, Message};
+use d_engine_storage::{Identity, LogEntry, Membership, MembershipError, RecoveredLog};
+
+use crate::PeerMessage;
+use crate::replica::ReplicaError;
+
+fn meta(entry: &LogEntry) -> Result<EntryMeta, MembershipError> {
+    let head = entry.head();
+    let configuration = match entry.kind {
+        EntryKind::Membership => Some(Box::new(Membership::decode(&entry.data)?.configuration())),
+        _ => None,
+    };
+    Ok(EntryMeta {
+        term: head.id.term,
+        kind: head.kind,
+        time_ms: head.time_ms,
+        bytes: head.data_len,
+        configuration,
+    })
+}
+
+/// The core's view of a recovered log.
+pub(crate) fn initial_log(identity: &Identity, recovered: &RecoveredLog) -> Result<InitialLog, ReplicaError> {
+    let mut memberships = recovered.memberships.iter().peekable();
+    let mut entries = Vec::with_capacity(recovered.entries.len());
+    for head in &recovered.entries {
+        let mut configuration = None;
+        if let Some((index, payload)) = memberships.next_if(|(index, _)| *index == head.id.index) {
+            let membership = Membership::decode(payload)
+                .map_err(|source| ReplicaError::Membership { index: index.get(), source })?;
+            configuration = Some(Box::new(membership.configuration()));
+        }
+        entries.push(EntryMeta {
+            term: head.id.term,
+            kind: head.kind,
+            time_ms: head.time_ms,
+            bytes: head.data_len,
+            configuration,
+        });
+    }
+    Ok(InitialLog {
+        base: recovered.base,
+        configuration: identity.initial.configuration(),
+        entries,
+        commit: recovered.hard_state.commit,
+    })
+}
+
+/// The entries that a message carries beside what the core sees.
+pub(crate) type Carried = Option<Arc<[LogEntry]>>;
+
+/// What a received message is for the core, and the entries that it carries.
+pub(crate) fn to_core(message: PeerMessage) -> Result<(Message, Carried), MembershipError> {
+    Ok(match message {
+        PeerMessage::PreVote { term, last } => (Message::PreVote { term, last }, None),
+        PeerMessage::PreVoteReply { term, granted } => (Message::PreVoteReply { term, granted }, None),
+        PeerMessage::RequestVote { term, last, transfer } => {
+            (Message::RequestVote { term, last, transfer }, None)
+        }
+        PeerMessage::VoteReply { term, granted } => (Message::VoteReply { term, granted }, None),
+        PeerMessage::Append { term, prev, commit, entries } => {
+            let metas = entries.iter().map(meta).collect::<Result<Vec<_>, _>>()?;
+            (Message::Append { term, prev, commit, entries: metas }, Some(entries))
+        }
+        PeerMessage::AppendReply { term, outcome } => (Message::AppendReply { term, outcome }, None),
+        PeerMessage::Heartbeat { term, commit, round } => (Message::Heartbeat { term, commit, round }, None),
+        PeerMessage::HeartbeatReply { term, round, received, stored } => {
+            (Message::HeartbeatReply { term, round, received, stored }, None)
+        }
+    })
+}
+
+/// A message of the core, ready for the transport. `None` for appends: those are plans.
+pub(crate) fn from_core(message: Message) -> Option<PeerMessage> {
+    Some(match message {
+        Message::PreVote { term, last } => PeerMessage::PreVote { term, last },
+        Message::PreVoteReply { term, granted } => PeerMessage::PreVoteReply { term, granted },
+        Message::RequestVote { term, last, transfer } => PeerMessage::RequestVote { term, last, transfer },
+        Message::VoteReply { term, granted } => PeerMessage::VoteReply { term, granted },
+        Message::Append { .. } => return None,
+        Message::AppendReply { term, outcome } => PeerMessage::AppendReply { term, outcome },
+        Message::Heartbeat { term, commit, round } => PeerMessage::Heartbeat { term, commit, round },
+        Message::HeartbeatReply { term, round, received, stored } => {
+            PeerMessage::HeartbeatReply { term, round, received, stored }
+        }
+    })
+}

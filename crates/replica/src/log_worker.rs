@@ -1,0 +1,64 @@
+//! The log's side of a node: writes what the replica orders, one sync for everything queued.
+
+use d_engine_core::{GroupId, PersistId};
+use d_engine_storage::{LogStats, LogStore};
+
+use crate::StopReason;
+use crate::event::{Event, LoadJob, PersistJob};
+
+/// Owns the [`LogStore`]. The server runs it on a thread of its own, the simulator in its event loop.
+#[derive(Debug)]
+pub struct LogWorker {
+    store: Box<dyn LogStore>,
+    group: GroupId,
+}
+
+impl LogWorker {
+    /// A worker over an open log.
+    #[must_use]
+    pub fn new(store: Box<dyn LogStore>, group: GroupId) -> Self {
+        Self { store, group }
+    }
+
+    /// Makes all `jobs` durable with one write and one sync (group commit). Returns the last job's
+    /// id, for [`Event::Persisted`].
+    ///
+    /// # Errors
+    /// The first I/O error is final: the node must stop with the reason ([`Event::Failed`]).
+    pub fn persist(&mut self, jobs: &[PersistJob]) -> Result<Option<PersistId>, StopReason> {
+        for job in jobs {
+            self.store.append(self.group, job.hard_state, &job.entries).map_err(StopReason::new)?;
+        }
+        if !jobs.is_empty() {
+            self.store.sync().map_err(StopReason::new)?;
+        }
+        Ok(jobs.last().map(|job| job.id))
+    }
+
+    /// Reads entries for a follower that is behind.
+    ///
+    /// # Errors
+    /// An entry that cannot be read back stops the node: its log is damaged.
+    pub fn load(&self, job: &LoadJob) -> Result<Event, StopReason> {
+        let entries = self
+            .store
+            .reader()
+            .read(self.group, job.first, job.last, job.max_bytes)
+            .map_err(StopReason::new)?;
+        Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })
+    }
+
+    /// The log has fallen idle: makes the last group's durability known to a later recovery.
+    ///
+    /// # Errors
+    /// As [`LogWorker::persist`].
+    pub fn idle(&mut self) -> Result<(), StopReason> {
+        self.store.idle().map_err(StopReason::new)
+    }
+
+    /// Counters of the log.
+    #[must_use]
+    pub fn stats(&self) -> LogStats {
+        self.store.stats()
+    }
+}

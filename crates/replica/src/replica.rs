@@ -1,0 +1,498 @@
+//! A node of one group without its threads: the only driver of the core. The server calls
+//! [`Replica::handle`] from its raft thread, the simulator from its event loop.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::{
+    AppendPlan, Appended, CoreConfig, CoreStatus, Effects, EntryKind, Initial, Input, Instant, LogId,
+    LogIndex, NodeId, PersistOrder, RaftCore, Rejected, RoleKind,
+};
+use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
+
+use crate::apply_queue::ApplyQueue;
+use crate::convert;
+use crate::event::{Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal, ReadRequest};
+use crate::log_cache::LogCache;
+use crate::members::Members;
+use crate::proposals::{self, Proposals};
+use crate::reads::Reads;
+use crate::{LeaderHint, PeerMessage, ProposeError, ReadError, StopReason};
+
+/// The settings of a replica.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaConfig {
+    /// The algorithm's settings.
+    pub core: CoreConfig,
+    /// Largest command in bytes.
+    pub command_bytes_max: usize,
+    /// Proposals on their way: beyond it [`ProposeError::Busy`].
+    pub proposals_max: usize,
+    /// Reads on their way: beyond it [`ReadError::Busy`].
+    pub reads_max: usize,
+    /// Bytes of recent entries kept in memory.
+    pub cache_bytes_max: usize,
+    /// Jobs on their way to the apply worker.
+    pub apply_jobs_max: usize,
+    /// Entries in one apply job.
+    pub apply_entries_max: u64,
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        Self {
+            core: CoreConfig::default(),
+            command_bytes_max: 1 << 20,
+            proposals_max: 65_536,
+            reads_max: 65_536,
+            cache_bytes_max: 32 << 20,
+            apply_jobs_max: 2,
+            apply_entries_max: 4096,
+        }
+    }
+}
+
+/// Why a recovered log cannot be driven. Restore the directory or use a newer program.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplicaError {
+    /// A membership entry in the log cannot be read.
+    #[error("the membership entry at index {index} cannot be read: {source}")]
+    Membership {
+        /// The entry.
+        index: u64,
+        /// What is wrong with it.
+        source: d_engine_storage::MembershipError,
+    },
+    /// The settings contradict each other.
+    #[error("{0}")]
+    Config(#[from] d_engine_core::CoreConfigError),
+}
+
+/// A picture of a replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// The algorithm's state.
+    pub core: CoreStatus,
+    /// The last entry applied to the state machine.
+    pub applied: u64,
+    /// The membership in force.
+    pub membership: Membership,
+    /// Why the node has stopped, if it has.
+    pub stopped: Option<StopReason>,
+}
+
+/// A node of one group without its threads.
+pub struct Replica {
+    config: ReplicaConfig,
+    node: NodeId,
+    core: RaftCore,
+    effects: Effects,
+    cache: LogCache,
+    members: Members,
+    proposals: Proposals,
+    reads: Reads,
+    apply: ApplyQueue,
+    /// Appends waiting for entries from the log, by token.
+    loads: BTreeMap<u64, AppendPlan>,
+    last_load: u64,
+    /// The data directories of this node and of connected peers.
+    incarnations: BTreeMap<NodeId, Incarnation>,
+    stopped: Option<StopReason>,
+}
+
+/// What an input carried that the core does not see.
+enum Payload {
+    None,
+    Received(Arc<[LogEntry]>),
+    Commands(Vec<Proposal>),
+    Membership(Membership),
+}
+
+impl Replica {
+    /// A replica over a recovered log. `applied` is where the state machine stands (from
+    /// [`crate::StateMachineHandler::open`]); `seed` must differ between nodes and starts.
+    ///
+    /// Call [`Replica::handle`] with [`Event::Deadline`] right after, to get the first jobs.
+    ///
+    /// # Errors
+    /// See [`ReplicaError`].
+    pub fn new(
+        config: ReplicaConfig,
+        identity: &Identity,
+        recovered: &RecoveredLog,
+        applied: LogIndex,
+        seed: u64,
+        now: Instant,
+    ) -> Result<Self, ReplicaError> {
+        config.core.validate()?;
+        let mut members = Members::new(identity.initial.clone());
+        for (index, payload) in &recovered.memberships {
+            let membership = Membership::decode(payload)
+                .map_err(|source| ReplicaError::Membership { index: index.get(), source })?;
+            members.push(*index, membership);
+        }
+        let core = RaftCore::new(Initial {
+            node: identity.node,
+            config: config.core,
+            hard_state: recovered.hard_state,
+            log: convert::initial_log(identity, recovered)?,
+            seed,
+            now,
+        });
+        Ok(Self {
+            node: identity.node,
+            cache: LogCache::new(core.log().last.index, config.cache_bytes_max),
+            apply: ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max),
+            core,
+            effects: Effects::default(),
+            members,
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            loads: BTreeMap::new(),
+            last_load: 0,
+            incarnations: BTreeMap::from([(identity.node, identity.incarnation)]),
+            stopped: None,
+            config,
+        })
+    }
+
+    /// Takes in one event and adds what is to be done to `jobs`. `now` is monotonic; `wall_ms` is
+    /// the wall clock in UNIX milliseconds, used only for the log time of new entries.
+    pub fn handle(&mut self, now: Instant, wall_ms: u64, event: Event, jobs: &mut Jobs) {
+        if let Some(reason) = &self.stopped {
+            refuse_event(event, reason);
+            return;
+        }
+        match event {
+            Event::Peer { from, message } => self.on_peer(now, wall_ms, from, message, jobs),
+            Event::PeerUp { node, incarnation } => {
+                self.incarnations.insert(node, incarnation);
+                self.step(now, wall_ms, Input::PeerLost(node), Payload::None, jobs);
+            }
+            Event::PeerDown { node } => {
+                self.step(now, wall_ms, Input::PeerLost(node), Payload::None, jobs);
+            }
+            Event::Propose(proposals) => self.on_propose(now, wall_ms, proposals, jobs),
+            Event::Read(requests) => self.on_read(now, wall_ms, requests, jobs),
+            Event::Persisted(id) => {
+                self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
+                self.cache.evict(self.core.log().persisted);
+            }
+            Event::Applied(through) => {
+                self.apply.done(LogIndex::new(through.index));
+                let applied = self.apply.applied();
+                self.step(now, wall_ms, Input::Applied(applied), Payload::None, jobs);
+                self.reads.applied_to(applied);
+            }
+            Event::Loaded { token, entries, .. } => self.on_loaded(token, &entries, jobs),
+            Event::Deadline => self.step(now, wall_ms, Input::Deadline, Payload::None, jobs),
+            Event::Failed(reason) => {
+                self.stop(reason);
+                return;
+            }
+        }
+        self.bind_incarnations(now, wall_ms, jobs);
+        while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
+            jobs.apply.push(job);
+        }
+    }
+
+    /// When [`Event::Deadline`] is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.stopped.is_some() { None } else { self.core.next_deadline() }
+    }
+
+    /// The algorithm, to look at.
+    #[must_use]
+    pub fn core(&self) -> &RaftCore {
+        &self.core
+    }
+
+    /// The last entry applied to the state machine, as far as this replica was told.
+    #[must_use]
+    pub fn applied(&self) -> LogIndex {
+        self.apply.applied()
+    }
+
+    /// The membership in force.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        self.members.current()
+    }
+
+    /// Where the leader is, if known.
+    #[must_use]
+    pub fn leader_hint(&self) -> Option<LeaderHint> {
+        let node = self.core.leader()?;
+        let client_addr =
+            self.members.current().member(node).map(|m| m.client_addr.clone()).unwrap_or_default();
+        Some(LeaderHint { node, client_addr })
+    }
+
+    /// A picture of the replica.
+    #[must_use]
+    pub fn status(&self) -> ReplicaStatus {
+        ReplicaStatus {
+            core: self.core.status(),
+            applied: self.apply.applied().get(),
+            membership: self.members.current().clone(),
+            stopped: self.stopped.clone(),
+        }
+    }
+
+    /// Stops for good: whoever waits is answered, nothing is done any more.
+    fn stop(&mut self, reason: StopReason) {
+        self.proposals.lose_all();
+        self.reads.lose_all(&ReadError::Stopped { reason: reason.clone() });
+        self.loads.clear();
+        self.stopped = Some(reason);
+    }
+
+    fn on_peer(&mut self, now: Instant, wall_ms: u64, from: NodeId, message: PeerMessage, jobs: &mut Jobs) {
+        let (message, payload) = match convert::to_core(message) {
+            Ok((message, Some(entries))) => (message, Payload::Received(entries)),
+            Ok((message, None)) => (message, Payload::None),
+            Err(error) => {
+                tracing::warn!(node = %self.node, %from, %error, "a peer sent a membership that cannot be read");
+                return;
+            }
+        };
+        self.step(now, wall_ms, Input::Message { from, message }, payload, jobs);
+    }
+
+    fn on_propose(&mut self, now: Instant, wall_ms: u64, proposals: Vec<Proposal>, jobs: &mut Jobs) {
+        let limit = self.config.command_bytes_max;
+        let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
+        let mut accepted = Vec::with_capacity(proposals.len());
+        let mut sizes = Vec::with_capacity(proposals.len());
+        for proposal in proposals {
+            let size = proposal.command.len();
+            if size > limit {
+                (proposal.responder)(Err(ProposeError::TooLarge { size, limit }));
+            } else if room == 0 {
+                (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
+            } else {
+                room -= 1;
+                sizes.push(u32::try_from(size).unwrap_or(u32::MAX));
+                accepted.push(proposal);
+            }
+        }
+        if !accepted.is_empty() {
+            self.step(now, wall_ms, Input::Propose { sizes }, Payload::Commands(accepted), jobs);
+        }
+    }
+
+    fn on_read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, jobs: &mut Jobs) {
+        let mut ids = Vec::with_capacity(requests.len());
+        for request in requests {
+            if self.reads.len() >= self.config.reads_max {
+                (request.responder)(Err(ReadError::Busy { what: "reads on their way" }));
+            } else {
+                ids.push(self.reads.register(request.responder));
+            }
+        }
+        let input = Input::Read { ids: ids.clone() };
+        if let Err(rejected) = self.try_step(now, wall_ms, input, Payload::None, jobs) {
+            let error = match rejected {
+                Rejected::NotLeader { .. } => ReadError::NotLeader { leader: self.leader_hint() },
+                _ => ReadError::Busy { what: "reads waiting for confirmation" },
+            };
+            for id in ids {
+                self.reads.lost(id, &error);
+            }
+        }
+    }
+
+    /// A leader binds every data directory it has seen to its node, so that a node whose directory
+    /// was wiped can no longer pass for the one it was.
+    fn bind_incarnations(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
+        if !self.core.leads_with_commit() {
+            return;
+        }
+        let Some(bound) = self.members.with_bound(self.incarnations.iter()) else { return };
+        let configuration = Box::new(bound.configuration());
+        let bytes = u32::try_from(bound.encode().len()).unwrap_or(u32::MAX);
+        let input = Input::ProposeMembership { configuration, bytes };
+        // Refused while another membership entry is on its way: the next event tries again.
+        self.try_step(now, wall_ms, input, Payload::Membership(bound), jobs).ok();
+    }
+
+    fn step(&mut self, now: Instant, wall_ms: u64, input: Input, payload: Payload, jobs: &mut Jobs) {
+        if let Err(rejected) = self.try_step(now, wall_ms, input, payload, jobs) {
+            tracing::debug!(node = %self.node, %rejected, "an input was rejected");
+        }
+    }
+
+    fn try_step(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        input: Input,
+        payload: Payload,
+        jobs: &mut Jobs,
+    ) -> Result<(), Rejected> {
+        let mut effects = std::mem::take(&mut self.effects);
+        let result = self.core.step(now, wall_ms, input, &mut effects);
+        let payload = match (&result, payload) {
+            (Err(rejected), Payload::Commands(commands)) => {
+                proposals::refuse(commands, &self.propose_error(*rejected));
+                Payload::None
+            }
+            (_, payload) => payload,
+        };
+        self.carry_out(&mut effects, payload, jobs);
+        self.effects = effects;
+        result
+    }
+
+    fn propose_error(&self, rejected: Rejected) -> ProposeError {
+        match rejected {
+            Rejected::NotLeader { .. } => ProposeError::NotLeader { leader: self.leader_hint() },
+            _ => ProposeError::Busy { what: "bytes waiting for commit" },
+        }
+    }
+
+    /// Does all that the core asks for; the order of the fields does not matter.
+    fn carry_out(&mut self, effects: &mut Effects, payload: Payload, jobs: &mut Jobs) {
+        if let Some(from) = effects.superseded_from {
+            self.cache.truncate_from(from);
+            self.members.truncate_from(from);
+        }
+        if effects.lost_leadership {
+            self.proposals.lose_after(self.core.log().committed);
+            self.loads.clear();
+        }
+        if let Some(order) = effects.persist.take() {
+            self.persist(order, payload, jobs);
+        }
+        for send in effects.messages.drain(..) {
+            if let Some(message) = convert::from_core(send.message) {
+                jobs.send.push(Outgoing { to: send.to, message });
+            }
+        }
+        for plan in effects.appends.drain(..) {
+            self.fill(plan, jobs);
+        }
+        if let Some(index) = effects.apply_to {
+            self.apply.allow(index);
+        }
+        for (id, index) in effects.reads_confirmed.drain(..) {
+            self.reads.confirmed(id, index, self.apply.applied());
+        }
+        if !effects.reads_lost.is_empty() {
+            let error = ReadError::NotLeader { leader: self.leader_hint() };
+            for id in effects.reads_lost.drain(..) {
+                self.reads.lost(id, &error);
+            }
+        }
+        jobs.status_changed |= effects.status_changed;
+        jobs.hard_state_saved |= effects.hard_state_saved;
+    }
+
+    /// Gives the core's order its payloads and passes it on to the log worker.
+    fn persist(&mut self, order: PersistOrder, payload: Payload, jobs: &mut Jobs) {
+        let entries = match (order.appended, payload) {
+            (Appended::Nothing, _) => Vec::new(),
+            (Appended::Received { skip, .. }, Payload::Received(entries)) => {
+                entries.iter().skip(skip).cloned().collect()
+            }
+            (Appended::Created { first, kind, time_ms, count }, payload) => {
+                self.create(first, kind, time_ms, count, payload)
+            }
+            (Appended::Received { .. }, _) => unreachable!("the core appends only what it was given"),
+        };
+        for entry in &entries {
+            if entry.kind == EntryKind::Membership
+                && let Ok(membership) = Membership::decode(&entry.data)
+            {
+                self.members.push(entry.id.index, membership);
+            }
+        }
+        self.cache.append(&entries);
+        jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries });
+    }
+
+    fn create(
+        &mut self,
+        first: LogId,
+        kind: EntryKind,
+        time_ms: u64,
+        count: u64,
+        payload: Payload,
+    ) -> Vec<LogEntry> {
+        let entry = |offset: usize, data: Bytes| LogEntry {
+            id: LogId::new(first.term, first.index.plus(offset as u64)),
+            kind,
+            time_ms,
+            session: None,
+            data,
+        };
+        match payload {
+            Payload::Commands(commands) if kind == EntryKind::Command => {
+                assert!(commands.len() as u64 == count, "the core took in another number of commands");
+                let mut entries = Vec::with_capacity(commands.len());
+                for (offset, proposal) in commands.into_iter().enumerate() {
+                    let entry = entry(offset, proposal.command);
+                    self.proposals.push(entry.id.index, proposal.responder);
+                    entries.push(entry);
+                }
+                entries
+            }
+            Payload::Membership(membership) if kind == EntryKind::Membership => {
+                vec![entry(0, membership.encode())]
+            }
+            _ => vec![entry(0, Bytes::new())],
+        }
+    }
+
+    /// Fills an append with payloads from memory, or asks the log worker for them.
+    fn fill(&mut self, plan: AppendPlan, jobs: &mut Jobs) {
+        let first = plan.prev.index.next();
+        let entries: Option<Arc<[LogEntry]>> = if plan.last.index < first {
+            Some(Arc::new([]))
+        } else {
+            self.cache.slice(first, plan.last.index)
+        };
+        let Some(entries) = entries else {
+            self.last_load += 1;
+            self.loads.insert(self.last_load, plan);
+            let (to, token, last) = (plan.to, self.last_load, plan.last.index);
+            jobs.load.push(LoadJob { to, token, first, last, max_bytes: usize::MAX });
+            return;
+        };
+        jobs.send.push(append(plan, entries));
+    }
+
+    /// Entries have come from the log. The log may have moved on meanwhile: a plan whose last entry
+    /// is gone, or whose term is over, is dropped.
+    fn on_loaded(&mut self, token: u64, entries: &Arc<[LogEntry]>, jobs: &mut Jobs) {
+        let Some(plan) = self.loads.remove(&token) else { return };
+        let leads = self.core.role() == RoleKind::Leader && self.core.term() == plan.term;
+        let is_current = entries.last().is_some_and(|last| last.id == plan.last)
+            && self.core.term_at(plan.last.index) == Some(plan.last.term);
+        if leads && is_current {
+            jobs.send.push(append(plan, entries.clone()));
+        }
+    }
+}
+
+fn append(plan: AppendPlan, entries: Arc<[LogEntry]>) -> Outgoing {
+    let AppendPlan { to, term, prev, commit, .. } = plan;
+    Outgoing { to, message: PeerMessage::Append { term, prev, commit, entries } }
+}
+
+/// Answers callers of a node that has stopped.
+fn refuse_event(event: Event, reason: &StopReason) {
+    match event {
+        Event::Propose(proposals) => proposals::refuse(proposals, &proposals::stopped(reason)),
+        Event::Read(requests) => {
+            for request in requests {
+                (request.responder)(Err(ReadError::Stopped { reason: reason.clone() }));
+            }
+        }
+        _ => {}
+    }
+}
