@@ -7,6 +7,7 @@ mod entry;
 mod error;
 mod event;
 mod peer_message;
+mod snapshot_checksum;
 mod state_machine;
 
 pub use callback_error::{Error, Result, Unsupported};
@@ -17,4 +18,5 @@ pub use event::{
     ReadRequest, ReadResponder,
 };
 pub use peer_message::PeerMessage;
+pub use snapshot_checksum::snapshot_checksum;
 pub use state_machine::{Durability, SnapshotMetadata, SnapshotView, StateMachine};

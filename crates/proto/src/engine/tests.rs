@@ -255,7 +255,7 @@ fn numbers_beyond_the_accepted_range_are_refused() {
         (outcome(conflict(1, position(0, beyond))), "hint"),
     ];
     for (body, name) in cases {
-        match decode_wire(&wire(body.clone())) {
+        match decode_wire(&wire(body)) {
             Err(FrameError::OutOfRange { field, .. }) => assert_eq!(field, name, "{body:?}"),
             other => panic!("{body:?} gave {other:?}"),
         }
