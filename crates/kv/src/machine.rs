@@ -1,0 +1,206 @@
+//! The key-value machine as the engine sees it: the store under a lock, with its position.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use d_engine_replica::{Durability, Entry, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum};
+
+use crate::command::{KvCommand, KvReply};
+use crate::snapshot_file::{self, SnapshotFileError};
+use crate::store::Store;
+
+/// Ordered keys in memory, rebuilt from snapshot and log at every start
+/// ([`Durability::Rebuilt`]).
+///
+/// Commands are those of [`KvCommand`], replies those of [`KvReply`]. Bytes that are no command of this
+/// version are answered with [`KvReply::Rejected`] and change nothing: whoever may propose must not
+/// be able to stop a node. A format that older nodes would reject may therefore be used only once
+/// every member reads it.
+#[derive(Debug, Default)]
+pub struct KvStateMachine {
+    state: RwLock<State>,
+    running: AtomicBool,
+}
+
+/// Everything that changes together. One lock, so that a reader sees data and position of one moment.
+#[derive(Debug, Default)]
+struct State {
+    store: Store,
+    last_applied: LogId,
+    snapshot: Option<SnapshotMetadata>,
+}
+
+impl KvStateMachine {
+    /// An empty machine.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// SHA-256 over all records. Equal on all replicas that have applied the same entries.
+    #[must_use]
+    pub fn state_hash(&self) -> [u8; 32] {
+        self.read().store.hash()
+    }
+
+    /// Position and hash of one moment, for comparing replicas while entries are being applied.
+    #[must_use]
+    pub fn position_and_hash(&self) -> (LogId, [u8; 32]) {
+        let state = self.read();
+        (state.last_applied, state.store.hash())
+    }
+
+    // Nothing in this file panics while it holds the lock, so a poisoned lock still holds whole
+    // entries; a reader must not fail because of somebody else's panic.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl StateMachine for KvStateMachine {
+    fn start(&self) -> Result<()> {
+        self.running.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.running.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        Ok(self.read().store.get(key))
+    }
+
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        let state = self.read();
+        let snapshot = state.snapshot.as_ref().map(|meta| meta.last_included);
+        let known = [Some(state.last_applied), snapshot];
+        known.into_iter().flatten().find(|id| id.index == entry_id && id.index > 0).map(|id| id.term)
+    }
+
+    /// One write lock for the chunk: decoding comes before it and the replies after it, and each
+    /// command sees what the one before it did.
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        let commands: Vec<_> = chunk.iter().map(|entry| KvCommand::decode(&entry.data)).collect();
+        let mut replies = Vec::with_capacity(chunk.len());
+        {
+            let mut state = self.write();
+            for (entry, command) in chunk.iter().zip(&commands) {
+                if entry.index <= state.last_applied.index {
+                    continue;
+                }
+                let reply = match command {
+                    Ok(command) => state.store.apply(command),
+                    Err(error) => KvReply::Rejected { reason: error.to_string() },
+                };
+                state.last_applied = entry.log_id();
+                replies.push((entry, reply));
+            }
+        }
+        for (entry, reply) in replies {
+            entry.reply(reply.encode());
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.read().store.len()
+    }
+
+    fn update_last_applied(&self, last: LogId) {
+        let mut state = self.write();
+        if last.index > state.last_applied.index {
+            state.last_applied = last;
+        }
+    }
+
+    fn last_applied(&self) -> LogId {
+        self.read().last_applied
+    }
+
+    fn persist_last_applied(&self, _last: LogId) -> Result<()> {
+        Ok(())
+    }
+
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.write().snapshot = Some(meta.clone());
+        Ok(())
+    }
+
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        self.read().snapshot.clone()
+    }
+
+    /// Nothing to do: the engine keeps the snapshot and tells of it again at the next start.
+    fn persist_last_snapshot_metadata(&self, _meta: &SnapshotMetadata) -> Result<()> {
+        Ok(())
+    }
+
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        let found = snapshot_checksum(&path)?;
+        if found != meta.checksum {
+            let (found, expected) = (hex(&found), hex(&meta.checksum));
+            return Err(SnapshotFileError::Checksum { dir: path, found, expected }.into());
+        }
+        let mut store = snapshot_file::read(&path, meta.last_included)?;
+        let mut state = self.write();
+        std::mem::swap(&mut state.store, &mut store);
+        state.last_applied = meta.last_included;
+        // The old records are dropped after the lock is free: that may take long.
+        drop(state);
+        drop(store);
+        Ok(())
+    }
+
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        {
+            let state = self.read();
+            if state.last_applied > last_included {
+                let error = SnapshotFileError::Label { state: state.last_applied, label: last_included };
+                return Err(error.into());
+            }
+            snapshot_file::write(&dir, last_included, &state.store)?;
+        }
+        Ok(snapshot_checksum(&dir)?)
+    }
+
+    fn save_hard_state(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<()> {
+        let before = std::mem::take(&mut *self.write());
+        drop(before);
+        Ok(())
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Rebuilt
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        write!(text, "{byte:02x}").unwrap_or_default();
+        text
+    })
+}

@@ -1,0 +1,155 @@
+//! Snapshots of the key-value machine: written, read back, and refused when anything is wrong.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+
+use d_engine_kv::{KvCommand, KvStateMachine, SnapshotFileError};
+use d_engine_replica::{LogId, SnapshotMetadata, StateMachine, snapshot_checksum};
+use proptest::prelude::*;
+use support::{apply, at_once};
+
+const LABEL: LogId = LogId { term: 1, index: 3 };
+
+fn with_three_keys() -> KvStateMachine {
+    let machine = KvStateMachine::new();
+    let commands = ["b", "a", "c"].map(|key| KvCommand::put(key, "value"));
+    apply(&machine, 1, &commands);
+    machine
+}
+
+fn generate(machine: &KvStateMachine, dir: &Path, label: LogId) -> SnapshotMetadata {
+    let checksum = at_once(machine.generate_snapshot_data(dir.to_owned(), label)).unwrap();
+    SnapshotMetadata::new(label, checksum)
+}
+
+fn install(machine: &KvStateMachine, dir: &Path, meta: &SnapshotMetadata) -> Result<(), String> {
+    at_once(machine.apply_snapshot_from_file(meta, dir.to_owned())).map_err(|error| error.to_string())
+}
+
+/// A machine with other contents, which a refused snapshot must leave alone.
+fn bystander() -> KvStateMachine {
+    let machine = KvStateMachine::new();
+    apply(&machine, 1, &[KvCommand::put("old", "state")]);
+    machine
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn a_snapshot_restores_state_and_position(
+        records in prop::collection::btree_map(
+            prop::collection::vec(any::<u8>(), 0..20), prop::collection::vec(any::<u8>(), 0..200), 0..40)
+    ) {
+        let machine = KvStateMachine::new();
+        let commands: Vec<_> = records.into_iter().map(|(key, value)| KvCommand::put(key, value)).collect();
+        apply(&machine, 1, &commands);
+        let label = LogId { term: 1, index: commands.len() as u64 + 2 };
+        let dir = tempfile::tempdir().unwrap();
+        let meta = generate(&machine, dir.path(), label);
+
+        let other = bystander();
+        prop_assert_eq!(install(&other, dir.path(), &meta), Ok(()));
+        prop_assert_eq!(other.state_hash(), machine.state_hash());
+        prop_assert_eq!(other.last_applied(), label);
+        prop_assert_eq!(other.len(), commands.len());
+    }
+}
+
+#[test]
+fn equal_states_give_equal_files() {
+    let (one, other) = (with_three_keys(), KvStateMachine::new());
+    let commands = ["a", "c", "b"].map(|key| KvCommand::put(key, "value"));
+    apply(&other, 1, &commands);
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    assert_eq!(generate(&one, dirs[0].path(), LABEL), generate(&other, dirs[1].path(), LABEL));
+}
+
+#[test]
+fn the_checksum_is_that_of_the_directory_and_nothing_unfinished_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = generate(&with_three_keys(), dir.path(), LABEL);
+    assert_eq!(meta.checksum, snapshot_checksum(dir.path()).unwrap());
+    let names: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["kv.data"]);
+}
+
+#[test]
+fn entries_go_on_after_an_installed_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = generate(&with_three_keys(), dir.path(), LABEL);
+    let machine = KvStateMachine::new();
+    install(&machine, dir.path(), &meta).unwrap();
+    apply(&machine, 4, &[KvCommand::delete("a")]);
+    assert_eq!(machine.len(), 2);
+}
+
+#[test]
+fn a_wrong_checksum_is_refused_and_the_old_state_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut meta = generate(&with_three_keys(), dir.path(), LABEL);
+    meta.checksum[0] ^= 1;
+    let machine = bystander();
+    let before = machine.position_and_hash();
+    let refusal = install(&machine, dir.path(), &meta).unwrap_err();
+    assert!(refusal.contains("checksum"), "{refusal}");
+    assert_eq!(machine.position_and_hash(), before);
+}
+
+/// The file is checked by itself too: here the metadata agree with the damaged file.
+#[test]
+fn a_flipped_bit_or_a_cut_anywhere_is_refused_and_the_old_state_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    generate(&with_three_keys(), dir.path(), LABEL);
+    let file = dir.path().join("kv.data");
+    let whole = std::fs::read(&file).unwrap();
+    let machine = bystander();
+    let before = machine.position_and_hash();
+    for at in 0..whole.len() {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        for damaged in [&flipped[..], &whole[..at]] {
+            std::fs::write(&file, damaged).unwrap();
+            let meta = SnapshotMetadata::new(LABEL, snapshot_checksum(dir.path()).unwrap());
+            assert!(install(&machine, dir.path(), &meta).is_err(), "damage at byte {at} was accepted");
+            assert_eq!(machine.position_and_hash(), before);
+        }
+    }
+    std::fs::write(&file, [&whole[..], b"x"].concat()).unwrap();
+    let meta = SnapshotMetadata::new(LABEL, snapshot_checksum(dir.path()).unwrap());
+    assert!(install(&machine, dir.path(), &meta).is_err(), "a byte too many was accepted");
+}
+
+#[test]
+fn a_snapshot_under_another_label_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = generate(&with_three_keys(), dir.path(), LABEL);
+    let older = SnapshotMetadata::new(LogId { term: 1, index: 2 }, meta.checksum);
+    let refusal = install(&bystander(), dir.path(), &older).unwrap_err();
+    assert!(refusal.contains("index 3 of term 1") && refusal.contains("index 2 of term 1"), "{refusal}");
+}
+
+/// A label older than the data makes followers apply entries twice.
+#[test]
+fn data_newer_than_the_label_is_never_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let label = LogId { term: 1, index: 2 };
+    let error = at_once(with_three_keys().generate_snapshot_data(dir.path().to_owned(), label)).unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(SnapshotFileError::Label { .. })), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn metadata_are_remembered_until_reset() {
+    let machine = with_three_keys();
+    let meta = SnapshotMetadata::new(LogId { term: 1, index: 2 }, [7; 32]);
+    assert_eq!(machine.snapshot_metadata(), None);
+    machine.update_last_snapshot_metadata(&meta).unwrap();
+    machine.persist_last_snapshot_metadata(&meta).unwrap();
+    assert_eq!(machine.snapshot_metadata(), Some(meta));
+    assert_eq!(machine.entry_term(2), Some(1));
+    at_once(machine.reset()).unwrap();
+    assert_eq!(machine.snapshot_metadata(), None);
+}

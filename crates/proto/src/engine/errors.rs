@@ -1,0 +1,50 @@
+//! The engine's errors in the form that clients receive.
+
+use d_engine_replica::{LeaderHint, ProposeError, ReadError, StopReason};
+
+use crate::client::{self, ErrorDetail, error_detail::Kind};
+
+/// What a client is told about a proposal without a reply.
+#[must_use]
+pub fn propose_error_detail(error: &ProposeError) -> ErrorDetail {
+    detail(match error {
+        ProposeError::NotLeader { leader } => not_leader(leader.as_ref()),
+        ProposeError::Busy { what } => busy(what),
+        ProposeError::TooLarge { size, limit } => {
+            Kind::TooLarge(client::TooLarge { size: *size as u64, limit: *limit as u64 })
+        }
+        ProposeError::Stopped { reason } => stopped(reason),
+        // An error unknown here must be read as the most careful one.
+        _ => Kind::OutcomeUnknown(client::OutcomeUnknown {}),
+    })
+}
+
+/// What a client is told about a read without an answer.
+#[must_use]
+pub fn read_error_detail(error: &ReadError) -> ErrorDetail {
+    detail(match error {
+        ReadError::NotLeader { leader } => not_leader(leader.as_ref()),
+        ReadError::Busy { what } => busy(what),
+        ReadError::Stopped { reason } => stopped(reason),
+        other => Kind::StateMachineFailed(client::StateMachineFailed { reason: other.to_string() }),
+    })
+}
+
+fn detail(kind: Kind) -> ErrorDetail {
+    ErrorDetail { kind: Some(kind) }
+}
+
+fn not_leader(leader: Option<&LeaderHint>) -> Kind {
+    Kind::NotLeader(client::NotLeader {
+        leader: leader.map_or(0, |hint| hint.node.get()),
+        leader_client_addr: leader.map(|hint| hint.client_addr.clone()).unwrap_or_default(),
+    })
+}
+
+fn busy(what: &str) -> Kind {
+    Kind::Busy(client::Busy { what: what.to_owned() })
+}
+
+fn stopped(reason: &StopReason) -> Kind {
+    Kind::Stopped(client::Stopped { reason: reason.to_string() })
+}

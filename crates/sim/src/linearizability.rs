@@ -1,0 +1,281 @@
+//! Is a history of one key linearizable? The search of Wing and Gong with Lowe's memo: try every
+//! operation that could come first, remember (set of done operations, value) pairs that led nowhere.
+
+use std::collections::BTreeSet;
+
+/// What an operation did to a key, with what was observed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Set the key; nothing was observed.
+    Put(u64),
+    /// Removed the key; nothing was observed.
+    Delete,
+    /// Read the key.
+    Get(Option<u64>),
+    /// Compared with `expected` and set `new`; succeeded.
+    CasDone {
+        /// The value that was compared with.
+        expected: Option<u64>,
+        /// The value that was set.
+        new: u64,
+    },
+    /// Compared and found another value.
+    CasRefused {
+        /// The value that was compared with.
+        expected: Option<u64>,
+        /// The value that was found.
+        found: Option<u64>,
+    },
+    /// Compared and set, outcome unknown.
+    CasUnknown {
+        /// The value that was compared with.
+        expected: Option<u64>,
+        /// The value that may have been set.
+        new: u64,
+    },
+}
+
+/// One operation of a history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Operation {
+    /// When it was called.
+    pub called: u64,
+    /// When it returned; `None` when the outcome is unknown: it may take effect at any time after
+    /// the call, or never.
+    pub returned: Option<u64>,
+    /// What it did.
+    pub action: Action,
+}
+
+/// The judgement of a history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// An order exists that explains everything observed.
+    Linearizable,
+    /// No order does. The operation that could not be explained in the longest attempt.
+    Violation(Operation),
+    /// Given up after too many steps; the history is badly designed.
+    Unknown,
+}
+
+impl Action {
+    /// The value after the action, or `None` when what it observed contradicts `value`.
+    fn apply(self, value: Option<u64>) -> Option<Option<u64>> {
+        match self {
+            Self::Put(new) => Some(Some(new)),
+            Self::Delete => Some(None),
+            Self::Get(seen) => (seen == value).then_some(value),
+            Self::CasDone { expected, new } => (expected == value).then_some(Some(new)),
+            Self::CasRefused { expected, found } => {
+                (found == value && expected != value).then_some(value)
+            }
+            Self::CasUnknown { expected, new } => Some(if expected == value { Some(new) } else { value }),
+        }
+    }
+
+    fn writes(self) -> Option<u64> {
+        match self {
+            Self::Put(new) | Self::CasDone { new, .. } | Self::CasUnknown { new, .. } => Some(new),
+            Self::Delete | Self::Get(_) | Self::CasRefused { .. } => None,
+        }
+    }
+
+    fn sees(self) -> Option<u64> {
+        match self {
+            Self::Get(value) | Self::CasRefused { found: value, .. } => value,
+            Self::CasDone { expected, .. } => expected,
+            Self::Put(_) | Self::Delete | Self::CasUnknown { .. } => None,
+        }
+    }
+}
+
+/// Drops writes of unknown outcome whose value nobody ever saw: with values that are written once,
+/// they explain nothing, and every one of them would double the search.
+fn relevant(history: &[Operation]) -> Vec<Operation> {
+    let seen: BTreeSet<u64> = history.iter().filter_map(|op| op.action.sees()).collect();
+    let mut kept: Vec<Operation> = history
+        .iter()
+        .filter(|op| {
+            op.returned.is_some() || op.action.writes().is_none_or(|value| seen.contains(&value))
+        })
+        .copied()
+        .collect();
+    kept.sort_by_key(|op| op.called);
+    kept
+}
+
+/// Judges a history of one key that starts without a value. Every written value must be unique.
+#[must_use]
+pub fn check(history: &[Operation], steps_max: u64) -> Verdict {
+    let operations = relevant(history);
+    let words = operations.len().div_ceil(64);
+    let mut done = vec![0_u64; words];
+    let mut memo: BTreeSet<(Vec<u64>, Option<u64>)> = BTreeSet::new();
+    // A stack of decisions: which operation was placed, and the value before it.
+    let mut placed: Vec<(usize, Option<u64>)> = Vec::new();
+    let mut value = None;
+    let mut candidate = 0_usize;
+    let mut steps = 0_u64;
+    let mut deepest: (usize, Option<usize>) = (0, None);
+    loop {
+        steps += 1;
+        if steps > steps_max {
+            return Verdict::Unknown;
+        }
+        let first_return = first_return(&operations, &done);
+        let Some(bound) = first_return else { return Verdict::Linearizable };
+        // Only an operation called before the earliest return of those left can come first.
+        let next = (candidate..operations.len()).find(|index| {
+            !is_done(&done, *index)
+                && operations.get(*index).is_some_and(|op| {
+                    op.called <= bound.0 && op.action.apply(value).is_some()
+                })
+        });
+        match next.and_then(|index| operations.get(index).map(|op| (index, op))) {
+            Some((index, operation)) => {
+                mark(&mut done, index, true);
+                let after = operation.action.apply(value).flatten();
+                if memo.insert((done.clone(), after)) {
+                    placed.push((index, value));
+                    value = after;
+                    candidate = 0;
+                } else {
+                    mark(&mut done, index, false);
+                    candidate = index + 1;
+                }
+            }
+            None => {
+                if placed.len() >= deepest.0 {
+                    deepest = (placed.len(), Some(bound.1));
+                }
+                let Some((index, before)) = placed.pop() else {
+                    let culprit = deepest.1.and_then(|index| operations.get(index)).copied();
+                    return culprit.map_or(Verdict::Unknown, Verdict::Violation);
+                };
+                mark(&mut done, index, false);
+                value = before;
+                candidate = index + 1;
+            }
+        }
+    }
+}
+
+/// The earliest return among the operations that are not placed, and whose it is. `None` when only
+/// operations of unknown outcome are left: they need not take effect.
+fn first_return(operations: &[Operation], done: &[u64]) -> Option<(u64, usize)> {
+    operations
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !is_done(done, *index))
+        .filter_map(|(index, op)| op.returned.map(|at| (at, index)))
+        .min()
+}
+
+fn is_done(done: &[u64], index: usize) -> bool {
+    done.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+}
+
+fn mark(done: &mut [u64], index: usize, set: bool) {
+    if let Some(word) = done.get_mut(index / 64) {
+        if set {
+            *word |= 1 << (index % 64);
+        } else {
+            *word &= !(1 << (index % 64));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(called: u64, returned: u64, action: Action) -> Operation {
+        Operation { called, returned: Some(returned), action }
+    }
+
+    fn unknown(called: u64, action: Action) -> Operation {
+        Operation { called, returned: None, action }
+    }
+
+    fn verdict(history: &[Operation]) -> Verdict {
+        check(history, 1_000_000)
+    }
+
+    #[test]
+    fn reads_of_the_latest_write_are_linearizable() {
+        let history = [
+            op(0, 1, Action::Put(1)),
+            op(2, 3, Action::Get(Some(1))),
+            op(4, 5, Action::Delete),
+            op(6, 7, Action::Get(None)),
+        ];
+        assert_eq!(verdict(&history), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn a_stale_read_is_a_violation() {
+        let stale = op(4, 5, Action::Get(Some(1)));
+        let history = [op(0, 1, Action::Put(1)), op(2, 3, Action::Put(2)), stale];
+        assert_eq!(verdict(&history), Verdict::Violation(stale));
+    }
+
+    #[test]
+    fn a_read_beside_a_write_may_see_either_value_but_not_go_back() {
+        let write = op(2, 9, Action::Put(2));
+        let base = [op(0, 1, Action::Put(1)), write];
+        let forward = [op(3, 4, Action::Get(Some(1))), op(5, 6, Action::Get(Some(2)))];
+        let back = [op(3, 4, Action::Get(Some(2))), op(5, 6, Action::Get(Some(1)))];
+        assert_eq!(verdict(&[base.as_slice(), &forward].concat()), Verdict::Linearizable);
+        assert!(matches!(verdict(&[base.as_slice(), &back].concat()), Verdict::Violation(_)));
+    }
+
+    #[test]
+    fn a_write_of_unknown_outcome_may_take_effect_late_or_never() {
+        let late = [
+            unknown(0, Action::Put(1)),
+            op(1, 2, Action::Get(None)),
+            op(3, 4, Action::Get(Some(1))),
+        ];
+        let never = [unknown(0, Action::Put(1)), op(1, 2, Action::Get(None))];
+        let twice = [
+            unknown(0, Action::Put(1)),
+            op(1, 2, Action::Get(Some(1))),
+            op(3, 4, Action::Put(2)),
+            op(5, 6, Action::Get(Some(1))),
+        ];
+        assert_eq!(verdict(&late), Verdict::Linearizable);
+        assert_eq!(verdict(&never), Verdict::Linearizable);
+        assert!(matches!(verdict(&twice), Verdict::Violation(_)));
+    }
+
+    #[test]
+    fn a_lost_acknowledged_write_is_a_violation() {
+        let history = [op(0, 1, Action::Put(1)), op(2, 3, Action::Get(None))];
+        assert!(matches!(verdict(&history), Verdict::Violation(_)));
+    }
+
+    #[test]
+    fn a_value_that_nobody_wrote_is_a_violation() {
+        assert!(matches!(verdict(&[op(0, 1, Action::Get(Some(9)))]), Verdict::Violation(_)));
+    }
+
+    #[test]
+    fn two_compare_and_swaps_from_one_value_cannot_both_succeed() {
+        let cas = |new| Action::CasDone { expected: Some(1), new };
+        let history = [op(0, 1, Action::Put(1)), op(2, 5, cas(2)), op(3, 6, cas(3))];
+        assert!(matches!(verdict(&history), Verdict::Violation(_)));
+        let one_refused = [
+            op(0, 1, Action::Put(1)),
+            op(2, 5, cas(2)),
+            op(3, 6, Action::CasRefused { expected: Some(1), found: Some(2) }),
+        ];
+        assert_eq!(verdict(&one_refused), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn too_long_a_search_is_given_up_and_said() {
+        let history: Vec<Operation> =
+            (0..40).map(|n| op(0, 100, Action::Put(n))).chain([op(101, 102, Action::Get(None))]).collect();
+        assert_eq!(check(&history, 1_000), Verdict::Unknown);
+    }
+}
