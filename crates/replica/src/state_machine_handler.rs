@@ -198,7 +198,7 @@ impl StateMachineHandler {
                 (self.applied, written.map_err(|error| failed("generate_snapshot_data", &error))?)
             }
         };
-        let found = snapshot_checksum(&dir).map_err(|error| failed("snapshot_checksum", &error))?;
+        let found = snapshot_checksum(&dir).map_err(|error| failed("snapshot_checksum", &error.into()))?;
         if found != checksum {
             return Err(StopReason::new(format_args!(
                 "the snapshot at {label} has another checksum than the state machine said"
