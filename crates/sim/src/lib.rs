@@ -1,1 +1,26 @@
-//! Under construction.
+//! A whole cluster in one thread of virtual time: the real core, replica, log, key-value machine and
+//! wire encoding on a simulated network, disk and clock. A run is a function of its seed.
+//!
+//! # Where to look
+//! `profile.rs` draws how hard each fault hits; `world.rs` is the event loop, `world_disk.rs` the
+//! workers and crashes, `world_faults.rs` the other faults and the clients; `monitors.rs` has the
+//! rules checked at every step, `linearizability.rs` the one checked at the end.
+
+mod clients;
+mod faults;
+mod linearizability;
+mod monitors;
+mod network;
+mod node;
+mod prng;
+mod profile;
+mod run;
+mod trace;
+mod world;
+mod world_disk;
+mod world_faults;
+
+pub use faults::{Counts, Fault, Sometimes};
+pub use linearizability::{Action, Operation, Verdict, check};
+pub use profile::Profile;
+pub use run::{Finding, Report, RunOptions, run};

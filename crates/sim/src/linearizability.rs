@@ -66,9 +66,7 @@ impl Action {
             Self::Delete => Some(None),
             Self::Get(seen) => (seen == value).then_some(value),
             Self::CasDone { expected, new } => (expected == value).then_some(Some(new)),
-            Self::CasRefused { expected, found } => {
-                (found == value && expected != value).then_some(value)
-            }
+            Self::CasRefused { expected, found } => (found == value && expected != value).then_some(value),
             Self::CasUnknown { expected, new } => Some(if expected == value { Some(new) } else { value }),
         }
     }
@@ -95,9 +93,7 @@ fn relevant(history: &[Operation]) -> Vec<Operation> {
     let seen: BTreeSet<u64> = history.iter().filter_map(|op| op.action.sees()).collect();
     let mut kept: Vec<Operation> = history
         .iter()
-        .filter(|op| {
-            op.returned.is_some() || op.action.writes().is_none_or(|value| seen.contains(&value))
-        })
+        .filter(|op| op.returned.is_some() || op.action.writes().is_none_or(|value| seen.contains(&value)))
         .copied()
         .collect();
     kept.sort_by_key(|op| op.called);
@@ -127,9 +123,9 @@ pub fn check(history: &[Operation], steps_max: u64) -> Verdict {
         // Only an operation called before the earliest return of those left can come first.
         let next = (candidate..operations.len()).find(|index| {
             !is_done(&done, *index)
-                && operations.get(*index).is_some_and(|op| {
-                    op.called <= bound.0 && op.action.apply(value).is_some()
-                })
+                && operations
+                    .get(*index)
+                    .is_some_and(|op| op.called <= bound.0 && op.action.apply(value).is_some())
         });
         match next.and_then(|index| operations.get(index).map(|op| (index, op))) {
             Some((index, operation)) => {
@@ -231,11 +227,7 @@ mod tests {
 
     #[test]
     fn a_write_of_unknown_outcome_may_take_effect_late_or_never() {
-        let late = [
-            unknown(0, Action::Put(1)),
-            op(1, 2, Action::Get(None)),
-            op(3, 4, Action::Get(Some(1))),
-        ];
+        let late = [unknown(0, Action::Put(1)), op(1, 2, Action::Get(None)), op(3, 4, Action::Get(Some(1)))];
         let never = [unknown(0, Action::Put(1)), op(1, 2, Action::Get(None))];
         let twice = [
             unknown(0, Action::Put(1)),

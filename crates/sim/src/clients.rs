@@ -1,0 +1,373 @@
+//! Clients that fight over a few keys, and the history of what they saw.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use d_engine_kv::{KvCommand, KvReply};
+use d_engine_replica::{Proposal, ProposeError, ReadError, ReadRequest};
+
+use crate::linearizability::{Action, Operation, Verdict, check};
+use crate::prng::Prng;
+use crate::profile::Profile;
+
+/// What came back for an operation.
+#[derive(Debug)]
+pub enum Answer {
+    /// The state machine's reply to a command.
+    Command(Result<Bytes, ProposeError>),
+    /// The outcome of a read barrier.
+    Barrier(Result<u64, ReadError>),
+}
+
+/// Answers by operation, filled by the replicas' responders.
+pub type Mailbox = Arc<Mutex<Vec<(usize, u64, Answer)>>>;
+
+/// What a client wants.
+#[derive(Clone, Copy, Debug)]
+pub enum Wish {
+    /// Set the key to a new value.
+    Put(u64),
+    /// Remove the key.
+    Delete,
+    /// Read the key.
+    Get,
+    /// Change the key from a value seen before to a new one.
+    Cas(Option<u64>, u64),
+}
+
+#[derive(Clone, Debug)]
+struct Request {
+    client: usize,
+    key: u64,
+    wish: Wish,
+    called: u64,
+}
+
+/// One client: at most one operation at a time.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// The node it talks to.
+    pub target: u64,
+    /// The operation it waits for.
+    pub waiting: Option<usize>,
+    last_seen: BTreeMap<u64, Option<u64>>,
+}
+
+/// All clients of a run and their history.
+#[derive(Debug)]
+pub struct Clients {
+    prng: Prng,
+    all: Vec<Client>,
+    requests: Vec<Request>,
+    history: BTreeMap<u64, Vec<Operation>>,
+    next_value: u64,
+    mailbox: Mailbox,
+    /// Operations answered with success.
+    pub succeeded: u64,
+    /// Operations that certainly did not happen.
+    pub refused: u64,
+    /// Operations of unknown outcome.
+    pub unknown: u64,
+}
+
+/// What goes to a node.
+pub enum ToNode {
+    /// A command.
+    Propose(Proposal),
+    /// A read barrier.
+    Read(ReadRequest),
+}
+
+impl Clients {
+    /// The clients of a run.
+    #[must_use]
+    pub fn new(seed: u64, profile: &Profile) -> Self {
+        let mut prng = Prng::stream(seed, "clients");
+        let all = (0..profile.clients)
+            .map(|_| Client { target: prng.between(1, profile.nodes), ..Client::default() })
+            .collect();
+        Self {
+            prng,
+            all,
+            requests: Vec::new(),
+            history: BTreeMap::new(),
+            next_value: 0,
+            mailbox: Mailbox::default(),
+            succeeded: 0,
+            refused: 0,
+            unknown: 0,
+        }
+    }
+
+    /// Answers that have come in since the last call: operation, node, answer.
+    #[must_use]
+    pub fn take_answers(&self) -> Vec<(usize, u64, Answer)> {
+        std::mem::take(&mut *self.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The random stream of the clients.
+    pub fn prng(&mut self) -> &mut Prng {
+        &mut self.prng
+    }
+
+    /// The node that `client` talks to.
+    #[must_use]
+    pub fn target(&self, client: usize) -> u64 {
+        self.all.get(client).map_or(1, |client| client.target)
+    }
+
+    /// The key of an operation.
+    #[must_use]
+    pub fn key_of(&self, operation: usize) -> Option<Bytes> {
+        self.requests.get(operation).map(|request| key_bytes(request.key))
+    }
+
+    /// Whether `operation` is still the one its client waits for.
+    #[must_use]
+    pub fn is_waiting_for(&self, operation: usize) -> bool {
+        self.requests
+            .get(operation)
+            .and_then(|request| self.all.get(request.client))
+            .is_some_and(|client| client.waiting == Some(operation))
+    }
+
+    /// Whether `client` waits for an answer.
+    #[must_use]
+    pub fn is_busy(&self, client: usize) -> bool {
+        self.all.get(client).is_some_and(|client| client.waiting.is_some())
+    }
+
+    /// Begins an operation of `client` at `now`; returns its number.
+    pub fn begin(&mut self, client: usize, now: u64, profile: &Profile) -> usize {
+        let key = self.prng.below(profile.keys);
+        self.next_value += 1;
+        let last_seen = self.all.get(client).and_then(|client| client.last_seen.get(&key)).copied().flatten();
+        let wish = match self.prng.below(100) {
+            0..=39 => Wish::Get,
+            40..=74 => Wish::Put(self.next_value),
+            75..=79 => Wish::Delete,
+            _ => Wish::Cas(last_seen, self.next_value),
+        };
+        let operation = self.requests.len();
+        self.requests.push(Request { client, key, wish, called: now });
+        if let Some(client) = self.all.get_mut(client) {
+            client.waiting = Some(operation);
+        }
+        operation
+    }
+
+    /// What `operation` sends to `node`.
+    #[must_use]
+    pub fn message(&self, operation: usize, node: u64, profile: &Profile) -> Option<ToNode> {
+        let request = self.requests.get(operation)?;
+        let mailbox = self.mailbox.clone();
+        let put = move |answer| {
+            mailbox.lock().unwrap_or_else(PoisonError::into_inner).push((operation, node, answer));
+        };
+        let key = key_bytes(request.key);
+        let value = |value| value_bytes(value, profile.value_bytes);
+        let command = match request.wish {
+            Wish::Get => {
+                let responder = Box::new(move |result| put(Answer::Barrier(result)));
+                return Some(ToNode::Read(ReadRequest { responder }));
+            }
+            Wish::Put(new) => KvCommand::put(key, value(new)),
+            Wish::Delete => KvCommand::delete(key),
+            Wish::Cas(expected, new) => {
+                KvCommand::compare_and_swap(key, expected.map(value), Some(value(new)))
+            }
+        };
+        let responder = Box::new(move |result| put(Answer::Command(result)));
+        Some(ToNode::Propose(Proposal { command: command.encode(), responder }))
+    }
+
+    /// Nobody answered in time: a write may yet take effect.
+    pub fn give_up(&mut self, operation: usize, nodes: u64) {
+        self.finish(operation, None, None);
+        self.retarget(operation, None, nodes);
+    }
+
+    /// An answer has come; for a read, with the value found. Returns whether it was a success, or
+    /// why the answer cannot be right.
+    ///
+    /// # Errors
+    /// The reply of the state machine is not one that its command can have.
+    pub fn answered(
+        &mut self,
+        operation: usize,
+        answer: &Answer,
+        value: Option<Bytes>,
+        now: u64,
+        nodes: u64,
+    ) -> Result<(), String> {
+        let Some(request) = self.requests.get(operation).cloned() else { return Ok(()) };
+        match answer {
+            Answer::Barrier(Ok(_)) => {
+                let seen = value.map(|value| parse_value(&value)).transpose()?;
+                self.see(request.client, request.key, seen);
+                self.finish(operation, Some(now), Some(Action::Get(seen)));
+            }
+            Answer::Command(Ok(reply)) => {
+                let action = self.action(&request, reply)?;
+                self.finish(operation, Some(now), Some(action));
+            }
+            Answer::Command(Err(ProposeError::OutcomeUnknown)) => {
+                self.finish(operation, None, None);
+                self.retarget(operation, None, nodes);
+            }
+            Answer::Command(Err(error)) => {
+                let hint = match error {
+                    ProposeError::NotLeader { leader: Some(leader) } => Some(leader.node.get()),
+                    _ => None,
+                };
+                self.refuse(operation);
+                self.retarget(operation, hint, nodes);
+            }
+            Answer::Barrier(Err(error)) => {
+                let hint = match error {
+                    ReadError::NotLeader { leader: Some(leader) } => Some(leader.node.get()),
+                    _ => None,
+                };
+                self.refuse(operation);
+                self.retarget(operation, hint, nodes);
+            }
+        }
+        Ok(())
+    }
+
+    fn action(&mut self, request: &Request, reply: &Bytes) -> Result<Action, String> {
+        let reply = KvReply::decode(reply).map_err(|error| format!("a reply cannot be read: {error}"))?;
+        match (request.wish, reply) {
+            (Wish::Put(new), KvReply::Done { .. }) => {
+                self.see(request.client, request.key, Some(new));
+                Ok(Action::Put(new))
+            }
+            (Wish::Delete, KvReply::Done { .. }) => {
+                self.see(request.client, request.key, None);
+                Ok(Action::Delete)
+            }
+            (Wish::Cas(expected, new), KvReply::Done { .. }) => {
+                self.see(request.client, request.key, Some(new));
+                Ok(Action::CasDone { expected, new })
+            }
+            (Wish::Cas(expected, _), KvReply::CompareFailed { current }) => {
+                let found = current.map(|value| parse_value(&value)).transpose()?;
+                self.see(request.client, request.key, found);
+                Ok(Action::CasRefused { expected, found })
+            }
+            (wish, reply) => Err(format!("{wish:?} was answered with {reply:?}")),
+        }
+    }
+
+    fn see(&mut self, client: usize, key: u64, value: Option<u64>) {
+        if let Some(client) = self.all.get_mut(client) {
+            client.last_seen.insert(key, value);
+        }
+    }
+
+    fn refuse(&mut self, operation: usize) {
+        self.refused += 1;
+        self.release(operation);
+    }
+
+    fn release(&mut self, operation: usize) {
+        let client = self.requests.get(operation).map(|request| request.client);
+        if let Some(client) = client.and_then(|client| self.all.get_mut(client)) {
+            client.waiting = None;
+        }
+    }
+
+    /// Writes an operation into the history. Without an action the outcome is unknown.
+    fn finish(&mut self, operation: usize, returned: Option<u64>, action: Option<Action>) {
+        self.release(operation);
+        let Some(request) = self.requests.get(operation) else { return };
+        let action = match (action, request.wish) {
+            (Some(action), _) => action,
+            (None, Wish::Put(new)) => Action::Put(new),
+            (None, Wish::Delete) => Action::Delete,
+            (None, Wish::Cas(expected, new)) => Action::CasUnknown { expected, new },
+            // A read without an answer has observed nothing.
+            (None, Wish::Get) => return,
+        };
+        if returned.is_some() {
+            self.succeeded += 1;
+        } else {
+            self.unknown += 1;
+        }
+        let operation = Operation { called: request.called, returned, action };
+        self.history.entry(request.key).or_default().push(operation);
+    }
+
+    fn retarget(&mut self, operation: usize, hint: Option<u64>, nodes: u64) {
+        let anywhere = self.prng.between(1, nodes);
+        // Some clients ignore the hint: old leaders must be asked too.
+        let target = if self.prng.chance(200_000) { anywhere } else { hint.unwrap_or(anywhere) };
+        let client = self.requests.get(operation).map(|request| request.client);
+        if let Some(client) = client.and_then(|client| self.all.get_mut(client)) {
+            client.target = target;
+        }
+    }
+
+    /// The run is over: whoever waits never learns the outcome.
+    pub fn close(&mut self) {
+        let waiting: Vec<usize> = self.all.iter().filter_map(|client| client.waiting).collect();
+        for operation in waiting {
+            self.finish(operation, None, None);
+        }
+    }
+
+    /// Judges the history, key by key.
+    ///
+    /// # Errors
+    /// The key whose history is not linearizable, or too hard to judge.
+    pub fn judge(&self) -> Result<(), String> {
+        for (key, history) in &self.history {
+            match check(history, 3_000_000) {
+                Verdict::Linearizable => {}
+                Verdict::Violation(operation) => {
+                    return Err(format!(
+                        "linearizability: the history of key {key} ({} operations) has no order; stuck at {operation:?}",
+                        history.len()
+                    ));
+                }
+                Verdict::Unknown => {
+                    return Err(format!(
+                        "linearizability: the history of key {key} ({} operations) is too hard to judge",
+                        history.len()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns a client's next operation loose on another node now and then, whatever it knows.
+    pub fn wander(&mut self, client: usize, nodes: u64) {
+        let target = self.prng.between(1, nodes);
+        if self.prng.chance(50_000)
+            && let Some(client) = self.all.get_mut(client)
+        {
+            client.target = target;
+        }
+    }
+}
+
+fn key_bytes(key: u64) -> Bytes {
+    Bytes::from(format!("key-{key}"))
+}
+
+/// The number, then padding: equal numbers give equal bytes.
+fn value_bytes(value: u64, length: u64) -> Bytes {
+    let mut bytes = value.to_be_bytes().to_vec();
+    bytes.resize(usize::try_from(length.max(8)).unwrap_or(8), 0x5a);
+    Bytes::from(bytes)
+}
+
+fn parse_value(bytes: &Bytes) -> Result<u64, String> {
+    let head: [u8; 8] = bytes
+        .get(..8)
+        .and_then(|head| head.try_into().ok())
+        .ok_or_else(|| format!("a value of {} bytes was read that nobody wrote", bytes.len()))?;
+    Ok(u64::from_be_bytes(head))
+}

@@ -1,0 +1,118 @@
+//! Counts of what the simulator did to the cluster, and of rare states that were reached.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What can be done to a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[allow(missing_docs, reason = "the names say it all, and the summary prints them")]
+pub enum Fault {
+    MessageDropped,
+    MessageDuplicated,
+    MessageReplayed,
+    MessageLongDelayed,
+    MessageOvertaken,
+    PartitionIsolate,
+    PartitionSplit,
+    PartitionBridge,
+    PartitionChain,
+    PartitionOneWay,
+    Crash,
+    CrashInWrite,
+    CrashOfAll,
+    CrashInRecovery,
+    UnsyncedBytesLost,
+    Pause,
+    SyncStall,
+    DiskError,
+    ClockDrift,
+    ClockJump,
+    QuietClient,
+}
+
+impl Fault {
+    /// Every kind.
+    pub const ALL: [Self; 21] = [
+        Self::MessageDropped,
+        Self::MessageDuplicated,
+        Self::MessageReplayed,
+        Self::MessageLongDelayed,
+        Self::MessageOvertaken,
+        Self::PartitionIsolate,
+        Self::PartitionSplit,
+        Self::PartitionBridge,
+        Self::PartitionChain,
+        Self::PartitionOneWay,
+        Self::Crash,
+        Self::CrashInWrite,
+        Self::CrashOfAll,
+        Self::CrashInRecovery,
+        Self::UnsyncedBytesLost,
+        Self::Pause,
+        Self::SyncStall,
+        Self::DiskError,
+        Self::ClockDrift,
+        Self::ClockJump,
+        Self::QuietClient,
+    ];
+}
+
+/// Rare states that a good set of seeds reaches.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[allow(missing_docs, reason = "the names say it all, and the summary prints them")]
+pub enum Sometimes {
+    TwoLeadersAtOnce,
+    SuffixSuperseded,
+    TornTailCut,
+    NodeStoppedByDisk,
+    EntriesLoadedFromLog,
+    AppliedFromLog,
+    OutcomeUnknown,
+    ReadLost,
+    LeaderReelectedInLaterTerm,
+    OldTermEntryOnMajority,
+    IncarnationsBound,
+    DeadlineWhilePaused,
+}
+
+/// How often each fault was done and each rare state reached.
+#[derive(Clone, Default, Debug)]
+pub struct Counts {
+    faults: BTreeMap<Fault, u64>,
+    sometimes: BTreeMap<Sometimes, u64>,
+}
+
+impl Counts {
+    /// Counts one fault.
+    pub fn fault(&mut self, fault: Fault) {
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    /// Counts one rare state.
+    pub fn reached(&mut self, state: Sometimes) {
+        *self.sometimes.entry(state).or_default() += 1;
+    }
+
+    /// How often `fault` was done.
+    #[must_use]
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.faults.get(&fault).copied().unwrap_or(0)
+    }
+
+    /// The rare states reached.
+    pub fn states(&self) -> impl Iterator<Item = (Sometimes, u64)> {
+        self.sometimes.iter().map(|(state, count)| (*state, *count))
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (fault, count) in &self.faults {
+            write!(f, "{fault:?}={count} ")?;
+        }
+        for (state, count) in &self.sometimes {
+            write!(f, "{state:?}={count} ")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,406 @@
+//! What must hold at every step of every run. A monitor is trusted where random search is not: a
+//! rule that is checked only through its consequences is found broken late or never.
+//!
+//! | rule | where it comes from |
+//! |---|---|
+//! | election safety | Raft paper, figure 3: at most one leader per term |
+//! | vote once | per (node, term), across restarts |
+//! | durable before sent | a vote, an ack or a new term leaves only after its write |
+//! | committed on a durable quorum | the disks of a quorum hold the entry, crashed nodes counted |
+//! | commit-term rule | Raft paper, section 5.4.2: counting commits only own-term entries |
+//! | committed is immutable | State Machine Safety: one entry per committed index, for ever |
+//! | leader completeness | Raft paper, figure 3: a new leader holds all committed entries |
+//! | log matching | Raft paper, section 5.3: (index, term) fixes the entry and the one before |
+//! | monotonic | term for ever; commit and applied within a life |
+//! | applied is committed and stored | nothing is applied beyond min(commit, own disk) |
+//! | recovery | a restart finds what was synced, plus at most whole writes that were not |
+
+use std::collections::BTreeMap;
+
+use d_engine_core::{AppendOutcome, EntryKind, HardState, LogIndex, NodeId, RaftCore, RoleKind, Term};
+use d_engine_replica::{ApplyJob, ApplySource, PeerMessage, PersistJob};
+use d_engine_storage::{LogEntry, RecoveredLog};
+
+/// What a broken rule is called, and what broke it.
+pub type Broken = String;
+
+/// What a node's disk must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Disk {
+    hard_state: HardState,
+    /// The terms of the entries, from index 1.
+    terms: Vec<u64>,
+}
+
+impl Disk {
+    fn write(&mut self, job: &PersistJob) {
+        if let Some(hard_state) = job.hard_state {
+            self.hard_state = hard_state;
+        }
+        if let Some(first) = job.entries.first() {
+            self.terms.truncate(usize::try_from(first.id.index.previous().get()).unwrap_or(usize::MAX));
+            self.terms.extend(job.entries.iter().map(|entry| entry.id.term.get()));
+        }
+    }
+
+    fn term_at(&self, index: LogIndex) -> Option<u64> {
+        let position = usize::try_from(index.get().checked_sub(1)?).ok()?;
+        self.terms.get(position).copied()
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        // The commit index in the hard state is a hint and may be of any age.
+        self.terms == other.terms
+            && self.hard_state.term == other.hard_state.term
+            && self.hard_state.vote == other.hard_state.vote
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Watermarks {
+    commit: LogIndex,
+    applied: LogIndex,
+    was_leader_in: Option<Term>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Print {
+    digest: u64,
+    term_before: u64,
+}
+
+/// The monitors of one run.
+#[derive(Debug, Default)]
+pub struct Monitors {
+    leaders: BTreeMap<Term, u64>,
+    votes: BTreeMap<(u64, Term), NodeId>,
+    prints: BTreeMap<(u64, u64), Print>,
+    /// The term of every committed entry, from index 1.
+    committed: Vec<u64>,
+    disks: BTreeMap<u64, Disk>,
+    /// What the disk may hold instead, after a write that did not report success.
+    maybe_written: BTreeMap<u64, Vec<Disk>>,
+    watermarks: BTreeMap<u64, Watermarks>,
+    states: BTreeMap<u64, [u8; 32]>,
+}
+
+fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {
+    Err(format!("{rule}: {what}"))
+}
+
+impl Monitors {
+    /// How many entries are committed.
+    #[must_use]
+    pub fn committed_len(&self) -> u64 {
+        self.committed.len() as u64
+    }
+
+    /// The node that leads `term`, if one was seen to.
+    #[must_use]
+    pub fn leader_of(&self, term: Term) -> Option<u64> {
+        self.leaders.get(&term).copied()
+    }
+
+    /// A node has handled an event.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn after_step(&mut self, node: u64, core: &RaftCore) -> Result<(), Broken> {
+        let term = core.term();
+        if core.role() == RoleKind::Leader {
+            let leader = *self.leaders.entry(term).or_insert(node);
+            if leader != node {
+                return broken("election safety", format_args!("{leader} and {node} both lead term {term}"));
+            }
+            let marks = self.watermarks.entry(node).or_default();
+            if marks.was_leader_in != Some(term) {
+                marks.was_leader_in = Some(term);
+                self.check_completeness(node, core)?;
+            }
+        }
+        self.check_commit(node, core)
+    }
+
+    fn check_completeness(&self, node: u64, core: &RaftCore) -> Result<(), Broken> {
+        for (position, committed) in self.committed.iter().enumerate() {
+            let index = LogIndex::new(position as u64 + 1);
+            let held = core.term_at(index).map(Term::get);
+            if held != Some(*committed) {
+                return broken(
+                    "leader completeness",
+                    format_args!(
+                        "node {node} leads term {} with {held:?} at committed index {index} of term {committed}",
+                        core.term()
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_commit(&mut self, node: u64, core: &RaftCore) -> Result<(), Broken> {
+        let log = core.log();
+        let marks = self.watermarks.entry(node).or_default();
+        if log.committed < marks.commit || log.applied < marks.applied {
+            return broken(
+                "monotonic",
+                format_args!("watermarks of node {node} fell to {log:?} from {marks:?}"),
+            );
+        }
+        let (mut index, before) = (marks.commit, marks.commit);
+        marks.commit = log.committed;
+        marks.applied = log.applied;
+        while index < log.committed {
+            index = index.next();
+            let term = core.term_at(index).map_or(0, Term::get);
+            let position = usize::try_from(index.get() - 1).unwrap_or(usize::MAX);
+            match self.committed.get(position) {
+                Some(committed) if *committed == term => {}
+                Some(committed) => {
+                    return broken(
+                        "committed is immutable",
+                        format_args!(
+                            "node {node} commits term {term} at {index}, where term {committed} was committed"
+                        ),
+                    );
+                }
+                None => self.first_commit(node, core, index, term)?,
+            }
+        }
+        let rises = before < log.committed && core.role() == RoleKind::Leader;
+        if rises && core.term_at(log.committed) != Some(core.term()) {
+            return broken(
+                "commit-term rule",
+                format_args!(
+                    "leader {node} of term {} commits up to {} by counting",
+                    core.term(),
+                    log.committed
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn first_commit(&mut self, node: u64, core: &RaftCore, index: LogIndex, term: u64) -> Result<(), Broken> {
+        let holds = |voter: NodeId| {
+            self.disks.get(&voter.get()).is_some_and(|disk| disk.term_at(index) == Some(term))
+        };
+        if !core.configuration().has_quorum(holds) {
+            let on: Vec<u64> = self
+                .disks
+                .iter()
+                .filter(|(_, disk)| disk.term_at(index) == Some(term))
+                .map(|(node, _)| *node)
+                .collect();
+            return broken(
+                "committed on a durable quorum",
+                format_args!(
+                    "node {node} commits {index} of term {term}, which only the disks of {on:?} hold"
+                ),
+            );
+        }
+        self.committed.push(term);
+        Ok(())
+    }
+
+    /// A node hands out a log write.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn on_write(&mut self, node: u64, core: &RaftCore, job: &PersistJob) -> Result<(), Broken> {
+        let mut before = job.entries.first().and_then(|first| core.term_at(first.id.index.previous()));
+        for entry in &job.entries {
+            let print = Print { digest: digest(entry), term_before: before.map_or(0, Term::get) };
+            let key = (entry.id.index.get(), entry.id.term.get());
+            let known = *self.prints.entry(key).or_insert(print);
+            if known != print {
+                return broken(
+                    "log matching",
+                    format_args!("node {node} appends another entry at {:?} than was seen before", entry.id),
+                );
+            }
+            before = Some(entry.id.term);
+        }
+        Ok(())
+    }
+
+    /// A write has begun: until it is known to be stored, any number of its jobs may survive a crash.
+    pub fn on_write_begun(&mut self, node: u64, jobs: &[PersistJob]) {
+        let mut disk = self.disks.entry(node).or_default().clone();
+        let states = jobs.iter().map(|job| {
+            disk.write(job);
+            disk.clone()
+        });
+        self.maybe_written.insert(node, states.collect());
+    }
+
+    /// The log has said that the write is stored.
+    pub fn on_stored(&mut self, node: u64) {
+        if let Some(last) = self.maybe_written.remove(&node).and_then(|mut states| states.pop()) {
+            self.disks.insert(node, last);
+        }
+    }
+
+    /// A node has recovered its log.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn on_recovered(&mut self, node: u64, recovered: &RecoveredLog) -> Result<(), Broken> {
+        let found = Disk {
+            hard_state: recovered.hard_state,
+            terms: recovered.entries.iter().map(|head| head.id.term.get()).collect(),
+        };
+        let stored = self.disks.entry(node).or_default();
+        let maybe = self.maybe_written.remove(&node).unwrap_or_default();
+        if !found.same(stored) && !maybe.iter().any(|state| found.same(state)) {
+            return broken(
+                "recovery",
+                format_args!(
+                    "node {node} found {:?} and {} entries, but {:?} and {} entries were stored (and {} writes may be)",
+                    found.hard_state,
+                    found.terms.len(),
+                    stored.hard_state,
+                    stored.terms.len(),
+                    maybe.len(),
+                ),
+            );
+        }
+        *stored = found;
+        self.watermarks.insert(node, Watermarks::default());
+        Ok(())
+    }
+
+    /// A message leaves a node.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn on_send(&mut self, node: u64, to: NodeId, message: &PeerMessage) -> Result<(), Broken> {
+        let disk = self.disks.entry(node).or_default();
+        let stored = disk.hard_state;
+        let early = |what: &str| {
+            broken("durable before sent", format_args!("node {node} sends {what}, its disk holds {stored:?}"))
+        };
+        match message {
+            PeerMessage::PreVote { .. } | PeerMessage::PreVoteReply { granted: true, .. } => {}
+            PeerMessage::RequestVote { term, .. } => {
+                let own = NodeId::new(node);
+                if stored.term < *term || (stored.term == *term && stored.vote != own) {
+                    return early("a request for votes before its own vote is stored");
+                }
+                return own.map_or(Ok(()), |own| self.note_vote(node, *term, own));
+            }
+            PeerMessage::VoteReply { term, granted: true } => {
+                if stored.term < *term || (stored.term == *term && stored.vote != Some(to)) {
+                    return early("a vote that is not stored");
+                }
+                return self.note_vote(node, *term, to);
+            }
+            PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
+                if *index > LogIndex::ZERO && stored.term <= *term && disk.term_at(*index).is_none() {
+                    return early("an ack for entries that are not stored");
+                }
+            }
+            PeerMessage::HeartbeatReply { stored: index, term, .. } => {
+                if *index > LogIndex::ZERO && stored.term <= *term && disk.term_at(*index).is_none() {
+                    return early("an ack (in a heartbeat's answer) for entries that are not stored");
+                }
+            }
+            PeerMessage::PreVoteReply { .. }
+            | PeerMessage::VoteReply { .. }
+            | PeerMessage::Append { .. }
+            | PeerMessage::AppendReply { .. }
+            | PeerMessage::Heartbeat { .. } => {}
+        }
+        let term = match message {
+            PeerMessage::PreVoteReply { term, granted: false }
+            | PeerMessage::VoteReply { term, .. }
+            | PeerMessage::Append { term, .. }
+            | PeerMessage::AppendReply { term, .. }
+            | PeerMessage::Heartbeat { term, .. }
+            | PeerMessage::HeartbeatReply { term, .. } => *term,
+            _ => Term::ZERO,
+        };
+        if term > stored.term { early("a message of a term that is not stored") } else { Ok(()) }
+    }
+
+    fn note_vote(&mut self, node: u64, term: Term, candidate: NodeId) -> Result<(), Broken> {
+        let before = *self.votes.entry((node, term)).or_insert(candidate);
+        if before != candidate {
+            return broken(
+                "vote once",
+                format_args!("node {node} voted for {before} and for {candidate} in term {term}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// A node is about to apply entries.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn on_apply(&mut self, node: u64, job: &ApplyJob) -> Result<(), Broken> {
+        let (last, terms): (LogIndex, Vec<(LogIndex, u64)>) = match &job.source {
+            ApplySource::Stored(_, last) => (*last, Vec::new()),
+            ApplySource::Entries(entries) => (
+                entries.last().map_or(LogIndex::ZERO, |entry| entry.id.index),
+                entries.iter().map(|entry| (entry.id.index, entry.id.term.get())).collect(),
+            ),
+        };
+        if last.get() > self.committed.len() as u64 {
+            return broken("applied is committed", format_args!("node {node} applies up to {last}"));
+        }
+        for (index, term) in terms {
+            let position = usize::try_from(index.get().saturating_sub(1)).unwrap_or(usize::MAX);
+            if self.committed.get(position) != Some(&term) {
+                return broken(
+                    "applied is committed",
+                    format_args!("node {node} applies term {term} at {index}"),
+                );
+            }
+        }
+        let on_disk = self.disks.entry(node).or_default().terms.len() as u64;
+        if last.get() > on_disk {
+            return broken(
+                "applied is stored",
+                format_args!("node {node} applies up to {last}, its disk ends at {on_disk}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// A node's state machine has come to `applied` and hashes to `state`.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn on_state(&mut self, node: u64, applied: u64, state: [u8; 32]) -> Result<(), Broken> {
+        if *self.states.entry(applied).or_insert(state) != state {
+            return broken(
+                "equal state at equal index",
+                format_args!("node {node} at index {applied} differs from another replica"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether an entry of an earlier term than its leader's lies on a majority, uncommitted: the
+    /// situation of figure 8.
+    #[must_use]
+    pub fn old_term_on_majority(&self, core: &RaftCore) -> bool {
+        let index = core.log().committed.next();
+        let Some(term) = core.term_at(index) else { return false };
+        core.role() == RoleKind::Leader
+            && term < core.term()
+            && core.configuration().has_quorum(|voter| {
+                self.disks.get(&voter.get()).is_some_and(|disk| disk.term_at(index) == Some(term.get()))
+            })
+    }
+}
+
+/// FNV-1a over everything that must be equal between replicas.
+fn digest(entry: &LogEntry) -> u64 {
+    let kind = [entry.kind.number()];
+    let time = entry.time_ms.to_le_bytes();
+    let is_command = [u8::from(entry.kind == EntryKind::Command)];
+    let bytes = kind.iter().chain(&time).chain(&is_command).chain(entry.data.iter());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,219 @@
+//! One simulated node: the real replica, log worker and apply worker, on a simulated disk.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use d_engine_core::{GroupId, Instant, NodeId};
+use d_engine_kv::KvStateMachine;
+use d_engine_replica::{
+    ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica, ReplicaConfig,
+    StateMachineHandler, StopReason,
+};
+use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::{
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, Member, MemberRole, Membership,
+    OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
+};
+
+use crate::profile::Profile;
+
+/// The group of all simulated nodes.
+pub const GROUP: GroupId = GroupId::FIRST;
+
+/// A node: its disk lasts, its life does not.
+#[derive(Debug)]
+pub struct Node {
+    /// The node's id.
+    pub id: u64,
+    /// The disk.
+    pub fs: SimFs,
+    /// Rises with every crash: events of an earlier life mean nothing.
+    pub life: u64,
+    /// The running process, if it runs.
+    pub running: Option<Running>,
+    /// Until when nothing happens on this node.
+    pub paused_until: u64,
+    /// The speed of the node's clock in millionths.
+    pub clock_rate: u64,
+    /// The wall clock's error in milliseconds.
+    pub wall_offset_ms: u64,
+}
+
+/// A running process.
+pub struct Running {
+    /// The replica.
+    pub replica: Replica,
+    /// What the replica has asked for and not been given yet.
+    pub jobs: Jobs,
+    /// The log worker and what waits for it.
+    pub log: LogWorker,
+    /// Writes waiting for the log worker.
+    pub writes: Vec<PersistJob>,
+    /// Reads waiting for the log worker.
+    pub loads: Vec<LoadJob>,
+    /// Whether the log worker is at work.
+    pub log_busy: bool,
+    /// The apply worker.
+    pub apply: ApplyWorker,
+    /// Jobs waiting for the apply worker.
+    pub applies: VecDeque<ApplyJob>,
+    /// Whether the apply worker is at work.
+    pub apply_busy: bool,
+    /// The state machine.
+    pub machine: Arc<KvStateMachine>,
+    /// This life's data directory.
+    pub incarnation: Incarnation,
+    /// The deadline that an event is scheduled for.
+    pub deadline: Option<Instant>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("core", &self.replica.status().core).finish_non_exhaustive()
+    }
+}
+
+/// What a start has found.
+#[derive(Debug)]
+pub struct Started {
+    /// The recovered log, for the monitors.
+    pub recovered: RecoveredLog,
+    /// What recovery did.
+    pub report: RecoveryReport,
+}
+
+/// The id as the engine's type.
+///
+/// # Panics
+/// For the reserved zero, which the simulator never uses.
+#[must_use]
+pub fn node_id(id: u64) -> NodeId {
+    NodeId::new(id).unwrap_or_else(|| unreachable!("simulated nodes are numbered from 1"))
+}
+
+impl Node {
+    /// A node that has never run.
+    #[must_use]
+    pub fn new(id: u64, clock_rate: u64) -> Self {
+        let fs = SimFs::new();
+        Self { id, fs, life: 0, running: None, paused_until: 0, clock_rate, wall_offset_ms: 0 }
+    }
+
+    /// What this node's monotonic clock shows at true time `now`.
+    #[must_use]
+    pub fn clock(&self, now: u64) -> Instant {
+        let scaled = u128::from(now) * u128::from(self.clock_rate) / 1_000_000;
+        Instant::from_nanos(u64::try_from(scaled).unwrap_or(u64::MAX))
+    }
+
+    /// The true time at which this node's clock shows `at`, or a moment later.
+    #[must_use]
+    pub fn true_time(&self, at: Instant) -> u64 {
+        let scaled = (u128::from(at.as_nanos()) + 1) * 1_000_000 / u128::from(self.clock_rate.max(1));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+
+    /// What this node's wall clock shows at true time `now`.
+    #[must_use]
+    pub fn wall_ms(&self, now: u64) -> u64 {
+        1_700_000_000_000 + self.wall_offset_ms + now / 1_000_000
+    }
+
+    /// Starts the process on what the disk holds.
+    ///
+    /// # Errors
+    /// Why the node does not start; expected only when the disk was told to fail.
+    pub fn start(&mut self, seed: u64, now: u64, profile: &Profile) -> Result<Started, String> {
+        let options = FileStorageOptions {
+            segment_bytes: profile.segment_bytes,
+            grow_bytes: 4096,
+            prepare_bytes: 8192,
+            ..FileStorageOptions::default()
+        };
+        let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
+        let engine = FileStorageEngine::new("/data", options, fs);
+        let mut incarnation = [0; 16];
+        incarnation[0] = u8::try_from(self.id).unwrap_or(0);
+        let request = OpenRequest {
+            cluster: Some(ClusterId([7; 16])),
+            node: node_id(self.id),
+            group: GROUP,
+            initial: members(profile.nodes),
+            fresh_cluster: ClusterId([7; 16]),
+            fresh_incarnation: Incarnation(incarnation),
+        };
+        let opened = engine.open(&request).map_err(|error| error.to_string())?;
+        let machine = Arc::new(KvStateMachine::new());
+        let handler =
+            now_or_never(StateMachineHandler::open(machine.clone(), Arc::new(Never), &opened.recovered))
+                .map_err(|reason| reason.to_string())?;
+        let mut config = ReplicaConfig { cache_bytes_max: profile.cache_bytes, ..ReplicaConfig::default() };
+        config.core.append_bytes_max = profile.append_bytes;
+        config.apply_entries_max = 16;
+        let applied = d_engine_core::LogIndex::new(handler.applied().index);
+        let replica =
+            Replica::new(config, &opened.identity, &opened.recovered, applied, seed, self.clock(now))
+                .map_err(|error| error.to_string())?;
+        let reader = opened.log.reader();
+        self.running = Some(Running {
+            replica,
+            jobs: Jobs::default(),
+            log: LogWorker::new(opened.log, GROUP),
+            writes: Vec::new(),
+            loads: Vec::new(),
+            log_busy: false,
+            apply: ApplyWorker::new(handler, reader, GROUP),
+            applies: VecDeque::new(),
+            apply_busy: false,
+            machine,
+            incarnation: opened.identity.incarnation,
+            deadline: None,
+        });
+        Ok(Started { recovered: opened.recovered, report: opened.report })
+    }
+
+    /// The process dies and, with the machine, everything that was not synced.
+    pub fn crash(&mut self, random: &mut dyn FnMut(u64) -> u64) {
+        // The disk goes first, so that nothing that runs on drop can still reach it.
+        self.fs.crash(random);
+        self.running = None;
+        self.life += 1;
+    }
+}
+
+impl Running {
+    /// Applies one job on the spot.
+    ///
+    /// # Errors
+    /// The state machine cannot go on.
+    pub fn run_apply(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
+        now_or_never(self.apply.run(job))
+    }
+}
+
+fn members(count: u64) -> Membership {
+    let members = (1..=count).map(|node| Member {
+        node,
+        peer_addr: format!("sim:{node}"),
+        client_addr: format!("sim-client:{node}"),
+        role: MemberRole::Voter,
+        incarnation: None,
+    });
+    Membership::new(members).unwrap_or_default()
+}
+
+/// Polls a future that has nothing to wait for. A state machine that needs a reactor or a timer
+/// cannot run in the simulator and is told so by name.
+fn now_or_never<T>(future: impl Future<Output = Result<T, StopReason>>) -> Result<T, StopReason> {
+    let mut context = Context::from_waker(Waker::noop());
+    match pin!(future).poll(&mut context) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(StopReason::new(
+            "the state machine waits for something outside itself (a timer, a socket, another task); the simulator \
+             has none of these",
+        )),
+    }
+}

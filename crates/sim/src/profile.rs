@@ -1,0 +1,136 @@
+//! What a run is like: cluster size, load, and how hard each fault hits. Drawn from the seed, every
+//! class of faults switched off in about half of the runs ("swarm testing"): a run that is all
+//! storm never reaches the states that need calm.
+
+use crate::prng::Prng;
+
+/// One millisecond in the simulator's nanoseconds.
+pub const MS: u64 = 1_000_000;
+/// One second.
+pub const SECOND: u64 = 1_000 * MS;
+
+/// The intensities of one run. Times are in simulated nanoseconds, chances in millionths.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Voters in the cluster.
+    pub nodes: u64,
+    /// Clients calling at the same time.
+    pub clients: u64,
+    /// Keys they fight over.
+    pub keys: u64,
+    /// Mean pause of a client between two operations.
+    pub client_pause: u64,
+    /// How long a client waits for an answer.
+    pub client_patience: u64,
+    /// Chance that a client falls silent for a long while.
+    pub quiet: u64,
+    /// Chance that a message is lost.
+    pub drop: u64,
+    /// Chance that a message arrives twice.
+    pub duplicate: u64,
+    /// Chance that an old message arrives again.
+    pub museum: u64,
+    /// Chance that a message takes 1 to 20 election timeouts.
+    pub long_delay: u64,
+    /// The shortest delay of a message.
+    pub delay_base: u64,
+    /// The mean of the delay's tail.
+    pub delay_tail: u64,
+    /// Mean time between partitions; zero for none.
+    pub partition_every: u64,
+    /// Mean length of a partition.
+    pub partition_length: u64,
+    /// Mean time between crashes; zero for none.
+    pub crash_every: u64,
+    /// Mean time until a crashed node is started again.
+    pub crash_length: u64,
+    /// Chance that a crash hits in the middle of a log write.
+    pub crash_in_write: u64,
+    /// Chance that a crash hits all nodes at once.
+    pub crash_all: u64,
+    /// Chance that a starting node crashes in the middle of recovery.
+    pub crash_in_recovery: u64,
+    /// Mean time between pauses of a node; zero for none.
+    pub pause_every: u64,
+    /// Mean length of a pause.
+    pub pause_length: u64,
+    /// Mean length of a log sync.
+    pub sync_mean: u64,
+    /// Chance that a sync stalls for 1 to 10 election timeouts.
+    pub sync_stall: u64,
+    /// Chance that a log write or sync fails.
+    pub disk_error: u64,
+    /// Mean length of an apply job.
+    pub apply_mean: u64,
+    /// How far a node's clock may run from true time, in millionths.
+    pub clock_drift: u64,
+    /// Chance, per second and node, that the wall clock jumps.
+    pub clock_jump: u64,
+    /// Bytes of a log segment.
+    pub segment_bytes: u64,
+    /// Bytes of recent entries that a node keeps in memory.
+    pub cache_bytes: usize,
+    /// Largest append message in payload bytes.
+    pub append_bytes: u64,
+    /// Bytes of a value.
+    pub value_bytes: u64,
+}
+
+impl Profile {
+    /// The profile of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let mut prng = Prng::stream(seed, "profile");
+        // Each class is on in half of the runs, and then anywhere from mild to wild.
+        let mut on = |from: u64, to: u64| if prng.chance(500_000) { prng.between(from, to) } else { 0 };
+        let (drop, duplicate, museum) = (on(1_000, 300_000), on(1_000, 100_000), on(500, 10_000));
+        let (long_delay, partition_every) = (on(500, 10_000), on(SECOND / 2, 15 * SECOND));
+        let (crash_every, crash_all) = (on(SECOND / 2, 15 * SECOND), on(20_000, 200_000));
+        let (crash_in_write, crash_in_recovery) = (on(200_000, 900_000), on(50_000, 500_000));
+        let (pause_every, sync_stall) = (on(SECOND, 15 * SECOND), on(100, 10_000));
+        let (disk_error, quiet) = (on(200, 5_000), on(10_000, 50_000));
+        let (clock_drift, clock_jump) = (on(10_000, 100_000), on(10_000, 200_000));
+        let nodes = match prng.below(20) {
+            0 | 1 => 1,
+            2 => 2,
+            3..=13 => 3,
+            14 => 4,
+            15..=18 => 5,
+            _ => 7,
+        };
+        let mut upto = |from: u64, to: u64| prng.between(from, to);
+        Self {
+            nodes,
+            clients: upto(1, 6),
+            keys: upto(2, 8),
+            client_pause: upto(20, 400) * MS,
+            client_patience: upto(50, 5_000) * MS,
+            quiet,
+            drop,
+            duplicate,
+            museum,
+            long_delay,
+            delay_base: upto(100, 5_000) * 1_000,
+            delay_tail: upto(10, 40_000) * 1_000,
+            partition_every,
+            partition_length: upto(50, 10_000) * MS,
+            crash_every,
+            crash_length: upto(5, 8_000) * MS,
+            crash_in_write,
+            crash_all,
+            crash_in_recovery,
+            pause_every,
+            pause_length: upto(50, 10_000) * MS,
+            sync_mean: upto(50, 20_000) * 1_000,
+            sync_stall,
+            disk_error,
+            apply_mean: upto(10, 20_000) * 1_000,
+            clock_drift,
+            clock_jump,
+            segment_bytes: upto(8, 64) << 10,
+            cache_bytes: usize::try_from(upto(1, 64) << 10).unwrap_or(1 << 10),
+            append_bytes: upto(1, 64) << 7,
+            value_bytes: upto(8, 600),
+        }
+    }
+}

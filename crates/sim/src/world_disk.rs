@@ -1,0 +1,226 @@
+//! The workers of a simulated node: log writes that take time and fail, apply jobs, crashes in the
+//! middle of either.
+
+use d_engine_core::PersistId;
+use d_engine_replica::{ApplySource, Event, LogId};
+use d_engine_storage::FsOp;
+use d_engine_storage::fs_sim::Failure;
+
+use crate::faults::{Fault, Sometimes};
+use crate::profile::{MS, SECOND};
+use crate::world::{Happening, World};
+
+impl World {
+    /// The log worker takes everything queued and writes it. The bytes go to the simulated disk now;
+    /// the replica hears of it after the sync's latency, so a crash in between finds the write stored
+    /// but never reported.
+    pub(crate) fn log_begin(&mut self, id: u64) -> Result<(), String> {
+        let crash_in_write = !self.healed
+            && self.profile.crash_every > 0
+            && self.prng.chance(self.profile.crash_in_write / 100);
+        let fails = !self.healed && self.prng.chance(self.profile.disk_error);
+        let (halt_at, failing) = (self.prng.between(1, 6), self.prng.below(3));
+        let node = self.node(id);
+        let life = node.life;
+        if crash_in_write {
+            node.fs.halt_at(halt_at);
+        } else if fails {
+            match failing {
+                0 => node.fs.fail(FsOp::SyncData, 1, Failure::Io),
+                1 => node.fs.fail(FsOp::Write, 1, Failure::NoSpace),
+                _ => node.fs.fail(FsOp::Write, 1, Failure::Io),
+            }
+        }
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        let writes = std::mem::take(&mut running.writes);
+        let loads = std::mem::take(&mut running.loads);
+        self.monitors.on_write_begun(id, &writes);
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        let stored = running.log.persist(&writes);
+        let loaded: Vec<_> = loads.iter().map(|job| running.log.load(job)).collect();
+        if self.node(id).fs.is_halted() {
+            self.counts.fault(Fault::CrashInWrite);
+            self.crash(id);
+            return Ok(());
+        }
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(reason) => return self.stopped_by_disk(id, reason),
+        };
+        if !writes.is_empty() {
+            self.monitors.on_stored(id);
+        }
+        for event in loaded {
+            self.counts.reached(Sometimes::EntriesLoadedFromLog);
+            match event {
+                Ok(event) => self.tell(id, event)?,
+                Err(reason) => return self.stopped_by_disk(id, reason),
+            }
+        }
+        let latency = self.sync_latency();
+        self.after(latency, Happening::LogDone { node: id, life, stored });
+        Ok(())
+    }
+
+    fn sync_latency(&mut self) -> u64 {
+        if self.healed {
+            return self.prng.between(MS / 20, MS);
+        }
+        if self.prng.chance(self.profile.sync_stall) {
+            self.counts.fault(Fault::SyncStall);
+            return self.prng.between(SECOND / 2, 10 * SECOND);
+        }
+        self.prng.tail(self.profile.sync_mean)
+    }
+
+    pub(crate) fn log_done(&mut self, id: u64, stored: Option<PersistId>) -> Result<(), String> {
+        let node = self.node(id);
+        let life = node.life;
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        running.log_busy = false;
+        if let Some(order) = stored {
+            self.tell(id, Event::Persisted(order))?;
+        }
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        if running.log_busy {
+            return Ok(());
+        }
+        running.log_busy = true;
+        if running.writes.is_empty() && running.loads.is_empty() {
+            running.log_busy = false;
+            let delay = self.prng.between(5 * MS, 50 * MS);
+            self.after(delay, Happening::LogIdle { node: id, life });
+        } else {
+            self.after(1_000, Happening::LogBegin { node: id, life });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn log_idle(&mut self, id: u64) -> Result<(), String> {
+        let crash = !self.healed && self.profile.crash_every > 0 && self.prng.chance(2_000);
+        let halt_at = self.prng.between(1, 6);
+        let node = self.node(id);
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        if running.log_busy || !running.writes.is_empty() {
+            return Ok(());
+        }
+        if crash {
+            node.fs.halt_at(halt_at);
+        }
+        let idle = running.log.idle();
+        if self.node(id).fs.is_halted() {
+            self.counts.fault(Fault::CrashInWrite);
+            self.crash(id);
+            return Ok(());
+        }
+        match idle {
+            Ok(()) => Ok(()),
+            Err(reason) => self.stopped_by_disk(id, reason),
+        }
+    }
+
+    /// The first I/O error is final: the node stops, and is started again after the repair.
+    fn stopped_by_disk(&mut self, id: u64, reason: d_engine_replica::StopReason) -> Result<(), String> {
+        self.counts.fault(Fault::DiskError);
+        self.counts.reached(Sometimes::NodeStoppedByDisk);
+        let now = self.now;
+        self.trace.note(now, format_args!("node {id} stops: {reason}"));
+        self.tell(id, Event::Failed(reason))?;
+        self.crash(id);
+        Ok(())
+    }
+
+    pub(crate) fn apply_begin(&mut self, id: u64) -> Result<(), String> {
+        let node = self.node(id);
+        let life = node.life;
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        let Some(job) = running.applies.pop_front() else {
+            running.apply_busy = false;
+            return Ok(());
+        };
+        if matches!(job.source, ApplySource::Stored(..)) {
+            self.counts.reached(Sometimes::AppliedFromLog);
+        }
+        self.monitors.on_apply(id, &job)?;
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        let applied = match running.run_apply(job) {
+            Ok(Event::Applied(applied)) => applied,
+            Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
+            Err(reason) => return Err(format!("apply: node {id} stopped: {reason}")),
+        };
+        let state = running.machine.state_hash();
+        self.monitors.on_state(id, applied.index, state)?;
+        let latency = self.prng.tail(self.profile.apply_mean);
+        self.after(latency, Happening::ApplyDone { node: id, life, applied });
+        Ok(())
+    }
+
+    pub(crate) fn apply_done(&mut self, id: u64, applied: LogId) -> Result<(), String> {
+        let life = self.node(id).life;
+        if let Some(running) = self.node(id).running.as_mut() {
+            running.apply_busy = false;
+        }
+        self.tell(id, Event::Applied(applied))?;
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        if !running.apply_busy && !running.applies.is_empty() {
+            running.apply_busy = true;
+            self.after(1_000, Happening::ApplyBegin { node: id, life });
+        }
+        Ok(())
+    }
+
+    /// The node loses power, and is started again later.
+    pub(crate) fn crash(&mut self, id: u64) {
+        let now = self.now;
+        self.trace.note(now, format_args!("node {id} crashes"));
+        let mut prng = self.prng.clone();
+        self.node(id).crash(&mut |bound| prng.below(bound));
+        self.prng = prng;
+        let delay = if self.healed { 100 * MS } else { 5 * MS + self.prng.tail(self.profile.crash_length) };
+        self.after(delay, Happening::Start(id));
+    }
+
+    /// Starts a node, or lets it crash in the middle of its recovery.
+    pub(crate) fn start(&mut self, id: u64) -> Result<(), String> {
+        if self.node(id).running.is_some() {
+            return Ok(());
+        }
+        let crashes = !self.healed && self.prng.chance(self.profile.crash_in_recovery);
+        let (halt_at, seed, now) = (self.prng.between(1, 40), self.prng.next(), self.now);
+        let profile = self.profile.clone();
+        let node = self.node(id);
+        if crashes {
+            node.fs.halt_at(halt_at);
+        }
+        let started = node.start(seed, now, &profile);
+        if node.fs.is_halted() {
+            self.counts.fault(Fault::CrashInRecovery);
+            self.crash(id);
+            return Ok(());
+        }
+        // What was not reached in recovery must not hit later.
+        let started = started.map_err(|error| format!("recovery: node {id} does not start: {error}"))?;
+        if crashes {
+            self.counts.fault(Fault::CrashInRecovery);
+            self.crash(id);
+            return Ok(());
+        }
+        if started.report.torn_bytes > 0 {
+            self.counts.reached(Sometimes::TornTailCut);
+            self.counts.fault(Fault::UnsyncedBytesLost);
+        }
+        self.trace
+            .note(now, format_args!("node {id} starts with {} entries", started.recovered.entries.len()));
+        self.monitors.on_recovered(id, &started.recovered)?;
+        self.tell(id, Event::Deadline)?;
+        for peer in 1..=profile.nodes {
+            if peer != id {
+                let (there, here) = (self.prng.between(MS, 50 * MS), self.prng.between(MS, 50 * MS));
+                let (peer_life, life) = (self.node(peer).life, self.node(id).life);
+                self.after(there, Happening::PeerUp { node: peer, life: peer_life, peer: id });
+                self.after(here, Happening::PeerUp { node: id, life, peer });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! What the world does to the cluster, and what clients do.
+
+use d_engine_replica::Event;
+
+use crate::clients::ToNode;
+use crate::faults::Fault;
+use crate::profile::{MS, SECOND};
+use crate::world::{Happening, World};
+
+impl World {
+    pub(crate) fn crash_some(&mut self) {
+        if self.healed {
+            return;
+        }
+        if self.prng.chance(self.profile.crash_all) {
+            self.counts.fault(Fault::CrashOfAll);
+            for node in 1..=self.profile.nodes {
+                if self.node(node).running.is_some() {
+                    self.crash(node);
+                }
+            }
+        } else {
+            let node = self.prng.between(1, self.profile.nodes);
+            if self.node(node).running.is_some() {
+                self.counts.fault(Fault::Crash);
+                self.crash(node);
+            }
+        }
+        let mean = self.profile.crash_every;
+        let delay = mean / 4 + self.prng.tail(mean);
+        self.after(delay, Happening::CrashSome);
+    }
+
+    pub(crate) fn pause_some(&mut self) {
+        if self.healed {
+            return;
+        }
+        let (node, now) = (self.prng.between(1, self.profile.nodes), self.now);
+        let length = 10 * MS + self.prng.tail(self.profile.pause_length);
+        self.counts.fault(Fault::Pause);
+        self.trace.note(now, format_args!("node {node} pauses for {} ms", length / MS));
+        self.node(node).paused_until = now + length;
+        let mean = self.profile.pause_every;
+        let delay = mean / 4 + self.prng.tail(mean);
+        self.after(delay, Happening::PauseSome);
+    }
+
+    pub(crate) fn partition_begin(&mut self) {
+        if self.healed {
+            return;
+        }
+        let now = self.now;
+        let fault = self.network.partition(self.profile.nodes, &mut self.counts);
+        self.trace.note(now, format_args!("{fault:?}: {:?}", self.network));
+        let length = 10 * MS + self.prng.tail(self.profile.partition_length);
+        self.after(length, Happening::PartitionEnd);
+    }
+
+    /// A wall clock jumps, by up to a day, either way; the monotonic clock does not.
+    pub(crate) fn clock_jump(&mut self) {
+        if self.healed {
+            return;
+        }
+        let jumps = self.prng.chance(self.profile.clock_jump.saturating_mul(self.profile.nodes));
+        let (node, offset) = (self.prng.between(1, self.profile.nodes), self.prng.below(172_800_000));
+        if jumps {
+            self.counts.fault(Fault::ClockJump);
+            self.node(node).wall_offset_ms = offset;
+        }
+        self.after(SECOND, Happening::ClockJump);
+    }
+
+    /// All faults are over: the network is whole, nobody pauses, who is down comes back.
+    pub(crate) fn heal(&mut self) {
+        self.healed = true;
+        self.network.calm_down();
+        let now = self.now;
+        for node in 1..=self.profile.nodes {
+            self.node(node).paused_until = now;
+        }
+    }
+
+    pub(crate) fn client_turn(&mut self, client: usize) {
+        if self.healed {
+            return;
+        }
+        let nodes = self.profile.nodes;
+        if !self.clients.is_busy(client) {
+            self.clients.wander(client, nodes);
+            let now = self.now;
+            let operation = self.clients.begin(client, now, &self.profile);
+            let node = self.clients.target(client);
+            let delay = self.profile.delay_base + self.prng.tail(self.profile.delay_tail);
+            self.after(delay, Happening::ClientCall { operation, node });
+            let patience = self.profile.client_patience + self.prng.tail(self.profile.client_patience);
+            self.after(patience, Happening::ClientGivesUp(operation));
+        }
+        let pause = self.profile.client_pause;
+        let mut delay = pause / 4 + self.prng.tail(pause);
+        if self.prng.chance(self.profile.quiet) {
+            self.counts.fault(Fault::QuietClient);
+            delay += self.prng.between(SECOND, 10 * SECOND);
+        }
+        self.after(delay, Happening::ClientTurn(client));
+    }
+
+    /// A call arrives at a node. A node that is down does not answer.
+    pub(crate) fn client_call(&mut self, operation: usize, node: u64) -> Result<(), String> {
+        match self.clients.message(operation, node, &self.profile) {
+            Some(ToNode::Propose(proposal)) => self.tell(node, Event::Propose(vec![proposal])),
+            Some(ToNode::Read(request)) => self.tell(node, Event::Read(vec![request])),
+            None => Ok(()),
+        }
+    }
+}
