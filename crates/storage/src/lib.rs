@@ -7,8 +7,20 @@
 mod engine;
 mod entry;
 mod error;
+mod file_engine;
+mod frame;
+pub mod fs;
+mod fs_latch;
+#[cfg(feature = "testing")]
+pub mod fs_sim;
 mod identity;
+mod index;
+mod log_record;
 mod membership;
+mod meta_store;
+mod recover;
+mod segment;
+mod wal;
 
 pub use engine::{
     LogReader, LogStats, LogStore, MetaStore, OpenRequest, OpenedStorage, RecoveredLog, RecoveryReport,
@@ -16,5 +28,9 @@ pub use engine::{
 };
 pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;
+pub use file_engine::{FileStorageEngine, FileStorageOptions};
+pub use frame::MAX_PAYLOAD_BYTES;
+pub use fs::{Fs, FsCounts, FsFile, FsOp, RealFs};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};
+pub use segment::Alignment;

@@ -1,0 +1,267 @@
+//! A data directory on a file system: who it belongs to, and opening it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::{GroupId, NodeId};
+
+use crate::frame::Decoder;
+use crate::fs::{Fs, LockAttempt, RealFs, ensure_dir};
+use crate::fs_latch::{FsLatch, io_error};
+use crate::log_record::LogRecord;
+use crate::meta_store::{self, FileMetaStore};
+use crate::recover::{Recovered, recover};
+use crate::segment::{Alignment, number_of};
+use crate::wal::{FileLog, LogParts};
+use crate::{
+    ClusterId, Identity, Incarnation, Membership, OpenRequest, OpenedStorage, RecoveredLog, StorageEngine,
+    StorageError,
+};
+
+const LOCK_FILE: &str = "LOCK";
+const LOG_DIR: &str = "log";
+
+/// How a [`FileStorageEngine`] lays out its log.
+#[derive(Clone, Debug)]
+pub struct FileStorageOptions {
+    /// Size at which a segment is full, in bytes. A larger write group makes its segment larger.
+    pub segment_bytes: u64,
+    /// Where write groups begin in new segments. Existing segments keep theirs.
+    pub alignment: Alignment,
+    /// A segment that was not prepared grows by this many bytes of zeros at a time.
+    pub grow_bytes: u64,
+    /// How many bytes of the next segment one call of [`crate::LogStore::idle`] fills with zeros:
+    /// the longest that a write may have to wait behind it.
+    pub prepare_bytes: u64,
+}
+
+impl Default for FileStorageOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            alignment: Alignment::default(),
+            grow_bytes: 1 << 20,
+            prepare_bytes: 8 << 20,
+        }
+    }
+}
+
+/// The file-based [`StorageEngine`]: one data directory.
+///
+/// ```
+/// use d_engine_storage::{FileStorageEngine, StorageEngine};
+/// # use d_engine_storage::{ClusterId, Incarnation, Member, MemberRole, Membership, OpenRequest};
+/// # use d_engine_core::{GroupId, NodeId};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path().join("data");
+/// # let node = NodeId::new(1).ok_or("no id")?;
+/// # let member = Member {
+/// #     node: 1,
+/// #     peer_addr: "127.0.0.1:1".to_owned(),
+/// #     client_addr: String::new(),
+/// #     role: MemberRole::Voter,
+/// #     incarnation: None,
+/// # };
+/// # let request = OpenRequest {
+/// #     cluster: None,
+/// #     node,
+/// #     group: GroupId::FIRST,
+/// #     initial: Membership::new([member])?,
+/// #     fresh_cluster: ClusterId([1; 16]),
+/// #     fresh_incarnation: Incarnation([2; 16]),
+/// # };
+/// let opened = FileStorageEngine::at(&directory).open(&request)?;
+/// assert!(opened.report.created);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct FileStorageEngine {
+    dir: PathBuf,
+    options: FileStorageOptions,
+    fs: Arc<dyn Fs>,
+}
+
+impl FileStorageEngine {
+    /// The directory `dir` on `fs`. Nothing is touched before [`StorageEngine::open`].
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, options: FileStorageOptions, fs: Arc<dyn Fs>) -> Self {
+        Self { dir: dir.into(), options, fs }
+    }
+
+    /// The directory `dir` on the machine's file system, with the default options.
+    #[must_use]
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Self::new(dir, FileStorageOptions::default(), Arc::new(RealFs::new()))
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.dir.join(LOG_DIR)
+    }
+
+    /// The identity in the directory, or a new one. The identity is the last step of creation that
+    /// matters: a directory without it is empty, or was never used.
+    fn identity(
+        &self,
+        meta: &FileMetaStore,
+        request: &OpenRequest,
+    ) -> Result<(Identity, bool), StorageError> {
+        let path = meta.path(meta_store::IDENTITY);
+        if let Some(stored) = meta.read(meta_store::IDENTITY)? {
+            let what = "it verifies, but is not an identity".to_owned();
+            let identity = decode_identity(&stored).ok_or(StorageError::DamagedFile { path, what })?;
+            self.check_owner(&identity, request)?;
+            return Ok((identity, false));
+        }
+        self.refuse_orphans(path)?;
+        self.remove_temporaries()?;
+        let log_dir = self.log_dir();
+        ensure_dir(&*self.fs, &log_dir).map_err(io_error("create", &log_dir))?;
+        let identity = Identity {
+            cluster: request.cluster.unwrap_or(request.fresh_cluster),
+            node: request.node,
+            group: request.group,
+            incarnation: request.fresh_incarnation,
+            initial: request.initial.clone(),
+        };
+        meta.write(meta_store::IDENTITY, &encode_identity(&identity))?;
+        Ok((identity, true))
+    }
+
+    /// Whether the directory's creation has come to its end.
+    fn is_complete(&self) -> Result<bool, StorageError> {
+        let names = self.list_or_empty(&self.dir)?;
+        Ok(names.iter().any(|name| FileMetaStore::is_record(name)))
+    }
+
+    fn list_or_empty(&self, dir: &Path) -> Result<Vec<String>, StorageError> {
+        match self.fs.list(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed.map_err(io_error("list", dir)),
+        }
+    }
+
+    /// A log without an identity is not an empty directory.
+    fn refuse_orphans(&self, path: PathBuf) -> Result<(), StorageError> {
+        let segments = self.list_or_empty(&self.log_dir())?;
+        let segments = segments.iter().filter(|name| number_of(name).is_some()).count();
+        let records = self.list_or_empty(&self.dir)?;
+        let records = records.iter().filter(|name| FileMetaStore::is_record(name)).count();
+        if segments + records == 0 {
+            return Ok(());
+        }
+        let what = format!(
+            "it is missing, but the directory holds {segments} log segments and {records} other records; put it \
+             back, or choose an empty directory"
+        );
+        Err(StorageError::DamagedFile { path, what })
+    }
+
+    fn check_owner(&self, found: &Identity, request: &OpenRequest) -> Result<(), StorageError> {
+        let wrong = |what, found: &dyn ToString, expected: &dyn ToString| {
+            let (found, expected) = (found.to_string(), expected.to_string());
+            Err(StorageError::WrongOwner { path: self.dir.clone(), what, found, expected })
+        };
+        match request.cluster {
+            Some(cluster) if cluster != found.cluster => wrong("cluster", &found.cluster, &cluster),
+            _ if request.node != found.node => wrong("node", &found.node, &request.node),
+            _ if request.group != found.group => wrong("group", &found.group, &request.group),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what a crash left of records that were never finished.
+    fn remove_temporaries(&self) -> Result<(), StorageError> {
+        let names = self.fs.list(&self.dir).map_err(io_error("list", &self.dir))?;
+        for name in names.iter().filter(|name| name.ends_with(meta_store::TEMPORARY_SUFFIX)) {
+            let path = self.dir.join(name);
+            self.fs.remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn log_record(meta: &FileMetaStore) -> Result<LogRecord, StorageError> {
+        let Some(stored) = meta.read(meta_store::LOG)? else { return Ok(LogRecord::default()) };
+        let damaged = || StorageError::DamagedFile {
+            path: meta.path(meta_store::LOG),
+            what: "it verifies, but does not say where the log begins".to_owned(),
+        };
+        LogRecord::decode(&stored).ok_or_else(damaged)
+    }
+}
+
+impl StorageEngine for FileStorageEngine {
+    fn open(&self, request: &OpenRequest) -> Result<OpenedStorage, StorageError> {
+        if !self.is_complete()? {
+            ensure_dir(&*self.fs, &self.dir).map_err(io_error("create", &self.dir))?;
+        }
+        let lock_path = self.dir.join(LOCK_FILE);
+        let lock = match self.fs.try_lock(&lock_path).map_err(io_error("lock", &lock_path))? {
+            LockAttempt::Held(lock) => lock,
+            LockAttempt::InUse { holder } => {
+                return Err(StorageError::InUse { path: self.dir.clone(), holder });
+            }
+        };
+        let latch = Arc::new(FsLatch::default());
+        let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch));
+        let (identity, created) = self.identity(&meta, request)?;
+        let record = Self::log_record(&meta)?;
+        let log_dir = self.log_dir();
+        let mut recovered = recover(&*self.fs, &log_dir, &identity, &record)?;
+        let mut report = std::mem::take(&mut recovered.report);
+        report.created = created;
+        // From here on the directory is understood, and may be changed.
+        self.remove_temporaries()?;
+        let known = summary(&mut recovered, &identity, &record);
+        let parts = LogParts {
+            fs: Arc::clone(&self.fs),
+            dir: log_dir,
+            options: self.options.clone(),
+            identity: identity.clone(),
+            meta: meta.clone(),
+            latch,
+            lock,
+        };
+        let log = FileLog::start(parts, record, recovered)?;
+        Ok(OpenedStorage { identity, log: Box::new(log), meta: Box::new(meta), recovered: known, report })
+    }
+}
+
+/// What the node wants to know of its own group.
+fn summary(recovered: &mut Recovered, identity: &Identity, record: &LogRecord) -> RecoveredLog {
+    let Some(group) = recovered.groups.get_mut(&identity.group) else { return RecoveredLog::default() };
+    RecoveredLog {
+        hard_state: group.hard_state.unwrap_or_default(),
+        base: record.bases.get(&identity.group).copied().unwrap_or_default(),
+        entries: group.entries.iter().map(|(head, _)| *head).collect(),
+        memberships: std::mem::take(&mut group.memberships).into_iter().collect(),
+    }
+}
+
+fn encode_identity(identity: &Identity) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&identity.cluster.0);
+    bytes.extend_from_slice(&identity.incarnation.0);
+    bytes.extend_from_slice(&identity.node.get().to_le_bytes());
+    bytes.extend_from_slice(&identity.group.get().to_le_bytes());
+    if !identity.initial.members().is_empty() {
+        bytes.extend_from_slice(&identity.initial.encode());
+    }
+    bytes
+}
+
+fn decode_identity(bytes: &Bytes) -> Option<Identity> {
+    let mut rest = Decoder(bytes);
+    Some(Identity {
+        cluster: ClusterId(rest.array()?),
+        incarnation: Incarnation(rest.array()?),
+        node: rest.u64().and_then(NodeId::new)?,
+        group: rest.u64().and_then(GroupId::new)?,
+        initial: match rest.0 {
+            [] => Membership::default(),
+            encoded => Membership::decode(encoded).ok()?,
+        },
+    })
+}

@@ -1,0 +1,241 @@
+//! A file system in memory that loses what was not synced. Deterministic: what survives a crash
+//! is decided by the numbers that the test or the simulator draws.
+//!
+//! It is stricter than any real one:
+//! - unsynced writes are kept apart per 512-byte sector; a crash loses, keeps or tears each by itself;
+//! - names (create, rename, remove) are durable only after the directory is synced; a crash loses
+//!   or keeps each change by itself;
+//! - after a failed sync the data stays readable and is gone at the next power cut, although later
+//!   syncs succeed.
+
+mod disk;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::disk::{Disk, Step};
+use crate::fs::{Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode};
+
+/// The simulated file system. A clone is another handle on the same disk.
+#[derive(Clone, Debug, Default)]
+pub struct SimFs {
+    disk: Arc<Mutex<Disk>>,
+}
+
+/// What an operation that was chosen to fail does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// EIO. A failed sync drops the dirty pages: they stay readable and will never be durable.
+    Io,
+    /// ENOSPC. Nothing is written.
+    NoSpace,
+    /// A write takes only half of the bytes and says so. Other operations succeed.
+    Short,
+}
+
+/// The content of a disk: every file by its path, and every directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SimImage {
+    /// The directories.
+    pub dirs: Vec<PathBuf>,
+    /// The files.
+    pub files: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+impl SimFs {
+    /// An empty disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A disk with this content, all of it durable.
+    #[must_use]
+    pub fn from_image(image: &SimImage) -> Self {
+        Self { disk: Arc::new(Mutex::new(Disk::from_image(image))) }
+    }
+
+    /// What a reader sees now, durable or not.
+    #[must_use]
+    pub fn image(&self) -> SimImage {
+        self.disk().image()
+    }
+
+    /// The power goes and comes back. `random(n)` must return a number below `n`; it decides for
+    /// each unsynced sector and name what survives. All open files and locks of before are invalid
+    /// afterwards, and all failpoints are cleared.
+    pub fn crash(&self, random: &mut dyn FnMut(u64) -> u64) {
+        self.disk().crash(random);
+    }
+
+    /// The process dies, the machine lives: unsynced writes stay readable. Open files and locks of
+    /// before are invalid afterwards, and all failpoints are cleared.
+    pub fn kill(&self) {
+        self.disk().end_process();
+    }
+
+    /// Makes the `nth` operation of this kind from now (1 is the next one) fail.
+    pub fn fail(&self, op: FsOp, nth: u64, failure: Failure) {
+        self.disk().fail(op, nth, failure);
+    }
+
+    /// Makes the `nth` operation of any kind from now, and everything after it, fail until
+    /// [`SimFs::crash`] or [`SimFs::kill`]: the moment at which the process dies.
+    pub fn halt_at(&self, nth: u64) {
+        self.disk().halt_at(nth);
+    }
+
+    /// Whether the moment chosen by [`SimFs::halt_at`] has come.
+    #[must_use]
+    pub fn is_halted(&self) -> bool {
+        self.disk().is_halted()
+    }
+
+    /// Turns one bit of a file around, durably. Returns whether there is such a byte.
+    pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> bool {
+        self.disk().damage(path, offset, |byte| byte ^ (1 << (bit % 8)))
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fs for SimFs {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::CreateDir)?;
+        disk.create_dir(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn FsFile>> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::Open)?;
+        let (inode, token) = disk.open(path, mode)?;
+        let life = disk.life();
+        Ok(Arc::new(SimFile { disk: Arc::clone(&self.disk), inode, life, _token: token }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::Rename)?;
+        disk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::Remove)?;
+        disk.remove_file(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::List)?;
+        disk.list(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::SyncDir)?;
+        disk.sync_dir(dir)
+    }
+
+    fn try_lock(&self, path: &Path) -> io::Result<LockAttempt> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::Lock)?;
+        if !disk.lock(path)? {
+            return Ok(LockAttempt::InUse { holder: "another simulated process".to_owned() });
+        }
+        let lock = SimLock { disk: Arc::clone(&self.disk), path: path.to_owned(), life: disk.life() };
+        Ok(LockAttempt::Held(Box::new(lock)))
+    }
+
+    fn counts(&self) -> FsCounts {
+        self.disk().counts()
+    }
+}
+
+#[derive(Debug)]
+struct SimLock {
+    disk: Arc<Mutex<Disk>>,
+    path: PathBuf,
+    life: u64,
+}
+
+impl FsLock for SimLock {}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).unlock(&self.path, self.life);
+    }
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: Arc<Mutex<Disk>>,
+    inode: u64,
+    life: u64,
+    /// Tells the disk that the file is still open when its last name is gone.
+    _token: Arc<()>,
+}
+
+impl SimFile {
+    /// The disk, if the process that opened this file still lives and `op` is not chosen to fail.
+    fn begin(&self, op: FsOp) -> io::Result<(MutexGuard<'_, Disk>, Step)> {
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        if disk.life() != self.life {
+            return Err(io::Error::other("the process that opened this file has died"));
+        }
+        match disk.begin(op) {
+            Ok(step) => Ok((disk, step)),
+            Err(error) => {
+                if matches!(op, FsOp::SyncData | FsOp::SyncAll) {
+                    disk.drop_dirty_pages(self.inode);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl FsFile for SimFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let (disk, _) = self.begin(FsOp::Read)?;
+        Ok(disk.read(self.inode, offset, buffer))
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let (mut disk, step) = self.begin(FsOp::Write)?;
+        let taken = match step {
+            Step::Short => bytes.len().div_ceil(2),
+            Step::Whole => bytes.len(),
+        };
+        disk.write(self.inode, offset, bytes.get(..taken).unwrap_or(bytes));
+        Ok(taken)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let (mut disk, _) = self.begin(FsOp::SyncData)?;
+        disk.sync(self.inode);
+        Ok(())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let (mut disk, _) = self.begin(FsOp::SyncAll)?;
+        disk.sync(self.inode);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let (mut disk, _) = self.begin(FsOp::SetLen)?;
+        disk.set_len(self.inode, len);
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let (disk, _) = self.begin(FsOp::Len)?;
+        Ok(disk.len(self.inode))
+    }
+}

@@ -1,0 +1,205 @@
+//! Where each synced entry lies, and the reader that fetches entries from there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use d_engine_core::{GroupId, LogId, LogIndex, Term};
+
+use crate::frame::{RECORD_LEN, Record, decode_record};
+use crate::fs::{FsFile, read_up_to};
+use crate::fs_latch::io_error;
+use crate::segment::file_name;
+use crate::{LogEntry, LogReader, StorageError};
+
+/// The place of one entry's record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) term: Term,
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+    pub(crate) len: u32,
+    /// The checksum that the record's own one continues.
+    pub(crate) chain: u32,
+}
+
+/// The entries of one group: one slot per index, from the one after `base`.
+#[derive(Debug, Default)]
+pub(crate) struct GroupIndex {
+    pub(crate) base: LogId,
+    pub(crate) slots: VecDeque<Slot>,
+}
+
+impl GroupIndex {
+    pub(crate) fn last(&self) -> LogIndex {
+        self.base.index.plus(self.slots.len() as u64)
+    }
+
+    /// The entry's slot, if it is kept.
+    pub(crate) fn slot(&self, index: LogIndex) -> Option<&Slot> {
+        let distance = index.get().checked_sub(self.base.index.get() + 1)?;
+        self.slots.get(usize::try_from(distance).ok()?)
+    }
+
+    /// Puts an entry at `index`, replacing that one and everything behind it.
+    pub(crate) fn put(&mut self, index: LogIndex, slot: Slot) {
+        let keep = index.get().saturating_sub(self.base.index.get() + 1);
+        self.slots.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+        self.slots.push_back(slot);
+    }
+
+    /// Forgets everything up to and including `through`.
+    pub(crate) fn purge(&mut self, through: LogId) {
+        let count = usize::try_from(through.index.since(self.base.index)).unwrap_or(usize::MAX);
+        self.slots.drain(..count.min(self.slots.len()));
+        self.base = through;
+    }
+}
+
+/// What the writer and the readers share. Holds synced entries only.
+#[derive(Debug, Default)]
+pub(crate) struct LogMap {
+    pub(crate) groups: BTreeMap<GroupId, GroupIndex>,
+    pub(crate) files: BTreeMap<u64, Arc<dyn FsFile>>,
+}
+
+/// The shared map behind its lock. A panic elsewhere while the lock was held cannot leave it half
+/// changed: every change is complete before anything that could panic.
+#[derive(Debug, Default)]
+pub(crate) struct SharedMap(RwLock<LogMap>);
+
+impl SharedMap {
+    pub(crate) fn new(map: LogMap) -> Self {
+        Self(RwLock::new(map))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, LogMap> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, LogMap> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads entries of a [`crate::FileStorageEngine`]'s log, beside its writer.
+#[derive(Debug)]
+pub(crate) struct FileLogReader {
+    pub(crate) map: Arc<SharedMap>,
+    pub(crate) dir: PathBuf,
+}
+
+/// Entries that lie so close together that one read fetches them all.
+struct Run {
+    file: Arc<dyn FsFile>,
+    segment: u64,
+    start: u64,
+    end: u64,
+    slots: Vec<(LogIndex, Slot)>,
+}
+
+/// A gap up to this size is read over: it is cheaper than another call.
+const GAP_BYTES: u64 = 8 << 10;
+/// A run ends when it has grown to this size, so that one read stays bounded.
+const RUN_BYTES: u64 = 4 << 20;
+
+impl LogReader for FileLogReader {
+    fn read(
+        &self,
+        group: GroupId,
+        first: LogIndex,
+        last: LogIndex,
+        max_bytes: usize,
+    ) -> Result<Vec<LogEntry>, StorageError> {
+        let mut entries = Vec::new();
+        // The lock is held only to find the places. A file that is purged meanwhile stays readable
+        // through its handle.
+        for run in self.plan(group, first, last, max_bytes)? {
+            self.read_run(group, &run, &mut entries)?;
+        }
+        Ok(entries)
+    }
+}
+
+impl FileLogReader {
+    fn plan(
+        &self,
+        group: GroupId,
+        first: LogIndex,
+        last: LogIndex,
+        max_bytes: usize,
+    ) -> Result<Vec<Run>, StorageError> {
+        let map = self.map.read();
+        let held = map.groups.get(&group);
+        let (base, end) =
+            held.map_or((LogIndex::ZERO, LogIndex::ZERO), |held| (held.base.index, held.last()));
+        let absent = || {
+            let kept = format!("kept are {} to {end}", base.next());
+            StorageError::Order(format!("entries {first} to {last} of group {group} were asked for; {kept}"))
+        };
+        if first <= base || last > end {
+            return Err(absent());
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        let mut payloads = 0_usize;
+        let mut index = first;
+        while index <= last {
+            let slot = *held.and_then(|held| held.slot(index)).ok_or_else(absent)?;
+            payloads = payloads.saturating_add((slot.len as usize).saturating_sub(RECORD_LEN));
+            if payloads > max_bytes && index > first {
+                break;
+            }
+            let end = slot.offset + u64::from(slot.len);
+            match runs.last_mut() {
+                Some(run) if run.takes(&slot) => {
+                    run.end = end;
+                    run.slots.push((index, slot));
+                }
+                _ => {
+                    let file = map.files.get(&slot.segment).map(Arc::clone).ok_or_else(absent)?;
+                    let slots = vec![(index, slot)];
+                    runs.push(Run { file, segment: slot.segment, start: slot.offset, end, slots });
+                }
+            }
+            index = index.next();
+        }
+        Ok(runs)
+    }
+
+    fn read_run(&self, group: GroupId, run: &Run, entries: &mut Vec<LogEntry>) -> Result<(), StorageError> {
+        let name = file_name(run.segment);
+        let mut content = vec![0; usize::try_from(run.end - run.start).unwrap_or(0)];
+        let read = read_up_to(&*run.file, run.start, &mut content)
+            .map_err(io_error("read", &self.dir.join(&name)))?;
+        content.truncate(read);
+        let content = Bytes::from(content);
+        for (index, slot) in &run.slots {
+            let damaged = |what: &str| StorageError::Damaged {
+                segment: name.clone(),
+                offset: slot.offset,
+                what: what.to_owned(),
+            };
+            let at = usize::try_from(slot.offset - run.start).unwrap_or(usize::MAX);
+            match decode_record(&content, at, slot.chain).map(|framed| framed.record) {
+                Ok(Record::Entry { group: found, entry })
+                    if found == group && entry.id == LogId::new(slot.term, *index) =>
+                {
+                    entries.push(entry);
+                }
+                Ok(_) => return Err(damaged("another record lies where the entry was written")),
+                Err(_) => return Err(damaged("the entry no longer matches its checksum")),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Run {
+    fn takes(&self, slot: &Slot) -> bool {
+        self.segment == slot.segment
+            && slot.offset >= self.end
+            && slot.offset - self.end <= GAP_BYTES
+            && slot.offset - self.start < RUN_BYTES
+    }
+}

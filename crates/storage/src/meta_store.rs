@@ -1,0 +1,181 @@
+//! Small records beside the log, each a file of its own and replaced atomically.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::frame::Decoder;
+use crate::fs::{Fs, OpenMode, read_file, write_all_at};
+use crate::fs_latch::{FsLatch, io_error};
+use crate::{MetaStore, StorageError};
+
+/// Version of the envelope around every record.
+const FORMAT_VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"D-ENGMET";
+const HEADER_LEN: usize = 20;
+const SUFFIX: &str = ".meta";
+pub(crate) const TEMPORARY_SUFFIX: &str = ".meta.tmp";
+
+/// The record that says whose the directory is.
+pub(crate) const IDENTITY: &str = "identity";
+/// The record that says where the log begins.
+pub(crate) const LOG: &str = "log";
+
+/// Files `<name>.meta` in the data directory.
+#[derive(Clone, Debug)]
+pub(crate) struct FileMetaStore {
+    fs: Arc<dyn Fs>,
+    dir: PathBuf,
+    latch: Arc<FsLatch>,
+}
+
+impl FileMetaStore {
+    pub(crate) fn new(fs: Arc<dyn Fs>, dir: &Path, latch: Arc<FsLatch>) -> Self {
+        Self { fs, dir: dir.to_owned(), latch }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}{SUFFIX}"))
+    }
+
+    /// Whether a file name is that of a finished record.
+    pub(crate) fn is_record(file_name: &str) -> bool {
+        file_name.ends_with(SUFFIX)
+    }
+
+    /// The record, with the file's name and length taken for nothing: only the checksum counts.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
+        let path = self.path(name);
+        let content = match read_file(&*self.fs, &path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        decode(name, &content).map(Some).map_err(|fault| match fault {
+            MetaFault::Damaged(what) => StorageError::DamagedFile { path, what: what.to_owned() },
+            MetaFault::Newer(found) => StorageError::NewerFormat { path, found, supported: FORMAT_VERSION },
+        })
+    }
+
+    /// Replaces the record: the old one or the new one is there at any moment, never half of one.
+    pub(crate) fn write(&self, name: &str, record: &[u8]) -> Result<(), StorageError> {
+        let path = self.path(name);
+        let temporary = self.dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
+        self.latch.guard(|| {
+            let file =
+                self.fs.open(&temporary, OpenMode::CreateNew).map_err(io_error("create", &temporary))?;
+            write_all_at(&*file, 0, &encode(name, record)).map_err(io_error("write", &temporary))?;
+            file.sync_all().map_err(io_error("sync", &temporary))?;
+            self.fs.rename(&temporary, &path).map_err(io_error("rename", &temporary))?;
+            self.fs.sync_dir(&self.dir).map_err(io_error("sync", &self.dir))
+        })
+    }
+}
+
+impl MetaStore for FileMetaStore {
+    fn load(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
+        check_name(name)?;
+        self.read(name)
+    }
+
+    fn store(&mut self, name: &str, record: &[u8]) -> Result<(), StorageError> {
+        check_name(name)?;
+        self.write(name, record)
+    }
+}
+
+fn check_name(name: &str) -> Result<(), StorageError> {
+    let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    if !fits || [IDENTITY, LOG].contains(&name) {
+        return Err(StorageError::Order(format!(
+            "{name:?} is no name for a record: lower-case letters and dashes, and not one of the store's own"
+        )));
+    }
+    Ok(())
+}
+
+#[derive(PartialEq, Eq, Debug)]
+enum MetaFault {
+    Damaged(&'static str),
+    Newer(u32),
+}
+
+fn encode(name: &str, record: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN + record.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&(record.len() as u32).to_le_bytes());
+    let checksum = checksum(name, &bytes, record);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes.extend_from_slice(record);
+    bytes
+}
+
+/// Covers the name too: a record copied over another one is noticed.
+fn checksum(name: &str, header: &[u8], record: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), header), record)
+}
+
+fn decode(name: &str, content: &[u8]) -> Result<Bytes, MetaFault> {
+    const SHORT: MetaFault = MetaFault::Damaged("the file is cut off");
+    let mut rest = Decoder(content);
+    if rest.array() != Some(MAGIC) {
+        return Err(MetaFault::Damaged("it does not begin as a record of d-engine does"));
+    }
+    let version = rest.u32().ok_or(SHORT)?;
+    let len = rest.u32().ok_or(SHORT)?;
+    let found = rest.u32().ok_or(SHORT)?;
+    let header = content.get(..HEADER_LEN - 4).ok_or(SHORT)?;
+    if rest.0.len() != len as usize || found != checksum(name, header, rest.0) {
+        return Err(MetaFault::Damaged("the checksum does not match"));
+    }
+    if version != FORMAT_VERSION {
+        return Err(MetaFault::Newer(version));
+    }
+    Ok(Bytes::copy_from_slice(rest.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{MetaFault, decode, encode};
+
+    #[test]
+    fn a_record_under_another_name_is_damaged() {
+        let stored = encode("purge", b"content");
+        assert_eq!(decode("purge", &stored).unwrap(), "content");
+        assert!(decode("install", &stored).is_err());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let stored = encode("purge", b"content");
+        for bit in 0..stored.len() * 8 {
+            let mut flipped = stored.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode("purge", &flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_named() {
+        let mut stored = encode("purge", b"content");
+        stored[8] = 2;
+        let crc = super::checksum("purge", &stored[..16], b"content");
+        stored[16..20].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode("purge", &stored), Err(MetaFault::Newer(2)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_without_panic(content in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let mut with_magic = super::MAGIC.to_vec();
+            with_magic.extend_from_slice(&content);
+            prop_assert!(decode("purge", &content).is_err());
+            prop_assert!(decode("purge", &with_magic).is_err());
+        }
+    }
+}

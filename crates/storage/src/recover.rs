@@ -1,0 +1,421 @@
+//! Reads a log back after whatever happened to it. `docs/file-format.md` tells the rules as prose.
+//!
+//! Nothing here changes the disk: recovery either understands everything that was ever known to be
+//! stored, or it refuses. What it finds to be superfluous is removed by `FileLog::start`, after
+//! everything that is kept has become durable in a segment of its own.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
+
+use crate::frame::{Fault, Framed, GROUP_HEADER_LEN, GroupHeader, Position, Record, decode_body};
+use crate::fs::{Fs, FsFile, OpenMode, read_up_to, read_whole};
+use crate::fs_latch::io_error;
+use crate::index::Slot;
+use crate::log_record::LogRecord;
+use crate::segment::{Alignment, SMALLEST_ALIGNMENT, SegmentHeader, file_name, is_zero, number_of};
+use crate::{EntryHead, Identity, LogEntry, RecoveryReport, StorageError};
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(crate) groups: BTreeMap<GroupId, RecoveredGroup>,
+    /// Segments that hold entries, with their handles.
+    pub(crate) files: BTreeMap<u64, Arc<dyn FsFile>>,
+    /// Where the known durable part ends: the watermark of the last group.
+    pub(crate) durable: Position,
+    /// The entries behind `durable`. They were readable, which does not prove that they are on
+    /// stable storage: a failed sync leaves pages readable that will be gone after a power cut.
+    /// So they are written again.
+    pub(crate) doubtful: Vec<(GroupId, LogEntry)>,
+    pub(crate) last_epoch: u64,
+    pub(crate) last_sequence: u64,
+    pub(crate) last_number: u64,
+    /// Segment files that hold nothing that is needed.
+    pub(crate) superfluous: Vec<u64>,
+    pub(crate) report: RecoveryReport,
+}
+
+/// What was read of one group of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct RecoveredGroup {
+    pub(crate) base: LogId,
+    pub(crate) hard_state: Option<HardState>,
+    pub(crate) entries: VecDeque<(EntryHead, Slot)>,
+    pub(crate) memberships: BTreeMap<LogIndex, Bytes>,
+}
+
+/// Reads all segments in `dir`.
+pub(crate) fn recover(
+    fs: &dyn Fs,
+    dir: &Path,
+    identity: &Identity,
+    record: &LogRecord,
+) -> Result<Recovered, StorageError> {
+    let mut scan = Scan { fs, dir, identity, record, files: BTreeMap::new(), pending: VecDeque::new() };
+    let names = fs.list(dir).map_err(io_error("list", dir))?;
+    let numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+    let mut found = Recovered { last_epoch: record.epoch, ..Recovered::default() };
+    found.last_number = numbers.last().copied().unwrap_or_default().max(record.opened);
+    for (group, base) in &record.bases {
+        found.groups.insert(*group, RecoveredGroup { base: *base, ..RecoveredGroup::default() });
+    }
+    for number in numbers.iter().copied().filter(|number| *number >= record.first) {
+        let path = dir.join(file_name(number));
+        let file = fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
+        scan.files.insert(number, file);
+    }
+    let chain = scan.chain()?;
+    for (position, (number, extent)) in chain.iter().enumerate() {
+        let last = position + 1 == chain.len();
+        scan.read_segment(*number, (!last).then_some(*extent), &mut found)?;
+        if cfg!(mutant = "recovery-no-cut") && !last && scan.has_torn_bytes_behind(*number, *extent)? {
+            break;
+        }
+    }
+    found.report.segments = chain.len();
+    for entry in scan.pending.into_iter().flat_map(|(_, entries)| entries) {
+        found.doubtful.push(entry);
+    }
+    for group in found.groups.values_mut() {
+        group.forget_purged();
+    }
+    // A segment is kept when something durable in it is kept.
+    let kept = |number: u64| chain.iter().any(|(n, _)| *n == number) && number <= found.durable.segment;
+    found.superfluous = numbers.into_iter().filter(|number| !kept(*number)).collect();
+    found.files = scan.files.into_iter().filter(|(number, _)| kept(*number)).collect();
+    Ok(found)
+}
+
+struct Scan<'a> {
+    fs: &'a dyn Fs,
+    dir: &'a Path,
+    identity: &'a Identity,
+    record: &'a LogRecord,
+    files: BTreeMap<u64, Arc<dyn FsFile>>,
+    /// Entries of the groups at or behind the last watermark.
+    pending: VecDeque<(Position, Vec<(GroupId, LogEntry)>)>,
+}
+
+/// A group that verified as a whole.
+struct Group {
+    header: GroupHeader,
+    records: Vec<Framed>,
+    /// Offset of the next boundary.
+    end: usize,
+}
+
+impl Scan<'_> {
+    /// The segments that make up the log, oldest first, each with the offset where it ends.
+    ///
+    /// Each segment's first group says, with its watermark, where the log stood when the segment
+    /// was begun. The newest segment with a first group that verifies is the head of the chain.
+    fn chain(&self) -> Result<Vec<(u64, u64)>, StorageError> {
+        let mut head = None;
+        for number in self.files.keys().rev() {
+            if let Some(before) = self.opening(*number)? {
+                head = Some((*number, before));
+                break;
+            }
+        }
+        let newest = head.map(|(number, _)| number).unwrap_or_default();
+        if newest < self.record.opened {
+            let what =
+                "the segment is missing or its first group does not verify, though it was known to be stored";
+            return Err(damaged(self.record.opened, 0, what));
+        }
+        let mut chain = Vec::new();
+        let mut extent = u64::MAX;
+        while let Some((number, before)) = head {
+            chain.push((number, extent));
+            extent = before.offset;
+            head = None;
+            if before.segment >= self.record.first.max(1) {
+                head = Some((before.segment, self.watermark_of_first_group(before.segment)?));
+            }
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// The watermark of a segment's first group, if header and group verify.
+    fn opening(&self, number: u64) -> Result<Option<Position>, StorageError> {
+        let content = self.content(number)?;
+        let Some(header) = self.segment_header(number, &content)? else { return Ok(None) };
+        let group = self.group_at(number, &header, &content, header.alignment.bytes())?;
+        Ok(group.ok().map(|group| group.header.watermark))
+    }
+
+    /// As [`Self::opening`], for a segment that a later one names: it must be there. Only the
+    /// headers are read, because the whole segment will be.
+    fn watermark_of_first_group(&self, number: u64) -> Result<Position, StorageError> {
+        let Some(file) = self.files.get(&number) else {
+            return Err(damaged(number, 0, "the segment is missing"));
+        };
+        let mut content = vec![0; Alignment::Page.bytes() + GROUP_HEADER_LEN];
+        let read = read_up_to(&**file, 0, &mut content).map_err(io_error("read", &self.path(number)))?;
+        content.truncate(read);
+        let Some(header) = self.segment_header(number, &content)? else {
+            return Err(damaged(number, 0, "the segment's header does not verify"));
+        };
+        let start = header.alignment.bytes();
+        match GroupHeader::decode(content.get(start..).unwrap_or_default()) {
+            Ok((group, _)) if self.belongs(&group, number, start) => Ok(group.watermark),
+            Err(Fault::Newer(version)) => Err(self.newer(number, version)),
+            _ => Err(damaged(number, start as u64, "the segment's first group does not verify")),
+        }
+    }
+
+    fn content(&self, number: u64) -> Result<Bytes, StorageError> {
+        let path = self.path(number);
+        let Some(file) = self.files.get(&number) else { return Ok(Bytes::new()) };
+        read_whole(&**file).map(Bytes::from).map_err(io_error("read", &path))
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(file_name(number))
+    }
+
+    /// The header of segment `number`, or `None` when the file does not hold that segment.
+    fn segment_header(&self, number: u64, content: &[u8]) -> Result<Option<SegmentHeader>, StorageError> {
+        let header = match SegmentHeader::decode(content) {
+            Ok(header) => header,
+            Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
+            Err(Fault::Invalid(_)) => return Ok(None),
+        };
+        let foreign = |what: &str| Err(damaged(number, 0, what));
+        if header.cluster != self.identity.cluster {
+            return foreign("the segment belongs to another cluster");
+        }
+        if header.incarnation != self.identity.incarnation || header.node != self.identity.node {
+            return foreign("the segment belongs to another data directory");
+        }
+        if header.number != number && header.number >= self.record.first {
+            return foreign(&format!("the file was renamed: its header says {}", file_name(header.number)));
+        }
+        // The file of a purged segment, renamed for reuse, whose new header is not written yet.
+        Ok((header.number == number).then_some(header))
+    }
+
+    fn newer(&self, number: u64, version: u32) -> StorageError {
+        let supported = crate::frame::FORMAT_VERSION.into();
+        StorageError::NewerFormat { path: self.path(number), found: version, supported }
+    }
+
+    /// The group at `at`, or why there is none.
+    fn group_at(
+        &self,
+        number: u64,
+        segment: &SegmentHeader,
+        content: &Bytes,
+        at: usize,
+    ) -> Result<Result<Group, &'static str>, StorageError> {
+        let (header, checksum) = match GroupHeader::decode(content.get(at..).unwrap_or_default()) {
+            Ok(decoded) => decoded,
+            Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
+            Err(Fault::Invalid(what)) => return Ok(Err(what)),
+        };
+        if !self.belongs(&header, number, at) || header.epoch != segment.epoch {
+            return Ok(Err("the group belongs elsewhere"));
+        }
+        let start = at + GROUP_HEADER_LEN;
+        let body_end = start.saturating_add(header.body_len as usize);
+        let end = body_end.checked_next_multiple_of(segment.alignment.bytes()).unwrap_or(usize::MAX);
+        if body_end > content.len() {
+            return Ok(Err("the group is longer than the file"));
+        }
+        if !content.get(body_end..end.min(content.len())).is_some_and(is_zero) {
+            return Ok(Err("the padding behind the group is not zero"));
+        }
+        match decode_body(&header, checksum, &content.slice(start..body_end)) {
+            Ok(records) => Ok(Ok(Group { header, records, end })),
+            Err(Fault::Newer(version)) => Err(self.newer(number, version)),
+            Err(Fault::Invalid(what)) => Ok(Err(what)),
+        }
+    }
+
+    fn belongs(&self, header: &GroupHeader, number: u64, at: usize) -> bool {
+        let here = Position { segment: number, offset: at as u64 };
+        header.incarnation == self.identity.incarnation && header.at == here
+    }
+
+    /// Reads one segment of the chain. `extent` is where the next segment says that it ends; the
+    /// newest segment ends where its groups end.
+    fn read_segment(
+        &mut self,
+        number: u64,
+        extent: Option<u64>,
+        found: &mut Recovered,
+    ) -> Result<(), StorageError> {
+        let content = self.content(number)?;
+        let Some(segment) = self.segment_header(number, &content)? else {
+            return Err(damaged(number, 0, "the segment's header does not verify"));
+        };
+        found.last_epoch = found.last_epoch.max(segment.epoch);
+        let stop = usize::try_from(extent.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        let mut at = segment.alignment.bytes();
+        let mut sequence = None;
+        while at < stop {
+            let group = match self.group_at(number, &segment, &content, at)? {
+                Ok(group) if sequence.is_none_or(|before| group.header.sequence == before + 1) => group,
+                Ok(_) => {
+                    return self.failure(number, at, "a group is missing before this one", extent, found);
+                }
+                Err(what) => return self.failure(number, at, what, extent, found),
+            };
+            sequence = Some(group.header.sequence);
+            found.last_sequence = found.last_sequence.max(group.header.sequence);
+            at = group.end;
+            self.take_group(group, found)?;
+        }
+        if at != stop {
+            return Err(damaged(number, at as u64, "a group reaches over the known end of the segment"));
+        }
+        Ok(())
+    }
+
+    /// Part of the planted bug that stops at a torn tail which an earlier recovery has passed.
+    fn has_torn_bytes_behind(&self, number: u64, extent: u64) -> Result<bool, StorageError> {
+        let content = self.content(number)?;
+        let Some(segment) = self.segment_header(number, &content)? else { return Ok(false) };
+        let mut at = usize::try_from(extent).unwrap_or(usize::MAX);
+        while let Ok(group) = self.group_at(number, &segment, &content, at)? {
+            at = group.end;
+        }
+        Ok(!is_zero(content.get(at..).unwrap_or_default()))
+    }
+
+    fn take_group(&mut self, group: Group, found: &mut Recovered) -> Result<(), StorageError> {
+        let watermark = group.header.watermark;
+        let mut entries = Vec::new();
+        for framed in group.records {
+            let offset = group.header.at.offset + (GROUP_HEADER_LEN + framed.at) as u64;
+            match framed.record {
+                Record::HardState { group, state } => {
+                    found.groups.entry(group).or_default().hard_state = Some(state);
+                }
+                Record::Entry { group: id, entry } => {
+                    let slot = Slot {
+                        term: entry.id.term,
+                        segment: group.header.at.segment,
+                        offset,
+                        len: framed.len,
+                        chain: framed.chain,
+                    };
+                    let known = found.groups.entry(id).or_default();
+                    known.put(&entry, slot).map_err(|what| damaged(slot.segment, offset, &what))?;
+                    entries.push((id, entry));
+                }
+            }
+        }
+        found.durable = watermark;
+        self.pending.retain(|(at, _)| *at >= watermark);
+        self.pending.push_back((group.header.at, entries));
+        Ok(())
+    }
+
+    /// Decides between damage and a torn tail, at the first place that does not verify.
+    fn failure(
+        &self,
+        number: u64,
+        at: usize,
+        what: &str,
+        extent: Option<u64>,
+        found: &mut Recovered,
+    ) -> Result<(), StorageError> {
+        let here = Position { segment: number, offset: at as u64 };
+        if extent.is_some() {
+            let what = format!("{what}, and a later segment says that it was stored");
+            return Err(damaged(number, here.offset, &what));
+        }
+        let proof = if cfg!(mutant = "watermark-ignored") { None } else { self.proof_of_damage(here)? };
+        if let Some((place, proof)) = proof {
+            let what =
+                if place == here { what } else { "the segment's header or first group does not verify" };
+            let what = format!("{what}, and the group at {proof} says that it was stored");
+            return Err(damaged(place.segment, place.offset, &what));
+        }
+        for (later, _) in self.files.range(number..) {
+            let content = self.content(*later)?;
+            let from = match *later == number {
+                true => at,
+                false => self.segment_header(*later, &content)?.map_or(0, |header| header.alignment.bytes()),
+            };
+            let torn = content.get(from..).unwrap_or_default();
+            let Some(last) = torn.iter().rposition(|byte| *byte != 0) else { continue };
+            found.report.torn_bytes += last as u64 + 1;
+            found.report.torn_at.get_or_insert((file_name(*later), from as u64));
+        }
+        Ok(())
+    }
+
+    /// Looks at every later boundary and every later segment for a group whose watermark lies
+    /// past `failure`. Returns the place that is damaged and, in words, the group that proves it.
+    fn proof_of_damage(&self, failure: Position) -> Result<Option<(Position, String)>, StorageError> {
+        for number in self.files.range(failure.segment..).map(|(number, _)| *number) {
+            let content = self.content(number)?;
+            let header = self.segment_header(number, &content)?;
+            let step = header.map_or(SMALLEST_ALIGNMENT, |header| header.alignment.bytes());
+            let from = if number == failure.segment { failure.offset as usize + step } else { step };
+            for at in (from..content.len()).step_by(step) {
+                let Some(bytes) = content.get(at..) else { break };
+                let Ok((group, _)) = GroupHeader::decode(bytes) else { continue };
+                if !self.belongs(&group, number, at) {
+                    continue;
+                }
+                let proof = format!("offset {at} of {}", file_name(number));
+                if group.watermark.segment > failure.segment {
+                    let offset = header.map_or(0, |header| header.alignment.bytes() as u64);
+                    return Ok(Some((Position { segment: group.watermark.segment, offset }, proof)));
+                }
+                if group.watermark > failure {
+                    return Ok(Some((failure, proof)));
+                }
+                // A header is durable before the first group is written behind it.
+                if header.is_none() {
+                    return Ok(Some((Position { segment: number, offset: 0 }, proof)));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl RecoveredGroup {
+    fn put(&mut self, entry: &LogEntry, slot: Slot) -> Result<(), String> {
+        let index = entry.id.index;
+        let after_last = match self.entries.back() {
+            Some((last, _)) => last.id.index.next(),
+            None => self.base.index.next(),
+        };
+        if index > after_last || index == LogIndex::ZERO {
+            return Err(format!(
+                "entry {index} follows entry {}: entries are missing",
+                after_last.previous()
+            ));
+        }
+        let keep = self.entries.partition_point(|(head, _)| head.id.index < index);
+        self.entries.truncate(keep);
+        drop(self.memberships.split_off(&index));
+        self.entries.push_back((entry.head(), slot));
+        if entry.kind == EntryKind::Membership {
+            self.memberships.insert(index, entry.data.clone());
+        }
+        Ok(())
+    }
+
+    /// Segments are purged as a whole, so some entries up to the base are still there.
+    fn forget_purged(&mut self) {
+        let base = self.base.index;
+        let purged = self.entries.partition_point(|(head, _)| head.id.index <= base);
+        self.entries.drain(..purged);
+        self.memberships = self.memberships.split_off(&base.next());
+    }
+}
+
+fn damaged(number: u64, offset: u64, what: &str) -> StorageError {
+    StorageError::Damaged { segment: file_name(number), offset, what: what.to_owned() }
+}

@@ -1,0 +1,192 @@
+//! Segment files: their names and headers, and how they come into being.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use d_engine_core::NodeId;
+
+use crate::frame::{Decoder, FORMAT_VERSION, Fault, Position};
+use crate::fs::{Fs, FsFile, OpenMode, write_all_at};
+use crate::fs_latch::io_error;
+use crate::{ClusterId, Identity, Incarnation, StorageError};
+
+/// Length of the header; the rest of the first block is zero.
+pub(crate) const SEGMENT_HEADER_LEN: usize = 80;
+/// The smallest alignment that readers accept: where they look for groups when a header is lost.
+pub(crate) const SMALLEST_ALIGNMENT: usize = 512;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"D-ENGSEG";
+const SUFFIX: &str = ".seg";
+
+/// The boundary on which write groups begin.
+///
+/// A group never shares a block with an earlier one, so a write that is torn cannot touch
+/// acknowledged bytes. Sectors waste less space; pages are never read before they are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Alignment {
+    /// 512 bytes.
+    Sector,
+    /// 4096 bytes, the page size of the operating system and of most devices. The default.
+    #[default]
+    Page,
+}
+
+impl Alignment {
+    /// The boundary in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Sector => SMALLEST_ALIGNMENT,
+            Self::Page => 4096,
+        }
+    }
+
+    fn from_bytes(bytes: u32) -> Option<Self> {
+        [Self::Sector, Self::Page].into_iter().find(|alignment| alignment.bytes() == bytes as usize)
+    }
+}
+
+/// Who a segment belongs to and how it is laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SegmentHeader {
+    pub(crate) alignment: Alignment,
+    pub(crate) number: u64,
+    pub(crate) epoch: u64,
+    pub(crate) cluster: ClusterId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) node: NodeId,
+}
+
+impl SegmentHeader {
+    /// The first block of the file.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.alignment.bytes());
+        bytes.extend_from_slice(&SEGMENT_MAGIC);
+        bytes.extend_from_slice(&u32::from(FORMAT_VERSION).to_le_bytes());
+        bytes.extend_from_slice(&(self.alignment.bytes() as u32).to_le_bytes());
+        bytes.extend_from_slice(&self.number.to_le_bytes());
+        bytes.extend_from_slice(&self.epoch.to_le_bytes());
+        bytes.extend_from_slice(&self.cluster.0);
+        bytes.extend_from_slice(&self.incarnation.0);
+        bytes.extend_from_slice(&self.node.get().to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        bytes.resize(self.alignment.bytes(), 0);
+        bytes
+    }
+
+    /// Reads the header from the start of a file; the rest of its block must be zero.
+    pub(crate) fn decode(content: &[u8]) -> Result<Self, Fault> {
+        const SHORT: Fault = Fault::Invalid("the segment header is cut off");
+        let fields = content.get(..SEGMENT_HEADER_LEN - 4).ok_or(SHORT)?;
+        let mut rest = Decoder(content);
+        if rest.array() != Some(SEGMENT_MAGIC) {
+            return Err(Fault::Invalid("no segment header"));
+        }
+        let checksum = Decoder(content.get(SEGMENT_HEADER_LEN - 4..).unwrap_or_default()).u32();
+        if checksum != Some(crc32c::crc32c(fields)) {
+            return Err(Fault::Invalid("the segment header's checksum does not match"));
+        }
+        let version = rest.u32().ok_or(SHORT)?;
+        if version != u32::from(FORMAT_VERSION) {
+            return Err(Fault::Newer(version));
+        }
+        let alignment =
+            rest.u32().and_then(Alignment::from_bytes).ok_or(Fault::Invalid("unknown alignment"))?;
+        let header = Self {
+            alignment,
+            number: rest.u64().ok_or(SHORT)?,
+            epoch: rest.u64().ok_or(SHORT)?,
+            cluster: ClusterId(rest.array().ok_or(SHORT)?),
+            incarnation: Incarnation(rest.array().ok_or(SHORT)?),
+            node: rest.u64().and_then(NodeId::new).ok_or(Fault::Invalid("the segment has no node"))?,
+        };
+        let block = content.get(SEGMENT_HEADER_LEN..alignment.bytes()).ok_or(SHORT)?;
+        if rest.u32() != Some(0) || !is_zero(block) {
+            return Err(Fault::Invalid("bytes beside the segment header are not zero"));
+        }
+        Ok(header)
+    }
+}
+
+/// Whether there is nothing but zeros.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// The file name of a segment.
+pub(crate) fn file_name(number: u64) -> String {
+    format!("{number:020}{SUFFIX}")
+}
+
+/// The number in a segment's file name; `None` for any other file.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    if digits.len() != 20 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+/// The end of a zero-filled stretch and the file it is in: a segment that can be written.
+#[derive(Debug)]
+pub(crate) struct OpenSegment {
+    pub(crate) number: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn FsFile>,
+    /// Where the next group goes.
+    pub(crate) end: u64,
+    /// Up to here the file exists and holds zeros behind `end`.
+    pub(crate) zeroed_to: u64,
+    pub(crate) alignment: Alignment,
+    pub(crate) epoch: u64,
+}
+
+impl OpenSegment {
+    /// Creates a segment that is nothing but its header, durable with its name.
+    pub(crate) fn create(
+        fs: &dyn Fs,
+        dir: &Path,
+        identity: &Identity,
+        header: (u64, u64, Alignment),
+    ) -> Result<Self, StorageError> {
+        let (number, epoch, alignment) = header;
+        let header = SegmentHeader {
+            alignment,
+            number,
+            epoch,
+            cluster: identity.cluster,
+            incarnation: identity.incarnation,
+            node: identity.node,
+        };
+        let path = dir.join(file_name(number));
+        let file = fs.open(&path, OpenMode::CreateNew).map_err(io_error("create", &path))?;
+        write_all_at(&*file, 0, &header.encode()).map_err(io_error("write", &path))?;
+        file.sync_all().map_err(io_error("sync", &path))?;
+        fs.sync_dir(dir).map_err(io_error("sync", dir))?;
+        let start = alignment.bytes() as u64;
+        Ok(Self { number, path, file, end: start, zeroed_to: start, alignment, epoch })
+    }
+
+    /// Whether no group has been written yet.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.end == self.alignment.bytes() as u64
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        Position { segment: self.number, offset: self.end }
+    }
+
+    /// Writes zeros from the end of the zeroed stretch up to `to`. Durable with the next sync.
+    pub(crate) fn zero_fill(&mut self, to: u64) -> Result<(), StorageError> {
+        const CHUNK: u64 = 1 << 20;
+        let zeros = vec![0; CHUNK.min(to.saturating_sub(self.zeroed_to)) as usize];
+        while self.zeroed_to < to {
+            let len = CHUNK.min(to - self.zeroed_to);
+            let chunk = zeros.get(..len as usize).unwrap_or(&zeros);
+            write_all_at(&*self.file, self.zeroed_to, chunk).map_err(io_error("zero-fill", &self.path))?;
+            self.zeroed_to += len;
+        }
+        Ok(())
+    }
+}
