@@ -58,6 +58,7 @@ fn wildcards_and_names_may_be_listened_on_and_dialled() {
 }
 
 /// What is written, and the whole message it gets.
+#[allow(clippy::too_many_lines)] // A table.
 #[test]
 fn every_refusal_names_field_value_and_what_is_allowed() {
     let host_port = "write it as host:port, for example \"127.0.0.1:7001\" or \"[::1]:7001\"";
