@@ -1,1 +1,5 @@
-//! Under construction.
+//! d-engine on threads, clocks and sockets.
+
+mod config;
+
+pub use config::{Config, ConfigError, Limits, MemberConfig};

@@ -1,0 +1,34 @@
+//! Addresses as they are written in a config: `host:port`.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+/// A `host:port` taken apart.
+pub(super) struct Address<'a> {
+    /// A name, an IPv4 address, or an IPv6 address without its brackets.
+    pub(super) host: &'a str,
+    /// The port; 0 stands for any free one.
+    pub(super) port: u16,
+}
+
+impl<'a> Address<'a> {
+    /// Reads `host:port`, `1.2.3.4:port` or `[v6]:port`; nothing is looked up.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let port = port.parse().ok()?;
+        if let Some(inner) = host.strip_prefix('[') {
+            let host = inner.strip_suffix(']')?;
+            host.parse::<Ipv6Addr>().ok()?;
+            return Some(Self { host, port });
+        }
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        (!host.is_empty() && host.bytes().all(name)).then_some(Self { host, port })
+    }
+
+    /// Whether it means "every interface": a place to listen, not one to dial.
+    pub(super) fn is_wildcard(&self) -> bool {
+        self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+    }
+}

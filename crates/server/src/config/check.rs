@@ -1,0 +1,202 @@
+//! Every rule that a config must keep.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use d_engine_proto::engine::MAX_ENTRY_DATA_BYTES;
+use d_engine_storage::ClusterId;
+
+use super::address::Address;
+use super::{Config, ConfigError};
+
+/// Heartbeats that must fit into the shortest election timeout.
+const HEARTBEATS_PER_ELECTION_TIMEOUT: u64 = 3;
+/// No count of milliseconds is longer than ten minutes.
+const LONGEST_MS: u64 = 600_000;
+/// No bound on memory is higher than this; such a value is a slip of the pen.
+const MOST_BYTES: usize = 1 << 34;
+
+type Checked = Result<(), ConfigError>;
+
+pub(super) fn check(config: &Config) -> Checked {
+    check_paths(config)?;
+    check_times(config)?;
+    check_members(config)?;
+    check_cluster_id(config)?;
+    check_listen(config)?;
+    check_limits(config)
+}
+
+fn refused(field: impl Into<String>, value: impl Display, allowed: impl Into<String>) -> ConfigError {
+    ConfigError::Refused {
+        file: None,
+        field: field.into(),
+        value: value.to_string(),
+        allowed: allowed.into(),
+    }
+}
+
+fn check_paths(config: &Config) -> Checked {
+    let path = &config.data_dir;
+    if path.as_os_str().is_empty() {
+        return Err(refused("data_dir", "not set", "set it to a directory of this node's own"));
+    }
+    if path.starts_with("~") {
+        let allowed = "`~` is not expanded: write the whole path";
+        return Err(refused("data_dir", path.display(), allowed));
+    }
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(refused("data_dir", format!("{path:?}"), "a path holds no NUL byte"));
+    }
+    Ok(())
+}
+
+fn check_times(config: &Config) -> Checked {
+    let heartbeat = config.heartbeat_interval_ms;
+    in_range("heartbeat_interval_ms", heartbeat, 1..=LONGEST_MS, " ms")?;
+    let (min, max) = (config.election_timeout_min_ms, config.election_timeout_max_ms);
+    let lowest = heartbeat * HEARTBEATS_PER_ELECTION_TIMEOUT;
+    if min < lowest || min > LONGEST_MS {
+        let allowed = format!(
+            "allowed: {lowest} ms ({HEARTBEATS_PER_ELECTION_TIMEOUT} times heartbeat_interval_ms) to {LONGEST_MS} ms"
+        );
+        return Err(refused("election_timeout_min_ms", min, allowed));
+    }
+    if max <= min || max > LONGEST_MS {
+        let allowed = format!(
+            "allowed: more than election_timeout_min_ms ({min} ms), so that nodes draw different timeouts, to {LONGEST_MS} ms"
+        );
+        return Err(refused("election_timeout_max_ms", max, allowed));
+    }
+    Ok(())
+}
+
+fn check_members(config: &Config) -> Checked {
+    if config.node_id == 0 {
+        return Err(refused("node_id", 0, "ids start at 1"));
+    }
+    let mut seen: Vec<(String, String)> = Vec::new();
+    for (position, member) in config.members.iter().enumerate() {
+        let field = |name: &str| format!("members[{position}].{name}");
+        if member.id == 0 {
+            return Err(refused(field("id"), 0, "ids start at 1"));
+        }
+        if config.members.iter().take(position).any(|before| before.id == member.id) {
+            let allowed = "another member has it already: every member needs its own";
+            return Err(refused(field("id"), member.id, allowed));
+        }
+        for (name, address) in [("peer_addr", &member.peer_addr), ("client_addr", &member.client_addr)] {
+            if name == "client_addr" && address.is_empty() {
+                continue;
+            }
+            check_dialled(&field(name), address)?;
+            let key = address.to_ascii_lowercase();
+            if let Some((_, owner)) = seen.iter().find(|(taken, _)| *taken == key) {
+                let allowed =
+                    format!("it is {owner} already: every address belongs to one service of one node");
+                return Err(refused(field(name), address, allowed));
+            }
+            seen.push((key, field(name)));
+        }
+    }
+    if !config.members.is_empty() && config.own_member().is_none() {
+        let ids: Vec<String> = config.members.iter().map(|member| member.id.to_string()).collect();
+        let allowed = format!("`members` lists {}: this node must be among them", ids.join(", "));
+        return Err(refused("node_id", config.node_id, allowed));
+    }
+    Ok(())
+}
+
+/// An address that others dial: not a wildcard, not "any free port".
+fn check_dialled(field: &str, text: &str) -> Checked {
+    let Some(address) = Address::parse(text) else {
+        return Err(refused(field, quoted(text), HOST_PORT));
+    };
+    if address.port == 0 {
+        return Err(refused(field, quoted(text), "port 0 cannot be dialled: name the port"));
+    }
+    if address.is_wildcard() {
+        let allowed =
+            format!("{} cannot be dialled: name the host; listen addresses may be wildcards", address.host);
+        return Err(refused(field, quoted(text), allowed));
+    }
+    Ok(())
+}
+
+const HOST_PORT: &str = "write it as host:port, for example \"127.0.0.1:7001\" or \"[::1]:7001\"";
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+fn check_cluster_id(config: &Config) -> Checked {
+    let Some(text) = &config.cluster_id else {
+        if config.members.len() > 1 {
+            let allowed = format!(
+                "a cluster of {} members needs the same 32 hexadecimal digits on every node",
+                config.members.len()
+            );
+            return Err(refused("cluster_id", "not set", allowed));
+        }
+        return Ok(());
+    };
+    match ClusterId::from_hex(text) {
+        Some(id) if id.0 != [0; 16] => Ok(()),
+        _ => Err(refused("cluster_id", quoted(text), "write 32 hexadecimal digits, not all 0")),
+    }
+}
+
+fn check_listen(config: &Config) -> Checked {
+    let peer = config.peer_listen_addr();
+    let Some(peer_address) = Address::parse(peer) else {
+        return Err(refused("peer_listen", quoted(peer), HOST_PORT));
+    };
+    if peer_address.port == 0 && config.members.len() > 1 {
+        return Err(refused(
+            "peer_listen",
+            quoted(peer),
+            "port 0 cannot be found by other members: name the port",
+        ));
+    }
+    let Some(client) = config.client_listen_addr() else {
+        return Ok(());
+    };
+    if Address::parse(client).is_none() {
+        return Err(refused("client_listen", quoted(client), HOST_PORT));
+    }
+    if client.eq_ignore_ascii_case(peer) && peer_address.port != 0 {
+        return Err(refused("client_listen", quoted(client), "it is peer_listen already: use another port"));
+    }
+    Ok(())
+}
+
+fn check_limits(config: &Config) -> Checked {
+    let limits = &config.limits;
+    let command = limits.max_command_bytes;
+    let bytes =
+        |name: &str, value, least| in_range(&format!("limits.{name}"), value, least..=MOST_BYTES, " bytes");
+    let count = |name: &str, value| in_range(&format!("limits.{name}"), value, 1..=1 << 24, "");
+    in_range("limits.max_command_bytes", command, 1..=MAX_ENTRY_DATA_BYTES, " bytes")?;
+    count("max_pending_proposals", limits.max_pending_proposals)?;
+    count("max_pending_reads", limits.max_pending_reads)?;
+    count("max_apply_entries", limits.max_apply_entries)?;
+    count("peer_queue_frames", limits.peer_queue_frames)?;
+    // Whatever holds commands must hold at least the longest one, or it would never be taken.
+    bytes("max_pending_bytes", limits.max_pending_bytes, command)?;
+    bytes("max_uncommitted_bytes", limits.max_uncommitted_bytes, command)?;
+    bytes("max_inflight_bytes", limits.max_inflight_bytes, command)?;
+    bytes("log_cache_bytes", limits.log_cache_bytes, command)?;
+    in_range("limits.max_append_bytes", limits.max_append_bytes, 1..=MAX_ENTRY_DATA_BYTES, " bytes")?;
+    // An append is the longest message: a batch, or one command that is longer than a batch.
+    bytes("peer_queue_bytes", limits.peer_queue_bytes, 2 * command.max(limits.max_append_bytes))?;
+    // A segment holds at least a few groups, whatever their size.
+    in_range("limits.segment_bytes", limits.segment_bytes, (1 << 20).max(4 * command)..=1 << 30, " bytes")
+}
+
+fn in_range<T: PartialOrd + Display>(field: &str, value: T, range: RangeInclusive<T>, unit: &str) -> Checked {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let allowed = format!("allowed: {} to {}{unit}", range.start(), range.end());
+    Err(refused(field, value, allowed))
+}

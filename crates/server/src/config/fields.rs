@@ -1,0 +1,82 @@
+//! The names that a config file may use, and the nearest one to a name it may not.
+
+use toml::{Table, Value};
+
+use super::ConfigError;
+
+pub(super) const CONFIG: &[&str] = &[
+    "node_id",
+    "cluster_id",
+    "data_dir",
+    "peer_listen",
+    "client_listen",
+    "members",
+    "heartbeat_interval_ms",
+    "election_timeout_min_ms",
+    "election_timeout_max_ms",
+    "limits",
+];
+
+pub(super) const MEMBER: &[&str] = &["id", "peer_addr", "client_addr"];
+
+pub(super) const LIMITS: &[&str] = &[
+    "max_command_bytes",
+    "max_pending_proposals",
+    "max_pending_bytes",
+    "max_pending_reads",
+    "max_uncommitted_bytes",
+    "max_inflight_bytes",
+    "max_append_bytes",
+    "max_apply_entries",
+    "log_cache_bytes",
+    "segment_bytes",
+    "peer_queue_frames",
+    "peer_queue_bytes",
+];
+
+/// Refuses the first name that no field has.
+pub(super) fn check_names(table: &Table) -> Result<(), ConfigError> {
+    check_table(table, "", CONFIG)?;
+    if let Some(Value::Table(limits)) = table.get("limits") {
+        check_table(limits, "limits.", LIMITS)?;
+    }
+    if let Some(Value::Array(members)) = table.get("members") {
+        for (position, member) in members.iter().enumerate() {
+            if let Value::Table(member) = member {
+                check_table(member, &format!("members[{position}]."), MEMBER)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_table(table: &Table, prefix: &str, known: &[&'static str]) -> Result<(), ConfigError> {
+    let Some(unknown) = table.keys().find(|name| !known.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let field = format!("{prefix}{unknown}");
+    Err(ConfigError::UnknownField { file: None, field, nearest: nearest(unknown, known) })
+}
+
+/// The known name that takes the fewest changes to write, unless it takes about half of it.
+fn nearest(written: &str, known: &[&'static str]) -> Option<&'static str> {
+    let (changes, name) = known.iter().map(|name| (distance(written, name), *name)).min()?;
+    (changes * 2 <= name.len()).then_some(name)
+}
+
+/// Levenshtein distance in bytes.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (above, b) in row.iter().skip(1).zip(other.bytes()) {
+            left = (diagonal + usize::from(a != b)).min(left + 1).min(above + 1);
+            diagonal = *above;
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
