@@ -13,7 +13,7 @@ use crate::profile::Profile;
 
 /// What came back for an operation.
 #[derive(Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The state machine's reply to a command.
     Command(Result<Bytes, ProposeError>),
     /// The outcome of a read barrier.
@@ -21,11 +21,11 @@ pub enum Answer {
 }
 
 /// Answers by operation, filled by the replicas' responders.
-pub type Mailbox = Arc<Mutex<Vec<(usize, u64, Answer)>>>;
+pub(crate) type Mailbox = Arc<Mutex<Vec<(usize, u64, Answer)>>>;
 
 /// What a client wants.
 #[derive(Clone, Copy, Debug)]
-pub enum Wish {
+pub(crate) enum Wish {
     /// Set the key to a new value.
     Put(u64),
     /// Remove the key.
@@ -46,17 +46,17 @@ struct Request {
 
 /// One client: at most one operation at a time.
 #[derive(Clone, Debug, Default)]
-pub struct Client {
+pub(crate) struct Client {
     /// The node it talks to.
-    pub target: u64,
+    pub(crate) target: u64,
     /// The operation it waits for.
-    pub waiting: Option<usize>,
+    pub(crate) waiting: Option<usize>,
     last_seen: BTreeMap<u64, Option<u64>>,
 }
 
 /// All clients of a run and their history.
 #[derive(Debug)]
-pub struct Clients {
+pub(crate) struct Clients {
     prng: Prng,
     all: Vec<Client>,
     requests: Vec<Request>,
@@ -64,15 +64,15 @@ pub struct Clients {
     next_value: u64,
     mailbox: Mailbox,
     /// Operations answered with success.
-    pub succeeded: u64,
+    pub(crate) succeeded: u64,
     /// Operations that certainly did not happen.
-    pub refused: u64,
+    pub(crate) refused: u64,
     /// Operations of unknown outcome.
-    pub unknown: u64,
+    pub(crate) unknown: u64,
 }
 
 /// What goes to a node.
-pub enum ToNode {
+pub(crate) enum ToNode {
     /// A command.
     Propose(Proposal),
     /// A read barrier.
@@ -82,7 +82,7 @@ pub enum ToNode {
 impl Clients {
     /// The clients of a run.
     #[must_use]
-    pub fn new(seed: u64, profile: &Profile) -> Self {
+    pub(crate) fn new(seed: u64, profile: &Profile) -> Self {
         let mut prng = Prng::stream(seed, "clients");
         let all = (0..profile.clients)
             .map(|_| Client { target: prng.between(1, profile.nodes), ..Client::default() })
@@ -102,30 +102,25 @@ impl Clients {
 
     /// Answers that have come in since the last call: operation, node, answer.
     #[must_use]
-    pub fn take_answers(&self) -> Vec<(usize, u64, Answer)> {
+    pub(crate) fn take_answers(&self) -> Vec<(usize, u64, Answer)> {
         std::mem::take(&mut *self.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The random stream of the clients.
-    pub fn prng(&mut self) -> &mut Prng {
-        &mut self.prng
     }
 
     /// The node that `client` talks to.
     #[must_use]
-    pub fn target(&self, client: usize) -> u64 {
+    pub(crate) fn target(&self, client: usize) -> u64 {
         self.all.get(client).map_or(1, |client| client.target)
     }
 
     /// The key of an operation.
     #[must_use]
-    pub fn key_of(&self, operation: usize) -> Option<Bytes> {
+    pub(crate) fn key_of(&self, operation: usize) -> Option<Bytes> {
         self.requests.get(operation).map(|request| key_bytes(request.key))
     }
 
     /// Whether `operation` is still the one its client waits for.
     #[must_use]
-    pub fn is_waiting_for(&self, operation: usize) -> bool {
+    pub(crate) fn is_waiting_for(&self, operation: usize) -> bool {
         self.requests
             .get(operation)
             .and_then(|request| self.all.get(request.client))
@@ -134,12 +129,12 @@ impl Clients {
 
     /// Whether `client` waits for an answer.
     #[must_use]
-    pub fn is_busy(&self, client: usize) -> bool {
+    pub(crate) fn is_busy(&self, client: usize) -> bool {
         self.all.get(client).is_some_and(|client| client.waiting.is_some())
     }
 
     /// Begins an operation of `client` at `now`; returns its number.
-    pub fn begin(&mut self, client: usize, now: u64, profile: &Profile) -> usize {
+    pub(crate) fn begin(&mut self, client: usize, now: u64, profile: &Profile) -> usize {
         let key = self.prng.below(profile.keys);
         self.next_value += 1;
         let last_seen = self.all.get(client).and_then(|client| client.last_seen.get(&key)).copied().flatten();
@@ -159,7 +154,7 @@ impl Clients {
 
     /// What `operation` sends to `node`.
     #[must_use]
-    pub fn message(&self, operation: usize, node: u64, profile: &Profile) -> Option<ToNode> {
+    pub(crate) fn message(&self, operation: usize, node: u64, profile: &Profile) -> Option<ToNode> {
         let request = self.requests.get(operation)?;
         let mailbox = self.mailbox.clone();
         let put = move |answer| {
@@ -183,7 +178,7 @@ impl Clients {
     }
 
     /// Nobody answered in time: a write may yet take effect.
-    pub fn give_up(&mut self, operation: usize, nodes: u64) {
+    pub(crate) fn give_up(&mut self, operation: usize, nodes: u64) {
         self.finish(operation, None, None);
         self.retarget(operation, None, nodes);
     }
@@ -193,7 +188,7 @@ impl Clients {
     ///
     /// # Errors
     /// The reply of the state machine is not one that its command can have.
-    pub fn answered(
+    pub(crate) fn answered(
         &mut self,
         operation: usize,
         answer: &Answer,
@@ -310,7 +305,7 @@ impl Clients {
     }
 
     /// The run is over: whoever waits never learns the outcome.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         let waiting: Vec<usize> = self.all.iter().filter_map(|client| client.waiting).collect();
         for operation in waiting {
             self.finish(operation, None, None);
@@ -321,7 +316,7 @@ impl Clients {
     ///
     /// # Errors
     /// The key whose history is not linearizable, or too hard to judge.
-    pub fn judge(&self) -> Result<(), String> {
+    pub(crate) fn judge(&self) -> Result<(), String> {
         for (key, history) in &self.history {
             match check(history, 3_000_000) {
                 Verdict::Linearizable => {}
@@ -343,7 +338,7 @@ impl Clients {
     }
 
     /// Turns a client's next operation loose on another node now and then, whatever it knows.
-    pub fn wander(&mut self, client: usize, nodes: u64) {
+    pub(crate) fn wander(&mut self, client: usize, nodes: u64) {
         let target = self.prng.between(1, nodes);
         if self.prng.chance(50_000)
             && let Some(client) = self.all.get_mut(client)

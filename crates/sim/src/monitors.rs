@@ -22,7 +22,7 @@ use d_engine_replica::{ApplyJob, ApplySource, PeerMessage, PersistJob};
 use d_engine_storage::{LogEntry, RecoveredLog};
 
 /// What a broken rule is called, and what broke it.
-pub type Broken = String;
+pub(crate) type Broken = String;
 
 /// What a node's disk must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ struct Print {
 
 /// The monitors of one run.
 #[derive(Debug, Default)]
-pub struct Monitors {
+pub(crate) struct Monitors {
     leaders: BTreeMap<Term, u64>,
     votes: BTreeMap<(u64, Term), NodeId>,
     prints: BTreeMap<(u64, u64), Print>,
@@ -91,13 +91,13 @@ fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {
 impl Monitors {
     /// How many entries are committed.
     #[must_use]
-    pub fn committed_len(&self) -> u64 {
+    pub(crate) fn committed_len(&self) -> u64 {
         self.committed.len() as u64
     }
 
     /// The node that leads `term`, if one was seen to.
     #[must_use]
-    pub fn leader_of(&self, term: Term) -> Option<u64> {
+    pub(crate) fn leader_of(&self, term: Term) -> Option<u64> {
         self.leaders.get(&term).copied()
     }
 
@@ -105,7 +105,7 @@ impl Monitors {
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn after_step(&mut self, node: u64, core: &RaftCore) -> Result<(), Broken> {
+    pub(crate) fn after_step(&mut self, node: u64, core: &RaftCore) -> Result<(), Broken> {
         let term = core.term();
         if core.role() == RoleKind::Leader {
             let leader = *self.leaders.entry(term).or_insert(node);
@@ -207,7 +207,7 @@ impl Monitors {
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn on_write(&mut self, node: u64, core: &RaftCore, job: &PersistJob) -> Result<(), Broken> {
+    pub(crate) fn on_write(&mut self, node: u64, core: &RaftCore, job: &PersistJob) -> Result<(), Broken> {
         let mut before = job.entries.first().and_then(|first| core.term_at(first.id.index.previous()));
         for entry in &job.entries {
             let print = Print { digest: digest(entry), term_before: before.map_or(0, Term::get) };
@@ -225,7 +225,7 @@ impl Monitors {
     }
 
     /// A write has begun: until it is known to be stored, any number of its jobs may survive a crash.
-    pub fn on_write_begun(&mut self, node: u64, jobs: &[PersistJob]) {
+    pub(crate) fn on_write_begun(&mut self, node: u64, jobs: &[PersistJob]) {
         let mut disk = self.disks.entry(node).or_default().clone();
         let states = jobs.iter().map(|job| {
             disk.write(job);
@@ -235,17 +235,17 @@ impl Monitors {
     }
 
     /// The log has said that the write is stored.
-    pub fn on_stored(&mut self, node: u64) {
+    pub(crate) fn on_stored(&mut self, node: u64) {
         if let Some(last) = self.maybe_written.remove(&node).and_then(|mut states| states.pop()) {
             self.disks.insert(node, last);
         }
     }
 
-    /// A node has recovered its log.
+    /// A node has recovered its log. Returns whether a write that had begun is not there.
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn on_recovered(&mut self, node: u64, recovered: &RecoveredLog) -> Result<(), Broken> {
+    pub(crate) fn on_recovered(&mut self, node: u64, recovered: &RecoveredLog) -> Result<bool, Broken> {
         let found = Disk {
             hard_state: recovered.hard_state,
             terms: recovered.entries.iter().map(|head| head.id.term.get()).collect(),
@@ -265,16 +265,17 @@ impl Monitors {
                 ),
             );
         }
+        let lost = maybe.last().is_some_and(|begun| !found.same(begun));
         *stored = found;
         self.watermarks.insert(node, Watermarks::default());
-        Ok(())
+        Ok(lost)
     }
 
     /// A message leaves a node.
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn on_send(&mut self, node: u64, to: NodeId, message: &PeerMessage) -> Result<(), Broken> {
+    pub(crate) fn on_send(&mut self, node: u64, to: NodeId, message: &PeerMessage) -> Result<(), Broken> {
         let disk = self.disks.entry(node).or_default();
         let stored = disk.hard_state;
         let early = |what: &str| {
@@ -338,7 +339,7 @@ impl Monitors {
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn on_apply(&mut self, node: u64, job: &ApplyJob) -> Result<(), Broken> {
+    pub(crate) fn on_apply(&mut self, node: u64, job: &ApplyJob) -> Result<(), Broken> {
         let (last, terms): (LogIndex, Vec<(LogIndex, u64)>) = match &job.source {
             ApplySource::Stored(_, last) => (*last, Vec::new()),
             ApplySource::Entries(entries) => (
@@ -372,7 +373,7 @@ impl Monitors {
     ///
     /// # Errors
     /// The rule that is broken.
-    pub fn on_state(&mut self, node: u64, applied: u64, state: [u8; 32]) -> Result<(), Broken> {
+    pub(crate) fn on_state(&mut self, node: u64, applied: u64, state: [u8; 32]) -> Result<(), Broken> {
         if *self.states.entry(applied).or_insert(state) != state {
             return broken(
                 "equal state at equal index",
@@ -385,7 +386,7 @@ impl Monitors {
     /// Whether an entry of an earlier term than its leader's lies on a majority, uncommitted: the
     /// situation of figure 8.
     #[must_use]
-    pub fn old_term_on_majority(&self, core: &RaftCore) -> bool {
+    pub(crate) fn old_term_on_majority(&self, core: &RaftCore) -> bool {
         let index = core.log().committed.next();
         let Some(term) = core.term_at(index) else { return false };
         core.role() == RoleKind::Leader

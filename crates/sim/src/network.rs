@@ -13,18 +13,18 @@ const MUSEUM_SIZE: usize = 256;
 
 /// A message on its way.
 #[derive(Clone, Debug)]
-pub struct Packet {
+pub(crate) struct Packet {
     /// The sender.
-    pub from: u64,
+    pub(crate) from: u64,
     /// The receiver.
-    pub to: u64,
+    pub(crate) to: u64,
     /// The wire form.
-    pub frame: Bytes,
+    pub(crate) frame: Bytes,
 }
 
 /// The network of one run.
 #[derive(Debug)]
-pub struct Network {
+pub(crate) struct Network {
     prng: Prng,
     /// Directed links that carry nothing.
     blocked: BTreeSet<(u64, u64)>,
@@ -37,7 +37,7 @@ pub struct Network {
 impl Network {
     /// A whole network.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             prng: Prng::stream(seed, "network"),
             blocked: BTreeSet::new(),
@@ -49,24 +49,24 @@ impl Network {
 
     /// Whether a message from `from` can reach `to` now.
     #[must_use]
-    pub fn carries(&self, from: u64, to: u64) -> bool {
+    pub(crate) fn carries(&self, from: u64, to: u64) -> bool {
         !self.blocked.contains(&(from, to))
     }
 
     /// All faults are over for good.
-    pub fn calm_down(&mut self) {
+    pub(crate) fn calm_down(&mut self) {
         self.blocked.clear();
         self.museum.clear();
         self.calm = true;
     }
 
     /// The partition is over.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.blocked.clear();
     }
 
     /// Sends `packet` at `now`; returns what will arrive, and when.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         packet: Packet,
         now: u64,
@@ -115,7 +115,7 @@ impl Network {
     }
 
     /// Cuts links in one of the shapes that have broken real systems.
-    pub fn partition(&mut self, nodes: u64, counts: &mut Counts) -> Fault {
+    pub(crate) fn partition(&mut self, nodes: u64, counts: &mut Counts) -> Fault {
         self.blocked.clear();
         let mut all: Vec<u64> = (1..=nodes).collect();
         for place in (1..all.len()).rev() {

@@ -21,53 +21,53 @@ use d_engine_storage::{
 use crate::profile::Profile;
 
 /// The group of all simulated nodes.
-pub const GROUP: GroupId = GroupId::FIRST;
+pub(crate) const GROUP: GroupId = GroupId::FIRST;
 
 /// A node: its disk lasts, its life does not.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// The node's id.
-    pub id: u64,
+    pub(crate) id: u64,
     /// The disk.
-    pub fs: SimFs,
+    pub(crate) fs: SimFs,
     /// Rises with every crash: events of an earlier life mean nothing.
-    pub life: u64,
+    pub(crate) life: u64,
     /// The running process, if it runs.
-    pub running: Option<Running>,
+    pub(crate) running: Option<Running>,
     /// Until when nothing happens on this node.
-    pub paused_until: u64,
+    pub(crate) paused_until: u64,
     /// The speed of the node's clock in millionths.
-    pub clock_rate: u64,
+    pub(crate) clock_rate: u64,
     /// The wall clock's error in milliseconds.
-    pub wall_offset_ms: u64,
+    pub(crate) wall_offset_ms: u64,
 }
 
 /// A running process.
-pub struct Running {
+pub(crate) struct Running {
     /// The replica.
-    pub replica: Replica,
+    pub(crate) replica: Replica,
     /// What the replica has asked for and not been given yet.
-    pub jobs: Jobs,
+    pub(crate) jobs: Jobs,
     /// The log worker and what waits for it.
-    pub log: LogWorker,
+    pub(crate) log: LogWorker,
     /// Writes waiting for the log worker.
-    pub writes: Vec<PersistJob>,
+    pub(crate) writes: Vec<PersistJob>,
     /// Reads waiting for the log worker.
-    pub loads: Vec<LoadJob>,
+    pub(crate) loads: Vec<LoadJob>,
     /// Whether the log worker is at work.
-    pub log_busy: bool,
+    pub(crate) log_busy: bool,
     /// The apply worker.
-    pub apply: ApplyWorker,
+    pub(crate) apply: ApplyWorker,
     /// Jobs waiting for the apply worker.
-    pub applies: VecDeque<ApplyJob>,
+    pub(crate) applies: VecDeque<ApplyJob>,
     /// Whether the apply worker is at work.
-    pub apply_busy: bool,
+    pub(crate) apply_busy: bool,
     /// The state machine.
-    pub machine: Arc<KvStateMachine>,
+    pub(crate) machine: Arc<KvStateMachine>,
     /// This life's data directory.
-    pub incarnation: Incarnation,
+    pub(crate) incarnation: Incarnation,
     /// The deadline that an event is scheduled for.
-    pub deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
 }
 
 impl std::fmt::Debug for Running {
@@ -78,11 +78,11 @@ impl std::fmt::Debug for Running {
 
 /// What a start has found.
 #[derive(Debug)]
-pub struct Started {
+pub(crate) struct Started {
     /// The recovered log, for the monitors.
-    pub recovered: RecoveredLog,
+    pub(crate) recovered: RecoveredLog,
     /// What recovery did.
-    pub report: RecoveryReport,
+    pub(crate) report: RecoveryReport,
 }
 
 /// The id as the engine's type.
@@ -90,35 +90,36 @@ pub struct Started {
 /// # Panics
 /// For the reserved zero, which the simulator never uses.
 #[must_use]
-pub fn node_id(id: u64) -> NodeId {
+pub(crate) fn node_id(id: u64) -> NodeId {
     NodeId::new(id).unwrap_or_else(|| unreachable!("simulated nodes are numbered from 1"))
 }
 
 impl Node {
     /// A node that has never run.
     #[must_use]
-    pub fn new(id: u64, clock_rate: u64) -> Self {
+    pub(crate) fn new(id: u64, clock_rate: u64) -> Self {
         let fs = SimFs::new();
         Self { id, fs, life: 0, running: None, paused_until: 0, clock_rate, wall_offset_ms: 0 }
     }
 
     /// What this node's monotonic clock shows at true time `now`.
     #[must_use]
-    pub fn clock(&self, now: u64) -> Instant {
+    pub(crate) fn clock(&self, now: u64) -> Instant {
         let scaled = u128::from(now) * u128::from(self.clock_rate) / 1_000_000;
         Instant::from_nanos(u64::try_from(scaled).unwrap_or(u64::MAX))
     }
 
     /// The true time at which this node's clock shows `at`, or a moment later.
     #[must_use]
-    pub fn true_time(&self, at: Instant) -> u64 {
-        let scaled = (u128::from(at.as_nanos()) + 1) * 1_000_000 / u128::from(self.clock_rate.max(1));
+    pub(crate) fn true_time(&self, at: Instant) -> u64 {
+        let rate = u128::from(self.clock_rate.max(1));
+        let scaled = (u128::from(at.as_nanos()) * 1_000_000).div_ceil(rate) + 1;
         u64::try_from(scaled).unwrap_or(u64::MAX)
     }
 
     /// What this node's wall clock shows at true time `now`.
     #[must_use]
-    pub fn wall_ms(&self, now: u64) -> u64 {
+    pub(crate) fn wall_ms(&self, now: u64) -> u64 {
         1_700_000_000_000 + self.wall_offset_ms + now / 1_000_000
     }
 
@@ -126,7 +127,7 @@ impl Node {
     ///
     /// # Errors
     /// Why the node does not start; expected only when the disk was told to fail.
-    pub fn start(&mut self, seed: u64, now: u64, profile: &Profile) -> Result<Started, String> {
+    pub(crate) fn start(&mut self, seed: u64, now: u64, profile: &Profile) -> Result<Started, String> {
         let options = FileStorageOptions {
             segment_bytes: profile.segment_bytes,
             grow_bytes: 4096,
@@ -176,7 +177,7 @@ impl Node {
     }
 
     /// The process dies and, with the machine, everything that was not synced.
-    pub fn crash(&mut self, random: &mut dyn FnMut(u64) -> u64) {
+    pub(crate) fn crash(&mut self, random: &mut dyn FnMut(u64) -> u64) {
         // The disk goes first, so that nothing that runs on drop can still reach it.
         self.fs.crash(random);
         self.running = None;
@@ -189,7 +190,7 @@ impl Running {
     ///
     /// # Errors
     /// The state machine cannot go on.
-    pub fn run_apply(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
+    pub(crate) fn run_apply(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
         now_or_never(self.apply.run(job))
     }
 }

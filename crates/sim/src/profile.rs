@@ -5,9 +5,9 @@
 use crate::prng::Prng;
 
 /// One millisecond in the simulator's nanoseconds.
-pub const MS: u64 = 1_000_000;
+pub(crate) const MS: u64 = 1_000_000;
 /// One second.
-pub const SECOND: u64 = 1_000 * MS;
+pub(crate) const SECOND: u64 = 1_000 * MS;
 
 /// The intensities of one run. Times are in simulated nanoseconds, chances in millionths.
 #[derive(Clone, Debug)]

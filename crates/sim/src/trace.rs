@@ -10,7 +10,7 @@ use crate::world::Happening;
 
 /// Collects lines if asked to, and always the hash of everything that happened.
 #[derive(Clone, Debug, Default)]
-pub struct Trace {
+pub(crate) struct Trace {
     lines: Option<Vec<String>>,
     hash: u64,
 }
@@ -18,19 +18,19 @@ pub struct Trace {
 impl Trace {
     /// A trace that keeps its lines.
     #[must_use]
-    pub fn readable() -> Self {
+    pub(crate) fn readable() -> Self {
         Self { lines: Some(Vec::new()), hash: 0 }
     }
 
     /// The lines kept.
     #[must_use]
-    pub fn lines(&self) -> &[String] {
+    pub(crate) fn lines(&self) -> &[String] {
         self.lines.as_deref().unwrap_or_default()
     }
 
     /// Equal for equal runs.
     #[must_use]
-    pub fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         self.hash
     }
 

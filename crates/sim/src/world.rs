@@ -91,7 +91,6 @@ impl Ord for Scheduled {
 /// A running simulation.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) seed: u64,
     pub(crate) now: u64,
     order: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
@@ -123,7 +122,6 @@ impl World {
             })
             .collect();
         let mut world = Self {
-            seed,
             now: SECOND,
             order: 0,
             queue: BinaryHeap::new(),
@@ -358,19 +356,17 @@ impl World {
                 self.after(at.saturating_sub(self.now), Happening::Arrive(packet));
             }
         }
-        let now = self.now;
         let node = self.node(id);
         let life = node.life;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        let superseding = jobs.persist.iter().any(|job| job.entries.first().is_some());
         running.writes.append(&mut jobs.persist);
         running.loads.append(&mut jobs.load);
         running.applies.extend(jobs.apply.drain(..));
-        let log_begins = !running.log_busy && !(running.writes.is_empty() && running.loads.is_empty());
+        let has_log_work = !running.writes.is_empty() || !running.loads.is_empty();
+        let log_begins = has_log_work && !running.log_busy;
         let apply_begins = !running.apply_busy && !running.applies.is_empty();
         running.log_busy |= log_begins;
         running.apply_busy |= apply_begins;
-        let _ = (now, superseding);
         if log_begins {
             let delay = self.prng.below(200_000);
             self.after(delay, Happening::LogBegin { node: id, life });

@@ -17,7 +17,7 @@ impl World {
     pub(crate) fn log_begin(&mut self, id: u64) -> Result<(), String> {
         let crash_in_write = !self.healed
             && self.profile.crash_every > 0
-            && self.prng.chance(self.profile.crash_in_write / 100);
+            && self.prng.chance(self.profile.crash_in_write / 30);
         let fails = !self.healed && self.prng.chance(self.profile.disk_error);
         let (halt_at, failing) = (self.prng.between(1, 6), self.prng.below(3));
         let node = self.node(id);
@@ -143,7 +143,14 @@ impl World {
         }
         self.monitors.on_apply(id, &job)?;
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let applied = match running.run_apply(job) {
+        let applied = running.run_apply(job);
+        if self.node(id).fs.is_halted() {
+            // The moment chosen for a crash in a log write came in a read instead.
+            self.crash(id);
+            return Ok(());
+        }
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        let applied = match applied {
             Ok(Event::Applied(applied)) => applied,
             Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
             Err(reason) => return Err(format!("apply: node {id} stopped: {reason}")),
@@ -207,11 +214,12 @@ impl World {
         }
         if started.report.torn_bytes > 0 {
             self.counts.reached(Sometimes::TornTailCut);
-            self.counts.fault(Fault::UnsyncedBytesLost);
         }
         self.trace
             .note(now, format_args!("node {id} starts with {} entries", started.recovered.entries.len()));
-        self.monitors.on_recovered(id, &started.recovered)?;
+        if self.monitors.on_recovered(id, &started.recovered)? {
+            self.counts.fault(Fault::UnsyncedBytesLost);
+        }
         self.tell(id, Event::Deadline)?;
         for peer in 1..=profile.nodes {
             if peer != id {

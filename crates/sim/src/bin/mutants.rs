@@ -1,0 +1,177 @@
+//! Plants one known bug after the other, builds the project with it, and shows that the project's own
+//! checks find it: `cargo run --release -p d-engine-sim --bin mutants [NAME ...]`.
+//!
+//! A bug is a line behind `cfg!(mutant = "name")`. Only the workspace's crates are compiled anew for
+//! it: this program serves as cargo's compiler wrapper and adds the flag, told by the name under
+//! which it is called.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// The prefix of the names under which this program is a compiler wrapper.
+const WRAPPER: &str = "rustc-with-";
+
+/// A known bug, and what must find it.
+struct Mutant {
+    name: &'static str,
+    bug: &'static str,
+    found_by: Check,
+}
+
+enum Check {
+    /// A seed of the simulator, among the first ones.
+    Seeds,
+    /// A test: package and the beginning of its name.
+    Test(&'static str, &'static str),
+}
+
+const MUTANTS: &[Mutant] = &[
+    seeds("ack-before-sync", "a follower acknowledges entries before its sync"),
+    seeds("vote-before-sync", "a vote leaves before it is stored"),
+    seeds("vote-forgotten", "term and vote are never stored"),
+    seeds("commit-old-term", "an entry of an earlier term is committed by counting (figure 8)"),
+    seeds("leader-counts-unsynced", "a leader counts its own log before its sync"),
+    seeds("truncate-on-any-append", "a delayed append removes what a later one has added"),
+    seeds("no-log-check-in-vote", "a vote is given to a candidate with an older log"),
+    seeds("commit-past-verified", "a follower commits entries that were never matched"),
+    seeds("read-without-round", "a read is served without asking a quorum"),
+    seeds("read-before-first-commit", "a read is served before the term's first commit"),
+    seeds("apply-before-persisted", "a node applies what its own disk does not hold"),
+    seeds("recovery-no-cut", "a torn tail is left where it is"),
+    Mutant {
+        name: "stale-acks-over-re-election",
+        bug: "an ack of an earlier term counts in a later one",
+        found_by: Check::Test("d-engine-core", "row_42"),
+    },
+    Mutant {
+        name: "watermark-ignored",
+        bug: "damage before the durable watermark passes for a torn tail",
+        found_by: Check::Test("d-engine-storage", ""),
+    },
+    Mutant {
+        name: "chain-check-skipped",
+        bug: "the chain of records is not verified",
+        found_by: Check::Test("d-engine-storage", ""),
+    },
+];
+
+const fn seeds(name: &'static str, bug: &'static str) -> Mutant {
+    Mutant { name, bug, found_by: Check::Seeds }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = env::args_os();
+    let called_as = arguments.next().map(PathBuf::from).unwrap_or_default();
+    let name = called_as.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if let Some(mutant) = name.strip_prefix(WRAPPER) {
+        return compile(mutant, arguments);
+    }
+    match table(&arguments.filter_map(|argument| argument.into_string().ok()).collect::<Vec<_>>()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the compiler with one more flag. Returns only if that fails.
+fn compile(mutant: &str, mut arguments: env::ArgsOs) -> ExitCode {
+    let Some(rustc) = arguments.next() else { return ExitCode::from(2) };
+    let flag = format!("mutant=\"{mutant}\"");
+    let error = Command::new(rustc).args(arguments).arg("--cfg").arg(flag).exec();
+    eprintln!("error: the compiler could not be started: {error}");
+    ExitCode::from(2)
+}
+
+fn table(names: &[String]) -> Result<bool, String> {
+    if let Some(unknown) = names.iter().find(|name| !MUTANTS.iter().any(|mutant| mutant.name == **name)) {
+        let known: Vec<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();
+        return Err(format!("no planted bug is called {unknown:?}; there are: {}", known.join(", ")));
+    }
+    let chosen =
+        MUTANTS.iter().filter(|mutant| names.is_empty() || names.iter().any(|name| name == mutant.name));
+    let mut all_found = true;
+    println!("{:<28}  {:<62}  found by", "planted bug", "what it does");
+    for mutant in chosen {
+        let started = Instant::now();
+        let found = find(mutant)?;
+        all_found &= found.is_some();
+        let by = found.unwrap_or_else(|| "NOTHING".to_owned());
+        println!("{:<28}  {:<62}  {by} ({:.0} s)", mutant.name, mutant.bug, started.elapsed().as_secs_f64());
+    }
+    Ok(all_found)
+}
+
+/// What finds the bug, or `None`.
+fn find(mutant: &Mutant) -> Result<Option<String>, String> {
+    let target = Path::new("target").join("mutants");
+    let wrapper = wrapper(mutant.name, &target)?;
+    let cargo = |arguments: &[&str]| {
+        let output = Command::new("cargo")
+            .args(arguments)
+            .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
+            .env("CARGO_TARGET_DIR", &target)
+            .output()
+            .map_err(|error| format!("cargo: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok::<_, String>((output.status.success(), text, String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    match mutant.found_by {
+        Check::Seeds => {
+            let (built, _, error) =
+                cargo(&["build", "--release", "-p", "d-engine-sim", "--bin", "d-engine-sim"])?;
+            if !built {
+                return Err(format!("{} does not build:\n{error}", mutant.name));
+            }
+            let output = Command::new(target.join("release/d-engine-sim"))
+                .args(["--count", "2000", "--fail-fast"])
+                .output()
+                .map_err(|error| format!("d-engine-sim: {error}"))?;
+            Ok(finding(&String::from_utf8_lossy(&output.stdout)).filter(|_| !output.status.success()))
+        }
+        Check::Test(package, filter) => {
+            let (passed, text, error) = cargo(&["test", "-p", package, "--no-fail-fast", "--", filter])?;
+            let failed: Vec<&str> =
+                text.lines().filter_map(|line| line.strip_suffix(" ... FAILED")).collect();
+            if !passed && failed.is_empty() {
+                return Err(format!("{} does not build:\n{error}", mutant.name));
+            }
+            Ok(failed.first().map(|test| {
+                format!("{} tests, among them {}", failed.len(), test.trim_start_matches("test "))
+            }))
+        }
+    }
+}
+
+/// The first finding in the simulator's summary: its seed and the rule.
+fn finding(summary: &str) -> Option<String> {
+    let mut seed = "";
+    for line in summary.lines() {
+        if let Some(rest) = line.strip_prefix("seed ") {
+            seed = rest.split(':').next().unwrap_or("");
+        }
+        if let Some((_, what)) = line.split_once("FOUND at ") {
+            let rule = what.split_once(": ").map_or(what, |(_, rule)| rule);
+            return Some(format!("seed {seed}: {}", rule.split(':').next().unwrap_or(rule)));
+        }
+    }
+    None
+}
+
+/// This program under the name that tells it which bug to plant.
+fn wrapper(mutant: &str, target: &Path) -> Result<PathBuf, String> {
+    let this = env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
+    fs::create_dir_all(target).map_err(|error| format!("{}: {error}", target.display()))?;
+    let target = target.canonicalize().map_err(|error| format!("{}: {error}", target.display()))?;
+    let link = target.join(format!("{WRAPPER}{mutant}"));
+    fs::remove_file(&link).ok();
+    symlink(&this, &link).map_err(|error| format!("{}: {error}", link.display()))?;
+    Ok(link)
+}
