@@ -16,7 +16,7 @@ impl RaftCore {
         self.loyal_until = now.plus(self.config.election_timeout_min);
         self.draw_election_timeout(now);
         if !matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from)) {
-            self.role = Role::Follower(Follower { leader: Some(from), verified: LogIndex::ZERO });
+            self.role = Role::Follower(Follower { leader: Some(from), ..Follower::default() });
         }
         match &mut self.role {
             Role::Follower(follower) => Ok(follower),
@@ -120,7 +120,8 @@ impl RaftCore {
     /// Commits what the leader has committed, but never past what is known to match its log: what
     /// lies behind that may be a leftover that was never committed.
     fn follow_commit(&mut self, commit: LogIndex) {
-        let Role::Follower(follower) = &self.role else { return };
+        let Role::Follower(follower) = &mut self.role else { return };
+        follower.leader_commit = follower.leader_commit.max(commit);
         let bound = if cfg!(mutant = "commit-past-verified") {
             self.log.last_index()
         } else {

@@ -206,6 +206,22 @@ impl RaftCore {
         matches!(&self.role, Role::Leader(leader) if leader.first_of_term <= self.log.committed())
     }
 
+    /// Whether this node knows as much to be committed as the leader has told it: on a leader, that an
+    /// entry of its term is committed; on a follower, that its log matches up to the leader's commit
+    /// index of the last message.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        match &self.role {
+            Role::Leader(_) => self.leads_with_commit(),
+            Role::Follower(follower) => {
+                follower.leader.is_some()
+                    && follower.verified > LogIndex::ZERO
+                    && follower.leader_commit <= self.log.committed()
+            }
+            Role::PreCandidate(_) | Role::Candidate(_) => false,
+        }
+    }
+
     /// A picture of the core.
     #[must_use]
     pub fn status(&self) -> CoreStatus {

@@ -79,6 +79,8 @@ pub struct ReplicaStatus {
     pub applied: u64,
     /// The membership in force.
     pub membership: Membership,
+    /// Whether the node has caught up and can serve.
+    pub ready: bool,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }
@@ -205,6 +207,20 @@ impl Replica {
         if self.stopped.is_some() { None } else { self.core.next_deadline() }
     }
 
+    /// Whether this node has caught up with its leader and applied what it knows to be committed.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.stopped.is_none()
+            && self.core.is_caught_up()
+            && self.core.log().committed <= self.apply.applied()
+    }
+
+    /// Whether callers wait for an answer.
+    #[must_use]
+    pub fn has_callers(&self) -> bool {
+        self.proposals.len() > 0 || self.reads.len() > 0
+    }
+
     /// The algorithm, to look at.
     #[must_use]
     pub fn core(&self) -> &RaftCore {
@@ -239,6 +255,7 @@ impl Replica {
             core: self.core.status(),
             applied: self.apply.applied().get(),
             membership: self.members.current().clone(),
+            ready: self.is_ready(),
             stopped: self.stopped.clone(),
         }
     }

@@ -1,0 +1,262 @@
+//! From a configuration to a running node.
+
+use std::sync::Arc;
+
+use d_engine_core::{CoreConfig, Duration, GroupId, LogIndex, NodeId};
+use d_engine_kv::KvStateMachine;
+use d_engine_replica::{
+    ApplyWorker, LogWorker, Never, Replica, ReplicaConfig, SnapshotPolicy, StateMachine, StateMachineHandler,
+};
+use d_engine_storage::{
+    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, OpenRequest, OpenedStorage, RealFs,
+    StorageEngine,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+
+use crate::clock::Clock;
+use crate::embedded::{EmbeddedEngine, Parts};
+use crate::inbox::{Inbox, InboxLimits};
+use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
+use crate::transport::{TransportIdentity, TransportSettings};
+use crate::worker_threads::{WorkQueue, apply_thread, log_thread};
+use crate::{Config, StartError, api, entropy};
+
+/// Puts a node together. Without [`NodeBuilder::storage_engine`] and [`NodeBuilder::state_machine`] it
+/// takes the file-based log in `config.data_dir` and the key-value state machine.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use d_engine_server::{Config, NodeBuilder};
+/// let (shutdown_tx, shutdown_rx) = tokio::sync::watch::channel(());
+/// let config = Config { data_dir: "/var/lib/app".into(), ..Config::default() };
+/// let node = NodeBuilder::new(config, shutdown_rx).build()?;
+/// node.run().await?;
+/// # drop(shutdown_tx);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct NodeBuilder {
+    config: Config,
+    shutdown: watch::Receiver<()>,
+    machine: Option<Arc<dyn StateMachine>>,
+    storage: Option<Arc<dyn StorageEngine>>,
+    policy: Arc<dyn SnapshotPolicy>,
+}
+
+impl NodeBuilder {
+    /// A node with this configuration. It shuts down when `shutdown_rx` sees a change or its sender is
+    /// dropped.
+    pub fn new(config: Config, shutdown_rx: watch::Receiver<()>) -> Self {
+        Self { config, shutdown: shutdown_rx, machine: None, storage: None, policy: Arc::new(Never) }
+    }
+
+    /// The state machine to replicate.
+    pub fn state_machine(mut self, machine: Arc<impl StateMachine>) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
+    /// Where the log is kept.
+    pub fn storage_engine(mut self, storage: Arc<impl StorageEngine>) -> Self {
+        self.storage = Some(storage);
+        self
+    }
+
+    /// Checks everything that can be checked without touching a file, a thread or a socket.
+    ///
+    /// # Errors
+    /// [`StartError::Config`] names the field that is wrong.
+    pub fn build(self) -> Result<Node, StartError> {
+        self.config.validate()?;
+        let storage = self.storage.unwrap_or_else(|| {
+            let options = FileStorageOptions {
+                segment_bytes: self.config.limits.segment_bytes as u64,
+                ..FileStorageOptions::default()
+            };
+            Arc::new(FileStorageEngine::new(&self.config.data_dir, options, Arc::new(RealFs::new())))
+        });
+        let machine = self.machine.unwrap_or_else(|| Arc::new(KvStateMachine::new()));
+        Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy: self.policy })
+    }
+}
+
+/// A node that is put together and does nothing yet.
+#[must_use = "a node does nothing until it is started"]
+pub struct Node {
+    config: Config,
+    shutdown: watch::Receiver<()>,
+    machine: Arc<dyn StateMachine>,
+    storage: Arc<dyn StorageEngine>,
+    policy: Arc<dyn SnapshotPolicy>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Locks the data directory, recovers, starts the threads, and listens. Call inside a tokio
+    /// runtime: it polls the state machine's futures and runs the client service.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing is left running.
+    pub async fn start(self) -> Result<EmbeddedEngine, StartError> {
+        let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        let group = GroupId::FIRST;
+        let opened = self.open_storage(group).await?;
+        let OpenedStorage { identity, log, recovered, report, .. } = opened;
+        if report.torn_bytes > 0 {
+            tracing::warn!(
+                node = self.config.node_id, bytes = report.torn_bytes, at = ?report.torn_at,
+                "the log's torn tail was cut; nothing in it was acknowledged"
+            );
+        }
+        let handler = StateMachineHandler::open(self.machine.clone(), self.policy.clone(), &recovered)
+            .await
+            .map_err(StartError::StateMachine)?;
+        let clock = Clock::start();
+        let applied = LogIndex::new(handler.applied().index);
+        let replica =
+            Replica::new(self.replica_config(), &identity, &recovered, applied, entropy::seed()?, clock.now())?;
+        let limits = &self.config.limits;
+        let inbox = Arc::new(Inbox::new(InboxLimits {
+            proposals: limits.max_pending_proposals,
+            bytes: limits.max_pending_bytes,
+            reads: limits.max_pending_reads,
+        }));
+        let shared = Arc::new(Shared {
+            inbox: inbox.clone(),
+            membership: std::sync::RwLock::new(replica.membership().clone()),
+            ready: watch::Sender::new(false),
+            stopped: watch::Sender::new(None),
+        });
+        let client_listener = self.bind_clients().await?;
+        let (log_queue, apply_queue) = (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
+        let name = |what: &str| format!("{what}-{}", identity.node);
+        let reader = log.reader();
+        let raft = RaftThread {
+            replica,
+            group,
+            node: identity.node,
+            clock,
+            shared: shared.clone(),
+            log: log_queue.clone(),
+            apply: apply_queue.clone(),
+        };
+        let transport = TransportStart {
+            identity: TransportIdentity {
+                cluster: identity.cluster,
+                group,
+                node: identity.node,
+                incarnation: identity.incarnation,
+            },
+            settings: TransportSettings {
+                queue_frames: limits.peer_queue_frames,
+                queue_bytes: limits.peer_queue_bytes,
+                entropy: entropy::seed()?,
+                ..TransportSettings::default()
+            },
+            listen: (!self.config.members.is_empty() || self.config.peer_listen.is_some())
+                .then(|| self.config.peer_listen_addr().to_owned()),
+        };
+        let (started, has_started) = oneshot::channel();
+        let log_worker = LogWorker::new(log, group);
+        let apply_worker = ApplyWorker::new(handler, reader, group);
+        let threads = vec![
+            log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone())?,
+            apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox.clone(), runtime.clone())?,
+            raft_thread(name("raft"), raft, transport, started)?,
+        ];
+        let engine = EmbeddedEngine::new(Parts {
+            identity,
+            machine: self.machine,
+            shared,
+            threads,
+            client_addr: client_listener.as_ref().and_then(|listener| listener.local_addr().ok()),
+        });
+        match has_started.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                engine.stop().await;
+                return Err(error);
+            }
+            Err(_) => {
+                engine.stop().await;
+                return Err(StartError::Stopped(engine.stop_reason()));
+            }
+        }
+        if let Some(listener) = client_listener {
+            engine.serves_clients(api::serve(listener, engine.weak(), limits.max_command_bytes));
+        }
+        engine.stops_on(self.shutdown);
+        Ok(engine)
+    }
+
+    /// Starts, and returns after the shutdown.
+    ///
+    /// # Errors
+    /// See [`StartError`]; [`StartError::Stopped`] when the node failed while it ran.
+    pub async fn run(self) -> Result<(), StartError> {
+        let engine = self.start().await?;
+        engine.stopped().await
+    }
+
+    /// Opens the data directory, off the runtime: recovery reads the whole log.
+    async fn open_storage(&self, group: GroupId) -> Result<OpenedStorage, StartError> {
+        let node = NodeId::new(self.config.node_id).unwrap_or_else(|| unreachable!("validated: not zero"));
+        let client_addr = self.config.client_listen_addr().unwrap_or_default();
+        let initial = self
+            .config
+            .membership(self.config.peer_listen_addr(), client_addr)
+            .unwrap_or_else(|error| unreachable!("validated: {error}"));
+        let request = OpenRequest {
+            cluster: self.config.cluster(),
+            node,
+            group,
+            initial,
+            fresh_cluster: ClusterId(entropy::sixteen_bytes()?),
+            fresh_incarnation: Incarnation(entropy::sixteen_bytes()?),
+        };
+        let storage = self.storage.clone();
+        let opened = tokio::task::spawn_blocking(move || storage.open(&request)).await;
+        opened.map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))?.map_err(Into::into)
+    }
+
+    async fn bind_clients(&self) -> Result<Option<tokio::net::TcpListener>, StartError> {
+        let Some(address) = self.config.client_listen_addr() else { return Ok(None) };
+        let bound = tokio::net::TcpListener::bind(address).await;
+        bound.map(Some).map_err(|source| StartError::Bind {
+            whom: "clients",
+            address: address.to_owned(),
+            source,
+        })
+    }
+
+    fn replica_config(&self) -> ReplicaConfig {
+        let (config, limits) = (&self.config, &self.config.limits);
+        let core = CoreConfig {
+            heartbeat_interval: Duration::from_millis(config.heartbeat_interval_ms),
+            election_timeout_min: Duration::from_millis(config.election_timeout_min_ms),
+            election_timeout_max: Duration::from_millis(config.election_timeout_max_ms),
+            append_bytes_max: limits.max_append_bytes as u64,
+            inflight_bytes_max: limits.max_inflight_bytes as u64,
+            uncommitted_bytes_max: limits.max_uncommitted_bytes as u64,
+            waiting_reads_max: limits.max_pending_reads,
+            ..CoreConfig::default()
+        };
+        ReplicaConfig {
+            core,
+            command_bytes_max: limits.max_command_bytes,
+            proposals_max: limits.max_pending_proposals,
+            reads_max: limits.max_pending_reads,
+            cache_bytes_max: limits.log_cache_bytes,
+            apply_entries_max: limits.max_apply_entries as u64,
+            ..ReplicaConfig::default()
+        }
+    }
+}

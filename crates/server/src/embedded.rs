@@ -1,0 +1,319 @@
+//! The engine inside the user's own process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use d_engine_replica::{
+    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason,
+};
+use d_engine_storage::Identity;
+use tokio::sync::{oneshot, watch};
+
+use crate::raft_thread::Shared;
+use crate::{Config, NodeBuilder, StartError};
+
+/// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
+/// node shuts down.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use d_engine_server::{EmbeddedEngine, ReadConsistency};
+/// let engine = EmbeddedEngine::start("/var/lib/app").await?;
+/// engine.wait_ready(std::time::Duration::from_secs(10)).await?;
+/// let value = engine.get(b"key", ReadConsistency::Linearizable).await?;
+/// # let _ = value;
+/// engine.stop().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct EmbeddedEngine {
+    inner: Arc<Inner>,
+}
+
+/// What a node consists of once its threads run.
+pub(crate) struct Parts {
+    pub(crate) identity: Identity,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) threads: Vec<JoinHandle<()>>,
+    pub(crate) client_addr: Option<SocketAddr>,
+}
+
+struct Inner {
+    identity: Identity,
+    machine: Arc<dyn StateMachine>,
+    shared: Arc<Shared>,
+    client_addr: Option<SocketAddr>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    clients: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Keeps the shutdown channel of an engine that was started without one open.
+    keeps: Mutex<Option<watch::Sender<()>>>,
+}
+
+/// A handle that does not keep the node alive.
+#[derive(Clone)]
+pub(crate) struct WeakEngine(Weak<Inner>);
+
+impl WeakEngine {
+    pub(crate) fn upgrade(&self) -> Option<EmbeddedEngine> {
+        self.0.upgrade().map(|inner| EmbeddedEngine { inner })
+    }
+}
+
+/// What a node tells about itself.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// Whose status this is.
+    pub identity: Identity,
+    /// The replica's own account; `None` when the node has stopped.
+    pub replica: Option<ReplicaStatus>,
+    /// Whether the state machine says that it runs.
+    pub state_machine_running: bool,
+    /// Why the node has stopped, if it has.
+    pub stopped: Option<StopReason>,
+}
+
+/// The node did not become ready.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// Not in this time. Are enough of the other nodes running and reachable?
+    #[error("the node is not ready after {waited_ms} ms: no leader was found, or the log is still being applied")]
+    TimedOut {
+        /// How long it was waited for.
+        waited_ms: u128,
+    },
+    /// The node has stopped.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+impl EmbeddedEngine {
+    /// A cluster of one with the key-value state machine, its files in `dir`.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(dir: impl Into<PathBuf>) -> Result<Self, StartError> {
+        let config = Config { data_dir: dir.into(), ..Config::default() };
+        let (keep, shutdown) = watch::channel(());
+        let engine = NodeBuilder::new(config, shutdown).build()?.start().await?;
+        engine.keep(keep);
+        Ok(engine)
+    }
+
+    /// A node of the cluster in `config` with the user's own state machine.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_custom(machine: Arc<impl StateMachine>, config: Config) -> Result<Self, StartError> {
+        let (keep, shutdown) = watch::channel(());
+        let engine = NodeBuilder::new(config, shutdown).state_machine(machine).build()?.start().await?;
+        engine.keep(keep);
+        Ok(engine)
+    }
+
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                identity: parts.identity,
+                machine: parts.machine,
+                shared: parts.shared,
+                client_addr: parts.client_addr,
+                threads: Mutex::new(parts.threads),
+                clients: Mutex::new(None),
+                keeps: Mutex::new(None),
+            }),
+        }
+    }
+
+    fn keep(&self, shutdown: watch::Sender<()>) {
+        *self.inner.keeps.lock().unwrap_or_else(PoisonError::into_inner) = Some(shutdown);
+    }
+
+    pub(crate) fn weak(&self) -> WeakEngine {
+        WeakEngine(Arc::downgrade(&self.inner))
+    }
+
+    pub(crate) fn serves_clients(&self, task: tokio::task::JoinHandle<()>) {
+        *self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    /// Shuts down when `shutdown` changes or its sender is dropped.
+    pub(crate) fn stops_on(&self, mut shutdown: watch::Receiver<()>) {
+        let (weak, mut stopped) = (self.weak(), self.inner.shared.stopped.subscribe());
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = shutdown.changed() => {}
+                _ = stopped.wait_for(Option::is_some) => {}
+            }
+            if let Some(engine) = weak.upgrade() {
+                engine.stop().await;
+            }
+        });
+    }
+
+    /// Waits until the node knows a leader, has everything that leader had committed, and has applied
+    /// it.
+    ///
+    /// # Errors
+    /// See [`WaitError`].
+    pub async fn wait_ready(&self, patience: Duration) -> Result<(), WaitError> {
+        let mut ready = self.inner.shared.ready.subscribe();
+        let mut stopped = self.inner.shared.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(Option::is_some) => Err(WaitError::Stopped { reason: self.stop_reason() }),
+            _ = ready.wait_for(|ready| *ready) => Ok(()),
+            () = tokio::time::sleep(patience) => Err(WaitError::TimedOut { waited_ms: patience.as_millis() }),
+        }
+    }
+
+    /// Replicates a command; returns the state machine's reply once a majority has the command on
+    /// stable storage and this node has applied it.
+    ///
+    /// # Errors
+    /// [`ProposeError`] says whether the command was proposed and where to go next. Dropping the future
+    /// does not take the command back.
+    pub async fn propose(&self, command: impl Into<Bytes>) -> Result<Bytes, ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        self.inner.shared.inbox.propose(
+            command.into(),
+            Box::new(move |result| {
+                // Whoever asked may have gone away.
+                answer.send(result).ok();
+            }),
+        );
+        answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// The value under `key`.
+    ///
+    /// # Errors
+    /// [`ReadError`]; every read may be retried.
+    pub async fn get(&self, key: &[u8], consistency: ReadConsistency) -> Result<Option<Bytes>, ReadError> {
+        self.read_barrier(consistency).await?;
+        self.inner.machine.get(key).map_err(|error| ReadError::StateMachine(error.to_string()))
+    }
+
+    /// The state machine's answer to a question of its own form.
+    ///
+    /// # Errors
+    /// [`ReadError`]; every read may be retried.
+    pub async fn query(&self, request: &[u8], consistency: ReadConsistency) -> Result<Bytes, ReadError> {
+        self.read_barrier(consistency).await?;
+        self.inner.machine.query(request).map_err(|error| ReadError::StateMachine(error.to_string()))
+    }
+
+    /// Waits until a read of the state machine is as fresh as `consistency` asks for; returns the log
+    /// index that the state has reached at least (for an eventual read 0: nothing is promised).
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read_barrier(&self, consistency: ReadConsistency) -> Result<u64, ReadError> {
+        let stopped = || ReadError::Stopped { reason: self.stop_reason() };
+        match consistency {
+            ReadConsistency::Eventual if self.inner.shared.inbox.closed().is_some() => Err(stopped()),
+            ReadConsistency::Eventual => Ok(0),
+            // A consistency that this version does not know gets the strongest.
+            _ => {
+                let (answer, answered) = oneshot::channel();
+                self.inner.shared.inbox.read(Box::new(move |result| {
+                    answer.send(result).ok();
+                }));
+                answered.await.unwrap_or_else(|_| Err(stopped()))
+            }
+        }
+    }
+
+    /// What the node knows about itself and its cluster.
+    pub async fn status(&self) -> NodeStatus {
+        let replica = match self.inner.shared.inbox.status() {
+            Some(asked) => asked.await.ok(),
+            None => None,
+        };
+        NodeStatus {
+            identity: self.inner.identity.clone(),
+            replica,
+            state_machine_running: self.inner.machine.is_running(),
+            stopped: self.inner.shared.inbox.closed(),
+        }
+    }
+
+    /// The state machine, as it was given.
+    #[must_use]
+    pub fn state_machine(&self) -> &Arc<dyn StateMachine> {
+        &self.inner.machine
+    }
+
+    /// Where clients reach this node, with the port that was really taken; `None` when it serves none.
+    #[must_use]
+    pub fn client_addr(&self) -> Option<SocketAddr> {
+        self.inner.client_addr
+    }
+
+    /// Shuts the node down: takes nothing in any more, answers what is on its way (for at most two
+    /// seconds), syncs the log, flushes and stops the state machine, frees the directory lock. Returns
+    /// when all that is done. May be called more than once.
+    pub async fn stop(&self) {
+        self.inner.shared.inbox.shut_down();
+        let clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut stopped = self.inner.shared.stopped.subscribe();
+        // The sender lives in `shared`, which this handle keeps.
+        stopped.wait_for(Option::is_some).await.ok();
+        if let Some(clients) = clients {
+            clients.abort();
+            clients.await.ok();
+        }
+        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                // A panic was caught inside and reported.
+                thread.join().ok();
+            }
+        });
+        joined.await.ok();
+    }
+
+    /// Waits until the node has stopped, for whatever reason.
+    ///
+    /// # Errors
+    /// [`StartError::Stopped`] when it failed; an orderly shutdown is no error.
+    pub async fn stopped(&self) -> Result<(), StartError> {
+        let mut stopped = self.inner.shared.stopped.subscribe();
+        stopped.wait_for(Option::is_some).await.ok();
+        self.stop().await;
+        let reason = self.stop_reason();
+        if reason == StopReason::new(crate::SHUT_DOWN) { Ok(()) } else { Err(StartError::Stopped(reason)) }
+    }
+
+    /// Why the node has stopped, or that it has not.
+    #[must_use]
+    pub fn stop_reason(&self) -> StopReason {
+        let reason = self.inner.shared.stopped.borrow().clone();
+        reason.unwrap_or_else(|| StopReason::new("it has not stopped"))
+    }
+}
+
+impl std::fmt::Debug for EmbeddedEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EmbeddedEngine").field("identity", &self.inner.identity).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The threads see it, finish, and end by themselves.
+        self.shared.inbox.shut_down();
+        if let Some(clients) = self.clients.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            clients.abort();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Everything on its way to the raft thread, in one place with one wake-up.
+//!
+//! Callers are bounded here, by number and bytes, and told `Busy`. Messages of peers are bounded by
+//! the transport (each holds its [`Room`]). What the node's own workers report is bounded by what
+//! the replica has asked of them, so it is never refused: a worker that had to wait for the raft
+//! thread while that waits for the worker would be a deadlock.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use d_engine_core::NodeId;
+use d_engine_replica::{
+    Event, PeerMessage, Proposal, ProposeError, ProposeResponder, ReadError, ReadRequest, ReadResponder,
+    ReplicaStatus, StopReason,
+};
+use tokio::sync::{Notify, oneshot};
+
+use crate::transport::Room;
+
+/// Bounds of the intake.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InboxLimits {
+    pub(crate) proposals: usize,
+    pub(crate) bytes: usize,
+    pub(crate) reads: usize,
+}
+
+/// What has come in since the raft thread looked last.
+#[derive(Default)]
+pub(crate) struct Incoming {
+    pub(crate) proposals: Vec<Proposal>,
+    pub(crate) reads: Vec<ReadRequest>,
+    pub(crate) messages: Vec<(NodeId, PeerMessage, Room)>,
+    pub(crate) reports: Vec<Event>,
+    pub(crate) status: Vec<oneshot::Sender<ReplicaStatus>>,
+    pub(crate) shutdown: bool,
+    proposal_bytes: usize,
+}
+
+struct State {
+    incoming: Incoming,
+    /// Set once nothing is taken in any more.
+    closed: Option<StopReason>,
+}
+
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    wake: Notify,
+    limits: InboxLimits,
+}
+
+impl Inbox {
+    pub(crate) fn new(limits: InboxLimits) -> Self {
+        let state = State { incoming: Incoming::default(), closed: None };
+        Self { state: Mutex::new(state), wake: Notify::new(), limits }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A caller's command. `responder` is called with a refusal right here.
+    pub(crate) fn propose(&self, command: Bytes, responder: ProposeResponder) {
+        let mut state = self.lock();
+        let refusal = if let Some(reason) = &state.closed {
+            Some(ProposeError::Stopped { reason: reason.clone() })
+        } else if state.incoming.proposals.len() >= self.limits.proposals {
+            Some(ProposeError::Busy { what: "proposals waiting to be taken up" })
+        } else if state.incoming.proposal_bytes.saturating_add(command.len()) > self.limits.bytes
+            && !state.incoming.proposals.is_empty()
+        {
+            Some(ProposeError::Busy { what: "bytes of proposals waiting to be taken up" })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            drop(state);
+            responder(Err(refusal));
+            return;
+        }
+        state.incoming.proposal_bytes += command.len();
+        state.incoming.proposals.push(Proposal { command, responder });
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// A caller's read. `responder` is called with a refusal right here.
+    pub(crate) fn read(&self, responder: ReadResponder) {
+        let mut state = self.lock();
+        let refusal = if let Some(reason) = &state.closed {
+            Some(ReadError::Stopped { reason: reason.clone() })
+        } else if state.incoming.reads.len() >= self.limits.reads {
+            Some(ReadError::Busy { what: "reads waiting to be taken up" })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            drop(state);
+            responder(Err(refusal));
+            return;
+        }
+        state.incoming.reads.push(ReadRequest { responder });
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// A peer's message; `room` is held until it has been handled.
+    pub(crate) fn message(&self, from: NodeId, message: PeerMessage, room: Room) {
+        self.put(|incoming| incoming.messages.push((from, message, room)));
+    }
+
+    /// What a worker or the transport reports.
+    pub(crate) fn report(&self, event: Event) {
+        self.put(|incoming| incoming.reports.push(event));
+    }
+
+    /// Asks the raft thread for its status; `None` when there is no raft thread any more.
+    pub(crate) fn status(&self) -> Option<oneshot::Receiver<ReplicaStatus>> {
+        let (answer, asked) = oneshot::channel();
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            return None;
+        }
+        state.incoming.status.push(answer);
+        drop(state);
+        self.wake.notify_one();
+        Some(asked)
+    }
+
+    /// Asks the raft thread to end.
+    pub(crate) fn shut_down(&self) {
+        self.put(|incoming| incoming.shutdown = true);
+    }
+
+    fn put(&self, put: impl FnOnce(&mut Incoming)) {
+        let mut state = self.lock();
+        put(&mut state.incoming);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Takes nothing in any more: every caller is told `reason`. The first reason stays.
+    pub(crate) fn close(&self, reason: &StopReason) {
+        let mut state = self.lock();
+        let reason = state.closed.get_or_insert_with(|| reason.clone()).clone();
+        let left = std::mem::take(&mut state.incoming);
+        // Whoever asks for shutdown after this is heard all the same.
+        state.incoming.shutdown = left.shutdown;
+        state.incoming.reports = left.reports;
+        drop(state);
+        for proposal in left.proposals {
+            (proposal.responder)(Err(ProposeError::Stopped { reason: reason.clone() }));
+        }
+        for read in left.reads {
+            (read.responder)(Err(ReadError::Stopped { reason: reason.clone() }));
+        }
+    }
+
+    /// Why nothing is taken in any more, if so.
+    pub(crate) fn closed(&self) -> Option<StopReason> {
+        self.lock().closed.clone()
+    }
+
+    /// Takes everything that has come in.
+    pub(crate) fn take(&self) -> Incoming {
+        std::mem::take(&mut self.lock().incoming)
+    }
+
+    /// Waits until something comes in.
+    pub(crate) async fn filled(&self) {
+        self.wake.notified().await;
+    }
+}

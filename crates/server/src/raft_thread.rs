@@ -1,0 +1,266 @@
+//! The raft thread: drains the inbox, drives the replica, and gives its jobs out. The transport's tasks
+//! run on the same thread, so that a message between socket and core costs no wake-up of another.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use d_engine_core::{GroupId, NodeId};
+use d_engine_replica::{Event, Jobs, PeerMessage, Replica, StopReason};
+use d_engine_storage::{Incarnation, Membership};
+use tokio::sync::watch;
+
+use crate::StartError;
+use crate::clock::Clock;
+use crate::inbox::{Inbox, Incoming};
+use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, Transport};
+use crate::worker_threads::{ApplyWork, LogWork, WorkQueue};
+
+/// How long a shutdown waits for commands and reads that are on their way.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the raft thread shares with the rest of the node.
+pub(crate) struct Shared {
+    pub(crate) inbox: Arc<Inbox>,
+    /// The membership in force, for the transport's handshakes.
+    pub(crate) membership: RwLock<Membership>,
+    /// Whether the node has caught up; never goes back to false.
+    pub(crate) ready: watch::Sender<bool>,
+    /// Why the node has stopped, once it has.
+    pub(crate) stopped: watch::Sender<Option<StopReason>>,
+}
+
+/// The raft thread's own things.
+pub(crate) struct RaftThread {
+    pub(crate) replica: Replica,
+    pub(crate) group: GroupId,
+    pub(crate) node: NodeId,
+    pub(crate) clock: Clock,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: Arc<WorkQueue<LogWork>>,
+    pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
+}
+
+/// What the transport needs to start on the raft thread's runtime.
+pub(crate) struct TransportStart {
+    pub(crate) identity: crate::transport::TransportIdentity,
+    pub(crate) settings: crate::transport::TransportSettings,
+    /// `None` for a node that is alone: it listens for nobody.
+    pub(crate) listen: Option<String>,
+}
+
+/// Starts the raft thread. `started` is answered once the transport listens.
+pub(crate) fn raft_thread(
+    name: String,
+    raft: RaftThread,
+    transport: TransportStart,
+    started: tokio::sync::oneshot::Sender<Result<(), StartError>>,
+) -> Result<JoinHandle<()>, StartError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+    let run = move || {
+        let shared = raft.shared.clone();
+        let (log, apply) = (raft.log.clone(), raft.apply.clone());
+        let body = || runtime.block_on(raft.run(transport, started));
+        let reason = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            StopReason::new(format_args!("the raft thread panicked: {text}"))
+        });
+        shared.inbox.close(&reason);
+        // The workers finish what they have been given, flush, and end.
+        log.close();
+        apply.close();
+        shared.stopped.send_replace(Some(reason));
+    };
+    Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+}
+
+impl PeerEvents for Shared {
+    fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission {
+        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        match membership.member(node).map(|member| member.incarnation) {
+            None => Admission::UnknownNode,
+            Some(Some(bound)) if bound != incarnation => Admission::OtherIncarnation { bound },
+            Some(_) => Admission::Welcome,
+        }
+    }
+
+    fn message(&self, from: NodeId, _group: GroupId, message: PeerMessage, room: Room) {
+        self.inbox.message(from, message, room);
+    }
+
+    fn up(&self, node: NodeId, incarnation: Incarnation) {
+        self.inbox.report(Event::PeerUp { node, incarnation });
+    }
+
+    fn down(&self, node: NodeId) {
+        self.inbox.report(Event::PeerDown { node });
+    }
+}
+
+impl RaftThread {
+    /// Runs until shutdown or failure; returns why it ended.
+    async fn run(
+        mut self,
+        transport: TransportStart,
+        started: tokio::sync::oneshot::Sender<Result<(), StartError>>,
+    ) -> StopReason {
+        let mut transport = match self.start_transport(transport).await {
+            Ok(transport) => {
+                // Nobody waits any more: then the shutdown is on its way.
+                started.send(Ok(())).ok();
+                transport
+            }
+            Err(error) => {
+                let reason = StopReason::new(&error);
+                started.send(Err(error)).ok();
+                return reason;
+            }
+        };
+        let mut jobs = Jobs::default();
+        self.handle(Event::Deadline, &mut jobs);
+        self.carry_out(&mut jobs, transport.as_mut());
+        let mut shutdown_by = None;
+        loop {
+            self.wait(shutdown_by).await;
+            let incoming = self.shared.inbox.take();
+            if incoming.shutdown && shutdown_by.is_none() {
+                self.shared.inbox.close(&StopReason::new("the node was shut down"));
+                shutdown_by = Some(self.clock.now().plus(patience()));
+            }
+            if let Some(failure) = self.take_in(incoming, &mut jobs) {
+                self.carry_out(&mut jobs, transport.as_mut());
+                return failure;
+            }
+            if self.replica.next_deadline().is_some_and(|due| due <= self.clock.now()) {
+                self.handle(Event::Deadline, &mut jobs);
+            }
+            self.carry_out(&mut jobs, transport.as_mut());
+            if let Some(by) = shutdown_by
+                && (!self.replica.has_callers() || self.clock.now() >= by)
+            {
+                if let Some(transport) = transport.take() {
+                    transport.stop().await;
+                }
+                let reason = StopReason::new("the node was shut down");
+                self.handle(Event::Failed(reason.clone()), &mut jobs);
+                return reason;
+            }
+        }
+    }
+
+    async fn start_transport(&self, start: TransportStart) -> Result<Option<FramedTransport>, StartError> {
+        let Some(listen) = start.listen else { return Ok(None) };
+        let events: Arc<dyn PeerEvents> = self.shared.clone();
+        let mut transport =
+            FramedTransport::start(start.identity, start.settings, &listen, events).await.map_err(|source| {
+                StartError::Bind { whom: "peers", address: listen, source }
+            })?;
+        self.connect(&mut transport);
+        Ok(Some(transport))
+    }
+
+    /// Dials every other member.
+    fn connect(&self, transport: &mut FramedTransport) {
+        for member in self.replica.membership().members() {
+            match NodeId::new(member.node) {
+                Some(node) if node != self.node => transport.connect(node, &member.peer_addr),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for something to do.
+    async fn wait(&self, shutdown_by: Option<d_engine_core::Instant>) {
+        let due = match (self.replica.next_deadline(), shutdown_by) {
+            (Some(due), Some(by)) => Some(due.min(by)),
+            (due, by) => due.or(by),
+        };
+        let Some(due) = due else { return self.shared.inbox.filled().await };
+        let due = tokio::time::Instant::from_std(self.clock.instant_at(due));
+        tokio::select! {
+            biased;
+            () = self.shared.inbox.filled() => {}
+            () = tokio::time::sleep_until(due) => {}
+        }
+    }
+
+    /// Gives everything that has come in to the replica. Returns why the node must stop, if it must.
+    fn take_in(&mut self, incoming: Incoming, jobs: &mut Jobs) -> Option<StopReason> {
+        for event in incoming.reports {
+            if let Event::Failed(reason) = &event {
+                let reason = reason.clone();
+                self.handle(event, jobs);
+                return Some(reason);
+            }
+            self.handle(event, jobs);
+        }
+        for (from, message, room) in incoming.messages {
+            self.handle(Event::Peer { from, message }, jobs);
+            drop(room);
+        }
+        if !incoming.proposals.is_empty() {
+            self.handle(Event::Propose(incoming.proposals), jobs);
+        }
+        if !incoming.reads.is_empty() {
+            self.handle(Event::Read(incoming.reads), jobs);
+        }
+        for answer in incoming.status {
+            // Whoever asked may have gone away.
+            answer.send(self.replica.status()).ok();
+        }
+        None
+    }
+
+    fn handle(&mut self, event: Event, jobs: &mut Jobs) {
+        self.replica.handle(self.clock.now(), self.clock.wall_ms(), event, jobs);
+    }
+
+    /// Gives the replica's jobs to those who do them.
+    fn carry_out(&mut self, jobs: &mut Jobs, mut transport: Option<&mut FramedTransport>) {
+        // The network first: followers write while this node does.
+        if let Some(transport) = &mut transport {
+            for outgoing in jobs.send.drain(..) {
+                match transport.send(outgoing.to, self.group, &outgoing.message) {
+                    // What is lost here is found missing by the next heartbeat's answer, and at the
+                    // latest when the connection stands again: both make the core probe.
+                    Sent::Queued | Sent::Lost => {}
+                }
+            }
+        }
+        if !jobs.persist.is_empty() || !jobs.load.is_empty() {
+            self.log.put(|work| {
+                work.writes.append(&mut jobs.persist);
+                work.loads.append(&mut jobs.load);
+            });
+        }
+        if !jobs.apply.is_empty() || jobs.hard_state_saved {
+            self.apply.put(|work| {
+                work.jobs.append(&mut jobs.apply);
+                work.hard_state_saved |= jobs.hard_state_saved;
+            });
+        }
+        if jobs.status_changed {
+            let membership = self.replica.membership().clone();
+            *self.shared.membership.write().unwrap_or_else(PoisonError::into_inner) = membership;
+            if let Some(transport) = transport {
+                self.connect(transport);
+            }
+            let core = self.replica.core();
+            tracing::info!(
+                node = %self.node, role = ?core.role(), term = %core.term(), leader = ?core.leader(),
+                "role changed"
+            );
+        }
+        if !*self.shared.ready.borrow() && self.replica.is_ready() {
+            self.shared.ready.send_replace(true);
+        }
+        jobs.clear();
+    }
+}
+
+fn patience() -> d_engine_core::Duration {
+    d_engine_core::Duration::from_nanos(u64::try_from(SHUTDOWN_PATIENCE.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,199 @@
+//! The log thread and the apply thread: each takes jobs from a queue, does them, and reports to the
+//! inbox. A panic on either, the user's state machine included, ends at its boundary: the node stops
+//! with the reason, the host process lives.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use d_engine_replica::{ApplyJob, ApplyWorker, Event, LoadJob, LogWorker, PersistJob, StopReason};
+
+use crate::StartError;
+use crate::inbox::Inbox;
+
+/// How long the log must be quiet before its last group's durability is written down.
+const IDLE_AFTER: Duration = Duration::from_millis(100);
+/// Calls of `idle` after a burst of writes: each prepares a piece of the next segment.
+const IDLE_CALLS_MAX: u32 = 16;
+
+/// Work for one thread. Bounded by what the replica gives out: writes by the leader's window and the
+/// uncommitted bytes, apply jobs by their number.
+pub(crate) struct WorkQueue<T> {
+    state: Mutex<QueueState<T>>,
+    wake: Condvar,
+}
+
+struct QueueState<T> {
+    work: T,
+    filled: bool,
+    closed: bool,
+}
+
+/// What a worker finds when it looks.
+enum Found<T> {
+    Work(T),
+    Idle,
+    Closed(T),
+}
+
+impl<T: Default> WorkQueue<T> {
+    pub(crate) fn new() -> Self {
+        let state = QueueState { work: T::default(), filled: false, closed: false };
+        Self { state: Mutex::new(state), wake: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn put(&self, put: impl FnOnce(&mut T)) {
+        let mut state = self.lock();
+        put(&mut state.work);
+        state.filled = true;
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// No more work will come; what is queued is still done.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    fn take(&self, idle_after: Option<Duration>) -> Found<T> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                state.filled = false;
+                return Found::Closed(std::mem::take(&mut state.work));
+            }
+            if state.filled {
+                state.filled = false;
+                return Found::Work(std::mem::take(&mut state.work));
+            }
+            let Some(timeout) = idle_after else {
+                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let (after, waited) =
+                self.wake.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
+            state = after;
+            if waited.timed_out() && !state.filled && !state.closed {
+                return Found::Idle;
+            }
+        }
+    }
+}
+
+/// Work for the log thread.
+#[derive(Default)]
+pub(crate) struct LogWork {
+    pub(crate) writes: Vec<PersistJob>,
+    pub(crate) loads: Vec<LoadJob>,
+}
+
+/// Work for the apply thread.
+#[derive(Default)]
+pub(crate) struct ApplyWork {
+    pub(crate) jobs: Vec<ApplyJob>,
+    pub(crate) hard_state_saved: bool,
+}
+
+/// Starts the log thread. It drops the log, and with it the directory lock, when its queue is closed.
+pub(crate) fn log_thread(
+    name: String,
+    worker: LogWorker,
+    queue: Arc<WorkQueue<LogWork>>,
+    inbox: Arc<Inbox>,
+) -> Result<JoinHandle<()>, StartError> {
+    let run = move || guarded("log", &inbox, || log_loop(worker, &queue, &inbox));
+    Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+}
+
+fn log_loop(mut worker: LogWorker, queue: &WorkQueue<LogWork>, inbox: &Inbox) -> Result<(), StopReason> {
+    let mut idle_calls = IDLE_CALLS_MAX;
+    loop {
+        let idle_after = (idle_calls > 0).then_some(IDLE_AFTER);
+        let (work, closed) = match queue.take(idle_after) {
+            Found::Work(work) => (work, false),
+            Found::Closed(work) => (work, true),
+            Found::Idle => {
+                worker.idle()?;
+                idle_calls -= 1;
+                continue;
+            }
+        };
+        if !work.writes.is_empty() {
+            idle_calls = IDLE_CALLS_MAX;
+        }
+        if let Some(order) = worker.persist(&work.writes)? {
+            inbox.report(Event::Persisted(order));
+        }
+        for job in &work.loads {
+            inbox.report(worker.load(job)?);
+        }
+        if closed {
+            return worker.idle();
+        }
+    }
+}
+
+/// Starts the apply thread. The user's futures are polled inside `runtime`. When its queue is closed,
+/// the state machine is flushed and stopped.
+pub(crate) fn apply_thread(
+    name: String,
+    worker: ApplyWorker,
+    queue: Arc<WorkQueue<ApplyWork>>,
+    inbox: Arc<Inbox>,
+    runtime: tokio::runtime::Handle,
+) -> Result<JoinHandle<()>, StartError> {
+    let run = move || guarded("apply", &inbox, || apply_loop(worker, &queue, &inbox, &runtime));
+    Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+}
+
+fn apply_loop(
+    mut worker: ApplyWorker,
+    queue: &WorkQueue<ApplyWork>,
+    inbox: &Inbox,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), StopReason> {
+    loop {
+        let (work, closed) = match queue.take(None) {
+            Found::Work(work) => (work, false),
+            Found::Closed(work) => (work, true),
+            Found::Idle => continue,
+        };
+        if work.hard_state_saved {
+            worker.handler().hard_state_saved();
+        }
+        for job in work.jobs {
+            match runtime.block_on(worker.run(job)) {
+                Ok(event) => inbox.report(event),
+                Err(reason) => {
+                    // The machine has failed; what it holds is flushed and stopped all the same.
+                    worker.handler().close().ok();
+                    return Err(reason);
+                }
+            }
+        }
+        if closed {
+            return worker.handler().close();
+        }
+    }
+}
+
+/// Runs a thread's body; an error or a panic stops the node with the reason.
+pub(crate) fn guarded(thread: &str, inbox: &Inbox, body: impl FnOnce() -> Result<(), StopReason>) {
+    let reason = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return,
+        Ok(Err(reason)) => reason,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            StopReason::new(format_args!("the {thread} thread panicked: {text}"))
+        }
+    };
+    tracing::error!(%reason, "the node stops");
+    inbox.report(Event::Failed(reason));
+}
