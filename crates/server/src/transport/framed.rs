@@ -1,0 +1,256 @@
+//! Length-framed protobuf over plain TCP, one connection per direction.
+//!
+//! Each node dials every other member and sends its own messages on the connection it dialled; on a
+//! connection it accepted it only reads. So a connection has one sender with one queue, answers
+//! need no matching, and a path that works in one direction only is noticed.
+//!
+//! ```text
+//! both sides first   "d-engine"   protocol version u32        (fixed for ever: strangers are told too)
+//! then frames        length u32   CRC-32C of length and payload u32   payload
+//! first payload      Hello from the side that dialled, HelloReply from the other
+//! afterwards         PeerFrame; an empty payload is a ping, answered by one byte
+//! ```
+//! Numbers are little-endian. TCP's own checksum misses one damaged segment in 65,536, hence the CRC.
+//!
+//! **Heartbeats do not queue behind bulk.** Each peer has two lanes; whatever is not an append goes
+//! first. What has been handed to the kernel cannot be overtaken, so that is kept short: a batch
+//! takes at most [`BATCH_BYTES`] of appends, and the socket's send buffer is limited to
+//! [`SEND_BUFFER_BYTES`]. A heartbeat waits for at most about a megabyte: some 8 ms at 1 Gbit/s, far
+//! below any election timeout. Appends keep their order among themselves, since one that overtakes
+//! another would be refused as a gap.
+//!
+//! **Dead paths are noticed.** After a partition TCP waits for up to minutes before it tries again. A
+//! connection whose pings are not answered is given up and dialled anew.
+
+mod accept;
+mod backoff;
+mod batch;
+mod dial;
+mod outbox;
+mod refusals;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use d_engine_core::{GroupId, NodeId};
+use d_engine_proto::engine::{FrameEncoder, MAX_FRAME_BYTES};
+use d_engine_replica::PeerMessage;
+use d_engine_storage::{ClusterId, Incarnation};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{PeerEvents, Sent, Transport};
+use outbox::{Lane, Outbox};
+use refusals::Refusals;
+
+pub use refusals::RefusalKind;
+
+/// Appends taken into one write, in bytes; one that is longer goes alone.
+const BATCH_BYTES: usize = 128 << 10;
+/// The kernel's send buffer; Linux doubles it.
+const SEND_BUFFER_BYTES: u32 = 256 << 10;
+
+/// Who this node is, as told in every handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransportIdentity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The group that connections are for.
+    pub group: GroupId,
+    /// This node.
+    pub node: NodeId,
+    /// This node's data directory.
+    pub incarnation: Incarnation,
+}
+
+/// Bounds and times of a [`FramedTransport`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportSettings {
+    /// The longest frame that is accepted, in bytes.
+    pub max_frame_bytes: usize,
+    /// Frames waiting for one peer, by number, in each lane.
+    pub queue_frames: usize,
+    /// Frames waiting for one peer, in bytes, in each lane.
+    pub queue_bytes: usize,
+    /// Received messages that one peer may have waiting at this node, in bytes.
+    pub inbound_bytes: usize,
+    /// For connecting and for each handshake.
+    pub handshake_timeout: Duration,
+    /// How often a ping is sent.
+    pub ping_interval: Duration,
+    /// How long a connection may go without an answer to its pings.
+    pub silence_timeout: Duration,
+    /// The first wait before dialling again; doubled each time, with jitter.
+    pub backoff_min: Duration,
+    /// The longest wait before dialling again.
+    pub backoff_max: Duration,
+    /// Connections that have not finished their handshake yet; more are closed at once.
+    pub max_handshakes: usize,
+    /// Where the jitter comes from; different for every start.
+    pub entropy: u64,
+}
+
+impl Default for TransportSettings {
+    fn default() -> Self {
+        Self {
+            max_frame_bytes: MAX_FRAME_BYTES,
+            queue_frames: 4_096,
+            queue_bytes: 16 << 20,
+            inbound_bytes: 16 << 20,
+            handshake_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(1),
+            silence_timeout: Duration::from_secs(5),
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            max_handshakes: 64,
+            entropy: 0,
+        }
+    }
+}
+
+/// What every task of a transport needs.
+struct Shared {
+    identity: TransportIdentity,
+    settings: TransportSettings,
+    events: Arc<dyn PeerEvents>,
+    refusals: Refusals,
+}
+
+/// Counters of a transport, for status and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TransportStats {
+    /// Connections refused or given up, by kind; kinds that never happened are left out.
+    pub refused: BTreeMap<RefusalKind, u64>,
+    /// Messages lost because a queue was full.
+    pub dropped: u64,
+    /// Bytes waiting to be sent.
+    pub queued_bytes: usize,
+}
+
+/// A peer that is dialled.
+struct Peer {
+    address: String,
+    outbox: Arc<Outbox>,
+    task: JoinHandle<()>,
+}
+
+/// Length-framed protobuf over TCP; see the head of this file. Dropping it closes everything.
+pub struct FramedTransport {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    encoder: FrameEncoder,
+    peers: BTreeMap<NodeId, Peer>,
+    dropped_before: u64,
+    local_addr: SocketAddr,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl FramedTransport {
+    /// Listens at `listen` (`host:port`) and runs from now on as tasks of the runtime it is called on.
+    ///
+    /// # Errors
+    /// The address cannot be listened on: it is taken, or not one of this machine.
+    pub async fn start(
+        identity: TransportIdentity,
+        settings: TransportSettings,
+        listen: &str,
+        events: Arc<dyn PeerEvents>,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let local_addr = listener.local_addr()?;
+        let shared = Arc::new(Shared { identity, settings, events, refusals: Refusals::default() });
+        let runtime = Handle::current();
+        let accepting = Some(runtime.spawn(accept::accept(listener, shared.clone())));
+        Ok(Self {
+            shared,
+            runtime,
+            encoder: FrameEncoder::new(),
+            peers: BTreeMap::new(),
+            dropped_before: 0,
+            local_addr,
+            accepting,
+        })
+    }
+
+    /// Closes everything and returns once the listening address is free again. Dropping closes everything
+    /// too, but some moments later.
+    pub async fn stop(mut self) {
+        self.abort();
+        let peers = std::mem::take(&mut self.peers);
+        for task in peers.into_values().map(|peer| peer.task).chain(self.accepting.take()) {
+            // Aborted on purpose: that it was cancelled is no news.
+            task.await.unwrap_or(());
+        }
+    }
+
+    fn abort(&self) {
+        let peers = self.peers.values().map(|peer| &peer.task);
+        for task in peers.chain(&self.accepting) {
+            task.abort();
+        }
+    }
+
+    /// Where this node listens for others, with the port that was really taken.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> TransportStats {
+        let queues = self.peers.values().map(|peer| peer.outbox.stats());
+        let (dropped, queued_bytes) =
+            queues.fold((self.dropped_before, 0), |sum, one| (sum.0 + one.dropped, sum.1 + one.queued_bytes));
+        TransportStats { refused: self.shared.refusals.counts(), dropped, queued_bytes }
+    }
+}
+
+impl Transport for FramedTransport {
+    fn connect(&mut self, node: NodeId, address: &str) {
+        if self.peers.get(&node).is_some_and(|peer| peer.address == address) {
+            return;
+        }
+        self.disconnect(node);
+        let settings = &self.shared.settings;
+        let outbox = Arc::new(Outbox::new(settings.queue_frames, settings.queue_bytes));
+        let dialling = dial::dial(self.shared.clone(), node, address.to_owned(), outbox.clone());
+        let task = self.runtime.spawn(dialling);
+        self.peers.insert(node, Peer { address: address.to_owned(), outbox, task });
+    }
+
+    fn disconnect(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.remove(&node) {
+            peer.task.abort();
+            self.dropped_before += peer.outbox.stats().dropped;
+            // The aborted task cannot tell any more.
+            if peer.outbox.retire() {
+                self.shared.events.down(node);
+            }
+        }
+    }
+
+    fn send(&mut self, to: NodeId, group: GroupId, message: &PeerMessage) -> Sent {
+        match self.peers.get(&to) {
+            Some(peer) if peer.outbox.is_open() => {
+                let frame = self.encoder.encode(group, message);
+                peer.outbox.push(Lane::of(message), frame)
+            }
+            _ => Sent::Lost,
+        }
+    }
+}
+
+impl Drop for FramedTransport {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;

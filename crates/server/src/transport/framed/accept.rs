@@ -1,0 +1,252 @@
+//! The side that is dialled: checks the handshake, then only reads.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use d_engine_core::NodeId;
+use d_engine_proto::engine::{Greeting, GreetingError, decode_frame, decode_hello};
+use d_engine_proto::peer::{HelloReply, Refusal};
+use d_engine_proto::{Message as _, PROTOCOL_VERSION};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::wire::{self, FrameReader};
+use super::{RefusalKind, Shared};
+use crate::transport::{Admission, Room};
+
+/// Why a connection ends.
+pub(super) enum End {
+    /// It broke, or the other side closed it; nothing to complain about.
+    Closed,
+    /// It is refused.
+    Refused(RefusalKind, String),
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::Closed
+    }
+}
+
+impl From<(RefusalKind, String)> for End {
+    fn from((kind, text): (RefusalKind, String)) -> Self {
+        Self::Refused(kind, text)
+    }
+}
+
+/// The connection of each peer. A newer one takes the place of the older, which ends when its sender
+/// here is dropped: the peer has given it up.
+type Accepted = Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>;
+
+/// Accepts connections for ever. Dropped with all of them when the task is aborted.
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let handshakes = Arc::new(Semaphore::new(shared.settings.max_handshakes));
+    let accepted = Accepted::default();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = listener.accept() => match incoming {
+                Ok((stream, address)) => {
+                    let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                        let text = "too many connections have not finished their handshake";
+                        shared.refusals.note(&address.ip().to_string(), RefusalKind::TooManyHandshakes, text);
+                        continue;
+                    };
+                    connections.spawn(serve(stream, address, shared.clone(), permit, accepted.clone()));
+                }
+                // Out of file descriptors, most likely: give others time to free some.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept peer connections");
+                    sleep(shared.settings.backoff_max).await;
+                }
+            },
+            Some(_ended) = connections.join_next() => {}
+        }
+    }
+}
+
+/// One accepted connection, from handshake to end.
+async fn serve(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    handshaking: OwnedSemaphorePermit,
+    accepted: Accepted,
+) {
+    let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
+    let limit = shared.settings.handshake_timeout;
+    let greeted = timeout(limit, handshake(&mut stream, &mut reader, &shared)).await;
+    drop(handshaking);
+    let end = match greeted {
+        Err(_) => End::Refused(RefusalKind::HandshakeTimeout, "it did not finish its handshake".to_owned()),
+        Ok(Err(end)) => end,
+        Ok(Ok(from)) => {
+            reader.allow(shared.settings.max_frame_bytes);
+            let replaced = replace(&accepted, from);
+            tokio::select! {
+                end = read_messages(stream, reader, from, &shared) => end,
+                _ = replaced => End::Closed,
+            }
+        }
+    };
+    if let End::Refused(kind, text) = end {
+        shared.refusals.note(&address.ip().to_string(), kind, &text);
+    }
+}
+
+/// Ends the older connection of this peer; resolves when a newer one does the same to this.
+fn replace(accepted: &Accepted, from: NodeId) -> oneshot::Receiver<()> {
+    let (mine, replaced) = oneshot::channel();
+    accepted.lock().unwrap_or_else(PoisonError::into_inner).insert(from, mine);
+    replaced
+}
+
+/// Returns who dialled, or why it is refused; a refusal has been told to the other side.
+async fn handshake(stream: &mut TcpStream, reader: &mut FrameReader, shared: &Shared) -> Result<NodeId, End> {
+    stream.set_nodelay(true)?;
+    let mut theirs = [0; wire::PREAMBLE_BYTES];
+    stream.read_exact(&mut theirs).await?;
+    let checked = wire::check_preamble(theirs);
+    if !matches!(checked, Err((RefusalKind::OtherProtocol, _))) {
+        // Also to another version: it learns from this why it is refused.
+        stream.write_all(&wire::preamble()).await?;
+    }
+    checked?;
+    let hello = read_frame(stream, reader).await?;
+    let checked = decode_hello(&hello).map_err(refuse_greeting).and_then(|hello| check(&hello, shared));
+    let mut reply = HelloReply {
+        protocol_version: PROTOCOL_VERSION,
+        node: shared.identity.node.get(),
+        ..HelloReply::default()
+    };
+    match &checked {
+        Ok(_) => reply.incarnation = Bytes::copy_from_slice(&shared.identity.incarnation.0),
+        Err((refusal, _, text)) => {
+            reply.refusal = i32::from(*refusal);
+            reply.refusal_text.clone_from(text);
+        }
+    }
+    let reply = reply.encode_to_vec();
+    stream.write_all(&[&wire::header(&[&reply])[..], &reply].concat()).await?;
+    checked.map_err(|(_, kind, text)| End::Refused(kind, text))
+}
+
+type Unwelcome = (Refusal, RefusalKind, String);
+
+fn refuse_greeting(error: GreetingError) -> Unwelcome {
+    match error {
+        GreetingError::Version { .. } => {
+            (Refusal::ProtocolVersion, RefusalKind::ProtocolVersion, error.to_string())
+        }
+        _ => (Refusal::Malformed, RefusalKind::MalformedFrame, error.to_string()),
+    }
+}
+
+fn check(hello: &Greeting, shared: &Shared) -> Result<NodeId, Unwelcome> {
+    let own = &shared.identity;
+    let refuse = |refusal, kind, text| Err((refusal, kind, text));
+    if hello.cluster != own.cluster {
+        let text =
+            format!("node {} belongs to cluster {}, this one to {}", hello.from, hello.cluster, own.cluster);
+        return refuse(Refusal::OtherCluster, RefusalKind::OtherCluster, text);
+    }
+    if hello.group != own.group {
+        let text = format!("node {} is in group {}, this one in {}", hello.from, hello.group, own.group);
+        return refuse(Refusal::OtherGroup, RefusalKind::OtherGroup, text);
+    }
+    if hello.to != own.node || hello.from == own.node {
+        let text = format!("node {} dialled node {}; this is node {}", hello.from, hello.to, own.node);
+        return refuse(Refusal::NotTheExpectedNode, RefusalKind::NotTheExpectedNode, text);
+    }
+    match shared.events.admit(hello.from, hello.incarnation) {
+        Admission::Welcome => Ok(hello.from),
+        Admission::UnknownNode => {
+            let text =
+                format!("node {} is no member of the cluster that node {} knows", hello.from, own.node);
+            refuse(Refusal::UnknownNode, RefusalKind::UnknownNode, text)
+        }
+        Admission::OtherIncarnation { bound } => {
+            let text = other_incarnation(hello.from, hello.incarnation, bound);
+            refuse(Refusal::OtherIncarnation, RefusalKind::OtherIncarnation, text)
+        }
+    }
+}
+
+/// The same words on both sides.
+pub(super) fn other_incarnation(
+    node: NodeId,
+    found: d_engine_storage::Incarnation,
+    bound: d_engine_storage::Incarnation,
+) -> String {
+    format!(
+        "node {node} has the data directory {found}, the cluster has bound it to {bound}: it was wiped or replaced"
+    )
+}
+
+/// The next frame of a handshake.
+pub(super) async fn read_frame(stream: &mut TcpStream, reader: &mut FrameReader) -> Result<Bytes, End> {
+    loop {
+        if let Some(payload) = reader.next()? {
+            return Ok(payload);
+        }
+        reader.reserve();
+        if stream.read_buf(reader.buffer()).await? == 0 {
+            return Err(End::Closed);
+        }
+    }
+}
+
+/// Reads until the connection ends. Reads no more while this peer's share of memory is used up.
+async fn read_messages(mut stream: TcpStream, mut reader: FrameReader, from: NodeId, shared: &Shared) -> End {
+    let share = shared.settings.inbound_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+    let room = Arc::new(Semaphore::new(share));
+    // Pings come more often than this unless the peer is gone.
+    let silence = shared.settings.silence_timeout * 2;
+    loop {
+        match hand_over(&mut reader, &mut stream, from, shared, &room, share).await {
+            Ok(()) => {}
+            Err(end) => return end,
+        }
+        reader.reserve();
+        match timeout(silence, stream.read_buf(reader.buffer())).await {
+            Ok(Ok(0) | Err(_)) | Err(_) => return End::Closed,
+            Ok(Ok(_)) => {}
+        }
+    }
+}
+
+/// Hands every whole frame that has come to the node.
+async fn hand_over(
+    reader: &mut FrameReader,
+    stream: &mut TcpStream,
+    from: NodeId,
+    shared: &Shared,
+    room: &Arc<Semaphore>,
+    share: usize,
+) -> Result<(), End> {
+    while let Some(payload) = reader.next()? {
+        if payload.is_empty() {
+            // One byte back. A full buffer means that earlier ones were not read: no harm.
+            match stream.try_write(&[1]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Err(End::Closed),
+            }
+            continue;
+        }
+        let (group, message) = decode_frame(&payload)
+            .map_err(|error| End::Refused(RefusalKind::MalformedFrame, format!("node {from}: {error}")))?;
+        let bytes = u32::try_from(payload.len().min(share)).unwrap_or(u32::MAX);
+        let Ok(permit) = room.clone().acquire_many_owned(bytes).await else {
+            return Err(End::Closed);
+        };
+        shared.events.message(from, group, message, Room::counted(permit));
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The side that dials: keeps a connection to one peer and writes what waits for it.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Buf as _;
+use d_engine_core::NodeId;
+use d_engine_proto::Message as _;
+use d_engine_proto::engine::{Greeting, encode_hello};
+use d_engine_proto::peer::{HelloReply, Refusal};
+use d_engine_storage::Incarnation;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::accept::{End, other_incarnation, read_frame};
+use super::backoff::Backoff;
+use super::batch::Batch;
+use super::outbox::Outbox;
+use super::wire::{self, FrameReader};
+use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared};
+use crate::transport::Admission;
+
+/// Dials one peer for ever.
+pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, outbox: Arc<Outbox>) {
+    let settings = &shared.settings;
+    let entropy = settings.entropy ^ peer.get().rotate_left(32);
+    let mut backoff = Backoff::new(settings.backoff_min, settings.backoff_max, entropy);
+    loop {
+        let attempt = timeout(settings.handshake_timeout, connect(&shared, peer, &address)).await;
+        match attempt {
+            Ok(Ok((stream, incarnation))) => {
+                backoff.reset();
+                if !outbox.open() {
+                    return;
+                }
+                shared.events.up(peer, incarnation);
+                let reason = run(stream, &shared, &outbox).await;
+                if outbox.close() {
+                    tracing::info!(%peer, %address, "connection to peer lost: {reason}");
+                    shared.events.down(peer);
+                }
+            }
+            Ok(Err(End::Refused(kind, text))) => {
+                backoff.raise();
+                shared.refusals.note(&address, kind, &text);
+            }
+            // Not there yet, or not any more: the usual case while nodes start and stop.
+            Ok(Err(End::Closed)) => tracing::debug!(%peer, %address, "peer cannot be reached"),
+            Err(_) => tracing::debug!(%peer, %address, "peer does not answer"),
+        }
+        sleep(backoff.wait()).await;
+    }
+}
+
+/// Connects and shakes hands.
+async fn connect(shared: &Shared, peer: NodeId, address: &str) -> Result<(TcpStream, Incarnation), End> {
+    let mut stream = open(address).await?;
+    stream.set_nodelay(true)?;
+    let own = &shared.identity;
+    let hello = encode_hello(&Greeting {
+        cluster: own.cluster,
+        group: own.group,
+        from: own.node,
+        to: peer,
+        incarnation: own.incarnation,
+    });
+    stream.write_all(&[&wire::preamble()[..], &wire::header(&[&hello]), &hello].concat()).await?;
+    let mut theirs = [0; wire::PREAMBLE_BYTES];
+    stream.read_exact(&mut theirs).await?;
+    wire::check_preamble(theirs)?;
+    let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
+    let reply = read_frame(&mut stream, &mut reader).await?;
+    let reply = HelloReply::decode(reply)
+        .map_err(|error| End::Refused(RefusalKind::MalformedFrame, error.to_string()))?;
+    check(&reply, shared, peer).map(|incarnation| (stream, incarnation))
+}
+
+/// Tries every address that the name stands for.
+async fn open(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("the name stands for no address");
+    for target in lookup_host(address).await? {
+        let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        match socket.connect(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnation, End> {
+    let refused = |kind, text| Err(End::Refused(kind, text));
+    let kind = match reply.refusal() {
+        Refusal::None if reply.refusal == i32::from(Refusal::None) => None,
+        Refusal::ProtocolVersion => Some(RefusalKind::ProtocolVersion),
+        Refusal::OtherCluster => Some(RefusalKind::OtherCluster),
+        Refusal::OtherGroup => Some(RefusalKind::OtherGroup),
+        Refusal::UnknownNode => Some(RefusalKind::UnknownNode),
+        Refusal::NotTheExpectedNode => Some(RefusalKind::NotTheExpectedNode),
+        Refusal::OtherIncarnation => Some(RefusalKind::OtherIncarnation),
+        // Also a refusal of a newer version that has no number here.
+        Refusal::Malformed | Refusal::None => Some(RefusalKind::MalformedFrame),
+    };
+    if let Some(kind) = kind {
+        return refused(kind, format!("the peer says: {}", reply.refusal_text));
+    }
+    if reply.node != peer.get() {
+        let text = format!("node {} answers where node {peer} was expected", reply.node);
+        return refused(RefusalKind::NotTheExpectedNode, text);
+    }
+    let Ok(incarnation) = <[u8; 16]>::try_from(&reply.incarnation[..]).map(Incarnation) else {
+        let text = "its incarnation has not 16 bytes".to_owned();
+        return refused(RefusalKind::MalformedFrame, text);
+    };
+    match shared.events.admit(peer, incarnation) {
+        Admission::Welcome => Ok(incarnation),
+        Admission::UnknownNode => {
+            refused(RefusalKind::UnknownNode, format!("node {peer} is no member any more"))
+        }
+        Admission::OtherIncarnation { bound } => {
+            refused(RefusalKind::OtherIncarnation, other_incarnation(peer, incarnation, bound))
+        }
+    }
+}
+
+/// Writes until the connection ends; returns why it did.
+async fn run(stream: TcpStream, shared: &Shared, outbox: &Outbox) -> String {
+    let (read, write) = stream.into_split();
+    tokio::select! {
+        result = write_frames(write, shared, outbox) => match result {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        },
+        reason = watch(read, shared) => reason,
+    }
+}
+
+/// Writes what waits, many frames at a time, and a ping every interval.
+async fn write_frames(mut stream: OwnedWriteHalf, shared: &Shared, outbox: &Outbox) -> io::Result<()> {
+    let mut batch = Batch::default();
+    let mut next_ping = Instant::now();
+    loop {
+        if Instant::now() >= next_ping {
+            batch.push_ping();
+            next_ping = Instant::now() + shared.settings.ping_interval;
+        }
+        outbox.take(&mut batch, BATCH_BYTES);
+        batch.seal();
+        if batch.has_remaining() {
+            stream.write_all_buf(&mut batch).await?;
+            continue;
+        }
+        // Whether a frame came or the ping is due is seen above.
+        timeout_at(next_ping, outbox.filled()).await.unwrap_or(());
+    }
+}
+
+/// Waits until the peer closes the connection or leaves pings unanswered.
+async fn watch(mut stream: OwnedReadHalf, shared: &Shared) -> String {
+    let mut answers = [0; 64];
+    loop {
+        match timeout(shared.settings.silence_timeout, stream.read(&mut answers)).await {
+            Err(_) => return "the peer does not answer".to_owned(),
+            Ok(Ok(0)) => return "the peer closed it".to_owned(),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return error.to_string(),
+        }
+    }
+}

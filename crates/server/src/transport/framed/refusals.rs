@@ -1,0 +1,101 @@
+//! Connections that were refused: counted by kind, logged once per address and kind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Why a connection was refused or given up, by either side.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+#[non_exhaustive]
+pub enum RefusalKind {
+    /// The other side does not speak the peer protocol at all.
+    OtherProtocol,
+    /// It speaks another version of it.
+    ProtocolVersion,
+    /// It belongs to another cluster.
+    OtherCluster,
+    /// It meant another group.
+    OtherGroup,
+    /// It is no member.
+    UnknownNode,
+    /// It meant, or is, another node than the one at this address.
+    NotTheExpectedNode,
+    /// Its data directory is not the one that the cluster has bound.
+    OtherIncarnation,
+    /// It announced a frame longer than allowed.
+    OversizedFrame,
+    /// It sent a frame that is no message.
+    MalformedFrame,
+    /// A frame was damaged on its way.
+    Checksum,
+    /// It did not finish its handshake in time.
+    HandshakeTimeout,
+    /// Too many handshakes were going on.
+    TooManyHandshakes,
+}
+
+/// How many (address, kind) pairs are remembered as logged. Beyond that refusals are only counted, so
+/// that strangers cannot fill memory or log.
+const REMEMBERED: usize = 1_024;
+
+#[derive(Default)]
+pub(super) struct Refusals {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    counts: BTreeMap<RefusalKind, u64>,
+    logged: BTreeSet<(String, RefusalKind)>,
+}
+
+impl Refusals {
+    // No caller panics while it holds the lock.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a refusal; logs it if it is the first of its kind with this address. `address` is without
+    /// the port for a peer that dialled us: it has another one every time.
+    pub(super) fn note(&self, address: &str, kind: RefusalKind, text: &str) {
+        if self.count(address, kind) {
+            tracing::warn!(address, ?kind, "peer connection refused: {text}");
+        }
+    }
+
+    /// Counts; whether to log.
+    fn count(&self, address: &str, kind: RefusalKind) -> bool {
+        let mut state = self.state();
+        *state.counts.entry(kind).or_default() += 1;
+        state.logged.len() < REMEMBERED && state.logged.insert((address.to_owned(), kind))
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<RefusalKind, u64> {
+        self.state().counts.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_counts_and_only_the_first_of_a_kind_and_address_is_logged() {
+        let refusals = Refusals::default();
+        assert!(refusals.count("10.0.0.1", RefusalKind::OtherCluster));
+        assert!(!refusals.count("10.0.0.1", RefusalKind::OtherCluster));
+        assert!(refusals.count("10.0.0.2", RefusalKind::OtherCluster));
+        assert!(refusals.count("10.0.0.1", RefusalKind::UnknownNode));
+        let counts = refusals.counts();
+        assert_eq!(counts[&RefusalKind::OtherCluster], 3);
+        assert_eq!(counts[&RefusalKind::UnknownNode], 1);
+    }
+
+    #[test]
+    fn strangers_cannot_fill_memory_or_log() {
+        let refusals = Refusals::default();
+        let kind = RefusalKind::OtherProtocol;
+        let logged = (0..REMEMBERED + 50).filter(|n| refusals.count(&n.to_string(), kind)).count();
+        assert_eq!(logged, REMEMBERED);
+        assert_eq!(refusals.counts()[&kind], (REMEMBERED + 50) as u64);
+    }
+}

@@ -1,0 +1,634 @@
+//! Real sockets on loopback. Nothing here waits for a time to pass: every wait is for an event, with a
+//! deadline that only a failure reaches.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use d_engine_core::{AppendOutcome, EntryKind, LogId, LogIndex, Term};
+use d_engine_proto::Message as _;
+use d_engine_proto::engine::{Greeting, encode_frame, encode_hello};
+use d_engine_proto::peer::{Hello, HelloReply, Refusal};
+use d_engine_storage::LogEntry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::transport::{Admission, Room};
+
+const GROUP: GroupId = GroupId::FIRST;
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn n(id: u64) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+/// The data directory that node `id` has in these tests.
+fn directory(id: u64) -> Incarnation {
+    Incarnation([u8::try_from(id).unwrap(); 16])
+}
+
+#[derive(Debug)]
+enum Happened {
+    Message(NodeId, PeerMessage, Room),
+    Up(NodeId, Incarnation),
+    Down(NodeId),
+}
+
+/// Admits nodes 1 to 5 with their own directories.
+struct Recorder {
+    happened: mpsc::Sender<Happened>,
+    wiped: Mutex<Option<NodeId>>,
+}
+
+impl Recorder {
+    fn put(&self, happened: Happened) {
+        assert!(self.happened.try_send(happened).is_ok(), "the test does not read what happened");
+    }
+}
+
+impl PeerEvents for Recorder {
+    fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission {
+        let bound = if *self.wiped.lock().unwrap() == Some(node) {
+            Incarnation([0xee; 16])
+        } else {
+            directory(node.get())
+        };
+        if node.get() > 5 {
+            Admission::UnknownNode
+        } else if bound != incarnation {
+            Admission::OtherIncarnation { bound }
+        } else {
+            Admission::Welcome
+        }
+    }
+
+    fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: Room) {
+        assert_eq!(group, GROUP);
+        self.put(Happened::Message(from, message, room));
+    }
+
+    fn up(&self, node: NodeId, incarnation: Incarnation) {
+        self.put(Happened::Up(node, incarnation));
+    }
+
+    fn down(&self, node: NodeId) {
+        self.put(Happened::Down(node));
+    }
+}
+
+/// A transport and what it told.
+struct Node {
+    transport: FramedTransport,
+    recorder: Arc<Recorder>,
+    happened: mpsc::Receiver<Happened>,
+}
+
+impl Node {
+    async fn start(id: u64) -> Self {
+        Self::start_with(id, CLUSTER, "127.0.0.1:0", settings()).await
+    }
+
+    async fn start_with(id: u64, cluster: ClusterId, listen: &str, settings: TransportSettings) -> Self {
+        let (tell, happened) = mpsc::channel(100_000);
+        let recorder = Arc::new(Recorder { happened: tell, wiped: Mutex::new(None) });
+        let identity = TransportIdentity { cluster, group: GROUP, node: n(id), incarnation: directory(id) };
+        let transport = FramedTransport::start(identity, settings, listen, recorder.clone()).await.unwrap();
+        Self { transport, recorder, happened }
+    }
+
+    fn dial(&mut self, other: &Self) {
+        let node = other.transport.shared.identity.node;
+        self.transport.connect(node, &other.transport.local_addr().to_string());
+    }
+
+    async fn next(&mut self) -> Happened {
+        within(self.happened.recv()).await.unwrap()
+    }
+
+    async fn up(&mut self) -> (NodeId, Incarnation) {
+        match self.next().await {
+            Happened::Up(node, incarnation) => (node, incarnation),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn down(&mut self) -> NodeId {
+        match self.next().await {
+            Happened::Down(node) => node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn message(&mut self) -> (NodeId, PeerMessage) {
+        match self.next().await {
+            Happened::Message(from, message, _) => (from, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(&self, kind: RefusalKind) -> u64 {
+        self.transport.stats().refused.get(&kind).copied().unwrap_or(0)
+    }
+
+    async fn refuses(&self, kind: RefusalKind) {
+        until(|| self.refused(kind) > 0).await;
+    }
+
+    /// Nothing that happened reached the node.
+    fn nothing_happened(&mut self) -> bool {
+        self.happened.try_recv().is_err()
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("the deadline has passed")
+}
+
+async fn until(mut condition: impl FnMut() -> bool) {
+    within(async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+fn settings() -> TransportSettings {
+    TransportSettings {
+        backoff_min: Duration::from_millis(1),
+        backoff_max: Duration::from_millis(20),
+        ..TransportSettings::default()
+    }
+}
+
+fn heartbeat(round: u64) -> PeerMessage {
+    PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round }
+}
+
+/// An append of one entry at index `index` with `length` bytes.
+fn append(index: u64, length: usize) -> PeerMessage {
+    let entry = LogEntry {
+        id: LogId::new(Term::new(1), LogIndex::new(index)),
+        kind: EntryKind::Command,
+        time_ms: 5,
+        session: None,
+        data: Bytes::from(vec![index as u8; length]),
+    };
+    let prev = LogId::new(Term::new(u64::from(index > 1)), LogIndex::new(index - 1));
+    PeerMessage::Append { term: Term::new(1), prev, commit: LogIndex::ZERO, entries: [entry].into() }
+}
+
+fn sent(node: &mut Node, to: u64, message: &PeerMessage) -> bool {
+    node.transport.send(n(to), GROUP, message) == Sent::Queued
+}
+
+// ---- a stranger's side of the wire, by hand ----
+
+fn greeting() -> Greeting {
+    Greeting { cluster: CLUSTER, group: GROUP, from: n(2), to: n(1), incarnation: directory(2) }
+}
+
+fn framed(payload: &[u8]) -> Vec<u8> {
+    [&wire::header(&[payload])[..], payload].concat()
+}
+
+/// Dials `node`, sends `bytes`.
+async fn stranger(node: &Node, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(node.transport.local_addr()).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+fn opening(hello: &[u8]) -> Vec<u8> {
+    [&wire::preamble()[..], &framed(hello)].concat()
+}
+
+/// The preamble and the reply that the dialled node sent.
+async fn reply(stream: &mut TcpStream) -> HelloReply {
+    let mut preamble = [0; wire::PREAMBLE_BYTES];
+    within(stream.read_exact(&mut preamble)).await.unwrap();
+    assert_eq!(preamble, wire::preamble());
+    let mut header = [0; 8];
+    within(stream.read_exact(&mut header)).await.unwrap();
+    let mut payload = vec![0; u32::from_le_bytes(header[..4].try_into().unwrap()) as usize];
+    within(stream.read_exact(&mut payload)).await.unwrap();
+    HelloReply::decode(&payload[..]).unwrap()
+}
+
+/// Whether the other side closes the connection; what it sends before is passed over.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    // A reset is as closed as an orderly end.
+    within(stream.read_to_end(&mut rest)).await.unwrap_or(0);
+    true
+}
+
+/// Dials `node` as node 2 and finishes the handshake.
+async fn accepted_stranger(node: &Node) -> TcpStream {
+    let mut stream = stranger(node, &opening(&encode_hello(&greeting()))).await;
+    let reply = reply(&mut stream).await;
+    assert_eq!(reply.refusal(), Refusal::None, "{}", reply.refusal_text);
+    stream
+}
+
+// ---- the normal way ----
+
+#[tokio::test]
+async fn nodes_exchange_messages_of_every_kind_and_size() {
+    let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
+    one.dial(&two);
+    two.dial(&one);
+    assert_eq!(one.up().await, (n(2), directory(2)));
+    assert_eq!(two.up().await, (n(1), directory(1)));
+    let (term, last) = (Term::new(3), LogId::new(Term::new(2), LogIndex::new(9)));
+    let messages = [
+        PeerMessage::PreVote { term, last },
+        PeerMessage::PreVoteReply { term, granted: true },
+        PeerMessage::RequestVote { term, last, transfer: true },
+        PeerMessage::VoteReply { term, granted: false },
+        append(1, 0),
+        append(1, 100),
+        append(2, 1 << 20),
+        PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(LogIndex::new(4)) },
+        heartbeat(1),
+        PeerMessage::HeartbeatReply { term, round: 1, received: LogIndex::ZERO, stored: LogIndex::ZERO },
+    ];
+    for message in &messages {
+        assert!(sent(&mut one, 2, message));
+        assert_eq!(two.message().await, (n(1), message.clone()));
+        assert!(sent(&mut two, 1, message));
+        assert_eq!(one.message().await, (n(2), message.clone()));
+    }
+}
+
+#[tokio::test]
+async fn many_appends_arrive_whole_and_in_order() {
+    let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
+    one.dial(&two);
+    one.up().await;
+    for index in 1..=1_000 {
+        assert!(sent(&mut one, 2, &append(index, (index as usize * 37) % 9_000)));
+    }
+    for index in 1..=1_000 {
+        assert_eq!(two.message().await.1, append(index, (index as usize * 37) % 9_000));
+    }
+}
+
+#[tokio::test]
+async fn without_a_connection_messages_are_lost_and_said_to_be() {
+    let (mut one, two) = (Node::start(1).await, Node::start(2).await);
+    assert!(!sent(&mut one, 2, &heartbeat(1)), "never dialled");
+    one.dial(&two);
+    assert!(!sent(&mut one, 2, &heartbeat(1)), "not connected yet");
+    one.up().await;
+    assert!(sent(&mut one, 2, &heartbeat(1)));
+}
+
+/// A port that stays ours while nobody listens on it.
+fn reserved() -> (tokio::net::TcpSocket, String) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
+}
+
+#[tokio::test]
+async fn a_peer_that_dies_is_reported_and_found_again_when_it_is_back() {
+    let (_port, address) = reserved();
+    let mut one = Node::start(1).await;
+    let two = Node::start_with(2, CLUSTER, &address, settings()).await;
+    one.dial(&two);
+    one.up().await;
+    two.transport.stop().await;
+    assert_eq!(one.down().await, n(2));
+    assert!(!sent(&mut one, 2, &heartbeat(1)));
+
+    let mut two = Node::start_with(2, CLUSTER, &address, settings()).await;
+    assert_eq!(one.up().await, (n(2), directory(2)));
+    assert!(sent(&mut one, 2, &heartbeat(2)));
+    assert_eq!(two.message().await, (n(1), heartbeat(2)));
+}
+
+#[tokio::test]
+async fn a_peer_that_starts_late_is_found() {
+    let (_port, address) = reserved();
+    let mut one = Node::start(1).await;
+    one.transport.connect(n(2), &address);
+    let _two = Node::start_with(2, CLUSTER, &address, settings()).await;
+    assert_eq!(one.up().await.0, n(2));
+}
+
+#[tokio::test]
+async fn a_peer_that_moved_is_dialled_at_its_new_address() {
+    let (mut one, old, mut new) = (Node::start(1).await, Node::start(2).await, Node::start(2).await);
+    one.dial(&old);
+    one.up().await;
+    one.dial(&new);
+    assert_eq!(one.down().await, n(2));
+    one.up().await;
+    assert!(sent(&mut one, 2, &heartbeat(1)));
+    assert_eq!(new.message().await, (n(1), heartbeat(1)));
+    one.transport.disconnect(n(2));
+    assert_eq!(one.down().await, n(2));
+    assert!(!sent(&mut one, 2, &heartbeat(2)));
+}
+
+#[tokio::test]
+async fn a_newer_connection_of_a_peer_ends_its_older_one() {
+    let mut one = Node::start(1).await;
+    let mut older = accepted_stranger(&one).await;
+    let mut newer = accepted_stranger(&one).await;
+    assert!(is_closed(&mut older).await);
+    newer.write_all(&framed(&encode_frame(GROUP, &heartbeat(1)).to_bytes())).await.unwrap();
+    assert_eq!(one.message().await, (n(2), heartbeat(1)));
+}
+
+// ---- bounds ----
+
+/// The receiver keeps everything it gets, so that it reads no more; the sender's queue fills up.
+#[tokio::test]
+async fn a_slow_reader_costs_a_bounded_queue_and_heartbeats_still_come_through() {
+    let slow = TransportSettings { inbound_bytes: 100_000, ..settings() };
+    let tight = TransportSettings { queue_bytes: 300_000, ..settings() };
+    let mut one = Node::start_with(1, CLUSTER, "127.0.0.1:0", tight).await;
+    let mut two = Node::start_with(2, CLUSTER, "127.0.0.1:0", slow).await;
+    one.dial(&two);
+    one.up().await;
+    let mut next = 1;
+    within(async {
+        while sent(&mut one, 2, &append(next, 60_000)) {
+            next += 1;
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    })
+    .await;
+    let stats = one.transport.stats();
+    assert_eq!(stats.dropped, 1);
+    assert!(stats.queued_bytes <= 300_000, "{stats:?}");
+    assert!(sent(&mut one, 2, &heartbeat(9)), "the urgent lane has room");
+
+    // One message fits into the receiver's share, and no second one before it is dropped.
+    let held = two.next().await;
+    assert!(two.nothing_happened(), "more was read than there is room for");
+    assert!(matches!(&held, Happened::Message(_, _, room) if room.bytes() > 60_000));
+    drop(held);
+    let mut seen = vec![];
+    while seen.last() != Some(&heartbeat(9)) {
+        seen.push(two.message().await.1);
+    }
+    assert!(seen.len() < next as usize - 1, "the heartbeat overtook the appends in the queue");
+}
+
+#[tokio::test]
+async fn a_frame_longer_than_its_senders_share_of_memory_still_gets_through() {
+    let slow = TransportSettings { inbound_bytes: 1_000, ..settings() };
+    let mut one = Node::start(1).await;
+    let mut two = Node::start_with(2, CLUSTER, "127.0.0.1:0", slow).await;
+    one.dial(&two);
+    one.up().await;
+    for index in 1..=3 {
+        assert!(sent(&mut one, 2, &append(index, 50_000)));
+        assert_eq!(two.message().await.1, append(index, 50_000));
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_pings_unanswered_is_given_up() {
+    let impatient = TransportSettings {
+        ping_interval: Duration::from_millis(10),
+        silence_timeout: Duration::from_millis(50),
+        ..settings()
+    };
+    let mut one = Node::start_with(1, CLUSTER, "127.0.0.1:0", impatient).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.transport.connect(n(2), &silent.local_addr().unwrap().to_string());
+    let (mut stream, _) = within(silent.accept()).await.unwrap();
+    let reply =
+        HelloReply { node: 2, incarnation: Bytes::copy_from_slice(&directory(2).0), ..HelloReply::default() };
+    stream.write_all(&opening(&reply.encode_to_vec())).await.unwrap();
+    one.up().await;
+    assert_eq!(one.down().await, n(2));
+}
+
+#[tokio::test]
+async fn an_idle_connection_stays() {
+    let impatient = TransportSettings {
+        ping_interval: Duration::from_millis(5),
+        silence_timeout: Duration::from_millis(500),
+        ..settings()
+    };
+    let mut one = Node::start_with(1, CLUSTER, "127.0.0.1:0", impatient).await;
+    let mut stream = accepted_stranger(&one).await;
+    // Pings by hand: each is answered by one byte, and the node is told nothing.
+    for _ in 0..3 {
+        stream.write_all(&framed(b"")).await.unwrap();
+        let mut answer = [0];
+        within(stream.read_exact(&mut answer)).await.unwrap();
+    }
+    assert!(one.nothing_happened());
+}
+
+#[tokio::test]
+async fn connections_without_a_handshake_are_few_and_short() {
+    let strict =
+        TransportSettings { max_handshakes: 1, handshake_timeout: Duration::from_millis(200), ..settings() };
+    let one = Node::start_with(1, CLUSTER, "127.0.0.1:0", strict).await;
+    let mut first = stranger(&one, b"d-eng").await;
+    let mut second = stranger(&one, b"").await;
+    assert!(is_closed(&mut second).await);
+    one.refuses(RefusalKind::TooManyHandshakes).await;
+    assert!(is_closed(&mut first).await);
+    one.refuses(RefusalKind::HandshakeTimeout).await;
+    accepted_stranger(&one).await;
+}
+
+// ---- refusals ----
+
+#[tokio::test]
+async fn a_stranger_is_told_why_it_is_refused() {
+    let mut one = Node::start(1).await;
+    let good = greeting();
+    let raw = |change: fn(&mut Hello)| {
+        let mut hello = Hello::decode(encode_hello(&greeting())).unwrap();
+        change(&mut hello);
+        Bytes::from(hello.encode_to_vec())
+    };
+    let other = ClusterId([8; 16]);
+    let cases = [
+        (
+            encode_hello(&Greeting { cluster: other, ..good }),
+            Refusal::OtherCluster,
+            RefusalKind::OtherCluster,
+            "node 2 belongs to cluster 08080808080808080808080808080808, this one to 07070707070707070707070707070707",
+        ),
+        (
+            encode_hello(&Greeting { group: GroupId::new(2).unwrap(), ..good }),
+            Refusal::OtherGroup,
+            RefusalKind::OtherGroup,
+            "node 2 is in group 2, this one in 1",
+        ),
+        (
+            encode_hello(&Greeting { to: n(3), ..good }),
+            Refusal::NotTheExpectedNode,
+            RefusalKind::NotTheExpectedNode,
+            "node 2 dialled node 3; this is node 1",
+        ),
+        (
+            encode_hello(&Greeting { from: n(6), ..good }),
+            Refusal::UnknownNode,
+            RefusalKind::UnknownNode,
+            "node 6 is no member of the cluster that node 1 knows",
+        ),
+        (
+            encode_hello(&Greeting { incarnation: directory(9), ..good }),
+            Refusal::OtherIncarnation,
+            RefusalKind::OtherIncarnation,
+            "node 2 has the data directory 09090909090909090909090909090909, the cluster has bound it to 02020202020202020202020202020202: it was wiped or replaced",
+        ),
+        (
+            raw(|hello| hello.protocol_version = 2),
+            Refusal::ProtocolVersion,
+            RefusalKind::ProtocolVersion,
+            "the peer speaks protocol version 2, this node speaks 1",
+        ),
+        (
+            raw(|hello| hello.from_node = 0),
+            Refusal::Malformed,
+            RefusalKind::MalformedFrame,
+            "the handshake has an unusable `from_node`",
+        ),
+    ];
+    for (hello, refusal, kind, text) in cases {
+        let mut stream = stranger(&one, &opening(&hello)).await;
+        let reply = reply(&mut stream).await;
+        assert_eq!((reply.refusal(), reply.refusal_text.as_str()), (refusal, text));
+        assert_eq!(reply.incarnation.len(), 0, "a stranger learns nothing about the directory");
+        assert!(is_closed(&mut stream).await);
+        one.refuses(kind).await;
+        assert_eq!(one.refused(kind), 1);
+    }
+    assert!(one.nothing_happened());
+}
+
+#[tokio::test]
+async fn another_version_is_told_ours_and_another_protocol_nothing() {
+    let one = Node::start(1).await;
+    let mut newer = stranger(&one, b"d-engine\x09\x00\x00\x00").await;
+    let mut answer = Vec::new();
+    within(newer.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, wire::preamble());
+    one.refuses(RefusalKind::ProtocolVersion).await;
+
+    let mut browser = stranger(&one, b"GET / HTTP/1.1\r\n\r\n").await;
+    let mut answer = Vec::new();
+    within(browser.read_to_end(&mut answer)).await.unwrap_or(0);
+    assert!(answer.is_empty());
+    one.refuses(RefusalKind::OtherProtocol).await;
+}
+
+#[tokio::test]
+async fn nodes_of_different_clusters_refuse_each_other_and_keep_silent() {
+    let mut one = Node::start(1).await;
+    let mut two = Node::start_with(2, ClusterId([9; 16]), "127.0.0.1:0", settings()).await;
+    one.dial(&two);
+    two.dial(&one);
+    for node in [&one, &two] {
+        // By its own check of the other, and by the other's answer.
+        until(|| node.refused(RefusalKind::OtherCluster) >= 2).await;
+    }
+    assert!(one.nothing_happened() && two.nothing_happened());
+}
+
+/// The dialled side answers as `reply`; what does the dialling side make of it?
+async fn refusal_of(preamble: &[u8], reply: &HelloReply) -> RefusalKind {
+    let mut one = Node::start(1).await;
+    let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.transport.connect(n(2), &impostor.local_addr().unwrap().to_string());
+    let (mut stream, _) = within(impostor.accept()).await.unwrap();
+    stream.write_all(&[preamble, &framed(&reply.encode_to_vec())].concat()).await.unwrap();
+    until(|| !one.transport.stats().refused.is_empty()).await;
+    assert!(one.nothing_happened());
+    *one.transport.stats().refused.keys().next().unwrap()
+}
+
+#[tokio::test]
+async fn the_dialling_side_checks_who_answers() {
+    let good = HelloReply {
+        protocol_version: 1,
+        node: 2,
+        incarnation: Bytes::copy_from_slice(&directory(2).0),
+        ..HelloReply::default()
+    };
+    let ours = wire::preamble();
+    let newer = b"d-engine\x02\x00\x00\x00";
+    assert_eq!(refusal_of(newer, &good).await, RefusalKind::ProtocolVersion);
+    assert_eq!(refusal_of(b"HTTP/1.1 400", &good).await, RefusalKind::OtherProtocol);
+    let other_node = HelloReply { node: 3, ..good.clone() };
+    assert_eq!(refusal_of(&ours, &other_node).await, RefusalKind::NotTheExpectedNode);
+    let wiped = HelloReply { incarnation: Bytes::copy_from_slice(&[9; 16]), ..good.clone() };
+    assert_eq!(refusal_of(&ours, &wiped).await, RefusalKind::OtherIncarnation);
+    let none = HelloReply { incarnation: Bytes::new(), ..good.clone() };
+    assert_eq!(refusal_of(&ours, &none).await, RefusalKind::MalformedFrame);
+    let unknown_refusal = HelloReply { refusal: 99, ..good };
+    assert_eq!(refusal_of(&ours, &unknown_refusal).await, RefusalKind::MalformedFrame);
+}
+
+/// FAULTS row 51: a wiped directory comes back under the old node id.
+#[tokio::test]
+async fn a_peer_with_a_wiped_directory_is_refused_in_both_directions() {
+    let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
+    *one.recorder.wiped.lock().unwrap() = Some(n(2));
+    one.dial(&two);
+    two.dial(&one);
+    until(|| one.refused(RefusalKind::OtherIncarnation) >= 2).await;
+    two.refuses(RefusalKind::OtherIncarnation).await;
+    assert!(one.nothing_happened() && two.nothing_happened());
+}
+
+/// What an accepted peer may send, and what ends its connection before it reaches the node.
+#[tokio::test]
+async fn bad_frames_end_the_connection_and_never_reach_the_node() {
+    let mut one = Node::start(1).await;
+    let mut damaged = framed(&encode_frame(GROUP, &heartbeat(1)).to_bytes());
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    let beyond = PeerMessage::Heartbeat { term: Term::new(u64::MAX), commit: LogIndex::ZERO, round: 1 };
+    let four_gib = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+    let cases = [
+        (damaged, RefusalKind::Checksum),
+        (framed(b"not a message"), RefusalKind::MalformedFrame),
+        (four_gib.to_vec(), RefusalKind::OversizedFrame),
+        (framed(&encode_frame(GROUP, &beyond).to_bytes()), RefusalKind::MalformedFrame),
+    ];
+    for (bytes, kind) in cases {
+        let before = one.refused(kind);
+        let mut stream = accepted_stranger(&one).await;
+        stream.write_all(&bytes).await.unwrap();
+        assert!(is_closed(&mut stream).await);
+        until(|| one.refused(kind) == before + 1).await;
+    }
+    assert!(one.nothing_happened());
+}
+
+#[tokio::test]
+async fn a_stranger_gets_no_more_memory_than_a_handshake_needs() {
+    let one = Node::start(1).await;
+    let mut stream = stranger(&one, &opening(&vec![0; wire::MAX_HANDSHAKE_BYTES + 1])).await;
+    assert!(is_closed(&mut stream).await);
+    one.refuses(RefusalKind::OversizedFrame).await;
+}
+
+/// Messages sent right behind the handshake, in the same packet.
+#[tokio::test]
+async fn frames_that_come_with_the_handshake_are_not_lost() {
+    let mut one = Node::start(1).await;
+    let frame = framed(&encode_frame(GROUP, &heartbeat(4)).to_bytes());
+    let _stream = stranger(&one, &[opening(&encode_hello(&greeting())), frame].concat()).await;
+    assert_eq!(one.message().await, (n(2), heartbeat(4)));
+}

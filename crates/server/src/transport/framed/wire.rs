@@ -1,0 +1,175 @@
+//! The bytes around the messages: preamble, length, checksum.
+
+use bytes::{Buf, Bytes, BytesMut};
+use d_engine_proto::PROTOCOL_VERSION;
+
+use super::RefusalKind;
+
+const MAGIC: &[u8; 8] = b"d-engine";
+pub(super) const PREAMBLE_BYTES: usize = 12;
+const HEADER_BYTES: usize = 8;
+/// The longest frame of a handshake: a stranger gets no more memory than that.
+pub(super) const MAX_HANDSHAKE_BYTES: usize = 4 << 10;
+/// Read at least this much at a time.
+const READ_BYTES: usize = 64 << 10;
+
+/// What each side sends first.
+pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
+    let mut bytes = [0; PREAMBLE_BYTES];
+    let (magic, version) = bytes.split_at_mut(MAGIC.len());
+    magic.copy_from_slice(MAGIC);
+    version.copy_from_slice(&PROTOCOL_VERSION.to_le_bytes());
+    bytes
+}
+
+/// Checks what the other side sent first.
+pub(super) fn check_preamble(bytes: [u8; PREAMBLE_BYTES]) -> Result<(), (RefusalKind, String)> {
+    let Some(version) = bytes.strip_prefix(MAGIC) else {
+        return Err((
+            RefusalKind::OtherProtocol,
+            "it does not speak the peer protocol of d-engine".to_owned(),
+        ));
+    };
+    let theirs = version.try_into().map(u32::from_le_bytes).unwrap_or(0);
+    if theirs != PROTOCOL_VERSION {
+        let text = format!("it speaks protocol version {theirs}, this node speaks {PROTOCOL_VERSION}");
+        return Err((RefusalKind::ProtocolVersion, text));
+    }
+    Ok(())
+}
+
+/// Length and checksum of a payload that is given in parts.
+pub(super) fn header(parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    // Every frame is far shorter than 4 GiB; one that is not would be refused by its receiver.
+    let length = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+    let checksum = parts.iter().fold(crc32c::crc32c(&length), |crc, part| crc32c::crc32c_append(crc, part));
+    let mut header = [0; HEADER_BYTES];
+    let (first, second) = header.split_at_mut(4);
+    first.copy_from_slice(&length);
+    second.copy_from_slice(&checksum.to_le_bytes());
+    header
+}
+
+/// Cuts a stream of bytes into checked payloads. A length is believed only as far as bytes have
+/// really come: memory grows with what was received, never with what was announced.
+pub(super) struct FrameReader {
+    buffer: BytesMut,
+    max_bytes: usize,
+}
+
+impl FrameReader {
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self { buffer: BytesMut::new(), max_bytes }
+    }
+
+    /// From now on frames may be this long: the handshake is over.
+    pub(super) fn allow(&mut self, max_bytes: usize) {
+        self.max_bytes = max_bytes;
+    }
+
+    /// Where to read into.
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Makes room for the next read: a fixed piece, or as much again as has come of a long frame.
+    pub(super) fn reserve(&mut self) {
+        let wanted = READ_BYTES.min(self.max_bytes + HEADER_BYTES).max(self.buffer.len());
+        self.buffer.reserve(wanted);
+    }
+
+    /// The next payload, or `None` when more bytes are needed.
+    pub(super) fn next(&mut self) -> Result<Option<Bytes>, (RefusalKind, String)> {
+        let Some((header, after)) = self.buffer.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let [a, b, c, d, checksum @ ..] = *header;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        if length > self.max_bytes {
+            let text =
+                format!("it announced a frame of {length} bytes; at most {} are allowed", self.max_bytes);
+            return Err((RefusalKind::OversizedFrame, text));
+        }
+        let Some(payload) = after.get(..length) else {
+            return Ok(None);
+        };
+        let found = crc32c::crc32c_append(crc32c::crc32c(&[a, b, c, d]), payload);
+        if found != u32::from_le_bytes(checksum) {
+            return Err((RefusalKind::Checksum, "a frame was damaged on its way".to_owned()));
+        }
+        self.buffer.advance(HEADER_BYTES);
+        Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(payload: &[u8]) -> Vec<u8> {
+        [&header(&[payload])[..], payload].concat()
+    }
+
+    #[test]
+    fn a_frame_is_found_however_its_bytes_arrive() {
+        let stream = [framed(b"first"), framed(b""), framed(b"third")].concat();
+        for step in 1..=stream.len() {
+            let mut reader = FrameReader::new(100);
+            let mut found = Vec::new();
+            for piece in stream.chunks(step) {
+                reader.buffer().extend_from_slice(piece);
+                while let Some(payload) = reader.next().unwrap() {
+                    found.push(payload);
+                }
+            }
+            assert_eq!(found, [&b"first"[..], b"", b"third"], "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_frame_is_noticed() {
+        let good = framed(b"payload");
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            // Followed by more, so that a longer length finds its bytes.
+            bad.extend_from_slice(&[0; 200]);
+            let mut reader = FrameReader::new(150);
+            reader.buffer().extend_from_slice(&bad);
+            assert!(reader.next().is_err(), "bit {bit} was not noticed");
+        }
+    }
+
+    #[test]
+    fn an_announced_length_is_refused_before_anything_is_allocated_for_it() {
+        let mut reader = FrameReader::new(16 << 20);
+        reader.buffer().extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 2]);
+        let capacity = reader.buffer().capacity();
+        assert_eq!(reader.next().unwrap_err().0, RefusalKind::OversizedFrame);
+        assert_eq!(reader.buffer().capacity(), capacity);
+    }
+
+    #[test]
+    fn memory_grows_with_what_came_not_with_what_was_announced() {
+        let mut reader = FrameReader::new(16 << 20);
+        let announced = (15_u32 << 20).to_le_bytes();
+        reader.buffer().extend_from_slice(&[&announced[..], &[0; 6]].concat());
+        assert_eq!(reader.next().unwrap(), None);
+        reader.reserve();
+        assert!(reader.buffer().capacity() < 256 << 10, "{} bytes", reader.buffer().capacity());
+        let mut stranger = FrameReader::new(MAX_HANDSHAKE_BYTES);
+        stranger.reserve();
+        assert!(stranger.buffer().capacity() < 2 * MAX_HANDSHAKE_BYTES);
+    }
+
+    /// Strangers of any version must be able to read it: it may never change.
+    #[test]
+    fn the_preamble_is_the_golden_one() {
+        assert_eq!(&preamble(), b"d-engine\x01\x00\x00\x00");
+        assert_eq!(check_preamble(preamble()), Ok(()));
+        let kind = |bytes: &[u8; 12]| check_preamble(*bytes).unwrap_err().0;
+        assert_eq!(kind(b"d-engine\x02\x00\x00\x00"), RefusalKind::ProtocolVersion);
+        assert_eq!(kind(b"GET / HTTP/1"), RefusalKind::OtherProtocol);
+    }
+}
