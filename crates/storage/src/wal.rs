@@ -122,8 +122,6 @@ impl FileLog {
             }
         }
         log.write_group()?;
-        log.record.opened = number;
-        log.store_record()?;
         log.remove_segments(&recovered.superfluous)?;
         log.cut(recovered.durable)?;
         Ok(log)
@@ -249,6 +247,11 @@ impl FileLog {
         self.stats.groups += 1;
         self.stats.syncs += 1;
         self.publish(at);
+        if self.current.number != self.record.opened {
+            // Until now nothing but the segment itself said that it belongs to the log.
+            self.record.opened = self.current.number;
+            self.store_record()?;
+        }
         Ok(())
     }
 
