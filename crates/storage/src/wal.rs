@@ -117,18 +117,12 @@ impl FileLog {
             stats: LogStats::default(),
         };
         for (group, entry) in &recovered.doubtful {
-            if log.is_kept(*group, entry.id.index) {
-                log.queue_entry(*group, entry);
-            }
+            log.queue_entry(*group, entry);
         }
         log.write_group()?;
         log.remove_segments(&recovered.superfluous)?;
         log.cut(recovered.durable)?;
         Ok(log)
-    }
-
-    fn is_kept(&self, group: GroupId, index: LogIndex) -> bool {
-        self.map.read().groups.get(&group).is_none_or(|known| index > known.base.index)
     }
 
     fn store_record(&self) -> Result<(), StorageError> {

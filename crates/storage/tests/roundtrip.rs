@@ -274,3 +274,35 @@ fn segments_of_either_alignment_are_read_by_either() {
         assert_eq!(Picture::of(&open(&fs, &options).unwrap()), expected);
     }
 }
+
+/// Entries that a purged entry had superseded do not come back when their segments are gone, nor
+/// when the superseding entry has to be written again by recovery.
+#[test]
+fn what_a_purged_entry_superseded_stays_superseded() {
+    for restarts_before_purge in [false, true] {
+        let fs = SimFs::new();
+        let mut opened = open(&fs, &small()).unwrap();
+        opened.log.append(GROUP, None, &entries(1, 1..=25)).unwrap();
+        opened.log.sync().unwrap();
+        // A segment that begins with an entry far behind the one that stays.
+        opened.log.append(GROUP, None, &entries(1, 26..=40)).unwrap();
+        opened.log.sync().unwrap();
+        opened.log.append(GROUP, None, &entries(2, 20..=24)).unwrap();
+        opened.log.append(GROUP, None, &[entry(3, 10)]).unwrap();
+        opened.log.sync().unwrap();
+        if restarts_before_purge {
+            drop(opened);
+            opened = open(&fs, &small()).unwrap();
+        }
+        opened.log.purge(GROUP, log_id(3, 10)).unwrap();
+        for _ in 0..3 {
+            drop(opened);
+            opened = open(&fs, &small()).unwrap();
+            let expected = Picture { base: log_id(3, 10), ..Picture::default() };
+            assert_eq!(Picture::of(&opened), expected);
+        }
+        opened.log.append(GROUP, None, &[entry(3, 11)]).unwrap();
+        opened.log.sync().unwrap();
+        assert_eq!(common::read_all(&*opened.log, log_id(3, 10), 1), [entry(3, 11)]);
+    }
+}
