@@ -19,7 +19,9 @@ fn three_segments() -> (SimFs, Picture) {
         opened.log.sync().unwrap();
         expected.append(Some(hard_state(1, 2, index)), &stored);
     }
-    opened.log.idle().unwrap();
+    while segments(&fs).len() < 4 {
+        opened.log.idle().unwrap();
+    }
     drop(opened);
     (fs, expected)
 }

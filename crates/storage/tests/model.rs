@@ -152,7 +152,8 @@ impl Life {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    // `PROPTEST_CASES=20000` for a longer look.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_log_is_what_was_acknowledged_or_that_and_the_step_under_way(
         acts in proptest::collection::vec(act(), 1..80)

@@ -229,7 +229,7 @@ fn an_idle_log_writes_its_watermark_once_and_prepares_a_segment_once() {
     opened.log.append(GROUP, None, &[entry(1, 1)]).unwrap();
     opened.log.sync().unwrap();
     let groups = opened.log.stats().groups;
-    for _ in 0..4 {
+    for _ in 0..8 {
         opened.log.idle().unwrap();
     }
     assert_eq!(opened.log.stats().groups, groups + 1);
