@@ -1,4 +1,5 @@
 //! The process dies at every single file operation of a life, and the power goes with it.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 

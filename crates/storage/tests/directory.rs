@@ -1,5 +1,6 @@
 //! A data directory belongs to one node, one process at a time, and one format; and to its owner
 //! alone. On the real file system.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! Files of version 1, as this program writes them and as every later one must read them.
 //! `REGENERATE=1 cargo test -p d-engine-storage --test format_v1` writes them anew; do so only before
 //! version 1 is released, and look at the difference.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 

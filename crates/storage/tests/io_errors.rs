@@ -1,4 +1,5 @@
 //! The first I/O error is final, whichever operation it comes from.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Random lives of a log, with crashes, against a model that is a map.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 

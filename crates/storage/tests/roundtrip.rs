@@ -1,4 +1,5 @@
 //! What is stored comes back, through segments, supersedes, purges and restarts.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What a crash may do to bytes that were not acknowledged: the log opens, and loses nothing else.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
@@ -197,4 +198,40 @@ fn a_failed_open_can_be_tried_again() {
         }
     }
     assert!(failed > 30, "{failed}");
+}
+
+/// What must never parse again: bytes of another segment behind the end, as a reused file or block
+/// leaves them, prove nothing and are no part of the log.
+#[test]
+fn groups_of_another_segment_behind_the_end_are_garbage() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    let mut expected = Picture::default();
+    opened.log.append(GROUP, Some(hard_state(1, 1, 0)), &[entry(1, 1)]).unwrap();
+    opened.log.sync().unwrap();
+    expected.append(Some(hard_state(1, 1, 0)), &[entry(1, 1)]);
+    let early = fs.image();
+    let mut index = 1;
+    while segments(&fs).len() < 3 {
+        index += 1;
+        opened.log.append(GROUP, None, &[entry(1, index)]).unwrap();
+        opened.log.sync().unwrap();
+    }
+    let [first, second, third] = &segments(&fs)[..] else { panic!("three segments") };
+    let files = fs.image().files;
+    for (name, groups) in [("second", &files[second][512..]), ("third", &files[third][512..])] {
+        for gap in [0, 512] {
+            let fs = SimFs::from_image(&early);
+            let mut content = early.files[first].clone();
+            content.truncate(used(&fs) + gap);
+            content.resize(used(&fs) + gap, 0);
+            content.extend_from_slice(groups);
+            let fs = with_content(&fs, first, content);
+            assert_opens_twice(
+                &fs,
+                &[&expected],
+                &format!("groups of the {name}, {gap} bytes behind the end"),
+            );
+        }
+    }
 }
