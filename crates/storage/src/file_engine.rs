@@ -31,8 +31,9 @@ pub struct FileStorageOptions {
     pub alignment: Alignment,
     /// A segment that was not prepared grows by this many bytes of zeros at a time.
     pub grow_bytes: u64,
-    /// How many bytes of the next segment one call of [`crate::LogStore::idle`] fills with zeros:
-    /// the longest that a write may have to wait behind it.
+    /// How many bytes one call of [`crate::LogStore::idle`] fills with zeros, of the current segment
+    /// and then of the next: the longest that a write may have to wait behind it. Call it again
+    /// and again while the log is idle.
     pub prepare_bytes: u64,
 }
 

@@ -119,7 +119,7 @@ proptest! {
         prop_assert!(GroupHeader::decode(&bytes).is_err());
         prop_assert!(GroupHeader::decode(&group).is_err());
         prop_assert!(SegmentHeader::decode(&bytes).is_err());
-        let _: Result<Framed, Fault> = decode_record(&Bytes::from(bytes), at, chain);
+        drop(decode_record(&Bytes::from(bytes), at, chain));
     }
 
     /// Past the checksum, every field is still looked at.
@@ -136,7 +136,7 @@ proptest! {
         record[8..11].copy_from_slice(&[kind, entry_kind, flags]);
         let checksum = crc32c::crc32c_append(1, &record[4..]);
         record[..4].copy_from_slice(&checksum.to_le_bytes());
-        let _: Result<Framed, Fault> = decode_record(&Bytes::from(record), 0, 1);
+        drop(decode_record(&Bytes::from(record), 0, 1));
     }
 
     #[test]

@@ -159,6 +159,7 @@ pub trait Fs: Send + Sync + Debug + 'static {
 }
 
 /// An open file with positional reads and writes.
+#[allow(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
 pub trait FsFile: Send + Sync + Debug {
     /// Reads into `buffer` from `offset`; returns how much was read, 0 at the end of the file.
     ///
@@ -194,7 +195,6 @@ pub trait FsFile: Send + Sync + Debug {
     ///
     /// # Errors
     /// The system's error.
-    #[allow(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
     fn len(&self) -> io::Result<u64>;
 }
 

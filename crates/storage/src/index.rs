@@ -42,8 +42,13 @@ impl GroupIndex {
         self.slots.get(usize::try_from(distance).ok()?)
     }
 
-    /// Puts an entry at `index`, replacing that one and everything behind it.
+    /// Puts an entry at `index`, replacing that one and everything behind it. A purged entry that
+    /// recovery writes again still replaces what was behind it.
     pub(crate) fn put(&mut self, index: LogIndex, slot: Slot) {
+        if index <= self.base.index {
+            self.slots.clear();
+            return;
+        }
         let keep = index.get().saturating_sub(self.base.index.get() + 1);
         self.slots.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
         self.slots.push_back(slot);

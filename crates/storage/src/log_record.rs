@@ -6,12 +6,14 @@ use d_engine_core::{GroupId, LogId, LogIndex, Term};
 
 use crate::frame::Decoder;
 
-/// Replaced at every open and at every purge, always before what it says is relied upon.
+/// Replaced when a segment has been begun and when entries are purged, always before what it says
+/// is relied upon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogRecord {
     /// The open epoch of the last open that came so far as to write this.
     pub(crate) epoch: u64,
-    /// The segment which that open began. Its first group was durable before: it must be readable.
+    /// The newest segment. Its first group was durable before this was written, so the segment must
+    /// be there and begin with a group that verifies.
     pub(crate) opened: u64,
     /// Segments below this one are purged; the files may or may not be gone.
     pub(crate) first: u64,

@@ -27,7 +27,8 @@ pub(crate) struct Recovered {
     pub(crate) files: BTreeMap<u64, Arc<dyn FsFile>>,
     /// Where the known durable part ends: the watermark of the last group.
     pub(crate) durable: Position,
-    /// The entries behind `durable`. They were readable, which does not prove that they are on
+    /// All entries behind `durable`, in the order in which they were written, also those that
+    /// others of them supersede or that are purged: what they superseded must stay so. They were readable, which does not prove that they are on
     /// stable storage: a failed sync leaves pages readable that will be gone after a power cut.
     /// So they are written again.
     pub(crate) doubtful: Vec<(GroupId, LogEntry)>,
@@ -46,6 +47,17 @@ pub(crate) struct RecoveredGroup {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: VecDeque<(EntryHead, Slot)>,
     pub(crate) memberships: BTreeMap<LogIndex, Bytes>,
+    gap: Option<Gap>,
+}
+
+/// A jump in the indexes. A later record may still supersede everything from there on: then the
+/// missing entries were purged with their segment because nobody needed them any more.
+#[derive(Debug)]
+struct Gap {
+    missing: LogIndex,
+    before: LogIndex,
+    segment: u64,
+    offset: u64,
 }
 
 /// Reads all segments in `dir`.
@@ -55,7 +67,7 @@ pub(crate) fn recover(
     identity: &Identity,
     record: &LogRecord,
 ) -> Result<Recovered, StorageError> {
-    let mut scan = Scan { fs, dir, identity, record, files: BTreeMap::new(), pending: VecDeque::new() };
+    let mut scan = Scan { dir, identity, record, files: BTreeMap::new(), pending: VecDeque::new() };
     let names = fs.list(dir).map_err(io_error("list", dir))?;
     let numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     let mut found = Recovered { last_epoch: record.epoch, ..Recovered::default() };
@@ -81,6 +93,10 @@ pub(crate) fn recover(
         found.doubtful.push(entry);
     }
     for group in found.groups.values_mut() {
+        if let Some(Gap { missing, before, segment, offset }) = group.gap {
+            let what = format!("entry {before} follows, but entry {missing} is missing");
+            return Err(damaged(segment, offset, &what));
+        }
         group.forget_purged();
     }
     // A segment is kept when something durable in it is kept.
@@ -91,7 +107,6 @@ pub(crate) fn recover(
 }
 
 struct Scan<'a> {
-    fs: &'a dyn Fs,
     dir: &'a Path,
     identity: &'a Identity,
     record: &'a LogRecord,
@@ -269,7 +284,7 @@ impl Scan<'_> {
             sequence = Some(group.header.sequence);
             found.last_sequence = found.last_sequence.max(group.header.sequence);
             at = group.end;
-            self.take_group(group, found)?;
+            self.take_group(group, found);
         }
         if at != stop {
             return Err(damaged(number, at as u64, "a group reaches over the known end of the segment"));
@@ -288,7 +303,7 @@ impl Scan<'_> {
         Ok(!is_zero(content.get(at..).unwrap_or_default()))
     }
 
-    fn take_group(&mut self, group: Group, found: &mut Recovered) -> Result<(), StorageError> {
+    fn take_group(&mut self, group: Group, found: &mut Recovered) {
         let watermark = group.header.watermark;
         let mut entries = Vec::new();
         for framed in group.records {
@@ -305,8 +320,7 @@ impl Scan<'_> {
                         len: framed.len,
                         chain: framed.chain,
                     };
-                    let known = found.groups.entry(id).or_default();
-                    known.put(&entry, slot).map_err(|what| damaged(slot.segment, offset, &what))?;
+                    found.groups.entry(id).or_default().put(&entry, slot);
                     entries.push((id, entry));
                 }
             }
@@ -314,7 +328,6 @@ impl Scan<'_> {
         found.durable = watermark;
         self.pending.retain(|(at, _)| *at >= watermark);
         self.pending.push_back((group.header.at, entries));
-        Ok(())
     }
 
     /// Decides between damage and a torn tail, at the first place that does not verify.
@@ -385,18 +398,13 @@ impl Scan<'_> {
 }
 
 impl RecoveredGroup {
-    fn put(&mut self, entry: &LogEntry, slot: Slot) -> Result<(), String> {
+    fn put(&mut self, entry: &LogEntry, slot: Slot) {
         let index = entry.id.index;
-        let after_last = match self.entries.back() {
-            Some((last, _)) => last.id.index.next(),
-            None => self.base.index.next(),
-        };
-        if index > after_last || index == LogIndex::ZERO {
-            return Err(format!(
-                "entry {index} follows entry {}: entries are missing",
-                after_last.previous()
-            ));
+        let next = self.entries.back().map_or(self.base.index, |(last, _)| last.id.index).next();
+        if index > next && self.gap.is_none() {
+            self.gap = Some(Gap { missing: next, before: index, segment: slot.segment, offset: slot.offset });
         }
+        self.gap.take_if(|gap| index <= gap.missing);
         let keep = self.entries.partition_point(|(head, _)| head.id.index < index);
         self.entries.truncate(keep);
         drop(self.memberships.split_off(&index));
@@ -404,7 +412,6 @@ impl RecoveredGroup {
         if entry.kind == EntryKind::Membership {
             self.memberships.insert(index, entry.data.clone());
         }
-        Ok(())
     }
 
     /// Segments are purged as a whole, so some entries up to the base are still there.

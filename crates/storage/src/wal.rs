@@ -41,7 +41,8 @@ pub(crate) struct FileLog {
     parts: LogParts,
     record: LogRecord,
     current: OpenSegment,
-    prepared: Option<Prepared>,
+    /// The next segment, its zeros synced as far as it goes.
+    prepared: Option<OpenSegment>,
     next_number: u64,
     next_sequence: u64,
     /// Everything before this place is known to be durable.
@@ -54,14 +55,6 @@ pub(crate) struct FileLog {
     hard_states: BTreeMap<GroupId, HardState>,
     map: Arc<SharedMap>,
     stats: LogStats,
-}
-
-/// A segment made ready ahead of its use.
-#[derive(Debug)]
-struct Prepared {
-    segment: OpenSegment,
-    /// Whether its zeros are synced.
-    complete: bool,
 }
 
 /// What is waiting for the next sync, beside the bytes in the buffer.
@@ -117,20 +110,12 @@ impl FileLog {
             stats: LogStats::default(),
         };
         for (group, entry) in &recovered.doubtful {
-            if log.is_kept(*group, entry.id.index) {
-                log.queue_entry(*group, entry);
-            }
+            log.queue_entry(*group, entry);
         }
         log.write_group()?;
-        log.record.opened = number;
-        log.store_record()?;
         log.remove_segments(&recovered.superfluous)?;
         log.cut(recovered.durable)?;
         Ok(log)
-    }
-
-    fn is_kept(&self, group: GroupId, index: LogIndex) -> bool {
-        self.map.read().groups.get(&group).is_none_or(|known| index > known.base.index)
     }
 
     fn store_record(&self) -> Result<(), StorageError> {
@@ -249,6 +234,11 @@ impl FileLog {
         self.stats.groups += 1;
         self.stats.syncs += 1;
         self.publish(at);
+        if self.current.number != self.record.opened {
+            // Until now nothing but the segment itself said that it belongs to the log.
+            self.record.opened = self.current.number;
+            self.store_record()?;
+        }
         Ok(())
     }
 
@@ -272,7 +262,7 @@ impl FileLog {
     /// Takes the prepared segment as it is, or a new one: never waits for zeros.
     fn roll(&mut self) -> Result<(), StorageError> {
         self.current = match self.prepared.take() {
-            Some(Prepared { segment, .. }) => segment,
+            Some(segment) => segment,
             None => self.create_next()?,
         };
         let mut map = self.map.write();
@@ -288,21 +278,23 @@ impl FileLog {
         Ok(segment)
     }
 
-    /// Does a bounded piece of making the next segment ready.
+    /// Does a bounded piece of what makes later syncs fast: zeros up to the end of the current
+    /// segment, then the next segment.
     fn prepare(&mut self) -> Result<(), StorageError> {
-        let mut prepared = match self.prepared.take() {
-            Some(prepared) => prepared,
-            None => Prepared { segment: self.create_next()?, complete: false },
+        let end = self.parts.options.segment_bytes;
+        let segment = if self.current.zeroed_to < end {
+            &mut self.current
+        } else {
+            if self.prepared.is_none() {
+                self.prepared = Some(self.create_next()?);
+            }
+            match &mut self.prepared {
+                Some(segment) if segment.zeroed_to < end => segment,
+                _ => return Ok(()),
+            }
         };
-        if !prepared.complete {
-            let end = self.parts.options.segment_bytes;
-            let segment = &mut prepared.segment;
-            segment.zero_fill(end.min(segment.zeroed_to + self.parts.options.prepare_bytes))?;
-            segment.file.sync_all().map_err(io_error("sync", &segment.path))?;
-            prepared.complete = segment.zeroed_to >= end;
-        }
-        self.prepared = Some(prepared);
-        Ok(())
+        segment.zero_fill(end.min(segment.zeroed_to + self.parts.options.prepare_bytes))?;
+        segment.file.sync_all().map_err(io_error("sync", &segment.path))
     }
 
     fn forget(&mut self, group: GroupId, through: LogId) -> Result<(), StorageError> {

@@ -1,4 +1,5 @@
 //! What is stored comes back, through segments, supersedes, purges and restarts.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
@@ -229,7 +230,7 @@ fn an_idle_log_writes_its_watermark_once_and_prepares_a_segment_once() {
     opened.log.append(GROUP, None, &[entry(1, 1)]).unwrap();
     opened.log.sync().unwrap();
     let groups = opened.log.stats().groups;
-    for _ in 0..4 {
+    for _ in 0..8 {
         opened.log.idle().unwrap();
     }
     assert_eq!(opened.log.stats().groups, groups + 1);
@@ -272,5 +273,37 @@ fn segments_of_either_alignment_are_read_by_either() {
         expected.append(None, &stored);
         drop(opened);
         assert_eq!(Picture::of(&open(&fs, &options).unwrap()), expected);
+    }
+}
+
+/// Entries that a purged entry had superseded do not come back when their segments are gone, nor
+/// when the superseding entry has to be written again by recovery.
+#[test]
+fn what_a_purged_entry_superseded_stays_superseded() {
+    for restarts_before_purge in [false, true] {
+        let fs = SimFs::new();
+        let mut opened = open(&fs, &small()).unwrap();
+        opened.log.append(GROUP, None, &entries(1, 1..=25)).unwrap();
+        opened.log.sync().unwrap();
+        // A segment that begins with an entry far behind the one that stays.
+        opened.log.append(GROUP, None, &entries(1, 26..=40)).unwrap();
+        opened.log.sync().unwrap();
+        opened.log.append(GROUP, None, &entries(2, 20..=24)).unwrap();
+        opened.log.append(GROUP, None, &[entry(3, 10)]).unwrap();
+        opened.log.sync().unwrap();
+        if restarts_before_purge {
+            drop(opened);
+            opened = open(&fs, &small()).unwrap();
+        }
+        opened.log.purge(GROUP, log_id(3, 10)).unwrap();
+        for _ in 0..3 {
+            drop(opened);
+            opened = open(&fs, &small()).unwrap();
+            let expected = Picture { base: log_id(3, 10), ..Picture::default() };
+            assert_eq!(Picture::of(&opened), expected);
+        }
+        opened.log.append(GROUP, None, &[entry(3, 11)]).unwrap();
+        opened.log.sync().unwrap();
+        assert_eq!(common::read_all(&*opened.log, log_id(3, 10), 1), [entry(3, 11)]);
     }
 }

@@ -75,7 +75,7 @@ pub fn entry_with(term: u64, index: u64, data: impl Into<Bytes>) -> LogEntry {
         id: log_id(term, index),
         kind: EntryKind::Command,
         time_ms: 1_000 + index,
-        session: (index % 3 == 0).then_some(SessionSerial { session: 1, serial: index }),
+        session: index.is_multiple_of(3).then_some(SessionSerial { session: 1, serial: index }),
         data: data.into(),
     }
 }

@@ -1,0 +1,193 @@
+//! Bytes that were known to be stored have changed: refuse, name the place, touch nothing.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
+
+mod common;
+
+use common::{GROUP, Picture, entries, entry, hard_state, log_id, open, segments, small, with_content};
+use d_engine_storage::StorageError;
+use d_engine_storage::fs_sim::SimFs;
+
+/// Three segments; everything but the last group lies before a watermark.
+fn three_segments() -> (SimFs, Picture) {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    let mut expected = Picture::default();
+    let mut index = 0;
+    while segments(&fs).len() < 3 || index % 4 != 0 {
+        index += 1;
+        let stored = entries(1, index..=index + 2);
+        opened.log.append(GROUP, Some(hard_state(1, 2, index)), &stored).unwrap();
+        opened.log.sync().unwrap();
+        expected.append(Some(hard_state(1, 2, index)), &stored);
+    }
+    while segments(&fs).len() < 4 {
+        opened.log.idle().unwrap();
+    }
+    drop(opened);
+    (fs, expected)
+}
+
+/// Opens a disk that must be refused, and checks that nothing was changed by it.
+fn refusal(fs: &SimFs, context: &str) -> StorageError {
+    let before = fs.image();
+    let error = match open(fs, &small()) {
+        Err(error) => error,
+        Ok(opened) => panic!("{context}: opened with {:?}", opened.report),
+    };
+    assert_eq!(fs.image(), before, "{context}: the disk was changed");
+    error
+}
+
+/// FAULTS row 29: a flipped bit in anything known to be stored is an error, never a shorter log.
+#[test]
+fn a_flipped_bit_in_any_byte_before_the_watermark_is_refused_by_name() {
+    let (fs, expected) = three_segments();
+    assert_eq!(Picture::of(&open(&SimFs::from_image(&fs.image()), &small()).unwrap()), expected);
+    let mut flipped = 0;
+    // The last of the files is prepared and empty; the one before ends with a group that only says
+    // that all others are stored.
+    let paths = segments(&fs);
+    let (_, used) = paths.split_last().unwrap();
+    for path in used {
+        let content = fs.image().files[path].clone();
+        let last = content.iter().rposition(|byte| *byte != 0).unwrap();
+        let end = if Some(path) == used.last() { last / 512 * 512 } else { last / 512 * 512 + 512 };
+        for at in 0..end {
+            let mut damaged = content.clone();
+            damaged[at] ^= 1 << (at % 8);
+            let error = refusal(&with_content(&fs, path, damaged), &format!("{} at {at}", path.display()));
+            let StorageError::Damaged { segment, offset, .. } = &error else { panic!("byte {at}: {error}") };
+            assert!(path.ends_with(segment), "byte {at} of {}: {error}", path.display());
+            assert!(*offset <= at as u64, "byte {at}: {error}");
+            assert!(error.to_string().contains("nothing was changed"));
+            flipped += 1;
+        }
+    }
+    assert!(flipped > 8_000, "{flipped}");
+}
+
+/// Whole sectors that were zeroed look like the end of the log, and are not.
+#[test]
+fn a_zeroed_sector_before_the_watermark_is_refused() {
+    let (fs, _) = three_segments();
+    let paths = segments(&fs);
+    let used = &paths[..paths.len() - 1];
+    for path in used {
+        let content = fs.image().files[path].clone();
+        let last = content.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512;
+        for sector in (0..=last).step_by(512) {
+            if Some(path) == used.last() && sector == last {
+                continue;
+            }
+            let mut damaged = content.clone();
+            damaged[sector..sector + 512].fill(0);
+            let error =
+                refusal(&with_content(&fs, path, damaged), &format!("{} at {sector}", path.display()));
+            assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
+        }
+    }
+}
+
+/// FAULTS rows 29 and 32.
+#[test]
+fn a_missing_shortened_or_exchanged_segment_is_refused() {
+    let (fs, _) = three_segments();
+    let paths = segments(&fs);
+    for (number, path) in paths[..paths.len() - 1].iter().enumerate() {
+        let mut image = fs.image();
+        let content = image.files.remove(path).unwrap();
+        let missing = refusal(&SimFs::from_image(&image), &format!("segment {number} missing"));
+        assert!(matches!(missing, StorageError::Damaged { .. }), "{missing}");
+
+        // A file cannot tell that the newest segment once was longer: `docs/file-format.md` says so.
+        if number < 2 {
+            let shortened = with_content(&fs, path, content[..1024].to_vec());
+            let error = refusal(&shortened, &format!("segment {number} shortened"));
+            assert!(
+                matches!(&error, StorageError::Damaged { segment, .. } if path.ends_with(segment)),
+                "{error}"
+            );
+        }
+
+        let exchanged = with_content(&fs, path, image.files[&paths[(number + 1) % 2]].clone());
+        let exchanged = refusal(&exchanged, &format!("segment {number} exchanged"));
+        assert!(exchanged.to_string().contains("renamed"), "{exchanged}");
+
+        let mut renamed = image.clone();
+        renamed.files.insert(path.with_file_name("00000000000000000099.seg"), content);
+        refusal(&SimFs::from_image(&renamed), &format!("segment {number} renamed"));
+    }
+}
+
+#[test]
+fn a_log_directory_that_was_emptied_is_refused() {
+    let (fs, _) = three_segments();
+    let mut image = fs.image();
+    image.files.retain(|path, _| path.extension().is_none_or(|extension| extension != "seg"));
+    let error = refusal(&SimFs::from_image(&image), "no segments");
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[test]
+fn a_segment_of_another_directory_is_refused() {
+    let (fs, _) = three_segments();
+    let other = SimFs::new();
+    let mut request = common::request();
+    request.fresh_incarnation = d_engine_storage::Incarnation([9; 16]);
+    drop(d_engine_storage::StorageEngine::open(&common::engine(&other, &small()), &request).unwrap());
+    let foreign = other.image().files[&segments(&other)[0]].clone();
+    let path = segments(&fs)[0].clone();
+    let error = refusal(&with_content(&fs, &path, foreign), "foreign segment");
+    assert!(error.to_string().contains("another data directory"), "{error}");
+}
+
+#[test]
+fn a_segment_of_a_newer_format_is_refused_as_such() {
+    let (fs, _) = three_segments();
+    let path = segments(&fs)[0].clone();
+    let mut content = fs.image().files[&path].clone();
+    content[8] = 2;
+    let checksum = crc32c::crc32c(&content[..76]);
+    content[76..80].copy_from_slice(&checksum.to_le_bytes());
+    let error = refusal(&with_content(&fs, &path, content), "newer segment");
+    assert!(matches!(error, StorageError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+}
+
+#[test]
+fn a_reader_notices_damage_that_happens_while_the_log_is_open() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    opened.log.append(GROUP, None, &entries(1, 1..=3)).unwrap();
+    opened.log.sync().unwrap();
+    let path = segments(&fs)[0].clone();
+    let content = fs.image().files[&path].clone();
+    let at = content.windows(9).position(|window| window == b"command 2").unwrap();
+    assert!(fs.flip_bit(&path, at as u64, 3));
+    let reader = opened.log.reader();
+    let read =
+        |first: u64, last: u64| reader.read(GROUP, log_id(1, first).index, log_id(1, last).index, usize::MAX);
+    assert_eq!(read(1, 1).unwrap(), [entry(1, 1)]);
+    assert!(matches!(read(1, 3), Err(StorageError::Damaged { .. })));
+    assert_eq!(read(3, 3).unwrap(), [entry(1, 3)]);
+}
+
+/// FAULTS row 34: purged segments that a crash brought back are no part of the log.
+#[test]
+fn segments_that_were_purged_and_came_back_are_removed() {
+    let (fs, mut expected) = three_segments();
+    let before = fs.image();
+    let mut opened = open(&fs, &small()).unwrap();
+    let through = expected.entries[&(expected.last() - 1)].id;
+    opened.log.purge(GROUP, through).unwrap();
+    expected.purge(through);
+    drop(opened);
+    let mut image = fs.image();
+    for (path, content) in before.files {
+        if path.extension().is_some_and(|extension| extension == "seg") {
+            image.files.entry(path).or_insert(content);
+        }
+    }
+    let fs = SimFs::from_image(&image);
+    assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
+    assert!(segments(&fs).len() <= 2, "{:?}", segments(&fs));
+}

@@ -1,0 +1,128 @@
+//! The simulated disk loses what it should lose, and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use d_engine_storage::fs::{OpenMode, read_file, write_all_at};
+use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::{Fs, FsOp};
+
+const FILE: &str = "/disk/file";
+
+/// A disk with one durable file of 2048 bytes `1`, and 2048 bytes `2` written over it, unsynced.
+fn overwritten() -> SimFs {
+    let fs = SimFs::new();
+    fs.create_dir(Path::new("/disk")).unwrap();
+    let file = fs.open(Path::new(FILE), OpenMode::CreateNew).unwrap();
+    write_all_at(&*file, 0, &[1; 2048]).unwrap();
+    file.sync_all().unwrap();
+    fs.sync_dir(Path::new("/disk")).unwrap();
+    fs.sync_dir(Path::new("/")).unwrap();
+    write_all_at(&*file, 0, &[2; 2048]).unwrap();
+    fs
+}
+
+fn content(fs: &SimFs) -> Vec<u8> {
+    read_file(fs, Path::new(FILE)).unwrap()
+}
+
+#[test]
+fn unsynced_sectors_are_seen_and_lost_or_kept_or_torn_by_a_crash() {
+    for (draw, expected) in [(0, vec![1; 2048]), (3, vec![2; 2048])] {
+        let fs = overwritten();
+        assert_eq!(content(&fs), [2; 2048]);
+        fs.crash(&mut |n| draw % n);
+        assert_eq!(content(&fs), expected);
+    }
+    let fs = overwritten();
+    let mut draws = [0, 1, 100, 2, 30, 3].into_iter();
+    fs.crash(&mut |n| draws.next().unwrap() % n);
+    let mut expected = vec![1; 2048];
+    expected[512..612].fill(2);
+    expected[1536 - 30..].fill(2);
+    assert_eq!(content(&fs), expected);
+}
+
+#[test]
+fn synced_writes_survive_every_crash() {
+    for draw in 0..4 {
+        let fs = overwritten();
+        fs.open(Path::new(FILE), OpenMode::Existing).unwrap().sync_data().unwrap();
+        fs.crash(&mut |n| draw % n);
+        assert_eq!(content(&fs), [2; 2048]);
+    }
+}
+
+/// FAULTS row 33: later syncs succeed, and the data is gone all the same.
+#[test]
+fn a_failed_sync_drops_its_pages_but_they_stay_readable() {
+    let fs = overwritten();
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    fs.fail(FsOp::SyncData, 1, Failure::Io);
+    file.sync_data().unwrap_err();
+    file.sync_data().unwrap();
+    assert_eq!(content(&fs), [2; 2048]);
+    fs.kill();
+    assert_eq!(content(&fs), [2; 2048]);
+    fs.crash(&mut |n| n - 1);
+    assert_eq!(content(&fs), [1; 2048]);
+}
+
+/// FAULTS row 30: stricter than ext4, which makes a new file's name durable with its content.
+#[test]
+fn names_survive_for_certain_only_after_the_directory_is_synced() {
+    for (synced, draw, survives) in [(false, 0, false), (false, 1, true), (true, 0, true)] {
+        let fs = overwritten();
+        let (from, to) = (Path::new("/disk/new"), Path::new("/disk/renamed"));
+        fs.open(from, OpenMode::CreateNew).unwrap().sync_all().unwrap();
+        fs.rename(from, to).unwrap();
+        fs.remove_file(Path::new(FILE)).unwrap();
+        if synced {
+            fs.sync_dir(Path::new("/disk")).unwrap();
+        }
+        fs.crash(&mut |n| draw % n);
+        let expected = if survives { ["renamed"] } else { ["file"] };
+        assert_eq!(fs.list(Path::new("/disk")).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_or_grown_without_a_sync_has_either_length() {
+    for (len, draw, expected) in [(100, 0, 2048), (100, 1, 100), (4096, 0, 2048), (4096, 1, 4096)] {
+        let fs = overwritten();
+        fs.crash(&mut |_| 0);
+        fs.open(Path::new(FILE), OpenMode::Existing).unwrap().set_len(len).unwrap();
+        fs.crash(&mut |n| draw % n);
+        assert_eq!(content(&fs).len(), expected, "set to {len}");
+    }
+}
+
+#[test]
+fn a_process_that_died_has_no_files_any_more_and_everything_fails_once_it_is_dead() {
+    let fs = overwritten();
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    fs.halt_at(2);
+    file.sync_data().unwrap();
+    assert!(!fs.is_halted());
+    file.sync_data().unwrap_err();
+    assert!(fs.is_halted());
+    assert!(fs.list(Path::new("/disk")).is_err());
+    fs.kill();
+    assert!(file.len().is_err());
+    assert_eq!(content(&fs), [2; 2048]);
+}
+
+#[test]
+fn errors_say_what_they_are() {
+    let fs = overwritten();
+    let kind = |result: std::io::Result<()>| result.unwrap_err().kind();
+    fs.fail(FsOp::Write, 2, Failure::NoSpace);
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    write_all_at(&*file, 0, b"fits").unwrap();
+    assert_eq!(kind(write_all_at(&*file, 0, b"does not")), ErrorKind::StorageFull);
+    assert_eq!(kind(fs.open(Path::new(FILE), OpenMode::CreateNew).map(drop)), ErrorKind::AlreadyExists);
+    assert_eq!(kind(fs.open(Path::new("/disk/none"), OpenMode::Existing).map(drop)), ErrorKind::NotFound);
+    assert_eq!(kind(fs.create_dir(Path::new("/none/below"))), ErrorKind::NotFound);
+    assert_eq!(fs.counts().of(FsOp::CreateDir), 2);
+}
