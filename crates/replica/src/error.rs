@@ -70,8 +70,8 @@ pub enum ProposeError {
         "the outcome is unknown: leadership was lost while the command was in flight; read the state before retrying"
     )]
     OutcomeUnknown,
-    /// The node has stopped. Use another node; restart this one after mending the reason. For a
-    /// command that was in flight the outcome is unknown.
+    /// The node has stopped and the command was not proposed. Use another node; restart this one after
+    /// mending the reason. (Commands that were in flight when it stopped got `OutcomeUnknown`.)
     #[error("the node has stopped: {reason}")]
     Stopped {
         /// Why.
@@ -100,6 +100,12 @@ pub enum ReadError {
     Stopped {
         /// Why.
         reason: StopReason,
+    },
+    /// The state machine does not offer this; do not retry.
+    #[error("this state machine does not support `{operation}`")]
+    Unsupported {
+        /// What was asked.
+        operation: &'static str,
     },
     /// The state machine could not answer.
     #[error("the state machine could not answer: {0}")]

@@ -8,8 +8,8 @@ use d_engine_replica::{
     ApplyWorker, LogWorker, Never, Replica, ReplicaConfig, SnapshotPolicy, StateMachine, StateMachineHandler,
 };
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, OpenRequest, OpenedStorage, RealFs,
-    StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Identity, Incarnation, LogStore, OpenRequest,
+    OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -119,11 +119,35 @@ impl Node {
         let handler = StateMachineHandler::open(self.machine.clone(), self.policy.clone(), &recovered)
             .await
             .map_err(StartError::StateMachine)?;
+        let engine = self.start_threads(identity, log, &recovered, handler, runtime, group).await?;
+        engine.stops_on(self.shutdown);
+        Ok(engine)
+    }
+
+    /// Starts, and returns after the shutdown.
+    ///
+    /// # Errors
+    /// See [`StartError`]; [`StartError::Stopped`] when the node failed while it ran.
+    pub async fn run(self) -> Result<(), StartError> {
+        let engine = self.start().await?;
+        engine.stopped().await
+    }
+
+    /// Starts the threads over what was recovered, and returns once the node listens.
+    async fn start_threads(
+        &self,
+        identity: Identity,
+        log: Box<dyn LogStore>,
+        recovered: &RecoveredLog,
+        handler: StateMachineHandler,
+        runtime: Handle,
+        group: GroupId,
+    ) -> Result<EmbeddedEngine, StartError> {
+        let limits = &self.config.limits;
         let clock = Clock::start();
         let applied = LogIndex::new(handler.applied().index);
-        let replica =
-            Replica::new(self.replica_config(), &identity, &recovered, applied, entropy::seed()?, clock.now())?;
-        let limits = &self.config.limits;
+        let seed = entropy::seed()?;
+        let replica = Replica::new(self.replica_config(), &identity, recovered, applied, seed, clock.now())?;
         let inbox = Arc::new(Inbox::new(InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,
@@ -136,9 +160,12 @@ impl Node {
             stopped: watch::Sender::new(None),
         });
         let client_listener = self.bind_clients().await?;
+        let client_addr = client_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let (log_queue, apply_queue) = (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
         let name = |what: &str| format!("{what}-{}", identity.node);
-        let reader = log.reader();
+        let transport = self.transport_start(&identity)?;
+        let apply_worker = ApplyWorker::new(handler, log.reader(), group);
+        let log_worker = LogWorker::new(log, group);
         let raft = RaftThread {
             replica,
             group,
@@ -148,62 +175,42 @@ impl Node {
             log: log_queue.clone(),
             apply: apply_queue.clone(),
         };
-        let transport = TransportStart {
-            identity: TransportIdentity {
-                cluster: identity.cluster,
-                group,
-                node: identity.node,
-                incarnation: identity.incarnation,
-            },
-            settings: TransportSettings {
-                queue_frames: limits.peer_queue_frames,
-                queue_bytes: limits.peer_queue_bytes,
-                entropy: entropy::seed()?,
-                ..TransportSettings::default()
-            },
-            listen: (!self.config.members.is_empty() || self.config.peer_listen.is_some())
-                .then(|| self.config.peer_listen_addr().to_owned()),
-        };
         let (started, has_started) = oneshot::channel();
-        let log_worker = LogWorker::new(log, group);
-        let apply_worker = ApplyWorker::new(handler, reader, group);
         let threads = vec![
-            log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone())?,
-            apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox.clone(), runtime.clone())?,
+            log_thread(name("log"), log_worker, log_queue, inbox.clone())?,
+            apply_thread(name("apply"), apply_worker, apply_queue, inbox, runtime)?,
             raft_thread(name("raft"), raft, transport, started)?,
         ];
-        let engine = EmbeddedEngine::new(Parts {
-            identity,
-            machine: self.machine,
-            shared,
-            threads,
-            client_addr: client_listener.as_ref().and_then(|listener| listener.local_addr().ok()),
-        });
-        match has_started.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                engine.stop().await;
-                return Err(error);
-            }
-            Err(_) => {
-                engine.stop().await;
-                return Err(StartError::Stopped(engine.stop_reason()));
-            }
+        let machine = self.machine.clone();
+        let engine = EmbeddedEngine::new(Parts { identity, machine, shared, threads, client_addr });
+        let started = has_started.await.unwrap_or_else(|_| Err(StartError::Stopped(engine.stop_reason())));
+        if let Err(error) = started {
+            engine.stop().await;
+            return Err(error);
         }
         if let Some(listener) = client_listener {
             engine.serves_clients(api::serve(listener, engine.weak(), limits.max_command_bytes));
         }
-        engine.stops_on(self.shutdown);
         Ok(engine)
     }
 
-    /// Starts, and returns after the shutdown.
-    ///
-    /// # Errors
-    /// See [`StartError`]; [`StartError::Stopped`] when the node failed while it ran.
-    pub async fn run(self) -> Result<(), StartError> {
-        let engine = self.start().await?;
-        engine.stopped().await
+    fn transport_start(&self, identity: &Identity) -> Result<TransportStart, StartError> {
+        let listens = !self.config.members.is_empty() || self.config.peer_listen.is_some();
+        Ok(TransportStart {
+            identity: TransportIdentity {
+                cluster: identity.cluster,
+                group: identity.group,
+                node: identity.node,
+                incarnation: identity.incarnation,
+            },
+            settings: TransportSettings {
+                queue_frames: self.config.limits.peer_queue_frames,
+                queue_bytes: self.config.limits.peer_queue_bytes,
+                entropy: entropy::seed()?,
+                ..TransportSettings::default()
+            },
+            listen: listens.then(|| self.config.peer_listen_addr().to_owned()),
+        })
     }
 
     /// Opens the data directory, off the runtime: recovery reads the whole log.
@@ -224,7 +231,9 @@ impl Node {
         };
         let storage = self.storage.clone();
         let opened = tokio::task::spawn_blocking(move || storage.open(&request)).await;
-        opened.map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))?.map_err(Into::into)
+        opened
+            .map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))?
+            .map_err(Into::into)
     }
 
     async fn bind_clients(&self) -> Result<Option<tokio::net::TcpListener>, StartError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason,
+    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, Unsupported,
 };
 use d_engine_storage::Identity;
 use tokio::sync::{oneshot, watch};
@@ -50,6 +50,8 @@ struct Inner {
     shared: Arc<Shared>,
     client_addr: Option<SocketAddr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while the threads are joined, so that a second caller of `stop` waits too.
+    stopping: tokio::sync::Mutex<()>,
     clients: Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Keeps the shutdown channel of an engine that was started without one open.
     keeps: Mutex<Option<watch::Sender<()>>>,
@@ -83,7 +85,9 @@ pub struct NodeStatus {
 #[non_exhaustive]
 pub enum WaitError {
     /// Not in this time. Are enough of the other nodes running and reachable?
-    #[error("the node is not ready after {waited_ms} ms: no leader was found, or the log is still being applied")]
+    #[error(
+        "the node is not ready after {waited_ms} ms: no leader was found, or the log is still being applied"
+    )]
     TimedOut {
         /// How long it was waited for.
         waited_ms: u128,
@@ -128,6 +132,7 @@ impl EmbeddedEngine {
                 shared: parts.shared,
                 client_addr: parts.client_addr,
                 threads: Mutex::new(parts.threads),
+                stopping: tokio::sync::Mutex::new(()),
                 clients: Mutex::new(None),
                 keeps: Mutex::new(None),
             }),
@@ -209,7 +214,15 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn query(&self, request: &[u8], consistency: ReadConsistency) -> Result<Bytes, ReadError> {
         self.read_barrier(consistency).await?;
-        self.inner.machine.query(request).map_err(|error| ReadError::StateMachine(error.to_string()))
+        self.query_now(request)
+    }
+
+    /// The state machine's answer from the state it has.
+    pub(crate) fn query_now(&self, request: &[u8]) -> Result<Bytes, ReadError> {
+        self.inner.machine.query(request).map_err(|error| match error.downcast_ref::<Unsupported>() {
+            Some(unsupported) => ReadError::Unsupported { operation: unsupported.operation },
+            None => ReadError::StateMachine(error.to_string()),
+        })
     }
 
     /// Waits until a read of the state machine is as fresh as `consistency` asks for; returns the log
@@ -264,6 +277,7 @@ impl EmbeddedEngine {
     /// when all that is done. May be called more than once.
     pub async fn stop(&self) {
         self.inner.shared.inbox.shut_down();
+        let _stopping = self.inner.stopping.lock().await;
         let clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut stopped = self.inner.shared.stopped.subscribe();
         // The sender lives in `shared`, which this handle keeps.

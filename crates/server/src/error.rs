@@ -42,6 +42,8 @@ pub enum StartError {
     #[error("the node stopped while it was starting: {0}")]
     Stopped(StopReason),
     /// There is no tokio runtime here. Call from inside one.
-    #[error("no tokio runtime is running here; start the node from inside one, for example under #[tokio::main]")]
+    #[error(
+        "no tokio runtime is running here; start the node from inside one, for example under #[tokio::main]"
+    )]
     NoRuntime,
 }

@@ -1,6 +1,29 @@
 //! d-engine on threads, clocks and sockets.
+//!
+//! [`NodeBuilder`] puts a [`Node`] together from a [`Config`]; starting it gives an
+//! [`EmbeddedEngine`], the handle for everything else.
+//!
+//! # Where to look
+//! `builder.rs` starts a node; `raft_thread.rs` drives the replica; `worker_threads.rs` has the log and
+//! apply threads; `inbox.rs` what comes in for the raft thread; `transport/` how nodes talk; `api.rs` the
+//! client service.
 
+mod api;
+mod builder;
+mod clock;
 mod config;
+mod embedded;
+mod entropy;
+mod error;
+mod inbox;
+mod raft_thread;
 pub mod transport;
+mod worker_threads;
 
+pub use builder::{Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig};
+pub use embedded::{EmbeddedEngine, NodeStatus, WaitError};
+pub use error::StartError;
+
+/// Why a node has stopped that was asked to.
+const SHUT_DOWN: &str = "the node was shut down";

@@ -127,7 +127,7 @@ impl RaftThread {
             self.wait(shutdown_by).await;
             let incoming = self.shared.inbox.take();
             if incoming.shutdown && shutdown_by.is_none() {
-                self.shared.inbox.close(&StopReason::new("the node was shut down"));
+                self.shared.inbox.close(&StopReason::new(crate::SHUT_DOWN));
                 shutdown_by = Some(self.clock.now().plus(patience()));
             }
             if let Some(failure) = self.take_in(incoming, &mut jobs) {
@@ -144,7 +144,7 @@ impl RaftThread {
                 if let Some(transport) = transport.take() {
                     transport.stop().await;
                 }
-                let reason = StopReason::new("the node was shut down");
+                let reason = StopReason::new(crate::SHUT_DOWN);
                 self.handle(Event::Failed(reason.clone()), &mut jobs);
                 return reason;
             }
@@ -154,10 +154,9 @@ impl RaftThread {
     async fn start_transport(&self, start: TransportStart) -> Result<Option<FramedTransport>, StartError> {
         let Some(listen) = start.listen else { return Ok(None) };
         let events: Arc<dyn PeerEvents> = self.shared.clone();
-        let mut transport =
-            FramedTransport::start(start.identity, start.settings, &listen, events).await.map_err(|source| {
-                StartError::Bind { whom: "peers", address: listen, source }
-            })?;
+        let mut transport = FramedTransport::start(start.identity, start.settings, &listen, events)
+            .await
+            .map_err(|source| StartError::Bind { whom: "peers", address: listen, source })?;
         self.connect(&mut transport);
         Ok(Some(transport))
     }

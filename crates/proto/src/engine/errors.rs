@@ -26,6 +26,9 @@ pub fn read_error_detail(error: &ReadError) -> ErrorDetail {
         ReadError::NotLeader { leader } => not_leader(leader.as_ref()),
         ReadError::Busy { what } => busy(what),
         ReadError::Stopped { reason } => stopped(reason),
+        ReadError::Unsupported { operation } => {
+            Kind::Unsupported(client::Unsupported { operation: (*operation).to_owned() })
+        }
         other => Kind::StateMachineFailed(client::StateMachineFailed { reason: other.to_string() }),
     })
 }

@@ -1,0 +1,162 @@
+//! The client service over gRPC: propose, get, query, status. It holds no logic of its own: every call
+//! is one of [`EmbeddedEngine`]'s, and every refusal carries a typed detail.
+
+use d_engine_core::RoleKind;
+use d_engine_proto::client::{
+    Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
+    ProposeReply, ProposeRequest, QueryReply, QueryRequest, Role, StatusReply, StatusRequest, Stopped,
+    Unsupported,
+    engine_server::{Engine, EngineServer},
+    error_detail::Kind,
+};
+use d_engine_proto::engine::{propose_error_detail, read_error_detail};
+use d_engine_replica::{ProposeError, ReadConsistency, ReadError};
+use d_engine_storage::MemberRole;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use crate::embedded::{EmbeddedEngine, NodeStatus, WeakEngine};
+
+/// Streams that one connection may have open; each is a call that waits.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// Bytes around a command in its message.
+const MESSAGE_OVERHEAD: usize = 64 << 10;
+
+/// Serves clients on `listener` until the task is aborted.
+pub(crate) fn serve(listener: TcpListener, engine: WeakEngine, command_bytes_max: usize) -> JoinHandle<()> {
+    let service = EngineServer::new(Api { engine })
+        .max_decoding_message_size(command_bytes_max.saturating_add(MESSAGE_OVERHEAD));
+    tokio::spawn(async move {
+        let served = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+            .await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the client service ended");
+        }
+    })
+}
+
+struct Api {
+    engine: WeakEngine,
+}
+
+impl Api {
+    #[allow(clippy::result_large_err, reason = "tonic's handlers return its Status by value")]
+    fn engine(&self) -> Result<EmbeddedEngine, Status> {
+        self.engine.upgrade().ok_or_else(|| {
+            let reason = crate::SHUT_DOWN.to_owned();
+            ErrorDetail::new(Kind::Stopped(Stopped { reason: reason.clone() })).to_status(reason)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Engine for Api {
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        let reply = self.engine()?.propose(request.into_inner().command).await.map_err(propose_status)?;
+        Ok(Response::new(ProposeReply { reply }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
+        let request = request.into_inner();
+        let engine = self.engine()?;
+        let consistency = consistency(request.consistency)?;
+        let read_index = engine.read_barrier(consistency).await.map_err(read_status)?;
+        let value = engine
+            .state_machine()
+            .get(&request.key)
+            .map_err(|error| read_status(ReadError::StateMachine(error.to_string())))?;
+        Ok(Response::new(GetReply { found: value.is_some(), value: value.unwrap_or_default(), read_index }))
+    }
+
+    async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
+        let request = request.into_inner();
+        let engine = self.engine()?;
+        let consistency = consistency(request.consistency)?;
+        let read_index = engine.read_barrier(consistency).await.map_err(read_status)?;
+        let reply = engine.query_now(&request.request).map_err(read_status)?;
+        Ok(Response::new(QueryReply { reply, read_index }))
+    }
+
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        Ok(Response::new(status_reply(self.engine()?.status().await)))
+    }
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's handlers return its Status by value")]
+fn consistency(number: i32) -> Result<ReadConsistency, Status> {
+    match Consistency::try_from(number) {
+        Ok(Consistency::Unspecified | Consistency::Linearizable) => Ok(ReadConsistency::Linearizable),
+        Ok(Consistency::Eventual) => Ok(ReadConsistency::Eventual),
+        Ok(Consistency::Lease) => {
+            let operation = "lease reads".to_owned();
+            let text = "this version has no lease reads; ask for a linearizable or an eventual one";
+            Err(ErrorDetail::new(Kind::Unsupported(Unsupported { operation })).to_status(text))
+        }
+        Err(_) => {
+            let reason = format!("{number} is no read consistency; 0 to 3 are");
+            Err(ErrorDetail::new(Kind::Invalid(Invalid { reason: reason.clone() })).to_status(reason))
+        }
+    }
+}
+
+fn propose_status(error: ProposeError) -> Status {
+    propose_error_detail(&error).to_status(error.to_string())
+}
+
+fn read_status(error: ReadError) -> Status {
+    read_error_detail(&error).to_status(error.to_string())
+}
+
+fn status_reply(status: NodeStatus) -> StatusReply {
+    let mut reply = StatusReply {
+        node: status.identity.node.get(),
+        cluster_id: status.identity.cluster.0.to_vec().into(),
+        stopped_reason: status.stopped.map(|reason| reason.to_string()).unwrap_or_default(),
+        state_machine_running: status.state_machine_running,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..StatusReply::default()
+    };
+    let Some(replica) = status.replica else { return reply };
+    let core = replica.core;
+    let is_voter = core.configuration.is_voter(core.node);
+    let role = match core.role {
+        RoleKind::Follower if !is_voter => Role::Learner,
+        RoleKind::Follower => Role::Follower,
+        RoleKind::PreCandidate => Role::PreCandidate,
+        RoleKind::Candidate => Role::Candidate,
+        RoleKind::Leader => Role::Leader,
+    };
+    reply.set_role(role);
+    reply.term = core.term.get();
+    reply.leader = core.leader.map_or(0, d_engine_core::NodeId::get);
+    reply.commit_index = core.log.committed.get();
+    reply.applied_index = replica.applied;
+    reply.persisted_index = core.log.persisted.get();
+    reply.last_index = core.log.last.index.get();
+    reply.ready = replica.ready;
+    reply.members = replica
+        .membership
+        .members()
+        .iter()
+        .map(|member| {
+            let role = match member.role {
+                MemberRole::Voter => WireMemberRole::Voter,
+                MemberRole::Learner => WireMemberRole::Learner,
+            };
+            Member {
+                node: member.node,
+                peer_addr: member.peer_addr.clone(),
+                client_addr: member.client_addr.clone(),
+                role: role.into(),
+            }
+        })
+        .collect();
+    reply
+}
