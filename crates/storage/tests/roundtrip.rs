@@ -301,6 +301,7 @@ fn what_a_purged_entry_superseded_stays_superseded() {
             opened = open(&fs, &small()).unwrap();
             let expected = Picture { base: log_id(3, 10), ..Picture::default() };
             assert_eq!(Picture::of(&opened), expected);
+            opened.log.append(GROUP, None, &[entry(3, 12)]).expect_err("entry 11 is missing");
         }
         opened.log.append(GROUP, None, &[entry(3, 11)]).unwrap();
         opened.log.sync().unwrap();
