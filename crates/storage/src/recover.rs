@@ -149,6 +149,10 @@ impl Scan<'_> {
             chain.push((number, extent));
             extent = before.offset;
             head = None;
+            if before.segment >= number {
+                let what = "the first group of the segment names no segment before it";
+                return Err(damaged(number, 0, what));
+            }
             if before.segment >= self.record.first.max(1) {
                 head = Some((before.segment, self.watermark_of_first_group(before.segment)?));
             }

@@ -208,3 +208,19 @@ fn a_log_that_does_not_begin_where_it_was_purged_is_refused() {
     let error = refusal(&SimFs::from_image(&image), "the beginning is gone");
     assert!(error.to_string().contains("entry 1 is missing"), "{error}");
 }
+
+/// A first group must name an earlier segment: a chain that leads back to itself would never end.
+#[test]
+fn a_chain_of_segments_that_leads_in_a_circle_is_refused() {
+    let fs = SimFs::new();
+    drop(open(&fs, &small()).unwrap());
+    let path = segments(&fs)[0].clone();
+    let mut content = fs.image().files[&path].clone();
+    // The first group has no records; its watermark is made to name its own place.
+    content[512 + 64..512 + 72].copy_from_slice(&1_u64.to_le_bytes());
+    content[512 + 72..512 + 80].copy_from_slice(&512_u64.to_le_bytes());
+    let checksum = crc32c::crc32c(&content[512..512 + 80]);
+    content[512 + 80..512 + 84].copy_from_slice(&checksum.to_le_bytes());
+    let error = refusal(&with_content(&fs, &path, content), "circle");
+    assert!(error.to_string().contains("names no segment before it"), "{error}");
+}
