@@ -28,9 +28,10 @@ pub(crate) struct Recovered {
     /// Where the known durable part ends: the watermark of the last group.
     pub(crate) durable: Position,
     /// All entries behind `durable`, in the order in which they were written, also those that
-    /// others of them supersede or that are purged: what they superseded must stay so. They were readable, which does not prove that they are on
-    /// stable storage: a failed sync leaves pages readable that will be gone after a power cut.
-    /// So they are written again.
+    /// others of them supersede or that are purged: what they superseded must stay so.
+    ///
+    /// They were readable, which does not prove that they are on stable storage: a failed sync
+    /// leaves pages readable that will be gone after a power cut. So they are written again.
     pub(crate) doubtful: Vec<(GroupId, LogEntry)>,
     pub(crate) last_epoch: u64,
     pub(crate) last_sequence: u64,
@@ -148,6 +149,10 @@ impl Scan<'_> {
             chain.push((number, extent));
             extent = before.offset;
             head = None;
+            if before.segment >= number {
+                let what = "the first group of the segment names no segment before it";
+                return Err(damaged(number, 0, what));
+            }
             if before.segment >= self.record.first.max(1) {
                 head = Some((before.segment, self.watermark_of_first_group(before.segment)?));
             }
@@ -386,10 +391,6 @@ impl Scan<'_> {
                 }
                 if group.watermark > failure {
                     return Ok(Some((failure, proof)));
-                }
-                // A header is durable before the first group is written behind it.
-                if header.is_none() {
-                    return Ok(Some((Position { segment: number, offset: 0 }, proof)));
                 }
             }
         }

@@ -191,3 +191,36 @@ fn segments_that_were_purged_and_came_back_are_removed() {
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
     assert!(segments(&fs).len() <= 2, "{:?}", segments(&fs));
 }
+
+/// FAULTS row 32: even if every file verifies, a log whose entries have a gap is refused.
+#[test]
+fn a_log_that_does_not_begin_where_it_was_purged_is_refused() {
+    let (fs, _) = three_segments();
+    let mut image = fs.image();
+    image.files.remove(&segments(&fs)[0]);
+    // The record says that the first segment is purged, but not that its entries are.
+    let path = std::path::Path::new(common::DIR).join("log.meta");
+    let record = image.files.get_mut(&path).unwrap();
+    record[20 + 16..20 + 24].copy_from_slice(&2_u64.to_le_bytes());
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(b"log"), &record[..16]);
+    let checksum = crc32c::crc32c_append(checksum, &record[20..]);
+    record[16..20].copy_from_slice(&checksum.to_le_bytes());
+    let error = refusal(&SimFs::from_image(&image), "the beginning is gone");
+    assert!(error.to_string().contains("entry 1 is missing"), "{error}");
+}
+
+/// A first group must name an earlier segment: a chain that leads back to itself would never end.
+#[test]
+fn a_chain_of_segments_that_leads_in_a_circle_is_refused() {
+    let fs = SimFs::new();
+    drop(open(&fs, &small()).unwrap());
+    let path = segments(&fs)[0].clone();
+    let mut content = fs.image().files[&path].clone();
+    // The first group has no records; its watermark is made to name its own place.
+    content[512 + 64..512 + 72].copy_from_slice(&1_u64.to_le_bytes());
+    content[512 + 72..512 + 80].copy_from_slice(&512_u64.to_le_bytes());
+    let checksum = crc32c::crc32c(&content[512..512 + 80]);
+    content[512 + 80..512 + 84].copy_from_slice(&checksum.to_le_bytes());
+    let error = refusal(&with_content(&fs, &path, content), "circle");
+    assert!(error.to_string().contains("names no segment before it"), "{error}");
+}

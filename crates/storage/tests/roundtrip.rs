@@ -49,7 +49,10 @@ fn a_conflicting_suffix_is_superseded_and_stays_so_over_restarts() {
     let mut expected = Picture::default();
     for (term, indexes) in [(1, 1..=9), (2, 4..=5), (3, 5..=12), (4, 2..=2)] {
         let mut opened = open(&fs, &small()).unwrap();
-        let stored = entries(term, indexes);
+        let mut stored = entries(term, indexes);
+        if let Some(last) = stored.last_mut() {
+            (last.kind, last.data) = (EntryKind::Membership, membership().encode());
+        }
         opened.log.append(GROUP, Some(hard_state(term, 1, 0)), &stored).unwrap();
         opened.log.sync().unwrap();
         expected.append(Some(hard_state(term, 1, 0)), &stored);
@@ -301,6 +304,7 @@ fn what_a_purged_entry_superseded_stays_superseded() {
             opened = open(&fs, &small()).unwrap();
             let expected = Picture { base: log_id(3, 10), ..Picture::default() };
             assert_eq!(Picture::of(&opened), expected);
+            opened.log.append(GROUP, None, &[entry(3, 12)]).expect_err("entry 11 is missing");
         }
         opened.log.append(GROUP, None, &[entry(3, 11)]).unwrap();
         opened.log.sync().unwrap();

@@ -235,3 +235,27 @@ fn groups_of_another_segment_behind_the_end_are_garbage() {
         }
     }
 }
+
+/// A group that verifies by itself, but was written under another open or does not follow the
+/// group before it, is not the next group.
+#[test]
+fn a_group_of_another_epoch_or_out_of_sequence_ends_the_log() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &roomy()).unwrap();
+    opened.log.append(GROUP, None, &[entry(1, 1)]).unwrap();
+    opened.log.sync().unwrap();
+    opened.log.idle().unwrap();
+    drop(opened);
+    let path = segments(&fs).pop().unwrap();
+    let content = fs.image().files[&path].clone();
+    let group = used(&fs) - 512;
+    for (what, field) in [("epoch", group + 40), ("sequence", group + 48)] {
+        let mut changed = content.clone();
+        changed[field] += 1;
+        let checksum = crc32c::crc32c(&changed[group..group + 80]);
+        changed[group + 80..group + 84].copy_from_slice(&checksum.to_le_bytes());
+        let opened = open(&with_content(&fs, &path, changed), &roomy()).unwrap();
+        assert_eq!(opened.report.torn_at.unwrap().1, group as u64, "{what}");
+        assert_eq!(opened.recovered.entries.len(), 1);
+    }
+}
