@@ -1,1 +1,48 @@
-//! Under construction.
+//! # d-engine
+//!
+//! Bring a state machine; d-engine makes it replicated, durable and linearizable, inside your own
+//! process or as a server. Raft underneath, files by default, nothing acknowledged before a majority
+//! has synced it.
+//!
+//! ## In your own process
+//! ```
+//! use std::time::Duration;
+//! use d_engine::{EmbeddedEngine, KvCommand, ReadConsistency};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let directory = directory.path();
+//! let engine = EmbeddedEngine::start(directory).await?;
+//! engine.wait_ready(Duration::from_secs(10)).await?;
+//! engine.propose(KvCommand::put("greeting", "hello").encode()).await?;
+//! let value = engine.get(b"greeting", ReadConsistency::Linearizable).await?;
+//! assert_eq!(value.as_deref(), Some(b"hello".as_slice()));
+//! engine.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## Your own state machine
+//! Implement [`StateMachine`] and hand it to [`EmbeddedEngine::start_custom`] or to
+//! [`NodeBuilder::state_machine`]. `examples/custom-state-machine` is a bank with accounts and
+//! transfers on three nodes.
+//!
+//! ## What is promised
+//! `docs/durability.md` lists every promise with the line that keeps it and the test that fails
+//! without it.
+
+pub use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
+pub use d_engine_replica::{
+    Durability, Entry, Error, LeaderHint, LogId, Never, ProposeError, ReadConsistency, ReadError, ReplyProbe,
+    Result, SnapshotContext, SnapshotMetadata, SnapshotPolicy, SnapshotView, StateMachine, StopReason,
+    Unsupported, snapshot_checksum,
+};
+pub use d_engine_server::{
+    Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus, StartError,
+    WaitError,
+};
+pub use d_engine_storage::{
+    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogReader, LogStore, MetaStore,
+    StorageEngine, StorageError,
+};

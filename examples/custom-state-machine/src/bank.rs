@@ -1,0 +1,303 @@
+//! A bank as a replicated state machine: accounts, transfers, and an invariant (money is neither made
+//! nor lost by a transfer).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use async_trait::async_trait;
+use d_engine::{Entry, Error, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum};
+use serde::{Deserialize, Serialize};
+
+/// What a client can ask for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Command {
+    /// Opens an account with this much money in it.
+    Open {
+        /// The account's name.
+        account: String,
+        /// Its first balance.
+        balance: u64,
+    },
+    /// Moves money.
+    Transfer {
+        /// Who pays.
+        from: String,
+        /// Who is paid.
+        to: String,
+        /// How much.
+        amount: u64,
+    },
+}
+
+/// What the bank answers. A refusal is an answer like any other: the node lives on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// Done; the balance of the account that was opened, or that paid.
+    Done {
+        /// After the command.
+        balance: u64,
+    },
+    /// Nothing was changed.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Everything that changes together; one lock, so that a reader never sees half of a transfer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Books {
+    accounts: BTreeMap<String, u64>,
+    last_index: u64,
+    last_term: u64,
+}
+
+impl Books {
+    fn execute(&mut self, command: Command) -> Reply {
+        match command {
+            Command::Open { account, balance } => {
+                if self.accounts.contains_key(&account) {
+                    return refused(format!("the account {account:?} exists already"));
+                }
+                self.accounts.insert(account, balance);
+                Reply::Done { balance }
+            }
+            Command::Transfer { from, to, amount } => self.transfer(&from, &to, amount),
+        }
+    }
+
+    fn transfer(&mut self, from: &str, to: &str, amount: u64) -> Reply {
+        let Some(paying) = self.accounts.get(from).copied() else {
+            return refused(format!("there is no account {from:?}"));
+        };
+        let Some(paid) = self.accounts.get(to).copied() else {
+            return refused(format!("there is no account {to:?}"));
+        };
+        if from == to {
+            return refused("an account cannot pay itself".to_owned());
+        }
+        let Some(left) = paying.checked_sub(amount) else {
+            return refused(format!("{from:?} has {paying}, not {amount}"));
+        };
+        let Some(sum) = paid.checked_add(amount) else {
+            return refused(format!("{to:?} cannot hold more than {}", u64::MAX));
+        };
+        self.accounts.insert(from.to_owned(), left);
+        self.accounts.insert(to.to_owned(), sum);
+        Reply::Done { balance: left }
+    }
+}
+
+fn refused(reason: String) -> Reply {
+    Reply::Refused { reason }
+}
+
+/// The name of the one file in a snapshot.
+const SNAPSHOT_FILE: &str = "books";
+
+/// The bank. In memory, rebuilt from snapshot and log at every start: the engine's log is its disk.
+#[derive(Debug, Default)]
+pub(crate) struct Bank {
+    books: RwLock<Books>,
+    snapshot: RwLock<Option<SnapshotMetadata>>,
+    running: AtomicBool,
+}
+
+impl Bank {
+    /// The sum of all balances.
+    pub(crate) fn total(&self) -> u64 {
+        self.books().accounts.values().sum()
+    }
+
+    fn books(&self) -> RwLockReadGuard<'_, Books> {
+        self.books.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn books_mut(&self) -> RwLockWriteGuard<'_, Books> {
+        self.books.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load(path: &Path) -> Result<Books> {
+        Ok(postcard::from_bytes(&fs::read(path.join(SNAPSHOT_FILE))?)?)
+    }
+}
+
+impl Drop for Bank {
+    fn drop(&mut self) {
+        if let Err(e) = self.flush() {
+            // Log error but don't panic in drop
+            tracing::error!("Failed to flush state machine: {}", e);
+        }
+    }
+}
+
+#[async_trait]
+impl StateMachine for Bank {
+    fn start(&self) -> Result<()> {
+        self.running.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.running.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// The balance of an account, as a decimal number.
+    fn get(&self, key: &[u8]) -> Result<Option<bytes::Bytes>> {
+        let account = std::str::from_utf8(key)?;
+        Ok(self.books().accounts.get(account).map(|balance| balance.to_string().into()))
+    }
+
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        let books = self.books();
+        (books.last_index == entry_id).then_some(books.last_term)
+    }
+
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        // Work on a copy and swap it in: all or nothing, and readers never see a half-applied chunk.
+        let mut next = self.books().clone();
+        let mut replies = Vec::with_capacity(chunk.len());
+        for entry in chunk {
+            if entry.index <= next.last_index {
+                continue;
+            }
+            let reply = match postcard::from_bytes::<Command>(&entry.data) {
+                Ok(command) => next.execute(command),
+                // Whoever can propose must not be able to stop a node.
+                Err(error) => refused(format!("not a command: {error}")),
+            };
+            (next.last_index, next.last_term) = (entry.index, entry.term);
+            replies.push((postcard::to_allocvec(&reply)?, entry));
+        }
+        *self.books_mut() = next;
+        for (reply, entry) in replies {
+            entry.reply(reply);
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.books().accounts.len()
+    }
+
+    fn update_last_applied(&self, last: LogId) {
+        let mut books = self.books_mut();
+        if last.index > books.last_index {
+            (books.last_index, books.last_term) = (last.index, last.term);
+        }
+    }
+
+    fn last_applied(&self) -> LogId {
+        let books = self.books();
+        LogId { term: books.last_term, index: books.last_index }
+    }
+
+    fn persist_last_applied(&self, _last: LogId) -> Result<()> {
+        Ok(()) // rebuilt from the log
+    }
+
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Some(meta.clone());
+        Ok(())
+    }
+
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn persist_last_snapshot_metadata(&self, _meta: &SnapshotMetadata) -> Result<()> {
+        Ok(()) // the engine keeps it beside the snapshot
+    }
+
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        // 1. Validate checksum
+        if snapshot_checksum(&path)? != meta.checksum {
+            return Err(Error::msg(format_args!("the snapshot at {} has a wrong checksum", path.display())));
+        }
+        // 2. Load snapshot
+        let books = Self::load(&path)?;
+        // 3. Atomically replace state
+        *self.books_mut() = books;
+        Ok(())
+    }
+
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        let mut books = self.books().clone();
+        (books.last_index, books.last_term) = (last_included.index, last_included.term);
+        fs::write(dir.join(SNAPSHOT_FILE), postcard::to_allocvec(&books)?)?;
+        Ok(snapshot_checksum(&dir)?)
+    }
+
+    fn save_hard_state(&self) -> Result<()> {
+        Ok(()) // term and vote are the engine's
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(()) // nothing of ours waits for a disk
+    }
+
+    async fn reset(&self) -> Result<()> {
+        *self.books_mut() = Books::default();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u64, command: &Command) -> (Entry, d_engine::ReplyProbe) {
+        Entry::with_reply_probe(index, 1, postcard::to_allocvec(command).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_transfer_that_cannot_be_paid_is_refused_and_changes_nothing() {
+        let bank = Bank::default();
+        let open = |account: &str| Command::Open { account: account.to_owned(), balance: 10 };
+        let pay = Command::Transfer { from: "a".to_owned(), to: "b".to_owned(), amount: 11 };
+        let (refused, answer) = entry(3, &pay);
+        let chunk = vec![entry(1, &open("a")).0, entry(2, &open("b")).0, refused];
+        bank.apply_chunk(chunk).await.unwrap();
+        let reply: Reply = postcard::from_bytes(&answer.take().unwrap()).unwrap();
+        assert!(matches!(reply, Reply::Refused { .. }));
+        assert_eq!(bank.total(), 20);
+        assert_eq!(bank.get(b"a").unwrap().unwrap(), "10");
+    }
+
+    #[tokio::test]
+    async fn a_chunk_delivered_twice_takes_effect_once() {
+        let bank = Bank::default();
+        let open = Command::Open { account: "a".to_owned(), balance: 10 };
+        let other = Command::Open { account: "b".to_owned(), balance: 0 };
+        let pay = Command::Transfer { from: "a".to_owned(), to: "b".to_owned(), amount: 4 };
+        for _ in 0..2 {
+            let chunk = vec![entry(1, &open).0, entry(2, &other).0, entry(3, &pay).0];
+            bank.apply_chunk(chunk).await.unwrap();
+        }
+        assert_eq!(bank.get(b"b").unwrap().unwrap(), "4");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_brings_the_books_back() {
+        let (bank, other) = (Bank::default(), Bank::default());
+        let open = Command::Open { account: "a".to_owned(), balance: 10 };
+        bank.apply_chunk(vec![entry(1, &open).0]).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let at = LogId { term: 1, index: 1 };
+        let checksum = bank.generate_snapshot_data(dir.path().to_owned(), at).await.unwrap();
+        let wrong = SnapshotMetadata::new(at, [0; 32]);
+        assert!(other.apply_snapshot_from_file(&wrong, dir.path().to_owned()).await.is_err());
+        assert_eq!(other.total(), 0);
+        let meta = SnapshotMetadata::new(at, checksum);
+        other.apply_snapshot_from_file(&meta, dir.path().to_owned()).await.unwrap();
+        assert_eq!((other.total(), other.last_applied()), (10, at));
+    }
+}
