@@ -1,4 +1,5 @@
 //! The quorum functions against a brute-force oracle, alone and joint.
+#![allow(clippy::unwrap_used)]
 
 use d_engine_core::{Configuration, LogIndex, NodeId};
 use proptest::prelude::*;
