@@ -239,5 +239,5 @@ fn a_purged_segment_renamed_for_reuse_is_passed_over() {
     let newest = segments(&fs).pop().unwrap();
     let fs = with_content(&fs, &newest.with_file_name("00000000000000000009.seg"), purged);
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
-    assert_eq!(segments(&fs).len(), 2, "{:?}", segments(&fs));
+    assert!(!segments(&fs).iter().any(|path| path.ends_with("00000000000000000009.seg")));
 }
