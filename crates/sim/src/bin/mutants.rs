@@ -41,7 +41,11 @@ const MUTANTS: &[Mutant] = &[
     seeds("read-without-round", "a read is served without asking a quorum"),
     seeds("read-before-first-commit", "a read is served before the term's first commit"),
     seeds("apply-before-persisted", "a node applies what its own disk does not hold"),
-    seeds("recovery-no-cut", "a torn tail is left where it is"),
+    Mutant {
+        name: "recovery-no-cut",
+        bug: "a torn tail is left where it is",
+        found_by: Check::Test("d-engine-storage", ""),
+    },
     Mutant {
         name: "stale-acks-over-re-election",
         bug: "an ack of an earlier term counts in a later one",
