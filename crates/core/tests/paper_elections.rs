@@ -16,7 +16,8 @@ fn vote_reply(term: u64, granted: bool) -> Message {
 fn s5_1_a_later_term_makes_a_follower_of_every_role() {
     let mut pre_candidate = Node::new(3, 1, &[1]);
     pre_candidate.pre_campaign();
-    for mut node in [Node::new(3, 1, &[1]), pre_candidate, Node::candidate(3, 1, &[1]), Node::leader(3, 1, &[1])]
+    for mut node in
+        [Node::new(3, 1, &[1]), pre_candidate, Node::candidate(3, 1, &[1]), Node::leader(3, 1, &[1])]
     {
         node.deposed_by(2, 9);
         assert_eq!((node.role(), node.term(), node.vote()), (RoleKind::Follower, 9, None));
@@ -199,7 +200,10 @@ fn s5_2_one_vote_per_term_first_come_first_served() {
     node.ask_vote(3, 2, id(1, 9)).unwrap();
     node.ask_vote(2, 2, id(1, 1)).unwrap();
     node.store();
-    assert_eq!(node.take_sent(), [(2, vote_reply(2, true)), (3, vote_reply(2, false)), (2, vote_reply(2, true))]);
+    assert_eq!(
+        node.take_sent(),
+        [(2, vote_reply(2, true)), (3, vote_reply(2, false)), (2, vote_reply(2, true))]
+    );
     assert_eq!(node.vote(), Some(2));
 }
 
