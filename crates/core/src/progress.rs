@@ -88,18 +88,14 @@ impl Progress {
         }
     }
 
-    /// The follower does not hold `refused`; `resume` is the furthest entry that may match.
-    /// `false` when the refusal is stale.
-    pub(crate) fn refused(&mut self, refused: LogIndex, resume: LogIndex) -> bool {
-        let stale = match self.flow {
-            Flow::Probe { .. } => refused != self.next.previous(),
-            Flow::Replicate { .. } => refused <= self.matched,
-        };
-        if stale {
-            return false;
+    /// The follower does not hold `refused`; `resume` is the furthest entry that may match. A stale
+    /// refusal changes nothing: that of an entry which the follower has stored (or has lost since,
+    /// then probing at once would be answered alike for ever), or of an earlier probe.
+    pub(crate) fn refused(&mut self, refused: LogIndex, resume: LogIndex) {
+        let of_earlier_probe = matches!(self.flow, Flow::Probe { .. }) && refused != self.next.previous();
+        if refused > self.matched && !of_earlier_probe {
+            self.probe_from(resume.max(self.matched).next());
         }
-        self.probe_from(resume.max(self.matched).next());
-        true
     }
 
     /// Messages on their way may be lost: find out where the follower stands.

@@ -3,95 +3,197 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use d_engine_core::{
-    AppendOutcome, AppendPlan, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta, HardState,
-    Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, PersistId, RaftCore, Rejected,
-    RoleKind, Term,
+    AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta,
+    HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, PersistId,
+    PersistOrder, RaftCore, Rejected, RoleKind, Term,
 };
 
 pub(crate) fn n(id: u64) -> NodeId {
     NodeId::new(id).unwrap()
 }
 
+pub(crate) fn t(term: u64) -> Term {
+    Term::new(term)
+}
+
+pub(crate) fn i(index: u64) -> LogIndex {
+    LogIndex::new(index)
+}
+
 pub(crate) fn id(term: u64, index: u64) -> LogId {
-    LogId::new(Term::new(term), LogIndex::new(index))
+    LogId::new(t(term), i(index))
 }
 
 /// An entry of `term` with ten bytes of payload.
 pub(crate) fn entry(term: u64) -> EntryMeta {
-    EntryMeta { term: Term::new(term), kind: EntryKind::Command, time_ms: 0, bytes: 10, configuration: None }
+    EntryMeta { term: t(term), kind: EntryKind::Command, time_ms: 0, bytes: 10, configuration: None }
 }
 
 pub(crate) fn entries(terms: &[u64]) -> Vec<EntryMeta> {
     terms.iter().map(|term| entry(*term)).collect()
 }
 
+/// A membership entry of `term`.
+pub(crate) fn membership(term: u64, configuration: &Configuration) -> EntryMeta {
+    EntryMeta {
+        kind: EntryKind::Membership,
+        configuration: Some(Box::new(configuration.clone())),
+        ..entry(term)
+    }
+}
+
+/// Nodes 1 to `voters` vote, the `learners` after them listen.
+pub(crate) fn cluster(voters: u64, learners: u64) -> Configuration {
+    Configuration::new((1..=voters).map(n), (voters + 1..=voters + learners).map(n))
+}
+
+/// What node 1 starts from.
+pub(crate) struct Setup {
+    pub(crate) configuration: Configuration,
+    pub(crate) hard_state: HardState,
+    pub(crate) log: Vec<EntryMeta>,
+    pub(crate) config: CoreConfig,
+    pub(crate) seed: u64,
+}
+
+impl Setup {
+    /// One of `voters`, with a log of these terms.
+    pub(crate) fn of(voters: u64, term: u64, log: &[u64]) -> Self {
+        Self {
+            configuration: cluster(voters, 0),
+            hard_state: HardState { term: t(term), ..HardState::default() },
+            log: entries(log),
+            config: CoreConfig::default(),
+            seed: 7,
+        }
+    }
+}
+
 /// A node and everything it has given out since the test looked last.
 pub(crate) struct Node {
     pub(crate) core: RaftCore,
     pub(crate) now: Instant,
+    pub(crate) wall_ms: u64,
     pub(crate) sent: Vec<(u64, Message)>,
     pub(crate) appends: Vec<AppendPlan>,
-    pub(crate) orders: Vec<PersistId>,
-    pub(crate) hard_states: Vec<HardState>,
+    pub(crate) orders: Vec<PersistOrder>,
     pub(crate) apply_to: Option<u64>,
     pub(crate) confirmed: Vec<(u64, u64)>,
     pub(crate) lost_reads: Vec<u64>,
+    pub(crate) superseded_from: Option<u64>,
     pub(crate) lost_leadership: bool,
+    pub(crate) hard_state_saved: bool,
 }
 
 impl Node {
-    /// Node 1 of a cluster of `voters`, with a log of these terms, all of it stored.
-    pub(crate) fn new(voters: u64, term: u64, log: &[u64]) -> Self {
-        Self::with_vote(voters, term, None, log)
-    }
-
-    pub(crate) fn with_vote(voters: u64, term: u64, vote: Option<u64>, log: &[u64]) -> Self {
-        let configuration = Configuration::new((1..=voters).map(n), None);
+    /// Node 1, just started, with everything in `setup` stored.
+    pub(crate) fn start(setup: Setup) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
         let core = RaftCore::new(Initial {
             node: n(1),
-            config: CoreConfig::default(),
-            hard_state: HardState { term: Term::new(term), vote: vote.map(n), commit: LogIndex::ZERO },
-            log: InitialLog { configuration, entries: entries(log), ..InitialLog::default() },
-            seed: 7,
+            config: setup.config,
+            hard_state: setup.hard_state,
+            log: InitialLog {
+                configuration: setup.configuration,
+                entries: setup.log,
+                ..InitialLog::default()
+            },
+            seed: setup.seed,
             now,
         });
         Self {
             core,
             now,
+            wall_ms: 0,
             sent: Vec::new(),
             appends: Vec::new(),
             orders: Vec::new(),
-            hard_states: Vec::new(),
             apply_to: None,
             confirmed: Vec::new(),
             lost_reads: Vec::new(),
+            superseded_from: None,
             lost_leadership: false,
+            hard_state_saved: false,
         }
+    }
+
+    /// Node 1 of a cluster of `voters`, with a log of these terms, all of it stored.
+    pub(crate) fn new(voters: u64, term: u64, log: &[u64]) -> Self {
+        Self::start(Setup::of(voters, term, log))
+    }
+
+    /// The same, long enough after its start to be free to vote.
+    pub(crate) fn rested(voters: u64, term: u64, log: &[u64]) -> Self {
+        let mut node = Self::new(voters, term, log);
+        node.pass(500);
+        node
+    }
+
+    pub(crate) fn with_vote(voters: u64, term: u64, vote: Option<u64>, log: &[u64]) -> Self {
+        let mut setup = Setup::of(voters, term, log);
+        setup.hard_state.vote = vote.map(n);
+        Self::start(setup)
     }
 
     /// A node that leads `term + 1` of `voters`, its no-op stored here and nowhere else.
     pub(crate) fn leader(voters: u64, term: u64, log: &[u64]) -> Self {
-        let mut node = Self::new(voters, term, log);
+        Self::leader_of(Setup::of(voters, term, log))
+    }
+
+    /// The same with limits of one's own.
+    pub(crate) fn leader_of(setup: Setup) -> Self {
+        let mut node = Self::start(setup);
         node.campaign();
         node.store();
-        let won = voters / 2 + 1;
-        for voter in 2..=won {
-            node.receive(voter, Message::VoteReply { term: node.core.term(), granted: true }).unwrap();
+        let voters = node.core.configuration().voters().len() as u64;
+        for voter in 2..=voters / 2 + 1 {
+            node.vote_from(voter).unwrap();
         }
         node.store();
         node
     }
 
+    /// A node that leads `term + 1` of `voters` whose no-op every voter has stored.
+    pub(crate) fn settled(voters: u64, term: u64, log: &[u64]) -> Self {
+        let mut node = Self::leader(voters, term, log);
+        node.settle();
+        node
+    }
+
+    /// Every other voter stores all of this leader's log; what was given out is forgotten.
+    pub(crate) fn settle(&mut self) {
+        self.store();
+        let last = self.core.log().last.index.get();
+        for voter in 2..=self.core.configuration().voters().len() as u64 {
+            self.stored_by(voter, last).unwrap();
+        }
+        self.sent.clear();
+        self.appends.clear();
+        self.orders.clear();
+    }
+
     /// Lets the election timeout pass and wins the pre-vote: a candidate whose vote is not stored.
     pub(crate) fn campaign(&mut self) {
-        self.pass(2_000);
-        self.step(Input::Deadline).unwrap();
-        let asked = Term::new(self.core.term().get() + 1);
+        self.pre_campaign();
+        let asked = t(self.core.term().get() + 1);
         let voters = self.core.configuration().voters().len() as u64;
         for voter in 2..=voters / 2 + 1 {
             self.receive(voter, Message::PreVoteReply { term: asked, granted: true }).unwrap();
         }
+    }
+
+    /// Lets the election timeout pass.
+    pub(crate) fn pre_campaign(&mut self) {
+        self.pass(2_000);
+        self.step(Input::Deadline).unwrap();
+    }
+
+    /// A node that campaigns in `term + 1`, its own vote stored.
+    pub(crate) fn candidate(voters: u64, term: u64, log: &[u64]) -> Self {
+        let mut node = Self::new(voters, term, log);
+        node.campaign();
+        node.store();
+        node
     }
 
     pub(crate) fn pass(&mut self, millis: u64) {
@@ -100,17 +202,16 @@ impl Node {
 
     pub(crate) fn step(&mut self, input: Input) -> Result<(), Rejected> {
         let mut out = Effects::default();
-        let result = self.core.step(self.now, 0, input, &mut out);
-        if let Some(order) = out.persist {
-            self.orders.push(order.id);
-            self.hard_states.extend(order.hard_state);
-        }
+        let result = self.core.step(self.now, self.wall_ms, input, &mut out);
+        self.orders.extend(out.persist);
         self.sent.extend(out.messages.into_iter().map(|send| (send.to.get(), send.message)));
         self.appends.extend(out.appends);
         self.apply_to = out.apply_to.map(LogIndex::get).or(self.apply_to);
         self.confirmed.extend(out.reads_confirmed.iter().map(|(read, index)| (*read, index.get())));
         self.lost_reads.extend(out.reads_lost);
+        self.superseded_from = out.superseded_from.map(LogIndex::get).or(self.superseded_from);
         self.lost_leadership |= out.lost_leadership;
+        self.hard_state_saved |= out.hard_state_saved;
         result
     }
 
@@ -120,9 +221,14 @@ impl Node {
 
     /// Reports everything ordered so far as stored.
     pub(crate) fn store(&mut self) {
-        if let Some(last) = self.orders.last().copied() {
+        if let Some(last) = self.orders.last().map(|order| order.id) {
             self.step(Input::Persisted(last)).unwrap();
         }
+    }
+
+    /// Reports the orders up to this number as stored.
+    pub(crate) fn store_order(&mut self, order: u64) -> Result<(), Rejected> {
+        self.step(Input::Persisted(PersistId::new(order)))
     }
 
     /// An append from `from` of `term`: entries of these terms after `prev`.
@@ -134,19 +240,53 @@ impl Node {
         terms: &[u64],
         commit: u64,
     ) -> Result<(), Rejected> {
-        let message = Message::Append {
-            term: Term::new(term),
-            prev,
-            commit: LogIndex::new(commit),
-            entries: entries(terms),
-        };
-        self.receive(from, message)
+        self.append_of(from, term, prev, entries(terms), commit)
+    }
+
+    pub(crate) fn append_of(
+        &mut self,
+        from: u64,
+        term: u64,
+        prev: LogId,
+        entries: Vec<EntryMeta>,
+        commit: u64,
+    ) -> Result<(), Rejected> {
+        self.receive(from, Message::Append { term: t(term), prev, commit: i(commit), entries })
+    }
+
+    pub(crate) fn heartbeat(&mut self, from: u64, term: u64, commit: u64) -> Result<(), Rejected> {
+        self.receive(from, Message::Heartbeat { term: t(term), commit: i(commit), round: 1 })
+    }
+
+    pub(crate) fn ask_vote(&mut self, from: u64, term: u64, last: LogId) -> Result<(), Rejected> {
+        self.receive(from, Message::RequestVote { term: t(term), last, transfer: false })
+    }
+
+    pub(crate) fn ask_pre_vote(&mut self, from: u64, term: u64, last: LogId) -> Result<(), Rejected> {
+        self.receive(from, Message::PreVote { term: t(term), last })
+    }
+
+    /// `from` votes for this node in its current term.
+    pub(crate) fn vote_from(&mut self, from: u64) -> Result<(), Rejected> {
+        self.receive(from, Message::VoteReply { term: self.core.term(), granted: true })
     }
 
     /// Follower `from` has stored everything up to `index`.
     pub(crate) fn stored_by(&mut self, from: u64, index: u64) -> Result<(), Rejected> {
-        let outcome = AppendOutcome::Stored(LogIndex::new(index));
+        let outcome = AppendOutcome::Stored(i(index));
         self.receive(from, Message::AppendReply { term: self.core.term(), outcome })
+    }
+
+    /// Follower `from` lacks the entry at `index`; it says where its log may agree.
+    pub(crate) fn refused_by(&mut self, from: u64, index: u64, hint: LogId) -> Result<(), Rejected> {
+        let outcome = AppendOutcome::Conflict { refused: i(index), hint };
+        self.receive(from, Message::AppendReply { term: self.core.term(), outcome })
+    }
+
+    /// A message of `term` arrives that deposes whoever has an earlier one.
+    pub(crate) fn deposed_by(&mut self, from: u64, term: u64) {
+        let outcome = AppendOutcome::Conflict { refused: i(1), hint: LogId::ZERO };
+        self.receive(from, Message::AppendReply { term: t(term), outcome }).unwrap();
     }
 
     pub(crate) fn propose(&mut self, count: usize) -> Result<(), Rejected> {
@@ -157,9 +297,24 @@ impl Node {
         self.step(Input::Read { ids: vec![read] })
     }
 
+    pub(crate) fn propose_membership(&mut self, configuration: Configuration) -> Result<(), Rejected> {
+        self.step(Input::ProposeMembership { configuration: Box::new(configuration), bytes: 10 })
+    }
+
     /// `from` answers heartbeat `round`, holding everything up to `index`.
     pub(crate) fn answers(&mut self, from: u64, round: u64, index: u64) -> Result<(), Rejected> {
-        let (received, stored) = (LogIndex::new(index), LogIndex::new(index));
+        self.answers_holding(from, round, index, index)
+    }
+
+    /// `from` answers heartbeat `round`; it has received more than it has stored.
+    pub(crate) fn answers_holding(
+        &mut self,
+        from: u64,
+        round: u64,
+        received: u64,
+        stored: u64,
+    ) -> Result<(), Rejected> {
+        let (received, stored) = (i(received), i(stored));
         self.receive(from, Message::HeartbeatReply { term: self.core.term(), round, received, stored })
     }
 
@@ -171,15 +326,64 @@ impl Node {
         self.core.role()
     }
 
+    pub(crate) fn term(&self) -> u64 {
+        self.core.term().get()
+    }
+
+    pub(crate) fn vote(&self) -> Option<u64> {
+        self.core.vote().map(NodeId::get)
+    }
+
+    pub(crate) fn leader_known(&self) -> Option<u64> {
+        self.core.leader().map(NodeId::get)
+    }
+
     /// What was sent since the last call.
     pub(crate) fn take_sent(&mut self) -> Vec<(u64, Message)> {
         std::mem::take(&mut self.sent)
     }
 
+    /// The appends planned since the last call, as receiver, index before, last index.
+    pub(crate) fn take_appends(&mut self) -> Vec<(u64, u64, u64)> {
+        let range = |plan: AppendPlan| (plan.to.get(), plan.prev.index.get(), plan.last.index.get());
+        std::mem::take(&mut self.appends).into_iter().map(range).collect()
+    }
+
+    /// The appends planned for `to` since the last call, as index before and last index; those for
+    /// others are forgotten.
+    pub(crate) fn take_appends_to(&mut self, to: u64) -> Vec<(u64, u64)> {
+        self.take_appends().into_iter().filter(|plan| plan.0 == to).map(|plan| (plan.1, plan.2)).collect()
+    }
+
+    /// The answers to appends since the last call; other messages are forgotten.
+    pub(crate) fn take_acks(&mut self) -> Vec<AppendOutcome> {
+        let ack = |message| match message {
+            Message::AppendReply { outcome, .. } => Some(outcome),
+            _ => None,
+        };
+        self.take_sent().into_iter().filter_map(|(_, message)| ack(message)).collect()
+    }
+
+    /// The entries created since the test looked last: kind, first index, count, log time.
+    pub(crate) fn created(&self) -> Vec<(EntryKind, u64, u64, u64)> {
+        let created = |order: &PersistOrder| match order.appended {
+            Appended::Created { first, count, kind, time_ms } => {
+                Some((kind, first.index.get(), count, time_ms))
+            }
+            _ => None,
+        };
+        self.orders.iter().filter_map(created).collect()
+    }
+
+    /// The hard state ordered last.
+    pub(crate) fn ordered_hard_state(&self) -> Option<HardState> {
+        self.orders.iter().rev().find_map(|order| order.hard_state)
+    }
+
     /// The terms of the log.
     pub(crate) fn log_terms(&self) -> Vec<u64> {
         let last = self.core.log().last.index.get();
-        (1..=last).map(|index| self.core.term_at(LogIndex::new(index)).unwrap().get()).collect()
+        (1..=last).map(|index| self.core.term_at(i(index)).unwrap().get()).collect()
     }
 
     /// The last heartbeat round sent.
@@ -189,5 +393,10 @@ impl Node {
             _ => None,
         });
         round.unwrap_or(0)
+    }
+
+    /// How long until the next deadline, in milliseconds rounded down.
+    pub(crate) fn deadline_in_ms(&self) -> Option<u64> {
+        self.core.next_deadline().map(|at| at.since(self.now).as_millis())
     }
 }

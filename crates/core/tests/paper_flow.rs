@@ -1,0 +1,240 @@
+//! How fast a leader sends, and how it finds out what got lost: batches and pipelines (Raft thesis,
+//! section 10.2), retries (paper, section 5.3: "retries AppendEntries RPCs indefinitely").
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use d_engine_core::{CoreConfig, Input, LogId};
+use support::{Node, Setup, cluster, id};
+
+/// A leader of three under `config` whose followers hold all of its two entries.
+fn leader_with(config: CoreConfig) -> Node {
+    let mut node = Node::leader_of(Setup { config, ..Setup::of(3, 1, &[1]) });
+    node.settle();
+    node
+}
+
+/// Lets heartbeat intervals pass in which `from` answers each round with what it has received.
+fn beat(node: &mut Node, from: u64, received: u64, rounds: u64) {
+    for _ in 0..rounds {
+        node.pass(100);
+        node.step(Input::Deadline).unwrap();
+        let round = node.last_round();
+        let stored = received.min(2);
+        node.answers_holding(from, round, received, stored).unwrap();
+    }
+}
+
+/// Until it is known where the logs meet, one append at a time is on its way.
+#[test]
+fn s5_3_a_follower_of_unknown_state_is_probed_with_one_append_at_a_time() {
+    let mut node = Node::leader(3, 1, &[1]);
+    assert_eq!(node.take_appends_to(2), [(1, 2)]);
+    node.propose(1).unwrap();
+    node.propose(1).unwrap();
+    assert_eq!(node.take_appends_to(2), []);
+    node.stored_by(2, 2).unwrap();
+    assert_eq!(node.take_appends_to(2), [(2, 4)]);
+}
+
+/// Once they are known to meet, appends follow each other without waiting for the answers.
+#[test]
+fn thesis_10_2_1_appends_to_a_follower_that_matches_are_pipelined() {
+    let mut node = Node::settled(3, 1, &[1]);
+    for _ in 0..3 {
+        node.propose(1).unwrap();
+    }
+    assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4), (4, 5)]);
+}
+
+/// The pipeline has a limit of messages; an ack opens it again.
+#[test]
+fn thesis_10_2_1_the_window_counts_messages() {
+    let mut node = leader_with(CoreConfig { inflight_appends_max: 2, ..CoreConfig::default() });
+    for _ in 0..4 {
+        node.propose(1).unwrap();
+    }
+    assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4)]);
+    node.stored_by(2, 3).unwrap();
+    assert_eq!(node.take_appends_to(2), [(4, 6)], "what waited goes in one message");
+}
+
+/// And a limit of bytes.
+#[test]
+fn thesis_10_2_1_the_window_counts_bytes() {
+    let mut node = leader_with(CoreConfig { inflight_bytes_max: 25, ..CoreConfig::default() });
+    for _ in 0..5 {
+        node.propose(1).unwrap();
+    }
+    assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4), (4, 5)]);
+    node.stored_by(2, 3).unwrap();
+    assert_eq!(node.take_appends_to(2), [(5, 7)]);
+}
+
+/// The window is per follower: a slow one does not hold up a fast one.
+#[test]
+fn thesis_10_2_1_a_slow_follower_holds_up_nobody_else() {
+    let mut node = leader_with(CoreConfig { inflight_appends_max: 1, ..CoreConfig::default() });
+    node.propose(1).unwrap();
+    node.stored_by(3, 3).unwrap();
+    node.take_appends();
+    node.propose(1).unwrap();
+    assert_eq!(node.take_appends(), [(3, 3, 4)]);
+}
+
+/// One message carries at most so many bytes and entries, and at least one entry of any size.
+#[test]
+fn thesis_10_2_2_a_message_has_a_limit_of_bytes_and_entries() {
+    let config = CoreConfig { append_bytes_max: 20, append_entries_max: 3, ..CoreConfig::default() };
+    let mut node = leader_with(config);
+    node.step(Input::Propose { sizes: vec![10, 10, 10, 1000, 0, 0, 0, 0] }).unwrap();
+    assert_eq!(node.take_appends_to(2), [(2, 4), (4, 5), (5, 6), (6, 9), (9, 10)]);
+}
+
+/// If a follower's log is inconsistent with the leader's, the leader goes back and tries again.
+#[test]
+fn s5_3_after_a_refusal_the_leader_probes_further_back() {
+    let mut node = Node::leader(3, 5, &[1, 1, 4, 4, 4]);
+    assert_eq!(node.take_appends_to(2), [(5, 6)]);
+    node.refused_by(2, 5, id(2, 4)).unwrap();
+    assert_eq!(node.take_appends_to(2), [(2, 6)], "the leader has no term 2, so term 1 is next");
+    node.refused_by(2, 2, LogId::ZERO).unwrap();
+    assert_eq!(node.take_appends_to(2), [(0, 6)]);
+}
+
+/// A refusal that comes late or twice is about a probe that is history.
+#[test]
+fn s5_3_a_stale_refusal_changes_nothing() {
+    let mut node = Node::leader(3, 5, &[1, 1, 4, 4, 4]);
+    node.refused_by(2, 5, id(1, 2)).unwrap();
+    node.take_appends();
+    node.refused_by(2, 5, id(1, 1)).unwrap();
+    assert_eq!(node.take_appends_to(2), [], "the probe is at 2 now");
+    node.stored_by(2, 6).unwrap();
+    node.refused_by(2, 5, id(1, 1)).unwrap();
+    node.propose(1).unwrap();
+    assert_eq!(node.take_appends_to(2), [(6, 7)], "the refused entry is known to be stored");
+}
+
+/// A refusal in the middle of a pipeline (a message before it got lost) starts a new probe where the
+/// follower ends, and never before what it has acknowledged.
+#[test]
+fn s5_3_a_gap_in_the_pipeline_leads_back_to_a_probe() {
+    let mut node = Node::settled(3, 1, &[1]);
+    for _ in 0..4 {
+        node.propose(1).unwrap();
+    }
+    node.stored_by(2, 3).unwrap();
+    node.take_appends();
+    node.refused_by(2, 5, id(1, 1)).unwrap();
+    assert_eq!(node.take_appends_to(2), [(3, 6)]);
+    node.propose(1).unwrap();
+    assert_eq!(node.take_appends_to(2), [], "one at a time again");
+}
+
+/// A follower that refuses what it has acknowledged has lost its log. It cannot be helped by asking
+/// again at once, and asking without pause would keep both busy at the speed of the network.
+#[test]
+fn s5_3_a_follower_that_refuses_what_it_acknowledged_is_not_asked_without_pause() {
+    let mut node = Node::settled(3, 1, &[1]);
+    beat(&mut node, 2, 0, 1);
+    assert_eq!(node.take_appends_to(2), [(2, 2)], "it says that it knows nothing: a probe");
+    node.refused_by(2, 2, LogId::ZERO).unwrap();
+    assert_eq!(node.take_appends_to(2), []);
+    beat(&mut node, 2, 0, 2);
+    assert_eq!(node.take_appends_to(2), [(2, 2)], "and again after two heartbeats");
+}
+
+/// An append that the network has dropped is found out through the answers to heartbeats.
+#[test]
+fn s5_3_a_lost_append_is_sent_again_after_two_answers_without_progress() {
+    let mut node = Node::settled(3, 1, &[1]);
+    node.propose(1).unwrap();
+    assert_eq!(node.take_appends_to(2), [(2, 3)]);
+    beat(&mut node, 2, 2, 2);
+    assert_eq!(node.take_appends_to(2), [], "it may still be on its way");
+    beat(&mut node, 2, 2, 1);
+    assert_eq!(node.take_appends_to(2), [(2, 3)]);
+}
+
+/// A follower that gets on, however slowly, is left alone.
+#[test]
+fn s5_3_a_follower_that_makes_progress_is_not_probed() {
+    let mut node = Node::settled(3, 1, &[1]);
+    for _ in 0..6 {
+        node.propose(1).unwrap();
+    }
+    node.take_appends();
+    for received in 3..=7 {
+        beat(&mut node, 2, received, 2);
+    }
+    assert_eq!(node.take_appends_to(2), []);
+}
+
+/// So is one that has received everything and whose disk is slow.
+#[test]
+fn s5_3_a_follower_with_a_slow_disk_is_not_sent_everything_again() {
+    let mut node = Node::settled(3, 1, &[1]);
+    node.propose(1).unwrap();
+    node.take_appends();
+    beat(&mut node, 2, 3, 9);
+    assert_eq!(node.take_appends_to(2), []);
+}
+
+/// A lost probe is sent again as well.
+#[test]
+fn s5_3_a_lost_probe_is_sent_again() {
+    let mut node = Node::leader(3, 1, &[1]);
+    node.stored_by(3, 2).unwrap();
+    node.take_appends();
+    beat(&mut node, 2, 0, 1);
+    assert_eq!(node.take_appends_to(2), []);
+    beat(&mut node, 2, 0, 1);
+    assert_eq!(node.take_appends_to(2), [(1, 2)]);
+}
+
+/// The answer to a heartbeat is an ack: when the ack itself got lost, nothing is sent twice.
+#[test]
+fn s5_3_a_lost_ack_is_replaced_by_the_answer_to_a_heartbeat() {
+    let mut node = Node::settled(3, 1, &[1]);
+    node.propose(1).unwrap();
+    node.store();
+    node.take_appends();
+    node.pass(100);
+    node.step(Input::Deadline).unwrap();
+    let round = node.last_round();
+    node.answers(2, round, 3).unwrap();
+    assert_eq!((node.commit(), node.take_appends_to(2)), (3, vec![]));
+}
+
+/// A follower that has restarted no longer knows what matches; an empty append tells it.
+#[test]
+fn s5_3_a_restarted_follower_is_found_and_probed() {
+    let mut node = Node::settled(3, 1, &[1]);
+    beat(&mut node, 2, 0, 1);
+    assert_eq!(node.take_appends_to(2), [(2, 2)]);
+}
+
+/// When a connection breaks, what was on its way is sent again from the last ack on.
+#[test]
+fn s5_3_after_a_lost_connection_the_leader_starts_from_the_last_ack() {
+    let mut node = Node::settled(3, 1, &[1]);
+    for _ in 0..3 {
+        node.propose(1).unwrap();
+    }
+    node.stored_by(2, 3).unwrap();
+    node.take_appends();
+    node.step(Input::PeerLost(support::n(2))).unwrap();
+    assert_eq!(node.take_appends(), [(2, 3, 5)]);
+    node.step(Input::PeerLost(support::n(77))).unwrap();
+    assert_eq!(node.take_appends(), []);
+}
+
+/// Strangers are neither believed nor answered by a leader.
+#[test]
+fn s5_3_acks_of_strangers_do_not_count() {
+    let mut node = Node::leader_of(Setup { configuration: cluster(3, 0), ..Setup::of(3, 1, &[1]) });
+    node.stored_by(77, 2).unwrap();
+    node.answers(88, 0, 2).unwrap();
+    assert_eq!((node.commit(), node.core.status().followers.len()), (0, 2));
+}

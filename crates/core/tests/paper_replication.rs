@@ -1,0 +1,409 @@
+//! How entries get to followers and what followers do with them, sentence by sentence: Raft paper,
+//! figure 2 (AppendEntries) and section 5.3. How fast they are sent is in `paper_flow.rs`.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use d_engine_core::{
+    AppendOutcome, Appended, Configuration, EntryKind, EntryMeta, Input, LogId, LogIndex, Message, Rejected,
+    RoleKind, Term,
+};
+use support::{Node, Setup, cluster, entry, i, id, membership, t};
+
+fn stored(index: u64) -> AppendOutcome {
+    AppendOutcome::Stored(i(index))
+}
+
+fn conflict(refused: u64, hint: LogId) -> AppendOutcome {
+    AppendOutcome::Conflict { refused: i(refused), hint }
+}
+
+/// A follower of node 2 in term `term` whose log has these terms, all stored, none verified.
+fn follower(term: u64, log: &[u64]) -> Node {
+    Node::new(3, term, log)
+}
+
+/// The leader appends a command to its own log and sends it to all others in parallel; its own disk
+/// writes at the same time (thesis, section 10.2.1).
+#[test]
+fn s5_3_a_command_goes_to_the_own_log_and_to_the_followers_at_once() {
+    let mut node = Node::settled(3, 1, &[1]);
+    node.propose(2).unwrap();
+    assert_eq!(node.created(), [(EntryKind::Command, 3, 2, 0)]);
+    assert_eq!(node.take_appends(), [(2, 2, 4), (3, 2, 4)]);
+    assert_eq!(node.core.log().persisted, i(2));
+}
+
+/// A leader opens its term with an entry that carries nothing (section 8).
+#[test]
+fn s8_a_leader_opens_its_term_with_a_noop() {
+    let node = Node::leader(3, 4, &[1, 4]);
+    assert_eq!(node.created(), [(EntryKind::Noop, 3, 1, 0)]);
+    assert_eq!(node.log_terms(), [1, 4, 5]);
+}
+
+/// The follower refuses new entries if it does not hold the entry before them: nothing at that index.
+#[test]
+fn s5_3_an_append_behind_the_end_of_the_log_is_refused() {
+    let mut node = follower(4, &[1, 1]);
+    node.append(2, 4, id(4, 5), &[4], 5).unwrap();
+    assert_eq!(node.take_acks(), [conflict(5, id(1, 2))]);
+    assert_eq!((node.log_terms(), node.commit()), (vec![1, 1], 0));
+}
+
+/// The same if the entry at that index has another term.
+#[test]
+fn s5_3_an_append_after_an_entry_of_another_term_is_refused() {
+    let mut node = follower(4, &[1, 2, 2]);
+    node.append(2, 4, id(3, 3), &[4], 5).unwrap();
+    assert_eq!(node.take_acks(), [conflict(3, id(2, 2))]);
+    assert_eq!((node.log_terms(), node.commit()), (vec![1, 2, 2], 0));
+}
+
+/// The refusal names the last entry that can still match, a whole term at a time.
+#[test]
+fn s5_3_a_refusal_skips_terms_that_the_leader_cannot_have() {
+    let mut node = follower(6, &[1, 1, 1, 4, 4, 4]);
+    node.append(2, 6, id(2, 6), &[], 0).unwrap();
+    assert_eq!(node.take_acks(), [conflict(6, id(1, 3))]);
+}
+
+/// An existing entry that conflicts with a new one (same index, other term) goes, and all that
+/// follow it.
+#[test]
+fn fig2_a_conflicting_entry_is_removed_with_all_that_follow() {
+    let mut node = follower(4, &[1, 2, 2, 2]);
+    node.append(2, 4, id(1, 1), &[2, 4], 0).unwrap();
+    assert_eq!(node.log_terms(), [1, 2, 4]);
+    assert_eq!(node.superseded_from, Some(3));
+    let appended = Appended::Received { skip: 1, first: i(3) };
+    assert_eq!(node.orders.last().unwrap().appended, appended);
+}
+
+/// Entries that are there already are left alone, and what follows them too: a delayed append must
+/// not undo a later one.
+#[test]
+fn fig2_entries_behind_a_matching_append_are_kept() {
+    let mut node = follower(4, &[1, 4, 4, 4]);
+    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
+    node.append(2, 4, id(4, 2), &[], 0).unwrap();
+    assert_eq!(node.log_terms(), [1, 4, 4, 4]);
+    assert_eq!((node.superseded_from, node.orders.len()), (None, 0));
+}
+
+/// Any new entries are appended, and only the new ones are written.
+#[test]
+fn fig2_only_entries_not_already_in_the_log_are_appended() {
+    let mut node = follower(4, &[1, 4]);
+    node.append(2, 4, id(1, 1), &[4, 4, 4], 0).unwrap();
+    assert_eq!(node.log_terms(), [1, 4, 4, 4]);
+    assert_eq!(node.orders.last().unwrap().appended, Appended::Received { skip: 1, first: i(3) });
+    assert_eq!(node.superseded_from, None);
+}
+
+/// An ack promises stable storage: it leaves after the entries are there.
+#[test]
+fn fig2_an_ack_leaves_only_once_the_entries_are_stored() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
+    assert_eq!(node.take_acks(), []);
+    node.store();
+    assert_eq!(node.take_acks(), [stored(3)]);
+}
+
+/// A duplicate of an append that is not stored yet is not acknowledged early either.
+#[test]
+fn fig2_a_duplicate_append_waits_for_the_first_ones_write() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
+    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
+    assert_eq!((node.take_acks(), node.orders.len()), (vec![], 1));
+    node.store();
+    assert_eq!(node.take_acks(), [stored(3)]);
+    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
+    assert_eq!(node.take_acks(), [stored(3)], "what is stored is acknowledged at once");
+}
+
+/// The ack is about the entries of the message, not about whatever else the follower holds.
+#[test]
+fn s5_3_an_ack_names_the_end_of_the_message_not_of_the_log() {
+    let mut node = follower(4, &[1, 1, 1, 1]);
+    node.append(2, 4, id(1, 1), &[1], 0).unwrap();
+    assert_eq!(node.take_acks(), [stored(2)]);
+}
+
+/// Acks that waited for one write leave as one: the last covers the others.
+#[test]
+fn s5_3_acks_that_waited_together_leave_as_one() {
+    let mut node = follower(4, &[1]);
+    for index in 1..=5 {
+        let prev = if index == 1 { id(1, 1) } else { id(4, index) };
+        node.append(2, 4, prev, &[4], 0).unwrap();
+    }
+    assert_eq!(node.core.status().held_messages, 5);
+    node.store();
+    assert_eq!(node.take_acks(), [stored(6)]);
+}
+
+/// A write that covers some of the entries releases the acks of those.
+#[test]
+fn s5_3_a_partial_write_releases_what_it_covers() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
+    node.append(2, 4, id(4, 2), &[4], 0).unwrap();
+    node.store_order(1).unwrap();
+    assert_eq!(node.take_acks(), [stored(2)]);
+    assert_eq!(node.core.status().held_messages, 1);
+}
+
+/// A refusal between two acks is an answer of its own.
+#[test]
+fn s5_3_a_refusal_is_not_swallowed_by_the_acks_around_it() {
+    let mut node = follower(3, &[1]);
+    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
+    node.append(2, 4, id(4, 9), &[4], 0).unwrap();
+    node.append(2, 4, id(4, 2), &[4], 0).unwrap();
+    node.store();
+    assert_eq!(node.take_acks(), [stored(2), conflict(9, id(4, 2)), stored(3)]);
+}
+
+/// An ack to a leader that is gone says nothing to anybody.
+#[test]
+fn s5_3_acks_of_an_earlier_term_are_dropped() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
+    node.heartbeat(3, 5, 0).unwrap();
+    node.store();
+    let sent = node.take_sent();
+    assert!(matches!(sent.as_slice(), [(3, Message::HeartbeatReply { .. })]), "{sent:?}");
+}
+
+/// The leader decrements nextIndex and retries until the logs meet; here in whole terms. Figure 7:
+/// whatever a follower's log looks like, it ends equal to the leader's.
+#[test]
+fn fig7_every_follower_is_brought_in_line_within_few_rounds() {
+    let leader_log = [1, 1, 1, 4, 4, 5, 5, 6, 6, 6];
+    let cases: [(&[u64], usize); 6] = [
+        (&[1, 1, 1, 4, 4, 5, 5, 6, 6], 1),
+        (&[1, 1, 1, 4], 1),
+        (&[1, 1, 1, 4, 4, 5, 5, 6, 6, 6, 6], 0),
+        (&[1, 1, 1, 4, 4, 5, 5, 6, 6, 6, 7, 7], 0),
+        (&[1, 1, 1, 4, 4, 4, 4], 1),
+        (&[1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3], 1),
+    ];
+    for (log, refusals_expected) in cases {
+        let mut leader = Node::leader(7, 7, &leader_log);
+        leader.appends.retain(|plan| plan.to == support::n(2));
+        let mut follower = follower(7, log);
+        let mut refusals = 0;
+        while let Some(plan) = leader.appends.pop() {
+            let first = plan.prev.index.next().get();
+            let terms: Vec<u64> = (first..=plan.last.index.get())
+                .map(|index| leader.core.term_at(i(index)).unwrap().get())
+                .collect();
+            follower.append(2, 8, plan.prev, &terms, 0).unwrap();
+            follower.store();
+            let outcome = follower.take_acks().pop().unwrap();
+            refusals += usize::from(matches!(outcome, AppendOutcome::Conflict { .. }));
+            leader.receive(2, Message::AppendReply { term: t(8), outcome }).unwrap();
+            leader.appends.retain(|plan| plan.to == support::n(2));
+        }
+        assert_eq!(follower.log_terms(), leader.log_terms(), "{log:?}");
+        assert_eq!(refusals, refusals_expected, "{log:?}");
+    }
+}
+
+/// A leader never overwrites or deletes entries in its log; it only appends (figure 3).
+#[test]
+fn fig3_a_leader_only_appends() {
+    let mut node = Node::settled(3, 1, &[1]);
+    node.propose(1).unwrap();
+    assert!(node.append(2, 2, id(1, 1), &[2], 9).is_err());
+    node.refused_by(3, 3, LogId::ZERO).unwrap();
+    assert_eq!(node.log_terms(), [1, 2, 2]);
+}
+
+/// If leaderCommit > commitIndex, the follower's commit index follows, bounded by the last entry
+/// known to match.
+#[test]
+fn fig2_a_follower_commits_what_its_leader_has_committed() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4, 4], 2).unwrap();
+    assert_eq!(node.commit(), 2);
+    node.heartbeat(2, 4, 3).unwrap();
+    assert_eq!(node.commit(), 3);
+}
+
+/// "Index of last new entry", not of the last entry: what lies behind may be a leftover that was
+/// never committed.
+#[test]
+fn fig2_a_follower_commits_only_what_it_knows_to_match() {
+    let mut node = follower(4, &[1, 2, 2, 2]);
+    node.append(2, 4, id(1, 1), &[], 4).unwrap();
+    assert_eq!(node.commit(), 1);
+    node.append(2, 4, id(1, 1), &[2], 4).unwrap();
+    assert_eq!(node.commit(), 2);
+}
+
+/// A heartbeat proves nothing about the log.
+#[test]
+fn fig2_a_heartbeat_commits_nothing_that_was_not_matched() {
+    let mut node = follower(4, &[1, 1, 1]);
+    node.heartbeat(2, 4, 3).unwrap();
+    assert_eq!(node.commit(), 0);
+    assert!(!node.core.is_caught_up());
+    node.append(2, 4, id(1, 3), &[], 3).unwrap();
+    assert_eq!(node.commit(), 3);
+    assert!(node.core.is_caught_up());
+}
+
+/// What matched the log of one leader may not match that of the next.
+#[test]
+fn fig2_what_is_known_to_match_is_forgotten_with_the_leader() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
+    node.store();
+    node.take_sent();
+    node.receive(3, Message::Heartbeat { term: t(5), commit: i(3), round: 1 }).unwrap();
+    node.store();
+    let answer = Message::HeartbeatReply { term: t(5), round: 1, received: i(0), stored: i(0) };
+    assert_eq!((node.commit(), node.take_sent()), (0, vec![(3, answer)]));
+}
+
+/// The commit index never falls, whatever a delayed message says.
+#[test]
+fn fig2_the_commit_index_never_falls() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4, 4], 3).unwrap();
+    node.append(2, 4, id(1, 1), &[4], 1).unwrap();
+    node.heartbeat(2, 4, 0).unwrap();
+    assert_eq!(node.commit(), 3);
+}
+
+/// The answer to a heartbeat acknowledges what is stored and matches, and tells what is only received.
+#[test]
+fn s5_3_the_answer_to_a_heartbeat_tells_received_and_stored_apart() {
+    let mut node = follower(4, &[1, 1, 1]);
+    node.append(2, 4, id(1, 2), &[4, 4], 0).unwrap();
+    node.heartbeat(2, 4, 0).unwrap();
+    let answer = |stored| Message::HeartbeatReply { term: t(4), round: 1, received: i(4), stored: i(stored) };
+    assert_eq!(node.take_sent(), [(2, answer(2))]);
+    node.store();
+    node.take_sent();
+    node.heartbeat(2, 4, 0).unwrap();
+    assert_eq!(node.take_sent(), [(2, answer(4))]);
+}
+
+/// Entries of one append rise in term and come from no later term than their sender's; a membership
+/// entry has a configuration and no other has.
+#[test]
+fn s5_3_an_append_that_no_leader_can_have_sent_is_rejected() {
+    let someone = cluster(3, 0);
+    let bad: [Vec<EntryMeta>; 5] = [
+        vec![entry(3), entry(2)],
+        vec![entry(5)],
+        vec![entry(1)],
+        vec![EntryMeta { configuration: None, ..membership(3, &someone) }],
+        vec![EntryMeta { kind: EntryKind::Command, ..membership(3, &someone) }],
+    ];
+    for entries in bad {
+        let mut node = follower(4, &[2]);
+        let shown = format!("{entries:?}");
+        assert_eq!(node.append_of(2, 4, id(2, 1), entries, 9), Err(Rejected::MalformedAppend), "{shown}");
+        assert_eq!((node.log_terms(), node.commit(), node.take_sent()), (vec![2], 0, vec![]), "{shown}");
+    }
+}
+
+/// Numbers near the end of their range are refused at the door, so that counting up never overflows.
+#[test]
+fn s5_1_numbers_out_of_range_are_refused() {
+    let mut node = follower(4, &[1]);
+    let (far_term, far_index) = (Term::new((1 << 62) + 1), LogIndex::new((1 << 62) + 1));
+    let far = [
+        Message::VoteReply { term: far_term, granted: true },
+        Message::RequestVote { term: t(5), last: LogId::new(far_term, i(1)), transfer: false },
+        Message::PreVote { term: t(5), last: LogId::new(t(1), far_index) },
+        Message::Append { term: t(5), prev: LogId::new(t(1), far_index), commit: i(1), entries: vec![] },
+        Message::Append { term: t(5), prev: id(1, 1), commit: far_index, entries: vec![] },
+        Message::Append { term: t(5), prev: id(1, 1), commit: i(1), entries: vec![entry(far_term.get())] },
+        Message::AppendReply { term: t(5), outcome: AppendOutcome::Stored(far_index) },
+        Message::AppendReply {
+            term: t(5),
+            outcome: AppendOutcome::Conflict { refused: far_index, hint: LogId::ZERO },
+        },
+        Message::Heartbeat { term: t(5), commit: far_index, round: 1 },
+        Message::HeartbeatReply { term: t(5), round: 1, received: far_index, stored: i(0) },
+    ];
+    for message in far {
+        let shown = format!("{message:?}");
+        assert_eq!(node.receive(2, message), Err(Rejected::OutOfRange), "{shown}");
+        assert_eq!((node.term(), node.role()), (4, RoleKind::Follower), "{shown}");
+    }
+    assert_eq!(node.append(1, 4, id(1, 1), &[4], 1), Err(Rejected::FromSelf));
+}
+
+/// A leader believes no ack of what it never sent.
+#[test]
+fn s5_3_acks_past_the_end_of_the_log_are_rejected() {
+    let mut node = Node::leader(3, 1, &[1]);
+    assert_eq!(node.stored_by(2, 3), Err(Rejected::OutOfRange));
+    assert_eq!(node.answers_holding(2, 0, 3, 3), Err(Rejected::OutOfRange));
+    assert_eq!(node.answers_holding(2, 0, 1, 2), Err(Rejected::OutOfRange));
+    assert_eq!(node.answers(2, 1, 2), Err(Rejected::OutOfRange), "a round that was never sent");
+    assert_eq!(node.commit(), 0);
+}
+
+/// The leader sends heartbeats to everybody, learners too, in every interval.
+#[test]
+fn s5_2_heartbeats_go_to_every_member_in_every_interval() {
+    let mut node = Node::leader_of(Setup { configuration: cluster(3, 1), ..Setup::of(3, 1, &[1]) });
+    node.take_sent();
+    for round in 1..=3 {
+        assert_eq!(node.deadline_in_ms(), Some(100));
+        node.pass(99);
+        node.step(Input::Deadline).unwrap();
+        assert_eq!(node.take_sent(), []);
+        node.pass(1);
+        node.step(Input::Deadline).unwrap();
+        let heartbeat = Message::Heartbeat { term: t(2), commit: i(0), round };
+        let everybody: Vec<_> = (2..=4).map(|member| (member, heartbeat.clone())).collect();
+        assert_eq!(node.take_sent(), everybody);
+    }
+}
+
+/// A heartbeat lets a follower commit no more than what it is known to hold.
+#[test]
+fn fig2_a_heartbeat_carries_no_more_commit_than_the_receiver_holds() {
+    let mut node = Node::leader(3, 1, &[1]);
+    node.stored_by(2, 2).unwrap();
+    assert_eq!(node.commit(), 2);
+    node.take_sent();
+    node.pass(100);
+    node.step(Input::Deadline).unwrap();
+    let heartbeat = |commit| Message::Heartbeat { term: t(2), commit: i(commit), round: 1 };
+    assert_eq!(node.take_sent(), [(2, heartbeat(2)), (3, heartbeat(0))]);
+}
+
+/// Learners receive the log.
+#[test]
+fn thesis_4_2_1_learners_receive_entries_and_do_not_count() {
+    let mut node = Node::leader_of(Setup { configuration: cluster(3, 2), ..Setup::of(3, 1, &[1]) });
+    for learner in [4, 5] {
+        node.stored_by(learner, 2).unwrap();
+    }
+    assert_eq!(node.commit(), 0);
+    node.take_appends();
+    node.propose(1).unwrap();
+    assert_eq!(node.take_appends(), [(4, 2, 3), (5, 2, 3)]);
+}
+
+/// The configuration in force is the last one appended; a truncated one is undone (section 6).
+#[test]
+fn s6_a_configuration_holds_from_its_append_and_is_undone_with_it() {
+    let more: Configuration = cluster(5, 0);
+    let mut node = follower(4, &[1]);
+    node.append_of(2, 4, id(1, 1), vec![membership(4, &more)], 0).unwrap();
+    assert_eq!(node.core.configuration(), &more);
+    node.append(3, 5, id(1, 1), &[5], 0).unwrap();
+    assert_eq!(node.core.configuration(), &cluster(3, 0));
+}
