@@ -20,6 +20,7 @@ use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
 use crate::{
     LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
+    TransferError,
 };
 
 /// A node of one group without its threads.
@@ -115,6 +116,11 @@ impl Replica {
             }
             Event::Propose(proposals) => self.on_propose(now, wall_ms, proposals, jobs),
             Event::Read(requests) => self.on_read(now, wall_ms, requests, jobs),
+            Event::TransferLeadership { to, responder } => {
+                let input = Input::TransferLeadership { to };
+                let begun = self.try_step(now, wall_ms, input, Payload::None, jobs);
+                responder(begun.map_err(|rejected| self.transfer_error(rejected)));
+            }
             Event::Persisted(id) => {
                 self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
                 self.cache.evict(self.core.log().persisted);
@@ -305,7 +311,16 @@ impl Replica {
     fn propose_error(&self, rejected: Rejected) -> ProposeError {
         match rejected {
             Rejected::NotLeader { .. } => ProposeError::NotLeader { leader: self.leader_hint() },
+            Rejected::TransferInProgress => ProposeError::Busy { what: "leadership is being handed over" },
             _ => ProposeError::Busy { what: "bytes waiting for commit" },
+        }
+    }
+
+    fn transfer_error(&self, rejected: Rejected) -> TransferError {
+        match rejected {
+            Rejected::NotLeader { .. } => TransferError::NotLeader { leader: self.leader_hint() },
+            Rejected::NoTransferTarget => TransferError::NoTarget,
+            _ => TransferError::InProgress,
         }
     }
 
@@ -446,6 +461,9 @@ fn refuse_event(event: Event, reason: &StopReason) {
             for request in requests {
                 (request.responder)(Err(ReadError::Stopped { reason: reason.clone() }));
             }
+        }
+        Event::TransferLeadership { responder, .. } => {
+            responder(Err(TransferError::Stopped { reason: reason.clone() }));
         }
         _ => {}
     }

@@ -5,11 +5,11 @@ use d_engine_core::RoleKind;
 use d_engine_proto::client::{
     Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
     ProposeReply, ProposeRequest, QueryReply, QueryRequest, Role, StatusReply, StatusRequest, Stopped,
-    Unsupported,
+    TransferLeadershipReply, TransferLeadershipRequest, Unsupported,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
-use d_engine_proto::engine::{propose_error_detail, read_error_detail};
+use d_engine_proto::engine::{propose_error_detail, read_error_detail, transfer_error_detail};
 use d_engine_replica::{ProposeError, ReadConsistency, ReadError};
 use d_engine_storage::MemberRole;
 use tokio::net::TcpListener;
@@ -82,6 +82,16 @@ impl Engine for Api {
         let read_index = engine.read_barrier(consistency).await.map_err(read_status)?;
         let reply = engine.query_now(&request.request).map_err(read_status)?;
         Ok(Response::new(QueryReply { reply, read_index }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<TransferLeadershipRequest>,
+    ) -> Result<Response<TransferLeadershipReply>, Status> {
+        let to = Some(request.into_inner().to).filter(|to| *to != 0);
+        let moved = self.engine()?.transfer_leadership(to).await;
+        let leader = moved.map_err(|error| transfer_error_detail(&error).to_status(error.to_string()))?;
+        Ok(Response::new(TransferLeadershipReply { leader }))
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

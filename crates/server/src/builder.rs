@@ -157,6 +157,7 @@ impl Node {
             inbox: inbox.clone(),
             membership: std::sync::RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
+            leader: watch::Sender::new((0, None)),
             stopped: watch::Sender::new(None),
         });
         let client_listener = self.bind_clients().await?;

@@ -7,8 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use d_engine_core::NodeId;
 use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, Unsupported,
+    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, TransferError,
+    Unsupported,
 };
 use d_engine_storage::Identity;
 use tokio::sync::{oneshot, watch};
@@ -34,6 +36,9 @@ use crate::{Config, NodeBuilder, StartError};
 pub struct EmbeddedEngine {
     inner: Arc<Inner>,
 }
+
+/// How long a transfer of leadership may take to show.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a node consists of once its threads run.
 pub(crate) struct Parts {
@@ -243,6 +248,35 @@ impl EmbeddedEngine {
                 }));
                 answered.await.unwrap_or_else(|_| Err(stopped()))
             }
+        }
+    }
+
+    /// Hands leadership over to node `to`, or to the voter that is furthest; asked of the leader. Returns
+    /// the node that leads once it does. Commands are answered `Busy` meanwhile.
+    ///
+    /// # Errors
+    /// [`TransferError`]; nothing has changed.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, TransferError> {
+        let own = self.inner.identity.node;
+        let target = match to {
+            Some(number) => Some(NodeId::new(number).ok_or(TransferError::NoTarget)?),
+            None => None,
+        };
+        let mut leader = self.inner.shared.leader.subscribe();
+        let (answer, answered) = oneshot::channel();
+        self.inner.shared.inbox.transfer(
+            target,
+            Box::new(move |begun| {
+                answer.send(begun).ok();
+            }),
+        );
+        let stopped = || TransferError::Stopped { reason: self.stop_reason() };
+        answered.await.unwrap_or_else(|_| Err(stopped()))?;
+        let moved = leader.wait_for(|(_, leader)| leader.is_some_and(|leader| leader != own));
+        match tokio::time::timeout(TRANSFER_PATIENCE, moved).await {
+            Ok(Ok(seen)) => Ok(seen.1.map_or(0, NodeId::get)),
+            Ok(Err(_)) => Err(stopped()),
+            Err(_) => Err(TransferError::TimedOut { leader: own.get() }),
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) membership: RwLock<Membership>,
     /// Whether the node has caught up; never goes back to false.
     pub(crate) ready: watch::Sender<bool>,
+    /// The term and who leads it, as far as this node knows.
+    pub(crate) leader: watch::Sender<(u64, Option<NodeId>)>,
     /// Why the node has stopped, once it has.
     pub(crate) stopped: watch::Sender<Option<StopReason>>,
 }
@@ -131,6 +133,7 @@ impl RaftThread {
             if incoming.shutdown && shutdown_by.is_none() {
                 self.shared.inbox.close(&StopReason::new(crate::SHUT_DOWN));
                 shutdown_by = Some(self.clock.now().plus(patience()));
+                self.hand_over(&mut jobs);
             }
             if let Some(failure) = self.take_in(incoming, &mut jobs) {
                 self.carry_out(&mut jobs, transport.as_mut());
@@ -141,7 +144,7 @@ impl RaftThread {
             }
             self.carry_out(&mut jobs, transport.as_mut());
             if let Some(by) = shutdown_by
-                && (!self.replica.has_callers() || self.clock.now() >= by)
+                && (self.has_handed_over() || self.clock.now() >= by)
             {
                 if let Some(transport) = transport.take() {
                     transport.stop().await;
@@ -151,6 +154,17 @@ impl RaftThread {
                 return reason;
             }
         }
+    }
+
+    /// A leader that shuts down names its successor, so that nobody has to wait for an election timeout.
+    fn hand_over(&mut self, jobs: &mut Jobs) {
+        // Refused where there is nothing to hand over, or nobody to hand it over to: then that is that.
+        self.handle(Event::TransferLeadership { to: None, responder: Box::new(|_| {}) }, jobs);
+    }
+
+    /// Whether nobody here waits for an answer any more, and leadership is not on its way to another.
+    fn has_handed_over(&self) -> bool {
+        !self.replica.has_callers() && !self.replica.core().is_handing_over()
     }
 
     async fn start_transport(&self, start: TransportStart) -> Result<Option<FramedTransport>, StartError> {
@@ -208,6 +222,9 @@ impl RaftThread {
         if !incoming.reads.is_empty() {
             self.handle(Event::Read(incoming.reads), jobs);
         }
+        for (to, responder) in incoming.transfers {
+            self.handle(Event::TransferLeadership { to, responder }, jobs);
+        }
         for answer in incoming.status {
             // Whoever asked may have gone away.
             answer.send(self.replica.status()).ok();
@@ -250,6 +267,7 @@ impl RaftThread {
                 self.connect(transport);
             }
             let core = self.replica.core();
+            self.shared.leader.send_replace((core.term().get(), core.leader()));
             tracing::info!(
                 node = %self.node, role = ?core.role(), term = %core.term(), leader = ?core.leader(),
                 "role changed"
