@@ -2,6 +2,8 @@
 //! looked at by the test. Helpers return plain values and never assert.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod network;
+
 use d_engine_core::{
     AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta,
     HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, PersistId,

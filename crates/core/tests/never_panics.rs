@@ -1,0 +1,243 @@
+//! Whatever comes in, in whatever order: a core refuses or takes it, and never panics; its term and its
+//! commit index never fall, and what it gives out is about entries that it has.
+//!
+//! Peers are not believed to follow the algorithm here. What a run of such inputs cannot show is that
+//! honest peers stay safe; that is the simulator's part.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use d_engine_core::{
+    AppendOutcome, Effects, EntryKind, EntryMeta, Input, Instant, LogId, LogIndex, Message, PersistId, Term,
+};
+use proptest::prelude::*;
+use support::{Node, Setup, cluster, i, n, t};
+
+/// Small numbers, where things happen, and the ends of the range.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        12 => 0_u64..8,
+        1 => Just(1 << 62),
+        1 => Just((1 << 62) - 1),
+        1 => Just((1 << 62) + 1),
+        1 => Just(u64::MAX),
+    ]
+}
+
+fn term() -> impl Strategy<Value = Term> {
+    number().prop_map(t)
+}
+
+fn index() -> impl Strategy<Value = LogIndex> {
+    number().prop_map(i)
+}
+
+fn log_id() -> impl Strategy<Value = LogId> {
+    (term(), index()).prop_map(|(term, index)| LogId::new(term, index))
+}
+
+fn entry() -> impl Strategy<Value = EntryMeta> {
+    let kind = prop_oneof![
+        8 => Just(EntryKind::Command),
+        1 => Just(EntryKind::Noop),
+        2 => Just(EntryKind::Membership)
+    ];
+    let configuration = proptest::option::weighted(0.2, (0_u64..6, 0_u64..3));
+    (term(), kind, any::<u64>(), any::<u32>(), configuration).prop_map(
+        |(term, kind, time_ms, bytes, configuration)| {
+            let configuration = configuration.map(|(voters, learners)| Box::new(cluster(voters, learners)));
+            EntryMeta { term, kind, time_ms, bytes, configuration }
+        },
+    )
+}
+
+/// Entries as an honest leader would send them: none of them is refused for its form.
+fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
+    proptest::collection::vec((1_u64..6, 0_u32..30), 0..5).prop_map(|mut terms| {
+        terms.sort_unstable();
+        terms.into_iter().map(|(term, bytes)| EntryMeta { bytes, ..support::entry(term) }).collect()
+    })
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let entries = prop_oneof![3 => plausible_entries(), 1 => proptest::collection::vec(entry(), 0..4)];
+    let outcome = prop_oneof![
+        index().prop_map(AppendOutcome::Stored),
+        (index(), log_id()).prop_map(|(refused, hint)| AppendOutcome::Conflict { refused, hint }),
+    ];
+    prop_oneof![
+        (term(), log_id()).prop_map(|(term, last)| Message::PreVote { term, last }),
+        (term(), any::<bool>()).prop_map(|(term, granted)| Message::PreVoteReply { term, granted }),
+        (term(), log_id(), any::<bool>()).prop_map(|(term, last, transfer)| Message::RequestVote {
+            term,
+            last,
+            transfer
+        }),
+        (term(), any::<bool>()).prop_map(|(term, granted)| Message::VoteReply { term, granted }),
+        (term(), log_id(), index(), entries).prop_map(|(term, prev, commit, entries)| Message::Append {
+            term,
+            prev,
+            commit,
+            entries
+        }),
+        (term(), outcome).prop_map(|(term, outcome)| Message::AppendReply { term, outcome }),
+        (term(), index(), number()).prop_map(|(term, commit, round)| Message::Heartbeat {
+            term,
+            commit,
+            round
+        }),
+        (term(), number(), index(), index()).prop_map(|(term, round, received, stored)| {
+            Message::HeartbeatReply { term, round, received, stored }
+        }),
+    ]
+}
+
+/// What the test does next.
+#[derive(Clone, Debug)]
+enum Act {
+    Give(Input),
+    /// The message as it is, but with the term that the node is in: most others are stale.
+    GiveInTerm(u64, Message),
+    /// Every write ordered so far is complete.
+    StoreAll,
+    /// Everything allowed is applied.
+    ApplyAll,
+    Pass(u64),
+    /// The clock shows this, back or forth.
+    SetClock(u64),
+    /// A whole election in which everybody is for this node.
+    Elect,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let from = || prop_oneof![10 => 1_u64..=6, 1 => Just(u64::MAX)];
+    let input = prop_oneof![
+        6 => (from(), message()).prop_map(|(from, message)| Input::Message { from: n(from), message }),
+        1 => proptest::collection::vec(prop_oneof![0_u32..20, any::<u32>()], 0..4)
+            .prop_map(|sizes| Input::Propose { sizes }),
+        1 => (1_u64..=5, 0_u64..2).prop_map(|(voters, learners)| Input::ProposeMembership {
+            configuration: Box::new(cluster(voters, learners)),
+            bytes: 10
+        }),
+        1 => proptest::collection::vec(any::<u64>(), 0..3).prop_map(|ids| Input::Read { ids }),
+        1 => number().prop_map(|order| Input::Persisted(PersistId::new(order))),
+        1 => index().prop_map(Input::Applied),
+        1 => from().prop_map(|node| Input::PeerLost(n(node))),
+        2 => Just(Input::Deadline),
+    ];
+    prop_oneof![
+        8 => input.prop_map(Act::Give),
+        8 => (1_u64..=6, message()).prop_map(|(from, message)| Act::GiveInTerm(from, message)),
+        3 => Just(Act::StoreAll),
+        1 => Just(Act::ApplyAll),
+        2 => (0_u64..1_500).prop_map(Act::Pass),
+        1 => prop_oneof![any::<u64>(), Just(0), Just(u64::MAX)].prop_map(Act::SetClock),
+        1 => Just(Act::Elect),
+    ]
+}
+
+fn in_term(message: Message, current: Term) -> Message {
+    match message {
+        Message::PreVote { last, .. } => Message::PreVote { term: t(current.get().saturating_add(1)), last },
+        Message::PreVoteReply { granted, .. } => {
+            Message::PreVoteReply { term: t(current.get().saturating_add(1)), granted }
+        }
+        Message::RequestVote { last, transfer, .. } => Message::RequestVote { term: current, last, transfer },
+        Message::VoteReply { granted, .. } => Message::VoteReply { term: current, granted },
+        Message::Append { prev, commit, entries, .. } => {
+            Message::Append { term: current, prev, commit, entries }
+        }
+        Message::AppendReply { outcome, .. } => Message::AppendReply { term: current, outcome },
+        Message::Heartbeat { commit, round, .. } => Message::Heartbeat { term: current, commit, round },
+        Message::HeartbeatReply { round, received, stored, .. } => {
+            Message::HeartbeatReply { term: current, round, received, stored }
+        }
+    }
+}
+
+/// Gives one input and checks what must hold for any input.
+fn give(node: &mut Node, input: Input) -> Result<(), TestCaseError> {
+    let before = (node.core.term(), node.core.log());
+    let mut out = Effects::default();
+    let result = node.core.step(node.now, 0, input, &mut out);
+    let (term, log) = (node.core.term(), node.core.log());
+    prop_assert!(term >= before.0, "the term fell");
+    prop_assert!(log.committed >= before.1.committed, "the commit index fell after {:?}", result);
+    prop_assert!(log.applied >= before.1.applied, "the applied index fell");
+    prop_assert!(log.committed <= log.last.index && log.persisted <= log.last.index);
+    prop_assert!(out.apply_to.is_none_or(|index| index <= log.committed && index <= log.persisted));
+    for plan in &out.appends {
+        prop_assert_eq!(node.core.term_at(plan.prev.index), Some(plan.prev.term));
+        prop_assert_eq!(node.core.term_at(plan.last.index), Some(plan.last.term));
+        prop_assert!(plan.prev.index <= plan.last.index && plan.to != n(1));
+    }
+    for send in &out.messages {
+        prop_assert!(send.to != n(1), "a message to itself: {:?}", send);
+    }
+    node.orders.extend(out.persist);
+    // What it tells about itself can be asked for at any moment, and fits together.
+    let status = node.core.status();
+    prop_assert_eq!((status.term, status.log, status.role), (term, log, node.core.role()));
+    prop_assert!(!node.core.leads_with_commit() || node.core.is_caught_up());
+    Ok(())
+}
+
+fn elect(node: &mut Node) -> Result<(), TestCaseError> {
+    if let Some(at) = node.core.next_deadline() {
+        node.now = node.now.max(at);
+    }
+    give(node, Input::Deadline)?;
+    let asked = t(node.core.term().get().saturating_add(1));
+    for voter in 2..=5 {
+        let message = Message::PreVoteReply { term: asked, granted: true };
+        give(node, Input::Message { from: n(voter), message })?;
+    }
+    store_all(node)?;
+    for voter in 2..=5 {
+        let message = Message::VoteReply { term: node.core.term(), granted: true };
+        give(node, Input::Message { from: n(voter), message })?;
+    }
+    Ok(())
+}
+
+fn store_all(node: &mut Node) -> Result<(), TestCaseError> {
+    match node.orders.last().map(|order| order.id) {
+        Some(id) => give(node, Input::Persisted(id)),
+        None => Ok(()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn no_input_makes_a_core_panic_or_go_back(
+        voters in prop_oneof![Just(1_u64), Just(3), Just(5)],
+        learners in 0_u64..2,
+        log in proptest::collection::vec(1_u64..4, 0..5),
+        acts in proptest::collection::vec(act(), 1..60),
+    ) {
+        let mut log = log;
+        log.sort_unstable();
+        let term = log.last().copied().unwrap_or(0);
+        let setup = Setup { configuration: cluster(voters, learners), ..Setup::of(voters, term, &log) };
+        let mut node = Node::start(setup);
+        for act in acts {
+            match act {
+                Act::Give(input) => give(&mut node, input)?,
+                Act::GiveInTerm(from, message) => {
+                    let message = in_term(message, node.core.term());
+                    give(&mut node, Input::Message { from: n(from), message })?;
+                }
+                Act::StoreAll => store_all(&mut node)?,
+                Act::ApplyAll => {
+                    let index = node.core.log().committed.min(node.core.log().persisted);
+                    give(&mut node, Input::Applied(index))?;
+                }
+                Act::Pass(millis) => node.pass(millis),
+                Act::SetClock(nanos) => node.now = Instant::from_nanos(nanos),
+                Act::Elect => elect(&mut node)?,
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Several cores over a network and disks that move only by hand. What happens is written down, one
+//! line per effect; the scenario files in `testdata/` are such transcripts.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+
+use d_engine_core::{
+    AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta,
+    HardState, Initial, InitialLog, Input, Instant, Message, PersistId, PersistOrder, RaftCore, RoleKind,
+};
+
+use super::{cluster, entries, n, t};
+
+/// What survives a crash, and what is on its way there.
+#[derive(Default)]
+struct Disk {
+    hard_state: HardState,
+    log: Vec<EntryMeta>,
+    queue: VecDeque<Write>,
+}
+
+struct Write {
+    id: PersistId,
+    hard_state: Option<HardState>,
+    /// How many entries stay in front of the new ones; `None` when the write has none.
+    kept: Option<usize>,
+    entries: Vec<EntryMeta>,
+}
+
+impl Disk {
+    /// Completes the first `count` writes in the queue and tells the last one's id.
+    fn sync(&mut self, count: usize) -> Option<PersistId> {
+        let mut last = None;
+        for write in self.queue.drain(..count.min(self.queue.len())) {
+            self.hard_state = write.hard_state.unwrap_or(self.hard_state);
+            if let Some(kept) = write.kept {
+                self.log.truncate(kept);
+                self.log.extend(write.entries);
+            }
+            last = Some(write.id);
+        }
+        last
+    }
+}
+
+/// A node with its disk; `core` is empty while it is down.
+pub(crate) struct Station {
+    pub(crate) core: Option<RaftCore>,
+    log: Vec<EntryMeta>,
+    disk: Disk,
+    starts: u64,
+}
+
+struct Letter {
+    from: u64,
+    to: u64,
+    message: Message,
+}
+
+/// Which letters are meant: from and to, with `None` for anybody.
+pub(crate) type Link = (Option<u64>, Option<u64>);
+
+/// The cluster and everything on its way.
+pub(crate) struct Network {
+    configuration: Configuration,
+    pub(crate) stations: BTreeMap<u64, Station>,
+    on_the_way: VecDeque<Letter>,
+    set_aside: VecDeque<Letter>,
+    cut: BTreeSet<(u64, u64)>,
+    now: Instant,
+    /// The nodes whose writes complete only when told to.
+    pub(crate) slow_disks: BTreeSet<u64>,
+    pub(crate) transcript: Vec<String>,
+}
+
+impl Network {
+    /// Nodes 1 to `voters`, all of them without any history.
+    pub(crate) fn new(voters: u64) -> Self {
+        let mut network = Self {
+            configuration: cluster(voters, 0),
+            stations: BTreeMap::new(),
+            on_the_way: VecDeque::new(),
+            set_aside: VecDeque::new(),
+            cut: BTreeSet::new(),
+            now: Instant::from_nanos(1_000_000_000),
+            slow_disks: BTreeSet::new(),
+            transcript: Vec::new(),
+        };
+        for node in 1..=voters {
+            network.begin(node, 0, &[]);
+        }
+        network
+    }
+
+    /// Starts `node` with this term and this log on its disk.
+    pub(crate) fn begin(&mut self, node: u64, term: u64, log: &[u64]) {
+        let hard_state = HardState { term: t(term), ..HardState::default() };
+        let disk = Disk { hard_state, log: entries(log), ..Disk::default() };
+        self.stations.insert(node, Station { core: None, log: Vec::new(), disk, starts: 0 });
+        self.restart(node);
+    }
+
+    /// Starts `node` from its disk.
+    pub(crate) fn restart(&mut self, node: u64) {
+        let Some(station) = self.stations.get_mut(&node) else { return };
+        station.starts += 1;
+        station.log.clone_from(&station.disk.log);
+        station.core = Some(RaftCore::new(Initial {
+            node: n(node),
+            config: CoreConfig::default(),
+            hard_state: station.disk.hard_state,
+            log: InitialLog {
+                configuration: self.configuration.clone(),
+                entries: station.disk.log.clone(),
+                ..InitialLog::default()
+            },
+            seed: node * 1_000 + station.starts,
+            now: self.now,
+        }));
+    }
+
+    /// Stops `node`; writes that are not complete are lost.
+    pub(crate) fn crash(&mut self, node: u64) {
+        if let Some(station) = self.stations.get_mut(&node) {
+            station.core = None;
+            station.disk.queue.clear();
+        }
+    }
+
+    /// Lets time pass until `node` has something to do, and lets it.
+    pub(crate) fn timeout(&mut self, node: u64) {
+        let deadline = self.core(node).and_then(RaftCore::next_deadline);
+        self.now = self.now.max(deadline.unwrap_or(self.now));
+        self.step(node, "timeout", Input::Deadline);
+    }
+
+    pub(crate) fn wait(&mut self, millis: u64) {
+        self.now = self.now.plus(Duration::from_millis(millis));
+    }
+
+    /// Messages between the two are lost from now on.
+    pub(crate) fn cut(&mut self, one: u64, other: u64) {
+        self.cut.extend([(one, other), (other, one)]);
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Delivers everything, and what comes of it, until nothing is on its way.
+    pub(crate) fn deliver_all(&mut self) {
+        for _ in 0..10_000 {
+            let Some(letter) = self.on_the_way.pop_front() else { return };
+            self.deliver_letter(letter);
+        }
+        panic!("the network does not come to rest");
+    }
+
+    /// Delivers what is on its way over `link`, but not what comes of it.
+    pub(crate) fn deliver(&mut self, link: Link) {
+        for letter in self.take(link) {
+            self.deliver_letter(letter);
+        }
+    }
+
+    pub(crate) fn drop_letters(&mut self, link: Link) {
+        for letter in self.take(link) {
+            self.note(format!("{} dropped", letter_name(&letter)));
+        }
+    }
+
+    /// Takes what is on its way over `link` off the network, to be put back by `put_back`.
+    pub(crate) fn set_aside(&mut self, link: Link) {
+        for letter in self.take(link) {
+            self.note(format!("{} set aside", letter_name(&letter)));
+            self.set_aside.push_back(letter);
+        }
+    }
+
+    pub(crate) fn put_back(&mut self) {
+        let letters = std::mem::take(&mut self.set_aside);
+        self.on_the_way.extend(letters);
+    }
+
+    /// Completes the first `count` writes of `node`.
+    pub(crate) fn persist(&mut self, node: u64, count: usize) {
+        let Some(station) = self.stations.get_mut(&node) else { return };
+        if let Some(id) = station.disk.sync(count) {
+            self.step(node, &format!("write #{id} is complete"), Input::Persisted(id));
+        }
+    }
+
+    pub(crate) fn core(&self, node: u64) -> Option<&RaftCore> {
+        self.stations.get(&node).and_then(|station| station.core.as_ref())
+    }
+
+    /// The nodes that believe they lead.
+    pub(crate) fn leaders(&self) -> Vec<u64> {
+        let leads = |node: &u64| self.core(*node).is_some_and(|core| core.role() == RoleKind::Leader);
+        self.stations.keys().copied().filter(leads).collect()
+    }
+
+    /// One line for `node`: role, hard state, log and watermarks.
+    pub(crate) fn status_of(&self, node: u64) -> String {
+        let Some(core) = self.core(node) else { return format!("{node}: down") };
+        let log = core.log();
+        let terms: Vec<String> = (1..=log.last.index.get())
+            .filter_map(|index| core.term_at(super::i(index)))
+            .map(|term| term.to_string())
+            .collect();
+        let watermarks = format!("stored {} committed {}", log.persisted, log.committed);
+        format!("{node}: {}; log [{}] {watermarks}", role_of(core), terms.join(" "))
+    }
+
+    pub(crate) fn note(&mut self, line: String) {
+        self.transcript.push(line);
+    }
+
+    /// Gives `input` to `node`, does what it says, and writes it down.
+    pub(crate) fn step(&mut self, node: u64, what: &str, input: Input) {
+        let Some(station) = self.stations.get_mut(&node) else { return };
+        let Some(core) = &mut station.core else {
+            self.note(format!("{what}: node {node} is down"));
+            return;
+        };
+        let received = match &input {
+            Input::Message { message: Message::Append { entries, .. }, .. } => entries.clone(),
+            _ => Vec::new(),
+        };
+        let mut out = Effects::default();
+        let result = core.step(self.now, 0, input, &mut out);
+        let mut lines = vec![format!("{node}: {what}")];
+        if let Err(rejected) = result {
+            lines.push(format!("  rejected: {rejected}"));
+        }
+        lines.extend(described(&out, core));
+        if let Some(index) = out.apply_to {
+            let mut nothing = Effects::default();
+            core.step(self.now, 0, Input::Applied(index), &mut nothing).unwrap();
+        }
+        if let Some(order) = out.persist {
+            station.order(order, &received);
+        }
+        for plan in out.appends {
+            let message = station.fill(plan);
+            self.on_the_way.push_back(Letter { from: node, to: plan.to.get(), message });
+        }
+        for send in out.messages {
+            self.on_the_way.push_back(Letter { from: node, to: send.to.get(), message: send.message });
+        }
+        self.transcript.extend(lines);
+        if !self.slow_disks.contains(&node) {
+            self.persist(node, usize::MAX);
+        }
+    }
+
+    fn deliver_letter(&mut self, letter: Letter) {
+        let name = letter_name(&letter);
+        if self.cut.contains(&(letter.from, letter.to)) {
+            self.note(format!("{name} lost"));
+            return;
+        }
+        let from = n(letter.from);
+        self.step(letter.to, &name, Input::Message { from, message: letter.message });
+    }
+
+    fn take(&mut self, (from, to): Link) -> Vec<Letter> {
+        let (taken, kept) = std::mem::take(&mut self.on_the_way).into_iter().partition(|letter: &Letter| {
+            from.is_none_or(|from| from == letter.from) && to.is_none_or(|to| to == letter.to)
+        });
+        self.on_the_way = kept;
+        taken.into_iter().collect::<VecDeque<Letter>>().into()
+    }
+}
+
+impl Station {
+    /// Takes the entries into memory and the order into the disk's queue.
+    fn order(&mut self, order: PersistOrder, received: &[EntryMeta]) {
+        let (kept, entries) = match order.appended {
+            Appended::Nothing => (None, Vec::new()),
+            Appended::Created { first, count, kind, time_ms } => {
+                let entry = EntryMeta { kind, time_ms, ..super::entry(first.term.get()) };
+                (Some(first.index), vec![entry; usize::try_from(count).unwrap()])
+            }
+            Appended::Received { skip, first } => (Some(first), received[skip..].to_vec()),
+        };
+        let kept = kept.map(|first| usize::try_from(first.get() - 1).unwrap());
+        if let Some(kept) = kept {
+            self.log.truncate(kept);
+            self.log.extend(entries.iter().cloned());
+        }
+        self.disk.queue.push_back(Write { id: order.id, hard_state: order.hard_state, kept, entries });
+    }
+
+    fn fill(&self, plan: AppendPlan) -> Message {
+        let range =
+            usize::try_from(plan.prev.index.get()).unwrap()..usize::try_from(plan.last.index.get()).unwrap();
+        let entries = self.log[range].to_vec();
+        Message::Append { term: plan.term, prev: plan.prev, commit: plan.commit, entries }
+    }
+}
+
+/// The effects of a step, one line each.
+fn described(out: &Effects, core: &RaftCore) -> Vec<String> {
+    let mut lines = Vec::new();
+    if out.status_changed {
+        lines.push(format!("  is {}", role_of(core)));
+    }
+    if out.lost_leadership {
+        lines.push("  lost leadership".to_owned());
+    }
+    lines.extend(out.reads_lost.iter().map(|read| format!("  read {read} is lost")));
+    lines.extend(out.superseded_from.map(|index| format!("  superseded from {index}")));
+    lines.extend(out.persist.as_ref().map(order_line));
+    if out.hard_state_saved {
+        lines.push("  hard state saved".to_owned());
+    }
+    lines.extend(out.apply_to.map(|index| format!("  apply to {index}")));
+    lines.extend(
+        out.reads_confirmed.iter().map(|(read, index)| format!("  read {read} confirmed at {index}")),
+    );
+    for plan in &out.appends {
+        let (prev, last, commit) = (plan.prev, plan.last.index, plan.commit);
+        lines.push(format!("  -> {} Append after {prev:?} to {last}, commit {commit}", plan.to));
+    }
+    lines.extend(out.messages.iter().map(|send| format!("  -> {} {}", send.to, message_line(&send.message))));
+    lines
+}
+
+fn order_line(order: &PersistOrder) -> String {
+    let mut line = format!("  write #{}:", order.id);
+    if let Some(HardState { term, vote, commit }) = order.hard_state {
+        let vote = vote.map_or("none".to_owned(), |node| node.to_string());
+        write!(line, " t{term} vote {vote} commit {commit}").unwrap();
+    }
+    match order.appended {
+        Appended::Nothing => {}
+        Appended::Created { first, count, kind, .. } => {
+            let what = if kind == EntryKind::Noop { "no-op" } else { "entries" };
+            write!(line, " {what} {}-{}", first.index, first.index.get() + count - 1).unwrap();
+        }
+        Appended::Received { first, .. } => write!(line, " entries from {first}").unwrap(),
+    }
+    line
+}
+
+fn role_of(core: &RaftCore) -> String {
+    let vote = core.vote().map_or("none".to_owned(), |node| node.to_string());
+    let leader = match core.leader() {
+        Some(leader) if core.role() == RoleKind::Follower => format!(" of {leader}"),
+        _ => String::new(),
+    };
+    format!("{:?}{leader} t{} vote {vote}", core.role(), core.term())
+}
+
+fn letter_name(letter: &Letter) -> String {
+    let name = match letter.message {
+        Message::PreVote { .. } => "PreVote",
+        Message::PreVoteReply { .. } => "PreVoteReply",
+        Message::RequestVote { .. } => "RequestVote",
+        Message::VoteReply { .. } => "VoteReply",
+        Message::Append { .. } => "Append",
+        Message::AppendReply { .. } => "AppendReply",
+        Message::Heartbeat { .. } => "Heartbeat",
+        Message::HeartbeatReply { .. } => "HeartbeatReply",
+    };
+    format!("{}->{} {name} t{}", letter.from, letter.to, letter.message.term())
+}
+
+fn message_line(message: &Message) -> String {
+    let answer = |granted: bool| if granted { "yes" } else { "no" };
+    match message {
+        Message::PreVote { term, last } => format!("PreVote t{term} last {last:?}"),
+        Message::PreVoteReply { term, granted } => format!("PreVoteReply t{term} {}", answer(*granted)),
+        Message::RequestVote { term, last, transfer } => {
+            format!("RequestVote t{term} last {last:?}{}", if *transfer { " transfer" } else { "" })
+        }
+        Message::VoteReply { term, granted } => format!("VoteReply t{term} {}", answer(*granted)),
+        Message::Append { term, .. } => format!("Append t{term}"),
+        Message::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
+            format!("AppendReply t{term} stored {index}")
+        }
+        Message::AppendReply { term, outcome: AppendOutcome::Conflict { refused, hint } } => {
+            format!("AppendReply t{term} refused {refused} hint {hint:?}")
+        }
+        Message::Heartbeat { term, commit, round } => {
+            format!("Heartbeat t{term} commit {commit} round {round}")
+        }
+        Message::HeartbeatReply { term, round, received, stored } => {
+            format!("HeartbeatReply t{term} round {round} received {received} stored {stored}")
+        }
+    }
+}
