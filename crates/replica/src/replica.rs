@@ -1,13 +1,13 @@
 //! A node of one group without its threads: the only driver of the core. The server calls
 //! [`Replica::handle`] from its raft thread, the simulator from its event loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{
-    AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistOrder,
-    RaftCore, Rejected, RoleKind,
+    AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistId,
+    PersistOrder, RaftCore, Rejected, RoleKind,
 };
 use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
@@ -39,6 +39,9 @@ pub struct Replica {
     last_load: u64,
     /// The data directories of this node and of connected peers.
     incarnations: BTreeMap<NodeId, Incarnation>,
+    /// Payload bytes given to the log worker and not reported as stored, by order.
+    unsynced: VecDeque<(PersistId, usize)>,
+    unsynced_bytes: usize,
     stopped: Option<StopReason>,
 }
 
@@ -93,6 +96,8 @@ impl Replica {
             loads: BTreeMap::new(),
             last_load: 0,
             incarnations: BTreeMap::from([(identity.node, identity.incarnation)]),
+            unsynced: VecDeque::new(),
+            unsynced_bytes: 0,
             stopped: None,
             config,
         })
@@ -123,6 +128,9 @@ impl Replica {
             }
             Event::Persisted(id) => {
                 self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
+                while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
+                    self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
+                }
                 self.cache.evict(self.core.log().persisted);
             }
             Event::Applied(through) => {
@@ -225,6 +233,12 @@ impl Replica {
 
     fn on_propose(&mut self, now: Instant, wall_ms: u64, proposals: Vec<Proposal>, jobs: &mut Jobs) {
         let limit = self.config.command_bytes_max;
+        // The others may commit while this node's own disk stands still: what waits for it is bounded
+        // like what waits for commit.
+        if self.unsynced_bytes as u64 > self.config.core.uncommitted_bytes_max {
+            proposals::refuse(proposals, &ProposeError::Busy { what: "bytes waiting for this node's disk" });
+            return;
+        }
         let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
         let mut accepted = Vec::with_capacity(proposals.len());
         let mut sizes = Vec::with_capacity(proposals.len());
@@ -331,7 +345,10 @@ impl Replica {
             self.members.truncate_from(from);
         }
         if effects.lost_leadership {
-            self.proposals.lose_after(self.core.log().committed);
+            let core = &self.core;
+            self.proposals.lose_unless(|entry| {
+                entry.index <= core.log().committed && core.term_at(entry.index) == Some(entry.term)
+            });
             self.loads.clear();
         }
         if let Some(order) = effects.persist.take() {
@@ -381,6 +398,9 @@ impl Replica {
             }
         }
         self.cache.append(&entries);
+        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        self.unsynced.push_back((order.id, bytes));
+        self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
         jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries });
     }
 
@@ -405,7 +425,7 @@ impl Replica {
                 let mut entries = Vec::with_capacity(commands.len());
                 for (offset, proposal) in commands.into_iter().enumerate() {
                     let entry = entry(offset, proposal.command);
-                    self.proposals.push(entry.id.index, proposal.responder);
+                    self.proposals.push(entry.id, proposal.responder);
                     entries.push(entry);
                 }
                 entries

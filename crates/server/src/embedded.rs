@@ -37,6 +37,9 @@ pub struct EmbeddedEngine {
     inner: Arc<Inner>,
 }
 
+/// How long a shutdown waits for clients to take their last answers.
+const CLIENTS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a transfer of leadership may take to show.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -142,6 +145,11 @@ impl EmbeddedEngine {
                 keeps: Mutex::new(None),
             }),
         }
+    }
+
+    /// Becomes `Some` when the node has stopped.
+    pub(crate) fn stop_signal(&self) -> watch::Receiver<Option<StopReason>> {
+        self.inner.shared.stopped.subscribe()
     }
 
     fn keep(&self, shutdown: watch::Sender<()>) {
@@ -316,9 +324,10 @@ impl EmbeddedEngine {
         let mut stopped = self.inner.shared.stopped.subscribe();
         // The sender lives in `shared`, which this handle keeps.
         stopped.wait_for(Option::is_some).await.ok();
-        if let Some(clients) = clients {
+        if let Some(mut clients) = clients
+            && tokio::time::timeout(CLIENTS_PATIENCE, &mut clients).await.is_err()
+        {
             clients.abort();
-            clients.await.ok();
         }
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
@@ -346,7 +355,9 @@ impl EmbeddedEngine {
     #[must_use]
     pub fn stop_reason(&self) -> StopReason {
         let reason = self.inner.shared.stopped.borrow().clone();
-        reason.unwrap_or_else(|| StopReason::new("it has not stopped"))
+        reason
+            .or_else(|| self.inner.shared.inbox.closed())
+            .unwrap_or_else(|| StopReason::new("it has not stopped"))
     }
 }
 
