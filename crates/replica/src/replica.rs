@@ -184,6 +184,12 @@ impl Replica {
         self.apply.applied()
     }
 
+    /// How many members have their data directory bound to them.
+    #[must_use]
+    pub fn bound_incarnations(&self) -> usize {
+        self.members.current().members().iter().filter(|member| member.incarnation.is_some()).count()
+    }
+
     /// The membership in force.
     #[must_use]
     pub fn membership(&self) -> &Membership {

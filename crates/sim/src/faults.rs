@@ -24,6 +24,7 @@ pub enum Fault {
     UnsyncedBytesLost,
     Pause,
     LeadershipTransfer,
+    Reconnect,
     SyncStall,
     DiskError,
     ClockDrift,
@@ -33,7 +34,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -51,6 +52,7 @@ impl Fault {
         Self::UnsyncedBytesLost,
         Self::Pause,
         Self::LeadershipTransfer,
+        Self::Reconnect,
         Self::SyncStall,
         Self::DiskError,
         Self::ClockDrift,

@@ -283,7 +283,13 @@ impl Monitors {
     ///
     /// # Errors
     /// The rule that is broken.
-    pub(crate) fn on_send(&mut self, node: u64, to: NodeId, message: &PeerMessage) -> Result<(), Broken> {
+    pub(crate) fn on_send(
+        &mut self,
+        node: u64,
+        core: &RaftCore,
+        to: NodeId,
+        message: &PeerMessage,
+    ) -> Result<(), Broken> {
         let disk = self.disks.entry(node).or_default();
         let stored = disk.hard_state;
         let early = |what: &str| {
@@ -305,12 +311,12 @@ impl Monitors {
                 return self.note_vote(node, *term, to);
             }
             PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
-                if *index > LogIndex::ZERO && stored.term <= *term && disk.term_at(*index).is_none() {
+                if is_early(disk, core, *index, *term) {
                     return early("an ack for entries that are not stored");
                 }
             }
             PeerMessage::HeartbeatReply { stored: index, term, .. } => {
-                if *index > LogIndex::ZERO && stored.term <= *term && disk.term_at(*index).is_none() {
+                if is_early(disk, core, *index, *term) {
                     return early("an ack (in a heartbeat's answer) for entries that are not stored");
                 }
             }
@@ -404,6 +410,13 @@ impl Monitors {
                 self.disks.get(&voter.get()).is_some_and(|disk| disk.term_at(index) == Some(term.get()))
             })
     }
+}
+
+/// Whether an ack of `term` up to `index` says more than the disk holds: the very entry that the log has
+/// there. An ack of an earlier term than the node's was right when it was made.
+fn is_early(disk: &Disk, core: &RaftCore, index: LogIndex, term: Term) -> bool {
+    let in_log = core.term_at(index).map(Term::get);
+    index > LogIndex::ZERO && term == core.term() && disk.term_at(index) != in_log
 }
 
 /// FNV-1a over everything that must be equal between replicas.

@@ -36,6 +36,8 @@ pub(crate) struct Node {
     pub(crate) running: Option<Running>,
     /// Until when nothing happens on this node.
     pub(crate) paused_until: u64,
+    /// Whether an operation on the disk was chosen to fail and has not failed yet.
+    pub(crate) disk_fails: bool,
     /// The speed of the node's clock in millionths.
     pub(crate) clock_rate: u64,
     /// The wall clock's error in milliseconds.
@@ -99,7 +101,16 @@ impl Node {
     #[must_use]
     pub(crate) fn new(id: u64, clock_rate: u64) -> Self {
         let fs = SimFs::new();
-        Self { id, fs, life: 0, running: None, paused_until: 0, clock_rate, wall_offset_ms: 0 }
+        Self {
+            id,
+            fs,
+            life: 0,
+            running: None,
+            paused_until: 0,
+            disk_fails: false,
+            clock_rate,
+            wall_offset_ms: 0,
+        }
     }
 
     /// What this node's monotonic clock shows at true time `now`.

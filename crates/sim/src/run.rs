@@ -81,6 +81,10 @@ pub fn run(seed: u64, options: RunOptions) -> Report {
     }
 }
 
+/// How long the calm cluster may take to find a leader: ten election timeouts, after the longest sync
+/// that may have begun before the calm.
+const LEADER_WITHIN: u64 = 20 * SECOND;
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
@@ -105,6 +109,9 @@ fn recover(world: &mut World) -> Result<(), String> {
         let leader = leader(world);
         if leader.is_some() && leader_at.is_none() {
             leader_at = Some(world.now);
+        }
+        if leader_at.is_none() && world.now > healed_at + LEADER_WITHIN {
+            return Err(format!("liveness: no leader {} s after the faults", LEADER_WITHIN / SECOND));
         }
         if leader.is_some_and(|leader| all_equal(world, leader)) {
             return Ok(());
@@ -136,7 +143,8 @@ fn all_equal(world: &World, leader: u64) -> bool {
         && world.nodes.iter().all(|node| {
             node.running.as_ref().is_some_and(|it| {
                 let core = it.replica.core();
-                core.log().last == log.last
+                !it.replica.has_callers()
+                    && core.log().last == log.last
                     && core.log().committed == log.committed
                     && it.replica.applied() == log.committed
                     && core.term() == leading.replica.core().term()

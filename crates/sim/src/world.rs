@@ -34,6 +34,7 @@ pub(crate) enum Happening {
     Start(u64),
     CrashSome,
     PauseSome,
+    Reconnect,
     TransferSome,
     PartitionBegin,
     PartitionEnd,
@@ -155,6 +156,7 @@ impl World {
         self.plan(self.profile.pause_every, Happening::PauseSome);
         self.plan(self.profile.partition_every, Happening::PartitionBegin);
         self.plan(self.profile.transfer_every, Happening::TransferSome);
+        self.plan(self.profile.reconnect_every, Happening::Reconnect);
         if self.profile.clock_jump > 0 {
             self.after(SECOND, Happening::ClockJump);
         }
@@ -202,7 +204,8 @@ impl World {
                 if matches!(what, Happening::Deadline { .. }) {
                     self.counts.reached(Sometimes::DeadlineWhilePaused);
                 }
-                self.after(paused_until - self.now, what);
+                // In steps, so that the calm ends a pause that was meant to last longer.
+                self.after((paused_until - self.now).min(SECOND / 2), what);
                 return Ok(());
             }
         }
@@ -239,9 +242,13 @@ impl World {
             Happening::CrashSome => self.crash_some(),
             Happening::PauseSome => self.pause_some(),
             Happening::TransferSome => self.transfer_some()?,
+            Happening::Reconnect => self.reconnect()?,
             Happening::PartitionBegin => self.partition_begin(),
             Happening::PartitionEnd => {
                 self.network.heal();
+                if self.prng.chance(500_000) {
+                    self.reconnect_some(true)?;
+                }
                 self.plan(self.profile.partition_every, Happening::PartitionBegin);
             }
             Happening::ClockJump => self.clock_jump(),
@@ -298,7 +305,17 @@ impl World {
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         let before = (running.replica.core().role(), running.replica.core().term());
         let mut jobs = std::mem::take(&mut running.jobs);
+        let (bindings, last) = (running.replica.bound_incarnations(), running.replica.core().log().last);
         running.replica.handle(clock, wall_ms, event, &mut jobs);
+        let superseded = running.replica.core().term_at(last.index) != Some(last.term);
+        let bound = running.replica.bound_incarnations() > bindings;
+        if superseded {
+            self.counts.reached(Sometimes::SuffixSuperseded);
+        }
+        if bound {
+            self.counts.reached(Sometimes::IncarnationsBound);
+        }
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let after = (running.replica.core().role(), running.replica.core().term());
         self.observe(id, before, after)?;
         let result = self.carry_out(id, &mut jobs);
@@ -352,7 +369,10 @@ impl World {
             }
         }
         for outgoing in jobs.send.drain(..) {
-            self.monitors.on_send(id, outgoing.to, &outgoing.message)?;
+            let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
+            if let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) {
+                self.monitors.on_send(id, running.replica.core(), outgoing.to, &outgoing.message)?;
+            }
             let frame: Bytes = encode_frame(GROUP, &outgoing.message).to_bytes();
             let packet = Packet { from: id, to: outgoing.to.get(), frame };
             for (at, packet) in self.network.send(packet, self.now, &self.profile, &mut self.counts) {

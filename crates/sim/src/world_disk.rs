@@ -25,6 +25,8 @@ impl World {
         if crash_in_write {
             node.fs.halt_at(halt_at);
         } else if fails {
+            // If no operation of this kind comes now, the failure waits for a later write.
+            node.disk_fails = true;
             match failing {
                 0 => node.fs.fail(FsOp::SyncData, 1, Failure::Io),
                 1 => node.fs.fail(FsOp::Write, 1, Failure::NoSpace),
@@ -45,7 +47,7 @@ impl World {
         }
         let stored = match stored {
             Ok(stored) => stored,
-            Err(reason) => return self.stopped_by_disk(id, reason),
+            Err(reason) => return self.stopped_by_disk(id, reason, fails),
         };
         if !writes.is_empty() {
             self.monitors.on_stored(id);
@@ -54,7 +56,7 @@ impl World {
             self.counts.reached(Sometimes::EntriesLoadedFromLog);
             match event {
                 Ok(event) => self.tell(id, event)?,
-                Err(reason) => return self.stopped_by_disk(id, reason),
+                Err(reason) => return self.stopped_by_disk(id, reason, fails),
             }
         }
         let latency = self.sync_latency();
@@ -115,12 +117,21 @@ impl World {
         }
         match idle {
             Ok(()) => Ok(()),
-            Err(reason) => self.stopped_by_disk(id, reason),
+            Err(reason) => self.stopped_by_disk(id, reason, false),
         }
     }
 
-    /// The first I/O error is final: the node stops, and is started again after the repair.
-    fn stopped_by_disk(&mut self, id: u64, reason: d_engine_replica::StopReason) -> Result<(), String> {
+    /// The first I/O error is final: the node stops, and is started again after the repair. An error
+    /// that nobody has injected is a finding.
+    fn stopped_by_disk(
+        &mut self,
+        id: u64,
+        reason: d_engine_replica::StopReason,
+        injected: bool,
+    ) -> Result<(), String> {
+        if !injected && !self.node(id).disk_fails {
+            return Err(format!("log: node {id} stops although its disk is well: {reason}"));
+        }
         self.counts.fault(Fault::DiskError);
         self.counts.reached(Sometimes::NodeStoppedByDisk);
         let now = self.now;
@@ -181,6 +192,7 @@ impl World {
         let now = self.now;
         self.trace.note(now, format_args!("node {id} crashes"));
         let mut prng = self.prng.clone();
+        self.node(id).disk_fails = false;
         self.node(id).crash(&mut |bound| prng.below(bound));
         self.prng = prng;
         let delay = if self.healed { 100 * MS } else { 5 * MS + self.prng.tail(self.profile.crash_length) };

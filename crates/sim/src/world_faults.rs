@@ -81,6 +81,32 @@ impl World {
         self.after(length, Happening::PartitionEnd);
     }
 
+    /// Connections break now and then and stand again at once or later, as TCP's do. When partitions end,
+    /// many come back together.
+    pub(crate) fn reconnect_some(&mut self, all: bool) -> Result<(), String> {
+        for node in 1..=self.profile.nodes {
+            for peer in 1..=self.profile.nodes {
+                if node == peer || !(all || self.prng.chance(100_000)) {
+                    continue;
+                }
+                self.counts.fault(Fault::Reconnect);
+                self.tell(node, Event::PeerDown { node: node_id(peer) })?;
+                let (delay, life) = (self.prng.tail(200 * MS), self.node(node).life);
+                self.after(delay, Happening::PeerUp { node, life, peer });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn reconnect(&mut self) -> Result<(), String> {
+        if self.healed {
+            return Ok(());
+        }
+        self.reconnect_some(false)?;
+        self.plan(self.profile.reconnect_every, Happening::Reconnect);
+        Ok(())
+    }
+
     /// A wall clock jumps, by up to a day, either way; the monotonic clock does not.
     pub(crate) fn clock_jump(&mut self) {
         if self.healed {
@@ -102,6 +128,7 @@ impl World {
         let now = self.now;
         for node in 1..=self.profile.nodes {
             self.node(node).paused_until = now;
+            self.after(100 * MS, Happening::Start(node));
         }
     }
 
