@@ -64,6 +64,7 @@ fn an_interrupted_demo_leaves_no_process_behind() {
     for (signal, code) in [("INT", Some(130)), ("TERM", Some(130)), ("KILL", None)] {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data").to_str().unwrap().to_owned();
+        let _strays = Strays(data.clone());
         let demo = Process::start(d_engine().args(["demo", "--dir", &data]));
         wait_until(PATIENCE, || (processes_of(&data).len() >= 4).then_some(()));
         demo.signal(signal);
@@ -77,31 +78,27 @@ fn an_interrupted_demo_leaves_no_process_behind() {
 fn an_interrupted_demo_kills_even_a_node_that_hangs() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data").to_str().unwrap().to_owned();
+    let _strays = Strays(data.clone());
     let demo = Process::start(d_engine().args(["demo", "--dir", &data]));
     let node = wait_until(PATIENCE, || {
         let nodes = processes_of(&data).into_iter().filter(|id| *id != demo.id());
         nodes.max().filter(|_| processes_of(&data).len() >= 4)
     });
-    let hung = Hung::stop(node);
+    support::send("STOP", node);
     demo.signal("INT");
     assert_eq!(demo.finish().code, Some(130));
     wait_until(PATIENCE, || processes_of(&data).is_empty().then_some(()));
-    drop(hung);
 }
 
-/// A process stopped with SIGSTOP; goes on when the test ends, so that it can end by itself.
-struct Hung(u32);
+/// Kills whatever a failed test leaves behind: every process that names this directory.
+struct Strays(String);
 
-impl Hung {
-    fn stop(process: u32) -> Self {
-        support::send("STOP", process);
-        Self(process)
-    }
-}
-
-impl Drop for Hung {
+impl Drop for Strays {
     fn drop(&mut self) {
-        support::send("CONT", self.0);
+        for process in processes_of(&self.0) {
+            // It may have ended by itself meanwhile.
+            support::send("KILL", process);
+        }
     }
 }
 
