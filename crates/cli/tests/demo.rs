@@ -27,7 +27,7 @@ fn the_demo_loses_nothing_and_says_what_it_shows() {
     let dir = demo.out.lines().find_map(|line| line.strip_prefix("  data      ")).unwrap();
     let dir = dir.split(' ').next().unwrap();
     assert!(!std::path::Path::new(dir).exists(), "{dir} was left behind");
-    assert_eq!(processes_of(dir), Vec::<String>::new());
+    assert_eq!(processes_of(dir), Vec::<u32>::new());
 }
 
 #[test]
@@ -63,9 +63,9 @@ fn a_bad_line_is_refused_before_anything_is_started() {
 fn an_interrupted_demo_leaves_no_process_behind() {
     for (signal, code) in [("INT", Some(130)), ("TERM", Some(130)), ("KILL", None)] {
         let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        let demo = Process::start(d_engine().args(["demo", "--dir", data.to_str().unwrap()]));
-        let data = data.to_str().unwrap().to_owned();
+        let data = dir.path().join("data").to_str().unwrap().to_owned();
+        let _strays = Strays(data.clone());
+        let demo = Process::start(d_engine().args(["demo", "--dir", &data]));
         wait_until(PATIENCE, || (processes_of(&data).len() >= 4).then_some(()));
         demo.signal(signal);
         assert_eq!(demo.finish().code, code, "{signal}");
@@ -73,12 +73,41 @@ fn an_interrupted_demo_leaves_no_process_behind() {
     }
 }
 
-/// The command lines of all processes that name `dir`.
-fn processes_of(dir: &str) -> Vec<String> {
+/// A node that hangs does not see that its stdin is closed: the demo kills it.
+#[test]
+fn an_interrupted_demo_kills_even_a_node_that_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data").to_str().unwrap().to_owned();
+    let _strays = Strays(data.clone());
+    let demo = Process::start(d_engine().args(["demo", "--dir", &data]));
+    let node = wait_until(PATIENCE, || {
+        let nodes = processes_of(&data).into_iter().filter(|id| *id != demo.id());
+        nodes.max().filter(|_| processes_of(&data).len() >= 4)
+    });
+    support::send("STOP", node);
+    demo.signal("INT");
+    assert_eq!(demo.finish().code, Some(130));
+    wait_until(PATIENCE, || processes_of(&data).is_empty().then_some(()));
+}
+
+/// Kills whatever a failed test leaves behind: every process that names this directory.
+struct Strays(String);
+
+impl Drop for Strays {
+    fn drop(&mut self) {
+        for process in processes_of(&self.0) {
+            // It may have ended by itself meanwhile.
+            support::send("KILL", process);
+        }
+    }
+}
+
+/// The ids of all processes whose command line names `dir`.
+fn processes_of(dir: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
-        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(dir))
-        .collect()
+    let names_dir = |id: &u32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(dir)
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(names_dir).collect()
 }

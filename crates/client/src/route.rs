@@ -17,6 +17,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// The longest: short beside an election, long beside a round trip.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// A repetition with less time than this is not sent: it could only become an unknown outcome.
+const LAST_CALL: Duration = Duration::from_millis(100);
+
 /// Who may answer a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Whom {
@@ -200,8 +203,7 @@ impl<'a> Route<'a> {
     ) -> Result<(), ClientError> {
         let wake = Instant::now() + jittered(self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
-        if wake >= self.deadline {
-            tokio::time::sleep_until(self.deadline).await;
+        if wake + LAST_CALL >= self.deadline {
             return Err(self.give_up());
         }
         tokio::select! {

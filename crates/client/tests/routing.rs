@@ -128,3 +128,20 @@ async fn without_a_majority_nothing_is_done_and_the_caller_knows_it() {
     );
     cluster.stop_all().await;
 }
+
+/// Otherwise every call would first wait in vain for a node that hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_just_failed_is_not_asked_while_others_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, address) = support::alone(dir.path(), |_| ()).await;
+    let (silent, listener) = silent();
+    let options = ClientOptions::default().connect_timeout(Duration::from_millis(200));
+    let client = Client::new([silent, address], options).unwrap();
+    for _ in 0..3 {
+        client.get("k", Consistency::Eventual).await.unwrap();
+    }
+    listener.set_nonblocking(true).unwrap();
+    let tried = std::iter::from_fn(|| listener.accept().ok()).count();
+    assert_eq!(tried, 1, "the silent node was tried again");
+    engine.stop().await;
+}

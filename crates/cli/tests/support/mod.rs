@@ -64,8 +64,7 @@ impl Process {
 
     /// Any other signal, by name.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status().unwrap();
-        assert!(sent.success());
+        assert!(send(name, self.id()), "SIG{name} was not sent");
     }
 
     /// Waits for the end; returns exit code, stdout and stderr.
@@ -95,6 +94,13 @@ fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::Join
         pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// Sends a signal to a process; whether there was one.
+pub(crate) fn send(signal: &str, process: u32) -> bool {
+    let mut kill = Command::new("kill");
+    kill.args([&format!("-{signal}"), &process.to_string()]).stderr(Stdio::null());
+    kill.status().unwrap().success()
 }
 
 /// What a process left behind.
