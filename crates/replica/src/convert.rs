@@ -5,8 +5,7 @@ use std::sync::Arc;
 use d_engine_core::{EntryKind, EntryMeta, InitialLog, Message};
 use d_engine_storage::{Identity, LogEntry, Membership, MembershipError, RecoveredLog};
 
-use crate::PeerMessage;
-use crate::replica::ReplicaError;
+use crate::{PeerMessage, ReplicaError};
 
 fn meta(entry: &LogEntry) -> Result<EntryMeta, MembershipError> {
     let head = entry.head();

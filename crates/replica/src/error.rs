@@ -1,4 +1,4 @@
-//! What callers are told. Every variant says what to do next.
+//! What callers are told, and what refuses a start. Every variant says what to do next.
 
 use std::fmt;
 use std::sync::Arc;
@@ -110,4 +110,21 @@ pub enum ReadError {
     /// The state machine could not answer.
     #[error("the state machine could not answer: {0}")]
     StateMachine(String),
+}
+
+/// Why a recovered log cannot be driven. Restore the directory or use a newer program.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplicaError {
+    /// A membership entry in the log cannot be read.
+    #[error("the membership entry at index {index} cannot be read: {source}")]
+    Membership {
+        /// The entry.
+        index: u64,
+        /// What is wrong with it.
+        source: d_engine_storage::MembershipError,
+    },
+    /// The settings contradict each other.
+    #[error("{0}")]
+    Config(#[from] d_engine_core::CoreConfigError),
 }

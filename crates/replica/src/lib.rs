@@ -10,6 +10,7 @@
 mod apply_queue;
 mod apply_worker;
 mod callback_error;
+mod config;
 mod convert;
 mod entry;
 mod error;
@@ -25,11 +26,13 @@ mod snapshot_checksum;
 mod snapshot_policy;
 mod state_machine;
 mod state_machine_handler;
+mod status;
 
 pub use apply_worker::ApplyWorker;
 pub use callback_error::{Error, Result, Unsupported};
+pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
-pub use error::{LeaderHint, ProposeError, ReadError, StopReason};
+pub use error::{LeaderHint, ProposeError, ReadError, ReplicaError, StopReason};
 pub use event::{
     ApplyJob, ApplySource, Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal, ProposeResponder,
     ReadRequest, ReadResponder,
@@ -37,8 +40,9 @@ pub use event::{
 pub use log_worker::LogWorker;
 pub use peer_message::PeerMessage;
 pub use reads::ReadConsistency;
-pub use replica::{Replica, ReplicaConfig, ReplicaError, ReplicaStatus};
+pub use replica::Replica;
 pub use snapshot_checksum::snapshot_checksum;
 pub use snapshot_policy::{Never, SnapshotContext, SnapshotPolicy};
 pub use state_machine::{Durability, SnapshotMetadata, SnapshotView, StateMachine};
 pub use state_machine_handler::StateMachineHandler;
+pub use status::ReplicaStatus;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{
-    AppendPlan, Appended, CoreConfig, CoreStatus, Effects, EntryKind, Initial, Input, Instant, LogId,
-    LogIndex, NodeId, PersistOrder, RaftCore, Rejected, RoleKind,
+    AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistOrder,
+    RaftCore, Rejected, RoleKind,
 };
 use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
@@ -18,72 +18,9 @@ use crate::log_cache::LogCache;
 use crate::members::Members;
 use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
-use crate::{LeaderHint, PeerMessage, ProposeError, ReadError, StopReason};
-
-/// The settings of a replica.
-#[derive(Clone, Copy, Debug)]
-pub struct ReplicaConfig {
-    /// The algorithm's settings.
-    pub core: CoreConfig,
-    /// Largest command in bytes.
-    pub command_bytes_max: usize,
-    /// Proposals on their way: beyond it [`ProposeError::Busy`].
-    pub proposals_max: usize,
-    /// Reads on their way: beyond it [`ReadError::Busy`].
-    pub reads_max: usize,
-    /// Bytes of recent entries kept in memory.
-    pub cache_bytes_max: usize,
-    /// Jobs on their way to the apply worker.
-    pub apply_jobs_max: usize,
-    /// Entries in one apply job.
-    pub apply_entries_max: u64,
-}
-
-impl Default for ReplicaConfig {
-    fn default() -> Self {
-        Self {
-            core: CoreConfig::default(),
-            command_bytes_max: 1 << 20,
-            proposals_max: 65_536,
-            reads_max: 65_536,
-            cache_bytes_max: 32 << 20,
-            apply_jobs_max: 2,
-            apply_entries_max: 4096,
-        }
-    }
-}
-
-/// Why a recovered log cannot be driven. Restore the directory or use a newer program.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReplicaError {
-    /// A membership entry in the log cannot be read.
-    #[error("the membership entry at index {index} cannot be read: {source}")]
-    Membership {
-        /// The entry.
-        index: u64,
-        /// What is wrong with it.
-        source: d_engine_storage::MembershipError,
-    },
-    /// The settings contradict each other.
-    #[error("{0}")]
-    Config(#[from] d_engine_core::CoreConfigError),
-}
-
-/// A picture of a replica.
-#[derive(Clone, Debug)]
-pub struct ReplicaStatus {
-    /// The algorithm's state.
-    pub core: CoreStatus,
-    /// The last entry applied to the state machine.
-    pub applied: u64,
-    /// The membership in force.
-    pub membership: Membership,
-    /// Whether the node has caught up and can serve.
-    pub ready: bool,
-    /// Why the node has stopped, if it has.
-    pub stopped: Option<StopReason>,
-}
+use crate::{
+    LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
+};
 
 /// A node of one group without its threads.
 pub struct Replica {

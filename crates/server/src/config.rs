@@ -89,7 +89,8 @@ pub struct Limits {
     pub max_apply_entries: usize,
     /// Recent entries kept in memory for followers and apply, in bytes. Default 64 MiB.
     pub log_cache_bytes: usize,
-    /// The size of one log file in bytes. Default 64 MiB.
+    /// The size of one log file in bytes. Default 16 MiB. A node that has been idle keeps the current one and
+    /// the next filled with zeros, so a new node takes twice this.
     pub segment_bytes: usize,
     /// Messages waiting to be sent to one node, by number. Default 4,096.
     pub peer_queue_frames: usize,
@@ -126,7 +127,7 @@ impl Default for Limits {
             max_append_bytes: 256 << 10,
             max_apply_entries: 512,
             log_cache_bytes: 64 << 20,
-            segment_bytes: 64 << 20,
+            segment_bytes: 16 << 20,
             peer_queue_frames: 4_096,
             peer_queue_bytes: 16 << 20,
         }

@@ -124,6 +124,8 @@ impl RaftThread {
         self.carry_out(&mut jobs, transport.as_mut());
         let mut shutdown_by = None;
         loop {
+            // The transport's tasks have the same thread: they get their turn however much comes in here.
+            tokio::task::yield_now().await;
             self.wait(shutdown_by).await;
             let incoming = self.shared.inbox.take();
             if incoming.shutdown && shutdown_by.is_none() {

@@ -77,6 +77,8 @@ pub(crate) struct Monitors {
     prints: BTreeMap<(u64, u64), Print>,
     /// The term of every committed entry, from index 1.
     committed: Vec<u64>,
+    /// The term of the leader that committed it.
+    committed_in: Vec<Term>,
     disks: BTreeMap<u64, Disk>,
     /// What the disk may hold instead, after a write that did not report success.
     maybe_written: BTreeMap<u64, Vec<Disk>>,
@@ -122,7 +124,12 @@ impl Monitors {
     }
 
     fn check_completeness(&self, node: u64, core: &RaftCore) -> Result<(), Broken> {
-        for (position, committed) in self.committed.iter().enumerate() {
+        for (position, (committed, by)) in self.committed.iter().zip(&self.committed_in).enumerate() {
+            // A leader whose last vote was long on its way may begin its term after a later one: it owes
+            // nothing to what was committed there, and will commit nothing itself.
+            if *by >= core.term() {
+                break;
+            }
             let index = LogIndex::new(position as u64 + 1);
             let held = core.term_at(index).map(Term::get);
             if held != Some(*committed) {
@@ -200,6 +207,7 @@ impl Monitors {
             );
         }
         self.committed.push(term);
+        self.committed_in.push(core.term());
         Ok(())
     }
 

@@ -14,8 +14,8 @@ use d_engine_replica::{
 };
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, Member, MemberRole, Membership,
-    OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
+    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, Member, MemberRole,
+    Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
 use crate::profile::Profile;
@@ -130,9 +130,9 @@ impl Node {
     pub(crate) fn start(&mut self, seed: u64, now: u64, profile: &Profile) -> Result<Started, String> {
         let options = FileStorageOptions {
             segment_bytes: profile.segment_bytes,
+            alignment: if profile.sector_aligned { Alignment::Sector } else { Alignment::Page },
             grow_bytes: 4096,
             prepare_bytes: 8192,
-            ..FileStorageOptions::default()
         };
         let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
         let engine = FileStorageEngine::new("/data", options, fs);

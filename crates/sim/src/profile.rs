@@ -68,6 +68,8 @@ pub struct Profile {
     pub clock_jump: u64,
     /// Bytes of a log segment.
     pub segment_bytes: u64,
+    /// Whether write groups begin at 512-byte boundaries instead of 4096-byte ones.
+    pub sector_aligned: bool,
     /// Bytes of recent entries that a node keeps in memory.
     pub cache_bytes: usize,
     /// Largest append message in payload bytes.
@@ -128,6 +130,7 @@ impl Profile {
             clock_drift,
             clock_jump,
             segment_bytes: upto(8, 64) << 10,
+            sector_aligned: upto(0, 1) == 1,
             cache_bytes: usize::try_from(upto(1, 64) << 10).unwrap_or(1 << 10),
             append_bytes: upto(1, 64) << 7,
             value_bytes: upto(8, 600),

@@ -95,6 +95,12 @@ fn a_watermark_behind_its_own_group_is_refused() {
     assert!(matches!(GroupHeader::decode(&bytes), Err(Fault::Invalid(_))));
 }
 
+#[test]
+fn a_group_with_fewer_records_than_it_says_is_refused() {
+    let bytes = GroupHeader { records: 1, ..header() }.encode();
+    assert!(matches!(decode(&bytes), Err(Fault::Invalid(_))));
+}
+
 /// FAULTS row 27: a garbage length is compared with what is there before anything is allocated.
 #[test]
 fn a_length_beyond_the_buffer_or_the_cap_is_refused() {

@@ -224,3 +224,20 @@ fn a_chain_of_segments_that_leads_in_a_circle_is_refused() {
     let error = refusal(&with_content(&fs, &path, content), "circle");
     assert!(error.to_string().contains("names no segment before it"), "{error}");
 }
+
+/// The rule for recycling: the file of a purged segment under a new name, its old header still in
+/// it, is a segment that was not begun.
+#[test]
+fn a_purged_segment_renamed_for_reuse_is_passed_over() {
+    let (fs, mut expected) = three_segments();
+    let purged = fs.image().files[&segments(&fs)[0]].clone();
+    let mut opened = open(&fs, &small()).unwrap();
+    let through = expected.entries[&expected.last()].id;
+    opened.log.purge(GROUP, through).unwrap();
+    expected.purge(through);
+    drop(opened);
+    let newest = segments(&fs).pop().unwrap();
+    let fs = with_content(&fs, &newest.with_file_name("00000000000000000009.seg"), purged);
+    assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
+    assert!(!segments(&fs).iter().any(|path| path.ends_with("00000000000000000009.seg")));
+}

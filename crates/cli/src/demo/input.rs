@@ -1,0 +1,113 @@
+//! What is imported: `key<TAB>value`, one record in a line.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::exit::{Exit, Failure};
+
+/// The bundled file: 8,192 Unicode characters and their names.
+const BUNDLED: &str = include_str!("../../data/unicode-names.tsv");
+
+/// The records to import, every key once.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// For people: where it comes from.
+    pub(super) source: String,
+    /// Lines that held a record.
+    pub(super) lines: usize,
+    /// Keys with their last value, in order.
+    pub(super) records: Vec<Record>,
+}
+
+/// One record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Record {
+    pub(super) key: Bytes,
+    pub(super) value: Bytes,
+}
+
+impl Input {
+    /// The bundled file, or the one at `path`.
+    pub(super) fn read(path: Option<&Path>) -> Result<Self, Failure> {
+        let Some(path) = path else {
+            return Self::parse("the bundled Unicode names", BUNDLED.as_bytes());
+        };
+        let name = path.display().to_string();
+        let bytes = fs::read(path)
+            .map_err(|error| Failure::new(Exit::Refused, format!("{name} cannot be read: {error}")))?;
+        Self::parse(&name, &bytes)
+    }
+
+    fn parse(source: &str, bytes: &[u8]) -> Result<Self, Failure> {
+        let refused = |what: String| Err(Failure::new(Exit::Refused, format!("{source}{what}")));
+        let mut records = BTreeMap::new();
+        let mut lines = 0;
+        for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.is_empty() {
+                continue;
+            }
+            let Some(tab) = line.iter().position(|byte| *byte == b'\t') else {
+                return refused(format!(", line {number}: there is no tab; a line is `key<TAB>value`"));
+            };
+            let (key, value) = line.split_at(tab);
+            if key.is_empty() {
+                return refused(format!(", line {number}: the key is empty; a line is `key<TAB>value`"));
+            }
+            // The value begins behind the tab; further tabs are part of it.
+            let value = value.get(1..).unwrap_or_default();
+            lines += 1;
+            records.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        }
+        if records.is_empty() {
+            return refused(" holds no records; a line is `key<TAB>value`".to_owned());
+        }
+        let records = records.into_iter().map(|(key, value)| Record { key, value }).collect();
+        Ok(Self { source: source.to_owned(), lines, records })
+    }
+
+    /// Lines whose value was replaced by a later line.
+    pub(super) fn replaced(&self) -> usize {
+        self.lines - self.records.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: &str, value: &str) -> Record {
+        Record {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn the_bundled_file_has_thousands_of_unique_keys() {
+        let input = Input::read(None).unwrap();
+        assert!(input.records.len() >= 5_000);
+        assert_eq!(input.replaced(), 0);
+        assert!(input.records.contains(&record("U+0041", "LATIN CAPITAL LETTER A")));
+    }
+
+    #[test]
+    fn of_a_key_that_is_there_twice_the_last_value_counts() {
+        let input = Input::parse("f", b"a\t1\r\nb\t2\n\na\t3\t4\nc\t").unwrap();
+        assert_eq!(input.records, [record("a", "3\t4"), record("b", "2"), record("c", "")]);
+        assert_eq!((input.lines, input.replaced()), (4, 1));
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_file_and_number() {
+        let told = |bytes: &[u8]| Input::parse("words.tsv", bytes).unwrap_err().to_string();
+        assert!(told(b"a\t1\n\nno tab\n").starts_with("words.tsv, line 3: there is no tab"));
+        assert!(told(b"\tvalue").starts_with("words.tsv, line 1: the key is empty"));
+        assert!(told(b"\n").starts_with("words.tsv holds no records"));
+        let missing = Input::read(Some(Path::new("/nonexistent/words.tsv"))).unwrap_err();
+        assert!(missing.to_string().contains("/nonexistent/words.tsv"));
+    }
+}

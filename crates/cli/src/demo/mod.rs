@@ -1,0 +1,264 @@
+//! `d-engine demo`: three processes, a real import, the leader killed in the middle, every record checked.
+//!
+//! `input.rs` is what is imported, `cluster.rs` the processes, `import.rs` the callers, `verify.rs` the check.
+
+mod cluster;
+mod import;
+mod input;
+mod ports;
+mod verify;
+
+use std::fmt::Display;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d_engine_client::{Client, ClientOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+use tempfile::TempDir;
+
+use self::cluster::Cluster;
+use self::import::{CALLERS, Import};
+use self::input::{Input, Record};
+use self::verify::Lost;
+use crate::args::DemoArgs;
+use crate::exit::{Exit, Failure, say};
+use crate::signals::StopSignals;
+
+/// The leader is killed when so many percent of the records are acknowledged.
+const KILL_AT_PERCENT: usize = 40;
+/// How long one call may take; far longer than an election.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lost keys that are printed; all of them go to a file.
+const LOST_SHOWN: usize = 20;
+
+const WHAT_IT_SHOWS: &str = "\
+This shows failover: processes die and lose their memory, and nothing acknowledged is lost. It does not show
+power loss: the operating system lives on and keeps what was written but not synced. That is tested by
+`cargo test -p d-engine-storage` (the log cut and damaged at every byte) and by the simulator, which takes
+unsynced writes away at crashes: `cargo run --release -p d-engine-sim`.";
+
+pub(crate) async fn demo(args: DemoArgs) -> Result<(), Failure> {
+    let mut signals = StopSignals::listen()?;
+    let input = Input::read(args.input.as_deref())?;
+    let place = Place::new(args.dir.as_deref())?;
+    // The nodes are children of this future: when it is dropped, they are killed.
+    let result = tokio::select! {
+        result = run(&input, place.path(), place.is_kept(), args.nodes) => result,
+        signal = signals.next() => {
+            Err(Failure::new(Exit::Interrupted, format!("interrupted by {signal}; the nodes were killed")))
+        }
+    };
+    match result {
+        Err(failure) if !failure.is_interrupt() => {
+            say(format_args!("  kept      data and logs in {}", place.keep().display()));
+            Err(failure)
+        }
+        result => result,
+    }
+}
+
+/// Where the demonstration keeps its files.
+enum Place {
+    Kept(PathBuf),
+    Temporary(TempDir),
+}
+
+impl Place {
+    fn new(dir: Option<&Path>) -> Result<Self, Failure> {
+        let Some(dir) = dir else {
+            return tempfile::Builder::new()
+                .prefix("d-engine-demo-")
+                .tempdir()
+                .map(Self::Temporary)
+                .map_err(|error| Failure::failed(format!("no temporary directory can be made: {error}")));
+        };
+        let cannot = |what: &str, error: &dyn Display| {
+            Failure::new(Exit::Refused, format!("--dir {}: {what}: {error}", dir.display()))
+        };
+        fs::create_dir_all(dir).map_err(|error| cannot("it cannot be made", &error))?;
+        let mut entries = fs::read_dir(dir).map_err(|error| cannot("it cannot be read", &error))?;
+        if entries.next().is_some() {
+            return Err(cannot("it is not empty", &"name a directory that is empty or does not exist"));
+        }
+        let dir = dir.canonicalize().map_err(|error| cannot("it cannot be read", &error))?;
+        Ok(Self::Kept(dir))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(dir) => dir,
+            Self::Temporary(dir) => dir.path(),
+        }
+    }
+
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept(_))
+    }
+
+    /// Keeps the files, whatever was said.
+    fn keep(self) -> PathBuf {
+        match self {
+            Self::Kept(dir) => dir,
+            Self::Temporary(dir) => dir.keep(),
+        }
+    }
+}
+
+async fn run(input: &Input, dir: &Path, kept: bool, nodes: u64) -> Result<(), Failure> {
+    let began = Instant::now();
+    say(format_args!(
+        "d-engine demo: {nodes} processes on this machine; acknowledged means synced by a majority"
+    ));
+    say(format_args!("  data      {} ({})", dir.display(), if kept { "kept" } else { "removed at the end" }));
+    say(format_args!(
+        "  input     {} records from {}, {} replaced by a later line",
+        input.records.len(),
+        input.source,
+        input.replaced()
+    ));
+    let mut cluster = Cluster::prepare(dir, nodes)?;
+    let endpoints: Vec<String> = cluster.nodes().map(|(_, address)| address.to_owned()).collect();
+    let client = Client::new(&endpoints, ClientOptions::default().timeout(CALL_TIMEOUT))?;
+    cluster.start()?;
+    cluster.wait_until(&client, "ready", |status| status.ready).await?;
+    say(format_args!("  start     {nodes} nodes ready after {}", milliseconds(began.elapsed())));
+
+    let records = Arc::new(input.records.clone());
+    let killed = import_through_a_failover(&mut cluster, &client, &records).await?;
+    restart(&mut cluster, &client, killed).await?;
+    let lost = check(&mut cluster, &client, &records).await?;
+    cluster.stop().await?;
+    if !lost.is_empty() {
+        return Err(tell_lost(dir, &lost));
+    }
+    say(format_args!(
+        "  result    nothing acknowledged was lost: {} records on each of {nodes} nodes ({:.1} s in all)",
+        records.len(),
+        began.elapsed().as_secs_f64()
+    ));
+    say(WHAT_IT_SHOWS);
+    Ok(())
+}
+
+/// Imports everything, and kills the leader on the way; returns its id.
+async fn import_through_a_failover(
+    cluster: &mut Cluster,
+    client: &Client,
+    records: &Arc<Vec<Record>>,
+) -> Result<u64, Failure> {
+    let bar = progress("import", records.len());
+    let threshold = (records.len() * KILL_AT_PERCENT).div_ceil(100);
+    let began = Instant::now();
+    let mut import = Import::start(client.clone(), records.clone(), threshold, bar.clone());
+    import.threshold_reached().await?;
+
+    let leader = client.leader().ok_or_else(|| Failure::failed("nobody led when the leader was to die"))?;
+    let victim = cluster.id_at(&leader).ok_or_else(|| Failure::failed("an unknown node leads"))?;
+    import.leader_dies(&leader);
+    let (before, killed_at) = (import.acknowledged(), Instant::now());
+    let process = cluster.kill(victim).await?;
+    tell(&bar, import_line(before, killed_at - began, "all nodes"));
+    tell(&bar, format_args!("  kill -9   node {victim}, the leader (process {process})"));
+
+    let (succeeded_at, successor) = import.succeeded().await?;
+    let successor = cluster.id_at(&successor).ok_or_else(|| Failure::failed("an unknown node leads"))?;
+    tell(
+        &bar,
+        format_args!(
+            "  failover  {} from the kill to the first acknowledgement by node {successor}",
+            milliseconds(succeeded_at - killed_at)
+        ),
+    );
+    import.finish().await?;
+    bar.finish_and_clear();
+    let after = import.acknowledged() - before;
+    say(import_line(after, succeeded_at.elapsed(), "one node less"));
+    say(format_args!(
+        "            {} puts of unknown outcome were sent again (the same value: no harm)",
+        import.repeated()
+    ));
+    Ok(victim)
+}
+
+fn import_line(records: usize, time: Duration, with: &str) -> String {
+    let rate = records as f64 / time.as_secs_f64().max(1e-6);
+    format!(
+        "  import    {records} records acknowledged in {:.2} s: {rate:.0}/s with {with}, {CALLERS} callers",
+        time.as_secs_f64()
+    )
+}
+
+/// Starts the killed node again, and waits until it has everything that was committed.
+async fn restart(cluster: &mut Cluster, client: &Client, killed: u64) -> Result<(), Failure> {
+    let began = Instant::now();
+    cluster.start()?;
+    cluster.wait_until(client, "ready", |status| status.ready).await?;
+    say(format_args!(
+        "  restart   node {killed} ready after {}, with what it had missed",
+        milliseconds(began.elapsed())
+    ));
+    Ok(())
+}
+
+/// Checks every node by itself; returns what is lost.
+async fn check(
+    cluster: &mut Cluster,
+    client: &Client,
+    records: &Arc<Vec<Record>>,
+) -> Result<Vec<Lost>, Failure> {
+    let said = cluster.wait_until(client, "ready", |status| status.ready).await?;
+    // The highest commit index that anybody knows is the leader's.
+    let committed = said.iter().map(|status| status.commit_index).max().unwrap_or(0);
+    cluster.wait_until(client, "up to date", |status| status.applied_index >= committed).await?;
+    let mut lost = Vec::new();
+    for (id, address) in cluster.nodes() {
+        let began = Instant::now();
+        let bar = progress(&format!("check node {id}"), records.len());
+        let lost_here = verify::verify(id, address, records, &bar).await?;
+        bar.finish_and_clear();
+        say(format_args!(
+            "  check     node {id} by itself (eventual reads): {} of {} records right, {}",
+            records.len() - lost_here.len(),
+            records.len(),
+            milliseconds(began.elapsed())
+        ));
+        lost.extend(lost_here);
+    }
+    Ok(lost)
+}
+
+fn tell_lost(dir: &Path, lost: &[Lost]) -> Failure {
+    let line = |one: &Lost| {
+        let found = one.found.as_ref().map(|value| String::from_utf8_lossy(value));
+        format!("node {}: {:?} has {found:?}", one.node, String::from_utf8_lossy(&one.key))
+    };
+    let all: Vec<String> = lost.iter().map(line).collect();
+    for one in all.iter().take(LOST_SHOWN) {
+        say(format_args!("  LOST      {one}"));
+    }
+    let file = dir.join("lost.txt");
+    // What is printed is enough to fail with.
+    fs::write(&file, all.join("\n")).ok();
+    Failure::failed(format!("{} acknowledged records are lost; all of them: {}", lost.len(), file.display()))
+}
+
+/// A progress bar on stderr; nothing when that is no terminal.
+fn progress(what: &str, records: usize) -> ProgressBar {
+    let bar = ProgressBar::new(records as u64);
+    if let Ok(style) = ProgressStyle::with_template("  {prefix:9} [{bar:40}] {pos}/{len} {per_sec}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
+/// Prints a line above the bar.
+fn tell(bar: &ProgressBar, line: impl Display) {
+    bar.suspend(|| say(line));
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
+}

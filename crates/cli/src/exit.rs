@@ -1,0 +1,76 @@
+//! How the command ends, and what it says on its way.
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use d_engine_client::ClientError;
+
+/// The exit codes, as `--help` tells them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Exit {
+    /// Something failed.
+    Failed = 1,
+    /// The command line or the config cannot be used (clap uses the same number).
+    Refused = 2,
+    /// `get`: the key has no value.
+    Absent = 3,
+    /// `put`: it may or may not have taken effect.
+    Unknown = 4,
+    /// Ctrl-C or SIGTERM ended a command that was not done (128 + SIGINT, as shells count).
+    Interrupted = 130,
+}
+
+/// Why the command does not end with 0.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: Exit,
+    /// For people, on stderr; empty: the exit code says it all.
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, message: impl Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    pub(crate) fn failed(message: impl Display) -> Self {
+        Self::new(Exit::Failed, message)
+    }
+
+    pub(crate) fn is_interrupt(&self) -> bool {
+        self.exit == Exit::Interrupted
+    }
+
+    /// Says why, and gives the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        if !self.message.is_empty() {
+            // Nobody may be listening any more.
+            writeln!(std::io::stderr(), "d-engine: {self}").ok();
+        }
+        ExitCode::from(self.exit as u8)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = match error {
+            ClientError::OutcomeUnknown { .. } => Exit::Unknown,
+            ClientError::BadEndpoint { .. } => Exit::Refused,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+/// Prints a line. A reader that has gone away is no reason to fail.
+pub(crate) fn say(line: impl Display) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).ok();
+}

@@ -1,0 +1,92 @@
+//! `d-engine serve`: one node.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::time::Duration;
+
+use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError};
+use tokio::sync::{oneshot, watch};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::ServeArgs;
+use crate::exit::{Exit, Failure, say};
+use crate::signals::StopSignals;
+
+pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
+    let config = Config::from_file(&args.config).map_err(|error| Failure::new(Exit::Refused, error))?;
+    log_to_stderr()?;
+    // Before anything else is started, so that an early signal is not the end without a farewell.
+    let mut signals = StopSignals::listen()?;
+    let stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
+    let id = config.node_id;
+    // The signals are handled here; the engine is stopped by its handle.
+    let (_shutdown, never) = watch::channel(());
+    let node = NodeBuilder::new(config, never).build().map_err(start_failure)?;
+    let engine = node.start().await.map_err(start_failure)?;
+    let asked = async {
+        tokio::select! {
+            signal = signals.next() => signal,
+            () = closed(stdin) => "the end of stdin",
+        }
+    };
+    tokio::select! {
+        why = asked => {
+            tracing::info!(node = id, "stopping: {why}");
+            engine.stop().await;
+            tracing::info!(node = id, "stopped");
+            Ok(())
+        }
+        failure = runs(&engine, id) => failure,
+    }
+}
+
+/// Says when the node is ready; returns when it has failed.
+async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
+    if engine.wait_ready(Duration::MAX).await.is_ok() {
+        let clients = engine.client_addr().map(|addr| format!(", clients at {addr}")).unwrap_or_default();
+        say(format_args!("node {id} is ready{clients}"));
+    }
+    engine.stopped().await.map_err(|error| Failure::failed(format!("node {id} has stopped: {error}")))
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let exit = if matches!(error, StartError::Config(_)) { Exit::Refused } else { Exit::Failed };
+    Failure::new(exit, error)
+}
+
+fn log_to_stderr() -> Result<(), Failure> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Refused, format!("RUST_LOG: {error}"));
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter).map_err(|error| wrong(&error))?,
+        _ => EnvFilter::new("info"),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(|error| wrong(&error))
+}
+
+/// Resolves when stdin ends. A thread of its own: a blocked read must not hold up the runtime's end.
+fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
+    let (ended, end) = oneshot::channel();
+    let read = move || {
+        let mut ignored = [0; 256];
+        // Whatever it is that ends the reading: there is nobody behind stdin any more.
+        while std::io::stdin().read(&mut ignored).is_ok_and(|bytes| bytes > 0) {}
+        ended.send(()).ok();
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(read)
+        .map_err(|error| Failure::failed(format!("no thread can be started: {error}")))?;
+    Ok(end)
+}
+
+async fn closed(stdin: Option<oneshot::Receiver<()>>) {
+    match stdin {
+        // An error means that the thread is gone, and stdin with it.
+        Some(end) => drop(end.await),
+        None => std::future::pending().await,
+    }
+}

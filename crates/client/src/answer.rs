@@ -1,0 +1,221 @@
+//! What an answer means for the next step: the retry rules, in one place.
+
+use std::error::Error;
+
+use d_engine_proto::client::{ErrorDetail, error_detail::Kind};
+use tonic::{Code, ConnectError, Status};
+
+use crate::ClientError;
+
+/// What a call does to the cluster, as far as retrying is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Effect {
+    /// Nothing: it may be asked again whatever happened.
+    Read,
+    /// A command of so many bytes: once it may have been taken, it is never sent again.
+    Command {
+        /// Bytes of the command.
+        size: u64,
+    },
+}
+
+/// What to do after a call that was not answered as hoped.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Ask the leader, at this address if it is known.
+    Leader(Option<String>),
+    /// Ask the same node after a pause. The error is for the case that the time is up.
+    Pause(ClientError),
+    /// Ask another node: this one is of no use now.
+    Elsewhere(ClientError),
+    /// Tell the caller.
+    Tell(ClientError),
+}
+
+/// What to do after `status`. True with it: the connection itself is no good any more.
+pub(crate) fn next_step(endpoint: &str, effect: Effect, status: &Status) -> (Next, bool) {
+    match ErrorDetail::from_status(status).and_then(|detail| detail.kind) {
+        Some(kind) => (after_refusal(endpoint.to_owned(), kind), false),
+        None => after_grpc_error(endpoint.to_owned(), effect, status),
+    }
+}
+
+/// The node itself refused, and said why.
+fn after_refusal(endpoint: String, kind: Kind) -> Next {
+    Next::Tell(match kind {
+        Kind::NotLeader(hint) => {
+            let address = hint.leader_client_addr;
+            return Next::Leader((!address.is_empty()).then_some(address));
+        }
+        Kind::Busy(busy) => return Next::Pause(ClientError::Busy { endpoint, what: busy.what }),
+        Kind::Stopped(stopped) => {
+            return Next::Elsewhere(ClientError::Stopped { endpoint, reason: stopped.reason });
+        }
+        Kind::OutcomeUnknown(_) => {
+            let reason = "leadership was lost while the command was in flight".to_owned();
+            ClientError::OutcomeUnknown { endpoint, reason }
+        }
+        Kind::TooLarge(large) => ClientError::TooLarge { size: large.size, limit: Some(large.limit) },
+        Kind::Unsupported(unsupported) => {
+            ClientError::Unsupported { endpoint, operation: unsupported.operation }
+        }
+        Kind::Invalid(invalid) => ClientError::Invalid { endpoint, reason: invalid.reason },
+        Kind::StateMachineFailed(failed) => {
+            ClientError::StateMachineFailed { endpoint, reason: failed.reason }
+        }
+    })
+}
+
+/// gRPC itself failed: the node's service never gave an answer, or it did not arrive.
+fn after_grpc_error(endpoint: String, effect: Effect, status: &Status) -> (Next, bool) {
+    // No connection, so nothing was sent.
+    if was_not_sent(status) {
+        return (Next::Elsewhere(ClientError::Unreachable { endpoint, reason: innermost(status) }), true);
+    }
+    match (status.code(), effect) {
+        // Whatever listens there has no such service or call, so it has done nothing.
+        (Code::Unimplemented, _) => {
+            let operation = "this call; is it the client address of a node of this version?".to_owned();
+            (Next::Tell(ClientError::Unsupported { endpoint, operation }), false)
+        }
+        // The node's own bound on messages, before its service sees them. The same code is made here when
+        // an answer is too long to be taken; only what came over the wire has metadata.
+        (Code::OutOfRange, Effect::Command { size }) if !status.metadata().is_empty() => {
+            (Next::Tell(ClientError::TooLarge { size, limit: None }), false)
+        }
+        (_, Effect::Command { .. }) => {
+            (Next::Tell(ClientError::OutcomeUnknown { endpoint, reason: lost(status) }), true)
+        }
+        (Code::OutOfRange, Effect::Read) => {
+            (Next::Tell(ClientError::Invalid { endpoint, reason: status.message().to_owned() }), false)
+        }
+        (_, Effect::Read) => {
+            (Next::Elsewhere(ClientError::Unreachable { endpoint, reason: lost(status) }), true)
+        }
+    }
+}
+
+/// Whether the status says that there was no connection to send anything on.
+fn was_not_sent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn lost(status: &Status) -> String {
+    format!("the connection was lost with the call in flight: {}", innermost(status))
+}
+
+/// The cause at the end of the chain: "connection refused" rather than "transport error".
+pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    match last.downcast_ref::<Status>() {
+        Some(status) => status.message().to_owned(),
+        None => last.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use d_engine_proto::client as wire;
+
+    use super::*;
+
+    const COMMAND: Effect = Effect::Command { size: 9 };
+
+    fn after(kind: Kind, effect: Effect) -> Next {
+        next_step("n1:1", effect, &ErrorDetail::new(kind).to_status("any text")).0
+    }
+
+    #[test]
+    fn what_certainly_was_not_done_goes_on_elsewhere_or_after_a_pause() {
+        for effect in [COMMAND, Effect::Read] {
+            let hint = wire::NotLeader { leader: 2, leader_client_addr: "n2:1".to_owned() };
+            let next = after(Kind::NotLeader(hint), effect);
+            assert!(matches!(next, Next::Leader(Some(address)) if address == "n2:1"));
+            let next = after(Kind::NotLeader(wire::NotLeader::default()), effect);
+            assert!(matches!(next, Next::Leader(None)));
+            let next = after(Kind::Busy(wire::Busy { what: "proposals".to_owned() }), effect);
+            assert!(matches!(next, Next::Pause(ClientError::Busy { what, .. }) if what == "proposals"));
+            let next = after(Kind::Stopped(wire::Stopped { reason: "disk".to_owned() }), effect);
+            assert!(matches!(next, Next::Elsewhere(ClientError::Stopped { reason, .. }) if reason == "disk"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_mended_by_asking_again_is_told_with_its_particulars() {
+        let told = |kind| match after(kind, COMMAND) {
+            Next::Tell(error) => error,
+            next => panic!("{next:?}"),
+        };
+        let endpoint = || "n1:1".to_owned();
+        assert!(matches!(
+            told(Kind::OutcomeUnknown(wire::OutcomeUnknown {})),
+            ClientError::OutcomeUnknown { .. }
+        ));
+        assert_eq!(
+            told(Kind::TooLarge(wire::TooLarge { size: 9, limit: 8 })),
+            ClientError::TooLarge { size: 9, limit: Some(8) }
+        );
+        assert_eq!(
+            told(Kind::Unsupported(wire::Unsupported { operation: "query".to_owned() })),
+            ClientError::Unsupported { endpoint: endpoint(), operation: "query".to_owned() }
+        );
+        let reason = || "because".to_owned();
+        assert_eq!(
+            told(Kind::Invalid(wire::Invalid { reason: reason() })),
+            ClientError::Invalid { endpoint: endpoint(), reason: reason() }
+        );
+        assert_eq!(
+            told(Kind::StateMachineFailed(wire::StateMachineFailed { reason: reason() })),
+            ClientError::StateMachineFailed { endpoint: endpoint(), reason: reason() }
+        );
+    }
+
+    /// A command is only ever sent again when it certainly was not taken, whatever code gRPC chose.
+    #[test]
+    fn a_command_without_an_answer_is_unknown_and_a_read_goes_on() {
+        for code in [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::Internal, Code::Aborted] {
+            let status = Status::new(code, "broken pipe");
+            let (next, connection_lost) = next_step("n1:1", COMMAND, &status);
+            assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{code:?}: {next:?}");
+            assert!(connection_lost);
+            let (next, _) = next_step("n1:1", Effect::Read, &status);
+            assert!(matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })), "{code:?}: {next:?}");
+        }
+    }
+
+    /// The text is for people: a status without a detail means the same whatever it says.
+    #[test]
+    fn texts_are_never_understood() {
+        let status = Status::new(Code::FailedPrecondition, "this node is not the leader");
+        assert!(matches!(
+            next_step("n1:1", COMMAND, &status).0,
+            Next::Tell(ClientError::OutcomeUnknown { .. })
+        ));
+    }
+
+    #[test]
+    fn a_refused_connection_is_no_unknown_outcome() {
+        let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
+        let status = Status::from_error(Box::new(ConnectError(Box::new(refused))));
+        let (next, _) = next_step("n1:1", COMMAND, &status);
+        assert!(matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })), "{next:?}");
+    }
+
+    /// An answer too long to be taken looks like a command too long to be sent, but has taken effect.
+    #[test]
+    fn an_answer_that_is_too_long_leaves_the_outcome_unknown() {
+        let status = Status::new(Code::OutOfRange, "decoded message length too large");
+        let (next, _) = next_step("n1:1", COMMAND, &status);
+        assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{next:?}");
+    }
+}

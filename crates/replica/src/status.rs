@@ -1,0 +1,21 @@
+//! What a replica can tell about itself.
+
+use d_engine_core::CoreStatus;
+use d_engine_storage::Membership;
+
+use crate::StopReason;
+
+/// A picture of a replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// The algorithm's state.
+    pub core: CoreStatus,
+    /// The last entry applied to the state machine.
+    pub applied: u64,
+    /// The membership in force.
+    pub membership: Membership,
+    /// Whether the node has caught up and can serve.
+    pub ready: bool,
+    /// Why the node has stopped, if it has.
+    pub stopped: Option<StopReason>,
+}

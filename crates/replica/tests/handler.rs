@@ -1,0 +1,203 @@
+//! The handler calls a state machine when its contract says, and keeps to the order.
+#![allow(clippy::unwrap_used)]
+
+mod recording;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use d_engine_core::{EntryKind, LogIndex};
+use d_engine_replica::{
+    Never, ProposeError, ProposeResponder, SnapshotContext, SnapshotMetadata, SnapshotPolicy,
+    StateMachineHandler, StopReason,
+};
+use recording::{Recording, at, entry, recovered};
+
+type Answers = Arc<Mutex<Vec<(u64, Result<Bytes, ProposeError>)>>>;
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("the future waits for something"),
+    }
+}
+
+fn open(machine: &Arc<Recording>, last: u64) -> Result<StateMachineHandler, StopReason> {
+    now(StateMachineHandler::open(machine.clone(), Arc::new(Never), &recovered(last)))
+}
+
+fn waiting(answers: &Answers, indexes: &[u64]) -> Vec<(LogIndex, ProposeResponder)> {
+    let responder = |index: u64| {
+        let answers = answers.clone();
+        let respond: ProposeResponder = Box::new(move |answer| answers.lock().unwrap().push((index, answer)));
+        (LogIndex::new(index), respond)
+    };
+    indexes.iter().map(|index| responder(*index)).collect()
+}
+
+#[test]
+fn a_rebuilt_machine_is_started_and_reset_and_its_old_position_is_not_asked_for() {
+    let machine = Arc::new(Recording::default());
+    let handler = open(&machine, 3).unwrap();
+    assert_eq!(machine.take_calls(), ["start", "reset"]);
+    assert_eq!(handler.applied(), at(0, 0));
+}
+
+#[test]
+fn commands_come_as_one_chunk_and_entries_of_the_engine_only_move_the_position() {
+    let machine = Arc::new(Recording::default());
+    let mut handler = open(&machine, 0).unwrap();
+    machine.take_calls();
+    let entries = [
+        entry(1, EntryKind::Noop, 0),
+        entry(2, EntryKind::Command, 5),
+        entry(3, EntryKind::Membership, 0),
+        entry(4, EntryKind::Command, 6),
+    ];
+    now(handler.apply(&entries, Vec::new())).unwrap();
+    assert_eq!(machine.take_calls(), ["apply_chunk [2, 4]", "update_last_applied 4"]);
+    now(handler.apply(&[entry(5, EntryKind::Noop, 0)], Vec::new())).unwrap();
+    assert_eq!(machine.take_calls(), ["update_last_applied 5"]);
+}
+
+#[test]
+fn a_tick_is_told_between_the_commands_before_and_after_it() {
+    let machine = Arc::new(Recording::default());
+    let mut handler = open(&machine, 0).unwrap();
+    machine.take_calls();
+    let entries =
+        [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Tick, 0), entry(3, EntryKind::Command, 2)];
+    now(handler.apply(&entries, Vec::new())).unwrap();
+    let expected = [
+        "apply_chunk [1]",
+        "update_last_applied 1",
+        "advance_time 2 1002",
+        "update_last_applied 2",
+        "apply_chunk [3]",
+        "update_last_applied 3",
+    ];
+    assert_eq!(machine.take_calls(), expected);
+}
+
+#[test]
+fn every_caller_gets_the_reply_to_its_own_command() {
+    let machine = Arc::new(Recording::default());
+    let mut handler = open(&machine, 0).unwrap();
+    let answers = Answers::default();
+    let entries =
+        [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Noop, 0), entry(3, EntryKind::Command, 10)];
+    now(handler.apply(&entries, waiting(&answers, &[1, 3]))).unwrap();
+    let answers = answers.lock().unwrap();
+    assert_eq!(*answers, [(1, Ok(Bytes::from_static(&[1]))), (3, Ok(Bytes::from_static(&[11])))]);
+}
+
+#[test]
+fn no_reply_leaves_before_its_chunk_is_applied() {
+    let machine = Arc::new(Recording { fails_at: Some(10), ..Recording::default() });
+    let mut handler = open(&machine, 0).unwrap();
+    let answers = Answers::default();
+    let entries = [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 10)];
+    let stopped = now(handler.apply(&entries, waiting(&answers, &[1, 2]))).unwrap_err();
+    assert!(stopped.to_string().contains("the backend is gone"), "{stopped}");
+    // Both replied inside the chunk; neither may be seen, because the chunk is undone.
+    let answers = answers.lock().unwrap();
+    assert_eq!(*answers, [(1, Err(ProposeError::OutcomeUnknown)), (2, Err(ProposeError::OutcomeUnknown))]);
+    assert_eq!(handler.applied(), at(0, 0));
+}
+
+#[test]
+fn nothing_is_delivered_twice_and_a_gap_stops_the_node() {
+    let machine = Arc::new(Recording::default());
+    let mut handler = open(&machine, 0).unwrap();
+    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
+    now(handler.apply(&[entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 2)], Vec::new()))
+        .unwrap();
+    assert_eq!(*machine.numbers.lock().unwrap(), [1, 2]);
+    let gap = now(handler.apply(&[entry(4, EntryKind::Command, 4)], Vec::new())).unwrap_err();
+    assert!(gap.to_string().contains("entry 3 comes next"), "{gap}");
+}
+
+#[test]
+fn the_end_persists_the_position_flushes_and_stops() {
+    let machine = Arc::new(Recording::default());
+    let mut handler = open(&machine, 0).unwrap();
+    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
+    machine.take_calls();
+    handler.close().unwrap();
+    assert_eq!(machine.take_calls(), ["persist_last_applied 1", "flush", "stop"]);
+}
+
+#[test]
+fn the_position_is_persisted_periodically() {
+    let machine = Arc::new(Recording::default());
+    let mut handler = open(&machine, 0).unwrap();
+    let entries: Vec<_> = (1..=10_000).map(|index| entry(index, EntryKind::Noop, 0)).collect();
+    now(handler.apply(&entries, Vec::new())).unwrap();
+    assert!(machine.take_calls().contains(&"persist_last_applied 10000".to_owned()));
+}
+
+#[test]
+fn a_durable_machine_goes_on_from_where_it_stands() {
+    let machine =
+        Arc::new(Recording { durable_at: Some(at(1, 2)), says_term: Some(1), ..Recording::default() });
+    let mut handler = open(&machine, 3).unwrap();
+    assert_eq!(machine.take_calls(), ["start", "last_applied", "entry_term 2"]);
+    now(handler.apply(&[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)], Vec::new()))
+        .unwrap();
+    assert_eq!(*machine.numbers.lock().unwrap(), [1]);
+}
+
+/// Row 39 and 45: a state that does not fit its log is refused, with both values in the message.
+#[test]
+fn row_45_a_durable_machine_outside_its_log_is_refused() {
+    let ahead = Arc::new(Recording { durable_at: Some(at(1, 9)), ..Recording::default() });
+    let refused = open(&ahead, 3).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("index 9") && refused.contains("index 3"), "{refused}");
+
+    let other_term = Arc::new(Recording { durable_at: Some(at(2, 2)), ..Recording::default() });
+    let refused = open(&other_term, 3).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("term 2") && refused.contains("term 1"), "{refused}");
+
+    let mut log = recovered(0);
+    log.base = recording::id(1, 5);
+    let behind = Arc::new(Recording { durable_at: Some(at(1, 2)), ..Recording::default() });
+    let refused = now(StateMachineHandler::open(behind, Arc::new(Never), &log)).map(|_| ()).unwrap_err();
+    assert!(refused.to_string().contains("gone"), "{refused}");
+}
+
+struct After(u64);
+
+impl SnapshotPolicy for After {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        context.applied.index - context.last_snapshot.index >= self.0
+    }
+}
+
+#[test]
+fn a_snapshot_is_taken_when_the_policy_says_so_and_brings_the_state_back() {
+    let machine = Arc::new(Recording::default());
+    let mut handler =
+        now(StateMachineHandler::open(machine.clone(), Arc::new(After(2)), &recovered(0))).unwrap();
+    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
+    assert!(!handler.wants_snapshot());
+    now(handler.apply(&[entry(2, EntryKind::Command, 2)], Vec::new())).unwrap();
+    assert!(handler.wants_snapshot());
+    machine.take_calls();
+    let dir = tempfile::tempdir().unwrap();
+    let meta = now(handler.take_snapshot(dir.path().to_owned())).unwrap();
+    let expected =
+        ["generate_snapshot_data 2", "update_last_snapshot_metadata 2", "persist_last_snapshot_metadata 2"];
+    assert_eq!(machine.take_calls(), expected);
+    assert!(!handler.wants_snapshot());
+
+    let other = Arc::new(Recording::default());
+    let mut restored = open(&other, 0).unwrap();
+    let wrong = SnapshotMetadata::new(meta.last_included, [0; 32]);
+    assert!(now(restored.install_snapshot(&wrong, dir.path().to_owned())).is_err());
+    assert_eq!(restored.applied(), at(0, 0));
+    now(restored.install_snapshot(&meta, dir.path().to_owned())).unwrap();
+    assert_eq!((restored.applied(), other.numbers.lock().unwrap().clone()), (at(1, 2), vec![1, 2]));
+}

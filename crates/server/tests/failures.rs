@@ -1,0 +1,273 @@
+//! What happens when something breaks: disks, state machines, directories, shutdowns.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
+use d_engine_replica::{
+    Entry, LogId, ProposeError, ReadConsistency, ReadError, Result, SnapshotMetadata, StateMachine,
+};
+use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError, WaitError};
+use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::{FileStorageEngine, FileStorageOptions, FsOp, StorageError};
+use support::{PATIENCE, cluster, put, start};
+use tokio::sync::watch;
+
+/// A node whose files are on `fs`.
+async fn start_on(fs: &SimFs, config: &Config) -> (EmbeddedEngine, watch::Sender<()>) {
+    let (shutdown, shutdown_rx) = watch::channel(());
+    let options = FileStorageOptions { segment_bytes: 1 << 20, ..FileStorageOptions::default() };
+    let storage = FileStorageEngine::new("/data", options, Arc::new(fs.clone()));
+    let node = NodeBuilder::new(config.clone(), shutdown_rx)
+        .storage_engine(Arc::new(storage))
+        .state_machine(Arc::new(KvStateMachine::new()))
+        .build()
+        .unwrap();
+    (node.start().await.unwrap(), shutdown)
+}
+
+/// Rows 33 of the catalogue and the table of bad input: the first I/O error on the log stops the node
+/// with the reason, the others go on, and after the repair nothing acknowledged is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_33_a_failed_sync_stops_the_node_and_nothing_acknowledged_is_lost() {
+    for failure in [(FsOp::SyncData, Failure::Io), (FsOp::Write, Failure::NoSpace)] {
+        let dir = tempfile::tempdir().unwrap();
+        let configs = cluster(dir.path(), 3);
+        let fs = SimFs::new();
+        let (broken, _shutdown) = start_on(&fs, &configs[0]).await;
+        let others = [start(&configs[1]).await, start(&configs[2]).await];
+        broken.wait_ready(PATIENCE).await.unwrap();
+        let all = [broken.clone(), others[0].clone(), others[1].clone()];
+        put(&all, "before", "1").await;
+        fs.fail(failure.0, 1, failure.1);
+        put(&all, "during", "2").await;
+        let stopped = tokio::time::timeout(PATIENCE, broken.stopped()).await.unwrap().unwrap_err();
+        assert!(stopped.to_string().contains("/data"), "{stopped}");
+        let refused = broken.propose(Bytes::new()).await.unwrap_err();
+        assert!(matches!(refused, ProposeError::Stopped { .. }), "{refused}");
+        let status = broken.status().await;
+        assert!(status.stopped.is_some() && status.replica.is_none());
+        put(&others, "after", "3").await;
+
+        // The repair: what the failed write left is lost with the power, and the node starts again.
+        fs.crash(&mut |_| 0);
+        let (back, _shutdown) = start_on(&fs, &configs[0]).await;
+        back.wait_ready(PATIENCE).await.unwrap();
+        for key in ["before", "during", "after"] {
+            let value = back.get(key.as_bytes(), ReadConsistency::Eventual).await.unwrap();
+            assert!(value.is_some(), "{key} is missing after {failure:?}");
+        }
+        for engine in others.iter().chain([&back]) {
+            engine.stop().await;
+        }
+    }
+}
+
+/// Panics when it is told to.
+struct Panicking(KvStateMachine);
+
+#[async_trait]
+impl StateMachine for Panicking {
+    fn start(&self) -> Result<()> {
+        self.0.start()
+    }
+    fn stop(&self) -> Result<()> {
+        self.0.stop()
+    }
+    fn is_running(&self) -> bool {
+        self.0.is_running()
+    }
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.0.get(key)
+    }
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        self.0.entry_term(entry_id)
+    }
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        assert!(chunk.iter().all(|entry| entry.data != "panic"), "as asked");
+        self.0.apply_chunk(chunk).await
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn update_last_applied(&self, last: LogId) {
+        self.0.update_last_applied(last);
+    }
+    fn last_applied(&self) -> LogId {
+        self.0.last_applied()
+    }
+    fn persist_last_applied(&self, last: LogId) -> Result<()> {
+        self.0.persist_last_applied(last)
+    }
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.0.update_last_snapshot_metadata(meta)
+    }
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        self.0.snapshot_metadata()
+    }
+    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.0.persist_last_snapshot_metadata(meta)
+    }
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        self.0.apply_snapshot_from_file(meta, path).await
+    }
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        self.0.generate_snapshot_data(dir, last_included).await
+    }
+    fn save_hard_state(&self) -> Result<()> {
+        self.0.save_hard_state()
+    }
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+    async fn reset(&self) -> Result<()> {
+        self.0.reset().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_the_state_machine_stops_the_node_and_not_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
+    let machine = Arc::new(Panicking(KvStateMachine::new()));
+    let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let answer = engine.propose("panic").await.unwrap_err();
+    assert_eq!(answer, ProposeError::OutcomeUnknown);
+    let reason = tokio::time::timeout(PATIENCE, engine.stopped()).await.unwrap().unwrap_err().to_string();
+    assert!(reason.contains("apply thread panicked") && reason.contains("as asked"), "{reason}");
+    let read = engine.get(b"k", ReadConsistency::Eventual).await.unwrap_err();
+    assert!(matches!(read, ReadError::Stopped { .. }), "{read}");
+    // The directory is free again: another node can be started on it.
+    assert!(matches!(engine.wait_ready(PATIENCE).await, Err(WaitError::Stopped { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_the_machine_rejects_is_answered_and_the_node_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = EmbeddedEngine::start(dir.path().join("data")).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let reply = engine.propose("no command at all").await.unwrap();
+    assert!(matches!(KvReply::decode(&reply).unwrap(), KvReply::Rejected { .. }));
+    engine.propose(KvCommand::put("k", "v").encode()).await.unwrap();
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_at_a_follower_names_the_leader_and_its_client_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = cluster(dir.path(), 3);
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    put(&engines, "k", "v").await;
+    for engine in &engines {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    let mut followers = 0;
+    for engine in &engines {
+        let Err(error) = engine.propose(KvCommand::put("k", "w").encode()).await else { continue };
+        let ProposeError::NotLeader { leader: Some(leader) } = error else { panic!("{error}") };
+        assert_eq!(leader.client_addr, format!("127.0.0.1:{}", leader.node));
+        followers += 1;
+    }
+    assert_eq!(followers, 2);
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_shutdown_sender_shuts_down_and_frees_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
+    let (shutdown, shutdown_rx) = watch::channel(());
+    let engine = NodeBuilder::new(config.clone(), shutdown_rx).build().unwrap().start().await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.propose(KvCommand::put("k", "v").encode()).await.unwrap();
+
+    let in_use = EmbeddedEngine::start(dir.path().join("data")).await.unwrap_err();
+    assert!(matches!(in_use, StartError::Storage(StorageError::InUse { .. })), "{in_use}");
+
+    drop(shutdown);
+    tokio::time::timeout(PATIENCE, engine.stopped()).await.unwrap().unwrap();
+    let again = EmbeddedEngine::start(dir.path().join("data")).await.unwrap();
+    again.wait_ready(PATIENCE).await.unwrap();
+    assert!(again.get(b"k", ReadConsistency::Linearizable).await.unwrap().is_some());
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_another_node_or_cluster_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = cluster(dir.path(), 2);
+    let engine = start(&configs[0]).await;
+    engine.stop().await;
+
+    let other_node = Config { data_dir: configs[0].data_dir.clone(), ..configs[1].clone() };
+    let machine = || Arc::new(KvStateMachine::new());
+    let refused = EmbeddedEngine::start_custom(machine(), other_node).await.unwrap_err().to_string();
+    assert!(refused.contains("node 1") && refused.contains("node 2"), "{refused}");
+
+    let cluster_id = Some("ffffffffffffffffffffffffffffffff".to_owned());
+    let other_cluster = Config { cluster_id, ..configs[0].clone() };
+    let refused = EmbeddedEngine::start_custom(machine(), other_cluster).await.unwrap_err().to_string();
+    assert!(refused.contains("ffffffff") && refused.contains("00112233"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_is_refused_by_name_and_nothing_is_left_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let config =
+        Config { data_dir: dir.path().join("data"), peer_listen: Some(address.clone()), ..Config::default() };
+    let machine = || Arc::new(KvStateMachine::new());
+    let refused = EmbeddedEngine::start_custom(machine(), config.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains(&address), "{refused}");
+    drop(taken);
+    let engine = EmbeddedEngine::start_custom(machine(), config).await.unwrap();
+    engine.stop().await;
+}
+
+/// Row 51: a node whose directory was wiped must not pass for the one it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_51_a_node_with_a_wiped_directory_is_not_let_in_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = cluster(dir.path(), 3);
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    // The leader binds every directory that it has seen.
+    let bound = async {
+        loop {
+            put(&engines, "k", "v").await;
+            let mut all = true;
+            for engine in &engines {
+                let members = engine.status().await.replica.unwrap().membership;
+                all &= members.members().iter().all(|member| member.incarnation.is_some());
+            }
+            if all {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, bound).await.unwrap();
+    engines.remove(2).stop().await;
+    std::fs::remove_dir_all(&configs[2].data_dir).unwrap();
+    let wiped = start(&configs[2]).await;
+    put(&engines, "k", "w").await;
+    let waited = wiped.wait_ready(Duration::from_secs(3)).await;
+    assert!(matches!(waited, Err(WaitError::TimedOut { .. })), "{waited:?}");
+    for engine in engines.iter().chain([&wiped]) {
+        engine.stop().await;
+    }
+}
