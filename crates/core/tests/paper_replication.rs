@@ -196,7 +196,7 @@ fn fig7_every_follower_is_brought_in_line_within_few_rounds() {
         leader.appends.retain(|plan| plan.to == support::n(2));
         let mut follower = follower(7, log);
         let mut refusals = 0;
-        while let Some(plan) = leader.appends.pop() {
+        while let Some(plan) = leader.appends.pop().filter(|_| refusals < 20) {
             let first = plan.prev.index.next().get();
             let terms: Vec<u64> = (first..=plan.last.index.get())
                 .map(|index| leader.core.term_at(i(index)).unwrap().get())
