@@ -270,6 +270,19 @@ fn fig2_what_is_known_to_match_is_forgotten_with_the_leader() {
     assert_eq!((node.commit(), node.take_sent()), (0, vec![(3, answer)]));
 }
 
+/// Nor is anything known of entries that the leader itself has replaced. No honest leader does so.
+#[test]
+fn fig2_what_a_leader_replaces_is_no_longer_known_to_match() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4, 4, 4], 0).unwrap();
+    node.append(2, 4, id(1, 1), &[2, 2], 0).unwrap();
+    node.store();
+    node.take_sent();
+    node.heartbeat(2, 4, 4).unwrap();
+    let answer = Message::HeartbeatReply { term: t(4), round: 1, received: i(3), stored: i(3) };
+    assert_eq!((node.log_terms(), node.commit(), node.take_sent()), (vec![1, 2, 2], 3, vec![(2, answer)]));
+}
+
 /// The commit index never falls, whatever a delayed message says.
 #[test]
 fn fig2_the_commit_index_never_falls() {
