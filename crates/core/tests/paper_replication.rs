@@ -145,6 +145,17 @@ fn s5_3_acks_that_waited_together_leave_as_one() {
     assert_eq!(node.take_acks(), [stored(6)]);
 }
 
+/// An ack covers earlier ones to the same receiver, not those to another.
+#[test]
+fn s5_3_acks_to_different_receivers_are_not_merged() {
+    let mut node = follower(4, &[1]);
+    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
+    node.append(3, 4, id(4, 2), &[4], 0).unwrap();
+    node.store();
+    let receivers: Vec<u64> = node.take_sent().into_iter().map(|(to, _)| to).collect();
+    assert_eq!(receivers, [2, 3]);
+}
+
 /// A write that covers some of the entries releases the acks of those.
 #[test]
 fn s5_3_a_partial_write_releases_what_it_covers() {
