@@ -17,7 +17,7 @@ Exit codes:
 
 /// A replicated, durable state machine: run a node, talk to a cluster, or watch one survive.
 #[derive(Parser, Debug)]
-#[command(name = "d-engine", version, about, after_help = EXIT_CODES)]
+#[command(name = "d-engine", version, after_help = EXIT_CODES)]
 #[command(propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -55,8 +55,8 @@ Examples:
     d-engine serve --config node-1.toml
     RUST_LOG=debug d-engine serve --config node-1.toml 2> node-1.log
 
-When the node knows a leader and has caught up with it, one line is printed on stdout. Ctrl-C and SIGTERM
-stop it in order (exit 0). Exit 2: the config is refused, before anything is opened. Exit 1: the node
+When the node knows a leader and has caught up with it, one line is printed on stdout. Ctrl-C and SIGTERM \
+stop it in order (exit 0). Exit 2: the config is refused, before anything is opened. Exit 1: the node \
 could not start, or stopped for a reason that is told.";
 
 #[derive(Args, Debug)]
@@ -99,7 +99,7 @@ Examples:
     d-engine put greeting hello
     d-engine put --endpoints 10.0.0.1:7001,10.0.0.2:7001 --timeout 2s greeting hello
 
-Any node will do: a follower names the leader, and the put goes there. Exit 0 means: on stable storage
+Any node will do: a follower names the leader, and the put goes there. Exit 0 means: on stable storage \
 at a majority, and applied. Exit 4 means: it may or may not have taken effect; look with `get`.";
 
 #[derive(Args, Debug)]
@@ -155,7 +155,7 @@ Examples:
     d-engine status
     d-engine status --endpoints 127.0.0.1:7001 --json
 
-One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, and a majority of
+One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, and a majority of \
 the voters answers and follows it. Exit 1: otherwise.";
 
 #[derive(Args, Debug)]
@@ -169,10 +169,10 @@ pub(crate) struct StatusArgs {
 }
 
 const DEMO_HELP: &str = "\
-What happens: nodes start as processes of their own on free loopback ports, with real files and sockets;
-a file is imported by 64 callers at once; at 40 % the leader is killed with SIGKILL; the import goes on
-through the new leader; the killed node is restarted and catches up; then each node is asked by itself for
-every acknowledged record. Exit 0 only if nothing is lost; otherwise the lost keys are printed, and data
+What happens: nodes start as processes of their own on free loopback ports, with real files and sockets; \
+a file is imported by 64 callers at once; at 40 % the leader is killed with SIGKILL; the import goes on \
+through the new leader; the killed node is restarted and catches up; then each node is asked by itself for \
+every acknowledged record. Exit 0 only if nothing is lost; otherwise the lost keys are printed, and data \
 and logs are kept.
 
 Examples:

@@ -35,7 +35,11 @@ pub(crate) enum Next {
 /// What to do after `status`. True with it: the connection itself is no good any more.
 pub(crate) fn next_step(endpoint: &str, effect: Effect, status: &Status) -> (Next, bool) {
     match ErrorDetail::from_status(status).and_then(|detail| detail.kind) {
-        Some(kind) => (after_refusal(endpoint.to_owned(), kind), false),
+        Some(kind) => {
+            // Whoever restarts the node at this address is reached by a new connection only.
+            let stopped = matches!(kind, Kind::Stopped(_));
+            (after_refusal(endpoint.to_owned(), kind), stopped)
+        }
         None => after_grpc_error(endpoint.to_owned(), effect, status),
     }
 }

@@ -47,8 +47,8 @@ impl Node {
         let bad = |reason: String| ClientError::BadEndpoint { endpoint: address.to_owned(), reason };
         let endpoint =
             Endpoint::from_shared(format!("http://{bare}")).map_err(|error| bad(innermost(&error)))?;
-        if endpoint.uri().port_u16().is_none() {
-            return Err(bad("there is no port".to_owned()));
+        if endpoint.uri().host().is_none_or(str::is_empty) || endpoint.uri().port_u16().is_none() {
+            return Err(bad("it lacks a host or a port".to_owned()));
         }
         if endpoint.uri().path() != "/" {
             return Err(bad("there is something behind the port".to_owned()));

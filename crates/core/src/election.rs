@@ -22,7 +22,7 @@ impl RaftCore {
         }
         self.role = Role::PreCandidate(Votes::from([(self.node, true)]));
         if self.has_won() {
-            self.campaign(now);
+            self.campaign(now, false);
             return;
         }
         let Some(term) = self.hard_state.term.checked_next() else { return };
@@ -32,7 +32,9 @@ impl RaftCore {
 
     /// Raises the term and asks for votes. The requests leave once the own vote is durable, and only
     /// then does the own vote count.
-    fn campaign(&mut self, now: Instant) {
+    ///
+    /// `transfer` marks the request of a candidate that the leader told to take over.
+    pub(crate) fn campaign(&mut self, now: Instant, transfer: bool) {
         let next = self.hard_state.term.checked_next().filter(|term| *term <= Term::MAX_ACCEPTED);
         let Some(term) = next else {
             self.role = Role::Follower(Follower::default());
@@ -42,7 +44,7 @@ impl RaftCore {
         self.hard_state.vote = Some(self.node);
         self.role = Role::Candidate(Candidate { votes: Votes::new(), own_vote: self.coming_order() });
         self.draw_election_timeout(now);
-        let message = Message::RequestVote { term, last: self.log.last(), transfer: false };
+        let message = Message::RequestVote { term, last: self.log.last(), transfer };
         self.send_to_voters(&message);
     }
 
@@ -59,7 +61,7 @@ impl RaftCore {
         }
         votes.insert(from, granted);
         if self.has_won() {
-            self.campaign(now);
+            self.campaign(now, false);
         } else if self.has_lost() {
             self.role = Role::Follower(Follower::default());
         }

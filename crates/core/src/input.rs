@@ -47,6 +47,12 @@ pub enum Input {
         /// Payload bytes of the entry.
         bytes: u32,
     },
+    /// Somebody wants another node to lead (Raft thesis, section 3.10). The outcome shows as a change of
+    /// leader, or as none within an election timeout: then the transfer is given up.
+    TransferLeadership {
+        /// The node that shall lead; `None` leaves the choice to the core: the voter that is furthest.
+        to: Option<NodeId>,
+    },
     /// Callers want to read (linearizably, Raft thesis section 6.4).
     Read {
         /// The driver's names for the reads.
@@ -92,6 +98,10 @@ pub enum Rejected {
     MembershipBusy,
     /// The change of voters is not supported yet.
     MembershipUnsupported,
+    /// Leadership is being handed over: nothing new is proposed meanwhile. Try again, at the new leader.
+    TransferInProgress,
+    /// The node that shall lead is no voter, or is this node, or there is no other voter.
+    NoTransferTarget,
 }
 
 impl fmt::Display for Rejected {
@@ -108,6 +118,8 @@ impl fmt::Display for Rejected {
             Self::MalformedAppend => f.write_str("the append's entries are not in order"),
             Self::UnknownOrder => f.write_str("the driver reported something that was never ordered"),
             Self::MembershipBusy => f.write_str("another membership entry is not committed yet"),
+            Self::TransferInProgress => f.write_str("leadership is being handed over"),
+            Self::NoTransferTarget => f.write_str("there is no such voter to hand leadership over to"),
             Self::MembershipUnsupported => f.write_str("changing who votes is not supported yet"),
         }
     }

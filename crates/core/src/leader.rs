@@ -29,6 +29,7 @@ impl RaftCore {
             first_of_term: last.next(),
             reads: ReadRounds::default(),
             heartbeat_at: now.plus(self.config.heartbeat_interval),
+            transfer: None,
         });
         self.create(EntryKind::Noop, wall_ms, &[0], None);
         self.replicate(now, out);
@@ -45,8 +46,10 @@ impl RaftCore {
         sizes: &[u32],
         out: &mut Effects,
     ) -> Result<(), Rejected> {
-        if !matches!(self.role, Role::Leader(_)) {
-            return Err(self.not_leader());
+        match &self.role {
+            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
+            Role::Leader(_) => {}
+            _ => return Err(self.not_leader()),
         }
         let waiting = self.log.uncommitted_bytes();
         let new: u64 = sizes.iter().map(|size| u64::from(*size)).sum();
@@ -69,8 +72,10 @@ impl RaftCore {
         bytes: u32,
         out: &mut Effects,
     ) -> Result<(), Rejected> {
-        if !matches!(self.role, Role::Leader(_)) {
-            return Err(self.not_leader());
+        match &self.role {
+            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
+            Role::Leader(_) => {}
+            _ => return Err(self.not_leader()),
         }
         // Not before an entry of the own term is committed, and one change at a time: otherwise two
         // leaders could commit with majorities that do not meet (raft-dev, "bug in single-server
@@ -105,7 +110,7 @@ impl RaftCore {
     }
 
     /// Sends every follower as much as its window allows.
-    fn replicate(&mut self, now: Instant, out: &mut Effects) {
+    pub(crate) fn replicate(&mut self, now: Instant, out: &mut Effects) {
         let Role::Leader(leader) = &mut self.role else { return };
         let config = &self.config;
         for (node, progress) in &mut leader.followers {
@@ -154,6 +159,7 @@ impl RaftCore {
             }
         }
         self.maybe_commit(out);
+        self.maybe_tell_target();
         self.replicate(now, out);
         Ok(())
     }
@@ -268,6 +274,7 @@ impl RaftCore {
         }
         progress.heard(received, patience, now);
         self.maybe_commit(out);
+        self.maybe_tell_target();
         self.confirm_reads(out);
         self.maybe_begin_round(out);
         self.replicate(now, out);
@@ -287,6 +294,7 @@ impl RaftCore {
         if let Role::Leader(leader) = &mut self.role {
             leader.heartbeat_at = now.plus(self.config.heartbeat_interval);
         }
+        self.maybe_give_up_transfer(now);
         self.begin_round(out);
         self.replicate(now, out);
     }

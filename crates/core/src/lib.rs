@@ -14,7 +14,7 @@
 //! # Where to look
 //! `raft_core.rs` has the struct, `step` and the term rule; `election.rs`, `follower.rs` and
 //! `leader.rs` what each role does; `log_view.rs` the log without payloads; `quorum.rs` majorities;
-//! `read.rs` linearizable reads; `held.rs` messages that wait for the disk.
+//! `read.rs` linearizable reads; `transfer.rs` handing leadership over; `held.rs` messages that wait for the disk.
 #![no_std]
 extern crate alloc;
 
@@ -36,6 +36,7 @@ mod read;
 mod role;
 mod status;
 mod time;
+mod transfer;
 mod types;
 
 pub use config::{CoreConfig, CoreConfigError};

@@ -76,6 +76,11 @@ pub enum Message {
         /// The last index stored that is known to match the leader's log; counts as an ack.
         stored: LogIndex,
     },
+    /// Campaign at once: the leader hands over to the receiver (Raft thesis, section 3.10).
+    TimeoutNow {
+        /// The leader's term.
+        term: Term,
+    },
 }
 
 /// What became of an append at a follower.
@@ -105,7 +110,8 @@ impl Message {
             | Self::Append { term, .. }
             | Self::AppendReply { term, .. }
             | Self::Heartbeat { term, .. }
-            | Self::HeartbeatReply { term, .. } => *term,
+            | Self::HeartbeatReply { term, .. }
+            | Self::TimeoutNow { term } => *term,
         }
     }
 
@@ -130,7 +136,7 @@ impl Message {
                 Self::HeartbeatReply { received, stored, .. } => {
                     *received <= LogIndex::MAX_ACCEPTED && *stored <= LogIndex::MAX_ACCEPTED
                 }
-                Self::PreVoteReply { .. } | Self::VoteReply { .. } => true,
+                Self::PreVoteReply { .. } | Self::VoteReply { .. } | Self::TimeoutNow { .. } => true,
             }
     }
 }

@@ -99,8 +99,14 @@ impl Progress {
     }
 
     /// Messages on their way may be lost: find out where the follower stands.
+    ///
+    /// A probe is only sent again: where it stands is a better guess than the last ack, which a new
+    /// leader does not have and would have to send the whole log for.
     pub(crate) fn lost(&mut self) {
-        self.probe_from(self.matched.next());
+        match self.flow {
+            Flow::Probe { .. } => self.probe_from(self.next),
+            Flow::Replicate { .. } => self.probe_from(self.matched.next()),
+        }
     }
 
     fn probe_from(&mut self, next: LogIndex) {
@@ -113,7 +119,8 @@ impl Progress {
     ///
     /// Appends are lost without a word when the network drops them. A follower that answers
     /// heartbeats but has not received what was sent, for `patience` without any progress, is
-    /// probed again. One whose disk is slow has received everything and is left alone.
+    /// probed again. One whose disk is slow has received everything and is left alone; a probe
+    /// that it has not stored in time is sent again, which costs one message.
     pub(crate) fn heard(&mut self, received: LogIndex, patience: Duration, now: Instant) {
         match &self.flow {
             Flow::Probe { sent: Some(sent) } if now.since(*sent) >= patience => {

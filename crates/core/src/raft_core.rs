@@ -118,6 +118,7 @@ impl RaftCore {
             Input::ProposeMembership { configuration, bytes } => {
                 self.on_propose_membership(now, wall_ms, configuration, bytes, out)
             }
+            Input::TransferLeadership { to } => self.on_transfer(now, to, out),
             Input::Read { ids } => self.on_read(ids, out),
             Input::Persisted(order) => self.on_persisted(now, wall_ms, order, out),
             Input::Applied(index) => {
@@ -206,6 +207,12 @@ impl RaftCore {
         matches!(&self.role, Role::Leader(leader) if leader.first_of_term <= self.log.committed())
     }
 
+    /// Whether this node leads and is handing leadership over.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.transfer.is_some())
+    }
+
     /// Whether this node knows as much to be committed as the leader has told it: on a leader, that an
     /// entry of its term is committed; on a follower, that its log matches up to the leader's commit
     /// index of the last message.
@@ -283,6 +290,7 @@ impl RaftCore {
             Message::PreVoteReply { term, granted } => self.on_pre_vote_reply(now, from, term, granted),
             Message::RequestVote { last, transfer, .. } => self.on_request_vote(now, from, last, transfer),
             Message::VoteReply { granted, .. } => self.on_vote_reply(now, wall_ms, from, granted, out),
+            Message::TimeoutNow { .. } => self.on_timeout_now(now, from),
             Message::Append { prev, commit, entries, .. } => {
                 return self.on_append(now, from, prev, commit, &entries, out);
             }
@@ -323,7 +331,8 @@ impl RaftCore {
             Message::PreVoteReply { .. }
             | Message::VoteReply { .. }
             | Message::AppendReply { .. }
-            | Message::HeartbeatReply { .. } => {}
+            | Message::HeartbeatReply { .. }
+            | Message::TimeoutNow { .. } => {}
         }
         Ok(())
     }

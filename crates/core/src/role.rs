@@ -54,6 +54,17 @@ pub(crate) struct Leader {
     pub(crate) first_of_term: LogIndex,
     pub(crate) reads: ReadRounds,
     pub(crate) heartbeat_at: Instant,
+    pub(crate) transfer: Option<Transfer>,
+}
+
+/// Leadership on its way to another node (Raft thesis, section 3.10).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transfer {
+    pub(crate) to: NodeId,
+    /// When it is given up, and proposals are taken in again.
+    pub(crate) until: Instant,
+    /// The target has been told to campaign; until then it is brought up to date.
+    pub(crate) told: bool,
 }
 
 impl Role {

@@ -89,6 +89,7 @@ fn message() -> impl Strategy<Value = Message> {
         (term(), number(), index(), index()).prop_map(|(term, round, received, stored)| {
             Message::HeartbeatReply { term, round, received, stored }
         }),
+        term().prop_map(|term| Message::TimeoutNow { term }),
     ]
 }
 
@@ -123,6 +124,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => number().prop_map(|order| Input::Persisted(PersistId::new(order))),
         1 => index().prop_map(Input::Applied),
         1 => from().prop_map(|node| Input::PeerLost(n(node))),
+        1 => proptest::option::of(from())
+            .prop_map(|to| Input::TransferLeadership { to: to.map(n) }),
         2 => Just(Input::Deadline),
     ];
     prop_oneof![
@@ -152,6 +155,7 @@ fn in_term(message: Message, current: Term) -> Message {
         Message::HeartbeatReply { round, received, stored, .. } => {
             Message::HeartbeatReply { term: current, round, received, stored }
         }
+        Message::TimeoutNow { .. } => Message::TimeoutNow { term: current },
     }
 }
 

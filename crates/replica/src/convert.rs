@@ -70,6 +70,7 @@ pub(crate) fn to_core(message: PeerMessage) -> Result<(Message, Carried), Member
         PeerMessage::HeartbeatReply { term, round, received, stored } => {
             (Message::HeartbeatReply { term, round, received, stored }, None)
         }
+        PeerMessage::TimeoutNow { term } => (Message::TimeoutNow { term }, None),
     })
 }
 
@@ -86,5 +87,6 @@ pub(crate) fn from_core(message: Message) -> Option<PeerMessage> {
         Message::HeartbeatReply { term, round, received, stored } => {
             PeerMessage::HeartbeatReply { term, round, received, stored }
         }
+        Message::TimeoutNow { term } => PeerMessage::TimeoutNow { term },
     })
 }

@@ -112,6 +112,37 @@ pub enum ReadError {
     StateMachine(String),
 }
 
+/// Why leadership was not handed over. Nothing has changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// Ask the leader.
+    #[error("this node is not the leader; {}", leader_words(leader.as_ref()))]
+    NotLeader {
+        /// Where to go.
+        leader: Option<LeaderHint>,
+    },
+    /// Another transfer is on its way. Wait an election timeout and look who leads.
+    #[error("leadership is being handed over already")]
+    InProgress,
+    /// Choose a voter other than the leader.
+    #[error("there is no such voter to hand leadership over to")]
+    NoTarget,
+    /// The target did not take over in time and the old leader goes on. Is the target running and
+    /// reachable?
+    #[error("the target did not take over in time; node {leader} leads")]
+    TimedOut {
+        /// Who leads.
+        leader: u64,
+    },
+    /// The node has stopped. Ask another one.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
 /// Why a recovered log cannot be driven. Restore the directory or use a newer program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

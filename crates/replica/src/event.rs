@@ -7,7 +7,7 @@ use bytes::Bytes;
 use d_engine_core::{HardState, LogIndex, NodeId, PersistId};
 use d_engine_storage::{Incarnation, LogEntry};
 
-use crate::{LogId, PeerMessage, ProposeError, ReadError, StopReason};
+use crate::{LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
 
 /// Called exactly once with the outcome of a proposal: the state machine's reply or an error.
 /// Must not block; it is called from the raft thread or from the apply worker.
@@ -16,6 +16,9 @@ pub type ProposeResponder = Box<dyn FnOnce(Result<Bytes, ProposeError>) + Send>;
 /// Called exactly once when a read is confirmed and everything up to the read index has been
 /// applied here; the value is the read index. Must not block.
 pub type ReadResponder = Box<dyn FnOnce(Result<u64, ReadError>) + Send>;
+
+/// Called exactly once with whether a transfer of leadership has begun. Must not block.
+pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
 
 /// A command on its way into the log.
 pub struct Proposal {
@@ -56,6 +59,13 @@ pub enum Event {
     Propose(Vec<Proposal>),
     /// Linearizable reads of callers, drained in one batch.
     Read(Vec<ReadRequest>),
+    /// Somebody wants another node to lead; `None` leaves the choice to the core.
+    TransferLeadership {
+        /// The node that shall lead.
+        to: Option<NodeId>,
+        /// Called with whether the transfer has begun. Must not block.
+        responder: TransferResponder,
+    },
     /// The log worker has stored everything up to and including this order.
     Persisted(PersistId),
     /// The apply worker has applied everything up to and including this entry.

@@ -32,10 +32,10 @@ pub use apply_worker::ApplyWorker;
 pub use callback_error::{Error, Result, Unsupported};
 pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
-pub use error::{LeaderHint, ProposeError, ReadError, ReplicaError, StopReason};
+pub use error::{LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError};
 pub use event::{
     ApplyJob, ApplySource, Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal, ProposeResponder,
-    ReadRequest, ReadResponder,
+    ReadRequest, ReadResponder, TransferResponder,
 };
 pub use log_worker::LogWorker;
 pub use peer_message::PeerMessage;

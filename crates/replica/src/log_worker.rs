@@ -1,10 +1,14 @@
 //! The log's side of a node: writes what the replica orders, one sync for everything queued.
 
 use d_engine_core::{GroupId, PersistId};
-use d_engine_storage::{LogStats, LogStore};
+use d_engine_storage::{LogStats, LogStore, StorageError};
 
 use crate::StopReason;
 use crate::event::{Event, LoadJob, PersistJob};
+
+/// Payload bytes after which a write group is closed and synced, so that what has piled up behind a
+/// slow disk is not one enormous write.
+const GROUP_BYTES_MAX: usize = 64 << 20;
 
 /// Owns the [`LogStore`]. The server runs it on a thread of its own, the simulator in its event loop.
 #[derive(Debug)]
@@ -26,8 +30,14 @@ impl LogWorker {
     /// # Errors
     /// The first I/O error is final: the node must stop with the reason ([`Event::Failed`]).
     pub fn persist(&mut self, jobs: &[PersistJob]) -> Result<Option<PersistId>, StopReason> {
+        let mut queued = 0;
         for job in jobs {
+            if queued > GROUP_BYTES_MAX {
+                self.store.sync().map_err(StopReason::new)?;
+                queued = 0;
+            }
             self.store.append(self.group, job.hard_state, &job.entries).map_err(StopReason::new)?;
+            queued += job.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
         }
         if !jobs.is_empty() {
             self.store.sync().map_err(StopReason::new)?;
@@ -35,16 +45,17 @@ impl LogWorker {
         Ok(jobs.last().map(|job| job.id))
     }
 
-    /// Reads entries for a follower that is behind.
+    /// Reads entries for a follower that is behind. Entries that another leader has superseded since
+    /// they were asked for are no longer there: then none are returned, and the replica drops the plan.
     ///
     /// # Errors
     /// An entry that cannot be read back stops the node: its log is damaged.
     pub fn load(&self, job: &LoadJob) -> Result<Event, StopReason> {
-        let entries = self
-            .store
-            .reader()
-            .read(self.group, job.first, job.last, job.max_bytes)
-            .map_err(StopReason::new)?;
+        let entries = match self.store.reader().read(self.group, job.first, job.last, job.max_bytes) {
+            Ok(entries) => entries,
+            Err(StorageError::Order(_)) => Vec::new(),
+            Err(error) => return Err(StopReason::new(error)),
+        };
         Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })
     }
 

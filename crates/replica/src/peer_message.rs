@@ -77,4 +77,9 @@ pub enum PeerMessage {
         /// The last index stored that is known to match the leader's log; counts as an ack.
         stored: LogIndex,
     },
+    /// Campaign at once: the leader hands over to the receiver (Raft thesis, section 3.10).
+    TimeoutNow {
+        /// The leader's term.
+        term: Term,
+    },
 }

@@ -2,15 +2,15 @@
 
 use std::collections::VecDeque;
 
-use d_engine_core::LogIndex;
+use d_engine_core::{LogId, LogIndex};
 
 use crate::event::ProposeResponder;
 use crate::{ProposeError, StopReason};
 
-/// Who waits for which entry. Indexes rise.
+/// Who waits for which entry. Indexes rise; terms never fall.
 #[derive(Default)]
 pub(crate) struct Proposals {
-    waiting: VecDeque<(LogIndex, ProposeResponder)>,
+    waiting: VecDeque<(LogId, ProposeResponder)>,
 }
 
 impl Proposals {
@@ -18,28 +18,33 @@ impl Proposals {
         self.waiting.len()
     }
 
-    pub(crate) fn push(&mut self, index: LogIndex, responder: ProposeResponder) {
-        self.waiting.push_back((index, responder));
+    pub(crate) fn push(&mut self, entry: LogId, responder: ProposeResponder) {
+        self.waiting.push_back((entry, responder));
     }
 
     /// Takes out those that wait for entries up to `last`.
     pub(crate) fn take_to(&mut self, last: LogIndex) -> Vec<(LogIndex, ProposeResponder)> {
-        let count = self.waiting.partition_point(|(index, _)| *index <= last);
-        self.waiting.drain(..count).collect()
+        let count = self.waiting.partition_point(|(entry, _)| entry.index <= last);
+        self.waiting.drain(..count).map(|(entry, responder)| (entry.index, responder)).collect()
     }
 
     /// Leadership is lost: whoever waits for an entry that is not known to be committed is told that
-    /// the outcome is unknown. Committed entries will still be applied and answered here.
-    pub(crate) fn lose_after(&mut self, committed: LogIndex) {
-        let kept = self.waiting.partition_point(|(index, _)| *index <= committed);
-        for (_, responder) in self.waiting.drain(kept..) {
-            responder(Err(ProposeError::OutcomeUnknown));
+    /// the outcome is unknown. `is_committed` must compare terms too: the message that deposed this
+    /// leader may have put another entry at the same index and committed that. Committed entries will
+    /// still be applied and answered here.
+    pub(crate) fn lose_unless(&mut self, is_committed: impl Fn(LogId) -> bool) {
+        for (entry, responder) in std::mem::take(&mut self.waiting) {
+            if is_committed(entry) {
+                self.waiting.push_back((entry, responder));
+            } else {
+                responder(Err(ProposeError::OutcomeUnknown));
+            }
         }
     }
 
     /// The node has stopped: nobody here learns the outcome any more.
     pub(crate) fn lose_all(&mut self) {
-        self.lose_after(LogIndex::ZERO);
+        self.lose_unless(|_| false);
     }
 }
 

@@ -1,13 +1,13 @@
 //! A node of one group without its threads: the only driver of the core. The server calls
 //! [`Replica::handle`] from its raft thread, the simulator from its event loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{
-    AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistOrder,
-    RaftCore, Rejected, RoleKind,
+    AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistId,
+    PersistOrder, RaftCore, Rejected, RoleKind,
 };
 use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
@@ -20,6 +20,7 @@ use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
 use crate::{
     LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
+    TransferError,
 };
 
 /// A node of one group without its threads.
@@ -38,6 +39,9 @@ pub struct Replica {
     last_load: u64,
     /// The data directories of this node and of connected peers.
     incarnations: BTreeMap<NodeId, Incarnation>,
+    /// Payload bytes given to the log worker and not reported as stored, by order.
+    unsynced: VecDeque<(PersistId, usize)>,
+    unsynced_bytes: usize,
     stopped: Option<StopReason>,
 }
 
@@ -92,6 +96,8 @@ impl Replica {
             loads: BTreeMap::new(),
             last_load: 0,
             incarnations: BTreeMap::from([(identity.node, identity.incarnation)]),
+            unsynced: VecDeque::new(),
+            unsynced_bytes: 0,
             stopped: None,
             config,
         })
@@ -115,8 +121,16 @@ impl Replica {
             }
             Event::Propose(proposals) => self.on_propose(now, wall_ms, proposals, jobs),
             Event::Read(requests) => self.on_read(now, wall_ms, requests, jobs),
+            Event::TransferLeadership { to, responder } => {
+                let input = Input::TransferLeadership { to };
+                let begun = self.try_step(now, wall_ms, input, Payload::None, jobs);
+                responder(begun.map_err(|rejected| self.transfer_error(rejected)));
+            }
             Event::Persisted(id) => {
                 self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
+                while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
+                    self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
+                }
                 self.cache.evict(self.core.log().persisted);
             }
             Event::Applied(through) => {
@@ -219,6 +233,12 @@ impl Replica {
 
     fn on_propose(&mut self, now: Instant, wall_ms: u64, proposals: Vec<Proposal>, jobs: &mut Jobs) {
         let limit = self.config.command_bytes_max;
+        // The others may commit while this node's own disk stands still: what waits for it is bounded
+        // like what waits for commit.
+        if self.unsynced_bytes as u64 > self.config.core.uncommitted_bytes_max {
+            proposals::refuse(proposals, &ProposeError::Busy { what: "bytes waiting for this node's disk" });
+            return;
+        }
         let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
         let mut accepted = Vec::with_capacity(proposals.len());
         let mut sizes = Vec::with_capacity(proposals.len());
@@ -305,7 +325,16 @@ impl Replica {
     fn propose_error(&self, rejected: Rejected) -> ProposeError {
         match rejected {
             Rejected::NotLeader { .. } => ProposeError::NotLeader { leader: self.leader_hint() },
+            Rejected::TransferInProgress => ProposeError::Busy { what: "leadership is being handed over" },
             _ => ProposeError::Busy { what: "bytes waiting for commit" },
+        }
+    }
+
+    fn transfer_error(&self, rejected: Rejected) -> TransferError {
+        match rejected {
+            Rejected::NotLeader { .. } => TransferError::NotLeader { leader: self.leader_hint() },
+            Rejected::NoTransferTarget => TransferError::NoTarget,
+            _ => TransferError::InProgress,
         }
     }
 
@@ -316,7 +345,10 @@ impl Replica {
             self.members.truncate_from(from);
         }
         if effects.lost_leadership {
-            self.proposals.lose_after(self.core.log().committed);
+            let core = &self.core;
+            self.proposals.lose_unless(|entry| {
+                entry.index <= core.log().committed && core.term_at(entry.index) == Some(entry.term)
+            });
             self.loads.clear();
         }
         if let Some(order) = effects.persist.take() {
@@ -366,6 +398,9 @@ impl Replica {
             }
         }
         self.cache.append(&entries);
+        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        self.unsynced.push_back((order.id, bytes));
+        self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
         jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries });
     }
 
@@ -390,7 +425,7 @@ impl Replica {
                 let mut entries = Vec::with_capacity(commands.len());
                 for (offset, proposal) in commands.into_iter().enumerate() {
                     let entry = entry(offset, proposal.command);
-                    self.proposals.push(entry.id.index, proposal.responder);
+                    self.proposals.push(entry.id, proposal.responder);
                     entries.push(entry);
                 }
                 entries
@@ -446,6 +481,9 @@ fn refuse_event(event: Event, reason: &StopReason) {
             for request in requests {
                 (request.responder)(Err(ReadError::Stopped { reason: reason.clone() }));
             }
+        }
+        Event::TransferLeadership { responder, .. } => {
+            responder(Err(TransferError::Stopped { reason: reason.clone() }));
         }
         _ => {}
     }

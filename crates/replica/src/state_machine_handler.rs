@@ -43,17 +43,12 @@ impl StateMachineHandler {
         machine
             .start()
             .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
-        let applied = match machine.durability() {
-            Durability::Rebuilt => {
-                machine.reset().await.map_err(|error| {
-                    StopReason::new(format_args!("the state machine could not be reset: {error}"))
-                })?;
-                LogId::from(recovered.base)
-            }
-            Durability::Durable => {
-                let applied = machine.last_applied();
-                check_position(machine.as_ref(), applied, recovered)?;
-                applied
+        let applied = match position(machine.as_ref(), recovered).await {
+            Ok(applied) => applied,
+            Err(reason) => {
+                // It was started, so it is told that this is the end; the reason above is what counts.
+                machine.stop().ok();
+                return Err(reason);
             }
         };
         Ok(Self { machine, policy, applied, applied_persisted: applied.index })
@@ -262,6 +257,24 @@ impl StateMachineHandler {
 
 fn failed(method: &str, error: &crate::Error) -> StopReason {
     StopReason::new(format_args!("the state machine's {method} failed: {error}"))
+}
+
+/// Where a machine stands at the start: a `Rebuilt` one at the beginning of the log, whatever it says; a
+/// `Durable` one where it says.
+async fn position(machine: &dyn StateMachine, recovered: &RecoveredLog) -> Result<LogId, StopReason> {
+    match machine.durability() {
+        Durability::Rebuilt => {
+            machine.reset().await.map_err(|error| {
+                StopReason::new(format_args!("the state machine could not be reset: {error}"))
+            })?;
+            Ok(LogId::from(recovered.base))
+        }
+        Durability::Durable => {
+            let applied = machine.last_applied();
+            check_position(machine, applied, recovered)?;
+            Ok(applied)
+        }
+    }
 }
 
 /// A machine that keeps its own state must stand inside the log that it is given.

@@ -5,14 +5,15 @@ use d_engine_core::RoleKind;
 use d_engine_proto::client::{
     Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
     ProposeReply, ProposeRequest, QueryReply, QueryRequest, Role, StatusReply, StatusRequest, Stopped,
-    Unsupported,
+    TransferLeadershipReply, TransferLeadershipRequest, Unsupported,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
-use d_engine_proto::engine::{propose_error_detail, read_error_detail};
-use d_engine_replica::{ProposeError, ReadConsistency, ReadError};
+use d_engine_proto::engine::{propose_error_detail, read_error_detail, transfer_error_detail};
+use d_engine_replica::{ProposeError, ReadConsistency, ReadError, StopReason};
 use d_engine_storage::MemberRole;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -24,8 +25,14 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// Bytes around a command in its message.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
 
-/// Serves clients on `listener` until the task is aborted.
-pub(crate) fn serve(listener: TcpListener, engine: WeakEngine, command_bytes_max: usize) -> JoinHandle<()> {
+/// Serves clients on `listener` until `stopped` says why the node has stopped; calls on their way are
+/// answered first.
+pub(crate) fn serve(
+    listener: TcpListener,
+    engine: WeakEngine,
+    command_bytes_max: usize,
+    mut stopped: watch::Receiver<Option<StopReason>>,
+) -> JoinHandle<()> {
     let service = EngineServer::new(Api { engine })
         .max_decoding_message_size(command_bytes_max.saturating_add(MESSAGE_OVERHEAD));
     tokio::spawn(async move {
@@ -34,7 +41,10 @@ pub(crate) fn serve(listener: TcpListener, engine: WeakEngine, command_bytes_max
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
             .add_service(service)
-            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+                // A closed channel means that the node is gone: also the end.
+                stopped.wait_for(Option::is_some).await.ok();
+            })
             .await;
         if let Err(error) = served {
             tracing::error!(%error, "the client service ended");
@@ -82,6 +92,16 @@ impl Engine for Api {
         let read_index = engine.read_barrier(consistency).await.map_err(read_status)?;
         let reply = engine.query_now(&request.request).map_err(read_status)?;
         Ok(Response::new(QueryReply { reply, read_index }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<TransferLeadershipRequest>,
+    ) -> Result<Response<TransferLeadershipReply>, Status> {
+        let to = Some(request.into_inner().to).filter(|to| *to != 0);
+        let moved = self.engine()?.transfer_leadership(to).await;
+        let leader = moved.map_err(|error| transfer_error_detail(&error).to_status(error.to_string()))?;
+        Ok(Response::new(TransferLeadershipReply { leader }))
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

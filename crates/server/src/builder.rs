@@ -119,7 +119,17 @@ impl Node {
         let handler = StateMachineHandler::open(self.machine.clone(), self.policy.clone(), &recovered)
             .await
             .map_err(StartError::StateMachine)?;
-        let engine = self.start_threads(identity, log, &recovered, handler, runtime, group).await?;
+        let started = self.start_threads(identity, log, &recovered, handler, runtime, group).await;
+        let engine = match started {
+            Ok(engine) => engine,
+            Err(error) => {
+                // The machine was started; whatever else failed, it is told that this is the end.
+                if let Err(error) = self.machine.stop() {
+                    tracing::warn!(%error, "the state machine's stop failed");
+                }
+                return Err(error);
+            }
+        };
         engine.stops_on(self.shutdown);
         Ok(engine)
     }
@@ -154,9 +164,11 @@ impl Node {
             reads: limits.max_pending_reads,
         }));
         let shared = Arc::new(Shared {
+            group,
             inbox: inbox.clone(),
             membership: std::sync::RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
+            leader: watch::Sender::new((0, None)),
             stopped: watch::Sender::new(None),
         });
         let client_listener = self.bind_clients().await?;
@@ -164,7 +176,8 @@ impl Node {
         let (log_queue, apply_queue) = (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
         let name = |what: &str| format!("{what}-{}", identity.node);
         let transport = self.transport_start(&identity)?;
-        let apply_worker = ApplyWorker::new(handler, log.reader(), group);
+        let apply_worker = ApplyWorker::new(handler, log.reader(), group)
+            .with_snapshots(self.config.data_dir.join("snapshots"));
         let log_worker = LogWorker::new(log, group);
         let raft = RaftThread {
             replica,
@@ -176,11 +189,22 @@ impl Node {
             apply: apply_queue.clone(),
         };
         let (started, has_started) = oneshot::channel();
-        let threads = vec![
-            log_thread(name("log"), log_worker, log_queue, inbox.clone())?,
-            apply_thread(name("apply"), apply_worker, apply_queue, inbox, runtime)?,
-            raft_thread(name("raft"), raft, transport, started)?,
-        ];
+        let spawn = || {
+            Ok(vec![
+                log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone())?,
+                apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox, runtime)?,
+                raft_thread(name("raft"), raft, transport, started)?,
+            ])
+        };
+        let threads = match spawn() {
+            Ok(threads) => threads,
+            Err(error) => {
+                // Those that have started end, and free the directory.
+                log_queue.close();
+                apply_queue.close();
+                return Err(error);
+            }
+        };
         let machine = self.machine.clone();
         let engine = EmbeddedEngine::new(Parts { identity, machine, shared, threads, client_addr });
         let started = has_started.await.unwrap_or_else(|_| Err(StartError::Stopped(engine.stop_reason())));
@@ -189,7 +213,12 @@ impl Node {
             return Err(error);
         }
         if let Some(listener) = client_listener {
-            engine.serves_clients(api::serve(listener, engine.weak(), limits.max_command_bytes));
+            engine.serves_clients(api::serve(
+                listener,
+                engine.weak(),
+                limits.max_command_bytes,
+                engine.stop_signal(),
+            ));
         }
         Ok(engine)
     }

@@ -7,8 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use d_engine_core::NodeId;
 use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, Unsupported,
+    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, TransferError,
+    Unsupported,
 };
 use d_engine_storage::Identity;
 use tokio::sync::{oneshot, watch};
@@ -34,6 +36,12 @@ use crate::{Config, NodeBuilder, StartError};
 pub struct EmbeddedEngine {
     inner: Arc<Inner>,
 }
+
+/// How long a shutdown waits for clients to take their last answers.
+const CLIENTS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a transfer of leadership may take to show.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a node consists of once its threads run.
 pub(crate) struct Parts {
@@ -137,6 +145,11 @@ impl EmbeddedEngine {
                 keeps: Mutex::new(None),
             }),
         }
+    }
+
+    /// Becomes `Some` when the node has stopped.
+    pub(crate) fn stop_signal(&self) -> watch::Receiver<Option<StopReason>> {
+        self.inner.shared.stopped.subscribe()
     }
 
     fn keep(&self, shutdown: watch::Sender<()>) {
@@ -246,6 +259,35 @@ impl EmbeddedEngine {
         }
     }
 
+    /// Hands leadership over to node `to`, or to the voter that is furthest; asked of the leader. Returns
+    /// the node that leads once it does. Commands are answered `Busy` meanwhile.
+    ///
+    /// # Errors
+    /// [`TransferError`]; nothing has changed.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, TransferError> {
+        let own = self.inner.identity.node;
+        let target = match to {
+            Some(number) => Some(NodeId::new(number).ok_or(TransferError::NoTarget)?),
+            None => None,
+        };
+        let mut leader = self.inner.shared.leader.subscribe();
+        let (answer, answered) = oneshot::channel();
+        self.inner.shared.inbox.transfer(
+            target,
+            Box::new(move |begun| {
+                answer.send(begun).ok();
+            }),
+        );
+        let stopped = || TransferError::Stopped { reason: self.stop_reason() };
+        answered.await.unwrap_or_else(|_| Err(stopped()))?;
+        let moved = leader.wait_for(|(_, leader)| leader.is_some_and(|leader| leader != own));
+        match tokio::time::timeout(TRANSFER_PATIENCE, moved).await {
+            Ok(Ok(seen)) => Ok(seen.1.map_or(0, NodeId::get)),
+            Ok(Err(_)) => Err(stopped()),
+            Err(_) => Err(TransferError::TimedOut { leader: own.get() }),
+        }
+    }
+
     /// What the node knows about itself and its cluster.
     pub async fn status(&self) -> NodeStatus {
         let replica = match self.inner.shared.inbox.status() {
@@ -282,9 +324,10 @@ impl EmbeddedEngine {
         let mut stopped = self.inner.shared.stopped.subscribe();
         // The sender lives in `shared`, which this handle keeps.
         stopped.wait_for(Option::is_some).await.ok();
-        if let Some(clients) = clients {
+        if let Some(mut clients) = clients
+            && tokio::time::timeout(CLIENTS_PATIENCE, &mut clients).await.is_err()
+        {
             clients.abort();
-            clients.await.ok();
         }
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
@@ -312,7 +355,9 @@ impl EmbeddedEngine {
     #[must_use]
     pub fn stop_reason(&self) -> StopReason {
         let reason = self.inner.shared.stopped.borrow().clone();
-        reason.unwrap_or_else(|| StopReason::new("it has not stopped"))
+        reason
+            .or_else(|| self.inner.shared.inbox.closed())
+            .unwrap_or_else(|| StopReason::new("it has not stopped"))
     }
 }
 

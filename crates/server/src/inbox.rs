@@ -11,11 +11,14 @@ use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{
     Event, PeerMessage, Proposal, ProposeError, ProposeResponder, ReadError, ReadRequest, ReadResponder,
-    ReplicaStatus, StopReason,
+    ReplicaStatus, StopReason, TransferError, TransferResponder,
 };
 use tokio::sync::{Notify, oneshot};
 
 use crate::transport::Room;
+
+/// Transfers of leadership waiting to be taken up; more of them make no sense.
+const TRANSFERS_MAX: usize = 16;
 
 /// Bounds of the intake.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +36,7 @@ pub(crate) struct Incoming {
     pub(crate) messages: Vec<(NodeId, PeerMessage, Room)>,
     pub(crate) reports: Vec<Event>,
     pub(crate) status: Vec<oneshot::Sender<ReplicaStatus>>,
+    pub(crate) transfers: Vec<(Option<NodeId>, TransferResponder)>,
     pub(crate) shutdown: bool,
     proposal_bytes: usize,
 }
@@ -127,6 +131,24 @@ impl Inbox {
         Some(asked)
     }
 
+    /// Somebody wants another node to lead. `responder` is called with a refusal right here.
+    pub(crate) fn transfer(&self, to: Option<NodeId>, responder: TransferResponder) {
+        let mut state = self.lock();
+        if let Some(reason) = state.closed.clone() {
+            drop(state);
+            responder(Err(TransferError::Stopped { reason }));
+            return;
+        }
+        if state.incoming.transfers.len() >= TRANSFERS_MAX {
+            drop(state);
+            responder(Err(TransferError::InProgress));
+            return;
+        }
+        state.incoming.transfers.push((to, responder));
+        drop(state);
+        self.wake.notify_one();
+    }
+
     /// Asks the raft thread to end.
     pub(crate) fn shut_down(&self) {
         self.put(|incoming| incoming.shutdown = true);
@@ -150,6 +172,9 @@ impl Inbox {
         drop(state);
         for proposal in left.proposals {
             (proposal.responder)(Err(ProposeError::Stopped { reason: reason.clone() }));
+        }
+        for (_, responder) in left.transfers {
+            responder(Err(TransferError::Stopped { reason: reason.clone() }));
         }
         for read in left.reads {
             (read.responder)(Err(ReadError::Stopped { reason: reason.clone() }));

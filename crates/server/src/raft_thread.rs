@@ -22,11 +22,14 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the raft thread shares with the rest of the node.
 pub(crate) struct Shared {
+    pub(crate) group: GroupId,
     pub(crate) inbox: Arc<Inbox>,
     /// The membership in force, for the transport's handshakes.
     pub(crate) membership: RwLock<Membership>,
     /// Whether the node has caught up; never goes back to false.
     pub(crate) ready: watch::Sender<bool>,
+    /// The term and who leads it, as far as this node knows.
+    pub(crate) leader: watch::Sender<(u64, Option<NodeId>)>,
     /// Why the node has stopped, once it has.
     pub(crate) stopped: watch::Sender<Option<StopReason>>,
 }
@@ -62,7 +65,12 @@ pub(crate) fn raft_thread(
     let run = move || {
         let shared = raft.shared.clone();
         let (log, apply) = (raft.log.clone(), raft.apply.clone());
-        let body = || runtime.block_on(raft.run(transport, started));
+        let body = || {
+            let reason = runtime.block_on(raft.run(transport, started));
+            // A name that is being looked up must not hold the end up.
+            runtime.shutdown_background();
+            reason
+        };
         let reason = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
@@ -87,8 +95,12 @@ impl PeerEvents for Shared {
         }
     }
 
-    fn message(&self, from: NodeId, _group: GroupId, message: PeerMessage, room: Room) {
-        self.inbox.message(from, message, room);
+    fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: Room) {
+        if group == self.group {
+            self.inbox.message(from, message, room);
+        } else {
+            tracing::debug!(%from, %group, "a message for a group that this node does not have");
+        }
     }
 
     fn up(&self, node: NodeId, incarnation: Incarnation) {
@@ -128,7 +140,8 @@ impl RaftThread {
             tokio::task::yield_now().await;
             self.wait(shutdown_by).await;
             let incoming = self.shared.inbox.take();
-            if incoming.shutdown && shutdown_by.is_none() {
+            let shuts_down = incoming.shutdown && shutdown_by.is_none();
+            if shuts_down {
                 self.shared.inbox.close(&StopReason::new(crate::SHUT_DOWN));
                 shutdown_by = Some(self.clock.now().plus(patience()));
             }
@@ -136,12 +149,15 @@ impl RaftThread {
                 self.carry_out(&mut jobs, transport.as_mut());
                 return failure;
             }
+            if shuts_down {
+                self.hand_over(&mut jobs);
+            }
             if self.replica.next_deadline().is_some_and(|due| due <= self.clock.now()) {
                 self.handle(Event::Deadline, &mut jobs);
             }
             self.carry_out(&mut jobs, transport.as_mut());
             if let Some(by) = shutdown_by
-                && (!self.replica.has_callers() || self.clock.now() >= by)
+                && (self.has_handed_over() || self.clock.now() >= by)
             {
                 if let Some(transport) = transport.take() {
                     transport.stop().await;
@@ -151,6 +167,17 @@ impl RaftThread {
                 return reason;
             }
         }
+    }
+
+    /// A leader that shuts down names its successor, so that nobody has to wait for an election timeout.
+    fn hand_over(&mut self, jobs: &mut Jobs) {
+        // Refused where there is nothing to hand over, or nobody to hand it over to: then that is that.
+        self.handle(Event::TransferLeadership { to: None, responder: Box::new(|_| {}) }, jobs);
+    }
+
+    /// Whether nobody here waits for an answer any more, and leadership is not on its way to another.
+    fn has_handed_over(&self) -> bool {
+        !self.replica.has_callers() && !self.replica.core().is_handing_over()
     }
 
     async fn start_transport(&self, start: TransportStart) -> Result<Option<FramedTransport>, StartError> {
@@ -190,12 +217,12 @@ impl RaftThread {
 
     /// Gives everything that has come in to the replica. Returns why the node must stop, if it must.
     fn take_in(&mut self, incoming: Incoming, jobs: &mut Jobs) -> Option<StopReason> {
+        let mut failure = None;
         for event in incoming.reports {
             if let Event::Failed(reason) = &event {
-                let reason = reason.clone();
-                self.handle(event, jobs);
-                return Some(reason);
+                failure.get_or_insert_with(|| reason.clone());
             }
+            // After a failure the replica refuses callers, each with the right answer.
             self.handle(event, jobs);
         }
         for (from, message, room) in incoming.messages {
@@ -208,11 +235,14 @@ impl RaftThread {
         if !incoming.reads.is_empty() {
             self.handle(Event::Read(incoming.reads), jobs);
         }
+        for (to, responder) in incoming.transfers {
+            self.handle(Event::TransferLeadership { to, responder }, jobs);
+        }
         for answer in incoming.status {
             // Whoever asked may have gone away.
             answer.send(self.replica.status()).ok();
         }
-        None
+        failure
     }
 
     fn handle(&mut self, event: Event, jobs: &mut Jobs) {
@@ -250,6 +280,7 @@ impl RaftThread {
                 self.connect(transport);
             }
             let core = self.replica.core();
+            self.shared.leader.send_replace((core.term().get(), core.leader()));
             tracing::info!(
                 node = %self.node, role = ?core.role(), term = %core.term(), leader = ?core.leader(),
                 "role changed"

@@ -35,8 +35,8 @@ pub trait Transport: Send {
 pub enum Sent {
     /// It will be sent, unless the connection breaks first: then [`PeerEvents::down`] is called.
     Queued,
-    /// It is lost: there is no connection, or the queue is full. When it was an append, the core must be told
-    /// (`Event::PeerDown`), or it would wait for an answer that cannot come.
+    /// It is lost: there is no connection, or the queue is full. The core finds out by itself: the answers
+    /// to heartbeats show what was not received, and [`PeerEvents::up`] makes it probe.
     Lost,
 }
 

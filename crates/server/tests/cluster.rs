@@ -5,7 +5,9 @@ mod support;
 
 use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvReply};
-use d_engine_replica::ReadConsistency;
+use std::time::Duration;
+
+use d_engine_replica::{ReadConsistency, TransferError};
 use d_engine_server::EmbeddedEngine;
 use support::{PATIENCE, cluster, put, start};
 
@@ -51,6 +53,62 @@ async fn three_nodes_go_on_without_one_and_the_third_catches_up() {
         assert_eq!(value, Some(Bytes::from_static(b"after")), "key k{n}");
     }
     engines.push(back);
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+/// The node that leads.
+async fn leader(engines: &[EmbeddedEngine]) -> usize {
+    let found = async {
+        loop {
+            for (place, engine) in engines.iter().enumerate() {
+                if engine.read_barrier(ReadConsistency::Linearizable).await.is_ok() {
+                    return place;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_goes_to_the_node_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engines = Vec::new();
+    for config in &cluster(dir.path(), 3) {
+        engines.push(start(config).await);
+    }
+    put(&engines, "k", "v").await;
+    let old = leader(&engines).await;
+    let target = (old + 1) % 3;
+    let named = target as u64 + 1;
+    assert_eq!(engines[old].transfer_leadership(Some(named)).await, Ok(named));
+    put(&engines, "k", "w").await;
+    assert_eq!(leader(&engines).await, target);
+    let refused = engines[target].transfer_leadership(Some(9)).await.unwrap_err();
+    assert_eq!(refused, TransferError::NoTarget);
+    let refused = engines[old].transfer_leadership(None).await.unwrap_err();
+    assert!(matches!(refused, TransferError::NotLeader { leader: Some(_) }), "{refused}");
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+/// With timeouts of several seconds, only a transfer lets the others go on within two.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_shuts_down_leaves_no_election_timeout_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engines = Vec::new();
+    for mut config in cluster(dir.path(), 3) {
+        config.election_timeout_min_ms = 3_000;
+        config.election_timeout_max_ms = 5_000;
+        engines.push(start(&config).await);
+    }
+    put(&engines, "k", "v").await;
+    let old = leader(&engines).await;
+    engines.remove(old).stop().await;
+    tokio::time::timeout(Duration::from_secs(2), put(&engines, "k", "w")).await.unwrap();
     for engine in &engines {
         engine.stop().await;
     }

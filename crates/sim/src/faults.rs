@@ -23,6 +23,7 @@ pub enum Fault {
     CrashInRecovery,
     UnsyncedBytesLost,
     Pause,
+    LeadershipTransfer,
     SyncStall,
     DiskError,
     ClockDrift,
@@ -32,7 +33,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -49,6 +50,7 @@ impl Fault {
         Self::CrashInRecovery,
         Self::UnsyncedBytesLost,
         Self::Pause,
+        Self::LeadershipTransfer,
         Self::SyncStall,
         Self::DiskError,
         Self::ClockDrift,

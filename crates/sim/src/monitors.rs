@@ -314,7 +314,8 @@ impl Monitors {
                     return early("an ack (in a heartbeat's answer) for entries that are not stored");
                 }
             }
-            PeerMessage::PreVoteReply { .. }
+            PeerMessage::TimeoutNow { .. }
+            | PeerMessage::PreVoteReply { .. }
             | PeerMessage::VoteReply { .. }
             | PeerMessage::Append { .. }
             | PeerMessage::AppendReply { .. }

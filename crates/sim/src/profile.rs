@@ -54,6 +54,8 @@ pub struct Profile {
     pub pause_every: u64,
     /// Mean length of a pause.
     pub pause_length: u64,
+    /// Mean time between requests to hand leadership over; zero for none.
+    pub transfer_every: u64,
     /// Mean length of a log sync.
     pub sync_mean: u64,
     /// Chance that a sync stalls for 1 to 10 election timeouts.
@@ -92,6 +94,7 @@ impl Profile {
         let (pause_every, sync_stall) = (on(SECOND, 15 * SECOND), on(100, 10_000));
         let (disk_error, quiet) = (on(200, 5_000), on(10_000, 50_000));
         let (clock_drift, clock_jump) = (on(10_000, 100_000), on(10_000, 200_000));
+        let transfer_every = on(SECOND / 2, 15 * SECOND);
         let nodes = match prng.below(20) {
             0 | 1 => 1,
             2 => 2,
@@ -123,6 +126,7 @@ impl Profile {
             crash_in_recovery,
             pause_every,
             pause_length: upto(50, 10_000) * MS,
+            transfer_every,
             sync_mean: upto(50, 20_000) * 1_000,
             sync_stall,
             disk_error,

@@ -52,6 +52,7 @@ impl Trace {
             Happening::PartitionBegin => 3,
             Happening::PartitionEnd => 4,
             Happening::ClockJump => 5,
+            Happening::TransferSome => 6,
         };
         for word in [now, kind] {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);

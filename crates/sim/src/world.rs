@@ -34,6 +34,7 @@ pub(crate) enum Happening {
     Start(u64),
     CrashSome,
     PauseSome,
+    TransferSome,
     PartitionBegin,
     PartitionEnd,
     ClockJump,
@@ -153,13 +154,14 @@ impl World {
         self.plan(self.profile.crash_every, Happening::CrashSome);
         self.plan(self.profile.pause_every, Happening::PauseSome);
         self.plan(self.profile.partition_every, Happening::PartitionBegin);
+        self.plan(self.profile.transfer_every, Happening::TransferSome);
         if self.profile.clock_jump > 0 {
             self.after(SECOND, Happening::ClockJump);
         }
     }
 
     /// Schedules a fault that comes every `mean`, if it comes at all.
-    fn plan(&mut self, mean: u64, what: Happening) {
+    pub(crate) fn plan(&mut self, mean: u64, what: Happening) {
         if mean > 0 && !self.healed {
             let delay = mean / 4 + self.prng.tail(mean);
             self.after(delay, what);
@@ -236,6 +238,7 @@ impl World {
             Happening::Start(node) => self.start(node)?,
             Happening::CrashSome => self.crash_some(),
             Happening::PauseSome => self.pause_some(),
+            Happening::TransferSome => self.transfer_some()?,
             Happening::PartitionBegin => self.partition_begin(),
             Happening::PartitionEnd => {
                 self.network.heal();

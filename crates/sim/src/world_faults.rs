@@ -4,6 +4,7 @@ use d_engine_replica::Event;
 
 use crate::clients::ToNode;
 use crate::faults::Fault;
+use crate::node::node_id;
 use crate::profile::{MS, SECOND};
 use crate::world::{Happening, World};
 
@@ -43,6 +44,30 @@ impl World {
         let mean = self.profile.pause_every;
         let delay = mean / 4 + self.prng.tail(mean);
         self.after(delay, Happening::PauseSome);
+    }
+
+    /// Asks some node to hand leadership over, to a node by name or to whom it likes. Most are not leaders.
+    pub(crate) fn transfer_some(&mut self) -> Result<(), String> {
+        if self.healed {
+            return Ok(());
+        }
+        let (to, any) = (self.prng.between(1, self.profile.nodes), self.prng.chance(500_000));
+        let target = if any { None } else { Some(node_id(to)) };
+        for node in 1..=self.profile.nodes {
+            let leads = self
+                .node(node)
+                .running
+                .as_ref()
+                .is_some_and(|it| it.replica.core().role() == d_engine_core::RoleKind::Leader);
+            if leads {
+                self.counts.fault(Fault::LeadershipTransfer);
+                let now = self.now;
+                self.trace.note(now, format_args!("node {node} is asked to hand over to {target:?}"));
+                self.tell(node, Event::TransferLeadership { to: target, responder: Box::new(|_| {}) })?;
+            }
+        }
+        self.plan(self.profile.transfer_every, Happening::TransferSome);
+        Ok(())
     }
 
     pub(crate) fn partition_begin(&mut self) {

@@ -8,14 +8,14 @@ mod input;
 mod ports;
 mod verify;
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use d_engine_client::{Client, ClientOptions};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tempfile::TempDir;
 
 use self::cluster::Cluster;
@@ -247,8 +247,12 @@ fn tell_lost(dir: &Path, lost: &[Lost]) -> Failure {
 /// A progress bar on stderr; nothing when that is no terminal.
 fn progress(what: &str, records: usize) -> ProgressBar {
     let bar = ProgressBar::new(records as u64);
-    if let Ok(style) = ProgressStyle::with_template("  {prefix:9} [{bar:40}] {pos}/{len} {per_sec}") {
-        bar.set_style(style.progress_chars("=> "));
+    let rate = |state: &ProgressState, out: &mut dyn Write| {
+        // Drawing is best effort.
+        write!(out, "{:.0}/s", state.per_sec()).ok();
+    };
+    if let Ok(style) = ProgressStyle::with_template("  {prefix:12} [{bar:40}] {pos}/{len} {rate}") {
+        bar.set_style(style.progress_chars("=> ").with_key("rate", rate));
     }
     bar.set_prefix(what.to_owned());
     bar

@@ -53,3 +53,53 @@ pub(super) async fn verify(
     lost.sort_by(|one, other| one.key.cmp(&other.key));
     Ok(lost)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use d_engine_kv::KvCommand;
+    use d_engine_server::{Config, EmbeddedEngine, NodeBuilder};
+
+    use super::*;
+
+    async fn node(dir: &std::path::Path) -> (EmbeddedEngine, tokio::sync::watch::Sender<()>) {
+        let held = super::super::ports::reserve(1).unwrap();
+        let address = held[0].local_addr().unwrap().to_string();
+        drop(held);
+        let config = Config { data_dir: dir.to_owned(), client_listen: Some(address), ..Config::default() };
+        let (keep, shutdown) = tokio::sync::watch::channel(());
+        let engine = NodeBuilder::new(config, shutdown).build().unwrap().start().await.unwrap();
+        engine.wait_ready(Duration::from_secs(30)).await.unwrap();
+        (engine, keep)
+    }
+
+    /// The demonstration is worth nothing if its check cannot fail.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn missing_and_changed_records_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (engine, _keep) = node(dir.path()).await;
+        let record = |key: String, value: &'static str| Record {
+            key: Bytes::from(key),
+            value: Bytes::from_static(value.as_bytes()),
+        };
+        let records: Vec<Record> = (0..200).map(|n| record(format!("k{n:03}"), "right")).collect();
+        for one in &records {
+            let value = match one.key.as_ref() {
+                b"k007" => continue,
+                b"k100" => Bytes::from_static(b"wrong"),
+                _ => one.value.clone(),
+            };
+            engine.propose(KvCommand::put(one.key.clone(), value).encode()).await.unwrap();
+        }
+        let address = engine.client_addr().unwrap().to_string();
+        let lost = verify(1, &address, &Arc::new(records), &ProgressBar::hidden()).await.unwrap();
+        let lost_with = |key: &'static [u8], found: Option<&'static [u8]>| Lost {
+            node: 1,
+            key: Bytes::from_static(key),
+            found: found.map(Bytes::from_static),
+        };
+        assert_eq!(lost, [lost_with(b"k007", None), lost_with(b"k100", Some(b"wrong"))]);
+        engine.stop().await;
+    }
+}

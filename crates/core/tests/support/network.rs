@@ -363,6 +363,7 @@ fn letter_name(letter: &Letter) -> String {
         Message::AppendReply { .. } => "AppendReply",
         Message::Heartbeat { .. } => "Heartbeat",
         Message::HeartbeatReply { .. } => "HeartbeatReply",
+        Message::TimeoutNow { .. } => "TimeoutNow",
     };
     format!("{}->{} {name} t{}", letter.from, letter.to, letter.message.term())
 }
@@ -389,5 +390,6 @@ fn message_line(message: &Message) -> String {
         Message::HeartbeatReply { term, round, received, stored } => {
             format!("HeartbeatReply t{term} round {round} received {received} stored {stored}")
         }
+        Message::TimeoutNow { term } => format!("TimeoutNow t{term}"),
     }
 }

@@ -135,6 +135,7 @@ fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameEr
             received: index("received", m.received)?,
             stored: index("stored", m.stored)?,
         },
+        Body::TimeoutNow(m) => PeerMessage::TimeoutNow { term: term(m.term)? },
     })
 }
 

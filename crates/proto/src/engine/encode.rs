@@ -191,6 +191,7 @@ fn small_body(message: &PeerMessage) -> Body {
                 stored: stored.get(),
             })
         }
+        PeerMessage::TimeoutNow { term } => Body::TimeoutNow(peer::TimeoutNow { term: term.get() }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine's errors in the form that clients receive.
 
-use d_engine_replica::{LeaderHint, ProposeError, ReadError, StopReason};
+use d_engine_replica::{LeaderHint, ProposeError, ReadError, StopReason, TransferError};
 
 use crate::client::{self, ErrorDetail, error_detail::Kind};
 
@@ -30,6 +30,17 @@ pub fn read_error_detail(error: &ReadError) -> ErrorDetail {
             Kind::Unsupported(client::Unsupported { operation: (*operation).to_owned() })
         }
         other => Kind::StateMachineFailed(client::StateMachineFailed { reason: other.to_string() }),
+    })
+}
+
+/// What a client is told about leadership that was not handed over.
+#[must_use]
+pub fn transfer_error_detail(error: &TransferError) -> ErrorDetail {
+    detail(match error {
+        TransferError::NotLeader { leader } => not_leader(leader.as_ref()),
+        TransferError::Stopped { reason } => stopped(reason),
+        TransferError::InProgress => busy("leadership is being handed over already"),
+        other => Kind::Invalid(client::Invalid { reason: other.to_string() }),
     })
 }
 

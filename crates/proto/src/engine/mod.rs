@@ -12,7 +12,7 @@ mod hello;
 
 pub use decode::{FrameError, decode_frame};
 pub use encode::{EncodedFrame, FrameEncoder, encode_frame};
-pub use errors::{propose_error_detail, read_error_detail};
+pub use errors::{propose_error_detail, read_error_detail, transfer_error_detail};
 pub use hello::{Greeting, GreetingError, decode_hello, encode_hello};
 
 /// The longest frame that is read or written, in bytes. A longer one is refused before anything is

@@ -113,6 +113,7 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
         (any_term(), any::<u64>(), any_index(), any_index()).prop_map(|(term, round, received, stored)| {
             PeerMessage::HeartbeatReply { term, round, received, stored }
         }),
+        any_term().prop_map(|term| PeerMessage::TimeoutNow { term }),
     ]
 }
 

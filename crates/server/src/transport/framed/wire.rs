@@ -74,7 +74,13 @@ impl FrameReader {
     }
 
     /// Makes room for the next read: a fixed piece, or as much again as has come of a long frame.
+    ///
+    /// Payloads are slices of the piece they came in and keep it alive, so a piece is filled before the
+    /// next one is taken: otherwise every small frame would pin one of its own.
     pub(super) fn reserve(&mut self) {
+        if self.buffer.capacity() - self.buffer.len() >= READ_BYTES / 16 {
+            return;
+        }
         let wanted = READ_BYTES.min(self.max_bytes + HEADER_BYTES).max(self.buffer.len());
         self.buffer.reserve(wanted);
     }

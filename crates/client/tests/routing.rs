@@ -1,0 +1,130 @@
+//! Finding the leader among real nodes.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
+
+use support::{Cluster, client, nobody, put, silent};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_at_a_follower_goes_to_the_leader_that_it_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    let leader = cluster.leader().await;
+    // The leader's address is not in the list.
+    let follower = client(&[cluster.addresses[(leader + 1) % 3].clone()]);
+    follower.propose(put("k", "v")).await.unwrap();
+    assert_eq!(follower.leader(), Some(cluster.addresses[leader].clone()));
+    let value = follower.get("k", Consistency::Linearizable).await.unwrap();
+    assert_eq!(value, Some(Bytes::from_static(b"v")));
+    assert_eq!(follower.get("none", Consistency::Linearizable).await.unwrap(), None);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eventual_read_is_answered_by_the_node_that_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    let leader = cluster.leader().await;
+    client(&cluster.addresses).propose(put("k", "v")).await.unwrap();
+    let address = cluster.addresses[(leader + 1) % 3].clone();
+    let follower = client(std::slice::from_ref(&address));
+    support::wait_until(support::PATIENCE, async || follower.get("k", Consistency::Eventual).await.unwrap())
+        .await;
+    // It had no need to look for the leader.
+    assert_eq!(follower.leader(), None);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_are_dead_or_silent_are_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    let (silent, _listener) = silent();
+    let mut endpoints = vec![nobody(), silent];
+    endpoints.extend(cluster.addresses.clone());
+    let options =
+        ClientOptions::default().timeout(support::PATIENCE).connect_timeout(Duration::from_millis(300));
+    let client = Client::new(&endpoints, options).unwrap();
+    client.propose(put("k", "v")).await.unwrap();
+    // From then on the leader is asked at once.
+    let began = Instant::now();
+    client.propose(put("k", "w")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(300), "{:?}", began.elapsed());
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_the_leader_costs_no_call_that_was_not_in_flight() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    let client = client(&cluster.addresses);
+    client.propose(put("k", "1")).await.unwrap();
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    client.propose(put("k", "2")).await.unwrap();
+    assert_ne!(client.leader(), Some(cluster.addresses[leader].clone()));
+    let value = client.get("k", Consistency::Linearizable).await.unwrap();
+    assert_eq!(value, Some(Bytes::from_static(b"2")));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_in_flight_when_the_leader_goes_are_answered_unknown_or_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    let client = client(&cluster.addresses);
+    client.propose(put("k", "1")).await.unwrap();
+    let leader = cluster.leader().await;
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..16 {
+        let client = client.clone();
+        callers.spawn(async move {
+            for n in 0..100 {
+                match client.propose(put(&format!("{caller}-{n}"), "v")).await {
+                    Ok(_) | Err(ClientError::OutcomeUnknown { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+    }
+    cluster.stop(leader).await;
+    while let Some(ended) = callers.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_nothing_is_done_and_the_caller_knows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    client(&cluster.addresses).propose(put("k", "v")).await.unwrap();
+    let leader = cluster.leader().await;
+    let (gone, left) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.stop(gone).await;
+    cluster.stop(leader).await;
+
+    let options = ClientOptions::default().timeout(Duration::from_secs(2));
+    let client = Client::new(&cluster.addresses, options).unwrap();
+    let error = client.propose(put("k", "w")).await.unwrap_err();
+    assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
+    let error = client.get("k", Consistency::Linearizable).await.unwrap_err();
+    assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
+    // An eventual read asks for nobody's leave, and the two dead nodes are passed over.
+    client.get("k", Consistency::Eventual).await.unwrap();
+
+    let status = client.status(&cluster.addresses[left]).await.unwrap();
+    assert_eq!((status.node, status.members.len()), (left as u64 + 1, 3));
+    let error = client.status(&cluster.addresses[gone]).await.unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Unreachable { endpoint, .. } if *endpoint == cluster.addresses[gone]),
+        "{error}"
+    );
+    cluster.stop_all().await;
+}

@@ -1,0 +1,206 @@
+//! Real nodes on loopback, and a wire between client and node that can be cut.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::net::TcpListener as StdTcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use d_engine_client::{Client, ClientOptions, NodeStatus};
+use d_engine_kv::{KvCommand, KvStateMachine};
+use d_engine_server::{Config, EmbeddedEngine, MemberConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// No test waits longer for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The only place where a test waits: until `condition` gives something, or the deadline has passed.
+pub(crate) async fn wait_until<T>(deadline: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut looks = tokio::time::interval(Duration::from_millis(5));
+    let look = async {
+        loop {
+            if let Some(found) = condition().await {
+                return found;
+            }
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(deadline, look).await.expect("the condition held within the deadline")
+}
+
+pub(crate) fn put(key: &str, value: &str) -> Bytes {
+    KvCommand::put(key.to_owned(), value.to_owned()).encode()
+}
+
+/// A client that is patient enough for an election on a busy machine.
+pub(crate) fn client(endpoints: &[String]) -> Client {
+    Client::new(endpoints, ClientOptions::default().timeout(PATIENCE)).unwrap()
+}
+
+/// An address where nobody listens.
+pub(crate) fn nobody() -> String {
+    StdTcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// An address that takes connections and never says anything, like a stopped process. Hold the listener.
+pub(crate) fn silent() -> (String, StdTcpListener) {
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    (listener.local_addr().unwrap().to_string(), listener)
+}
+
+/// Three nodes that run in this process.
+pub(crate) struct Cluster {
+    pub(crate) engines: Vec<Option<EmbeddedEngine>>,
+    pub(crate) addresses: Vec<String>,
+}
+
+impl Cluster {
+    /// Starts three nodes with data under `dir` and waits until all are ready.
+    pub(crate) async fn start(dir: &Path) -> Self {
+        let held: Vec<StdTcpListener> =
+            (0..6).map(|_| StdTcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let at = |i: usize| held[i].local_addr().unwrap().to_string();
+        let member =
+            |i: usize| MemberConfig { id: i as u64 + 1, peer_addr: at(2 * i), client_addr: at(2 * i + 1) };
+        let members: Vec<MemberConfig> = (0..3).map(member).collect();
+        drop(held);
+        let mut engines = Vec::new();
+        for member in &members {
+            let config = Config {
+                node_id: member.id,
+                cluster_id: Some("00112233445566778899aabbccddeeff".to_owned()),
+                data_dir: dir.join(format!("node-{}", member.id)),
+                members: members.clone(),
+                ..Config::default()
+            };
+            let machine = Arc::new(KvStateMachine::new());
+            engines.push(Some(EmbeddedEngine::start_custom(machine, config).await.unwrap()));
+        }
+        for engine in engines.iter().flatten() {
+            engine.wait_ready(PATIENCE).await.unwrap();
+        }
+        Self { engines, addresses: members.into_iter().map(|member| member.client_addr).collect() }
+    }
+
+    /// The position of the node that leads.
+    pub(crate) async fn leader(&self) -> usize {
+        let client = client(&self.addresses);
+        wait_until(PATIENCE, async || {
+            for (i, address) in self.addresses.iter().enumerate() {
+                if self.engines[i].is_some()
+                    && client.status(address).await.is_ok_and(|status| leads(&status))
+                {
+                    return Some(i);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    pub(crate) async fn stop(&mut self, i: usize) {
+        self.engines[i].take().unwrap().stop().await;
+    }
+
+    pub(crate) async fn stop_all(&mut self) {
+        for engine in self.engines.iter_mut().filter_map(Option::take) {
+            engine.stop().await;
+        }
+    }
+}
+
+fn leads(status: &NodeStatus) -> bool {
+    status.leader == Some(status.node)
+}
+
+/// A node alone, with a client address; `change` adjusts its config.
+pub(crate) async fn alone(dir: &Path, change: impl FnOnce(&mut Config)) -> (EmbeddedEngine, String) {
+    let mut config = Config { data_dir: dir.to_owned(), client_listen: Some(nobody()), ..Config::default() };
+    change(&mut config);
+    let engine = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), config).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let address = engine.client_addr().unwrap().to_string();
+    (engine, address)
+}
+
+/// A wire to a node: passes bytes on, loses what the node answers, or is cut.
+pub(crate) struct Wire {
+    pub(crate) address: String,
+    muted: Arc<AtomicBool>,
+    cut: watch::Sender<()>,
+    connections: Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Wire {
+    pub(crate) async fn to(node: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (muted, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (cut, lost) = (watch::Sender::new(()), Arc::new(AtomicU64::new(0)));
+        let (node, sees_muted, counts, cuts, losses) =
+            (node.to_owned(), muted.clone(), connections.clone(), cut.clone(), lost.clone());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                counts.fetch_add(1, Ordering::SeqCst);
+                let Ok(server) = TcpStream::connect(&node).await else { continue };
+                tokio::spawn(carry(client, server, sees_muted.clone(), losses.clone(), cuts.subscribe()));
+            }
+        });
+        Self { address, muted, cut, connections, lost }
+    }
+
+    /// From now on the node hears everything, and its answers are lost.
+    pub(crate) fn mute(&self) {
+        self.muted.store(true, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection; new ones work.
+    pub(crate) fn cut(&self) {
+        self.muted.store(false, Ordering::SeqCst);
+        self.cut.send_replace(());
+    }
+
+    /// Bytes of answers that were lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    /// Connections that were ever made.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+async fn carry(
+    client: TcpStream,
+    server: TcpStream,
+    muted: Arc<AtomicBool>,
+    lost: Arc<AtomicU64>,
+    mut cut: watch::Receiver<()>,
+) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let there = async { tokio::io::copy(&mut from_client, &mut to_server).await.map(|_| ()) };
+    let back = async {
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            match from_server.read(&mut buffer).await? {
+                0 => return std::io::Result::Ok(()),
+                bytes if muted.load(Ordering::SeqCst) => {
+                    lost.fetch_add(bytes as u64, Ordering::SeqCst);
+                }
+                bytes => to_client.write_all(&buffer[..bytes]).await?,
+            }
+        }
+    };
+    tokio::select! {
+        _ = there => {}
+        _ = back => {}
+        _ = cut.changed() => {}
+    }
+}

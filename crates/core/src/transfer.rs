@@ -1,0 +1,70 @@
+//! Handing leadership over (Raft thesis, section 3.10): stop taking commands in, bring the target up to
+//! date, tell it to campaign at once. Its request for votes is marked, so that nobody refuses it out
+//! of loyalty to the leader that wants to go.
+
+use crate::effects::Effects;
+use crate::input::Rejected;
+use crate::raft_core::RaftCore;
+use crate::role::{Role, Transfer};
+use crate::{Instant, LogIndex, Message, NodeId};
+
+impl RaftCore {
+    pub(crate) fn on_transfer(
+        &mut self,
+        now: Instant,
+        to: Option<NodeId>,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        let until = now.plus(self.config.election_timeout_min);
+        let configuration = self.log.configuration().clone();
+        let leader_known = self.leader();
+        let Role::Leader(leader) = &mut self.role else {
+            return Err(Rejected::NotLeader { leader: leader_known });
+        };
+        if leader.transfer.is_some() {
+            return Err(Rejected::TransferInProgress);
+        }
+        let voters = leader.followers.iter().filter(|(node, _)| configuration.is_voter(**node));
+        let furthest = voters.max_by_key(|(_, progress)| (progress.last_contact, progress.matched));
+        let chosen = to.or(furthest.map(|(node, _)| *node));
+        let target =
+            chosen.filter(|node| leader.followers.contains_key(node) && configuration.is_voter(*node));
+        let Some(to) = target else { return Err(Rejected::NoTransferTarget) };
+        leader.transfer = Some(Transfer { to, until, told: false });
+        self.replicate(now, out);
+        self.maybe_tell_target();
+        Ok(())
+    }
+
+    /// Tells the target to campaign once it holds everything that this leader holds.
+    pub(crate) fn maybe_tell_target(&mut self) {
+        let last: LogIndex = self.log.last_index();
+        let term = self.hard_state.term;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(transfer) = &mut leader.transfer else { return };
+        let is_ready = leader.followers.get(&transfer.to).is_some_and(|progress| progress.matched == last);
+        if is_ready && !transfer.told {
+            transfer.told = true;
+            let to = transfer.to;
+            self.send(to, Message::TimeoutNow { term });
+        }
+    }
+
+    /// Gives a transfer up that has not come to an end: the target may be gone.
+    pub(crate) fn maybe_give_up_transfer(&mut self, now: Instant) {
+        if let Role::Leader(leader) = &mut self.role
+            && leader.transfer.is_some_and(|transfer| now >= transfer.until)
+        {
+            leader.transfer = None;
+        }
+    }
+
+    /// The leader of this term wants this node to lead: campaign at once, without a pre-vote, if it is
+    /// a voter. Whoever else says so is not believed.
+    pub(crate) fn on_timeout_now(&mut self, now: Instant, from: NodeId) {
+        let is_led_by = matches!(&self.role, Role::Follower(follower) if follower.leader.is_none_or(|leader| leader == from));
+        if is_led_by && self.log.configuration().is_voter(self.node) {
+            self.campaign(now, true);
+        }
+    }
+}
