@@ -168,6 +168,20 @@ fn fig2_the_own_vote_counts_only_once_it_is_stored() {
     assert_eq!(node.role(), RoleKind::Leader);
 }
 
+/// An earlier write that completes meanwhile does not stand for the vote's own.
+#[test]
+fn fig2_an_earlier_write_does_not_stand_for_the_own_vote() {
+    let mut node = Node::new(3, 4, &[1]);
+    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
+    node.campaign();
+    node.vote_from(2).unwrap();
+    node.store_order(1).unwrap();
+    assert_eq!(node.role(), RoleKind::Candidate);
+    assert!(!node.sent.iter().any(|(_, message)| matches!(message, Message::RequestVote { .. })));
+    node.store_order(2).unwrap();
+    assert_eq!(node.role(), RoleKind::Leader);
+}
+
 /// A candidate wins with the votes of a majority of the full cluster, and not with fewer.
 #[test]
 fn s5_2_a_majority_of_all_voters_wins() {

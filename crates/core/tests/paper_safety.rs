@@ -108,7 +108,6 @@ fn s5_3_late_acks_do_not_take_anything_back() {
     node.store();
     node.stored_by(2, 4).unwrap();
     node.stored_by(2, 3).unwrap();
-    node.stored_by(2, 4).unwrap();
     assert_eq!(node.commit(), 2);
     node.stored_by(3, 4).unwrap();
     assert_eq!(node.commit(), 4);
