@@ -28,7 +28,7 @@ pub struct Effects {
     pub superseded_from: Option<LogIndex>,
     /// This node has stopped being the leader. The outcome of what it proposed is unknown.
     pub lost_leadership: bool,
-    /// Role, term, leader or commit index have changed.
+    /// Role, term, leader or the configuration in force have changed.
     pub status_changed: bool,
     /// A changed term or vote has become durable.
     pub hard_state_saved: bool,

@@ -15,8 +15,15 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Keeps `send` until `after` is durable.
+    /// Keeps `send` until `after` is durable. Of the answers to one leader's heartbeats only the last is
+    /// kept: it covers the earlier rounds, and a disk that stands still must not fill memory.
     pub(crate) fn hold(&mut self, after: PersistId, send: Send) {
+        if let Message::HeartbeatReply { term, .. } = send.message {
+            self.waiting.retain(|(_, earlier)| {
+                earlier.to != send.to
+                    || !matches!(earlier.message, Message::HeartbeatReply { term: of, .. } if of == term)
+            });
+        }
         self.waiting.push_back((after, send));
     }
 

@@ -5,7 +5,7 @@
 mod support;
 
 use d_engine_core::{CoreConfig, Input, LogId};
-use support::{Node, Setup, cluster, id};
+use support::{Node, Setup, cluster, id, n};
 
 /// A leader of three under `config` whose followers hold all of its two entries.
 fn leader_with(config: CoreConfig) -> Node {
@@ -231,6 +231,28 @@ fn s5_3_after_a_lost_connection_the_leader_starts_from_the_last_ack() {
 }
 
 /// Strangers are neither believed nor answered by a leader.
+/// A new leader knows no ack. A connection that breaks then is no reason to send the whole log again.
+#[test]
+fn s5_3_a_probe_is_sent_again_from_where_it_stood_after_a_lost_connection() {
+    let mut node = Node::leader(3, 1, &[1, 1, 1]);
+    node.take_appends();
+    node.step(Input::PeerLost(n(2))).unwrap();
+    let sent = node.take_appends_to(2);
+    assert_eq!(sent, [(3, 4)]);
+}
+
+/// A disk that stands still while a leader's heartbeats come must not fill memory with answers.
+#[test]
+fn s5_3_of_the_answers_to_heartbeats_that_wait_only_the_last_is_kept() {
+    let mut node = Node::new(3, 0, &[]);
+    for _ in 0..50 {
+        node.heartbeat(2, 1, 0).unwrap();
+    }
+    assert_eq!(node.core.status().held_messages, 1);
+    node.store();
+    assert_eq!(node.take_sent().len(), 1);
+}
+
 #[test]
 fn s5_3_acks_of_strangers_do_not_count() {
     let mut node = Node::leader_of(Setup { configuration: cluster(3, 0), ..Setup::of(3, 1, &[1]) });

@@ -224,7 +224,6 @@ impl Node {
     }
 
     fn transport_start(&self, identity: &Identity) -> Result<TransportStart, StartError> {
-        let listens = !self.config.members.is_empty() || self.config.peer_listen.is_some();
         Ok(TransportStart {
             identity: TransportIdentity {
                 cluster: identity.cluster,
@@ -238,18 +237,21 @@ impl Node {
                 entropy: entropy::seed()?,
                 ..TransportSettings::default()
             },
-            listen: listens.then(|| self.config.peer_listen_addr().to_owned()),
+            listen: self.listens_for_peers().then(|| self.config.peer_listen_addr().to_owned()),
         })
+    }
+
+    fn listens_for_peers(&self) -> bool {
+        !self.config.members.is_empty() || self.config.peer_listen.is_some()
     }
 
     /// Opens the data directory, off the runtime: recovery reads the whole log.
     async fn open_storage(&self, group: GroupId) -> Result<OpenedStorage, StartError> {
         let node = NodeId::new(self.config.node_id).unwrap_or_else(|| unreachable!("validated: not zero"));
         let client_addr = self.config.client_listen_addr().unwrap_or_default();
-        let initial = self
-            .config
-            .membership(self.config.peer_listen_addr(), client_addr)
-            .unwrap_or_else(|error| unreachable!("validated: {error}"));
+        // A node that is alone and listens for nobody has no address for others.
+        let peer_addr = if self.listens_for_peers() { self.config.peer_listen_addr() } else { "" };
+        let initial = self.config.membership(peer_addr, client_addr)?;
         let request = OpenRequest {
             cluster: self.config.cluster(),
             node,

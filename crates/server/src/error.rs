@@ -16,6 +16,9 @@ pub enum StartError {
     /// The data directory cannot be used; the message says what to do.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The first members cannot be: two listening addresses of this node are the same, for example.
+    #[error("the first members of the cluster are refused: {0}")]
+    Members(#[from] d_engine_storage::MembershipError),
     /// The state machine refused, or does not fit the log.
     #[error("{0}")]
     StateMachine(StopReason),

@@ -280,11 +280,13 @@ impl RaftThread {
                 self.connect(transport);
             }
             let core = self.replica.core();
-            self.shared.leader.send_replace((core.term().get(), core.leader()));
-            tracing::info!(
-                node = %self.node, role = ?core.role(), term = %core.term(), leader = ?core.leader(),
-                "role changed"
-            );
+            let seen = (core.term().get(), core.leader());
+            if self.shared.leader.send_replace(seen) != seen {
+                tracing::info!(
+                    node = %self.node, role = ?core.role(), term = %core.term(), leader = ?core.leader(),
+                    "term or leader changed"
+                );
+            }
         }
         if !*self.shared.ready.borrow() && self.replica.is_ready() {
             self.shared.ready.send_replace(true);

@@ -271,3 +271,42 @@ async fn row_51_a_node_with_a_wiped_directory_is_not_let_in_again() {
         engine.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_alone_may_serve_clients_on_any_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        data_dir: dir.path().join("data"),
+        client_listen: Some("127.0.0.1:0".to_owned()),
+        ..Config::default()
+    };
+    let machine = || Arc::new(KvStateMachine::new());
+    let engine = EmbeddedEngine::start_custom(machine(), config.clone()).await.unwrap();
+    assert!(engine.client_addr().is_some_and(|address| address.port() != 0));
+    engine.stop().await;
+
+    let same = Config {
+        data_dir: dir.path().join("other"),
+        peer_listen: Some("127.0.0.1:7999".to_owned()),
+        client_listen: Some("127.0.0.1:7999".to_owned()),
+        ..config
+    };
+    let refused = EmbeddedEngine::start_custom(machine(), same).await.unwrap_err().to_string();
+    assert!(refused.contains("127.0.0.1:7999"), "{refused}");
+}
+
+/// A state machine that was started is stopped, whatever keeps the node from starting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_stops_the_state_machine_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = Config {
+        data_dir: dir.path().join("data"),
+        client_listen: Some(taken.local_addr().unwrap().to_string()),
+        ..Config::default()
+    };
+    let machine = Arc::new(KvStateMachine::new());
+    let refused = EmbeddedEngine::start_custom(machine.clone(), config).await.unwrap_err();
+    assert!(matches!(refused, StartError::Bind { whom: "clients", .. }), "{refused}");
+    assert!(!machine.is_running());
+}

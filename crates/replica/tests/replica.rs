@@ -1,0 +1,219 @@
+//! A replica on a real log, its jobs done by the test: what callers are told when leadership goes.
+#![allow(clippy::unwrap_used)]
+
+mod recording;
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
+use d_engine_replica::{
+    ApplySource, ApplyWorker, Event, Jobs, LogWorker, Never, PeerMessage, Proposal, ProposeError, Replica,
+    ReplicaConfig, SnapshotContext, SnapshotPolicy, StateMachineHandler,
+};
+use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::{
+    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole, Membership,
+    OpenRequest, OpenedStorage, StorageEngine,
+};
+use recording::Recording;
+
+type Answers = Arc<Mutex<Vec<Result<Bytes, ProposeError>>>>;
+
+fn n(id: u64) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+fn open(nodes: u64) -> OpenedStorage {
+    let member = |node| Member {
+        node,
+        peer_addr: format!("peer:{node}"),
+        client_addr: String::new(),
+        role: MemberRole::Voter,
+        incarnation: None,
+    };
+    let request = OpenRequest {
+        cluster: None,
+        node: n(1),
+        group: GroupId::FIRST,
+        initial: Membership::new((1..=nodes).map(member)).unwrap(),
+        fresh_cluster: ClusterId([1; 16]),
+        fresh_incarnation: Incarnation([2; 16]),
+    };
+    let options = FileStorageOptions { segment_bytes: 64 << 10, ..FileStorageOptions::default() };
+    FileStorageEngine::new("/data", options, Arc::new(SimFs::new())).open(&request).unwrap()
+}
+
+struct Node {
+    replica: Replica,
+    log: LogWorker,
+    now: Instant,
+}
+
+impl Node {
+    fn new(nodes: u64) -> Self {
+        let opened = open(nodes);
+        let now = Instant::from_nanos(1);
+        let config = ReplicaConfig::default();
+        let replica =
+            Replica::new(config, &opened.identity, &opened.recovered, LogIndex::ZERO, 7, now).unwrap();
+        Self { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now }
+    }
+
+    /// Handles an event; writes are stored at once. Returns the jobs other than writes.
+    fn handle(&mut self, event: Event) -> Jobs {
+        let mut jobs = Jobs::default();
+        self.replica.handle(self.now, 0, event, &mut jobs);
+        while !jobs.persist.is_empty() {
+            let writes = std::mem::take(&mut jobs.persist);
+            let stored = self.log.persist(&writes).unwrap().unwrap();
+            self.replica.handle(self.now, 0, Event::Persisted(stored), &mut jobs);
+        }
+        jobs
+    }
+
+    fn receive(&mut self, from: u64, message: PeerMessage) -> Jobs {
+        self.handle(Event::Peer { from: n(from), message })
+    }
+
+    /// Wins the election of the next term.
+    fn lead(&mut self) {
+        self.now = Instant::from_nanos(self.now.as_nanos() + 2_000_000_000);
+        self.handle(Event::Deadline);
+        let term = Term::new(self.replica.core().term().get() + 1);
+        self.receive(2, PeerMessage::PreVoteReply { term, granted: true });
+        self.receive(2, PeerMessage::VoteReply { term, granted: true });
+    }
+
+    fn propose(&mut self, answers: &Answers, number: u8) {
+        let answers = answers.clone();
+        let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
+        self.handle(Event::Propose(vec![Proposal { command: Bytes::from(vec![number]), responder }]));
+    }
+}
+
+fn entry(term: u64, index: u64) -> LogEntry {
+    LogEntry {
+        id: LogId::new(Term::new(term), LogIndex::new(index)),
+        kind: EntryKind::Command,
+        time_ms: 0,
+        session: None,
+        data: Bytes::from_static(&[9]),
+    }
+}
+
+/// One message deposes the leader, puts other entries where its own were, and commits them. Whoever waited
+/// for the old ones must not be answered with the new ones' replies.
+#[test]
+fn a_caller_never_gets_the_reply_to_another_leaders_command() {
+    let mut node = Node::new(3);
+    node.lead();
+    let answers = Answers::default();
+    node.propose(&answers, 1);
+    node.propose(&answers, 2);
+    let append = PeerMessage::Append {
+        term: Term::new(2),
+        prev: LogId::ZERO,
+        commit: LogIndex::new(3),
+        entries: Arc::new([entry(2, 1), entry(2, 2), entry(2, 3)]),
+    };
+    let jobs = node.receive(2, append);
+    assert_eq!(node.replica.core().log().committed, LogIndex::new(3));
+    let expected = [Err(ProposeError::OutcomeUnknown), Err(ProposeError::OutcomeUnknown)];
+    assert_eq!(*answers.lock().unwrap(), expected);
+    assert!(jobs.apply.iter().all(|job| job.responders.is_empty()));
+}
+
+#[test]
+fn a_caller_whose_command_was_committed_is_answered_although_leadership_is_lost() {
+    let mut node = Node::new(3);
+    node.lead();
+    let answers = Answers::default();
+    node.propose(&answers, 1);
+    let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(2));
+    let mut jobs = node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
+    let higher = PeerMessage::Heartbeat { term: Term::new(2), commit: LogIndex::ZERO, round: 1 };
+    node.receive(3, higher);
+    assert!(answers.lock().unwrap().is_empty());
+    assert_eq!(jobs.apply.pop().unwrap().responders.len(), 1);
+}
+
+#[test]
+fn entries_that_were_superseded_meanwhile_are_no_reason_to_stop() {
+    let mut node = Node::new(3);
+    node.lead();
+    let job = d_engine_replica::LoadJob {
+        to: n(2),
+        token: 1,
+        first: LogIndex::new(1),
+        last: LogIndex::new(99),
+        max_bytes: usize::MAX,
+    };
+    let Ok(Event::Loaded { entries, .. }) = node.log.load(&job) else { panic!("the log stops the node") };
+    assert!(entries.is_empty());
+}
+
+/// The leader's disk stands still while the others would commit: what waits for it is bounded.
+#[test]
+fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
+    let opened = open(3);
+    let now = Instant::from_nanos(1);
+    let mut config = ReplicaConfig::default();
+    config.core.uncommitted_bytes_max = 1_000;
+    let replica = Replica::new(config, &opened.identity, &opened.recovered, LogIndex::ZERO, 7, now).unwrap();
+    let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
+    node.lead();
+    let answers = Answers::default();
+    let mut jobs = Jobs::default();
+    for index in 2..=4 {
+        let collected = answers.clone();
+        let responder = Box::new(move |answer| collected.lock().unwrap().push(answer));
+        let proposal = Proposal { command: Bytes::from(vec![0; 600]), responder };
+        // Nothing is stored here, but the other two store and commit everything.
+        node.replica.handle(node.now, 0, Event::Propose(vec![proposal]), &mut jobs);
+        for from in [2, 3] {
+            let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(index));
+            let message = PeerMessage::AppendReply { term: Term::new(1), outcome };
+            node.replica.handle(node.now, 0, Event::Peer { from: n(from), message }, &mut jobs);
+        }
+    }
+    let refused = answers.lock().unwrap().pop().unwrap();
+    assert_eq!(refused, Err(ProposeError::Busy { what: "bytes waiting for this node's disk" }));
+}
+
+struct Always;
+
+impl SnapshotPolicy for Always {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        context.applied > context.last_snapshot
+    }
+}
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => panic!("the future waits for something"),
+    }
+}
+
+#[test]
+fn the_policy_is_asked_after_every_job_and_a_snapshot_is_taken_when_it_says_so() {
+    for takes in [true, false] {
+        let opened = open(1);
+        let machine = Arc::new(Recording::default());
+        let policy: Arc<dyn SnapshotPolicy> = if takes { Arc::new(Always) } else { Arc::new(Never) };
+        let handler = now(StateMachineHandler::open(machine.clone(), policy, &opened.recovered)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = ApplyWorker::new(handler, opened.log.reader(), GroupId::FIRST)
+            .with_snapshots(dir.path().to_owned());
+        let job = d_engine_replica::ApplyJob {
+            source: ApplySource::Entries(vec![entry(1, 1)]),
+            responders: Vec::new(),
+        };
+        now(worker.run(job)).unwrap();
+        let taken = machine.take_calls().contains(&"generate_snapshot_data 1".to_owned());
+        assert_eq!(taken, takes);
+        assert_eq!(dir.path().join("1-1").join("numbers").exists(), takes);
+    }
+}
