@@ -36,13 +36,20 @@ pub use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
 pub use d_engine_replica::{
     Durability, Entry, Error, LeaderHint, LogId, Never, ProposeError, ReadConsistency, ReadError, ReplyProbe,
     Result, SnapshotContext, SnapshotMetadata, SnapshotPolicy, SnapshotView, StateMachine, StopReason,
-    Unsupported, snapshot_checksum,
+    TransferError, Unsupported, snapshot_checksum,
 };
 pub use d_engine_server::{
     Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus, StartError,
     WaitError,
 };
-pub use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogReader, LogStore, MetaStore,
-    StorageEngine, StorageError,
-};
+pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};
+
+/// Everything that a storage engine of one's own is made of; see [`StorageEngine`].
+pub mod storage {
+    pub use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
+    pub use d_engine_storage::{
+        ClusterId, EntryHead, Identity, Incarnation, LogEntry, LogReader, LogStats, LogStore, Member,
+        MemberRole, Membership, MembershipError, MetaStore, OpenRequest, OpenedStorage, RecoveredLog,
+        RecoveryReport, SessionSerial, StorageEngine, StorageError,
+    };
+}

@@ -20,6 +20,9 @@ mod raft_thread;
 pub mod transport;
 mod worker_threads;
 
+// What the handle's methods take and give.
+pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError};
+
 pub use builder::{Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig};
 pub use embedded::{EmbeddedEngine, NodeStatus, WaitError};
