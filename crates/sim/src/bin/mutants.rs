@@ -37,7 +37,11 @@ const MUTANTS: &[Mutant] = &[
     seeds("leader-counts-unsynced", "a leader counts its own log before its sync"),
     seeds("truncate-on-any-append", "a delayed append removes what a later one has added"),
     seeds("no-log-check-in-vote", "a vote is given to a candidate with an older log"),
-    seeds("commit-past-verified", "a follower commits entries that were never matched"),
+    Mutant {
+        name: "commit-past-verified",
+        bug: "a follower commits entries that were never matched",
+        found_by: Check::Test("d-engine-core", "fig2_a_follower_commits"),
+    },
     seeds("read-without-round", "a read is served without asking a quorum"),
     seeds("read-before-first-commit", "a read is served before the term's first commit"),
     seeds("apply-before-persisted", "a node applies what its own disk does not hold"),
