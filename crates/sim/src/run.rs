@@ -81,9 +81,8 @@ pub fn run(seed: u64, options: RunOptions) -> Report {
     }
 }
 
-/// How long the calm cluster may take to find a leader: ten election timeouts, after the longest sync
-/// that may have begun before the calm.
-const LEADER_WITHIN: u64 = 20 * SECOND;
+/// How long the calm cluster may take to find a leader: ten election timeouts.
+const LEADER_WITHIN: u64 = 10 * SECOND;
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();

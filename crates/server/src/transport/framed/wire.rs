@@ -147,6 +147,27 @@ mod tests {
         }
     }
 
+    /// Payloads keep the memory alive that they were read into. If every read took a new piece, a cache of
+    /// small entries would hold many times what it counts.
+    #[test]
+    fn small_frames_that_come_one_by_one_share_their_memory() {
+        let mut reader = FrameReader::new(1 << 20);
+        let mut kept: Vec<Bytes> = Vec::new();
+        let mut pieces = 1;
+        for _ in 0..500 {
+            reader.reserve();
+            reader.buffer().extend_from_slice(&framed(&[7; 100]));
+            let payload = reader.next().unwrap().unwrap();
+            let follows = kept.last().is_none_or(|last| {
+                last.as_ptr().addr() + last.len() + HEADER_BYTES == payload.as_ptr().addr()
+            });
+            pieces += usize::from(!follows);
+            kept.push(payload);
+        }
+        // 54,000 bytes in pieces of 64 KiB.
+        assert!(pieces <= 2, "500 small frames took {pieces} pieces of memory");
+    }
+
     #[test]
     fn an_announced_length_is_refused_before_anything_is_allocated_for_it() {
         let mut reader = FrameReader::new(16 << 20);
