@@ -28,6 +28,9 @@ pub struct CoreConfig {
     pub uncommitted_bytes_max: u64,
     /// Reads waiting for confirmation. Beyond it reads are refused.
     pub waiting_reads_max: usize,
+    /// By how many percent the rate of any node's monotonic clock may differ from true time. Lease
+    /// reads are only as good as this bound; 100 or more turns the lease off.
+    pub clock_drift_percent_max: u32,
 }
 
 impl Default for CoreConfig {
@@ -42,6 +45,7 @@ impl Default for CoreConfig {
             inflight_appends_max: 64,
             uncommitted_bytes_max: 64 << 20,
             waiting_reads_max: 65_536,
+            clock_drift_percent_max: 10,
         }
     }
 }
@@ -77,6 +81,16 @@ impl fmt::Display for CoreConfigError {
 impl core::error::Error for CoreConfigError {}
 
 impl CoreConfig {
+    /// How long a lease lasts from the sending of its round, by the leader's clock. The followers keep
+    /// their loyalty for the shortest election timeout by theirs, which may run fast while the
+    /// leader's runs slow.
+    #[must_use]
+    pub fn lease_duration(&self) -> Duration {
+        let drift = u64::from(self.clock_drift_percent_max.min(100));
+        let timeout = self.election_timeout_min.as_nanos();
+        Duration::from_nanos(timeout / (100 + drift) * (100 - drift))
+    }
+
     /// Checks the settings against each other.
     ///
     /// # Errors
