@@ -124,6 +124,9 @@ impl RaftCore {
         let is_old = |asked: &mut Asked| (Some(asked.leader), asked.term) != current;
         if let Some(asked) = self.forwarded.asked.take_if(is_old) {
             out.reads_lost.extend(asked.reads);
+        }
+        // Whoever waits does so behind a question; a refusal from a later term leaves nobody to ask.
+        if self.forwarded.asked.is_none() {
             out.reads_lost.append(&mut self.forwarded.waiting);
         }
     }

@@ -288,6 +288,16 @@ fn thesis_6_4_a_follower_gives_up_when_its_leader_changes_or_is_silent() {
     assert_eq!(node.lost_reads, [1]);
 }
 
+/// The refusal of a node that is in a later term leaves this one without a leader to ask: reads that
+/// wait behind the question are lost with it. Found by the simulator.
+#[test]
+fn thesis_6_4_a_refusal_from_a_later_term_ends_the_waiting_reads_too() {
+    let (mut node, token) = asking();
+    node.read(2).unwrap();
+    node.receive(3, reply(5, token, None)).unwrap();
+    assert_eq!(node.lost_reads, [1, 2]);
+}
+
 /// A broken connection may have lost the question; it is asked again under its name.
 #[test]
 fn thesis_6_4_a_lost_question_is_asked_again() {

@@ -28,8 +28,10 @@ pub struct Proposal {
     pub responder: ProposeResponder,
 }
 
-/// A linearizable read on its way to confirmation.
+/// A read on its way to confirmation.
 pub struct ReadRequest {
+    /// Whether the leader's lease may confirm it; otherwise, and without a valid lease, a round does.
+    pub lease: bool,
     /// Who waits.
     pub responder: ReadResponder,
 }
@@ -57,7 +59,7 @@ pub enum Event {
     },
     /// Commands of callers, drained in one batch.
     Propose(Vec<Proposal>),
-    /// Linearizable reads of callers, drained in one batch.
+    /// Reads of callers, drained in one batch. Linearizable, whatever confirms them.
     Read(Vec<ReadRequest>),
     /// Somebody wants another node to lead; `None` leaves the choice to the core.
     TransferLeadership {
@@ -69,7 +71,12 @@ pub enum Event {
     /// The log worker has stored everything up to and including this order.
     Persisted(PersistId),
     /// The apply worker has applied everything up to and including this entry.
-    Applied(LogId),
+    Applied {
+        /// The entry.
+        through: LogId,
+        /// The log time at which the state machine wants to be told the time, if it does.
+        next_expiry_ms: Option<u64>,
+    },
     /// The log worker has read entries for a follower that is behind.
     Loaded {
         /// The follower.

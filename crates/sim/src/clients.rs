@@ -30,8 +30,8 @@ pub(crate) enum Wish {
     Put(u64),
     /// Remove the key.
     Delete,
-    /// Read the key.
-    Get,
+    /// Read the key; the lease may confirm it or not.
+    Get { lease: bool },
     /// Change the key from a value seen before to a new one.
     Cas(Option<u64>, u64),
 }
@@ -139,7 +139,8 @@ impl Clients {
         self.next_value += 1;
         let last_seen = self.all.get(client).and_then(|client| client.last_seen.get(&key)).copied().flatten();
         let wish = match self.prng.below(100) {
-            0..=39 => Wish::Get,
+            0..=19 => Wish::Get { lease: false },
+            20..=39 => Wish::Get { lease: true },
             40..=74 => Wish::Put(self.next_value),
             75..=79 => Wish::Delete,
             _ => Wish::Cas(last_seen, self.next_value),
@@ -163,9 +164,9 @@ impl Clients {
         let key = key_bytes(request.key);
         let value = |value| value_bytes(value, profile.value_bytes);
         let command = match request.wish {
-            Wish::Get => {
+            Wish::Get { lease } => {
                 let responder = Box::new(move |result| put(Answer::Barrier(result)));
-                return Some(ToNode::Read(ReadRequest { responder }));
+                return Some(ToNode::Read(ReadRequest { lease, responder }));
             }
             Wish::Put(new) => KvCommand::put(key, value(new)),
             Wish::Delete => KvCommand::delete(key),
@@ -283,7 +284,7 @@ impl Clients {
             (None, Wish::Delete) => Action::Delete,
             (None, Wish::Cas(expected, new)) => Action::CasUnknown { expected, new },
             // A read without an answer has observed nothing.
-            (None, Wish::Get) => return,
+            (None, Wish::Get { .. }) => return,
         };
         if returned.is_some() {
             self.succeeded += 1;

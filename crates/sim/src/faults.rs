@@ -77,6 +77,9 @@ pub enum Sometimes {
     OldTermEntryOnMajority,
     IncarnationsBound,
     DeadlineWhilePaused,
+    LeaseRead,
+    LeaseBesideNewLeader,
+    FollowerRead,
 }
 
 /// How often each fault was done and each rare state reached.

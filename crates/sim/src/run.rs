@@ -60,8 +60,14 @@ pub struct Finding {
 /// Runs one seed.
 #[must_use]
 pub fn run(seed: u64, options: RunOptions) -> Report {
+    run_as(seed, Profile::of(seed), options)
+}
+
+/// Runs one seed under a profile of the caller's own.
+#[must_use]
+pub fn run_as(seed: u64, profile: Profile, options: RunOptions) -> Report {
     let trace = if options.trace { Trace::readable() } else { Trace::default() };
-    let mut world = World::new(seed, Profile::of(seed), trace);
+    let mut world = World::new(seed, profile, trace);
     let outcome = catch_unwind(AssertUnwindSafe(|| phases(&mut world, options)));
     let what = match outcome {
         Ok(Ok(())) => None,
@@ -116,7 +122,11 @@ fn recover(world: &mut World) -> Result<(), String> {
             return Ok(());
         }
     }
-    let state: Vec<String> = world.nodes.iter().map(|node| format!("{node:?}")).collect();
+    let describe = |node: &crate::node::Node| match &node.running {
+        None => format!("node {} is down", node.id),
+        Some(it) => format!("{:?} callers wait; {:?}", it.replica.callers(), it.replica.status().core),
+    };
+    let state: Vec<String> = world.nodes.iter().map(describe).collect();
     let waited = leader_at
         .map_or_else(|| "no leader".to_owned(), |at| format!("leader after {} ms", (at - healed_at) / MS));
     Err(format!("liveness: the cluster does not recover within 60 s ({waited}): {}", state.join("\n")))

@@ -27,7 +27,7 @@ pub(crate) enum Happening {
     LogDone { node: u64, life: u64, stored: Option<d_engine_core::PersistId> },
     LogIdle { node: u64, life: u64 },
     ApplyBegin { node: u64, life: u64 },
-    ApplyDone { node: u64, life: u64, applied: d_engine_replica::LogId },
+    ApplyDone { node: u64, life: u64, through: d_engine_replica::LogId, next_expiry_ms: Option<u64> },
     ClientTurn(usize),
     ClientCall { operation: usize, node: u64 },
     ClientGivesUp(usize),
@@ -230,7 +230,9 @@ impl World {
             Happening::LogDone { node, stored, .. } => self.log_done(node, stored)?,
             Happening::LogIdle { node, .. } => self.log_idle(node)?,
             Happening::ApplyBegin { node, .. } => self.apply_begin(node)?,
-            Happening::ApplyDone { node, applied, .. } => self.apply_done(node, applied)?,
+            Happening::ApplyDone { node, through, next_expiry_ms, .. } => {
+                self.apply_done(node, through, next_expiry_ms)?;
+            }
             Happening::ClientTurn(client) => self.client_turn(client),
             Happening::ClientCall { operation, node } => self.client_call(operation, node)?,
             Happening::ClientGivesUp(operation) => {
@@ -401,6 +403,11 @@ impl World {
         Ok(())
     }
 
+    fn leads(&mut self, node: u64) -> bool {
+        let running = self.node(node).running.as_ref();
+        running.is_some_and(|it| it.replica.core().role() == RoleKind::Leader)
+    }
+
     fn take_answers(&mut self) -> Result<(), String> {
         for (operation, node, answer) in self.clients.take_answers() {
             if !self.clients.is_waiting_for(operation) {
@@ -412,6 +419,7 @@ impl World {
                 Answer::Command(Err(ProposeError::OutcomeUnknown)) => {
                     self.counts.reached(Sometimes::OutcomeUnknown);
                 }
+                Answer::Barrier(Ok(_)) if !self.leads(node) => self.counts.reached(Sometimes::FollowerRead),
                 Answer::Barrier(Err(ReadError::NotLeader { .. })) => self.counts.reached(Sometimes::ReadLost),
                 _ => {}
             }

@@ -3,7 +3,7 @@
 use d_engine_replica::Event;
 
 use crate::clients::ToNode;
-use crate::faults::Fault;
+use crate::faults::{Fault, Sometimes};
 use crate::node::node_id;
 use crate::profile::{MS, SECOND};
 use crate::world::{Happening, World};
@@ -160,7 +160,22 @@ impl World {
     pub(crate) fn client_call(&mut self, operation: usize, node: u64) -> Result<(), String> {
         match self.clients.message(operation, node, &self.profile) {
             Some(ToNode::Propose(proposal)) => self.tell(node, Event::Propose(vec![proposal])),
-            Some(ToNode::Read(request)) => self.tell(node, Event::Read(vec![request])),
+            Some(ToNode::Read(request)) => {
+                let now = self.now;
+                let state = self.node(node);
+                let clock = state.clock(now);
+                let term = state.running.as_ref().map(|it| it.replica.core().term()).unwrap_or_default();
+                let lease = state.running.as_ref().and_then(|it| it.replica.core().lease_until());
+                if request.lease && lease.is_some_and(|until| clock < until) {
+                    self.counts.reached(Sometimes::LeaseRead);
+                    if self.nodes.iter().filter_map(|it| it.running.as_ref()).any(|it| {
+                        it.replica.core().leads_with_commit() && it.replica.core().term() > term
+                    }) {
+                        self.counts.reached(Sometimes::LeaseBesideNewLeader);
+                    }
+                }
+                self.tell(node, Event::Read(vec![request]))
+            }
             None => Ok(()),
         }
     }
