@@ -90,9 +90,8 @@ impl RaftCore {
         index: Option<LogIndex>,
         out: &mut Effects,
     ) {
-        let is_awaited = |asked: &mut Asked| {
-            asked.token == token || (cfg!(mutant = "any-read-reply") && index.is_some())
-        };
+        let is_awaited =
+            |asked: &mut Asked| asked.token == token || (cfg!(mutant = "any-read-reply") && index.is_some());
         let Some(asked) = self.forwarded.asked.take_if(is_awaited) else { return };
         match index {
             Some(index) => out.reads_confirmed.extend(asked.reads.into_iter().map(|read| (read, index))),

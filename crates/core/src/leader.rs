@@ -67,12 +67,7 @@ impl RaftCore {
     }
 
     /// An entry that only tells the log's time, for a state machine that waits for it.
-    pub(crate) fn on_tick(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        out: &mut Effects,
-    ) -> Result<(), Rejected> {
+    pub(crate) fn on_tick(&mut self, now: Instant, wall_ms: u64, out: &mut Effects) -> Result<(), Rejected> {
         match &self.role {
             Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
             Role::Leader(_) => {}

@@ -296,14 +296,7 @@ impl Replica {
         self.read(now, wall_ms, by_round, false, jobs);
     }
 
-    fn read(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        requests: Vec<ReadRequest>,
-        lease: bool,
-        jobs: &mut Jobs,
-    ) {
+    fn read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, lease: bool, jobs: &mut Jobs) {
         if requests.is_empty() {
             return;
         }

@@ -24,9 +24,9 @@ impl Ticker {
     pub(crate) fn is_due(&self, wall_ms: u64, term: Term, applied: LogIndex) -> bool {
         let passed = self.next_expiry_ms.is_some_and(|expiry| expiry <= wall_ms);
         passed
-            && self.proposed.is_none_or(|(of, index, time_ms)| {
-                of != term || (index <= applied && time_ms < wall_ms)
-            })
+            && self
+                .proposed
+                .is_none_or(|(of, index, time_ms)| of != term || (index <= applied && time_ms < wall_ms))
     }
 
     pub(crate) fn proposed(&mut self, term: Term, index: LogIndex, wall_ms: u64) {

@@ -5,7 +5,7 @@ use d_engine_core::RoleKind;
 use d_engine_proto::client::{
     Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
     ProposeReply, ProposeRequest, QueryReply, QueryRequest, Role, StatusReply, StatusRequest, Stopped,
-    TransferLeadershipReply, TransferLeadershipRequest, Unsupported,
+    TransferLeadershipReply, TransferLeadershipRequest,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
@@ -114,11 +114,7 @@ fn consistency(number: i32) -> Result<ReadConsistency, Status> {
     match Consistency::try_from(number) {
         Ok(Consistency::Unspecified | Consistency::Linearizable) => Ok(ReadConsistency::Linearizable),
         Ok(Consistency::Eventual) => Ok(ReadConsistency::Eventual),
-        Ok(Consistency::Lease) => {
-            let operation = "lease reads".to_owned();
-            let text = "this version has no lease reads; ask for a linearizable or an eventual one";
-            Err(ErrorDetail::new(Kind::Unsupported(Unsupported { operation })).to_status(text))
-        }
+        Ok(Consistency::Lease) => Ok(ReadConsistency::Lease),
         Err(_) => {
             let reason = format!("{number} is no read consistency; 0 to 3 are");
             Err(ErrorDetail::new(Kind::Invalid(Invalid { reason: reason.clone() })).to_status(reason))

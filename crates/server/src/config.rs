@@ -50,6 +50,10 @@ pub struct Config {
     /// The longest such time, in milliseconds; each node draws its own in between (Raft paper, section
     /// 5.2). Default 1,000.
     pub election_timeout_max_ms: u64,
+    /// By how many percent the rate of any node's clock may differ from true time; the same on every
+    /// node. Lease reads are only as good as this bound; 100 turns the lease off: such reads then cost a
+    /// round like linearizable ones. Default 10.
+    pub clock_drift_percent_max: u32,
     /// Bounds on memory, queues and files.
     pub limits: Limits,
 }
@@ -110,6 +114,7 @@ impl Default for Config {
             heartbeat_interval_ms: 100,
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1_000,
+            clock_drift_percent_max: 10,
             limits: Limits::default(),
         }
     }

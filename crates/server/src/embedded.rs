@@ -16,6 +16,7 @@ use d_engine_storage::Identity;
 use tokio::sync::{oneshot, watch};
 
 use crate::raft_thread::Shared;
+use crate::read_gate::Passage;
 use crate::{Config, NodeBuilder, StartError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
@@ -245,15 +246,24 @@ impl EmbeddedEngine {
     /// [`ReadError`].
     pub async fn read_barrier(&self, consistency: ReadConsistency) -> Result<u64, ReadError> {
         let stopped = || ReadError::Stopped { reason: self.stop_reason() };
-        match consistency {
-            ReadConsistency::Eventual if self.inner.shared.inbox.closed().is_some() => Err(stopped()),
-            ReadConsistency::Eventual => Ok(0),
+        let passage = match consistency {
+            ReadConsistency::Eventual => self.inner.shared.gate.eventual(),
+            ReadConsistency::Lease => self.inner.shared.gate.by_lease(),
             // A consistency that this version does not know gets the strongest.
-            _ => {
+            _ => Passage::AskRaft,
+        };
+        match passage {
+            Passage::Now(index) => Ok(index),
+            Passage::Closed => Err(stopped()),
+            Passage::AskRaft => {
                 let (answer, answered) = oneshot::channel();
-                self.inner.shared.inbox.read(Box::new(move |result| {
-                    answer.send(result).ok();
-                }));
+                let lease = consistency == ReadConsistency::Lease;
+                self.inner.shared.inbox.read(
+                    lease,
+                    Box::new(move |result| {
+                        answer.send(result).ok();
+                    }),
+                );
                 answered.await.unwrap_or_else(|_| Err(stopped()))
             }
         }

@@ -17,6 +17,7 @@ mod entropy;
 mod error;
 mod inbox;
 mod raft_thread;
+mod read_gate;
 pub mod transport;
 mod worker_threads;
 

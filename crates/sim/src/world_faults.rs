@@ -168,9 +168,12 @@ impl World {
                 let lease = state.running.as_ref().and_then(|it| it.replica.core().lease_until());
                 if request.lease && lease.is_some_and(|until| clock < until) {
                     self.counts.reached(Sometimes::LeaseRead);
-                    if self.nodes.iter().filter_map(|it| it.running.as_ref()).any(|it| {
-                        it.replica.core().leads_with_commit() && it.replica.core().term() > term
-                    }) {
+                    if self
+                        .nodes
+                        .iter()
+                        .filter_map(|it| it.running.as_ref())
+                        .any(|it| it.replica.core().leads_with_commit() && it.replica.core().term() > term)
+                    {
                         self.counts.reached(Sometimes::LeaseBesideNewLeader);
                     }
                 }

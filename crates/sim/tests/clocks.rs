@@ -41,7 +41,8 @@ fn with_wild_clocks(seed: u64, clock_drift_percent_max: u32) -> Report {
 
 /// The first of `seeds` with a finding.
 fn first_finding(seeds: u64, clock_drift_percent_max: u32) -> Option<(u64, String)> {
-    let found = |seed| with_wild_clocks(seed, clock_drift_percent_max).finding.map(|found| (seed, found.what));
+    let found =
+        |seed| with_wild_clocks(seed, clock_drift_percent_max).finding.map(|found| (seed, found.what));
     (1..=seeds).find_map(found)
 }
 

@@ -68,6 +68,11 @@ fn check_times(config: &Config) -> Checked {
         );
         return Err(refused("election_timeout_max_ms", max, allowed));
     }
+    let drift = config.clock_drift_percent_max;
+    if drift > 100 {
+        let allowed = "allowed: 0 to 100; 100 turns the lease off";
+        return Err(refused("clock_drift_percent_max", drift, allowed));
+    }
     Ok(())
 }
 

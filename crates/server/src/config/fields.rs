@@ -14,6 +14,7 @@ pub(super) const CONFIG: &[&str] = &[
     "heartbeat_interval_ms",
     "election_timeout_min_ms",
     "election_timeout_max_ms",
+    "clock_drift_percent_max",
     "limits",
 ];
 
