@@ -88,6 +88,9 @@ impl CoreConfig {
     pub fn lease_duration(&self) -> Duration {
         let drift = u64::from(self.clock_drift_percent_max.min(100));
         let timeout = self.election_timeout_min.as_nanos();
+        if cfg!(mutant = "lease-twice-as-long") {
+            return Duration::from_nanos(timeout.saturating_mul(2));
+        }
         Duration::from_nanos(timeout / (100 + drift) * (100 - drift))
     }
 

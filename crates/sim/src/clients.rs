@@ -127,6 +127,12 @@ impl Clients {
             .is_some_and(|client| client.waiting == Some(operation))
     }
 
+    /// The operation that `client` waits for.
+    #[must_use]
+    pub(crate) fn waits_for(&self, client: usize) -> Option<usize> {
+        self.all.get(client).and_then(|client| client.waiting)
+    }
+
     /// Whether `client` waits for an answer.
     #[must_use]
     pub(crate) fn is_busy(&self, client: usize) -> bool {
@@ -336,6 +342,13 @@ impl Clients {
             }
         }
         Ok(())
+    }
+
+    /// Makes `client` talk to `node`.
+    pub(crate) fn send_to(&mut self, client: usize, node: u64) {
+        if let Some(client) = self.all.get_mut(client) {
+            client.target = node;
+        }
     }
 
     /// Turns a client's next operation loose on another node now and then, whatever it knows.

@@ -31,6 +31,7 @@ pub(crate) enum Happening {
     ClientTurn(usize),
     ClientCall { operation: usize, node: u64 },
     ClientGivesUp(usize),
+    Rush { times_left: u64 },
     Start(u64),
     CrashSome,
     PauseSome,
@@ -240,6 +241,7 @@ impl World {
                     self.clients.give_up(operation, self.profile.nodes);
                 }
             }
+            Happening::Rush { times_left } => self.rush(times_left),
             Happening::Start(node) => self.start(node)?,
             Happening::CrashSome => self.crash_some(),
             Happening::PauseSome => self.pause_some(),
@@ -354,6 +356,7 @@ impl World {
             let leaders = self.nodes.iter().filter_map(|node| node.running.as_ref());
             if leaders.filter(|it| it.replica.core().role() == RoleKind::Leader).count() > 1 {
                 self.counts.reached(Sometimes::TwoLeadersAtOnce);
+                self.after(MS, Happening::Rush { times_left: 20 });
             }
             let earlier = (1..after.1.get()).rev().map(d_engine_core::Term::new);
             if earlier.take(4).any(|term| self.monitors.leader_of(term) == Some(id)) {
@@ -403,7 +406,7 @@ impl World {
         Ok(())
     }
 
-    fn leads(&mut self, node: u64) -> bool {
+    pub(crate) fn leads(&mut self, node: u64) -> bool {
         let running = self.node(node).running.as_ref();
         running.is_some_and(|it| it.replica.core().role() == RoleKind::Leader)
     }
