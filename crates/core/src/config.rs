@@ -23,8 +23,8 @@ pub struct CoreConfig {
     pub inflight_bytes_max: u64,
     /// Append messages on the way to one follower.
     pub inflight_appends_max: usize,
-    /// Payload bytes in the leader's log that are not committed yet. Beyond it proposals are
-    /// refused with [`crate::Rejected::TooMuchUncommitted`].
+    /// Bytes in the leader's log that are not committed yet, whoever proposed them: payloads and 64 for
+    /// each entry. Beyond it proposals are refused with [`crate::Rejected::TooMuchUncommitted`].
     pub uncommitted_bytes_max: u64,
     /// Reads waiting for confirmation. Beyond it reads are refused.
     pub waiting_reads_max: usize,

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use crate::effects::{AppendPlan, Appended, Effects};
 use crate::input::{EntryMeta, ReadId, Rejected};
 use crate::lease::Lease;
+use crate::log_view::cost;
 use crate::progress::{Flow, Progress};
 use crate::raft_core::RaftCore;
 use crate::read::{ReadRounds, Reader};
@@ -54,7 +55,7 @@ impl RaftCore {
             _ => return Err(self.not_leader()),
         }
         let waiting = self.log.uncommitted_bytes();
-        let new: u64 = sizes.iter().map(|size| u64::from(*size)).sum();
+        let new: u64 = sizes.iter().map(|size| cost(*size)).sum();
         // One command is always let in when nothing waits, so that no size is refused for ever.
         if waiting > 0 && waiting.saturating_add(new) > self.config.uncommitted_bytes_max {
             return Err(Rejected::TooMuchUncommitted);

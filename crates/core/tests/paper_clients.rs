@@ -198,7 +198,7 @@ fn thesis_6_4_waiting_reads_are_bounded() {
 /// Bytes that wait for commit are bounded; the commit makes room again.
 #[test]
 fn thesis_10_2_uncommitted_bytes_are_bounded() {
-    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 30, ..CoreConfig::default() });
+    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 3 * 74, ..CoreConfig::default() });
     node.propose(3).unwrap();
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
     assert_eq!(node.core.log().last, id(2, 5));
@@ -206,6 +206,26 @@ fn thesis_10_2_uncommitted_bytes_are_bounded() {
     node.stored_by(2, 3).unwrap();
     node.propose(1).unwrap();
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
+}
+
+/// What earlier leaders left uncommitted counts, so that leadership going back and forth does not grow the
+/// log beyond its bound (FAULTS.md row 50).
+#[test]
+fn row_50_entries_of_earlier_terms_count_as_uncommitted() {
+    let config = CoreConfig { uncommitted_bytes_max: 4 * 74, ..CoreConfig::default() };
+    let mut node = Node::leader_of(Setup { config, ..Setup::of(3, 4, &[1, 2, 3]) });
+    assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted), "three entries and a no-op");
+    node.store();
+    node.stored_by(2, 4).unwrap();
+    node.propose(1).unwrap();
+}
+
+/// Commands without payload are bounded too.
+#[test]
+fn thesis_10_2_empty_commands_are_bounded() {
+    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 640, ..CoreConfig::default() });
+    node.step(Input::Propose { sizes: vec![0; 10] }).unwrap();
+    assert_eq!(node.step(Input::Propose { sizes: vec![0] }), Err(Rejected::TooMuchUncommitted));
 }
 
 /// One command of any size is let in when nothing waits; otherwise it could never be.

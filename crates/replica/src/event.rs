@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{HardState, LogIndex, NodeId, PersistId};
+use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId};
 use d_engine_storage::{Incarnation, LogEntry};
 
 use crate::{LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
@@ -24,6 +24,8 @@ pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
 pub struct Proposal {
     /// The command.
     pub command: Bytes,
+    /// When nobody waits for it any more: from then on it is not proposed. `None`: never.
+    pub deadline: Option<Instant>,
     /// Who waits for the reply.
     pub responder: ProposeResponder,
 }
@@ -32,6 +34,8 @@ pub struct Proposal {
 pub struct ReadRequest {
     /// Whether the leader's lease may confirm it; otherwise, and without a valid lease, a round does.
     pub lease: bool,
+    /// When nobody waits for it any more. `None`: never.
+    pub deadline: Option<Instant>,
     /// Who waits.
     pub responder: ReadResponder,
 }

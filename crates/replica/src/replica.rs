@@ -265,6 +265,8 @@ impl Replica {
             let size = proposal.command.len();
             if size > limit {
                 (proposal.responder)(Err(ProposeError::TooLarge { size, limit }));
+            } else if is_over(proposal.deadline, now) {
+                (proposal.responder)(Err(ProposeError::Expired));
             } else if room == 0 {
                 (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
             } else {
@@ -302,7 +304,9 @@ impl Replica {
         }
         let mut ids = Vec::with_capacity(requests.len());
         for request in requests {
-            if self.reads.len() >= self.config.reads_max {
+            if is_over(request.deadline, now) {
+                (request.responder)(Err(ReadError::Expired));
+            } else if self.reads.len() >= self.config.reads_max {
                 (request.responder)(Err(ReadError::Busy { what: "reads on their way" }));
             } else {
                 ids.push(self.reads.register(request.responder));
@@ -509,6 +513,10 @@ impl Replica {
             jobs.send.push(append(plan, entries.clone()));
         }
     }
+}
+
+fn is_over(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| now >= deadline)
 }
 
 fn append(plan: AppendPlan, entries: Arc<[LogEntry]>) -> Outgoing {

@@ -218,12 +218,7 @@ impl Node {
             return Err(error);
         }
         if let Some(listener) = client_listener {
-            engine.serves_clients(api::serve(
-                listener,
-                engine.weak(),
-                limits.max_command_bytes,
-                engine.stop_signal(),
-            ));
+            engine.serves_clients(api::serve(listener, engine.weak(), limits, engine.stop_signal()));
         }
         Ok(engine)
     }

@@ -83,6 +83,10 @@ pub struct Limits {
     pub max_pending_bytes: usize,
     /// Reads waiting to be confirmed, by number. Default 65,536.
     pub max_pending_reads: usize,
+    /// Connections of clients; more wait until one is closed. Default 1,024.
+    pub max_client_connections: usize,
+    /// Calls on their way on one connection of a client; more wait at the client. Default 1,024.
+    pub max_calls_per_connection: usize,
     /// Entries of the leader that are not committed yet, in bytes. Default 64 MiB.
     pub max_uncommitted_bytes: usize,
     /// Entries on their way to one follower, in bytes. Default 4 MiB.
@@ -127,6 +131,8 @@ impl Default for Limits {
             max_pending_proposals: 8_192,
             max_pending_bytes: 64 << 20,
             max_pending_reads: 65_536,
+            max_client_connections: 1_024,
+            max_calls_per_connection: 1_024,
             max_uncommitted_bytes: 64 << 20,
             max_inflight_bytes: 4 << 20,
             max_append_bytes: 256 << 10,

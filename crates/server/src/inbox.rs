@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use d_engine_core::NodeId;
+use d_engine_core::{Instant, NodeId};
 use d_engine_replica::{
     Event, PeerMessage, Proposal, ProposeError, ProposeResponder, ReadError, ReadRequest, ReadResponder,
     ReplicaStatus, StopReason, TransferError, TransferResponder,
@@ -66,7 +66,7 @@ impl Inbox {
     }
 
     /// A caller's command. `responder` is called with a refusal right here.
-    pub(crate) fn propose(&self, command: Bytes, responder: ProposeResponder) {
+    pub(crate) fn propose(&self, command: Bytes, deadline: Option<Instant>, responder: ProposeResponder) {
         let mut state = self.lock();
         let refusal = if let Some(reason) = &state.closed {
             Some(ProposeError::Stopped { reason: reason.clone() })
@@ -85,13 +85,13 @@ impl Inbox {
             return;
         }
         state.incoming.proposal_bytes += command.len();
-        state.incoming.proposals.push(Proposal { command, responder });
+        state.incoming.proposals.push(Proposal { command, deadline, responder });
         drop(state);
         self.wake.notify_one();
     }
 
     /// A caller's read. `responder` is called with a refusal right here.
-    pub(crate) fn read(&self, lease: bool, responder: ReadResponder) {
+    pub(crate) fn read(&self, lease: bool, deadline: Option<Instant>, responder: ReadResponder) {
         let mut state = self.lock();
         let refusal = if let Some(reason) = &state.closed {
             Some(ReadError::Stopped { reason: reason.clone() })
@@ -105,7 +105,7 @@ impl Inbox {
             responder(Err(refusal));
             return;
         }
-        state.incoming.reads.push(ReadRequest { lease, responder });
+        state.incoming.reads.push(ReadRequest { lease, deadline, responder });
         drop(state);
         self.wake.notify_one();
     }

@@ -58,6 +58,12 @@ impl ReadGate {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// The moment `patience` from now, on the clock that the replica is told.
+    pub(crate) fn after(&self, patience: std::time::Duration) -> Instant {
+        let nanos = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        self.clock.now().plus(d_engine_core::Duration::from_nanos(nanos))
+    }
+
     /// An eventual read; zero promises nothing.
     pub(crate) fn eventual(&self) -> Passage {
         if self.closed.load(Ordering::Acquire) { Passage::Closed } else { Passage::Now(0) }

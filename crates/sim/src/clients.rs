@@ -172,7 +172,7 @@ impl Clients {
         let command = match request.wish {
             Wish::Get { lease } => {
                 let responder = Box::new(move |result| put(Answer::Barrier(result)));
-                return Some(ToNode::Read(ReadRequest { lease, responder }));
+                return Some(ToNode::Read(ReadRequest { lease, deadline: None, responder }));
             }
             Wish::Put(new) => KvCommand::put(key, value(new)),
             Wish::Delete => KvCommand::delete(key),
@@ -181,7 +181,7 @@ impl Clients {
             }
         };
         let responder = Box::new(move |result| put(Answer::Command(result)));
-        Some(ToNode::Propose(Proposal { command: command.encode(), responder }))
+        Some(ToNode::Propose(Proposal { command: command.encode(), deadline: None, responder }))
     }
 
     /// Nobody answered in time: a write may yet take effect.

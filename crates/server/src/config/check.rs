@@ -184,6 +184,8 @@ fn check_limits(config: &Config) -> Checked {
     in_range("limits.max_command_bytes", command, 1..=MAX_ENTRY_DATA_BYTES, " bytes")?;
     count("max_pending_proposals", limits.max_pending_proposals)?;
     count("max_pending_reads", limits.max_pending_reads)?;
+    count("max_client_connections", limits.max_client_connections)?;
+    count("max_calls_per_connection", limits.max_calls_per_connection)?;
     count("max_apply_entries", limits.max_apply_entries)?;
     count("peer_queue_frames", limits.peer_queue_frames)?;
     // Whatever holds commands must hold at least the longest one, or it would never be taken.

@@ -25,6 +25,8 @@ pub(super) const LIMITS: &[&str] = &[
     "max_pending_proposals",
     "max_pending_bytes",
     "max_pending_reads",
+    "max_client_connections",
+    "max_calls_per_connection",
     "max_uncommitted_bytes",
     "max_inflight_bytes",
     "max_append_bytes",
