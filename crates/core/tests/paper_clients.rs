@@ -208,18 +208,6 @@ fn thesis_10_2_uncommitted_bytes_are_bounded() {
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
 }
 
-/// What earlier leaders left uncommitted counts, so that leadership going back and forth does not grow the
-/// log beyond its bound (FAULTS.md row 50).
-#[test]
-fn row_50_entries_of_earlier_terms_count_as_uncommitted() {
-    let config = CoreConfig { uncommitted_bytes_max: 4 * 74, ..CoreConfig::default() };
-    let mut node = Node::leader_of(Setup { config, ..Setup::of(3, 4, &[1, 2, 3]) });
-    assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted), "three entries and a no-op");
-    node.store();
-    node.stored_by(2, 4).unwrap();
-    node.propose(1).unwrap();
-}
-
 /// Commands without payload are bounded too.
 #[test]
 fn thesis_10_2_empty_commands_are_bounded() {

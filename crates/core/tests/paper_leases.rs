@@ -280,7 +280,10 @@ fn thesis_6_4_a_follower_gives_up_when_its_leader_changes_or_is_silent() {
     assert_eq!(node.confirmed, []);
 
     let (mut node, _) = asking();
-    for _ in 0..5 {
+    node.pass(100);
+    node.heartbeat(3, 4, 0).unwrap();
+    assert_eq!(node.deadline_in_ms(), Some(400), "the question's, not the election's");
+    for _ in 0..4 {
         node.pass(100);
         node.heartbeat(3, 4, 0).unwrap();
         node.step(Input::Deadline).unwrap();

@@ -284,9 +284,10 @@ impl Replica {
     /// is told a time that the state machine waits for.
     fn maybe_tick(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
         let term = self.core.term();
-        if !self.core.leads_with_commit() || !self.ticker.is_due(wall_ms, term, self.apply.applied()) {
+        if !self.ticker.is_due(wall_ms, term, self.apply.applied()) {
             return;
         }
+        // Refused where this node does not lead: then it is not its business.
         if self.try_step(now, wall_ms, Input::Tick, Payload::None, jobs).is_ok() {
             self.ticker.proposed(term, self.core.log().last.index, wall_ms);
         }
