@@ -32,7 +32,10 @@
 //! `docs/durability.md` lists every promise with the line that keeps it and the test that fails
 //! without it.
 
-pub use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
+pub use d_engine_kv::{
+    Keys, KvAnswer, KvCommand, KvOperation, KvQuery, KvReply, KvStateMachine, Page, PutOptions,
+    QueryLimitError, Record, Scan, UndecodableError,
+};
 pub use d_engine_replica::{
     Durability, Entry, Error, LeaderHint, LogId, Never, ProposeError, ReadConsistency, ReadError, ReplyProbe,
     Result, SnapshotContext, SnapshotMetadata, SnapshotPolicy, SnapshotView, StateMachine, StopReason,

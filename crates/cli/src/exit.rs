@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use d_engine_client::ClientError;
+use d_engine_client::{ClientError, KvError};
 
 /// The exit codes, as `--help` tells them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,8 +15,10 @@ pub(crate) enum Exit {
     Refused = 2,
     /// `get`: the key has no value.
     Absent = 3,
-    /// `put`: it may or may not have taken effect.
+    /// A change may or may not have taken effect.
     Unknown = 4,
+    /// `cas`: another value was there.
+    Mismatch = 5,
     /// Ctrl-C or SIGTERM ended a command that was not done (128 + SIGINT, as shells count).
     Interrupted = 130,
 }
@@ -38,6 +40,11 @@ impl Failure {
         Self::new(Exit::Failed, message)
     }
 
+    /// The command line or what it names cannot be used.
+    pub(crate) fn refused(message: impl Display) -> Self {
+        Self::new(Exit::Refused, message)
+    }
+
     pub(crate) fn is_interrupt(&self) -> bool {
         self.exit == Exit::Interrupted
     }
@@ -45,8 +52,7 @@ impl Failure {
     /// Says why, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            // Nobody may be listening any more.
-            writeln!(std::io::stderr(), "d-engine: {self}").ok();
+            note(self);
         }
         ExitCode::from(self.exit as u8)
     }
@@ -69,8 +75,24 @@ impl From<ClientError> for Failure {
     }
 }
 
+impl From<KvError> for Failure {
+    fn from(error: KvError) -> Self {
+        match error {
+            KvError::Client(error) => error.into(),
+            KvError::Limit(_) | KvError::BatchTooLong { .. } => Self::new(Exit::Refused, error),
+            _ if error.is_unknown() => Self::new(Exit::Unknown, error),
+            _ => Self::new(Exit::Failed, error),
+        }
+    }
+}
+
 /// Prints a line. A reader that has gone away is no reason to fail.
 pub(crate) fn say(line: impl Display) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).ok();
+}
+
+/// Tells people something on stderr that is no failure. Nobody may be listening any more.
+pub(crate) fn note(line: impl Display) {
+    writeln!(std::io::stderr(), "d-engine: {line}").ok();
 }

@@ -1,15 +1,24 @@
-//! The `d-engine` command: a node, its clients, and a demonstration of a failover.
+//! The `d-engine` command: a node, its clients, a cluster to work against, and a demonstration of a failover.
 //!
-//! `args.rs` is what can be typed; `serve.rs` runs a node; `key_value.rs` has put and get; `status.rs` the
-//! table of a cluster; `demo/` the demonstration; `exit.rs` what the exit codes mean.
+//! `args/` is what can be typed. `serve.rs` runs a node. `key_value.rs`, `scan.rs` and `import/` work with
+//! records, `status.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
+//! `cluster/` starts and stops. `exit.rs` is what the exit codes mean.
 
 mod args;
+mod cluster;
 mod demo;
+mod dev;
 mod exit;
+mod import;
+mod json;
 mod key_value;
+mod place;
+mod progress;
+mod scan;
 mod serve;
 mod signals;
 mod status;
+mod transfer;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,10 +53,16 @@ fn main() -> ExitCode {
 
 async fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
+        Verb::Dev(args) => dev::dev(args).await,
         Verb::Serve(args) => serve::serve(args).await,
         Verb::Put(args) => key_value::put(args).await,
         Verb::Get(args) => key_value::get(args).await,
+        Verb::Delete(args) => key_value::delete(args).await,
+        Verb::Cas(args) => key_value::cas(args).await,
+        Verb::Scan(args) => scan::scan(args).await,
+        Verb::Import(args) => import::import(args).await,
         Verb::Status(args) => status::status(args).await,
+        Verb::TransferLeader(args) => transfer::transfer_leader(args).await,
         Verb::Demo(args) => demo::demo(args).await,
     }
 }

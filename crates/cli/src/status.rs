@@ -38,13 +38,7 @@ struct Report {
 
 pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let client = args.cluster.client()?;
-    let told: Vec<String> = args.cluster.endpoints.iter().map(|one| one.trim().to_owned()).collect();
-    let mut asked = ask_all(&client, told).await;
-    // Members that nobody named on the command line.
-    let mut found: Vec<String> =
-        members(&asked).into_values().flatten().filter(|address| !asked.contains_key(address)).collect();
-    found.dedup();
-    asked.extend(ask_all(&client, found).await);
+    let asked = ask_everybody(&client, args.cluster.endpoints.addresses()).await;
     let report = Report { leader: leader_with_quorum(&asked), nodes: rows(&asked) };
     if args.json {
         let json = serde_json::to_string_pretty(&report);
@@ -59,9 +53,20 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
 }
 
 /// What each address answered.
-type Answers = BTreeMap<String, Result<NodeStatus, String>>;
+pub(crate) type Answers = BTreeMap<String, Result<NodeStatus, String>>;
 
-async fn ask_all(client: &Client, addresses: Vec<String>) -> Answers {
+/// Asks the nodes at these addresses, and the members that they name.
+pub(crate) async fn ask_everybody(client: &Client, addresses: Vec<String>) -> Answers {
+    let mut asked = ask_all(client, addresses).await;
+    let mut found: Vec<String> =
+        members(&asked).into_values().flatten().filter(|address| !asked.contains_key(address)).collect();
+    found.dedup();
+    asked.extend(ask_all(client, found).await);
+    asked
+}
+
+/// Asks the nodes at these addresses, all at once.
+pub(crate) async fn ask_all(client: &Client, addresses: Vec<String>) -> Answers {
     let mut calls = JoinSet::new();
     for address in addresses {
         let client = client.clone();
@@ -80,7 +85,7 @@ fn members(answers: &Answers) -> BTreeMap<u64, Option<String>> {
 }
 
 /// The leader of the highest term, if a majority of its voters answers and follows it.
-fn leader_with_quorum(answers: &Answers) -> Option<u64> {
+pub(crate) fn leader_with_quorum(answers: &Answers) -> Option<u64> {
     let statuses = || answers.values().flatten().filter(|status| status.stopped.is_none());
     let leader =
         statuses().filter(|status| status.role == NodeRole::Leader).max_by_key(|status| status.term)?;

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use support::{PATIENCE, Process, d_engine, run, wait_until};
+use support::{PATIENCE, Process, Strays, d_engine, processes_of, run, wait_until};
 
 #[test]
 fn the_demo_loses_nothing_and_says_what_it_shows() {
@@ -88,26 +88,4 @@ fn an_interrupted_demo_kills_even_a_node_that_hangs() {
     demo.signal("INT");
     assert_eq!(demo.finish().code, Some(130));
     wait_until(PATIENCE, || processes_of(&data).is_empty().then_some(()));
-}
-
-/// Kills whatever a failed test leaves behind: every process that names this directory.
-struct Strays(String);
-
-impl Drop for Strays {
-    fn drop(&mut self) {
-        for process in processes_of(&self.0) {
-            // It may have ended by itself meanwhile.
-            support::send("KILL", process);
-        }
-    }
-}
-
-/// The ids of all processes whose command line names `dir`.
-fn processes_of(dir: &str) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let names_dir = |id: &u32| {
-        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(dir)
-    };
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(names_dir).collect()
 }

@@ -155,7 +155,20 @@ fn help_of_every_verb_has_examples_and_the_exit_codes_are_told() {
     let help = run(&["--help"]);
     assert_eq!(help.code, Some(0));
     assert!(help.out.contains("Exit codes"), "{}", help.out);
-    for verb in ["serve", "put", "get", "status", "demo"] {
+    let verbs = [
+        "dev",
+        "serve",
+        "put",
+        "get",
+        "delete",
+        "cas",
+        "scan",
+        "import",
+        "status",
+        "transfer-leader",
+        "demo",
+    ];
+    for verb in verbs {
         assert!(help.out.contains(verb), "{verb}");
         let help = run(&[verb, "--help"]);
         assert_eq!(help.code, Some(0));

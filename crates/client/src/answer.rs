@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use d_engine_proto::client::{ErrorDetail, error_detail::Kind};
-use tonic::{Code, ConnectError, Status};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
 use crate::ClientError;
 
@@ -17,6 +17,13 @@ pub(crate) enum Effect {
         /// Bytes of the command.
         size: u64,
     },
+    /// A command that the caller says may take effect more than once.
+    Idempotent {
+        /// Bytes of the command.
+        size: u64,
+    },
+    /// Leadership is handed over: a second order would send it on to the next node.
+    Handover,
 }
 
 /// What to do after a call that was not answered as hoped.
@@ -28,19 +35,30 @@ pub(crate) enum Next {
     Pause(ClientError),
     /// Ask another node: this one is of no use now.
     Elsewhere(ClientError),
+    /// It may have been done or not. Only what may be done twice goes on.
+    Unknown(ClientError),
     /// Tell the caller.
     Tell(ClientError),
 }
 
-/// What to do after `status`. True with it: the connection itself is no good any more.
-pub(crate) fn next_step(endpoint: &str, effect: Effect, status: &Status) -> (Next, bool) {
+/// The least that a node's bound on messages can be: its bound on commands and what surrounds one.
+const NODE_MESSAGE_BYTES_MIN: u64 = 64 << 10;
+
+/// What to do after `status`. True with it: the connection itself is no good any more. `max_reply_bytes` is this
+/// client's own bound on answers.
+pub(crate) fn next_step(
+    endpoint: &str,
+    effect: Effect,
+    status: &Status,
+    max_reply_bytes: usize,
+) -> (Next, bool) {
     match ErrorDetail::from_status(status).and_then(|detail| detail.kind) {
         Some(kind) => {
             // Whoever restarts the node at this address is reached by a new connection only.
             let stopped = matches!(kind, Kind::Stopped(_));
             (after_refusal(endpoint.to_owned(), kind), stopped)
         }
-        None => after_grpc_error(endpoint.to_owned(), effect, status),
+        None => after_grpc_error(endpoint.to_owned(), effect, status, max_reply_bytes),
     }
 }
 
@@ -61,7 +79,7 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
         }
         Kind::OutcomeUnknown(_) => {
             let reason = "leadership was lost while the command was in flight".to_owned();
-            ClientError::OutcomeUnknown { endpoint, reason }
+            return Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason });
         }
         Kind::TooLarge(large) => ClientError::TooLarge { size: large.size, limit: Some(large.limit) },
         Kind::Unsupported(unsupported) => {
@@ -75,7 +93,12 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
 }
 
 /// gRPC itself failed: the node's service never gave an answer, or it did not arrive.
-fn after_grpc_error(endpoint: String, effect: Effect, status: &Status) -> (Next, bool) {
+fn after_grpc_error(
+    endpoint: String,
+    effect: Effect,
+    status: &Status,
+    max_reply_bytes: usize,
+) -> (Next, bool) {
     // No connection, so nothing was sent.
     if was_not_sent(status) {
         return (Next::Elsewhere(ClientError::Unreachable { endpoint, reason: innermost(status) }), true);
@@ -86,33 +109,48 @@ fn after_grpc_error(endpoint: String, effect: Effect, status: &Status) -> (Next,
             let operation = "this call; is it the client address of a node of this version?".to_owned();
             (Next::Tell(ClientError::Unsupported { endpoint, operation }), false)
         }
-        // The node's own bound on messages, before its service sees them. The same code is made here when
-        // an answer is too long to be taken; only what came over the wire has metadata.
-        (Code::OutOfRange, Effect::Command { size }) if !status.metadata().is_empty() => {
-            (Next::Tell(ClientError::TooLarge { size, limit: None }), false)
-        }
-        (_, Effect::Command { .. }) => {
-            (Next::Tell(ClientError::OutcomeUnknown { endpoint, reason: lost(status) }), true)
-        }
         (Code::OutOfRange, Effect::Read) => {
             (Next::Tell(ClientError::Invalid { endpoint, reason: status.message().to_owned() }), false)
         }
         (_, Effect::Read) => {
             (Next::Elsewhere(ClientError::Unreachable { endpoint, reason: lost(status) }), true)
         }
+        // The node's own bound on messages, before its service sees them: not done.
+        (Code::OutOfRange, Effect::Command { size } | Effect::Idempotent { size })
+            if size >= NODE_MESSAGE_BYTES_MIN && !names(status, max_reply_bytes) =>
+        {
+            (Next::Tell(ClientError::TooLarge { size, limit: None }), false)
+        }
+        // Asked again, it would be as long again.
+        (Code::OutOfRange, _) => {
+            let reason = "the answer is longer than max_reply_bytes".to_owned();
+            (Next::Tell(ClientError::OutcomeUnknown { endpoint, reason }), false)
+        }
+        _ => (Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason: lost(status) }), true),
     }
+}
+
+/// Whether the text names this number. A message that is too long has the same code at the node, where the
+/// command was refused, and here, where it has taken effect and the answer cannot be taken; the bound that is named
+/// is the only difference. In doubt the outcome is unknown.
+fn names(status: &Status, bound: usize) -> bool {
+    let mut numbers = status.message().split(|c: char| !c.is_ascii_digit());
+    numbers.any(|number| number.parse() == Ok(bound))
+}
+
+/// Whether the call's own time ran out here, before an answer came.
+pub(crate) fn is_out_of_time(status: &Status) -> bool {
+    has_cause::<TimeoutExpired>(status)
 }
 
 /// Whether the status says that there was no connection to send anything on.
 fn was_not_sent(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    has_cause::<ConnectError>(status)
+}
+
+fn has_cause<E: Error + 'static>(status: &Status) -> bool {
+    let mut causes = std::iter::successors(status.source(), |&error| error.source());
+    causes.any(|error| error.is::<E>())
 }
 
 fn lost(status: &Status) -> String {
@@ -138,9 +176,10 @@ mod tests {
     use super::*;
 
     const COMMAND: Effect = Effect::Command { size: 9 };
+    const LIMIT: usize = 5_000;
 
     fn after(kind: Kind, effect: Effect) -> Next {
-        next_step("n1:1", effect, &ErrorDetail::new(kind).to_status("any text")).0
+        next_step("n1:1", effect, &ErrorDetail::new(kind).to_status("any text"), LIMIT).0
     }
 
     #[test]
@@ -165,10 +204,6 @@ mod tests {
             next => panic!("{next:?}"),
         };
         let endpoint = || "n1:1".to_owned();
-        assert!(matches!(
-            told(Kind::OutcomeUnknown(wire::OutcomeUnknown {})),
-            ClientError::OutcomeUnknown { .. }
-        ));
         assert_eq!(
             told(Kind::TooLarge(wire::TooLarge { size: 9, limit: 8 })),
             ClientError::TooLarge { size: 9, limit: Some(8) }
@@ -188,15 +223,26 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_lost_leadership_leaves_the_outcome_unknown() {
+        let next = after(Kind::OutcomeUnknown(wire::OutcomeUnknown {}), COMMAND);
+        assert!(matches!(next, Next::Unknown(ClientError::OutcomeUnknown { .. })), "{next:?}");
+    }
+
     /// A command is only ever sent again when it certainly was not taken, whatever code gRPC chose.
     #[test]
     fn a_command_without_an_answer_is_unknown_and_a_read_goes_on() {
         for code in [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::Internal, Code::Aborted] {
             let status = Status::new(code, "broken pipe");
-            let (next, connection_lost) = next_step("n1:1", COMMAND, &status);
-            assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{code:?}: {next:?}");
-            assert!(connection_lost);
-            let (next, _) = next_step("n1:1", Effect::Read, &status);
+            for effect in [COMMAND, Effect::Idempotent { size: 9 }, Effect::Handover] {
+                let (next, connection_lost) = next_step("n1:1", effect, &status, LIMIT);
+                assert!(
+                    matches!(next, Next::Unknown(ClientError::OutcomeUnknown { .. })),
+                    "{code:?}: {next:?}"
+                );
+                assert!(connection_lost);
+            }
+            let (next, _) = next_step("n1:1", Effect::Read, &status, LIMIT);
             assert!(matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })), "{code:?}: {next:?}");
         }
     }
@@ -206,8 +252,8 @@ mod tests {
     fn texts_are_never_understood() {
         let status = Status::new(Code::FailedPrecondition, "this node is not the leader");
         assert!(matches!(
-            next_step("n1:1", COMMAND, &status).0,
-            Next::Tell(ClientError::OutcomeUnknown { .. })
+            next_step("n1:1", COMMAND, &status, LIMIT).0,
+            Next::Unknown(ClientError::OutcomeUnknown { .. })
         ));
     }
 
@@ -215,15 +261,28 @@ mod tests {
     fn a_refused_connection_is_no_unknown_outcome() {
         let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
         let status = Status::from_error(Box::new(ConnectError(Box::new(refused))));
-        let (next, _) = next_step("n1:1", COMMAND, &status);
+        let (next, _) = next_step("n1:1", COMMAND, &status, LIMIT);
         assert!(matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })), "{next:?}");
     }
 
     /// An answer too long to be taken looks like a command too long to be sent, but has taken effect.
     #[test]
     fn an_answer_that_is_too_long_leaves_the_outcome_unknown() {
-        let status = Status::new(Code::OutOfRange, "decoded message length too large");
-        let (next, _) = next_step("n1:1", COMMAND, &status);
+        let long = Effect::Command { size: 1 << 20 };
+        let of_limit =
+            |limit| Status::new(Code::OutOfRange, format!("found 9999 bytes, the limit is: {limit} bytes"));
+        let (next, _) = next_step("n1:1", long, &of_limit(66_000), LIMIT);
+        assert!(
+            matches!(next, Next::Tell(ClientError::TooLarge { size: 1_048_576, limit: None })),
+            "{next:?}"
+        );
+        let (next, _) = next_step("n1:1", long, &of_limit(LIMIT), LIMIT);
         assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{next:?}");
+        let status = of_limit(66_000);
+        // Not even one that may be sent again: its answer would be as long again.
+        for effect in [COMMAND, Effect::Idempotent { size: 9 }] {
+            let (next, _) = next_step("n1:1", effect, &status, LIMIT);
+            assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{next:?}");
+        }
     }
 }

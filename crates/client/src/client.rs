@@ -1,11 +1,14 @@
 //! The calls.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_proto::client::{
     Consistency as WireConsistency, GetRequest, ProposeRequest, QueryRequest, StatusRequest,
+    TransferLeadershipRequest,
 };
+use tonic::Request;
 
 use crate::answer::Effect;
 use crate::node::Calls;
@@ -16,11 +19,12 @@ use crate::{ClientError, ClientOptions, NodeStatus};
 /// A client of one cluster. Cheap to clone; clones share connections and what is known about the
 /// leader. Connections are made when they are first needed.
 ///
-/// Every call has the deadline of [`ClientOptions::timeout`], and may be dropped at any time; dropping a
-/// [`Client::propose`] does not take the command back.
+/// Every call has the deadline of [`ClientOptions::timeout`] or [`Client::with_timeout`], and may be dropped at
+/// any time; dropping a [`Client::propose`] does not take the command back.
 #[derive(Clone)]
 pub struct Client {
     nodes: Arc<Nodes>,
+    timeout: Duration,
 }
 
 /// How fresh a read must be.
@@ -30,6 +34,9 @@ pub enum Consistency {
     /// Sees every write that was acknowledged before the read was sent. Only the leader answers.
     #[default]
     Linearizable,
+    /// As linearizable while the nodes' clocks drift apart less than is configured: the leader answers from
+    /// its lease, without asking the others first.
+    Lease,
     /// Whatever the answering node has applied; may be old. Any node answers.
     Eventual,
 }
@@ -38,13 +45,14 @@ impl Consistency {
     fn wire(self) -> WireConsistency {
         match self {
             Self::Linearizable => WireConsistency::Linearizable,
+            Self::Lease => WireConsistency::Lease,
             Self::Eventual => WireConsistency::Eventual,
         }
     }
 
     fn whom(self) -> Whom {
         match self {
-            Self::Linearizable => Whom::Leader,
+            Self::Linearizable | Self::Lease => Whom::Leader,
             Self::Eventual => Whom::Anyone,
         }
     }
@@ -60,7 +68,23 @@ impl Client {
         endpoints: impl IntoIterator<Item = impl AsRef<str>>,
         options: ClientOptions,
     ) -> Result<Self, ClientError> {
-        Ok(Self { nodes: Arc::new(Nodes::new(endpoints, options)?) })
+        let timeout = options.timeout;
+        Ok(Self { nodes: Arc::new(Nodes::new(endpoints, options)?), timeout })
+    }
+
+    /// The same client with another deadline for its calls.
+    ///
+    /// ```no_run
+    /// # async fn example(client: d_engine_client::Client) -> Result<(), d_engine_client::ClientError> {
+    /// let hurried = client.with_timeout(std::time::Duration::from_millis(50));
+    /// let value = hurried.get("key", d_engine_client::Consistency::Eventual).await?;
+    /// # let _ = value;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { nodes: self.nodes.clone(), timeout }
     }
 
     /// Replicates a command; returns the state machine's reply, once a majority has the command on
@@ -72,11 +96,39 @@ impl Client {
     pub async fn propose(&self, command: impl Into<Bytes>) -> Result<Bytes, ClientError> {
         let command = command.into();
         let effect = Effect::Command { size: command.len() as u64 };
-        let call = |mut calls: Calls| {
-            let request = ProposeRequest { command: command.clone() };
+        self.replicate(command, effect).await
+    }
+
+    /// As [`Client::propose`], for a command of which the caller says that it may take effect more than
+    /// once: when its outcome is unknown, it is sent again until the deadline.
+    ///
+    /// Be sure of it. A put of a fixed value is harmless twice in a row, but not if somebody else puts
+    /// another value in between: the second time would undo that.
+    ///
+    /// # Errors
+    /// After [`ClientError::OutcomeUnknown`] the command may have taken effect once or more, or may not.
+    pub async fn propose_idempotent(&self, command: impl Into<Bytes>) -> Result<Bytes, ClientError> {
+        let command = command.into();
+        let effect = Effect::Idempotent { size: command.len() as u64 };
+        self.replicate(command, effect).await
+    }
+
+    async fn replicate(&self, command: Bytes, effect: Effect) -> Result<Bytes, ClientError> {
+        self.check_size(&command)?;
+        let call = |mut calls: Calls, left| {
+            let request = timed(ProposeRequest { command: command.clone() }, left);
             async move { Ok(calls.propose(request).await?.into_inner().reply) }
         };
-        Route::new(&self.nodes, effect, Whom::Leader).run(call).await
+        self.route(effect, Whom::Leader).run(call).await
+    }
+
+    fn check_size(&self, sent: &Bytes) -> Result<(), ClientError> {
+        let (size, limit) = (sent.len() as u64, self.nodes.options.max_command_bytes as u64);
+        if size > limit { Err(ClientError::TooLarge { size, limit: Some(limit) }) } else { Ok(()) }
+    }
+
+    fn route(&self, effect: Effect, whom: Whom) -> Route<'_> {
+        Route::new(&self.nodes, effect, whom, self.timeout)
     }
 
     /// The value under `key`.
@@ -89,14 +141,15 @@ impl Client {
         consistency: Consistency,
     ) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
-        let call = |mut calls: Calls| {
+        let call = |mut calls: Calls, left| {
             let request = GetRequest { key: key.clone(), consistency: consistency.wire().into() };
+            let request = timed(request, left);
             async move {
                 let reply = calls.get(request).await?.into_inner();
                 Ok(reply.found.then_some(reply.value))
             }
         };
-        Route::new(&self.nodes, Effect::Read, consistency.whom()).run(call).await
+        self.route(Effect::Read, consistency.whom()).run(call).await
     }
 
     /// The state machine's answer to a question of its own form.
@@ -109,11 +162,13 @@ impl Client {
         consistency: Consistency,
     ) -> Result<Bytes, ClientError> {
         let request = request.into();
-        let call = |mut calls: Calls| {
+        self.check_size(&request)?;
+        let call = |mut calls: Calls, left| {
             let request = QueryRequest { request: request.clone(), consistency: consistency.wire().into() };
+            let request = timed(request, left);
             async move { Ok(calls.query(request).await?.into_inner().reply) }
         };
-        Route::new(&self.nodes, Effect::Read, consistency.whom()).run(call).await
+        self.route(Effect::Read, consistency.whom()).run(call).await
     }
 
     /// What the node at `endpoint` says about itself. Only this node is asked, and only once.
@@ -122,9 +177,29 @@ impl Client {
     /// [`ClientError::Unreachable`] or [`ClientError::DeadlineElapsed`] when it does not answer.
     pub async fn status(&self, endpoint: &str) -> Result<NodeStatus, ClientError> {
         let node = self.nodes.at(endpoint)?;
-        let call =
-            async |mut calls: Calls| Ok(NodeStatus::from(calls.status(StatusRequest {}).await?.into_inner()));
-        Route::new(&self.nodes, Effect::Read, Whom::Anyone).run_at(&node, call).await
+        let call = |mut calls: Calls, left| async move {
+            let reply = calls.status(timed(StatusRequest {}, left)).await?;
+            Ok(NodeStatus::from(reply.into_inner()))
+        };
+        self.route(Effect::Read, Whom::Anyone).run_at(&node, call).await
+    }
+
+    /// Hands leadership over to node `to`, or to whichever voter the leader finds best; returns the node that
+    /// leads once it does. Commands of others are delayed meanwhile, by no more than an election.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when `to` cannot lead or already does, or did not take over in time;
+    /// [`ClientError::Busy`] when leadership is being handed over already; after
+    /// [`ClientError::OutcomeUnknown`] look who leads.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, ClientError> {
+        let request = TransferLeadershipRequest { to: to.unwrap_or(0) };
+        let call = |mut calls: Calls, left| {
+            let request = timed(request, left);
+            async move { Ok(calls.transfer_leadership(request).await?.into_inner().leader) }
+        };
+        let moved = self.route(Effect::Handover, Whom::Leader).run(call).await;
+        self.nodes.handed_over();
+        moved
     }
 
     /// The address of the node that last answered as the leader, unless it failed since.
@@ -132,6 +207,14 @@ impl Client {
     pub fn leader(&self) -> Option<String> {
         self.nodes.leader().map(|node| node.address.to_string())
     }
+}
+
+/// A request that carries the time that its caller has left (`grpc-timeout`), so that a node need not do what
+/// nobody waits for any more.
+fn timed<T>(message: T, left: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(left);
+    request
 }
 
 impl std::fmt::Debug for Client {

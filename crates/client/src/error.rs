@@ -28,8 +28,9 @@ pub enum ClientError {
         /// The node asked last.
         endpoint: String,
     },
-    /// The leader was too busy to take the call until the deadline. Not done. Retry later, with fewer
-    /// calls at once.
+    /// The leader was too busy to take the call until the deadline, or this client has as many calls in
+    /// flight as [`ClientOptions::max_in_flight`](crate::ClientOptions::max_in_flight) allows. Not done. Retry
+    /// later, with fewer calls at once.
     #[error("{endpoint} has too much work queued ({what}); retry later with fewer calls at once")]
     Busy {
         /// Who said so.
@@ -55,13 +56,14 @@ pub enum ClientError {
         /// Why it has stopped.
         reason: String,
     },
-    /// The command is too long. Not done, and never will be at this size: send less, or raise
-    /// `limits.max_command_bytes` on every node.
+    /// The command or question is too long. Not done, and never will be at this size: send less, or raise
+    /// `limits.max_command_bytes` on every node and
+    /// [`ClientOptions::max_command_bytes`](crate::ClientOptions::max_command_bytes) here.
     #[error("the command has {size} bytes{}; send less or raise limits.max_command_bytes", at_most(*limit))]
     TooLarge {
         /// Its bytes.
         size: u64,
-        /// The bytes that the node takes, if it said so.
+        /// The bytes that are taken, if it is known.
         limit: Option<u64>,
     },
     /// The node or its state machine does not offer this. Not done; do not retry.
@@ -109,5 +111,5 @@ pub enum ClientError {
 }
 
 fn at_most(limit: Option<u64>) -> String {
-    limit.map(|limit| format!(", the node takes at most {limit}")).unwrap_or_default()
+    limit.map(|limit| format!(", at most {limit} are taken")).unwrap_or_default()
 }

@@ -111,7 +111,7 @@ impl Node {
             let channel = self.endpoint.connect().await.map_err(|error| unreachable(innermost(&error)))?;
             let mut calls = EngineClient::new(channel)
                 .max_decoding_message_size(self.max_reply_bytes)
-                // The node's own bound decides.
+                // Checked before, and the node's own bound decides.
                 .max_encoding_message_size(usize::MAX);
             match calls.status(StatusRequest {}).await {
                 Ok(_) => Ok(Connection { calls, token: Arc::new(()) }),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::node::Node;
 use crate::{ClientError, ClientOptions};
@@ -19,6 +19,8 @@ pub(crate) struct Nodes {
     learned: Mutex<BTreeMap<Arc<str>, Arc<Node>>>,
     /// Who last answered as the leader.
     leader: watch::Sender<Option<Arc<Node>>>,
+    /// Places for calls in flight.
+    in_flight: Semaphore,
 }
 
 impl Nodes {
@@ -32,7 +34,16 @@ impl Nodes {
             let reason = "no address was given".to_owned();
             return Err(ClientError::BadEndpoint { endpoint: String::new(), reason });
         }
-        Ok(Self { options, told, learned: Mutex::default(), leader: watch::Sender::new(None) })
+        let in_flight = Semaphore::new(options.max_in_flight.min(Semaphore::MAX_PERMITS));
+        Ok(Self { options, told, learned: Mutex::default(), leader: watch::Sender::new(None), in_flight })
+    }
+
+    /// A place for a call, if fewer than allowed are in flight.
+    pub(crate) fn place_in_flight(&self) -> Result<SemaphorePermit<'_>, ClientError> {
+        self.in_flight.try_acquire().map_err(|_| ClientError::Busy {
+            endpoint: "this client".to_owned(),
+            what: format!("{} calls in flight, ClientOptions::max_in_flight", self.options.max_in_flight),
+        })
     }
 
     /// The nodes the client was told of; never empty.
@@ -81,6 +92,14 @@ impl Nodes {
                 *leader = Some(node.clone());
             }
             news
+        });
+    }
+
+    /// Notes that whoever led has handed over.
+    pub(crate) fn handed_over(&self) {
+        self.leader.send_if_modified(|leader| {
+            *leader = None;
+            false
         });
     }
 

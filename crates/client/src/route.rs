@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::ClientError;
-use crate::answer::{Effect, Next, next_step};
+use crate::answer::{Effect, Next, is_out_of_time, next_step};
 use crate::node::{Calls, Node};
 use crate::nodes::Nodes;
 
@@ -34,6 +34,7 @@ pub(crate) struct Route<'a> {
     nodes: &'a Nodes,
     effect: Effect,
     whom: Whom,
+    timeout: Duration,
     started: Instant,
     deadline: Instant,
     /// Asked since the last pause.
@@ -45,15 +46,18 @@ pub(crate) struct Route<'a> {
     pause_now: bool,
     /// What is told if the time is up.
     last: Option<ClientError>,
+    /// Set once a command may have been taken: whatever happens later, the outcome is not certain any more.
+    unknown: Option<ClientError>,
 }
 
 impl<'a> Route<'a> {
-    pub(crate) fn new(nodes: &'a Nodes, effect: Effect, whom: Whom) -> Self {
+    pub(crate) fn new(nodes: &'a Nodes, effect: Effect, whom: Whom, timeout: Duration) -> Self {
         let started = Instant::now();
         // A timeout beyond what the clock can express is none that anybody sees elapse.
         let far = Duration::from_secs(365 * 24 * 3600);
-        let deadline = started + nodes.options.timeout.min(far);
+        let deadline = started + timeout.min(far);
         Self {
+            timeout,
             nodes,
             effect,
             whom,
@@ -64,11 +68,22 @@ impl<'a> Route<'a> {
             pause: PAUSE_MIN,
             pause_now: false,
             last: None,
+            unknown: None,
         }
     }
 
-    /// Asks node after node until one answers, an error is final, or the deadline has passed.
-    pub(crate) async fn run<T, F>(mut self, call: impl Fn(Calls) -> F) -> Result<T, ClientError>
+    /// Asks node after node until one answers, an error is final, or the deadline has passed. `call` is
+    /// given the time that is left, to be carried to the node.
+    pub(crate) async fn run<T, F>(mut self, call: impl Fn(Calls, Duration) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let _place = self.nodes.place_in_flight()?;
+        let result = self.search(call).await;
+        result.map_err(|error| self.unknown.take().unwrap_or(error))
+    }
+
+    async fn search<T, F>(&mut self, call: impl Fn(Calls, Duration) -> F) -> Result<T, ClientError>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -97,19 +112,19 @@ impl<'a> Route<'a> {
     pub(crate) async fn run_at<T, F>(
         self,
         node: &Arc<Node>,
-        call: impl Fn(Calls) -> F,
+        call: impl Fn(Calls, Duration) -> F,
     ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<T, Status>>,
     {
         self.ask(node, &call).await.map_err(|next| match next {
-            Next::Pause(error) | Next::Elsewhere(error) | Next::Tell(error) => error,
+            Next::Pause(error) | Next::Elsewhere(error) | Next::Unknown(error) | Next::Tell(error) => error,
             Next::Leader(_) => self.no_leader(node),
         })
     }
 
     /// Asks one node once.
-    async fn ask<T, F>(&self, node: &Arc<Node>, call: &impl Fn(Calls) -> F) -> Result<T, Next>
+    async fn ask<T, F>(&self, node: &Arc<Node>, call: &impl Fn(Calls, Duration) -> F) -> Result<T, Next>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -119,23 +134,26 @@ impl<'a> Route<'a> {
             Ok(Err(error)) => return Err(Next::Elsewhere(error)),
             Err(_) => return Err(Next::Tell(self.time_is_up(node))),
         };
-        match timeout_at(self.deadline, call(connection.calls.clone())).await {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match timeout_at(self.deadline, call(connection.calls.clone(), left)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => {
-                let (next, connection_lost) = next_step(&node.address, self.effect, &status);
+            Ok(Err(status)) if !is_out_of_time(&status) => {
+                let max_reply_bytes = self.nodes.options.max_reply_bytes;
+                let (next, connection_lost) = next_step(&node.address, self.effect, &status, max_reply_bytes);
                 if connection_lost {
                     node.failed();
                     node.forget(&connection).await;
                 }
                 Err(next)
             }
-            Err(_) => {
+            // The time that is left is watched twice, here and by the channel that carries it.
+            Err(_) | Ok(Err(_)) => {
                 node.failed();
                 Err(Next::Tell(match self.effect {
                     Effect::Read => self.time_is_up(node),
-                    Effect::Command { .. } => ClientError::OutcomeUnknown {
+                    _ => ClientError::OutcomeUnknown {
                         endpoint: node.address.to_string(),
-                        reason: format!("no answer within {:?}", self.nodes.options.timeout),
+                        reason: format!("no answer within {:?}", self.timeout),
                     },
                 }))
             }
@@ -153,6 +171,8 @@ impl<'a> Route<'a> {
                 self.last = Some(self.no_leader(node));
                 Ok(())
             }
+            // Afterwards somebody else leads, whom this order does not concern.
+            Next::Pause(error) if self.effect == Effect::Handover => Err(error),
             Next::Pause(error) => {
                 node.answered();
                 // The same node after the pause: others do not lead.
@@ -168,6 +188,14 @@ impl<'a> Route<'a> {
                 if !matches!(self.last, Some(ClientError::NoLeader { .. })) {
                     self.last = Some(error);
                 }
+                Ok(())
+            }
+            Next::Unknown(error) => {
+                self.nodes.is_no_leader(node);
+                if !matches!(self.effect, Effect::Idempotent { .. }) {
+                    return Err(error);
+                }
+                self.unknown = Some(error);
                 Ok(())
             }
             Next::Tell(error) => {

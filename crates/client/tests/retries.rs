@@ -159,7 +159,7 @@ async fn what_can_never_work_is_told_at_once() {
     let error = client.propose(vec![b'x'; 1 << 20]).await.unwrap_err();
     assert_eq!(error, ClientError::TooLarge { size: 1 << 20, limit: None });
     let error = client.query("what?", Consistency::Linearizable).await.unwrap_err();
-    assert!(matches!(error, ClientError::Unsupported { .. }), "{error}");
+    assert!(matches!(error, ClientError::StateMachineFailed { .. }), "{error}");
     assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
     engine.stop().await;
 }

@@ -1,15 +1,20 @@
 //! The default key-value state machine of d-engine: ordered keys in memory, rebuilt from snapshot
 //! and log at every start.
 //!
-//! [`command`] has the typed commands and replies, `store` what they do to a map, and
-//! [`KvStateMachine`] puts the map under a lock, numbers and files. Simulator and server run the
-//! same code.
+//! Commands, replies, questions and answers are typed in `d_engine_proto::key_value`, so that network clients
+//! have the same ones, and are given out here too. `store` is what commands do to a map, `query` what
+//! questions read from it, and [`KvStateMachine`] puts the map under a lock, numbers and files. Simulator and
+//! server run the same code.
 
-pub mod command;
 mod machine;
+mod query;
 mod snapshot_file;
 mod store;
 
-pub use command::{KvCommand, KvReply};
+pub use d_engine_proto::key_value::{
+    BATCH_OPERATIONS_MAX, GET_MANY_BYTES_MAX, GET_MANY_KEYS_MAX, Keys, KvAnswer, KvCommand, KvOperation,
+    KvQuery, KvReply, Page, PutOptions, QueryLimitError, Record, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX,
+    SCAN_PAGE_BYTES, Scan, UndecodableError,
+};
 pub use machine::KvStateMachine;
 pub use snapshot_file::SnapshotFileError;

@@ -6,19 +6,25 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply};
 use d_engine_replica::{Durability, Entry, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum};
 
-use crate::command::{KvCommand, KvReply};
+use crate::query;
 use crate::snapshot_file::{self, SnapshotFileError};
 use crate::store::Store;
 
 /// Ordered keys in memory, rebuilt from snapshot and log at every start
 /// ([`Durability::Rebuilt`]).
 ///
-/// Commands are those of [`KvCommand`], replies those of [`KvReply`]. Bytes that are no command of this
+/// Commands are those of [`KvCommand`], replies those of [`KvReply`], questions ([`StateMachine::query`])
+/// those of [`KvQuery`]. Bytes that are no command of this
 /// version are answered with [`KvReply::Rejected`] and change nothing: whoever may propose must not
 /// be able to stop a node. A format that older nodes would reject may therefore be used only once
 /// every member reads it.
+///
+/// Keys with a time to live vanish by log time alone: every entry that is applied moves it, and on an idle
+/// log the leader's ticks do. No read looks at a clock, so all replicas have the same keys at the same place
+/// of the log.
 #[derive(Debug, Default)]
 pub struct KvStateMachine {
     state: RwLock<State>,
@@ -40,7 +46,7 @@ impl KvStateMachine {
         Self::default()
     }
 
-    /// SHA-256 over all records. Equal on all replicas that have applied the same entries.
+    /// SHA-256 over log time and all records with their expiries. Equal on all replicas that have applied the same entries.
     #[must_use]
     pub fn state_hash(&self) -> [u8; 32] {
         self.read().store.hash()
@@ -103,8 +109,11 @@ impl StateMachine for KvStateMachine {
                     continue;
                 }
                 let reply = match command {
-                    Ok(command) => state.store.apply(command),
-                    Err(error) => KvReply::Rejected { reason: error.to_string() },
+                    Ok(command) => state.store.apply(command, entry.time_ms()),
+                    Err(error) => {
+                        state.store.advance_to(entry.time_ms());
+                        KvReply::Rejected { reason: error.to_string() }
+                    }
                 };
                 state.last_applied = entry.log_id();
                 replies.push((entry, reply));
@@ -193,6 +202,27 @@ impl StateMachine for KvStateMachine {
 
     fn durability(&self) -> Durability {
         Durability::Rebuilt
+    }
+
+    /// A [`KvQuery`], answered with a [`KvAnswer`](d_engine_proto::key_value::KvAnswer). The answer is
+    /// encoded after the lock is free.
+    fn query(&self, request: &[u8]) -> Result<Bytes> {
+        let query = KvQuery::decode(request)?;
+        let answer = query::answer(&self.read().store, &query)?;
+        Ok(answer.encode())
+    }
+
+    fn next_expiry_ms(&self) -> Option<u64> {
+        self.read().store.next_expiry_ms()
+    }
+
+    fn advance_time(&self, at: LogId, time_ms: u64) -> Result<()> {
+        let mut state = self.write();
+        if at.index > state.last_applied.index {
+            state.store.advance_to(time_ms);
+            state.last_applied = at;
+        }
+        Ok(())
     }
 }
 

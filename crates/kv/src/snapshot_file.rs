@@ -1,26 +1,30 @@
 //! The one file of a key-value snapshot.
 //!
 //! ```text
-//! magic "d-eng-kv"   format u32   zero u32   term u64   index u64   records u64
-//! per record, keys strictly rising:  key length u32   value length u32   key   value
+//! magic "d-eng-kv"   format u32   zero u32   term u64   index u64   records u64   log time u64
+//! per record, keys strictly rising:  key length u32   value length u32   expiry u64   key   value
 //! SHA-256 of everything before
 //! ```
-//! Numbers are little-endian. The file appears under its name only when it is whole and synced.
+//! The format is 2; in format 1, which is still read, log time and expiries are missing. Log time and expiry
+//! are UNIX milliseconds; expiry 0: never. Numbers are little-endian. The file appears under its name only when it is whole and synced.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use d_engine_replica::LogId;
 use sha2::{Digest, Sha256};
 
-use crate::store::Store;
+use crate::store::{Store, Stored};
 
 /// The file's name in the snapshot directory.
 pub(crate) const FILE_NAME: &str = "kv.data";
 const MAGIC: &[u8; 8] = b"d-eng-kv";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// The oldest format that is read: without log time and expiries.
+const FORMAT_WITHOUT_TIME: u32 = 1;
 const HEADER_BYTES: u64 = 40;
 const HASH_BYTES: u64 = 32;
 
@@ -45,7 +49,7 @@ pub enum SnapshotFileError {
         what: String,
     },
     /// The file was written by a newer program. Upgrade this node.
-    #[error("snapshot file {path} has format version {found}, this program reads {FORMAT_VERSION}")]
+    #[error("snapshot file {path} has format version {found}, this program reads 1 to {FORMAT_VERSION}")]
     Newer {
         /// The file.
         path: PathBuf,
@@ -91,11 +95,13 @@ fn write_all(path: &Path, label: LogId, store: &Store) -> io::Result<()> {
     out.write_all(&label.term.to_le_bytes())?;
     out.write_all(&label.index.to_le_bytes())?;
     out.write_all(&(store.len() as u64).to_le_bytes())?;
-    for (key, value) in store.records() {
+    out.write_all(&store.time_ms().to_le_bytes())?;
+    for (key, Stored { value, expires_ms }) in store.records() {
         for part in [key, value] {
             let length = u32::try_from(part.len()).map_err(io::Error::other)?;
             out.write_all(&length.to_le_bytes())?;
         }
+        out.write_all(&expires_ms.map_or(0, NonZeroU64::get).to_le_bytes())?;
         out.write_all(key)?;
         out.write_all(value)?;
     }
@@ -118,8 +124,8 @@ pub(crate) fn read(dir: &Path, label: LogId) -> Result<Store, SnapshotFileError>
     if length < HEADER_BYTES + HASH_BYTES {
         return Err(reader.damaged(format!("it has only {length} bytes")));
     }
-    let records = read_header(&mut reader, label)?;
-    let store = read_records(&mut reader, records)?;
+    let header = read_header(&mut reader, label)?;
+    let store = read_records(&mut reader, &header)?;
     let (mut rest, hash) = reader.input.finish();
     let mut stored = Vec::new();
     rest.read_to_end(&mut stored).map_err(failed)?;
@@ -129,12 +135,19 @@ pub(crate) fn read(dir: &Path, label: LogId) -> Result<Store, SnapshotFileError>
     Ok(store)
 }
 
-fn read_header(reader: &mut Reader<'_>, label: LogId) -> Result<u64, SnapshotFileError> {
+/// What the header says about the rest.
+struct Header {
+    has_time: bool,
+    records: u64,
+    time_ms: u64,
+}
+
+fn read_header(reader: &mut Reader<'_>, label: LogId) -> Result<Header, SnapshotFileError> {
     if reader.array::<8>()? != *MAGIC {
         return Err(reader.damaged("it is no key-value snapshot".to_owned()));
     }
     let format = reader.u32()?;
-    if format != FORMAT_VERSION {
+    if !(FORMAT_WITHOUT_TIME..=FORMAT_VERSION).contains(&format) {
         return Err(SnapshotFileError::Newer { path: reader.path.to_owned(), found: format });
     }
     reader.u32()?;
@@ -142,23 +155,26 @@ fn read_header(reader: &mut Reader<'_>, label: LogId) -> Result<u64, SnapshotFil
     if found != label {
         return Err(reader.damaged(format!("it is of {found}, the metadata say {label}")));
     }
-    reader.u64()
+    let (has_time, records) = (format > FORMAT_WITHOUT_TIME, reader.u64()?);
+    let time_ms = if has_time { reader.u64()? } else { 0 };
+    Ok(Header { has_time, records, time_ms })
 }
 
-fn read_records(reader: &mut Reader<'_>, count: u64) -> Result<Store, SnapshotFileError> {
-    let mut records: Vec<(Bytes, Bytes)> = Vec::new();
-    for _ in 0..count {
+fn read_records(reader: &mut Reader<'_>, header: &Header) -> Result<Store, SnapshotFileError> {
+    let mut records: Vec<(Bytes, Stored)> = Vec::new();
+    for _ in 0..header.records {
         let (key_length, value_length) = (reader.u32()?, reader.u32()?);
+        let expires_ms = if header.has_time { NonZeroU64::new(reader.u64()?) } else { None };
         let (key, value) = (reader.bytes(key_length)?, reader.bytes(value_length)?);
         if records.last().is_some_and(|(before, _)| *before >= key) {
             return Err(reader.damaged(format!("record {} is out of order", records.len())));
         }
-        records.push((key, value));
+        records.push((key, Stored { value, expires_ms }));
     }
     if reader.left > 0 {
         return Err(reader.damaged(format!("{} bytes follow the last record", reader.left)));
     }
-    Ok(Store::from_records(records))
+    Ok(Store::from_records(records, header.time_ms))
 }
 
 /// Reads parts of the file, never allocating for more than the file holds.

@@ -4,11 +4,13 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
-use d_engine_kv::{KvCommand, KvStateMachine, SnapshotFileError};
+use bytes::Bytes;
+use d_engine_kv::{KvCommand, KvStateMachine, PutOptions, SnapshotFileError};
 use d_engine_replica::{LogId, SnapshotMetadata, StateMachine, snapshot_checksum};
 use proptest::prelude::*;
-use support::{apply, at_once};
+use support::{apply, apply_at, at_once};
 
 const LABEL: LogId = LogId { term: 1, index: 3 };
 
@@ -152,4 +154,61 @@ fn metadata_are_remembered_until_reset() {
     assert_eq!(machine.entry_term(2), Some(1));
     at_once(machine.reset()).unwrap();
     assert_eq!(machine.snapshot_metadata(), None);
+}
+
+#[test]
+fn expiries_and_log_time_go_with_the_snapshot() {
+    let machine = KvStateMachine::new();
+    let put = |key: &'static str, ttl| {
+        KvCommand::put_with(key, "v", PutOptions::default().ttl(Duration::from_millis(ttl)))
+    };
+    let commands = [put("soon", 100), put("late", 200), KvCommand::put("ever", "v")];
+    apply_at(&machine, 1, &commands.map(|command| (1_000, command)));
+    let label = LogId { term: 1, index: 4 };
+    machine.advance_time(label, 1_050).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let meta = generate(&machine, dir.path(), label);
+    let other = bystander();
+    install(&other, dir.path(), &meta).unwrap();
+    assert_eq!(other.position_and_hash(), machine.position_and_hash());
+    assert_eq!(other.next_expiry_ms(), Some(1_100));
+    // Both go on alike, also with an entry whose own time lies behind the log time.
+    let next = [(1_000, put("new", 100)), (1_100, KvCommand::delete("none"))];
+    assert_eq!(apply_at(&other, 5, &next), apply_at(&machine, 5, &next));
+    assert_eq!(other.position_and_hash(), machine.position_and_hash());
+    assert_eq!(other.get(b"soon").unwrap(), None);
+    assert_eq!(other.next_expiry_ms(), Some(1_150));
+}
+
+/// The file of the first version, byte for byte: no log time, no expiries.
+#[test]
+fn a_snapshot_of_the_first_version_is_still_read() {
+    let mut file = b"d-eng-kv\x01\0\0\0\0\0\0\0".to_vec();
+    for number in [LABEL.term, LABEL.index, 2] {
+        file.extend(u64::to_le_bytes(number));
+    }
+    file.extend(b"\x01\0\0\0\x03\0\0\0aone\x01\0\0\0\0\0\0\0b");
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(&file);
+    file.extend(hash.as_slice());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("kv.data"), file).unwrap();
+    let meta = SnapshotMetadata::new(LABEL, snapshot_checksum(dir.path()).unwrap());
+    let machine = bystander();
+    install(&machine, dir.path(), &meta).unwrap();
+    assert_eq!(machine.get(b"a").unwrap(), Some(Bytes::from_static(b"one")));
+    assert_eq!(machine.get(b"b").unwrap(), Some(Bytes::new()));
+    assert_eq!((machine.len(), machine.next_expiry_ms()), (2, None));
+}
+
+#[test]
+fn a_snapshot_of_a_newer_version_is_refused_with_both_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    generate(&with_three_keys(), dir.path(), LABEL);
+    let file = dir.path().join("kv.data");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[8] = 3;
+    std::fs::write(&file, bytes).unwrap();
+    let meta = SnapshotMetadata::new(LABEL, snapshot_checksum(dir.path()).unwrap());
+    let refusal = install(&bystander(), dir.path(), &meta).unwrap_err();
+    assert!(refusal.contains("format version 3, this program reads 1 to 2"), "{refusal}");
 }

@@ -1,5 +1,5 @@
 //! The messages of d-engine: between nodes ([`peer`]), between clients and nodes ([`client`]), and
-//! the commands that the key-value state machine keeps in the log ([`kv`]).
+//! the commands that the key-value state machine keeps in the log ([`kv`], typed in [`key_value`]).
 //!
 //! With default features there are only plain messages, so that a client pulls in none of the
 //! engine. Feature `engine` adds the `engine` module, which turns engine types into wire bytes and back;
@@ -7,6 +7,7 @@
 
 #[cfg(feature = "engine")]
 pub mod engine;
+pub mod key_value;
 #[cfg(feature = "grpc")]
 mod status;
 
@@ -22,12 +23,13 @@ pub mod client {
     include!(concat!(env!("OUT_DIR"), "/d_engine.v1.rs"));
 }
 
-/// Commands and replies of the key-value state machine (`proto/kv.proto`).
+/// Commands, replies, questions and answers of the key-value state machine (`proto/kv.proto`), as plain
+/// messages; [`key_value`] has them typed.
 #[allow(missing_docs, clippy::all, clippy::too_many_lines, clippy::use_self)]
 pub mod kv {
     include!(concat!(env!("OUT_DIR"), "/d_engine.kv.v1.rs"));
 
-    /// The format version of commands and replies written by this program, and the newest it reads.
+    /// The format version of everything here that this program writes, and the newest it reads.
     pub const FORMAT_VERSION: u32 = 1;
 }
 

@@ -1,31 +1,32 @@
 //! `d-engine demo`: three processes, a real import, the leader killed in the middle, every record checked.
 //!
-//! `input.rs` is what is imported, `cluster.rs` the processes, `import.rs` the callers, `verify.rs` the check.
+//! `failover.rs` is what is watched during the import, `verify.rs` the check. The processes are those of
+//! `cluster`, the import is that of `import`.
 
-mod cluster;
-mod import;
-mod input;
-mod ports;
+mod failover;
 mod verify;
 
-use std::fmt::{Display, Write};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use d_engine_client::{Client, ClientOptions};
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
-use tempfile::TempDir;
+use d_engine_client::{Client, ClientOptions, KvClient};
 
-use self::cluster::Cluster;
-use self::import::{CALLERS, Import};
-use self::input::{Input, Record};
+use self::failover::Failover;
 use self::verify::Lost;
 use crate::args::DemoArgs;
+use crate::cluster::{Cluster, Ports};
 use crate::exit::{Exit, Failure, say};
+use crate::import::{Import, Input, Manner, Record};
+use crate::place::Place;
+use crate::progress::{progress, tell};
 use crate::signals::StopSignals;
 
+/// Callers at once, each with one put or get in flight.
+const CALLERS: usize = 64;
+/// How long one record may take, with all its repetitions.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The leader is killed when so many percent of the records are acknowledged.
 const KILL_AT_PERCENT: usize = 40;
 /// How long one call may take; far longer than an election.
@@ -42,7 +43,7 @@ unsynced writes away at crashes: `cargo run --release -p d-engine-sim`.";
 pub(crate) async fn demo(args: DemoArgs) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     let input = Input::read(args.input.as_deref())?;
-    let place = Place::new(args.dir.as_deref())?;
+    let place = Place::empty(args.dir.as_deref(), "d-engine-demo-")?;
     // The nodes are children of this future: when it is dropped, they are killed.
     let result = tokio::select! {
         result = run(&input, place.path(), place.is_kept(), args.nodes) => result,
@@ -59,53 +60,6 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<(), Failure> {
     }
 }
 
-/// Where the demonstration keeps its files.
-enum Place {
-    Kept(PathBuf),
-    Temporary(TempDir),
-}
-
-impl Place {
-    fn new(dir: Option<&Path>) -> Result<Self, Failure> {
-        let Some(dir) = dir else {
-            return tempfile::Builder::new()
-                .prefix("d-engine-demo-")
-                .tempdir()
-                .map(Self::Temporary)
-                .map_err(|error| Failure::failed(format!("no temporary directory can be made: {error}")));
-        };
-        let cannot = |what: &str, error: &dyn Display| {
-            Failure::new(Exit::Refused, format!("--dir {}: {what}: {error}", dir.display()))
-        };
-        fs::create_dir_all(dir).map_err(|error| cannot("it cannot be made", &error))?;
-        let mut entries = fs::read_dir(dir).map_err(|error| cannot("it cannot be read", &error))?;
-        if entries.next().is_some() {
-            return Err(cannot("it is not empty", &"name a directory that is empty or does not exist"));
-        }
-        let dir = dir.canonicalize().map_err(|error| cannot("it cannot be read", &error))?;
-        Ok(Self::Kept(dir))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Kept(dir) => dir,
-            Self::Temporary(dir) => dir.path(),
-        }
-    }
-
-    fn is_kept(&self) -> bool {
-        matches!(self, Self::Kept(_))
-    }
-
-    /// Keeps the files, whatever was said.
-    fn keep(self) -> PathBuf {
-        match self {
-            Self::Kept(dir) => dir,
-            Self::Temporary(dir) => dir.keep(),
-        }
-    }
-}
-
 async fn run(input: &Input, dir: &Path, kept: bool, nodes: u64) -> Result<(), Failure> {
     let began = Instant::now();
     say(format_args!(
@@ -118,9 +72,8 @@ async fn run(input: &Input, dir: &Path, kept: bool, nodes: u64) -> Result<(), Fa
         input.source,
         input.replaced()
     ));
-    let mut cluster = Cluster::prepare(dir, nodes)?;
-    let endpoints: Vec<String> = cluster.nodes().map(|(_, address)| address.to_owned()).collect();
-    let client = Client::new(&endpoints, ClientOptions::default().timeout(CALL_TIMEOUT))?;
+    let mut cluster = Cluster::prepare(dir, nodes, Ports::Ephemeral, "demo")?;
+    let client = Client::new(cluster.endpoints(), ClientOptions::default().timeout(CALL_TIMEOUT))?;
     cluster.start()?;
     cluster.wait_until(&client, "ready", |status| status.ready).await?;
     say(format_args!("  start     {nodes} nodes ready after {}", milliseconds(began.elapsed())));
@@ -151,18 +104,25 @@ async fn import_through_a_failover(
     let bar = progress("import", records.len());
     let threshold = (records.len() * KILL_AT_PERCENT).div_ceil(100);
     let began = Instant::now();
-    let mut import = Import::start(client.clone(), records.clone(), threshold, bar.clone());
-    import.threshold_reached().await?;
+    let failover = Failover::new(client.clone(), threshold);
+    let watching = failover.clone();
+    let manner = Manner {
+        callers: CALLERS,
+        patience: PATIENCE,
+        on_acknowledged: Box::new(move |acknowledged| watching.on_acknowledged(acknowledged)),
+    };
+    let mut import = Import::start(KvClient::new(client.clone()), records.clone(), manner, bar.clone());
+    failover.threshold_reached(&mut import).await?;
 
     let leader = client.leader().ok_or_else(|| Failure::failed("nobody led when the leader was to die"))?;
     let victim = cluster.id_at(&leader).ok_or_else(|| Failure::failed("an unknown node leads"))?;
-    import.leader_dies(&leader);
+    failover.leader_dies(&leader);
     let (before, killed_at) = (import.acknowledged(), Instant::now());
     let process = cluster.kill(victim).await?;
     tell(&bar, import_line(before, killed_at - began, "all nodes"));
     tell(&bar, format_args!("  kill -9   node {victim}, the leader (process {process})"));
 
-    let (succeeded_at, successor) = import.succeeded().await?;
+    let (succeeded_at, successor) = failover.succeeded(&mut import, records).await?;
     let successor = cluster.id_at(&successor).ok_or_else(|| Failure::failed("an unknown node leads"))?;
     tell(
         &bar,
@@ -172,6 +132,9 @@ async fn import_through_a_failover(
         ),
     );
     import.finish().await?;
+    if let Some(refused) = import.refused().first() {
+        return Err(Failure::failed(format!("the put of {:?} was refused: {}", refused.key, refused.reason)));
+    }
     bar.finish_and_clear();
     let after = import.acknowledged() - before;
     say(import_line(after, succeeded_at.elapsed(), "one node less"));
@@ -213,7 +176,8 @@ async fn check(
     let committed = said.iter().map(|status| status.commit_index).max().unwrap_or(0);
     cluster.wait_until(client, "up to date", |status| status.applied_index >= committed).await?;
     let mut lost = Vec::new();
-    for (id, address) in cluster.nodes() {
+    for node in cluster.nodes() {
+        let (id, address) = (node.id(), node.client_addr());
         let began = Instant::now();
         let bar = progress(&format!("check node {id}"), records.len());
         let lost_here = verify::verify(id, address, records, &bar).await?;
@@ -242,25 +206,6 @@ fn tell_lost(dir: &Path, lost: &[Lost]) -> Failure {
     // What is printed is enough to fail with.
     fs::write(&file, all.join("\n")).ok();
     Failure::failed(format!("{} acknowledged records are lost; all of them: {}", lost.len(), file.display()))
-}
-
-/// A progress bar on stderr; nothing when that is no terminal.
-fn progress(what: &str, records: usize) -> ProgressBar {
-    let bar = ProgressBar::new(records as u64);
-    let rate = |state: &ProgressState, out: &mut dyn Write| {
-        // Drawing is best effort.
-        write!(out, "{:.0}/s", state.per_sec()).ok();
-    };
-    if let Ok(style) = ProgressStyle::with_template("  {prefix:12} [{bar:40}] {pos}/{len} {rate}") {
-        bar.set_style(style.progress_chars("=> ").with_key("rate", rate));
-    }
-    bar.set_prefix(what.to_owned());
-    bar
-}
-
-/// Prints a line above the bar.
-fn tell(bar: &ProgressBar, line: impl Display) {
-    bar.suspend(|| say(line));
 }
 
 fn milliseconds(time: Duration) -> String {

@@ -8,9 +8,9 @@ use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
 use indicatif::ProgressBar;
 use tokio::task::JoinSet;
 
-use super::import::CALLERS;
-use super::input::Record;
+use super::CALLERS;
 use crate::exit::Failure;
+use crate::import::Record;
 
 /// A record that is not there, or not with its value.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,16 +58,17 @@ pub(super) async fn verify(
 mod tests {
     use std::time::Duration;
 
-    use d_engine_kv::KvCommand;
+    use d_engine_client::KvCommand;
     use d_engine_server::{Config, EmbeddedEngine, NodeBuilder};
 
     use super::*;
 
     async fn node(dir: &std::path::Path) -> (EmbeddedEngine, tokio::sync::watch::Sender<()>) {
-        let held = super::super::ports::reserve(1).unwrap();
-        let address = held[0].local_addr().unwrap().to_string();
-        drop(held);
-        let config = Config { data_dir: dir.to_owned(), client_listen: Some(address), ..Config::default() };
+        let config = Config {
+            data_dir: dir.to_owned(),
+            client_listen: Some("127.0.0.1:0".to_owned()),
+            ..Config::default()
+        };
         let (keep, shutdown) = tokio::sync::watch::channel(());
         let engine = NodeBuilder::new(config, shutdown).build().unwrap().start().await.unwrap();
         engine.wait_ready(Duration::from_secs(30)).await.unwrap();

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -51,6 +52,20 @@ impl Process {
         self.child.stdout.take().unwrap()
     }
 
+    /// What the process prints, line by line, from now on.
+    pub(crate) fn lines(&mut self) -> Lines {
+        let (line, lines) = mpsc::channel();
+        let out = self.stdout();
+        std::thread::spawn(move || {
+            for read in BufReader::new(out).lines().map_while(Result::ok) {
+                if line.send(read).is_err() {
+                    return;
+                }
+            }
+        });
+        Lines { lines, seen: Vec::new() }
+    }
+
     /// Closes the process's stdin.
     pub(crate) fn close_stdin(&mut self) {
         drop(self.child.stdin.take());
@@ -85,6 +100,31 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
+    }
+}
+
+/// The lines that a process prints.
+pub(crate) struct Lines {
+    lines: mpsc::Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Lines {
+    /// Waits for a line that has this in it.
+    pub(crate) fn wait_for(&mut self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.contains(part) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("{part:?} was not printed, only\n{}", self.seen.join("\n")),
+            }
+        }
     }
 }
 
@@ -200,4 +240,82 @@ pub(crate) fn serve(config: &Path) -> Process {
     let mut command = d_engine();
     command.args(["serve", "--config"]).arg(config);
     Process { child: command.stdout(Stdio::piped()).stderr(log).spawn().unwrap() }
+}
+
+/// A cluster that `dev` runs, on free ports.
+pub(crate) struct Dev {
+    pub(crate) process: Process,
+    pub(crate) lines: Lines,
+    pub(crate) endpoints: String,
+    /// Where data, configs and logs are.
+    pub(crate) dir: PathBuf,
+    _strays: Strays,
+    _temporary: tempfile::TempDir,
+}
+
+impl Dev {
+    /// Starts it and waits until it says that somebody leads.
+    pub(crate) fn start() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().join("dev");
+        let strays = Strays(dir.to_str().unwrap().to_owned());
+        let mut command = d_engine();
+        command.args(["dev", "--ephemeral", "--dir"]).arg(&dir);
+        let mut process = Process::start(&mut command);
+        let mut lines = process.lines();
+        let endpoints = lines.wait_for("  endpoints ").split_whitespace().last().unwrap().to_owned();
+        lines.wait_for("  ready ");
+        Self { process, lines, endpoints, dir, _strays: strays, _temporary: temporary }
+    }
+
+    /// Runs a verb against the cluster.
+    pub(crate) fn run(&self, args: &[&str]) -> Finished {
+        Process::start(d_engine().args(args).env("D_ENGINE_ENDPOINTS", &self.endpoints)).finish()
+    }
+
+    /// Runs a verb that must succeed; returns what it printed.
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let ended = self.run(args);
+        assert_eq!(ended.code, Some(0), "{args:?}: {}{}", ended.out, ended.err);
+        ended.out
+    }
+
+    /// The id of the node that leads.
+    pub(crate) fn leader(&self) -> u64 {
+        wait_until(PATIENCE, || {
+            let report: serde_json::Value =
+                serde_json::from_str(&self.run(&["status", "--json"]).out).ok()?;
+            report["leader"].as_u64()
+        })
+    }
+
+    /// The process of a node.
+    pub(crate) fn node_process(&self, id: u64) -> u32 {
+        let config = self.dir.join(format!("node-{id}.toml"));
+        let found = processes_of(config.to_str().unwrap());
+        assert_eq!(found.len(), 1, "processes of node {id}");
+        found[0]
+    }
+}
+
+/// Kills whatever a failed test leaves behind: every process that names this directory.
+pub(crate) struct Strays(pub(crate) String);
+
+impl Drop for Strays {
+    fn drop(&mut self) {
+        for process in processes_of(&self.0) {
+            // It may have ended by itself meanwhile.
+            send("KILL", process);
+        }
+    }
+}
+
+/// The ids of all processes whose command line names `dir`.
+pub(crate) fn processes_of(dir: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names_dir = |id: &u32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(dir)
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(names_dir).collect()
 }

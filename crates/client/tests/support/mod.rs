@@ -4,7 +4,7 @@
 use std::net::TcpListener as StdTcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -130,7 +130,8 @@ pub(crate) async fn alone(dir: &Path, change: impl FnOnce(&mut Config)) -> (Embe
 /// A wire to a node: passes bytes on, loses what the node answers, or is cut.
 pub(crate) struct Wire {
     pub(crate) address: String,
-    muted: Arc<AtomicBool>,
+    /// Connections up to this number are muted, the first being 1.
+    muted: Arc<AtomicU64>,
     cut: watch::Sender<()>,
     connections: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
@@ -140,15 +141,19 @@ impl Wire {
     pub(crate) async fn to(node: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (muted, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (muted, connections) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (cut, lost) = (watch::Sender::new(()), Arc::new(AtomicU64::new(0)));
         let (node, sees_muted, counts, cuts, losses) =
             (node.to_owned(), muted.clone(), connections.clone(), cut.clone(), lost.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                counts.fetch_add(1, Ordering::SeqCst);
+                let number = counts.fetch_add(1, Ordering::SeqCst) + 1;
                 let Ok(server) = TcpStream::connect(&node).await else { continue };
-                tokio::spawn(carry(client, server, sees_muted.clone(), losses.clone(), cuts.subscribe()));
+                let is_muted = {
+                    let muted = sees_muted.clone();
+                    move || number <= muted.load(Ordering::SeqCst)
+                };
+                tokio::spawn(carry(client, server, is_muted, losses.clone(), cuts.subscribe()));
             }
         });
         Self { address, muted, cut, connections, lost }
@@ -156,12 +161,12 @@ impl Wire {
 
     /// From now on the node hears everything, and its answers are lost.
     pub(crate) fn mute(&self) {
-        self.muted.store(true, Ordering::SeqCst);
+        self.muted.store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// Cuts every connection; new ones work.
+    /// Cuts every connection; new ones work. Those that were muted stay so to their end.
     pub(crate) fn cut(&self) {
-        self.muted.store(false, Ordering::SeqCst);
+        self.muted.store(self.connections(), Ordering::SeqCst);
         self.cut.send_replace(());
     }
 
@@ -179,7 +184,7 @@ impl Wire {
 async fn carry(
     client: TcpStream,
     server: TcpStream,
-    muted: Arc<AtomicBool>,
+    is_muted: impl Fn() -> bool,
     lost: Arc<AtomicU64>,
     mut cut: watch::Receiver<()>,
 ) {
@@ -191,7 +196,7 @@ async fn carry(
         loop {
             match from_server.read(&mut buffer).await? {
                 0 => return std::io::Result::Ok(()),
-                bytes if muted.load(Ordering::SeqCst) => {
+                bytes if is_muted() => {
                     lost.fetch_add(bytes as u64, Ordering::SeqCst);
                 }
                 bytes => to_client.write_all(&buffer[..bytes]).await?,

@@ -1,4 +1,5 @@
 //! What the tests of the key-value machine share.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::future::Future;
 use std::pin::pin;
@@ -15,12 +16,21 @@ pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Applies the commands in one chunk from `first` on, all in term 1; returns the replies.
+/// Applies the commands in one chunk from `first` on, all in term 1 and at log time 0; returns the replies.
 pub(crate) fn apply(machine: &KvStateMachine, first: u64, commands: &[KvCommand]) -> Vec<KvReply> {
+    let timed: Vec<_> = commands.iter().map(|command| (0, command.clone())).collect();
+    apply_at(machine, first, &timed)
+}
+
+/// As [`apply`], each command with its log time.
+pub(crate) fn apply_at(machine: &KvStateMachine, first: u64, commands: &[(u64, KvCommand)]) -> Vec<KvReply> {
     let (entries, probes): (Vec<_>, Vec<_>) = commands
         .iter()
         .zip(first..)
-        .map(|(command, index)| Entry::with_reply_probe(index, 1, command.encode()))
+        .map(|((time_ms, command), index)| {
+            let (entry, probe) = Entry::with_reply_probe(index, 1, command.encode());
+            (entry.at_time_ms(*time_ms), probe)
+        })
         .unzip();
     at_once(machine.apply_chunk(entries)).unwrap();
     probes.iter().map(|probe| KvReply::decode(&probe.take().unwrap()).unwrap()).collect()

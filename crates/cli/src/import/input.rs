@@ -13,25 +13,25 @@ const BUNDLED: &str = include_str!("../../data/unicode-names.tsv");
 
 /// The records to import, every key once.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(crate) struct Input {
     /// For people: where it comes from.
-    pub(super) source: String,
+    pub(crate) source: String,
     /// Lines that held a record.
-    pub(super) lines: usize,
+    pub(crate) lines: usize,
     /// Keys with their last value, in order.
-    pub(super) records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
 }
 
 /// One record.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Record {
-    pub(super) key: Bytes,
-    pub(super) value: Bytes,
+pub(crate) struct Record {
+    pub(crate) key: Bytes,
+    pub(crate) value: Bytes,
 }
 
 impl Input {
     /// The bundled file, or the one at `path`.
-    pub(super) fn read(path: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn read(path: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = path else {
             return Self::parse("the bundled Unicode names", BUNDLED.as_bytes());
         };
@@ -70,7 +70,7 @@ impl Input {
     }
 
     /// Lines whose value was replaced by a later line.
-    pub(super) fn replaced(&self) -> usize {
+    pub(crate) fn replaced(&self) -> usize {
         self.lines - self.records.len()
     }
 }

@@ -1,0 +1,96 @@
+//! `dev`, `demo`, `status`, `transfer-leader`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ClusterArgs;
+
+const DEV_HELP: &str = "\
+Examples:
+    d-engine dev                               # clients at 127.0.0.1:7001, 7002 and 7003
+    d-engine dev --dir ./cluster               # keep the data, and go on with it next time
+    d-engine dev --ephemeral --nodes 5         # beside another one
+
+The nodes are processes of their own, with real files and sockets. Stop, kill or restart them by hand as you \
+like: `dev` says when one ends and how to start it again, and restarts nothing by itself. With the default \
+ports the other verbs find the cluster without --endpoints. Ctrl-C and SIGTERM stop every node in order (exit 0); \
+when `dev` itself is killed the nodes stop too.";
+
+#[derive(Args, Debug)]
+#[command(after_help = DEV_HELP)]
+pub(crate) struct DevArgs {
+    /// How many nodes (default 3, or as many as --dir has).
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=9))]
+    pub(crate) nodes: Option<u64>,
+    /// Put data, configs and logs here and keep them; go on with what an earlier `dev` left there.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Take free ports in the place of 7001, 7002, ... for clients and 7101, 7102, ... between nodes.
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+}
+
+const STATUS_HELP: &str = "\
+Examples:
+    d-engine status
+    d-engine status --endpoints 127.0.0.1:7001 --json
+
+One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, and a majority of \
+the voters answers and follows it. Exit 1: otherwise.";
+
+#[derive(Args, Debug)]
+#[command(after_help = STATUS_HELP)]
+pub(crate) struct StatusArgs {
+    /// Print JSON for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+const TRANSFER_HELP: &str = "\
+Examples:
+    d-engine transfer-leader                   # to the node that is furthest
+    d-engine transfer-leader --to 2
+
+Commands of others wait meanwhile, for much less than an election; none fails. Exit 0: the node that is \
+printed leads. Exit 1: nothing has changed. Exit 4: the outcome is unknown; look with `status`.";
+
+#[derive(Args, Debug)]
+#[command(after_help = TRANSFER_HELP)]
+pub(crate) struct TransferArgs {
+    /// The id of the node that shall lead.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) to: Option<u64>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+const DEMO_HELP: &str = "\
+What happens: nodes start as processes of their own on free loopback ports, with real files and sockets; \
+a file is imported by 64 callers at once; at 40 % the leader is killed with SIGKILL; the import goes on \
+through the new leader; the killed node is restarted and catches up; then each node is asked by itself for \
+every acknowledged record. Exit 0 only if nothing is lost; otherwise the lost keys are printed, and data \
+and logs are kept.
+
+Examples:
+    d-engine demo
+    d-engine demo --dir /tmp/demo            # keep data, configs and logs
+    d-engine demo --input words.tsv --nodes 5
+
+An input file has one record in a line, `key<TAB>value`; of a key that is there twice the last value counts.";
+
+#[derive(Args, Debug)]
+#[command(after_help = DEMO_HELP)]
+pub(crate) struct DemoArgs {
+    /// Import this file in the place of the bundled one (8,192 Unicode characters and their names).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Put data, configs and logs here and keep them; must be empty or not exist yet.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=9))]
+    pub(crate) nodes: u64,
+}

@@ -1,0 +1,44 @@
+//! `import`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{EndpointArgs, duration};
+
+const IMPORT_HELP: &str = "\
+Examples:
+    d-engine import words.tsv
+    d-engine import --callers 256 words.tsv
+    d-engine import --skip 5000 words.tsv      # go on where an import ended
+    d-engine import --json words.tsv > summary.json
+
+A file has one record in a line, `key<TAB>value`; of a key that is there twice the last value counts. Records are \
+put in the order of their keys, many at once. A put of unknown outcome is sent again: the value is the same. \
+Ctrl-C lets the puts in flight finish and says how to go on (exit 130); importing everything again does no \
+harm either.
+
+Exit 0: every record is acknowledged. Exit 1: some were refused, or the cluster did not answer for as long as \
+--timeout says; the summary tells how far it got.";
+
+#[derive(Args, Debug)]
+#[command(after_help = IMPORT_HELP)]
+pub(crate) struct ImportArgs {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Leave out so many records at the beginning, in the order of their keys.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(crate) skip: usize,
+    /// Puts at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) callers: u16,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) endpoints: EndpointArgs,
+    /// How long to try with one record, for example while a new leader is elected.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}

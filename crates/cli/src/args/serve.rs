@@ -1,0 +1,37 @@
+//! `serve`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+const SERVE_HELP: &str = "\
+A config for node 1 of three; the others differ in node_id and data_dir:
+
+    node_id = 1
+    cluster_id = \"9f2b6c0e4d1a48f7b3e5a6d7c8091a2b\"    # the same on every node
+    data_dir = \"node-1\"                               # relative to this file
+
+    [[members]]
+    id = 1
+    peer_addr = \"127.0.0.1:7101\"
+    client_addr = \"127.0.0.1:7001\"
+    # ... and [[members]] for 2 and 3, the same list on every node
+
+Examples:
+    d-engine serve --config node-1.toml
+    RUST_LOG=debug d-engine serve --config node-1.toml 2> node-1.log
+
+When the node knows a leader and has caught up with it, one line is printed on stdout. Ctrl-C and SIGTERM \
+stop it in order (exit 0). Exit 2: the config is refused, before anything is opened. Exit 1: the node \
+could not start, or stopped for a reason that is told.";
+
+#[derive(Args, Debug)]
+#[command(after_help = SERVE_HELP)]
+pub(crate) struct ServeArgs {
+    /// The node's configuration, a TOML file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Stop when stdin is closed: a parent that holds the other end cannot leave an orphan behind.
+    #[arg(long, hide = true)]
+    pub(crate) stop_on_stdin_close: bool,
+}

@@ -1,0 +1,164 @@
+//! `d-engine dev`: a cluster to work against, its nodes processes of their own.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use d_engine_client::{Client, ClientOptions};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::args::DevArgs;
+use crate::cluster::{Cluster, Ended, Ports};
+use crate::exit::{Failure, say};
+use crate::place::Place;
+use crate::signals::StopSignals;
+use crate::status::{Answers, ask_all, leader_with_quorum};
+
+/// Nodes if nothing else is said.
+const NODES: u64 = 3;
+/// Between two looks at who leads, until somebody does.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// And afterwards.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How long a node may take to say what it is doing.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
+    let mut signals = StopSignals::listen()?;
+    let place = Place::any(args.dir.as_deref(), "d-engine-dev-")?;
+    let mut cluster = open(&args, &place)?;
+    let ended = tokio::select! {
+        Err(failure) = run(&mut cluster, &place) => Err(failure),
+        signal = signals.next() => Ok(signal),
+    };
+    match ended {
+        Ok(signal) => {
+            say(format_args!("  stop      {signal}; every node stops in order, once more kills them"));
+            // The nodes are children of the cluster: when it is dropped, they are killed.
+            tokio::select! {
+                stopped = cluster.stop() => stopped,
+                _ = signals.next() => Ok(()),
+            }
+        }
+        Err(failure) => {
+            say(format_args!("  kept      data and logs in {}", place.keep().display()));
+            Err(failure)
+        }
+    }
+}
+
+/// A new cluster, or the one that an earlier run left in `--dir`.
+fn open(args: &DevArgs, place: &Place) -> Result<Cluster, Failure> {
+    let Some(cluster) = Cluster::reopen(place.path())? else {
+        let ports = if args.ephemeral { Ports::Ephemeral } else { Ports::Fixed };
+        return Cluster::prepare(place.path(), args.nodes.unwrap_or(NODES), ports, "dev");
+    };
+    let there = cluster.nodes().len() as u64;
+    match args.nodes {
+        Some(asked) if asked != there => Err(Failure::refused(format_args!(
+            "--nodes {asked}: the cluster in {} has {there} nodes; name another --dir for a new one",
+            place.path().display()
+        ))),
+        _ => Ok(cluster),
+    }
+}
+
+/// Runs the cluster until it fails to start; whoever wants an end drops this.
+async fn run(cluster: &mut Cluster, place: &Place) -> Result<(), Failure> {
+    let began = Instant::now();
+    let client = Client::new(cluster.endpoints(), ClientOptions::default().timeout(STATUS_TIMEOUT))?;
+    cluster.start()?;
+    introduce(cluster, place);
+    let endpoints = cluster.endpoints();
+    let found = tokio::select! {
+        leader = first_leader(&client, endpoints) => Ok(leader),
+        ended = cluster.next_end() => Err(ended),
+    };
+    let leader = found.map_err(|ended| {
+        let node = cluster.nodes().iter().find(|node| node.id() == ended.node);
+        let what = format!("has ended ({}) before the cluster was there", ended.how);
+        node.map_or_else(|| Failure::failed(&what), |node| node.failure(&what))
+    })?;
+    say(format_args!(
+        "  ready     node {leader} leads after {} ms; Ctrl-C stops everything",
+        began.elapsed().as_millis()
+    ));
+    watch(cluster, &client, leader).await
+}
+
+fn introduce(cluster: &Cluster, place: &Place) {
+    let dir = place.path().display();
+    say(format_args!("d-engine dev: {} processes on this machine", cluster.nodes().len()));
+    say(format_args!("  data      {dir} ({})", if place.is_kept() { "kept" } else { "removed at the end" }));
+    for node in cluster.nodes() {
+        say(format_args!(
+            "  node {}    clients at {}, process {}, log {}",
+            node.id(),
+            node.client_addr(),
+            node.process().unwrap_or_default(),
+            node.log().display()
+        ));
+    }
+    say(format_args!("  endpoints {}", cluster.endpoints().join(",")));
+}
+
+async fn first_leader(client: &Client, endpoints: Vec<String>) -> u64 {
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        if let Some(leader) = leader_with_quorum(&ask_all(client, endpoints.clone()).await) {
+            return leader;
+        }
+    }
+}
+
+/// Says what happens to the nodes, without an end.
+async fn watch(cluster: &mut Cluster, client: &Client, leader: u64) -> Result<(), Failure> {
+    let endpoints = cluster.endpoints();
+    let mut seen = Seen { leader: Some(leader), ended: BTreeSet::new() };
+    let mut looks = interval(WATCH_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ended = cluster.next_end() => {
+                seen.ended.insert(ended.node);
+                tell_end(cluster, &ended);
+            }
+            answers = async { looks.tick().await; ask_all(client, endpoints.clone()).await } => {
+                seen.tell_news(&answers);
+            }
+        }
+    }
+}
+
+fn tell_end(cluster: &Cluster, ended: &Ended) {
+    say(format_args!("  node {}    process {} has ended: {}", ended.node, ended.process, ended.how));
+    if let Some(node) = cluster.nodes().iter().find(|node| node.id() == ended.node) {
+        say(format_args!("            start it again with: {}", node.start_command()));
+    }
+}
+
+/// What was told last.
+struct Seen {
+    leader: Option<u64>,
+    /// Nodes whose process has ended, and which have not answered since.
+    ended: BTreeSet<u64>,
+}
+
+impl Seen {
+    fn tell_news(&mut self, answers: &Answers) {
+        for status in answers.values().flatten().filter(|status| status.ready) {
+            if self.ended.remove(&status.node) {
+                say(format_args!("  node {}    was started by hand, and is ready", status.node));
+            }
+        }
+        let leader = leader_with_quorum(answers);
+        if leader != self.leader {
+            match leader {
+                Some(leader) => say(format_args!("  leader    node {leader}")),
+                None => say("  leader    none with a majority behind it"),
+            }
+            self.leader = leader;
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Where a cluster on this machine keeps its files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::exit::Failure;
+
+/// Where a cluster on this machine keeps its files.
+pub(crate) enum Place {
+    Kept(PathBuf),
+    Temporary(TempDir),
+}
+
+impl Place {
+    /// `dir`, which must be empty or not exist yet, or a temporary directory.
+    pub(crate) fn empty(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
+        let place = Self::any(dir, prefix)?;
+        let cannot =
+            |what: String| Failure::refused(format_args!("--dir {}: {what}", place.path().display()));
+        let mut entries =
+            fs::read_dir(place.path()).map_err(|error| cannot(format!("it cannot be read: {error}")))?;
+        match entries.next() {
+            None => Ok(place),
+            Some(_) => {
+                Err(cannot("it is not empty: name a directory that is empty or does not exist".to_owned()))
+            }
+        }
+    }
+
+    /// `dir`, whatever is in it, or a temporary directory.
+    pub(crate) fn any(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
+        let Some(dir) = dir else {
+            return tempfile::Builder::new()
+                .prefix(prefix)
+                .tempdir()
+                .map(Self::Temporary)
+                .map_err(|error| Failure::failed(format!("no temporary directory can be made: {error}")));
+        };
+        let cannot = |what: &str, error: std::io::Error| {
+            Failure::refused(format_args!("--dir {}: {what}: {error}", dir.display()))
+        };
+        fs::create_dir_all(dir).map_err(|error| cannot("it cannot be made", error))?;
+        let dir = dir.canonicalize().map_err(|error| cannot("it cannot be read", error))?;
+        Ok(Self::Kept(dir))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Kept(dir) => dir,
+            Self::Temporary(dir) => dir.path(),
+        }
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept(_))
+    }
+
+    /// Keeps the files, whatever was said.
+    pub(crate) fn keep(self) -> PathBuf {
+        match self {
+            Self::Kept(dir) => dir,
+            Self::Temporary(dir) => dir.keep(),
+        }
+    }
+}
