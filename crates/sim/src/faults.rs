@@ -80,6 +80,7 @@ pub enum Sometimes {
     LeaseRead,
     LeaseBesideNewLeader,
     FollowerRead,
+    TickWritten,
 }
 
 /// How often each fault was done and each rare state reached.

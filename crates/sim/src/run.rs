@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use d_engine_core::RoleKind;
 
+use crate::clients::LONGEST_TTL_MS;
 use crate::faults::Counts;
 use crate::profile::{MS, Profile, SECOND};
 use crate::trace::Trace;
@@ -101,6 +102,7 @@ fn phases(world: &mut World, options: RunOptions) -> Result<(), String> {
     world.heal();
     world.trace.note(world.now, format_args!("all faults are over"));
     recover(world)?;
+    expire(world)?;
     world.clients.judge()
 }
 
@@ -130,6 +132,25 @@ fn recover(world: &mut World) -> Result<(), String> {
     let waited = leader_at
         .map_or_else(|| "no leader".to_owned(), |at| format!("leader after {} ms", (at - healed_at) / MS));
     Err(format!("liveness: the cluster does not recover within 60 s ({waited}): {}", state.join("\n")))
+}
+
+/// Keys with a time to live vanish from an idle cluster too, from all nodes alike. Where wall clocks jump
+/// by days, log time may stand still for as long: nothing is asked then.
+fn expire(world: &mut World) -> Result<(), String> {
+    if world.profile.clock_jump > 0 {
+        return Ok(());
+    }
+    world.run_until(world.now + (LONGEST_TTL_MS + 2_000) * MS)?;
+    let waits = |node: &&crate::node::Node| {
+        node.running
+            .as_ref()
+            .is_some_and(|it| d_engine_replica::StateMachine::next_expiry_ms(it.machine.as_ref()).is_some())
+    };
+    match world.nodes.iter().find(waits) {
+        Some(node) => Err(format!("expiry: node {} still holds keys whose time is over", node.id)),
+        None if leader(world).is_some_and(|leader| all_equal(world, leader)) => Ok(()),
+        None => Err("expiry: the nodes no longer agree after keys have expired".to_owned()),
+    }
 }
 
 fn leader(world: &World) -> Option<u64> {

@@ -368,6 +368,9 @@ impl World {
 
     fn carry_out(&mut self, id: u64, jobs: &mut d_engine_replica::Jobs) -> Result<(), String> {
         for job in &jobs.persist {
+            if job.entries.iter().any(|entry| entry.kind == d_engine_core::EntryKind::Tick) {
+                self.counts.reached(Sometimes::TickWritten);
+            }
             let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
             if let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) {
                 self.monitors.on_write(id, running.replica.core(), job)?;
