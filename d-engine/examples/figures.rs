@@ -53,9 +53,12 @@ async fn main() -> Outcome<()> {
         );
     }
     let leader = leader(&nodes).await?;
-    for callers in [1, 64] {
-        let (rate, p50, p99) = reads(&leader, callers, length).await?;
-        println!("{:>24} {rate:>12.0} {p50:>12.0?} {p99:>12.0?}", format!("{callers} linearizable readers"));
+    for consistency in [ReadConsistency::Linearizable, ReadConsistency::Lease, ReadConsistency::Eventual] {
+        for callers in [1, 2, 64] {
+            let (rate, p50, p99) = reads(&leader, consistency, callers, length).await?;
+            let name = format!("{callers} {consistency:?} readers").to_lowercase();
+            println!("{name:>24} {rate:>12.0} {p50:>12.0?} {p99:>12.0?}");
+        }
     }
     for node in nodes {
         node.stop().await;
@@ -86,7 +89,7 @@ fn configs(dir: &Path, nodes: u64) -> Outcome<Vec<Config>> {
 async fn leader(nodes: &[EmbeddedEngine]) -> Outcome<EmbeddedEngine> {
     loop {
         for node in nodes {
-            if node.read_barrier(ReadConsistency::Linearizable).await.is_ok() {
+            if node.is_leader() {
                 return Ok(node.clone());
             }
         }
@@ -150,6 +153,7 @@ async fn writes(
 
 async fn reads(
     leader: &EmbeddedEngine,
+    consistency: ReadConsistency,
     callers: u64,
     length: Duration,
 ) -> Outcome<(f64, Duration, Duration)> {
@@ -158,7 +162,7 @@ async fn reads(
         let leader = leader.clone();
         async move {
             let key = format!("{caller}-{}", number % 1000);
-            leader.get(key.as_bytes(), ReadConsistency::Linearizable).await.map(|_| ()).map_err(Into::into)
+            leader.get(key.as_bytes(), consistency).await.map(|_| ()).map_err(Into::into)
         }
     })
     .await

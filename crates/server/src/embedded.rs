@@ -293,7 +293,11 @@ impl EmbeddedEngine {
             _ => Passage::AskRaft,
         };
         match passage {
-            Passage::Now(index) => Ok(index),
+            Passage::Now(index) => {
+                // A loop of such reads never waits: other tasks of the caller's runtime get their turn here.
+                tokio::task::coop::consume_budget().await;
+                Ok(index)
+            }
             Passage::Closed => Err(stopped()),
             Passage::AskRaft => {
                 let (answer, answered) = oneshot::channel();
@@ -337,6 +341,24 @@ impl EmbeddedEngine {
             Ok(Err(_)) => Err(stopped()),
             Err(_) => Err(TransferError::TimedOut { leader: own.get() }),
         }
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn node_id(&self) -> u64 {
+        self.inner.identity.node.get()
+    }
+
+    /// The node that leads, as far as this node knows; may be out of date at any moment.
+    #[must_use]
+    pub fn leader(&self) -> Option<u64> {
+        self.inner.shared.leader.borrow().1.map(NodeId::get)
+    }
+
+    /// Whether this node believes that it leads; may be out of date at any moment.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.node_id())
     }
 
     /// What the node knows about itself and its cluster.

@@ -4,7 +4,6 @@
 mod support;
 
 use bytes::Bytes;
-use d_engine_core::RoleKind;
 use d_engine_kv::{KvCommand, KvReply};
 use std::time::Duration;
 
@@ -63,9 +62,9 @@ async fn three_nodes_go_on_without_one_and_the_third_catches_up() {
 async fn leader(engines: &[EmbeddedEngine]) -> usize {
     let found = async {
         loop {
+            tokio::task::yield_now().await;
             for (place, engine) in engines.iter().enumerate() {
-                let replica = engine.status().await.replica;
-                if replica.is_some_and(|it| it.ready && it.core.role == RoleKind::Leader) {
+                if engine.is_leader() && engine.read_barrier(ReadConsistency::Linearizable).await.is_ok() {
                     return place;
                 }
             }

@@ -65,9 +65,9 @@ async fn under_overload_callers_are_refused_and_nothing_taken_in_is_lost() {
 async fn leader(engines: &[EmbeddedEngine]) -> EmbeddedEngine {
     let found = async {
         loop {
+            tokio::task::yield_now().await;
             for engine in engines {
-                let replica = engine.status().await.replica;
-                if replica.is_some_and(|it| it.core.role == d_engine_core::RoleKind::Leader) {
+                if engine.is_leader() {
                     return engine.clone();
                 }
             }
