@@ -73,6 +73,10 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
         Kind::Stopped(stopped) => {
             return Next::Elsewhere(ClientError::Stopped { endpoint, reason: stopped.reason });
         }
+        Kind::Expired(_) => {
+            let what = "the deadline passed before the command was taken up".to_owned();
+            return Next::Pause(ClientError::Busy { endpoint, what });
+        }
         Kind::OutcomeUnknown(_) => {
             let reason = "leadership was lost while the command was in flight".to_owned();
             return Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason });

@@ -23,11 +23,14 @@ pub struct CoreConfig {
     pub inflight_bytes_max: u64,
     /// Append messages on the way to one follower.
     pub inflight_appends_max: usize,
-    /// Payload bytes in the leader's log that are not committed yet. Beyond it proposals are
-    /// refused with [`crate::Rejected::TooMuchUncommitted`].
+    /// Bytes in the leader's log that are not committed yet, whoever proposed them: payloads and 64 for
+    /// each entry. Beyond it proposals are refused with [`crate::Rejected::TooMuchUncommitted`].
     pub uncommitted_bytes_max: u64,
     /// Reads waiting for confirmation. Beyond it reads are refused.
     pub waiting_reads_max: usize,
+    /// By how many percent the rate of any node's monotonic clock may differ from true time. Lease
+    /// reads are only as good as this bound; 100 or more turns the lease off.
+    pub clock_drift_percent_max: u32,
 }
 
 impl Default for CoreConfig {
@@ -42,6 +45,7 @@ impl Default for CoreConfig {
             inflight_appends_max: 64,
             uncommitted_bytes_max: 64 << 20,
             waiting_reads_max: 65_536,
+            clock_drift_percent_max: 10,
         }
     }
 }
@@ -77,6 +81,19 @@ impl fmt::Display for CoreConfigError {
 impl core::error::Error for CoreConfigError {}
 
 impl CoreConfig {
+    /// How long a lease lasts from the sending of its round, by the leader's clock. The followers keep
+    /// their loyalty for the shortest election timeout by theirs, which may run fast while the
+    /// leader's runs slow.
+    #[must_use]
+    pub fn lease_duration(&self) -> Duration {
+        let drift = u64::from(self.clock_drift_percent_max.min(100));
+        let timeout = self.election_timeout_min.as_nanos();
+        if cfg!(mutant = "lease-twice-as-long") {
+            return Duration::from_nanos(timeout.saturating_mul(2));
+        }
+        Duration::from_nanos(timeout / (100 + drift) * (100 - drift))
+    }
+
     /// Checks the settings against each other.
     ///
     /// # Errors

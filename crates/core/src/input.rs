@@ -53,10 +53,16 @@ pub enum Input {
         /// The node that shall lead; `None` leaves the choice to the core: the voter that is furthest.
         to: Option<NodeId>,
     },
-    /// Callers want to read (linearizably, Raft thesis section 6.4).
+    /// The state machine waits for a time that the wall clock has passed: an entry that carries
+    /// nothing but the time. Only a leader takes it.
+    Tick,
+    /// Callers want to read (linearizably, Raft thesis section 6.4). A follower asks its leader for the
+    /// read index.
     Read {
         /// The driver's names for the reads.
         ids: Vec<ReadId>,
+        /// Whether the leader's lease may confirm them; without a valid one a round does.
+        lease: bool,
     },
     /// Everything ordered up to and including this id is on stable storage.
     Persisted(PersistId),

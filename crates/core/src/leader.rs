@@ -7,9 +7,11 @@ use alloc::vec::Vec;
 
 use crate::effects::{AppendPlan, Appended, Effects};
 use crate::input::{EntryMeta, ReadId, Rejected};
+use crate::lease::Lease;
+use crate::log_view::cost;
 use crate::progress::{Flow, Progress};
 use crate::raft_core::RaftCore;
-use crate::read::ReadRounds;
+use crate::read::{ReadRounds, Reader};
 use crate::role::{Leader, Role};
 use crate::{AppendOutcome, Configuration, EntryKind, Instant, LogId, LogIndex, Message, NodeId, Term};
 
@@ -28,6 +30,7 @@ impl RaftCore {
             followers,
             first_of_term: last.next(),
             reads: ReadRounds::default(),
+            lease: Lease::default(),
             heartbeat_at: now.plus(self.config.heartbeat_interval),
             transfer: None,
         });
@@ -52,7 +55,7 @@ impl RaftCore {
             _ => return Err(self.not_leader()),
         }
         let waiting = self.log.uncommitted_bytes();
-        let new: u64 = sizes.iter().map(|size| u64::from(*size)).sum();
+        let new: u64 = sizes.iter().map(|size| cost(*size)).sum();
         // One command is always let in when nothing waits, so that no size is refused for ever.
         if waiting > 0 && waiting.saturating_add(new) > self.config.uncommitted_bytes_max {
             return Err(Rejected::TooMuchUncommitted);
@@ -61,6 +64,18 @@ impl RaftCore {
             self.create(EntryKind::Command, wall_ms, sizes, None);
             self.replicate(now, out);
         }
+        Ok(())
+    }
+
+    /// An entry that only tells the log's time, for a state machine that waits for it.
+    pub(crate) fn on_tick(&mut self, now: Instant, wall_ms: u64, out: &mut Effects) -> Result<(), Rejected> {
+        match &self.role {
+            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
+            Role::Leader(_) => {}
+            _ => return Err(self.not_leader()),
+        }
+        self.create(EntryKind::Tick, wall_ms, &[0], None);
+        self.replicate(now, out);
         Ok(())
     }
 
@@ -158,7 +173,7 @@ impl RaftCore {
                 progress.refused(refused, resume.min(refused.previous()));
             }
         }
-        self.maybe_commit(out);
+        self.maybe_commit(now, out);
         self.maybe_tell_target();
         self.replicate(now, out);
         Ok(())
@@ -167,7 +182,7 @@ impl RaftCore {
     /// Commits what a quorum has on stable storage, this node included only with what its own disk
     /// has confirmed. Only an entry of the own term is committed by counting; earlier ones come with
     /// it (Raft paper, section 5.4.2 and figure 8).
-    pub(crate) fn maybe_commit(&mut self, out: &mut Effects) {
+    pub(crate) fn maybe_commit(&mut self, now: Instant, out: &mut Effects) {
         let Role::Leader(leader) = &self.role else { return };
         let own = if cfg!(mutant = "leader-counts-unsynced") {
             self.log.last_index()
@@ -183,31 +198,48 @@ impl RaftCore {
         let own_term = self.log.term_at(quorum) == Some(self.hard_state.term);
         if quorum > self.log.committed() && (own_term || cfg!(mutant = "commit-old-term")) {
             self.log.commit_to(quorum);
-            self.maybe_begin_round(out);
+            self.maybe_begin_round(now, out);
         }
     }
 
-    pub(crate) fn on_read(&mut self, ids: Vec<ReadId>, out: &mut Effects) -> Result<(), Rejected> {
+    /// Reads of this node's callers: here they wait for a round, on a follower the leader is asked.
+    pub(crate) fn on_read(
+        &mut self,
+        now: Instant,
+        ids: Vec<ReadId>,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
         let committed = self.log.committed();
-        let waiting_max = self.config.waiting_reads_max;
-        let Role::Leader(leader) = &mut self.role else { return Err(self.not_leader()) };
-        if leader.reads.len().saturating_add(ids.len()) > waiting_max {
+        let Role::Leader(leader) = &mut self.role else { return self.forward_reads(now, ids) };
+        if leader.reads.len().saturating_add(ids.len()) > self.config.waiting_reads_max {
             return Err(Rejected::TooManyReads);
         }
         if cfg!(mutant = "read-without-round") && leader.first_of_term <= committed {
             out.reads_confirmed.extend(ids.into_iter().map(|id| (id, committed)));
             return Ok(());
         }
-        leader.reads.wait(ids);
-        self.maybe_begin_round(out);
+        for id in ids {
+            leader.reads.wait(Reader::Own(id));
+        }
+        self.maybe_begin_round(now, out);
+        Ok(())
+    }
+
+    /// Puts one more reader in line for the next round.
+    pub(crate) fn wait_for_round(&mut self, reader: Reader) -> Result<(), Rejected> {
+        let Role::Leader(leader) = &mut self.role else { return Err(self.not_leader()) };
+        if leader.reads.len() >= self.config.waiting_reads_max {
+            return Err(Rejected::TooManyReads);
+        }
+        leader.reads.wait(reader);
         Ok(())
     }
 
     /// Begins a round for the waiting reads unless one is on its way already.
-    fn maybe_begin_round(&mut self, out: &mut Effects) {
+    pub(crate) fn maybe_begin_round(&mut self, now: Instant, out: &mut Effects) {
         let Role::Leader(leader) = &self.role else { return };
         if leader.reads.wants_round() && self.read_index().is_some() {
-            self.begin_round(out);
+            self.begin_round(now, out);
         }
     }
 
@@ -219,11 +251,12 @@ impl RaftCore {
     }
 
     /// Sends a numbered round of heartbeats; it takes all waiting reads along.
-    fn begin_round(&mut self, out: &mut Effects) {
+    fn begin_round(&mut self, now: Instant, out: &mut Effects) {
         let read_index = self.read_index();
         let committed = self.log.committed();
         let Role::Leader(leader) = &mut self.role else { return };
         let round = leader.reads.begin(read_index);
+        leader.lease.sent(round, now);
         let term = self.hard_state.term;
         let beats: Vec<(NodeId, LogIndex)> =
             leader.followers.iter().map(|(node, progress)| (*node, progress.matched)).collect();
@@ -244,7 +277,16 @@ impl RaftCore {
             }
             followers.get(&voter).map_or(0, |progress| progress.round_answered)
         });
-        leader.reads.confirmed(answered, &mut out.reads_confirmed);
+        leader.lease.answered(answered);
+        for (reader, index) in leader.reads.confirmed(answered) {
+            match reader {
+                Reader::Own(read) => out.reads_confirmed.push((read, index)),
+                Reader::Follower { node, token } => {
+                    let term = self.hard_state.term;
+                    self.send(node, Message::ReadReply { term, token, index: Some(index) });
+                }
+            }
+        }
     }
 
     pub(crate) fn on_heartbeat_reply(
@@ -273,15 +315,16 @@ impl RaftCore {
             progress.lost();
         }
         progress.heard(received, patience, now);
-        self.maybe_commit(out);
+        self.maybe_commit(now, out);
         self.maybe_tell_target();
         self.confirm_reads(out);
-        self.maybe_begin_round(out);
+        self.maybe_begin_round(now, out);
         self.replicate(now, out);
         Ok(())
     }
 
     pub(crate) fn on_peer_lost(&mut self, now: Instant, node: NodeId, out: &mut Effects) {
+        self.ask_leader_again(node);
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.followers.get_mut(&node) {
             progress.lost();
@@ -295,7 +338,7 @@ impl RaftCore {
             leader.heartbeat_at = now.plus(self.config.heartbeat_interval);
         }
         self.maybe_give_up_transfer(now);
-        self.begin_round(out);
+        self.begin_round(now, out);
         self.replicate(now, out);
     }
 

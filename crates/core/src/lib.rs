@@ -14,7 +14,8 @@
 //! # Where to look
 //! `raft_core.rs` has the struct, `step` and the term rule; `election.rs`, `follower.rs` and
 //! `leader.rs` what each role does; `log_view.rs` the log without payloads; `quorum.rs` majorities;
-//! `read.rs` linearizable reads; `transfer.rs` handing leadership over; `held.rs` messages that wait for the disk.
+//! `read.rs` linearizable reads, `forward.rs` those of a follower, `lease.rs` those without a round;
+//! `transfer.rs` handing leadership over; `held.rs` messages that wait for the disk.
 #![no_std]
 extern crate alloc;
 
@@ -22,10 +23,12 @@ mod config;
 mod effects;
 mod election;
 mod follower;
+mod forward;
 mod held;
 mod input;
 mod invariants;
 mod leader;
+mod lease;
 mod log_view;
 mod message;
 mod prng;

@@ -41,6 +41,12 @@ struct Span {
     term: Term,
 }
 
+/// What an entry of `bytes` of payload takes up: its envelope costs memory too, so entries without
+/// payload are bounded as well.
+pub(crate) fn cost(bytes: u32) -> u64 {
+    u64::from(bytes) + 64
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct LogView {
     base: LogId,
@@ -175,7 +181,7 @@ impl LogView {
             self.spans.push(Span { first: index, term: entry.term });
         }
         self.sizes.push_back(entry.bytes);
-        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(u64::from(entry.bytes));
+        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(cost(entry.bytes));
         self.time_ms = self.time_ms.max(entry.time_ms);
         if let Some(configuration) = &entry.configuration {
             self.configurations.push((index, configuration.clone()));
@@ -198,7 +204,7 @@ impl LogView {
         );
         while self.last_index() >= index {
             let Some(bytes) = self.sizes.pop_back() else { break };
-            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(u64::from(bytes));
+            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(cost(bytes));
         }
         self.spans.retain(|span| span.first < index);
         let kept = index.previous();
@@ -237,7 +243,7 @@ impl LogView {
         while self.committed < index {
             let position = self.committed.since(self.base.index);
             let bytes = usize::try_from(position).ok().and_then(|at| self.sizes.get(at)).copied();
-            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(u64::from(bytes.unwrap_or(0)));
+            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(bytes.map_or(0, cost));
             self.committed = self.committed.next();
         }
     }

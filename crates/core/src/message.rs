@@ -81,6 +81,23 @@ pub enum Message {
         /// The leader's term.
         term: Term,
     },
+    /// A follower asks the leader for an index to read at (Raft thesis, section 6.4).
+    ReadRequest {
+        /// The sender's term.
+        term: Term,
+        /// The name of the question; no other one of this node ever had it.
+        token: u64,
+    },
+    /// The answer to [`Message::ReadRequest`], after a round of heartbeats sent since it arrived.
+    ReadReply {
+        /// The sender's term.
+        term: Term,
+        /// The name of the question.
+        token: u64,
+        /// The commit index when the round was sent; `None` when the sender does not lead or has no
+        /// room.
+        index: Option<LogIndex>,
+    },
 }
 
 /// What became of an append at a follower.
@@ -111,7 +128,9 @@ impl Message {
             | Self::AppendReply { term, .. }
             | Self::Heartbeat { term, .. }
             | Self::HeartbeatReply { term, .. }
-            | Self::TimeoutNow { term } => *term,
+            | Self::TimeoutNow { term }
+            | Self::ReadRequest { term, .. }
+            | Self::ReadReply { term, .. } => *term,
         }
     }
 
@@ -136,7 +155,11 @@ impl Message {
                 Self::HeartbeatReply { received, stored, .. } => {
                     *received <= LogIndex::MAX_ACCEPTED && *stored <= LogIndex::MAX_ACCEPTED
                 }
-                Self::PreVoteReply { .. } | Self::VoteReply { .. } | Self::TimeoutNow { .. } => true,
+                Self::ReadReply { index, .. } => index.is_none_or(|index| index <= LogIndex::MAX_ACCEPTED),
+                Self::PreVoteReply { .. }
+                | Self::VoteReply { .. }
+                | Self::ReadRequest { .. }
+                | Self::TimeoutNow { .. } => true,
             }
     }
 }

@@ -11,7 +11,8 @@ impl Prng {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// Any number.
+    pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -22,6 +23,6 @@ impl Prng {
     /// A time from `from` (included) to `to` (excluded).
     pub(crate) fn duration_between(&mut self, from: Duration, to: Duration) -> Duration {
         let spread = to.as_nanos().saturating_sub(from.as_nanos()).max(1);
-        Duration::from_nanos(from.as_nanos().saturating_add(self.next() % spread))
+        Duration::from_nanos(from.as_nanos().saturating_add(self.number() % spread))
     }
 }

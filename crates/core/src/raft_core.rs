@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::effects::{Appended, Effects, PersistOrder, Send};
+use crate::forward::Forwarded;
 use crate::held::Held;
 use crate::input::{Input, Rejected};
 use crate::log_view::{InitialLog, LogView};
@@ -49,6 +50,8 @@ pub struct RaftCore {
     hard_state_order: PersistId,
     apply_ordered: LogIndex,
     pub(crate) held: Held,
+    /// Reads of a follower that its leader is asked about.
+    pub(crate) forwarded: Forwarded,
     // Filled during a step, emptied by `finish`.
     pub(crate) appended: Appended,
     outbox: Vec<(Needs, Send)>,
@@ -70,10 +73,13 @@ impl RaftCore {
         let mut log = initial.log;
         log.commit = log.commit.max(initial.hard_state.commit);
         let log = LogView::new(log);
+        let mut prng = Prng::new(initial.seed);
+        let forwarded = Forwarded::new(&mut prng);
         let mut core = Self {
             node: initial.node,
             config: initial.config,
-            prng: Prng::new(initial.seed),
+            prng,
+            forwarded,
             hard_state: initial.hard_state,
             role: Role::Follower(Follower::default()),
             election_at: initial.now,
@@ -119,7 +125,9 @@ impl RaftCore {
                 self.on_propose_membership(now, wall_ms, configuration, bytes, out)
             }
             Input::TransferLeadership { to } => self.on_transfer(now, to, out),
-            Input::Read { ids } => self.on_read(ids, out),
+            Input::Tick => self.on_tick(now, wall_ms, out),
+            Input::Read { ids, lease: false } => self.on_read(now, ids, out),
+            Input::Read { ids, lease: true } => self.on_lease_read(now, ids, out),
             Input::Persisted(order) => self.on_persisted(now, wall_ms, order, out),
             Input::Applied(index) => {
                 if self.log.applied_to(index) {
@@ -149,8 +157,11 @@ impl RaftCore {
     pub fn next_deadline(&self) -> Option<Instant> {
         match &self.role {
             Role::Leader(leader) => Some(leader.heartbeat_at.min(self.quorum_lost_at(leader))),
-            _ if self.log.configuration().is_voter(self.node) => Some(self.election_at),
-            _ => None,
+            _ => {
+                let is_voter = self.log.configuration().is_voter(self.node);
+                let election = is_voter.then_some(self.election_at);
+                [election, self.forwarded.deadline()].into_iter().flatten().min()
+            }
         }
     }
 
@@ -291,6 +302,8 @@ impl RaftCore {
             Message::RequestVote { last, transfer, .. } => self.on_request_vote(now, from, last, transfer),
             Message::VoteReply { granted, .. } => self.on_vote_reply(now, wall_ms, from, granted, out),
             Message::TimeoutNow { .. } => self.on_timeout_now(now, from),
+            Message::ReadRequest { token, .. } => self.on_read_request(now, from, token, out),
+            Message::ReadReply { token, index, .. } => self.on_read_reply(now, token, index, out),
             Message::Append { prev, commit, entries, .. } => {
                 return self.on_append(now, from, prev, commit, &entries, out);
             }
@@ -325,6 +338,9 @@ impl RaftCore {
                 let (received, stored) = (LogIndex::ZERO, LogIndex::ZERO);
                 self.send(from, Message::HeartbeatReply { term, round: *round, received, stored });
             }
+            Message::ReadRequest { token, .. } => {
+                self.send(from, Message::ReadReply { term, token: *token, index: None });
+            }
             Message::AppendReply { outcome, .. } if cfg!(mutant = "stale-acks-over-re-election") => {
                 return self.on_append_reply(now, from, *outcome, out);
             }
@@ -332,6 +348,7 @@ impl RaftCore {
             | Message::VoteReply { .. }
             | Message::AppendReply { .. }
             | Message::HeartbeatReply { .. }
+            | Message::ReadReply { .. }
             | Message::TimeoutNow { .. } => {}
         }
         Ok(())
@@ -356,13 +373,14 @@ impl RaftCore {
             Role::Candidate(candidate) if candidate.own_vote <= self.durable_order => {
                 self.on_vote_reply(now, wall_ms, self.node, true, out);
             }
-            Role::Leader(_) => self.maybe_commit(out),
+            Role::Leader(_) => self.maybe_commit(now, out),
             _ => {}
         }
         Ok(())
     }
 
     fn on_deadline(&mut self, now: Instant, out: &mut Effects) {
+        self.maybe_give_up_forwarded(now, out);
         match &self.role {
             Role::Leader(leader) if now >= self.quorum_lost_at(leader) => {
                 self.become_follower(now, self.hard_state.term, out);
@@ -391,6 +409,7 @@ impl RaftCore {
 
     /// Turns what the step has changed into one order, and holds back what depends on it.
     fn finish(&mut self, out: &mut Effects) {
+        self.drop_forwarded_of_others(out);
         self.hard_state.commit = self.log.committed();
         let vote_changed = (self.hard_state.term, self.hard_state.vote)
             != (self.stored_hard_state.term, self.stored_hard_state.vote);

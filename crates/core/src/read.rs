@@ -8,13 +8,22 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::{LogIndex, ReadId};
+use crate::{LogIndex, NodeId, ReadId};
+
+/// Who waits for a round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reader {
+    /// A read of this node's driver.
+    Own(ReadId),
+    /// A follower, for all reads of its question `token`.
+    Follower { node: NodeId, token: u64 },
+}
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReadRounds {
     /// The number of the last round sent; the first is 1.
     last_round: u64,
-    waiting: Vec<ReadId>,
+    waiting: Vec<Reader>,
     in_flight: VecDeque<Round>,
 }
 
@@ -22,7 +31,7 @@ pub(crate) struct ReadRounds {
 struct Round {
     number: u64,
     index: LogIndex,
-    reads: Vec<ReadId>,
+    reads: Vec<Reader>,
 }
 
 impl ReadRounds {
@@ -30,8 +39,8 @@ impl ReadRounds {
         self.last_round
     }
 
-    pub(crate) fn wait(&mut self, reads: Vec<ReadId>) {
-        self.waiting.extend(reads);
+    pub(crate) fn wait(&mut self, reader: Reader) {
+        self.waiting.push(reader);
     }
 
     /// How many reads wait or are being confirmed.
@@ -58,15 +67,21 @@ impl ReadRounds {
     }
 
     /// A quorum has answered `round` or a later one.
-    pub(crate) fn confirmed(&mut self, round: u64, out: &mut Vec<(ReadId, LogIndex)>) {
+    pub(crate) fn confirmed(&mut self, round: u64) -> Vec<(Reader, LogIndex)> {
+        let mut confirmed = Vec::new();
         while let Some(done) = self.in_flight.pop_front_if(|waiting| waiting.number <= round) {
-            out.extend(done.reads.into_iter().map(|read| (read, done.index)));
+            confirmed.extend(done.reads.into_iter().map(|reader| (reader, done.index)));
         }
+        confirmed
     }
 
-    /// Leadership is lost: nothing can be confirmed any more.
+    /// Leadership is lost: nothing can be confirmed any more. Followers notice by themselves.
     pub(crate) fn lose(self, out: &mut Vec<ReadId>) {
-        out.extend(self.in_flight.into_iter().flat_map(|round| round.reads));
-        out.extend(self.waiting);
+        let own = |reader| match reader {
+            Reader::Own(read) => Some(read),
+            Reader::Follower { .. } => None,
+        };
+        out.extend(self.in_flight.into_iter().flat_map(|round| round.reads).filter_map(own));
+        out.extend(self.waiting.into_iter().filter_map(own));
     }
 }

@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
+use crate::lease::Lease;
 use crate::progress::Progress;
 use crate::read::ReadRounds;
 use crate::{Instant, LogIndex, NodeId, PersistId};
@@ -53,6 +54,7 @@ pub(crate) struct Leader {
     /// The no-op that opened the term: reads and membership wait for its commit.
     pub(crate) first_of_term: LogIndex,
     pub(crate) reads: ReadRounds,
+    pub(crate) lease: Lease,
     pub(crate) heartbeat_at: Instant,
     pub(crate) transfer: Option<Transfer>,
 }

@@ -45,6 +45,7 @@ impl RaftCore {
         let is_ready = leader.followers.get(&transfer.to).is_some_and(|progress| progress.matched == last);
         if is_ready && !transfer.told {
             transfer.told = true;
+            leader.lease.forswear();
             let to = transfer.to;
             self.send(to, Message::TimeoutNow { term });
         }

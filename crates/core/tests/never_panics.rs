@@ -90,6 +90,9 @@ fn message() -> impl Strategy<Value = Message> {
             Message::HeartbeatReply { term, round, received, stored }
         }),
         term().prop_map(|term| Message::TimeoutNow { term }),
+        (term(), number()).prop_map(|(term, token)| Message::ReadRequest { term, token }),
+        (term(), number(), proptest::option::of(index()))
+            .prop_map(|(term, token, index)| Message::ReadReply { term, token, index }),
     ]
 }
 
@@ -120,12 +123,13 @@ fn act() -> impl Strategy<Value = Act> {
             configuration: Box::new(cluster(voters, learners)),
             bytes: 10
         }),
-        1 => proptest::collection::vec(any::<u64>(), 0..3).prop_map(|ids| Input::Read { ids }),
+        1 => proptest::collection::vec(any::<u64>(), 0..3).prop_map(|ids| Input::Read { lease: ids.len() == 1, ids }),
         1 => number().prop_map(|order| Input::Persisted(PersistId::new(order))),
         1 => index().prop_map(Input::Applied),
         1 => from().prop_map(|node| Input::PeerLost(n(node))),
         1 => proptest::option::of(from())
             .prop_map(|to| Input::TransferLeadership { to: to.map(n) }),
+        1 => Just(Input::Tick),
         2 => Just(Input::Deadline),
     ];
     prop_oneof![
@@ -156,6 +160,8 @@ fn in_term(message: Message, current: Term) -> Message {
             Message::HeartbeatReply { term: current, round, received, stored }
         }
         Message::TimeoutNow { .. } => Message::TimeoutNow { term: current },
+        Message::ReadRequest { token, .. } => Message::ReadRequest { term: current, token },
+        Message::ReadReply { token, index, .. } => Message::ReadReply { term: current, token, index },
     }
 }
 

@@ -19,10 +19,11 @@ fn settled_with(config: CoreConfig) -> Node {
 fn s8_whoever_does_not_lead_names_the_leader() {
     let mut node = Node::new(3, 4, &[1]);
     assert_eq!(node.propose(1), Err(Rejected::NotLeader { leader: None }));
+    assert_eq!(node.read(1), Err(Rejected::NotLeader { leader: None }));
+    assert_eq!(node.step(Input::Tick), Err(Rejected::NotLeader { leader: None }));
     node.heartbeat(3, 4, 0).unwrap();
     let elsewhere = Err(Rejected::NotLeader { leader: Some(support::n(3)) });
     assert_eq!(node.propose(1), elsewhere);
-    assert_eq!(node.read(1), elsewhere);
     assert_eq!(node.propose_membership(cluster(3, 0)), elsewhere);
     assert_eq!(node.log_terms(), [1]);
 }
@@ -197,7 +198,7 @@ fn thesis_6_4_waiting_reads_are_bounded() {
 /// Bytes that wait for commit are bounded; the commit makes room again.
 #[test]
 fn thesis_10_2_uncommitted_bytes_are_bounded() {
-    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 30, ..CoreConfig::default() });
+    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 3 * 74, ..CoreConfig::default() });
     node.propose(3).unwrap();
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
     assert_eq!(node.core.log().last, id(2, 5));
@@ -205,6 +206,14 @@ fn thesis_10_2_uncommitted_bytes_are_bounded() {
     node.stored_by(2, 3).unwrap();
     node.propose(1).unwrap();
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
+}
+
+/// Commands without payload are bounded too.
+#[test]
+fn thesis_10_2_empty_commands_are_bounded() {
+    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 640, ..CoreConfig::default() });
+    node.step(Input::Propose { sizes: vec![0; 10] }).unwrap();
+    assert_eq!(node.step(Input::Propose { sizes: vec![0] }), Err(Rejected::TooMuchUncommitted));
 }
 
 /// One command of any size is let in when nothing waits; otherwise it could never be.
@@ -234,6 +243,18 @@ fn log_time_never_goes_back() {
         (EntryKind::Command, 4, 2, 6_000),
     ];
     assert_eq!(node.created(), created);
+}
+
+/// A tick carries the time and nothing else; it is no command, and a transfer holds it up like one.
+#[test]
+fn a_tick_puts_the_time_into_the_log() {
+    let mut node = Node::settled(3, 1, &[1]);
+    node.wall_ms = 7_000;
+    node.step(Input::Tick).unwrap();
+    assert_eq!(node.created(), [(EntryKind::Tick, 3, 1, 7_000)]);
+    assert_eq!(node.take_appends().len(), 2);
+    node.step(Input::TransferLeadership { to: None }).unwrap();
+    assert_eq!(node.step(Input::Tick), Err(Rejected::TransferInProgress));
 }
 
 /// No membership entry before the leader has committed one of its own term (the correction to the

@@ -341,9 +341,9 @@ fn row_49_completions_out_of_order_strand_nothing() {
 /// flapping leader's log grew without bound.
 #[test]
 fn row_50_the_limit_of_uncommitted_bytes_outlives_the_term() {
-    let config = CoreConfig { uncommitted_bytes_max: 50, ..CoreConfig::default() };
+    let config = CoreConfig { uncommitted_bytes_max: 10 * 74, ..CoreConfig::default() };
     let mut node = Node::leader_of(Setup { config, ..Setup::of(3, 1, &[]) });
-    node.propose(5).unwrap();
+    node.propose(9).unwrap();
     for _ in 0..3 {
         node.pass(1_000);
         node.step(Input::Deadline).unwrap();
@@ -356,7 +356,7 @@ fn row_50_the_limit_of_uncommitted_bytes_outlives_the_term() {
     let last = node.core.log().last.index.get();
     node.store();
     node.stored_by(2, last).unwrap();
-    node.propose(5).unwrap();
+    node.propose(10).unwrap();
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
 }
 

@@ -25,6 +25,7 @@ impl ErrorDetail {
             Some(Kind::TooLarge(_) | Kind::Invalid(_)) => Code::InvalidArgument,
             Some(Kind::Unsupported(_)) => Code::Unimplemented,
             Some(Kind::StateMachineFailed(_)) => Code::Internal,
+            Some(Kind::Expired(_)) => Code::DeadlineExceeded,
         };
         Status::with_details(code, message, self.encode_to_vec().into())
     }

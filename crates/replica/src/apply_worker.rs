@@ -59,7 +59,10 @@ impl ApplyWorker {
             }
         }
         self.maybe_snapshot().await;
-        Ok(Event::Applied(self.handler.applied()))
+        Ok(Event::Applied {
+            through: self.handler.applied(),
+            next_expiry_ms: self.handler.machine().next_expiry_ms(),
+        })
     }
 
     /// Applies a backlog from the log, a portion at a time.

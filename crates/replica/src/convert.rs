@@ -71,6 +71,8 @@ pub(crate) fn to_core(message: PeerMessage) -> Result<(Message, Carried), Member
             (Message::HeartbeatReply { term, round, received, stored }, None)
         }
         PeerMessage::TimeoutNow { term } => (Message::TimeoutNow { term }, None),
+        PeerMessage::ReadRequest { term, token } => (Message::ReadRequest { term, token }, None),
+        PeerMessage::ReadReply { term, token, index } => (Message::ReadReply { term, token, index }, None),
     })
 }
 
@@ -88,5 +90,7 @@ pub(crate) fn from_core(message: Message) -> Option<PeerMessage> {
             PeerMessage::HeartbeatReply { term, round, received, stored }
         }
         Message::TimeoutNow { term } => PeerMessage::TimeoutNow { term },
+        Message::ReadRequest { term, token } => PeerMessage::ReadRequest { term, token },
+        Message::ReadReply { term, token, index } => PeerMessage::ReadReply { term, token, index },
     })
 }

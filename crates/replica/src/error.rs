@@ -64,6 +64,10 @@ pub enum ProposeError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// The caller's deadline had passed before the command was proposed: it was not, and will not be.
+    /// Retry with more patience, or send less at a time.
+    #[error("the deadline had passed before the command was proposed; it has no effect")]
+    Expired,
     /// The command may or may not take effect: leadership was lost while it was in flight. Read the
     /// state before trying again, unless the command may safely take effect twice.
     #[error(
@@ -95,6 +99,9 @@ pub enum ReadError {
         /// The bound that was reached.
         what: &'static str,
     },
+    /// The caller's deadline had passed before the read began.
+    #[error("the deadline had passed before the read began")]
+    Expired,
     /// The node has stopped. Use another node.
     #[error("the node has stopped: {reason}")]
     Stopped {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{HardState, LogIndex, NodeId, PersistId};
+use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId};
 use d_engine_storage::{Incarnation, LogEntry};
 
 use crate::{LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
@@ -24,12 +24,18 @@ pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
 pub struct Proposal {
     /// The command.
     pub command: Bytes,
+    /// When nobody waits for it any more: from then on it is not proposed. `None`: never.
+    pub deadline: Option<Instant>,
     /// Who waits for the reply.
     pub responder: ProposeResponder,
 }
 
-/// A linearizable read on its way to confirmation.
+/// A read on its way to confirmation.
 pub struct ReadRequest {
+    /// Whether the leader's lease may confirm it; otherwise, and without a valid lease, a round does.
+    pub lease: bool,
+    /// When nobody waits for it any more. `None`: never.
+    pub deadline: Option<Instant>,
     /// Who waits.
     pub responder: ReadResponder,
 }
@@ -57,7 +63,7 @@ pub enum Event {
     },
     /// Commands of callers, drained in one batch.
     Propose(Vec<Proposal>),
-    /// Linearizable reads of callers, drained in one batch.
+    /// Reads of callers, drained in one batch. Linearizable, whatever confirms them.
     Read(Vec<ReadRequest>),
     /// Somebody wants another node to lead; `None` leaves the choice to the core.
     TransferLeadership {
@@ -69,7 +75,12 @@ pub enum Event {
     /// The log worker has stored everything up to and including this order.
     Persisted(PersistId),
     /// The apply worker has applied everything up to and including this entry.
-    Applied(LogId),
+    Applied {
+        /// The entry.
+        through: LogId,
+        /// The log time at which the state machine wants to be told the time, if it does.
+        next_expiry_ms: Option<u64>,
+    },
     /// The log worker has read entries for a follower that is behind.
     Loaded {
         /// The follower.

@@ -27,6 +27,7 @@ mod snapshot_policy;
 mod state_machine;
 mod state_machine_handler;
 mod status;
+mod ticker;
 
 pub use apply_worker::ApplyWorker;
 pub use callback_error::{Error, Result, Unsupported};

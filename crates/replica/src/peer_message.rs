@@ -82,4 +82,21 @@ pub enum PeerMessage {
         /// The leader's term.
         term: Term,
     },
+    /// A follower asks the leader for an index to read at (Raft thesis, section 6.4).
+    ReadRequest {
+        /// The sender's term.
+        term: Term,
+        /// The name of the question; no other one of this node ever had it.
+        token: u64,
+    },
+    /// The answer to [`PeerMessage::ReadRequest`], after a round of heartbeats sent since it arrived.
+    ReadReply {
+        /// The sender's term.
+        term: Term,
+        /// The name of the question.
+        token: u64,
+        /// The commit index when the round was sent; `None` when the sender does not lead or has no
+        /// room.
+        index: Option<LogIndex>,
+    },
 }

@@ -15,6 +15,10 @@ pub enum ReadConsistency {
     /// one round of heartbeats, shared by all reads that arrive together.
     #[default]
     Linearizable,
+    /// As linearizable, while the clocks of all nodes run at rates that differ by no more than
+    /// `clock_drift_percent_max` (Raft thesis, section 6.4.1): the leader answers without asking
+    /// anybody. Without a valid lease, and on a follower, it is confirmed as a linearizable read is.
+    Lease,
     /// Sees whatever this node has applied: possibly old, never half of a command. Costs nothing.
     Eventual,
 }
@@ -67,13 +71,18 @@ impl Reads {
         }
     }
 
+    /// No leader is known: nobody can say how long the confirmed reads would wait for their index.
+    pub(crate) fn lose_unapplied(&mut self, error: &ReadError) {
+        for (_, responder) in std::mem::take(&mut self.unapplied) {
+            responder(Err(error.clone()));
+        }
+    }
+
     /// The node has stopped.
     pub(crate) fn lose_all(&mut self, error: &ReadError) {
         for (_, responder) in std::mem::take(&mut self.unconfirmed) {
             responder(Err(error.clone()));
         }
-        for (_, responder) in std::mem::take(&mut self.unapplied) {
-            responder(Err(error.clone()));
-        }
+        self.lose_unapplied(error);
     }
 }

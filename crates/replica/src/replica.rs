@@ -18,6 +18,7 @@ use crate::log_cache::LogCache;
 use crate::members::Members;
 use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
+use crate::ticker::Ticker;
 use crate::{
     LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
     TransferError,
@@ -34,6 +35,7 @@ pub struct Replica {
     proposals: Proposals,
     reads: Reads,
     apply: ApplyQueue,
+    ticker: Ticker,
     /// Appends waiting for entries from the log, by token.
     loads: BTreeMap<u64, AppendPlan>,
     last_load: u64,
@@ -90,6 +92,7 @@ impl Replica {
             apply: ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max),
             core,
             effects: Effects::default(),
+            ticker: Ticker::default(),
             members,
             proposals: Proposals::default(),
             reads: Reads::default(),
@@ -133,14 +136,18 @@ impl Replica {
                 }
                 self.cache.evict(self.core.log().persisted);
             }
-            Event::Applied(through) => {
+            Event::Applied { through, next_expiry_ms } => {
+                self.ticker.set_expiry(next_expiry_ms);
                 self.apply.done(LogIndex::new(through.index));
                 let applied = self.apply.applied();
                 self.step(now, wall_ms, Input::Applied(applied), Payload::None, jobs);
                 self.reads.applied_to(applied);
             }
             Event::Loaded { token, entries, .. } => self.on_loaded(token, &entries, jobs),
-            Event::Deadline => self.step(now, wall_ms, Input::Deadline, Payload::None, jobs),
+            Event::Deadline => {
+                self.step(now, wall_ms, Input::Deadline, Payload::None, jobs);
+                self.maybe_tick(now, wall_ms, jobs);
+            }
             Event::Failed(reason) => {
                 self.stop(reason);
                 return;
@@ -169,7 +176,13 @@ impl Replica {
     /// Whether callers wait for an answer.
     #[must_use]
     pub fn has_callers(&self) -> bool {
-        self.proposals.len() > 0 || self.reads.len() > 0
+        self.callers() != (0, 0)
+    }
+
+    /// How many callers wait for commands, and how many for reads.
+    #[must_use]
+    pub fn callers(&self) -> (usize, usize) {
+        (self.proposals.len(), self.reads.len())
     }
 
     /// The algorithm, to look at.
@@ -252,6 +265,8 @@ impl Replica {
             let size = proposal.command.len();
             if size > limit {
                 (proposal.responder)(Err(ProposeError::TooLarge { size, limit }));
+            } else if is_over(proposal.deadline, now) {
+                (proposal.responder)(Err(ProposeError::Expired));
             } else if room == 0 {
                 (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
             } else {
@@ -265,16 +280,40 @@ impl Replica {
         }
     }
 
+    /// A leader's deadline comes at least once per heartbeat interval: as late as that, at most, the log
+    /// is told a time that the state machine waits for.
+    fn maybe_tick(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
+        let term = self.core.term();
+        if !self.ticker.is_due(wall_ms, term, self.apply.applied()) {
+            return;
+        }
+        // Refused where this node does not lead: then it is not its business.
+        if self.try_step(now, wall_ms, Input::Tick, Payload::None, jobs).is_ok() {
+            self.ticker.proposed(term, self.core.log().last.index, wall_ms);
+        }
+    }
+
     fn on_read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, jobs: &mut Jobs) {
+        let (by_lease, by_round) = requests.into_iter().partition(|request| request.lease);
+        self.read(now, wall_ms, by_lease, true, jobs);
+        self.read(now, wall_ms, by_round, false, jobs);
+    }
+
+    fn read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, lease: bool, jobs: &mut Jobs) {
+        if requests.is_empty() {
+            return;
+        }
         let mut ids = Vec::with_capacity(requests.len());
         for request in requests {
-            if self.reads.len() >= self.config.reads_max {
+            if is_over(request.deadline, now) {
+                (request.responder)(Err(ReadError::Expired));
+            } else if self.reads.len() >= self.config.reads_max {
                 (request.responder)(Err(ReadError::Busy { what: "reads on their way" }));
             } else {
                 ids.push(self.reads.register(request.responder));
             }
         }
-        let input = Input::Read { ids: ids.clone() };
+        let input = Input::Read { ids: ids.clone(), lease };
         if let Err(rejected) = self.try_step(now, wall_ms, input, Payload::None, jobs) {
             let error = match rejected {
                 Rejected::NotLeader { .. } => ReadError::NotLeader { leader: self.leader_hint() },
@@ -380,6 +419,9 @@ impl Replica {
                 self.reads.lost(id, &error);
             }
         }
+        if effects.status_changed && self.core.leader().is_none() {
+            self.reads.lose_unapplied(&ReadError::NotLeader { leader: None });
+        }
         jobs.status_changed |= effects.status_changed;
         jobs.hard_state_saved |= effects.hard_state_saved;
     }
@@ -472,6 +514,10 @@ impl Replica {
             jobs.send.push(append(plan, entries.clone()));
         }
     }
+}
+
+fn is_over(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| now >= deadline)
 }
 
 fn append(plan: AppendPlan, entries: Arc<[LogEntry]>) -> Outgoing {

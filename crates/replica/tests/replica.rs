@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
 use d_engine_replica::{
-    ApplySource, ApplyWorker, Event, Jobs, LogWorker, Never, PeerMessage, Proposal, ProposeError, Replica,
-    ReplicaConfig, SnapshotContext, SnapshotPolicy, StateMachineHandler,
+    ApplySource, ApplyWorker, Event, Jobs, LogWorker, Never, PeerMessage, Proposal, ProposeError, ReadError,
+    ReadRequest, Replica, ReplicaConfig, SnapshotContext, SnapshotPolicy, StateMachineHandler,
 };
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::{
@@ -88,7 +88,11 @@ impl Node {
     fn propose(&mut self, answers: &Answers, number: u8) {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
-        self.handle(Event::Propose(vec![Proposal { command: Bytes::from(vec![number]), responder }]));
+        self.handle(Event::Propose(vec![Proposal {
+            command: Bytes::from(vec![number]),
+            deadline: None,
+            responder,
+        }]));
     }
 }
 
@@ -168,7 +172,7 @@ fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
     for index in 2..=4 {
         let collected = answers.clone();
         let responder = Box::new(move |answer| collected.lock().unwrap().push(answer));
-        let proposal = Proposal { command: Bytes::from(vec![0; 600]), responder };
+        let proposal = Proposal { command: Bytes::from(vec![0; 600]), deadline: None, responder };
         // Nothing is stored here, but the other two store and commit everything.
         node.replica.handle(node.now, 0, Event::Propose(vec![proposal]), &mut jobs);
         for from in [2, 3] {
@@ -179,6 +183,114 @@ fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
     }
     let refused = answers.lock().unwrap().pop().unwrap();
     assert_eq!(refused, Err(ProposeError::Busy { what: "bytes waiting for this node's disk" }));
+}
+
+/// Nobody waits any more for what is taken up too late: it must not take effect.
+#[test]
+fn a_command_whose_deadline_has_passed_is_not_proposed() {
+    let mut node = Node::new(3);
+    node.lead();
+    let answers = Answers::default();
+    let last = node.replica.core().log().last;
+    for (deadline, expected) in [(node.now.as_nanos(), true), (node.now.as_nanos() + 1, false)] {
+        let collected = answers.clone();
+        let responder = Box::new(move |answer| collected.lock().unwrap().push(answer));
+        let deadline = Some(Instant::from_nanos(deadline));
+        let command = Bytes::from_static(b"late");
+        node.handle(Event::Propose(vec![Proposal { command, deadline, responder }]));
+        assert_eq!(answers.lock().unwrap().pop() == Some(Err(ProposeError::Expired)), expected);
+        assert_eq!(node.replica.core().log().last == last, expected);
+    }
+}
+
+#[test]
+fn a_read_whose_deadline_has_passed_begins_no_round() {
+    let mut node = Node::new(3);
+    node.lead();
+    let (answer, answered) = std::sync::mpsc::channel();
+    let responder = Box::new(move |result| answer.send(result).unwrap());
+    let jobs =
+        node.handle(Event::Read(vec![ReadRequest { lease: false, deadline: Some(node.now), responder }]));
+    assert_eq!(answered.try_recv(), Ok(Err(ReadError::Expired)));
+    assert!(jobs.send.is_empty());
+}
+
+fn ticks(node: &Node) -> u64 {
+    let log = node.replica.core().log();
+    log.last.index.get() - log.base.index.get()
+}
+
+/// The state machine waits for a time: a leader tells the log once its clock has passed it, once, and
+/// again only when the machine wants to know more.
+#[test]
+fn a_leader_puts_a_tick_into_the_log_when_the_state_machine_waits_for_the_time() {
+    let mut node = Node::new(1);
+    node.now = Instant::from_nanos(3_000_000_000);
+    node.handle(Event::Deadline);
+    node.handle(Event::Deadline);
+    let before = ticks(&node);
+    let applied = |node: &mut Node, next_expiry_ms| {
+        let last = node.replica.core().log().last;
+        let through = d_engine_replica::LogId { term: last.term.get(), index: last.index.get() };
+        node.handle(Event::Applied { through, next_expiry_ms });
+    };
+    let deadline_at = |node: &mut Node, wall_ms| {
+        let mut jobs = Jobs::default();
+        node.replica.handle(node.now, wall_ms, Event::Deadline, &mut jobs);
+        for job in std::mem::take(&mut jobs.persist) {
+            let stored = node.log.persist(std::slice::from_ref(&job)).unwrap().unwrap();
+            assert_eq!(job.entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [EntryKind::Tick]);
+            assert_eq!(job.entries.iter().map(|entry| entry.time_ms).collect::<Vec<_>>(), [wall_ms]);
+            node.replica.handle(node.now, wall_ms, Event::Persisted(stored), &mut jobs);
+        }
+    };
+    applied(&mut node, Some(5_000));
+    deadline_at(&mut node, 4_999);
+    assert_eq!(ticks(&node), before, "the time has not come");
+    deadline_at(&mut node, 5_000);
+    assert_eq!(ticks(&node), before + 1);
+    deadline_at(&mut node, 5_100);
+    assert_eq!(ticks(&node), before + 1, "one is on its way");
+    applied(&mut node, Some(5_000));
+    deadline_at(&mut node, 5_000);
+    assert_eq!(ticks(&node), before + 1, "it has been told this time");
+    deadline_at(&mut node, 5_200);
+    assert_eq!(ticks(&node), before + 2);
+    applied(&mut node, None);
+    deadline_at(&mut node, 9_000);
+    assert_eq!(ticks(&node), before + 2, "it waits for nothing");
+}
+
+#[test]
+fn a_follower_puts_no_tick_into_the_log() {
+    let mut node = Node::new(3);
+    node.receive(2, PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round: 1 });
+    let through = d_engine_replica::LogId::default();
+    node.handle(Event::Applied { through, next_expiry_ms: Some(1) });
+    let mut jobs = Jobs::default();
+    node.replica.handle(node.now, 5_000, Event::Deadline, &mut jobs);
+    assert_eq!(ticks(&node), 0);
+}
+
+/// A follower that has the read index but lost its leader before it could apply that far cannot say when
+/// it will: the caller goes elsewhere.
+#[test]
+fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
+    let mut node = Node::new(3);
+    node.receive(2, PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round: 1 });
+    let (answer, answered) = std::sync::mpsc::channel();
+    let responder = Box::new(move |result| answer.send(result).unwrap());
+    let jobs = node.handle(Event::Read(vec![ReadRequest { lease: false, deadline: None, responder }]));
+    let token = jobs.send.iter().find_map(|outgoing| match outgoing.message {
+        PeerMessage::ReadRequest { token, .. } => Some(token),
+        _ => None,
+    });
+    let index = Some(LogIndex::new(9));
+    node.receive(2, PeerMessage::ReadReply { term: Term::new(1), token: token.unwrap(), index });
+    assert!(answered.try_recv().is_err(), "entry 9 is not applied here");
+    node.now = Instant::from_nanos(node.now.as_nanos() + 5_000_000_000);
+    node.handle(Event::Deadline);
+    assert_eq!(answered.try_recv(), Ok(Err(ReadError::NotLeader { leader: None })));
 }
 
 struct Always;

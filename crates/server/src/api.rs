@@ -1,11 +1,13 @@
 //! The client service over gRPC: propose, get, query, status. It holds no logic of its own: every call
 //! is one of [`EmbeddedEngine`]'s, and every refusal carries a typed detail.
 
+use std::time::Duration;
+
 use d_engine_core::RoleKind;
 use d_engine_proto::client::{
     Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
     ProposeReply, ProposeRequest, QueryReply, QueryRequest, Role, StatusReply, StatusRequest, Stopped,
-    TransferLeadershipReply, TransferLeadershipRequest, Unsupported,
+    TransferLeadershipReply, TransferLeadershipRequest,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
@@ -13,15 +15,15 @@ use d_engine_proto::engine::{propose_error_detail, read_error_detail, transfer_e
 use d_engine_replica::{ProposeError, ReadConsistency, ReadError, StopReason};
 use d_engine_storage::MemberRole;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::server::TcpIncoming;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::client_connections;
+use crate::config::Limits;
 use crate::embedded::{EmbeddedEngine, NodeStatus, WeakEngine};
 
-/// Streams that one connection may have open; each is a call that waits.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 /// Bytes around a command in its message.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
 
@@ -30,18 +32,20 @@ const MESSAGE_OVERHEAD: usize = 64 << 10;
 pub(crate) fn serve(
     listener: TcpListener,
     engine: WeakEngine,
-    command_bytes_max: usize,
+    limits: &Limits,
     mut stopped: watch::Receiver<Option<StopReason>>,
 ) -> JoinHandle<()> {
     let service = EngineServer::new(Api { engine })
-        .max_decoding_message_size(command_bytes_max.saturating_add(MESSAGE_OVERHEAD));
+        .max_decoding_message_size(limits.max_command_bytes.saturating_add(MESSAGE_OVERHEAD));
+    let (to, connections) = mpsc::channel(1);
+    tokio::spawn(client_connections::accept(listener, limits.max_client_connections, to));
+    let calls = u32::try_from(limits.max_calls_per_connection).unwrap_or(u32::MAX);
     tokio::spawn(async move {
         let served = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-            .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
+            .max_concurrent_streams(calls)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .add_service(service)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), async move {
                 // A closed channel means that the node is gone: also the end.
                 stopped.wait_for(Option::is_some).await.ok();
             })
@@ -69,15 +73,19 @@ impl Api {
 #[tonic::async_trait]
 impl Engine for Api {
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
-        let reply = self.engine()?.propose(request.into_inner().command).await.map_err(propose_status)?;
+        let engine = self.engine()?;
+        let deadline = engine.deadline_after(patience(&request));
+        let proposed = engine.propose_by(request.into_inner().command, deadline);
+        let reply = proposed.await.map_err(propose_status)?;
         Ok(Response::new(ProposeReply { reply }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
-        let request = request.into_inner();
         let engine = self.engine()?;
+        let deadline = engine.deadline_after(patience(&request));
+        let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
-        let read_index = engine.read_barrier(consistency).await.map_err(read_status)?;
+        let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
         let value = engine
             .state_machine()
             .get(&request.key)
@@ -86,10 +94,11 @@ impl Engine for Api {
     }
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
-        let request = request.into_inner();
         let engine = self.engine()?;
+        let deadline = engine.deadline_after(patience(&request));
+        let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
-        let read_index = engine.read_barrier(consistency).await.map_err(read_status)?;
+        let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
         let reply = engine.query_now(&request.request).map_err(read_status)?;
         Ok(Response::new(QueryReply { reply, read_index }))
     }
@@ -114,16 +123,32 @@ fn consistency(number: i32) -> Result<ReadConsistency, Status> {
     match Consistency::try_from(number) {
         Ok(Consistency::Unspecified | Consistency::Linearizable) => Ok(ReadConsistency::Linearizable),
         Ok(Consistency::Eventual) => Ok(ReadConsistency::Eventual),
-        Ok(Consistency::Lease) => {
-            let operation = "lease reads".to_owned();
-            let text = "this version has no lease reads; ask for a linearizable or an eventual one";
-            Err(ErrorDetail::new(Kind::Unsupported(Unsupported { operation })).to_status(text))
-        }
+        Ok(Consistency::Lease) => Ok(ReadConsistency::Lease),
         Err(_) => {
             let reason = format!("{number} is no read consistency; 0 to 3 are");
             Err(ErrorDetail::new(Kind::Invalid(Invalid { reason: reason.clone() })).to_status(reason))
         }
     }
+}
+
+/// How long the caller waits, as it says in `grpc-timeout`: up to eight digits and a unit. One that cannot
+/// be read is none.
+fn patience<T>(request: &Request<T>) -> Option<Duration> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3_600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 fn propose_status(error: ProposeError) -> Status {
@@ -179,4 +204,27 @@ fn status_reply(status: NodeStatus) -> StatusReply {
         })
         .collect();
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patience_of(text: &str) -> Option<Duration> {
+        let mut request = Request::new(());
+        request.metadata_mut().insert("grpc-timeout", text.parse().ok()?);
+        patience(&request)
+    }
+
+    #[test]
+    fn the_callers_patience_is_read_as_grpc_writes_it() {
+        assert_eq!(patience_of("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(patience_of("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(patience_of("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        assert_eq!(patience_of("1u"), Some(Duration::from_micros(1)));
+        for wrong in ["", "S", "5", "5x", "-5S", "100000000S", "1.5S", "5 S", "µ"] {
+            assert_eq!(patience_of(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(patience(&Request::new(())), None);
+    }
 }

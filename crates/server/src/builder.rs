@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::embedded::{EmbeddedEngine, Parts};
 use crate::inbox::{Inbox, InboxLimits};
 use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
+use crate::read_gate::ReadGate;
 use crate::transport::{TransportIdentity, TransportSettings};
 use crate::worker_threads::{WorkQueue, apply_thread, log_thread};
 use crate::{Config, StartError, api, entropy};
@@ -158,14 +159,18 @@ impl Node {
         let applied = LogIndex::new(handler.applied().index);
         let seed = entropy::seed()?;
         let replica = Replica::new(self.replica_config(), &identity, recovered, applied, seed, clock.now())?;
-        let inbox = Arc::new(Inbox::new(InboxLimits {
+        let gate = Arc::new(ReadGate::new(clock));
+        gate.applied(applied.get());
+        let intake = InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,
             reads: limits.max_pending_reads,
-        }));
+        };
+        let inbox = Arc::new(Inbox::new(intake, gate.clone()));
         let shared = Arc::new(Shared {
             group,
             inbox: inbox.clone(),
+            gate: gate.clone(),
             membership: std::sync::RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
             leader: watch::Sender::new((0, None)),
@@ -192,7 +197,7 @@ impl Node {
         let spawn = || {
             Ok(vec![
                 log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone())?,
-                apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox, runtime)?,
+                apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox, gate, runtime)?,
                 raft_thread(name("raft"), raft, transport, started)?,
             ])
         };
@@ -213,12 +218,7 @@ impl Node {
             return Err(error);
         }
         if let Some(listener) = client_listener {
-            engine.serves_clients(api::serve(
-                listener,
-                engine.weak(),
-                limits.max_command_bytes,
-                engine.stop_signal(),
-            ));
+            engine.serves_clients(api::serve(listener, engine.weak(), limits, engine.stop_signal()));
         }
         Ok(engine)
     }
@@ -287,6 +287,7 @@ impl Node {
             inflight_bytes_max: limits.max_inflight_bytes as u64,
             uncommitted_bytes_max: limits.max_uncommitted_bytes as u64,
             waiting_reads_max: limits.max_pending_reads,
+            clock_drift_percent_max: config.clock_drift_percent_max,
             ..CoreConfig::default()
         };
         ReplicaConfig {

@@ -50,6 +50,10 @@ pub struct Config {
     /// The longest such time, in milliseconds; each node draws its own in between (Raft paper, section
     /// 5.2). Default 1,000.
     pub election_timeout_max_ms: u64,
+    /// By how many percent the rate of any node's clock may differ from true time; the same on every
+    /// node. Lease reads are only as good as this bound; 100 turns the lease off: such reads then cost a
+    /// round like linearizable ones. Default 10.
+    pub clock_drift_percent_max: u32,
     /// Bounds on memory, queues and files.
     pub limits: Limits,
 }
@@ -79,6 +83,10 @@ pub struct Limits {
     pub max_pending_bytes: usize,
     /// Reads waiting to be confirmed, by number. Default 65,536.
     pub max_pending_reads: usize,
+    /// Connections of clients; more wait until one is closed. Default 1,024.
+    pub max_client_connections: usize,
+    /// Calls on their way on one connection of a client; more wait at the client. Default 1,024.
+    pub max_calls_per_connection: usize,
     /// Entries of the leader that are not committed yet, in bytes. Default 64 MiB.
     pub max_uncommitted_bytes: usize,
     /// Entries on their way to one follower, in bytes. Default 4 MiB.
@@ -110,6 +118,7 @@ impl Default for Config {
             heartbeat_interval_ms: 100,
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1_000,
+            clock_drift_percent_max: 10,
             limits: Limits::default(),
         }
     }
@@ -122,6 +131,8 @@ impl Default for Limits {
             max_pending_proposals: 8_192,
             max_pending_bytes: 64 << 20,
             max_pending_reads: 65_536,
+            max_client_connections: 1_024,
+            max_calls_per_connection: 1_024,
             max_uncommitted_bytes: 64 << 20,
             max_inflight_bytes: 4 << 20,
             max_append_bytes: 256 << 10,

@@ -16,6 +16,7 @@ use d_engine_storage::Identity;
 use tokio::sync::{oneshot, watch};
 
 use crate::raft_thread::Shared;
+use crate::read_gate::Passage;
 use crate::{Config, NodeBuilder, StartError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
@@ -201,9 +202,36 @@ impl EmbeddedEngine {
     /// [`ProposeError`] says whether the command was proposed and where to go next. Dropping the future
     /// does not take the command back.
     pub async fn propose(&self, command: impl Into<Bytes>) -> Result<Bytes, ProposeError> {
+        self.propose_by(command.into(), None).await
+    }
+
+    /// The same with a limit of time. A command that has not been taken up by then is not proposed at all:
+    /// under overload the node spends nothing on answers that nobody waits for.
+    ///
+    /// # Errors
+    /// [`ProposeError::Expired`] when it certainly was not proposed in time;
+    /// [`ProposeError::OutcomeUnknown`] when it was, and no answer came in time; otherwise as
+    /// [`EmbeddedEngine::propose`].
+    pub async fn propose_within(
+        &self,
+        command: impl Into<Bytes>,
+        patience: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        let deadline = self.inner.shared.gate.after(patience);
+        let proposed = self.propose_by(command.into(), Some(deadline));
+        tokio::time::timeout(patience, proposed).await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// Proposes unless `deadline` has passed before the command is taken up.
+    pub(crate) async fn propose_by(
+        &self,
+        command: Bytes,
+        deadline: Option<d_engine_core::Instant>,
+    ) -> Result<Bytes, ProposeError> {
         let (answer, answered) = oneshot::channel();
         self.inner.shared.inbox.propose(
-            command.into(),
+            command,
+            deadline,
             Box::new(move |result| {
                 // Whoever asked may have gone away.
                 answer.send(result).ok();
@@ -230,6 +258,11 @@ impl EmbeddedEngine {
         self.query_now(request)
     }
 
+    /// When a caller's patience of `patience` will be over.
+    pub(crate) fn deadline_after(&self, patience: Option<Duration>) -> Option<d_engine_core::Instant> {
+        patience.map(|patience| self.inner.shared.gate.after(patience))
+    }
+
     /// The state machine's answer from the state it has.
     pub(crate) fn query_now(&self, request: &[u8]) -> Result<Bytes, ReadError> {
         self.inner.machine.query(request).map_err(|error| match error.downcast_ref::<Unsupported>() {
@@ -244,16 +277,34 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`ReadError`].
     pub async fn read_barrier(&self, consistency: ReadConsistency) -> Result<u64, ReadError> {
+        self.read_barrier_by(consistency, None).await
+    }
+
+    pub(crate) async fn read_barrier_by(
+        &self,
+        consistency: ReadConsistency,
+        deadline: Option<d_engine_core::Instant>,
+    ) -> Result<u64, ReadError> {
         let stopped = || ReadError::Stopped { reason: self.stop_reason() };
-        match consistency {
-            ReadConsistency::Eventual if self.inner.shared.inbox.closed().is_some() => Err(stopped()),
-            ReadConsistency::Eventual => Ok(0),
+        let passage = match consistency {
+            ReadConsistency::Eventual => self.inner.shared.gate.eventual(),
+            ReadConsistency::Lease => self.inner.shared.gate.by_lease(),
             // A consistency that this version does not know gets the strongest.
-            _ => {
+            _ => Passage::AskRaft,
+        };
+        match passage {
+            Passage::Now(index) => Ok(index),
+            Passage::Closed => Err(stopped()),
+            Passage::AskRaft => {
                 let (answer, answered) = oneshot::channel();
-                self.inner.shared.inbox.read(Box::new(move |result| {
-                    answer.send(result).ok();
-                }));
+                let lease = consistency == ReadConsistency::Lease;
+                self.inner.shared.inbox.read(
+                    lease,
+                    deadline,
+                    Box::new(move |result| {
+                        answer.send(result).ok();
+                    }),
+                );
                 answered.await.unwrap_or_else(|_| Err(stopped()))
             }
         }

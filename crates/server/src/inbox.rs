@@ -5,16 +5,17 @@
 //! the replica has asked of them, so it is never refused: a worker that had to wait for the raft
 //! thread while that waits for the worker would be a deadlock.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use d_engine_core::NodeId;
+use d_engine_core::{Instant, NodeId};
 use d_engine_replica::{
     Event, PeerMessage, Proposal, ProposeError, ProposeResponder, ReadError, ReadRequest, ReadResponder,
     ReplicaStatus, StopReason, TransferError, TransferResponder,
 };
 use tokio::sync::{Notify, oneshot};
 
+use crate::read_gate::ReadGate;
 use crate::transport::Room;
 
 /// Transfers of leadership waiting to be taken up; more of them make no sense.
@@ -51,12 +52,13 @@ pub(crate) struct Inbox {
     state: Mutex<State>,
     wake: Notify,
     limits: InboxLimits,
+    gate: Arc<ReadGate>,
 }
 
 impl Inbox {
-    pub(crate) fn new(limits: InboxLimits) -> Self {
+    pub(crate) fn new(limits: InboxLimits, gate: Arc<ReadGate>) -> Self {
         let state = State { incoming: Incoming::default(), closed: None };
-        Self { state: Mutex::new(state), wake: Notify::new(), limits }
+        Self { state: Mutex::new(state), wake: Notify::new(), limits, gate }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -64,7 +66,7 @@ impl Inbox {
     }
 
     /// A caller's command. `responder` is called with a refusal right here.
-    pub(crate) fn propose(&self, command: Bytes, responder: ProposeResponder) {
+    pub(crate) fn propose(&self, command: Bytes, deadline: Option<Instant>, responder: ProposeResponder) {
         let mut state = self.lock();
         let refusal = if let Some(reason) = &state.closed {
             Some(ProposeError::Stopped { reason: reason.clone() })
@@ -83,13 +85,13 @@ impl Inbox {
             return;
         }
         state.incoming.proposal_bytes += command.len();
-        state.incoming.proposals.push(Proposal { command, responder });
+        state.incoming.proposals.push(Proposal { command, deadline, responder });
         drop(state);
         self.wake.notify_one();
     }
 
     /// A caller's read. `responder` is called with a refusal right here.
-    pub(crate) fn read(&self, responder: ReadResponder) {
+    pub(crate) fn read(&self, lease: bool, deadline: Option<Instant>, responder: ReadResponder) {
         let mut state = self.lock();
         let refusal = if let Some(reason) = &state.closed {
             Some(ReadError::Stopped { reason: reason.clone() })
@@ -103,7 +105,7 @@ impl Inbox {
             responder(Err(refusal));
             return;
         }
-        state.incoming.reads.push(ReadRequest { responder });
+        state.incoming.reads.push(ReadRequest { lease, deadline, responder });
         drop(state);
         self.wake.notify_one();
     }
@@ -164,6 +166,7 @@ impl Inbox {
     /// Takes nothing in any more: every caller is told `reason`. The first reason stays.
     pub(crate) fn close(&self, reason: &StopReason) {
         let mut state = self.lock();
+        self.gate.close();
         let reason = state.closed.get_or_insert_with(|| reason.clone()).clone();
         let left = std::mem::take(&mut state.incoming);
         // Whoever asks for shutdown after this is heard all the same.

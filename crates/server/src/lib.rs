@@ -10,6 +10,7 @@
 
 mod api;
 mod builder;
+mod client_connections;
 mod clock;
 mod config;
 mod embedded;
@@ -17,6 +18,7 @@ mod entropy;
 mod error;
 mod inbox;
 mod raft_thread;
+mod read_gate;
 pub mod transport;
 mod worker_threads;
 

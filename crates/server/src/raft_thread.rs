@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::StartError;
 use crate::clock::Clock;
 use crate::inbox::{Inbox, Incoming};
+use crate::read_gate::ReadGate;
 use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, Transport};
 use crate::worker_threads::{ApplyWork, LogWork, WorkQueue};
 
@@ -24,6 +25,8 @@ const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Shared {
     pub(crate) group: GroupId,
     pub(crate) inbox: Arc<Inbox>,
+    /// For reads that need no other thread.
+    pub(crate) gate: Arc<ReadGate>,
     /// The membership in force, for the transport's handshakes.
     pub(crate) membership: RwLock<Membership>,
     /// Whether the node has caught up; never goes back to false.
@@ -247,6 +250,9 @@ impl RaftThread {
 
     fn handle(&mut self, event: Event, jobs: &mut Jobs) {
         self.replica.handle(self.clock.now(), self.clock.wall_ms(), event, jobs);
+        let core = self.replica.core();
+        // Before the jobs are given out: what others are told is never ahead of the gate.
+        self.shared.gate.publish(core.log().committed.get(), core.lease_until());
     }
 
     /// Gives the replica's jobs to those who do them.

@@ -11,6 +11,7 @@ use d_engine_replica::{ApplyJob, ApplyWorker, Event, LoadJob, LogWorker, Persist
 
 use crate::StartError;
 use crate::inbox::Inbox;
+use crate::read_gate::ReadGate;
 
 /// How long the log must be quiet before its last group's durability is written down.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
@@ -146,9 +147,10 @@ pub(crate) fn apply_thread(
     worker: ApplyWorker,
     queue: Arc<WorkQueue<ApplyWork>>,
     inbox: Arc<Inbox>,
+    gate: Arc<ReadGate>,
     runtime: tokio::runtime::Handle,
 ) -> Result<JoinHandle<()>, StartError> {
-    let run = move || guarded("apply", &inbox, || apply_loop(worker, &queue, &inbox, &runtime));
+    let run = move || guarded("apply", &inbox, || apply_loop(worker, &queue, &inbox, &gate, &runtime));
     Builder::new().name(name).spawn(run).map_err(StartError::Thread)
 }
 
@@ -156,6 +158,7 @@ fn apply_loop(
     mut worker: ApplyWorker,
     queue: &WorkQueue<ApplyWork>,
     inbox: &Inbox,
+    gate: &ReadGate,
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), StopReason> {
     loop {
@@ -169,7 +172,10 @@ fn apply_loop(
         }
         for job in work.jobs {
             match runtime.block_on(worker.run(job)) {
-                Ok(event) => inbox.report(event),
+                Ok(event) => {
+                    gate.applied(worker.handler().applied().index);
+                    inbox.report(event);
+                }
                 Err(reason) => {
                     // The machine has failed; what it holds is flushed and stopped all the same.
                     worker.handler().close().ok();

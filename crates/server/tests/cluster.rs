@@ -4,10 +4,11 @@
 mod support;
 
 use bytes::Bytes;
+use d_engine_core::RoleKind;
 use d_engine_kv::{KvCommand, KvReply};
 use std::time::Duration;
 
-use d_engine_replica::{ReadConsistency, TransferError};
+use d_engine_replica::{ReadConsistency, ReadError, TransferError};
 use d_engine_server::EmbeddedEngine;
 use support::{PATIENCE, cluster, put, start};
 
@@ -63,7 +64,8 @@ async fn leader(engines: &[EmbeddedEngine]) -> usize {
     let found = async {
         loop {
             for (place, engine) in engines.iter().enumerate() {
-                if engine.read_barrier(ReadConsistency::Linearizable).await.is_ok() {
+                let replica = engine.status().await.replica;
+                if replica.is_some_and(|it| it.ready && it.core.role == RoleKind::Leader) {
                     return place;
                 }
             }
@@ -93,6 +95,63 @@ async fn leadership_goes_to_the_node_that_is_named() {
     for engine in &engines {
         engine.stop().await;
     }
+}
+
+/// Every node serves every kind of read; the first two kinds see each write that was acknowledged before.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_sees_acknowledged_writes_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engines = Vec::new();
+    for config in &cluster(dir.path(), 3) {
+        engines.push(start(config).await);
+    }
+    for n in 0..50 {
+        let value = n.to_string();
+        put(&engines, "k", &value).await;
+        for (place, engine) in engines.iter().enumerate() {
+            for consistency in [ReadConsistency::Linearizable, ReadConsistency::Lease] {
+                let seen = engine.get(b"k", consistency).await.unwrap();
+                assert_eq!(seen, Some(Bytes::from(value.clone())), "node {place}, {consistency:?}");
+            }
+        }
+    }
+    for engine in &engines {
+        engine.stop().await;
+    }
+    let closed = engines[0].get(b"k", ReadConsistency::Lease).await.unwrap_err();
+    assert!(matches!(closed, ReadError::Stopped { .. }), "{closed}");
+    let closed = engines[0].get(b"k", ReadConsistency::Eventual).await.unwrap_err();
+    assert!(matches!(closed, ReadError::Stopped { .. }), "{closed}");
+}
+
+/// The leader of two whose follower is gone cannot confirm a round; its lease serves reads until it is
+/// over, and not longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_read_asks_nobody_while_the_lease_lasts_and_somebody_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engines = Vec::new();
+    for mut config in cluster(dir.path(), 2) {
+        config.election_timeout_min_ms = 4_000;
+        config.election_timeout_max_ms = 8_000;
+        engines.push(start(&config).await);
+    }
+    put(&engines, "k", "v").await;
+    let leader = leader(&engines).await;
+    // The first heartbeats after the election have been answered once a read was confirmed by a round.
+    engines[leader].get(b"k", ReadConsistency::Linearizable).await.unwrap();
+    engines[1 - leader].stop().await;
+    let asked = engines[leader].get(b"k", ReadConsistency::Linearizable);
+    let quarter = Duration::from_millis(250);
+    assert!(tokio::time::timeout(quarter, asked).await.is_err(), "a round needs the other node");
+    let by_lease = engines[leader].get(b"k", ReadConsistency::Lease);
+    assert_eq!(tokio::time::timeout(quarter, by_lease).await.unwrap().unwrap(), Some("v".into()));
+    let over = async {
+        while let Ok(Ok(_)) =
+            tokio::time::timeout(quarter, engines[leader].get(b"k", ReadConsistency::Lease)).await
+        {}
+    };
+    tokio::time::timeout(PATIENCE, over).await.unwrap();
+    engines[leader].stop().await;
 }
 
 /// With timeouts of several seconds, only a transfer lets the others go on within two.

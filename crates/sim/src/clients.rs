@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_kv::{KvCommand, KvReply};
+use d_engine_kv::{KvCommand, KvOperation, KvReply};
 use d_engine_replica::{Proposal, ProposeError, ReadError, ReadRequest};
 
 use crate::linearizability::{Action, Operation, Verdict, check};
@@ -23,6 +24,9 @@ pub(crate) enum Answer {
 /// Answers by operation, filled by the replicas' responders.
 pub(crate) type Mailbox = Arc<Mutex<Vec<(usize, u64, Answer)>>>;
 
+/// No key that expires lives longer.
+pub(crate) const LONGEST_TTL_MS: u64 = 3_000;
+
 /// What a client wants.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wish {
@@ -30,8 +34,11 @@ pub(crate) enum Wish {
     Put(u64),
     /// Remove the key.
     Delete,
-    /// Read the key.
-    Get,
+    /// Read the key; the lease may confirm it or not.
+    Get { lease: bool },
+    /// Set two keys of their own, which nobody reads, for this many milliseconds, in one batch. Replicas
+    /// must agree on when they vanish.
+    Expiring(u64, u64),
     /// Change the key from a value seen before to a new one.
     Cas(Option<u64>, u64),
 }
@@ -127,6 +134,12 @@ impl Clients {
             .is_some_and(|client| client.waiting == Some(operation))
     }
 
+    /// The operation that `client` waits for.
+    #[must_use]
+    pub(crate) fn waits_for(&self, client: usize) -> Option<usize> {
+        self.all.get(client).and_then(|client| client.waiting)
+    }
+
     /// Whether `client` waits for an answer.
     #[must_use]
     pub(crate) fn is_busy(&self, client: usize) -> bool {
@@ -139,9 +152,11 @@ impl Clients {
         self.next_value += 1;
         let last_seen = self.all.get(client).and_then(|client| client.last_seen.get(&key)).copied().flatten();
         let wish = match self.prng.below(100) {
-            0..=39 => Wish::Get,
+            0..=19 => Wish::Get { lease: false },
+            20..=39 => Wish::Get { lease: true },
             40..=74 => Wish::Put(self.next_value),
             75..=79 => Wish::Delete,
+            80..=84 => Wish::Expiring(self.next_value, self.prng.between(1, LONGEST_TTL_MS)),
             _ => Wish::Cas(last_seen, self.next_value),
         };
         let operation = self.requests.len();
@@ -163,18 +178,23 @@ impl Clients {
         let key = key_bytes(request.key);
         let value = |value| value_bytes(value, profile.value_bytes);
         let command = match request.wish {
-            Wish::Get => {
+            Wish::Get { lease } => {
                 let responder = Box::new(move |result| put(Answer::Barrier(result)));
-                return Some(ToNode::Read(ReadRequest { responder }));
+                return Some(ToNode::Read(ReadRequest { lease, deadline: None, responder }));
             }
             Wish::Put(new) => KvCommand::put(key, value(new)),
             Wish::Delete => KvCommand::delete(key),
+            Wish::Expiring(new, ttl_ms) => {
+                let ttl = Duration::from_millis(ttl_ms);
+                let put = |slot: u64| KvOperation::put_with_ttl(format!("expiring-{slot}"), value(new), ttl);
+                KvCommand::batch([put(new % 5), put(new % 7)])
+            }
             Wish::Cas(expected, new) => {
                 KvCommand::compare_and_swap(key, expected.map(value), Some(value(new)))
             }
         };
         let responder = Box::new(move |result| put(Answer::Command(result)));
-        Some(ToNode::Propose(Proposal { command: command.encode(), responder }))
+        Some(ToNode::Propose(Proposal { command: command.encode(), deadline: None, responder }))
     }
 
     /// Nobody answered in time: a write may yet take effect.
@@ -202,6 +222,13 @@ impl Clients {
                 let seen = value.map(|value| parse_value(&value)).transpose()?;
                 self.see(request.client, request.key, seen);
                 self.finish(operation, Some(now), Some(Action::Get(seen)));
+            }
+            Answer::Command(Ok(reply)) if matches!(request.wish, Wish::Expiring(..)) => {
+                if !matches!(KvReply::decode(reply), Ok(KvReply::BatchDone { .. })) {
+                    return Err(format!("{:?} was answered with {reply:?}", request.wish));
+                }
+                self.succeeded += 1;
+                self.release(operation);
             }
             Answer::Command(Ok(reply)) => {
                 let action = self.action(&request, reply)?;
@@ -283,7 +310,7 @@ impl Clients {
             (None, Wish::Delete) => Action::Delete,
             (None, Wish::Cas(expected, new)) => Action::CasUnknown { expected, new },
             // A read without an answer has observed nothing.
-            (None, Wish::Get) => return,
+            (None, Wish::Get { .. } | Wish::Expiring(..)) => return,
         };
         if returned.is_some() {
             self.succeeded += 1;
@@ -335,6 +362,13 @@ impl Clients {
             }
         }
         Ok(())
+    }
+
+    /// Makes `client` talk to `node`.
+    pub(crate) fn send_to(&mut self, client: usize, node: u64) {
+        if let Some(client) = self.all.get_mut(client) {
+            client.target = node;
+        }
     }
 
     /// Turns a client's next operation loose on another node now and then, whatever it knows.

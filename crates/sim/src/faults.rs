@@ -77,6 +77,10 @@ pub enum Sometimes {
     OldTermEntryOnMajority,
     IncarnationsBound,
     DeadlineWhilePaused,
+    LeaseRead,
+    LeaseBesideNewLeader,
+    FollowerRead,
+    TickWritten,
 }
 
 /// How often each fault was done and each rare state reached.

@@ -23,4 +23,4 @@ mod world_faults;
 pub use faults::{Counts, Fault, Sometimes};
 pub use linearizability::{Action, Operation, Verdict, check};
 pub use profile::Profile;
-pub use run::{Finding, Report, RunOptions, run};
+pub use run::{Finding, Report, RunOptions, run, run_as};

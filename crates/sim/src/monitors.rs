@@ -321,6 +321,8 @@ impl Monitors {
                 }
             }
             PeerMessage::TimeoutNow { .. }
+            | PeerMessage::ReadRequest { .. }
+            | PeerMessage::ReadReply { .. }
             | PeerMessage::PreVoteReply { .. }
             | PeerMessage::VoteReply { .. }
             | PeerMessage::Append { .. }

@@ -164,6 +164,7 @@ impl Node {
                 .map_err(|reason| reason.to_string())?;
         let mut config = ReplicaConfig { cache_bytes_max: profile.cache_bytes, ..ReplicaConfig::default() };
         config.core.append_bytes_max = profile.append_bytes;
+        config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
         config.apply_entries_max = 16;
         let applied = d_engine_core::LogIndex::new(handler.applied().index);
         let replica =

@@ -68,6 +68,8 @@ pub struct Profile {
     pub apply_mean: u64,
     /// How far a node's clock may run from true time, in millionths.
     pub clock_drift: u64,
+    /// The drift that the nodes are told to reckon with, in percent; leases are shorter by it.
+    pub clock_drift_percent_max: u32,
     /// Chance, per second and node, that the wall clock jumps.
     pub clock_jump: u64,
     /// Bytes of a log segment.
@@ -95,9 +97,14 @@ impl Profile {
         let (crash_in_write, crash_in_recovery) = (on(200_000, 900_000), on(50_000, 500_000));
         let (pause_every, sync_stall) = (on(SECOND, 15 * SECOND), on(100, 10_000));
         let (disk_error, quiet) = (on(200, 5_000), on(10_000, 50_000));
-        let (clock_drift, clock_jump) = (on(10_000, 100_000), on(10_000, 200_000));
+        let (mut clock_drift, clock_jump) = (on(10_000, 100_000), on(10_000, 200_000));
         let transfer_every = on(SECOND / 2, 15 * SECOND);
         let reconnect_every = on(SECOND / 5, 10 * SECOND);
+        // The bound is what the clocks do, and no more. Clocks beyond any bound worth having: no lease.
+        let mut clock_drift_percent_max = u32::try_from(clock_drift.div_ceil(10_000)).unwrap_or(100);
+        if prng.chance(100_000) {
+            (clock_drift, clock_drift_percent_max) = (prng.between(100_000, 500_000), 100);
+        }
         let nodes = match prng.below(20) {
             0 | 1 => 1,
             2 => 2,
@@ -136,6 +143,7 @@ impl Profile {
             disk_error,
             apply_mean: upto(10, 20_000) * 1_000,
             clock_drift,
+            clock_drift_percent_max,
             clock_jump,
             segment_bytes: upto(8, 64) << 10,
             sector_aligned: upto(0, 1) == 1,

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use d_engine_core::RoleKind;
 
+use crate::clients::LONGEST_TTL_MS;
 use crate::faults::Counts;
 use crate::profile::{MS, Profile, SECOND};
 use crate::trace::Trace;
@@ -60,8 +61,14 @@ pub struct Finding {
 /// Runs one seed.
 #[must_use]
 pub fn run(seed: u64, options: RunOptions) -> Report {
+    run_as(seed, Profile::of(seed), options)
+}
+
+/// Runs one seed under a profile of the caller's own.
+#[must_use]
+pub fn run_as(seed: u64, profile: Profile, options: RunOptions) -> Report {
     let trace = if options.trace { Trace::readable() } else { Trace::default() };
-    let mut world = World::new(seed, Profile::of(seed), trace);
+    let mut world = World::new(seed, profile, trace);
     let outcome = catch_unwind(AssertUnwindSafe(|| phases(&mut world, options)));
     let what = match outcome {
         Ok(Ok(())) => None,
@@ -95,6 +102,7 @@ fn phases(world: &mut World, options: RunOptions) -> Result<(), String> {
     world.heal();
     world.trace.note(world.now, format_args!("all faults are over"));
     recover(world)?;
+    expire(world)?;
     world.clients.judge()
 }
 
@@ -116,10 +124,33 @@ fn recover(world: &mut World) -> Result<(), String> {
             return Ok(());
         }
     }
-    let state: Vec<String> = world.nodes.iter().map(|node| format!("{node:?}")).collect();
+    let describe = |node: &crate::node::Node| match &node.running {
+        None => format!("node {} is down", node.id),
+        Some(it) => format!("{:?} callers wait; {:?}", it.replica.callers(), it.replica.status().core),
+    };
+    let state: Vec<String> = world.nodes.iter().map(describe).collect();
     let waited = leader_at
         .map_or_else(|| "no leader".to_owned(), |at| format!("leader after {} ms", (at - healed_at) / MS));
     Err(format!("liveness: the cluster does not recover within 60 s ({waited}): {}", state.join("\n")))
+}
+
+/// Keys with a time to live vanish from an idle cluster too, from all nodes alike. Where wall clocks jump
+/// by days, log time may stand still for as long: nothing is asked then.
+fn expire(world: &mut World) -> Result<(), String> {
+    if world.profile.clock_jump > 0 {
+        return Ok(());
+    }
+    world.run_until(world.now + (LONGEST_TTL_MS + 2_000) * MS)?;
+    let waits = |node: &&crate::node::Node| {
+        node.running
+            .as_ref()
+            .is_some_and(|it| d_engine_replica::StateMachine::next_expiry_ms(it.machine.as_ref()).is_some())
+    };
+    match world.nodes.iter().find(waits) {
+        Some(node) => Err(format!("expiry: node {} still holds keys whose time is over", node.id)),
+        None if leader(world).is_some_and(|leader| all_equal(world, leader)) => Ok(()),
+        None => Err("expiry: the nodes no longer agree after keys have expired".to_owned()),
+    }
 }
 
 fn leader(world: &World) -> Option<u64> {

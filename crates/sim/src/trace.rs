@@ -54,6 +54,7 @@ impl Trace {
             Happening::ClockJump => 5,
             Happening::TransferSome => 6,
             Happening::Reconnect => 7,
+            Happening::Rush { .. } => 20,
         };
         for word in [now, kind] {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);

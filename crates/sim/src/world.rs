@@ -27,10 +27,11 @@ pub(crate) enum Happening {
     LogDone { node: u64, life: u64, stored: Option<d_engine_core::PersistId> },
     LogIdle { node: u64, life: u64 },
     ApplyBegin { node: u64, life: u64 },
-    ApplyDone { node: u64, life: u64, applied: d_engine_replica::LogId },
+    ApplyDone { node: u64, life: u64, through: d_engine_replica::LogId, next_expiry_ms: Option<u64> },
     ClientTurn(usize),
     ClientCall { operation: usize, node: u64 },
     ClientGivesUp(usize),
+    Rush { times_left: u64 },
     Start(u64),
     CrashSome,
     PauseSome,
@@ -230,7 +231,9 @@ impl World {
             Happening::LogDone { node, stored, .. } => self.log_done(node, stored)?,
             Happening::LogIdle { node, .. } => self.log_idle(node)?,
             Happening::ApplyBegin { node, .. } => self.apply_begin(node)?,
-            Happening::ApplyDone { node, applied, .. } => self.apply_done(node, applied)?,
+            Happening::ApplyDone { node, through, next_expiry_ms, .. } => {
+                self.apply_done(node, through, next_expiry_ms)?;
+            }
             Happening::ClientTurn(client) => self.client_turn(client),
             Happening::ClientCall { operation, node } => self.client_call(operation, node)?,
             Happening::ClientGivesUp(operation) => {
@@ -238,6 +241,7 @@ impl World {
                     self.clients.give_up(operation, self.profile.nodes);
                 }
             }
+            Happening::Rush { times_left } => self.rush(times_left),
             Happening::Start(node) => self.start(node)?,
             Happening::CrashSome => self.crash_some(),
             Happening::PauseSome => self.pause_some(),
@@ -352,6 +356,7 @@ impl World {
             let leaders = self.nodes.iter().filter_map(|node| node.running.as_ref());
             if leaders.filter(|it| it.replica.core().role() == RoleKind::Leader).count() > 1 {
                 self.counts.reached(Sometimes::TwoLeadersAtOnce);
+                self.after(MS, Happening::Rush { times_left: 20 });
             }
             let earlier = (1..after.1.get()).rev().map(d_engine_core::Term::new);
             if earlier.take(4).any(|term| self.monitors.leader_of(term) == Some(id)) {
@@ -363,6 +368,9 @@ impl World {
 
     fn carry_out(&mut self, id: u64, jobs: &mut d_engine_replica::Jobs) -> Result<(), String> {
         for job in &jobs.persist {
+            if job.entries.iter().any(|entry| entry.kind == d_engine_core::EntryKind::Tick) {
+                self.counts.reached(Sometimes::TickWritten);
+            }
             let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
             if let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) {
                 self.monitors.on_write(id, running.replica.core(), job)?;
@@ -401,6 +409,11 @@ impl World {
         Ok(())
     }
 
+    pub(crate) fn leads(&mut self, node: u64) -> bool {
+        let running = self.node(node).running.as_ref();
+        running.is_some_and(|it| it.replica.core().role() == RoleKind::Leader)
+    }
+
     fn take_answers(&mut self) -> Result<(), String> {
         for (operation, node, answer) in self.clients.take_answers() {
             if !self.clients.is_waiting_for(operation) {
@@ -412,6 +425,7 @@ impl World {
                 Answer::Command(Err(ProposeError::OutcomeUnknown)) => {
                     self.counts.reached(Sometimes::OutcomeUnknown);
                 }
+                Answer::Barrier(Ok(_)) if !self.leads(node) => self.counts.reached(Sometimes::FollowerRead),
                 Answer::Barrier(Err(ReadError::NotLeader { .. })) => self.counts.reached(Sometimes::ReadLost),
                 _ => {}
             }

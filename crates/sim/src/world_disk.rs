@@ -162,23 +162,29 @@ impl World {
         }
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let applied = match applied {
-            Ok(Event::Applied(applied)) => applied,
+            Ok(event @ Event::Applied { .. }) => event,
             Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
             Err(reason) => return Err(format!("apply: node {id} stopped: {reason}")),
         };
         let state = running.machine.state_hash();
-        self.monitors.on_state(id, applied.index, state)?;
+        let Event::Applied { through, next_expiry_ms } = applied else { return Ok(()) };
+        self.monitors.on_state(id, through.index, state)?;
         let latency = self.prng.tail(self.profile.apply_mean);
-        self.after(latency, Happening::ApplyDone { node: id, life, applied });
+        self.after(latency, Happening::ApplyDone { node: id, life, through, next_expiry_ms });
         Ok(())
     }
 
-    pub(crate) fn apply_done(&mut self, id: u64, applied: LogId) -> Result<(), String> {
+    pub(crate) fn apply_done(
+        &mut self,
+        id: u64,
+        through: LogId,
+        next_expiry_ms: Option<u64>,
+    ) -> Result<(), String> {
         let life = self.node(id).life;
         if let Some(running) = self.node(id).running.as_mut() {
             running.apply_busy = false;
         }
-        self.tell(id, Event::Applied(applied))?;
+        self.tell(id, Event::Applied { through, next_expiry_ms })?;
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         if !running.apply_busy && !running.applies.is_empty() {
             running.apply_busy = true;

@@ -3,7 +3,7 @@
 use d_engine_replica::Event;
 
 use crate::clients::ToNode;
-use crate::faults::Fault;
+use crate::faults::{Fault, Sometimes};
 use crate::node::node_id;
 use crate::profile::{MS, SECOND};
 use crate::world::{Happening, World};
@@ -139,13 +139,7 @@ impl World {
         let nodes = self.profile.nodes;
         if !self.clients.is_busy(client) {
             self.clients.wander(client, nodes);
-            let now = self.now;
-            let operation = self.clients.begin(client, now, &self.profile);
-            let node = self.clients.target(client);
-            let delay = self.profile.delay_base + self.prng.tail(self.profile.delay_tail);
-            self.after(delay, Happening::ClientCall { operation, node });
-            let patience = self.profile.client_patience + self.prng.tail(self.profile.client_patience);
-            self.after(patience, Happening::ClientGivesUp(operation));
+            self.call(client);
         }
         let pause = self.profile.client_pause;
         let mut delay = pause / 4 + self.prng.tail(pause);
@@ -156,11 +150,66 @@ impl World {
         self.after(delay, Happening::ClientTurn(client));
     }
 
+    /// A client begins an operation.
+    fn call(&mut self, client: usize) {
+        let now = self.now;
+        let operation = self.clients.begin(client, now, &self.profile);
+        let node = self.clients.target(client);
+        let delay = self.profile.delay_base + self.prng.tail(self.profile.delay_tail);
+        self.after(delay, Happening::ClientCall { operation, node });
+        let patience = self.profile.client_patience + self.prng.tail(self.profile.client_patience);
+        self.after(patience, Happening::ClientGivesUp(operation));
+    }
+
+    /// While two nodes believe that they lead, all clients hurry to talk to one or the other: what one
+    /// acknowledges the other must not deny. Otherwise the short time in which both answer passes unused.
+    pub(crate) fn rush(&mut self, times_left: u64) {
+        let nodes = self.profile.nodes;
+        let leaders: Vec<u64> = (1..=nodes).filter(|node| self.leads(*node)).collect();
+        if self.healed || leaders.len() < 2 {
+            return;
+        }
+        for client in 0..usize::try_from(self.profile.clients).unwrap_or(0) {
+            if let Some(operation) = self.clients.waits_for(client)
+                && self.prng.chance(300_000)
+            {
+                self.clients.give_up(operation, nodes);
+            }
+            if let Some(leader) = self.prng.pick(&leaders) {
+                self.clients.send_to(client, *leader);
+            }
+            if !self.clients.is_busy(client) {
+                self.call(client);
+            }
+        }
+        if times_left > 0 {
+            self.after(20 * MS, Happening::Rush { times_left: times_left - 1 });
+        }
+    }
+
     /// A call arrives at a node. A node that is down does not answer.
     pub(crate) fn client_call(&mut self, operation: usize, node: u64) -> Result<(), String> {
         match self.clients.message(operation, node, &self.profile) {
             Some(ToNode::Propose(proposal)) => self.tell(node, Event::Propose(vec![proposal])),
-            Some(ToNode::Read(request)) => self.tell(node, Event::Read(vec![request])),
+            Some(ToNode::Read(request)) => {
+                let now = self.now;
+                let state = self.node(node);
+                let clock = state.clock(now);
+                let term = state.running.as_ref().map(|it| it.replica.core().term()).unwrap_or_default();
+                let lease = state.running.as_ref().and_then(|it| it.replica.core().lease_until());
+                if request.lease && lease.is_some_and(|until| clock < until) {
+                    self.counts.reached(Sometimes::LeaseRead);
+                    if self
+                        .nodes
+                        .iter()
+                        .filter_map(|it| it.running.as_ref())
+                        .any(|it| it.replica.core().leads_with_commit() && it.replica.core().term() > term)
+                    {
+                        self.counts.reached(Sometimes::LeaseBesideNewLeader);
+                    }
+                }
+                self.tell(node, Event::Read(vec![request]))
+            }
             None => Ok(()),
         }
     }

@@ -15,4 +15,5 @@ fn the_dead_service_vanishes_and_the_others_stay() {
             "registered: a at 10.0.0.1:80, c at 10.0.0.3:80",
         ]
     );
+    assert!(out.ends_with("the registry is empty\n"), "{out}");
 }

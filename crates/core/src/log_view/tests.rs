@@ -58,10 +58,10 @@ fn a_batch_has_at_least_one_entry_and_stops_at_the_byte_limit() {
 #[test]
 fn uncommitted_bytes_follow_append_truncate_and_commit() {
     let mut log = log_of(&[1, 1, 1]);
-    assert_eq!(log.uncommitted_bytes(), 30);
+    assert_eq!(log.uncommitted_bytes(), 3 * 74);
     log.commit_to(LogIndex::new(1));
     log.truncate_from(LogIndex::new(3));
-    assert_eq!(log.uncommitted_bytes(), 10);
+    assert_eq!(log.uncommitted_bytes(), 74);
 }
 
 #[test]
@@ -203,7 +203,7 @@ proptest! {
             prop_assert_eq!(log.persisted(), index(model.persisted));
             prop_assert_eq!(log.committed(), index(model.committed));
             prop_assert_eq!(log.may_apply_to(), index(model.committed.min(model.persisted)));
-            let waiting: u64 = model.log[model.committed..].iter().map(|entry| u64::from(entry.bytes)).sum();
+            let waiting: u64 = model.log[model.committed..].iter().map(|entry| u64::from(entry.bytes) + 64).sum();
             prop_assert_eq!(log.uncommitted_bytes(), waiting);
             let time_ms = model.log.iter().map(|entry| entry.time_ms).max().unwrap_or(0);
             prop_assert!(log.next_time_ms(50) >= time_ms.max(50));

@@ -165,7 +165,7 @@ fn propose(network: &mut Network, words: &[&str]) -> Option<()> {
 
 fn read(network: &mut Network, words: &[&str]) -> Option<()> {
     let [named, read] = words else { return None };
-    network.step(node(network, named)?, "read", Input::Read { ids: vec![number(read)?] });
+    network.step(node(network, named)?, "read", Input::Read { ids: vec![number(read)?], lease: false });
     Some(())
 }
 

@@ -296,7 +296,12 @@ impl Node {
     }
 
     pub(crate) fn read(&mut self, read: u64) -> Result<(), Rejected> {
-        self.step(Input::Read { ids: vec![read] })
+        self.step(Input::Read { ids: vec![read], lease: false })
+    }
+
+    /// A read that the lease may confirm.
+    pub(crate) fn lease_read(&mut self, read: u64) -> Result<(), Rejected> {
+        self.step(Input::Read { ids: vec![read], lease: true })
     }
 
     pub(crate) fn propose_membership(&mut self, configuration: Configuration) -> Result<(), Rejected> {

@@ -364,6 +364,8 @@ fn letter_name(letter: &Letter) -> String {
         Message::Heartbeat { .. } => "Heartbeat",
         Message::HeartbeatReply { .. } => "HeartbeatReply",
         Message::TimeoutNow { .. } => "TimeoutNow",
+        Message::ReadRequest { .. } => "ReadRequest",
+        Message::ReadReply { .. } => "ReadReply",
     };
     format!("{}->{} {name} t{}", letter.from, letter.to, letter.message.term())
 }
@@ -391,5 +393,10 @@ fn message_line(message: &Message) -> String {
             format!("HeartbeatReply t{term} round {round} received {received} stored {stored}")
         }
         Message::TimeoutNow { term } => format!("TimeoutNow t{term}"),
+        Message::ReadRequest { term, .. } => format!("ReadRequest t{term}"),
+        Message::ReadReply { term, index, .. } => match index {
+            Some(index) => format!("ReadReply t{term} at {index}"),
+            None => format!("ReadReply t{term} refused"),
+        },
     }
 }

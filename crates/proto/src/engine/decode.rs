@@ -136,6 +136,12 @@ fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameEr
             stored: index("stored", m.stored)?,
         },
         Body::TimeoutNow(m) => PeerMessage::TimeoutNow { term: term(m.term)? },
+        Body::ReadRequest(m) => PeerMessage::ReadRequest { term: term(m.term)?, token: m.token },
+        Body::ReadReply(m) => PeerMessage::ReadReply {
+            term: term(m.term)?,
+            token: m.token,
+            index: m.index.map(|value| index("index", value)).transpose()?,
+        },
     })
 }
 

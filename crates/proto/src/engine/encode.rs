@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use d_engine_core::{AppendOutcome, GroupId, LogId};
+use d_engine_core::{AppendOutcome, GroupId, LogId, LogIndex};
 use d_engine_replica::PeerMessage;
 use d_engine_storage::LogEntry;
 use prost::Message as _;
@@ -192,6 +192,14 @@ fn small_body(message: &PeerMessage) -> Body {
             })
         }
         PeerMessage::TimeoutNow { term } => Body::TimeoutNow(peer::TimeoutNow { term: term.get() }),
+        PeerMessage::ReadRequest { term, token } => {
+            Body::ReadRequest(peer::ReadRequest { term: term.get(), token: *token })
+        }
+        PeerMessage::ReadReply { term, token, index } => Body::ReadReply(peer::ReadReply {
+            term: term.get(),
+            token: *token,
+            index: index.map(LogIndex::get),
+        }),
     }
 }
 

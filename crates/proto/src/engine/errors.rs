@@ -14,6 +14,7 @@ pub fn propose_error_detail(error: &ProposeError) -> ErrorDetail {
             Kind::TooLarge(client::TooLarge { size: *size as u64, limit: *limit as u64 })
         }
         ProposeError::Stopped { reason } => stopped(reason),
+        ProposeError::Expired => Kind::Expired(client::Expired {}),
         // An error unknown here must be read as the most careful one.
         _ => Kind::OutcomeUnknown(client::OutcomeUnknown {}),
     })
@@ -26,6 +27,7 @@ pub fn read_error_detail(error: &ReadError) -> ErrorDetail {
         ReadError::NotLeader { leader } => not_leader(leader.as_ref()),
         ReadError::Busy { what } => busy(what),
         ReadError::Stopped { reason } => stopped(reason),
+        ReadError::Expired => Kind::Expired(client::Expired {}),
         ReadError::Unsupported { operation } => {
             Kind::Unsupported(client::Unsupported { operation: (*operation).to_owned() })
         }

@@ -114,6 +114,9 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
             PeerMessage::HeartbeatReply { term, round, received, stored }
         }),
         any_term().prop_map(|term| PeerMessage::TimeoutNow { term }),
+        (any_term(), any::<u64>()).prop_map(|(term, token)| PeerMessage::ReadRequest { term, token }),
+        (any_term(), any::<u64>(), proptest::option::of(any_index()))
+            .prop_map(|(term, token, index)| PeerMessage::ReadReply { term, token, index }),
     ]
 }
 

@@ -68,6 +68,11 @@ fn check_times(config: &Config) -> Checked {
         );
         return Err(refused("election_timeout_max_ms", max, allowed));
     }
+    let drift = config.clock_drift_percent_max;
+    if drift > 100 {
+        let allowed = "allowed: 0 to 100; 100 turns the lease off";
+        return Err(refused("clock_drift_percent_max", drift, allowed));
+    }
     Ok(())
 }
 
@@ -179,6 +184,8 @@ fn check_limits(config: &Config) -> Checked {
     in_range("limits.max_command_bytes", command, 1..=MAX_ENTRY_DATA_BYTES, " bytes")?;
     count("max_pending_proposals", limits.max_pending_proposals)?;
     count("max_pending_reads", limits.max_pending_reads)?;
+    count("max_client_connections", limits.max_client_connections)?;
+    count("max_calls_per_connection", limits.max_calls_per_connection)?;
     count("max_apply_entries", limits.max_apply_entries)?;
     count("peer_queue_frames", limits.peer_queue_frames)?;
     // Whatever holds commands must hold at least the longest one, or it would never be taken.

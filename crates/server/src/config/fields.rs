@@ -14,6 +14,7 @@ pub(super) const CONFIG: &[&str] = &[
     "heartbeat_interval_ms",
     "election_timeout_min_ms",
     "election_timeout_max_ms",
+    "clock_drift_percent_max",
     "limits",
 ];
 
@@ -24,6 +25,8 @@ pub(super) const LIMITS: &[&str] = &[
     "max_pending_proposals",
     "max_pending_bytes",
     "max_pending_reads",
+    "max_client_connections",
+    "max_calls_per_connection",
     "max_uncommitted_bytes",
     "max_inflight_bytes",
     "max_append_bytes",

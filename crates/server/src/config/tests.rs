@@ -150,6 +150,11 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
             "election_timeout_max_ms = 600001",
             "`election_timeout_max_ms` is 600001; allowed: more than election_timeout_min_ms (500 ms), so that nodes draw different timeouts, to 600000 ms".into(),
         ),
+        (
+            heartbeat,
+            "clock_drift_percent_max = 101",
+            "`clock_drift_percent_max` is 101; allowed: 0 to 100; 100 turns the lease off".into(),
+        ),
     ];
     for (from, to, expected) in cases {
         assert_eq!(three_nodes(from, to).as_ref(), Err(expected), "{from} -> {to}");
@@ -165,6 +170,8 @@ fn every_limit_has_a_range() {
         ("max_pending_proposals", 1, count, ""),
         ("max_pending_bytes", mebibyte, most, " bytes"),
         ("max_pending_reads", 1, count, ""),
+        ("max_client_connections", 1, count, ""),
+        ("max_calls_per_connection", 1, count, ""),
         ("max_uncommitted_bytes", mebibyte, most, " bytes"),
         ("max_inflight_bytes", mebibyte, most, " bytes"),
         ("max_append_bytes", 1, frame, " bytes"),

@@ -44,6 +44,13 @@ const MUTANTS: &[Mutant] = &[
     },
     seeds("read-without-round", "a read is served without asking a quorum"),
     seeds("read-before-first-commit", "a read is served before the term's first commit"),
+    seeds("lease-twice-as-long", "a lease outlasts the loyalty of those who gave it"),
+    Mutant {
+        name: "lease-over-transfer",
+        bug: "a leader that told another to campaign keeps its lease",
+        found_by: Check::Test("d-engine-core", "thesis_6_4_1_"),
+    },
+    seeds("any-read-reply", "a follower takes the answer to an earlier question for the one it waits for"),
     seeds("apply-before-persisted", "a node applies what its own disk does not hold"),
     Mutant {
         name: "recovery-no-cut",

@@ -1,0 +1,115 @@
+//! More than a node can take: it says so, does what it has taken in, and keeps its leader.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use d_engine_kv::KvCommand;
+use d_engine_replica::{ProposeError, ReadConsistency};
+use d_engine_server::{Config, EmbeddedEngine};
+use support::{PATIENCE, cluster, put, start};
+
+/// Ten times as many callers as commands fit, none of which waits after a refusal.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_overload_callers_are_refused_and_nothing_taken_in_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut engines = Vec::new();
+    for mut config in cluster(dir.path(), 3) {
+        config.limits.max_pending_proposals = 64;
+        engines.push(start(&config).await);
+    }
+    put(&engines, "before", "x").await;
+    let leader = leader(&engines).await;
+    let term = leader.status().await.replica.unwrap().core.term;
+    let callers = (0..640).map(|caller| {
+        let leader = leader.clone();
+        tokio::spawn(async move {
+            let (mut refused, mut done) = (0_u64, BTreeMap::new());
+            for round in 0..40_u64 {
+                let (key, value) = (format!("{caller}"), format!("{round}"));
+                match leader.propose(KvCommand::put(key, value).encode()).await {
+                    Ok(_) => drop(done.insert(caller, round)),
+                    Err(ProposeError::Busy { .. }) => refused += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            (refused, done)
+        })
+    });
+    let mut refused = 0;
+    let mut done = BTreeMap::new();
+    for caller in callers.collect::<Vec<_>>() {
+        let (more, last) = caller.await.unwrap();
+        refused += more;
+        done.extend(last);
+    }
+    assert!(refused > 0, "nobody was refused: no overload");
+    assert!(!done.is_empty(), "everybody was refused");
+    for (caller, round) in done {
+        let value = leader.get(caller.to_string().as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+        assert_eq!(value, Some(Bytes::from(round.to_string())), "caller {caller}");
+    }
+    assert_eq!(
+        leader.status().await.replica.unwrap().core.term,
+        term,
+        "overload is no reason for an election"
+    );
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+async fn leader(engines: &[EmbeddedEngine]) -> EmbeddedEngine {
+    let found = async {
+        loop {
+            for engine in engines {
+                let replica = engine.status().await.replica;
+                if replica.is_some_and(|it| it.core.role == d_engine_core::RoleKind::Leader) {
+                    return engine.clone();
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap()
+}
+
+/// What nobody waits for any more is not proposed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_without_time_left_has_no_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = EmbeddedEngine::start(dir.path()).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let late = KvCommand::put("k", "late").encode();
+    let refused = engine.propose_within(late, Duration::ZERO).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::Expired | ProposeError::OutcomeUnknown), "{refused}");
+    engine.propose_within(KvCommand::put("l", "in time").encode(), PATIENCE).await.unwrap();
+    assert_eq!(engine.get(b"k", ReadConsistency::Linearizable).await.unwrap(), None);
+    engine.stop().await;
+}
+
+/// The second connection is served once the first is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_clients_are_bounded() {
+    use tokio::io::AsyncReadExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().into(), ..Config::default() };
+    config.client_listen = Some("127.0.0.1:0".to_owned());
+    config.limits.max_client_connections = 1;
+    let engine = start(&config).await;
+    let address = engine.client_addr().unwrap();
+    let mut byte = [0];
+    let greeting = |mut connection: tokio::net::TcpStream| async move {
+        // A server of HTTP/2 sends its settings first.
+        connection.read_exact(&mut byte).await.map(|_| connection)
+    };
+    let first = greeting(tokio::net::TcpStream::connect(address).await.unwrap()).await.unwrap();
+    let second = tokio::spawn(greeting(tokio::net::TcpStream::connect(address).await.unwrap()));
+    let mut second = second;
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut second).await.is_err());
+    drop(first);
+    tokio::time::timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
+    engine.stop().await;
+}

@@ -1,0 +1,64 @@
+//! Leases against clocks: what the drift bound is for.
+
+use d_engine_sim::{Profile, Report, RunOptions, run_as};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Three nodes, leaders cut off every second, and clocks of which one may run four times as fast as
+/// another. Nothing else goes wrong.
+fn with_wild_clocks(seed: u64, clock_drift_percent_max: u32) -> Report {
+    let profile = Profile {
+        nodes: 3,
+        clients: 8,
+        keys: 2,
+        client_pause: SECOND / 20,
+        client_patience: SECOND / 20,
+        partition_every: SECOND / 4,
+        partition_length: SECOND,
+        crash_every: 0,
+        crash_in_recovery: 0,
+        pause_every: 0,
+        // Whoever has the fastest clock campaigns first; only a transfer makes a slow one lead.
+        transfer_every: SECOND,
+        reconnect_every: 0,
+        disk_error: 0,
+        quiet: 0,
+        drop: 0,
+        duplicate: 0,
+        museum: 0,
+        long_delay: 0,
+        delay_base: SECOND / 1_000,
+        delay_tail: SECOND / 1_000,
+        sync_mean: SECOND / 1_000,
+        sync_stall: 0,
+        apply_mean: SECOND / 1_000,
+        clock_drift: 600_000,
+        clock_drift_percent_max,
+        ..Profile::of(seed)
+    };
+    run_as(seed, profile, RunOptions { seconds: 10, trace: false })
+}
+
+/// The first of `seeds` with a finding.
+fn first_finding(seeds: u64, clock_drift_percent_max: u32) -> Option<(u64, String)> {
+    let found =
+        |seed| with_wild_clocks(seed, clock_drift_percent_max).finding.map(|found| (seed, found.what));
+    (1..=seeds).find_map(found)
+}
+
+#[test]
+fn clocks_beyond_the_bound_make_lease_reads_stale_and_the_checker_sees_it() {
+    let (seed, what) = first_finding(300, 0).unwrap_or_default();
+    assert!(what.contains("has no order"), "seed {seed}: {what:?}");
+}
+
+#[test]
+fn clocks_beyond_any_bound_are_harmless_with_the_lease_off() {
+    assert_eq!(first_finding(30, 100), None);
+}
+
+/// The bound that covers these clocks.
+#[test]
+fn clocks_within_the_bound_are_harmless() {
+    assert_eq!(first_finding(30, 60), None);
+}
