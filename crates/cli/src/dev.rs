@@ -40,6 +40,8 @@ pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
             }
         }
         Err(failure) => {
+            // What it has to say is told already.
+            cluster.stop().await.ok();
             say(format_args!("  kept      data and logs in {}", place.keep().display()));
             Err(failure)
         }

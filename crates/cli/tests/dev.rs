@@ -13,6 +13,10 @@ fn ctrl_c_and_sigterm_stop_every_node_in_order() {
     for signal in ["INT", "TERM"] {
         let dev = Dev::start();
         dev.ok(&["put", "k", "v"]);
+        // A terminal sends Ctrl-C to a whole process group: the nodes are in others, and are stopped by `dev`.
+        for id in 1..=3 {
+            assert_ne!(process_group(dev.node_process(id)), process_group(dev.process.id()));
+        }
         dev.process.signal(signal);
         let dir = dev.dir.to_str().unwrap().to_owned();
         let ended = dev.process.finish();
@@ -119,4 +123,11 @@ fn a_port_that_is_taken_is_named() {
     assert_eq!(ended.code, Some(1), "{}", ended.err);
     assert!(ended.err.contains("cannot be used") && ended.err.contains("--ephemeral"), "{}", ended.err);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// The process group of a process: the third field behind the name in brackets.
+fn process_group(process: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let behind_name = stat.rsplit_once(')').unwrap().1;
+    behind_name.split_whitespace().nth(2).unwrap().to_owned()
 }

@@ -211,6 +211,7 @@ async fn leadership_goes_where_it_is_sent_and_the_client_follows() {
     let client = client(&[cluster.addresses[target].clone()]);
     let to = target as u64 + 1;
     assert_eq!(client.transfer_leadership(Some(to)).await.unwrap(), to);
+    assert_eq!(client.leader(), None, "who handed over is not asked first any more");
     client.propose(put("k", "v")).await.unwrap();
     assert_eq!(client.leader(), Some(cluster.addresses[target].clone()));
     // To nobody in particular.

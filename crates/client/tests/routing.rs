@@ -19,8 +19,10 @@ async fn a_call_at_a_follower_goes_to_the_leader_that_it_names() {
     let follower = client(&[cluster.addresses[(leader + 1) % 3].clone()]);
     follower.propose(put("k", "v")).await.unwrap();
     assert_eq!(follower.leader(), Some(cluster.addresses[leader].clone()));
-    let value = follower.get("k", Consistency::Linearizable).await.unwrap();
-    assert_eq!(value, Some(Bytes::from_static(b"v")));
+    for consistency in [Consistency::Linearizable, Consistency::Lease] {
+        let value = follower.get("k", consistency).await.unwrap();
+        assert_eq!(value, Some(Bytes::from_static(b"v")));
+    }
     assert_eq!(follower.get("none", Consistency::Linearizable).await.unwrap(), None);
     cluster.stop_all().await;
 }

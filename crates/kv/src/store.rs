@@ -101,19 +101,26 @@ impl Store {
     fn put(&mut self, key: &Bytes, value: &Bytes, ttl_ms: Option<NonZeroU64>) -> Option<Bytes> {
         let expires_ms = ttl_ms.map(|ttl| ttl.saturating_add(self.time_ms));
         let stored = Stored { value: Bytes::copy_from_slice(value), expires_ms };
-        let Some((held, _)) = self.map.get_key_value(key) else {
-            let key = Bytes::copy_from_slice(key);
-            self.expiries.extend(expires_ms.map(|at| (at, key.clone())));
-            self.map.insert(key, stored);
-            return None;
-        };
-        let held = held.clone();
-        let before = self.map.insert(held.clone(), stored)?;
-        if before.expires_ms != expires_ms {
-            self.forget_expiry(before.expires_ms, &held);
-            self.expiries.extend(expires_ms.map(|at| (at, held)));
+        if let Some(current) = self.map.get_mut(key) {
+            let before = std::mem::replace(current, stored);
+            if before.expires_ms != expires_ms {
+                self.forget_expiry(before.expires_ms, key);
+                self.note_expiry(expires_ms, key);
+            }
+            return Some(before.value);
         }
-        Some(before.value)
+        self.map.insert(Bytes::copy_from_slice(key), stored);
+        self.note_expiry(expires_ms, key);
+        None
+    }
+
+    /// Notes when a key of the map vanishes, under the map's own copy of it.
+    fn note_expiry(&mut self, expires_ms: Option<NonZeroU64>, key: &Bytes) {
+        if let Some(at) = expires_ms
+            && let Some((held, _)) = self.map.get_key_value(key)
+        {
+            self.expiries.insert((at, held.clone()));
+        }
     }
 
     fn delete(&mut self, key: &Bytes) -> Option<Bytes> {

@@ -87,6 +87,7 @@ have taken effect; look with `get`.";
 
 #[derive(Args, Debug)]
 #[command(after_help = CAS_HELP)]
+#[command(override_usage = "d-engine cas [OPTIONS] <--expect <VALUE>|--absent> <KEY> <VALUE|--delete>")]
 #[command(group = ArgGroup::new("expected").required(true).args(["expect", "absent"]))]
 #[command(group = ArgGroup::new("new").required(true).args(["value", "delete"]))]
 pub(crate) struct CasArgs {
