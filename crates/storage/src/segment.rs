@@ -18,6 +18,10 @@ pub(crate) const SMALLEST_ALIGNMENT: usize = 512;
 const SEGMENT_MAGIC: [u8; 8] = *b"D-ENGSEG";
 const SUFFIX: &str = ".seg";
 
+/// What segments are filled with: static, because a fresh buffer costs more page faults than the
+/// writes cost calls.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// The boundary on which write groups begin.
 ///
 /// A group never shares a block with an earlier one, so a write that is torn cannot touch
@@ -208,11 +212,9 @@ impl OpenSegment {
 
     /// Lengthens the file with zeros up to `to`. Durable with the next sync.
     pub(crate) fn zero_fill(&mut self, to: u64) -> Result<(), StorageError> {
-        const CHUNK: u64 = 1 << 20;
-        let zeros = vec![0; CHUNK.min(to.saturating_sub(self.written_to)) as usize];
         while self.written_to < to {
-            let len = CHUNK.min(to - self.written_to);
-            let chunk = zeros.get(..len as usize).unwrap_or(&zeros);
+            let len = (ZEROS.len() as u64).min(to - self.written_to);
+            let chunk = ZEROS.get(..len as usize).unwrap_or(&ZEROS);
             write_all_at(&*self.file, self.written_to, chunk).map_err(io_error("zero-fill", &self.path))?;
             self.written_to += len;
         }

@@ -93,6 +93,28 @@ fn a_recycled_segment_is_overwritten_and_not_grown() {
     assert_eq!(writes, 4);
 }
 
+/// A file that is too long, because it held one large group, or too short, because a recovery has cut it,
+/// does not wait: it would hold space for ever, or save nothing.
+#[test]
+fn only_files_of_about_the_size_of_a_segment_are_kept() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    opened.log.append(GROUP, None, &[entry(1, 1)]).unwrap();
+    opened.log.sync().unwrap();
+    drop(opened);
+    let mut opened = open(&fs, &small()).unwrap();
+    opened.log.append(GROUP, None, &[entry_with(1, 2, vec![2; 20_000])]).unwrap();
+    opened.log.sync().unwrap();
+    for index in 3..=20 {
+        opened.log.append(GROUP, None, &[entry_with(1, index, vec![3; 300])]).unwrap();
+        opened.log.sync().unwrap();
+    }
+    opened.log.purge(GROUP, log_id(1, 20)).unwrap();
+    let files = fs.image().files;
+    let lens: Vec<_> = segments(&fs).iter().map(|path| files[path].len()).collect();
+    assert!(lens.len() > 1 && lens.iter().all(|len| (2048..=4096).contains(len)), "{lens:?}");
+}
+
 /// Dies at operation `first`, lives on after the recovery and dies at operation `second` of that life,
 /// comes back and lives on to the end. `false` when the first life did not come so far.
 fn die_twice(first: u64, second: u64, seed: u64) -> bool {
