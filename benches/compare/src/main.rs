@@ -29,8 +29,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, LogId, LogIndex, NodeId, Term};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, LogStore, Membership, OpenRequest,
-    RealFs, StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, LogStore, Membership,
+    OpenRequest, RealFs, StorageEngine,
 };
 use protobuf::well_known_types::BytesValue;
 use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
@@ -48,7 +48,9 @@ const PURGE_AFTER: u64 = 32 << 20;
 fn main() -> Result<(), Failure> {
     let parent = std::env::args().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(parent)?;
-    println!("{ENTRY_BYTES}-byte entries, one writer, never idle; medians of {ROUNDS} rounds, ratios within the rounds");
+    println!(
+        "{ENTRY_BYTES}-byte entries, one writer, never idle; medians of {ROUNDS} rounds, ratios within the rounds"
+    );
     println!(
         "{:>4} {:<12} {:>9} {:>10} {:>8} {:>7} {:>14} {:>14}",
         "N", "log", "syncs/s", "entries/s", "MB/s", "x raw", "x raft-engine", "x re-recycled"
@@ -96,7 +98,8 @@ fn compare(dir: &Path, batch: usize, syncs: usize) -> Result<(), Failure> {
             rates[who][round] = syncs as f64 / start.elapsed().as_secs_f64();
         }
     }
-    let ratio = |who: usize, to: usize| median(std::array::from_fn(|round| rates[who][round] / rates[to][round]));
+    let ratio =
+        |who: usize, to: usize| median(std::array::from_fn(|round| rates[who][round] / rates[to][round]));
     for (who, (name, _)) in contestants.iter().enumerate() {
         let rate = median(rates[who]);
         println!(

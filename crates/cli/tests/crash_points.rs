@@ -153,9 +153,9 @@ fn value(put: u64) -> String {
     format!("value of put {put}; {}", "x".repeat((put % 7 * 60) as usize))
 }
 
-/// The life of the process that dies; a test only in order to be found by the test below.
+/// The life of the process that dies, started by the tests below as a process of its own. Without
+/// being told where to die it does nothing.
 #[test]
-#[ignore = "started by the tests of this file, as a process of its own"]
 fn a_life() {
     let Ok(dies_at) = std::env::var(DIES_AT) else { return };
     let dir = std::env::var_os(DIRECTORY).unwrap();
@@ -183,7 +183,7 @@ fn a_life() {
 /// Starts a life and returns how many puts it acknowledged, and whether it came to its end.
 fn life(dir: &Path, kind: Kind, at: u64) -> (u64, bool) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_life", "--ignored", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "a_life", "--nocapture", "--test-threads=1"])
         .env(DIES_AT, format!("{kind:?} {at}"))
         .env(DIRECTORY, dir)
         .stdin(Stdio::null())

@@ -76,10 +76,10 @@ fn a_recycled_segment_is_overwritten_and_not_grown() {
     let mut expected = Expected::default();
     live(&mut opened, &mut expected, 4).unwrap();
     let recycled = opened.log.stats().recycled;
-    let mut next = expected.acknowledged.last() + 1;
+    let first = expected.acknowledged.last() + 1;
     let mut writes = 0;
     // Up to the first group of a recycled segment, and through half of it.
-    for _ in 0..40 {
+    for next in first..first + 40 {
         if writes == 4 {
             break;
         }
@@ -87,7 +87,6 @@ fn a_recycled_segment_is_overwritten_and_not_grown() {
         let before = fs.counts().of(FsOp::Write);
         opened.log.append(GROUP, None, &[entry(9, next)]).unwrap();
         opened.log.sync().unwrap();
-        next += 1;
         assert!(writes == 0 || fs.counts().of(FsOp::Write) == before + 1, "zeros were written");
     }
     assert_eq!(writes, 4);
@@ -306,7 +305,9 @@ struct Interrupting {
 }
 
 #[derive(Clone, Default)]
-struct Interruption(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct Interruption(Arc<Mutex<Option<Action>>>);
+
+type Action = Box<dyn FnOnce() + Send>;
 
 impl std::fmt::Debug for Interruption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
