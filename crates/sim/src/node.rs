@@ -144,6 +144,7 @@ impl Node {
             alignment: if profile.sector_aligned { Alignment::Sector } else { Alignment::Page },
             grow_bytes: 4096,
             prepare_bytes: 8192,
+            spare_segments: 2,
         };
         let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
         let engine = FileStorageEngine::new("/data", options, fs);

@@ -151,6 +151,8 @@ pub struct LogStats {
     pub bytes_written: u64,
     /// Entries appended.
     pub entries: u64,
+    /// Segments that were begun in the file of a purged one.
+    pub recycled: u64,
 }
 
 /// Small records beside the log, each replaced atomically (temporary file, sync, rename, sync of

@@ -35,6 +35,9 @@ pub struct FileStorageOptions {
     /// and then of the next: the longest that a write may have to wait behind it. Call it again
     /// and again while the log is idle.
     pub prepare_bytes: u64,
+    /// How many purged segments' files are kept, each of up to `segment_bytes`, to be used again:
+    /// overwriting them is faster than growing new ones. What is purged beyond that is removed.
+    pub spare_segments: usize,
 }
 
 impl Default for FileStorageOptions {
@@ -44,6 +47,7 @@ impl Default for FileStorageOptions {
             alignment: Alignment::default(),
             grow_bytes: 1 << 20,
             prepare_bytes: 8 << 20,
+            spare_segments: 4,
         }
     }
 }

@@ -20,6 +20,7 @@ mod membership;
 mod meta_store;
 mod recover;
 mod segment;
+mod spares;
 mod wal;
 
 pub use engine::{

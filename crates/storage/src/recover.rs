@@ -358,16 +358,44 @@ impl Scan<'_> {
         }
         for (later, _) in self.files.range(number..) {
             let content = self.content(*later)?;
+            let header = self.segment_header(*later, &content)?;
             let from = match *later == number {
                 true => at,
-                false => self.segment_header(*later, &content)?.map_or(0, |header| header.alignment.bytes()),
+                false => header.map_or(0, |header| header.alignment.bytes()),
             };
-            let torn = content.get(from..).unwrap_or_default();
-            let Some(last) = torn.iter().rposition(|byte| *byte != 0) else { continue };
-            found.report.torn_bytes += last as u64 + 1;
+            let Some(end) = self.end_of_torn_bytes(*later, header.as_ref(), &content, from) else { continue };
+            found.report.torn_bytes += (end - from) as u64;
             found.report.torn_at.get_or_insert((file_name(*later), from as u64));
         }
         Ok(())
+    }
+
+    /// Where the bytes end that an interrupted write left behind `from`, if there are any. Only for
+    /// the report.
+    fn end_of_torn_bytes(
+        &self,
+        number: u64,
+        header: Option<&SegmentHeader>,
+        content: &Bytes,
+        from: usize,
+    ) -> Option<usize> {
+        let last_written = |content: &[u8]| content.iter().rposition(|byte| *byte != 0).map(|last| last + 1);
+        let step = match header {
+            Some(header) if header.recycled => header.alignment.bytes(),
+            Some(_) => return last_written(content).filter(|end| *end > from),
+            // Renamed for reuse and not begun: nothing was written.
+            None if SegmentHeader::decode(content).is_ok() => return None,
+            // Its header is torn: nothing but that was written.
+            None => return last_written(content.get(..Alignment::Page.bytes()).unwrap_or(content)),
+        };
+        // What the file's earlier life has left is not torn; what begins with a header of this one is.
+        let boundaries = (from..content.len()).step_by(step);
+        let torn = boundaries.filter_map(|at| {
+            let (group, _) = GroupHeader::decode(content.get(at..)?).ok()?;
+            let end = (at + GROUP_HEADER_LEN).saturating_add(group.body_len as usize);
+            self.belongs(&group, number, at).then_some(end.min(content.len()))
+        });
+        torn.max()
     }
 
     /// Looks at every later boundary and every later segment for a group whose watermark lies

@@ -8,7 +8,7 @@ use d_engine_core::NodeId;
 use crate::frame::{Decoder, FORMAT_VERSION, Fault, Position};
 use crate::fs::{Fs, FsFile, OpenMode, write_all_at};
 use crate::fs_latch::io_error;
-use crate::{ClusterId, Identity, Incarnation, StorageError};
+use crate::{ClusterId, Incarnation, StorageError};
 
 /// Length of the header; the rest of the first block is zero.
 pub(crate) const SEGMENT_HEADER_LEN: usize = 80;
@@ -17,6 +17,10 @@ pub(crate) const SMALLEST_ALIGNMENT: usize = 512;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"D-ENGSEG";
 const SUFFIX: &str = ".seg";
+
+/// What segments are filled with: static, because a fresh buffer costs more page faults than the
+/// writes cost calls.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The boundary on which write groups begin.
 ///
@@ -55,7 +59,12 @@ pub(crate) struct SegmentHeader {
     pub(crate) cluster: ClusterId,
     pub(crate) incarnation: Incarnation,
     pub(crate) node: NodeId,
+    /// The file held another segment before: bytes of that life may lie behind the last group.
+    pub(crate) recycled: bool,
 }
+
+/// Flag in the header: [`SegmentHeader::recycled`].
+const RECYCLED: u32 = 1;
 
 impl SegmentHeader {
     /// The first block of the file.
@@ -69,7 +78,8 @@ impl SegmentHeader {
         bytes.extend_from_slice(&self.cluster.0);
         bytes.extend_from_slice(&self.incarnation.0);
         bytes.extend_from_slice(&self.node.get().to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        let flags = if self.recycled { RECYCLED } else { 0 };
+        bytes.extend_from_slice(&flags.to_le_bytes());
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         bytes.resize(self.alignment.bytes(), 0);
         bytes
@@ -93,16 +103,22 @@ impl SegmentHeader {
         }
         let alignment =
             rest.u32().and_then(Alignment::from_bytes).ok_or(Fault::Invalid("unknown alignment"))?;
-        let header = Self {
+        let mut header = Self {
             alignment,
             number: rest.u64().ok_or(SHORT)?,
             epoch: rest.u64().ok_or(SHORT)?,
             cluster: ClusterId(rest.array().ok_or(SHORT)?),
             incarnation: Incarnation(rest.array().ok_or(SHORT)?),
             node: rest.u64().and_then(NodeId::new).ok_or(Fault::Invalid("the segment has no node"))?,
+            recycled: false,
+        };
+        header.recycled = match rest.u32().ok_or(SHORT)? {
+            0 => false,
+            RECYCLED => true,
+            _ => return Err(Fault::Invalid("unknown flags in the segment header")),
         };
         let block = content.get(SEGMENT_HEADER_LEN..alignment.bytes()).ok_or(SHORT)?;
-        if rest.u32() != Some(0) || !is_zero(block) {
+        if !is_zero(block) {
             return Err(Fault::Invalid("bytes beside the segment header are not zero"));
         }
         Ok(header)
@@ -128,7 +144,7 @@ pub(crate) fn number_of(name: &str) -> Option<u64> {
     digits.parse().ok()
 }
 
-/// The end of a zero-filled stretch and the file it is in: a segment that can be written.
+/// A segment that can be written.
 #[derive(Debug)]
 pub(crate) struct OpenSegment {
     pub(crate) number: u64,
@@ -136,36 +152,53 @@ pub(crate) struct OpenSegment {
     pub(crate) file: Arc<dyn FsFile>,
     /// Where the next group goes.
     pub(crate) end: u64,
-    /// Up to here the file exists and holds zeros behind `end`.
-    pub(crate) zeroed_to: u64,
+    /// Up to here every block of the file has been written once, with zeros or in an earlier life:
+    /// overwriting it changes no metadata and syncs faster than growing the file.
+    pub(crate) written_to: u64,
     pub(crate) alignment: Alignment,
     pub(crate) epoch: u64,
 }
 
+/// A purged segment's file, still under its old name.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) number: u64,
+    pub(crate) file: Arc<dyn FsFile>,
+    pub(crate) len: u64,
+}
+
 impl OpenSegment {
     /// Creates a segment that is nothing but its header, durable with its name.
-    pub(crate) fn create(
+    pub(crate) fn create(fs: &dyn Fs, dir: &Path, header: SegmentHeader) -> Result<Self, StorageError> {
+        let path = dir.join(file_name(header.number));
+        let file = fs.open(&path, OpenMode::CreateNew).map_err(io_error("create", &path))?;
+        write_header(&*file, &path, &header)?;
+        fs.sync_dir(dir).map_err(io_error("sync", dir))?;
+        Ok(Self::new(path, file, header, 0))
+    }
+
+    /// Begins a segment in the file of a purged one (`docs/file-format.md`, "Recycling").
+    ///
+    /// The name must be durable before the header: a crash may otherwise leave the new segment under
+    /// the old one's name, where nobody looks for it. Between the two, the header's number differs
+    /// from the name's, which recovery knows as a segment that was not begun.
+    pub(crate) fn recycle(
         fs: &dyn Fs,
         dir: &Path,
-        identity: &Identity,
-        header: (u64, u64, Alignment),
+        spare: Spare,
+        header: SegmentHeader,
     ) -> Result<Self, StorageError> {
-        let (number, epoch, alignment) = header;
-        let header = SegmentHeader {
-            alignment,
-            number,
-            epoch,
-            cluster: identity.cluster,
-            incarnation: identity.incarnation,
-            node: identity.node,
-        };
-        let path = dir.join(file_name(number));
-        let file = fs.open(&path, OpenMode::CreateNew).map_err(io_error("create", &path))?;
-        write_all_at(&*file, 0, &header.encode()).map_err(io_error("write", &path))?;
-        file.sync_all().map_err(io_error("sync", &path))?;
+        let (from, path) = (dir.join(file_name(spare.number)), dir.join(file_name(header.number)));
+        fs.rename(&from, &path).map_err(io_error("rename", &from))?;
         fs.sync_dir(dir).map_err(io_error("sync", dir))?;
-        let start = alignment.bytes() as u64;
-        Ok(Self { number, path, file, end: start, zeroed_to: start, alignment, epoch })
+        write_header(&*spare.file, &path, &SegmentHeader { recycled: true, ..header })?;
+        Ok(Self::new(path, spare.file, header, spare.len))
+    }
+
+    fn new(path: PathBuf, file: Arc<dyn FsFile>, header: SegmentHeader, written_to: u64) -> Self {
+        let SegmentHeader { number, epoch, alignment, .. } = header;
+        let end = alignment.bytes() as u64;
+        Self { number, path, file, end, written_to: written_to.max(end), alignment, epoch }
     }
 
     /// Whether no group has been written yet.
@@ -177,16 +210,19 @@ impl OpenSegment {
         Position { segment: self.number, offset: self.end }
     }
 
-    /// Writes zeros from the end of the zeroed stretch up to `to`. Durable with the next sync.
+    /// Lengthens the file with zeros up to `to`. Durable with the next sync.
     pub(crate) fn zero_fill(&mut self, to: u64) -> Result<(), StorageError> {
-        const CHUNK: u64 = 1 << 20;
-        let zeros = vec![0; CHUNK.min(to.saturating_sub(self.zeroed_to)) as usize];
-        while self.zeroed_to < to {
-            let len = CHUNK.min(to - self.zeroed_to);
-            let chunk = zeros.get(..len as usize).unwrap_or(&zeros);
-            write_all_at(&*self.file, self.zeroed_to, chunk).map_err(io_error("zero-fill", &self.path))?;
-            self.zeroed_to += len;
+        while self.written_to < to {
+            let len = (ZEROS.len() as u64).min(to - self.written_to);
+            let chunk = ZEROS.get(..len as usize).unwrap_or(&ZEROS);
+            write_all_at(&*self.file, self.written_to, chunk).map_err(io_error("zero-fill", &self.path))?;
+            self.written_to += len;
         }
         Ok(())
     }
+}
+
+fn write_header(file: &dyn FsFile, path: &Path, header: &SegmentHeader) -> Result<(), StorageError> {
+    write_all_at(file, 0, &header.encode()).map_err(io_error("write", path))?;
+    file.sync_all().map_err(io_error("sync", path))
 }

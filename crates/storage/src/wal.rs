@@ -11,13 +11,14 @@ use d_engine_core::{GroupId, HardState, LogId, LogIndex};
 
 use crate::file_engine::FileStorageOptions;
 use crate::frame::{GroupBuffer, GroupHeader, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
-use crate::fs::{Fs, FsLock, write_all_at};
+use crate::fs::{Fs, FsFile, FsLock, OpenMode, write_all_at};
 use crate::fs_latch::{FsLatch, io_error};
 use crate::index::{FileLogReader, GroupIndex, LogMap, SharedMap, Slot};
 use crate::log_record::LogRecord;
 use crate::meta_store::{self, FileMetaStore};
 use crate::recover::Recovered;
-use crate::segment::{OpenSegment, file_name};
+use crate::segment::{OpenSegment, SegmentHeader, file_name};
+use crate::spares::Spares;
 use crate::{Identity, LogEntry, LogReader, LogStats, LogStore, StorageError};
 
 /// What a log needs from the directory around it.
@@ -35,14 +36,30 @@ pub(crate) struct LogParts {
     pub(crate) lock: Box<dyn FsLock>,
 }
 
+impl LogParts {
+    /// The header of a new segment.
+    fn header(&self, number: u64, epoch: u64) -> SegmentHeader {
+        SegmentHeader {
+            alignment: self.options.alignment,
+            number,
+            epoch,
+            cluster: self.identity.cluster,
+            incarnation: self.identity.incarnation,
+            node: self.identity.node,
+            recycled: false,
+        }
+    }
+}
+
 /// The file log. See the module's text.
 #[derive(Debug)]
 pub(crate) struct FileLog {
     parts: LogParts,
     record: LogRecord,
     current: OpenSegment,
-    /// The next segment, its zeros synced as far as it goes.
+    /// The next segment, synced as far as it goes.
     prepared: Option<OpenSegment>,
+    spares: Spares,
     next_number: u64,
     next_sequence: u64,
     /// Everything before this place is known to be durable.
@@ -84,8 +101,9 @@ impl FileLog {
     ) -> Result<Self, StorageError> {
         let number = recovered.last_number + 1;
         record.epoch = recovered.last_epoch + 1;
-        let spec = (number, record.epoch, parts.options.alignment);
-        let current = OpenSegment::create(&*parts.fs, &parts.dir, &parts.identity, spec)?;
+        let header = parts.header(number, record.epoch);
+        let current = OpenSegment::create(&*parts.fs, &parts.dir, header)?;
+        let spares = Spares::new(parts.options.spare_segments, parts.options.segment_bytes);
         let mut map = LogMap { groups: BTreeMap::new(), files: std::mem::take(&mut recovered.files) };
         map.files.insert(number, Arc::clone(&current.file));
         let mut hard_states = BTreeMap::new();
@@ -99,6 +117,7 @@ impl FileLog {
             record,
             current,
             prepared: None,
+            spares,
             next_number: number + 1,
             next_sequence: recovered.last_sequence + 1,
             durable: recovered.durable,
@@ -113,7 +132,7 @@ impl FileLog {
             log.queue_entry(*group, entry);
         }
         log.write_group()?;
-        log.remove_segments(&recovered.superfluous)?;
+        log.clear_away(&recovered.superfluous)?;
         log.cut(recovered.durable)?;
         Ok(log)
     }
@@ -137,12 +156,40 @@ impl FileLog {
         Ok(())
     }
 
-    fn remove_segments(&self, numbers: &[u64]) -> Result<(), StorageError> {
-        for number in numbers {
+    /// Removes what recovery has no use for. The file of a purged segment may serve again; any
+    /// other one must not, because its header would be taken for a segment that somebody renamed.
+    fn clear_away(&mut self, superfluous: &[u64]) -> Result<(), StorageError> {
+        let (purged, passed_over): (Vec<u64>, Vec<u64>) =
+            superfluous.iter().partition(|number| **number < self.record.first);
+        let mut files = Vec::new();
+        for number in purged {
+            let path = self.parts.dir.join(file_name(number));
+            let file = self.parts.fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
+            files.push((number, file));
+        }
+        self.retire(files, passed_over)
+    }
+
+    /// Keeps the files of purged segments for later as far as they are wanted, and removes the
+    /// others, and those in `remove`.
+    fn retire(
+        &mut self,
+        purged: impl IntoIterator<Item = (u64, Arc<dyn FsFile>)>,
+        mut remove: Vec<u64>,
+    ) -> Result<(), StorageError> {
+        for (number, file) in purged {
+            let len = file.len().map_err(io_error("look at", &self.parts.dir.join(file_name(number))))?;
+            if self.spares.wants(len) {
+                self.spares.keep(number, file, len);
+            } else {
+                remove.push(number);
+            }
+        }
+        for number in &remove {
             let path = self.parts.dir.join(file_name(*number));
             self.parts.fs.remove_file(&path).map_err(io_error("remove", &path))?;
         }
-        if !numbers.is_empty() {
+        if !remove.is_empty() {
             let dir = &self.parts.dir;
             self.parts.fs.sync_dir(dir).map_err(io_error("sync", dir))?;
         }
@@ -219,10 +266,10 @@ impl FileLog {
         let path = &self.current.path;
         write_all_at(&*self.current.file, at.offset, bytes).map_err(io_error("write", path))?;
         self.stats.bytes_written += bytes.len() as u64;
-        if end > self.current.zeroed_to {
+        if end > self.current.written_to {
             // Grow in strides: the groups up to the next stride overwrite zeros, which needs no
             // change of the file's metadata and therefore syncs faster.
-            self.current.zeroed_to = end;
+            self.current.written_to = end;
             let stride = end + self.parts.options.grow_bytes;
             let to = stride.min(self.parts.options.segment_bytes).next_multiple_of(alignment as u64);
             self.current.zero_fill(to)?;
@@ -271,9 +318,15 @@ impl FileLog {
     }
 
     fn create_next(&mut self) -> Result<OpenSegment, StorageError> {
-        let parts = &self.parts;
-        let spec = (self.next_number, self.record.epoch, parts.options.alignment);
-        let segment = OpenSegment::create(&*parts.fs, &parts.dir, &parts.identity, spec)?;
+        let (fs, dir) = (&*self.parts.fs, &self.parts.dir);
+        let header = self.parts.header(self.next_number, self.record.epoch);
+        let segment = match self.spares.take() {
+            Some(spare) => {
+                self.stats.recycled += 1;
+                OpenSegment::recycle(fs, dir, spare, header)?
+            }
+            None => OpenSegment::create(fs, dir, header)?,
+        };
         self.next_number += 1;
         Ok(segment)
     }
@@ -282,18 +335,18 @@ impl FileLog {
     /// segment, then the next segment.
     fn prepare(&mut self) -> Result<(), StorageError> {
         let end = self.parts.options.segment_bytes;
-        let segment = if self.current.zeroed_to < end {
+        let segment = if self.current.written_to < end {
             &mut self.current
         } else {
             if self.prepared.is_none() {
                 self.prepared = Some(self.create_next()?);
             }
             match &mut self.prepared {
-                Some(segment) if segment.zeroed_to < end => segment,
+                Some(segment) if segment.written_to < end => segment,
                 _ => return Ok(()),
             }
         };
-        segment.zero_fill(end.min(segment.zeroed_to + self.parts.options.prepare_bytes))?;
+        segment.zero_fill(end.min(segment.written_to + self.parts.options.prepare_bytes))?;
         segment.file.sync_all().map_err(io_error("sync", &segment.path))
     }
 
@@ -329,9 +382,9 @@ impl FileLog {
             known.purge(through);
         }
         let kept = map.files.split_off(&self.record.first);
-        let purged: Vec<u64> = std::mem::replace(&mut map.files, kept).into_keys().collect();
+        let purged = std::mem::replace(&mut map.files, kept);
         drop(map);
-        self.remove_segments(&purged)
+        self.retire(purged, Vec::new())
     }
 
     /// Runs `work` unless this log has failed before, and remembers its failure for ever.

@@ -19,6 +19,7 @@ fn options() -> FileStorageOptions {
         alignment: Alignment::Sector,
         grow_bytes: 512,
         prepare_bytes: 2048,
+        spare_segments: 2,
     }
 }
 

@@ -45,6 +45,7 @@ pub fn small() -> FileStorageOptions {
         alignment: Alignment::Sector,
         grow_bytes: 1024,
         prepare_bytes: 2048,
+        spare_segments: 2,
     }
 }
 

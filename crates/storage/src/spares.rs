@@ -1,0 +1,43 @@
+//! Files of purged segments that wait to be used again.
+//!
+//! They lie under their old names, below the first segment that `log.meta` names, where recovery
+//! does not look: keeping one changes nothing on the disk.
+
+use std::sync::Arc;
+
+use crate::fs::FsFile;
+use crate::segment::Spare;
+
+/// A bounded number of [`Spare`]s.
+#[derive(Debug)]
+pub(crate) struct Spares {
+    kept: Vec<Spare>,
+    max: usize,
+    /// Length of a full segment.
+    full: u64,
+}
+
+impl Spares {
+    /// Keeps up to `max` files. `full` is the length of a full segment.
+    pub(crate) fn new(max: usize, full: u64) -> Self {
+        Self { kept: Vec::new(), max, full }
+    }
+
+    /// Whether one more file of this length would be kept: there is room for it, most of the next
+    /// segment fits into it, and it does not hold more space than a segment should.
+    pub(crate) fn wants(&self, len: u64) -> bool {
+        self.kept.len() < self.max && (self.full / 2..=self.full).contains(&len)
+    }
+
+    /// Keeps the file of segment `number`, which is purged.
+    pub(crate) fn keep(&mut self, number: u64, file: Arc<dyn FsFile>, len: u64) {
+        self.kept.push(Spare { number, file, len });
+    }
+
+    /// A file that nobody reads. A read that was under way when its segment was purged goes on
+    /// through its handle on the file, and must find the old entries there.
+    pub(crate) fn take(&mut self) -> Option<Spare> {
+        let free = self.kept.iter().position(|spare| Arc::strong_count(&spare.file) == 1)?;
+        Some(self.kept.remove(free))
+    }
+}
