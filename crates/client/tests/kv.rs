@@ -80,10 +80,8 @@ async fn a_key_with_a_time_to_live_vanishes() {
     let kv = KvClient::new(client(&[address]));
     kv.put_with("k", "v", PutOptions::default().ttl(Duration::from_millis(50))).await.unwrap();
     kv.put_with("kept", "v", PutOptions::default().ttl(Duration::from_secs(3600))).await.unwrap();
-    wait_until(support::PATIENCE, async || {
-        kv.get("k", LINEARIZABLE).await.unwrap().is_none().then_some(())
-    })
-    .await;
+    wait_until(support::PATIENCE, async || kv.get("k", LINEARIZABLE).await.unwrap().is_none().then_some(()))
+        .await;
     assert_eq!(kv.get("kept", LINEARIZABLE).await.unwrap(), Some(bytes("v")));
     engine.stop().await;
 }
