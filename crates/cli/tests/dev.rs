@@ -96,6 +96,12 @@ fn the_data_in_a_directory_of_ones_own_are_there_the_next_time() {
     assert_eq!(run(&["get", "--endpoints", &dev.endpoints, "k"]).out, "v");
     again.signal("INT");
     assert_eq!(again.finish().code, Some(0));
+
+    // A member without its config is no reason to begin with the others.
+    fs::remove_file(dev.dir.join("node-2.toml")).unwrap();
+    let partial = run(&["dev", "--dir", dir]);
+    assert_eq!(partial.code, Some(2), "{}", partial.err);
+    assert!(partial.err.contains("node-2.toml is missing"), "{}", partial.err);
 }
 
 /// A node that cannot start is told with the end of its log, and the others do not stay.

@@ -89,9 +89,9 @@ fn a_cluster_without_a_majority_ends_the_import_with_where_to_go_on() {
     for id in [1, 2] {
         support::send("KILL", dev.node_process(id));
     }
-    let ended = dev.run(&["import", "--timeout", "1s", file.to_str().unwrap()]);
+    let ended = dev.run(&["import", "--timeout", "1s", "--skip", "10", file.to_str().unwrap()]);
     assert_eq!(ended.code, Some(1), "{}", ended.err);
-    assert!(ended.err.contains("go on with --skip 0"), "{}", ended.err);
+    assert!(ended.err.contains("go on with --skip 10"), "{}", ended.err);
     let wrong = dev.dir.join("wrong.tsv");
     fs::write(&wrong, "a\t1\nno tab\n").unwrap();
     let ended = dev.run(&["import", wrong.to_str().unwrap()]);

@@ -13,7 +13,7 @@ use tonic::Request;
 use crate::answer::Effect;
 use crate::node::Calls;
 use crate::nodes::Nodes;
-use crate::route::{Route, Whom};
+use crate::route::Route;
 use crate::{ClientError, ClientOptions, NodeStatus};
 
 /// A client of one cluster. Cheap to clone; clones share connections and what is known about the
@@ -31,11 +31,12 @@ pub struct Client {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Consistency {
-    /// Sees every write that was acknowledged before the read was sent. Only the leader answers.
+    /// Sees every write that was acknowledged before the read was sent. Confirmed by a round of the leader's
+    /// heartbeats, answered by whichever node is asked; the leader is asked first if it is known.
     #[default]
     Linearizable,
-    /// As linearizable while the nodes' clocks drift apart less than is configured: the leader answers from
-    /// its lease, without asking the others first.
+    /// As linearizable while the nodes' clocks drift apart less than is configured: a leader that has a lease
+    /// answers at once. Any other node confirms the read as a linearizable one.
     Lease,
     /// Whatever the answering node has applied; may be old. Any node answers.
     Eventual,
@@ -47,13 +48,6 @@ impl Consistency {
             Self::Linearizable => WireConsistency::Linearizable,
             Self::Lease => WireConsistency::Lease,
             Self::Eventual => WireConsistency::Eventual,
-        }
-    }
-
-    fn whom(self) -> Whom {
-        match self {
-            Self::Linearizable | Self::Lease => Whom::Leader,
-            Self::Eventual => Whom::Anyone,
         }
     }
 }
@@ -119,7 +113,7 @@ impl Client {
             let request = timed(ProposeRequest { command: command.clone() }, left);
             async move { Ok(calls.propose(request).await?.into_inner().reply) }
         };
-        self.route(effect, Whom::Leader).run(call).await
+        self.route(effect).run(call).await
     }
 
     fn check_size(&self, sent: &Bytes) -> Result<(), ClientError> {
@@ -127,8 +121,8 @@ impl Client {
         if size > limit { Err(ClientError::TooLarge { size, limit: Some(limit) }) } else { Ok(()) }
     }
 
-    fn route(&self, effect: Effect, whom: Whom) -> Route<'_> {
-        Route::new(&self.nodes, effect, whom, self.timeout)
+    fn route(&self, effect: Effect) -> Route<'_> {
+        Route::new(&self.nodes, effect, self.timeout)
     }
 
     /// The value under `key`.
@@ -149,7 +143,7 @@ impl Client {
                 Ok(reply.found.then_some(reply.value))
             }
         };
-        self.route(Effect::Read, consistency.whom()).run(call).await
+        self.route(Effect::Read).run(call).await
     }
 
     /// The state machine's answer to a question of its own form.
@@ -168,7 +162,7 @@ impl Client {
             let request = timed(request, left);
             async move { Ok(calls.query(request).await?.into_inner().reply) }
         };
-        self.route(Effect::Read, consistency.whom()).run(call).await
+        self.route(Effect::Read).run(call).await
     }
 
     /// What the node at `endpoint` says about itself. Only this node is asked, and only once.
@@ -181,7 +175,7 @@ impl Client {
             let reply = calls.status(timed(StatusRequest {}, left)).await?;
             Ok(NodeStatus::from(reply.into_inner()))
         };
-        self.route(Effect::Read, Whom::Anyone).run_at(&node, call).await
+        self.route(Effect::Read).run_at(&node, call).await
     }
 
     /// Hands leadership over to node `to`, or to whichever voter the leader finds best; returns the node that
@@ -197,7 +191,7 @@ impl Client {
             let request = timed(request, left);
             async move { Ok(calls.transfer_leadership(request).await?.into_inner().leader) }
         };
-        let moved = self.route(Effect::Handover, Whom::Leader).run(call).await;
+        let moved = self.route(Effect::Handover).run(call).await;
         self.nodes.handed_over();
         moved
     }

@@ -20,20 +20,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// A repetition with less time than this is not sent: it could only become an unknown outcome.
 const LAST_CALL: Duration = Duration::from_millis(100);
 
-/// Who may answer a call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Whom {
-    /// Only the leader.
-    Leader,
-    /// Any node; the leader or the first in the list is as good as another.
-    Anyone,
-}
-
 /// One call on its way.
 pub(crate) struct Route<'a> {
     nodes: &'a Nodes,
     effect: Effect,
-    whom: Whom,
     timeout: Duration,
     started: Instant,
     deadline: Instant,
@@ -51,7 +41,7 @@ pub(crate) struct Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    pub(crate) fn new(nodes: &'a Nodes, effect: Effect, whom: Whom, timeout: Duration) -> Self {
+    pub(crate) fn new(nodes: &'a Nodes, effect: Effect, timeout: Duration) -> Self {
         let started = Instant::now();
         // A timeout beyond what the clock can express is none that anybody sees elapse.
         let far = Duration::from_secs(365 * 24 * 3600);
@@ -60,7 +50,6 @@ impl<'a> Route<'a> {
             timeout,
             nodes,
             effect,
-            whom,
             started,
             deadline,
             asked: Vec::new(),
@@ -98,7 +87,8 @@ impl<'a> Route<'a> {
             match self.ask(&node, &call).await {
                 Ok(answer) => {
                     node.answered();
-                    if self.whom == Whom::Leader {
+                    // A read that sees everything may be served by any node; a command only by the leader.
+                    if self.effect != Effect::Read {
                         self.nodes.is_leader(&node);
                     }
                     return Ok(answer);

@@ -42,6 +42,23 @@ async fn an_eventual_read_is_answered_by_the_node_that_is_asked() {
     cluster.stop_all().await;
 }
 
+/// A follower serves it by itself: that does not make it the leader for the next command.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_a_follower_serves_does_not_make_it_the_leader() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path()).await;
+    let leader = cluster.leader().await;
+    let address = cluster.addresses[(leader + 1) % 3].clone();
+    let client = client(std::slice::from_ref(&address));
+    for consistency in [Consistency::Linearizable, Consistency::Lease] {
+        client.get("k", consistency).await.unwrap();
+        assert_eq!(client.leader(), None);
+    }
+    client.propose(put("k", "v")).await.unwrap();
+    assert_eq!(client.leader(), Some(cluster.addresses[leader].clone()));
+    cluster.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_that_are_dead_or_silent_are_passed_over() {
     let dir = tempfile::tempdir().unwrap();

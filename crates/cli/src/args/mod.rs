@@ -111,9 +111,9 @@ impl ClusterArgs {
 /// `--consistency`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Freshness {
-    /// Sees every write acknowledged before; the leader answers after asking the others
+    /// Sees every write acknowledged before; costs a round of heartbeats
     Linearizable,
-    /// The same while clocks drift less than configured; the leader answers at once
+    /// The same while clocks drift less than configured; a leader with a lease answers at once
     Lease,
     /// What the first node that answers has applied; may be old
     Eventual,
