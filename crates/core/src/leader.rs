@@ -42,6 +42,19 @@ impl RaftCore {
         Rejected::NotLeader { leader: self.leader() }
     }
 
+    /// How many of these commands, from the first on, [`crate::Input::Propose`] would take in together now,
+    /// as far as the bytes that wait for commit are concerned.
+    #[must_use]
+    pub fn fitting(&self, sizes: &[u32]) -> usize {
+        let mut waiting = self.log.uncommitted_bytes();
+        let fits = |size: &&u32| {
+            let before = waiting;
+            waiting = waiting.saturating_add(cost(**size));
+            before == 0 || waiting <= self.config.uncommitted_bytes_max
+        };
+        sizes.iter().take_while(fits).count()
+    }
+
     pub(crate) fn on_propose(
         &mut self,
         now: Instant,
@@ -57,7 +70,8 @@ impl RaftCore {
         let waiting = self.log.uncommitted_bytes();
         let new: u64 = sizes.iter().map(|size| cost(*size)).sum();
         // One command is always let in when nothing waits, so that no size is refused for ever.
-        if waiting > 0 && waiting.saturating_add(new) > self.config.uncommitted_bytes_max {
+        let is_alone = waiting == 0 && sizes.len() == 1;
+        if !is_alone && waiting.saturating_add(new) > self.config.uncommitted_bytes_max {
             return Err(Rejected::TooMuchUncommitted);
         }
         if !sizes.is_empty() {
@@ -325,6 +339,7 @@ impl RaftCore {
 
     pub(crate) fn on_peer_lost(&mut self, now: Instant, node: NodeId, out: &mut Effects) {
         self.ask_leader_again(node);
+        self.tell_target_again(node);
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.followers.get_mut(&node) {
             progress.lost();

@@ -373,7 +373,10 @@ impl RaftCore {
             Role::Candidate(candidate) if candidate.own_vote <= self.durable_order => {
                 self.on_vote_reply(now, wall_ms, self.node, true, out);
             }
-            Role::Leader(_) => self.maybe_commit(now, out),
+            Role::Leader(_) => {
+                self.maybe_commit(now, out);
+                self.maybe_tell_target();
+            }
             _ => {}
         }
         Ok(())

@@ -24,8 +24,13 @@ impl RaftCore {
         if leader.transfer.is_some() {
             return Err(Rejected::TransferInProgress);
         }
+        // One that is silent, or far behind, would not take over in time.
+        let patience = self.config.heartbeat_interval.times(2);
         let voters = leader.followers.iter().filter(|(node, _)| configuration.is_voter(**node));
-        let furthest = voters.max_by_key(|(_, progress)| (progress.last_contact, progress.matched));
+        let furthest = voters.max_by_key(|(_, progress)| {
+            let is_heard = now.since(progress.last_contact) <= patience;
+            (is_heard, progress.matched, progress.last_contact)
+        });
         let chosen = to.or(furthest.map(|(node, _)| *node));
         let target =
             chosen.filter(|node| leader.followers.contains_key(node) && configuration.is_voter(*node));
@@ -36,9 +41,13 @@ impl RaftCore {
         Ok(())
     }
 
-    /// Tells the target to campaign once it holds everything that this leader holds.
+    /// Tells the target to campaign once it holds everything that this leader holds, and all of that is
+    /// committed: otherwise its election would leave commands of this leader's callers without an answer.
     pub(crate) fn maybe_tell_target(&mut self) {
         let last: LogIndex = self.log.last_index();
+        if self.log.committed() < last {
+            return;
+        }
         let term = self.hard_state.term;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(transfer) = &mut leader.transfer else { return };
@@ -48,6 +57,16 @@ impl RaftCore {
             leader.lease.forswear();
             let to = transfer.to;
             self.send(to, Message::TimeoutNow { term });
+        }
+    }
+
+    /// The order to campaign may be lost with a connection; it is told again.
+    pub(crate) fn tell_target_again(&mut self, lost: NodeId) {
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(transfer) = leader.transfer.as_mut().filter(|transfer| transfer.to == lost)
+        {
+            transfer.told = false;
+            self.maybe_tell_target();
         }
     }
 

@@ -208,6 +208,19 @@ fn thesis_10_2_uncommitted_bytes_are_bounded() {
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
 }
 
+/// Of commands that come together the first ones are taken as far as they fit; only one alone is let in
+/// beyond the bound.
+#[test]
+fn thesis_10_2_of_a_batch_as_much_as_fits_can_be_taken() {
+    let mut node = settled_with(CoreConfig { uncommitted_bytes_max: 3 * 74, ..CoreConfig::default() });
+    assert_eq!(node.core.fitting(&[10, 10, 10, 10]), 3);
+    assert_eq!(node.core.fitting(&[1_000, 10]), 1);
+    assert_eq!(node.step(Input::Propose { sizes: vec![1_000, 10] }), Err(Rejected::TooMuchUncommitted));
+    node.propose(1).unwrap();
+    assert_eq!(node.core.fitting(&[10, 10, 10]), 2);
+    assert_eq!(node.core.fitting(&[1_000]), 0);
+}
+
 /// Commands without payload are bounded too.
 #[test]
 fn thesis_10_2_empty_commands_are_bounded() {

@@ -54,19 +54,67 @@ fn thesis_3_10_after_an_election_timeout_the_transfer_is_given_up() {
     assert_eq!(node.role(), RoleKind::Leader);
 }
 
-#[test]
-fn thesis_3_10_without_a_name_the_furthest_voter_is_chosen() {
+/// A leader of five whose entry 2 is committed: nodes 3 and 4 hold it, node 2 does not.
+fn with_two_ahead() -> Node {
     let mut node = Node::leader(5, 0, &[]);
-    node.pass(1);
     for from in [2, 3] {
         node.stored_by(from, 1).unwrap();
     }
     node.propose(1).unwrap();
+    node.store();
+    for from in [3, 4] {
+        node.pass(1);
+        node.stored_by(from, 2).unwrap();
+    }
+    node.take_sent();
+    node
+}
+
+#[test]
+fn thesis_3_10_without_a_name_the_furthest_voter_is_chosen() {
+    let mut node = with_two_ahead();
+    // The one that is behind is heard last.
     node.pass(1);
+    node.stored_by(2, 1).unwrap();
+    node.take_sent();
+    hand_over(&mut node, None).unwrap();
+    assert_eq!(told(&mut node), [4], "of the furthest the one heard last");
+}
+
+#[test]
+fn thesis_3_10_a_voter_that_is_silent_is_not_chosen() {
+    let mut node = with_two_ahead();
+    node.pass(201);
     node.stored_by(3, 2).unwrap();
     node.take_sent();
     hand_over(&mut node, None).unwrap();
     assert_eq!(told(&mut node), [3]);
+}
+
+/// The target's disk may be faster than the leader's: its election must not depose a leader whose callers
+/// still wait for a commit.
+#[test]
+fn thesis_3_10_the_target_is_told_only_once_everything_is_committed() {
+    let mut node = Node::settled(3, 0, &[]);
+    node.propose(1).unwrap();
+    hand_over(&mut node, Some(2)).unwrap();
+    node.take_sent();
+    node.stored_by(2, 2).unwrap();
+    assert_eq!(told(&mut node), [] as [u64; 0], "the leader's own write is not stored");
+    node.store();
+    assert_eq!((node.commit(), told(&mut node)), (2, vec![2]));
+}
+
+/// The order may be lost with a connection.
+#[test]
+fn thesis_3_10_the_target_is_told_again_when_its_connection_was_lost() {
+    let mut node = Node::settled(3, 0, &[]);
+    hand_over(&mut node, Some(2)).unwrap();
+    assert_eq!(told(&mut node), [2]);
+    node.step(Input::PeerLost(n(3))).unwrap();
+    assert_eq!(told(&mut node), [] as [u64; 0]);
+    node.step(Input::PeerLost(n(2))).unwrap();
+    assert_eq!(told(&mut node), [2]);
 }
 
 #[test]

@@ -275,9 +275,15 @@ impl Replica {
                 accepted.push(proposal);
             }
         }
+        // What came in together need not fit together: as much as fits is taken.
+        let leads = self.core.role() == RoleKind::Leader;
+        let fitting = if leads { self.core.fitting(&sizes).max(1) } else { sizes.len() };
+        let refused = accepted.split_off(fitting.min(accepted.len()));
+        sizes.truncate(fitting);
         if !accepted.is_empty() {
             self.step(now, wall_ms, Input::Propose { sizes }, Payload::Commands(accepted), jobs);
         }
+        proposals::refuse(refused, &ProposeError::Busy { what: "bytes waiting for commit" });
     }
 
     /// A leader's deadline comes at least once per heartbeat interval: as late as that, at most, the log

@@ -185,6 +185,29 @@ fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
     assert_eq!(refused, Err(ProposeError::Busy { what: "bytes waiting for this node's disk" }));
 }
 
+/// Commands that come in together are not refused together.
+#[test]
+fn of_a_batch_that_does_not_fit_as_much_as_fits_is_proposed() {
+    let opened = open(3);
+    let now = Instant::from_nanos(1);
+    let mut config = ReplicaConfig::default();
+    config.core.uncommitted_bytes_max = 2_000;
+    let replica = Replica::new(config, &opened.identity, &opened.recovered, LogIndex::ZERO, 7, now).unwrap();
+    let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
+    node.lead();
+    let answers = Answers::default();
+    let batch = (0..4).map(|_| {
+        let answers = answers.clone();
+        let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
+        Proposal { command: Bytes::from(vec![0; 600]), deadline: None, responder }
+    });
+    let before = node.replica.core().log().last.index;
+    node.handle(Event::Propose(batch.collect()));
+    let refused = ProposeError::Busy { what: "bytes waiting for commit" };
+    assert_eq!(*answers.lock().unwrap(), [Err(refused.clone()), Err(refused)]);
+    assert_eq!(node.replica.core().log().last.index, before.plus(2));
+}
+
 /// Nobody waits any more for what is taken up too late: it must not take effect.
 #[test]
 fn a_command_whose_deadline_has_passed_is_not_proposed() {
