@@ -34,10 +34,12 @@ pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
         Ok(signal) => {
             say(format_args!("  stop      {signal}; every node stops in order, once more kills them"));
             // The nodes are children of the cluster: when it is dropped, they are killed.
-            tokio::select! {
+            let stopped = tokio::select! {
                 stopped = cluster.stop() => stopped,
                 _ = signals.next() => Ok(()),
-            }
+            };
+            leave_to_others(&cluster, place).await;
+            stopped
         }
         Err(failure) => {
             // What it has to say is told already.
@@ -46,6 +48,21 @@ pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
             Err(failure)
         }
     }
+}
+
+/// A node that was started by hand is not this program's to stop, and its files are not to be removed.
+async fn leave_to_others(cluster: &Cluster, place: Place) {
+    let options = ClientOptions::default().timeout(STATUS_TIMEOUT);
+    let Ok(client) = Client::new(cluster.endpoints(), options) else { return };
+    let answers = ask_all(&client, cluster.endpoints()).await;
+    let left: Vec<u64> = answers.values().flatten().map(|status| status.node).collect();
+    if left.is_empty() {
+        return;
+    }
+    for node in left {
+        say(format_args!("  node {node}    was started by hand and goes on; stop it where it was started"));
+    }
+    say(format_args!("  kept      data and logs in {}", place.keep().display()));
 }
 
 /// A new cluster, or the one that an earlier run left in `--dir`.

@@ -74,9 +74,10 @@ fn a_node_killed_by_hand_is_told_and_comes_back_by_the_command_that_is_printed()
         let args = ["get", "--consistency", "eventual", "--endpoints", address, "before", "meanwhile"];
         (dev.run(&args).out == "before\t1\nmeanwhile\t2\n").then_some(())
     });
-    drop(node);
     dev.process.signal("INT");
+    dev.lines.wait_for(&format!("node {leader}    was started by hand and goes on"));
     assert_eq!(dev.process.finish().code, Some(0));
+    drop(node);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::client_bytes::BoundedBytes;
 use crate::client_connections;
 use crate::config::Limits;
 use crate::embedded::{EmbeddedEngine, NodeStatus, WeakEngine};
@@ -37,6 +38,7 @@ pub(crate) fn serve(
 ) -> JoinHandle<()> {
     let service = EngineServer::new(Api { engine })
         .max_decoding_message_size(limits.max_command_bytes.saturating_add(MESSAGE_OVERHEAD));
+    let service = BoundedBytes::new(service, limits.max_client_bytes);
     let (to, connections) = mpsc::channel(1);
     tokio::spawn(client_connections::accept(listener, limits.max_client_connections, to));
     let calls = u32::try_from(limits.max_calls_per_connection).unwrap_or(u32::MAX);

@@ -5,17 +5,27 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// A connection and its place among those allowed.
 pub(crate) struct ClientConnection {
     stream: TcpStream,
+    /// Until when the client must have said that it speaks HTTP/2, and how many bytes of that are missing.
+    /// A place must not be held by somebody who says nothing.
+    silence: Option<(Pin<Box<Sleep>>, usize)>,
     _place: OwnedSemaphorePermit,
 }
+
+/// How long a client may take for its first bytes.
+const FIRST_BYTES_WITHIN: Duration = Duration::from_secs(5);
+/// The length of the preface with which every HTTP/2 connection begins (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24;
 
 /// Takes connections in while there are places. Ends when nobody takes them any more.
 pub(crate) async fn accept(
@@ -41,12 +51,13 @@ pub(crate) async fn accept(
                     tracing::debug!(%error, "a client's connection is gone already");
                     continue;
                 }
-                ClientConnection { stream, _place: place }
+                let silence = Box::pin(tokio::time::sleep(FIRST_BYTES_WITHIN));
+                ClientConnection { stream, silence: Some((silence, PREFACE_BYTES)), _place: place }
             }
             Err(error) => {
                 // Out of file descriptors, most likely: a moment later there may be some again.
                 tracing::warn!(%error, "a client's connection could not be accepted");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -70,7 +81,19 @@ impl AsyncRead for ClientConnection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let Some((over, missing)) = &mut self.silence else { return read };
+        *missing = missing.saturating_sub(buffer.filled().len() - before);
+        if *missing == 0 {
+            self.silence = None;
+            return read;
+        }
+        if read.is_pending() && over.as_mut().poll(context).is_ready() {
+            let text = "the client did not begin to speak in time";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+        }
+        read
     }
 }
 

@@ -85,6 +85,9 @@ pub struct Limits {
     pub max_pending_reads: usize,
     /// Connections of clients; more wait until one is closed. Default 1,024.
     pub max_client_connections: usize,
+    /// Requests of clients that are being taken up, in bytes, and answers to reads that have not been written to
+    /// the socket yet: as much of each. Default 64 MiB.
+    pub max_client_bytes: usize,
     /// Calls on their way on one connection of a client; more wait at the client. Default 1,024.
     pub max_calls_per_connection: usize,
     /// Entries of the leader that are not committed yet, in bytes. Default 64 MiB.
@@ -132,6 +135,7 @@ impl Default for Limits {
             max_pending_bytes: 64 << 20,
             max_pending_reads: 65_536,
             max_client_connections: 1_024,
+            max_client_bytes: 64 << 20,
             max_calls_per_connection: 1_024,
             max_uncommitted_bytes: 64 << 20,
             max_inflight_bytes: 4 << 20,

@@ -10,6 +10,7 @@
 
 mod api;
 mod builder;
+mod client_bytes;
 mod client_connections;
 mod clock;
 mod config;

@@ -90,6 +90,22 @@ async fn a_command_without_time_left_has_no_effect() {
     engine.stop().await;
 }
 
+/// Whoever connects and says nothing does not keep others out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_stays_silent_is_closed() {
+    use tokio::io::AsyncReadExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().into(), ..Config::default() };
+    config.client_listen = Some("127.0.0.1:0".to_owned());
+    let engine = start(&config).await;
+    let mut silent = tokio::net::TcpStream::connect(engine.client_addr().unwrap()).await.unwrap();
+    let mut said = Vec::new();
+    // The server's settings come, and then the end of the connection, with or without a reset.
+    let closed = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut said)).await;
+    assert!(closed.is_ok(), "the connection is still open");
+    engine.stop().await;
+}
+
 /// The second connection is served once the first is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_of_clients_are_bounded() {

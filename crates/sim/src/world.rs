@@ -344,6 +344,7 @@ impl World {
         };
         let core = running.replica.core();
         self.monitors.after_step(id, core)?;
+        self.check_leases()?;
         if self.monitors.old_term_on_majority(core) {
             self.counts.reached(Sometimes::OldTermEntryOnMajority);
         }
@@ -405,6 +406,30 @@ impl World {
         if apply_begins {
             let delay = self.prng.tail(self.profile.apply_mean);
             self.after(delay, Happening::ApplyBegin { node: id, life });
+        }
+        Ok(())
+    }
+
+    /// While clocks keep their bound, nobody leads a later term beside a valid lease (Raft thesis, section
+    /// 6.4.1), whether a client notices or not.
+    fn check_leases(&self) -> Result<(), String> {
+        if self.profile.clock_drift > u64::from(self.profile.clock_drift_percent_max) * 10_000 {
+            return Ok(());
+        }
+        for holder in &self.nodes {
+            let Some(core) = holder.running.as_ref().map(|it| it.replica.core()) else { continue };
+            let until = core.lease_until().filter(|until| holder.clock(self.now) < *until);
+            let later =
+                self.nodes.iter().filter_map(|node| node.running.as_ref()).find(|it| {
+                    it.replica.core().leads_with_commit() && it.replica.core().term() > core.term()
+                });
+            if let (Some(until), Some(_)) = (until, later) {
+                return Err(format!(
+                    "lease: node {} holds one of term {} until {until:?} beside a later leader",
+                    holder.id,
+                    core.term()
+                ));
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ Examples:
 The nodes are processes of their own, with real files and sockets. Stop, kill or restart them by hand as you \
 like: `dev` says when one ends and how to start it again, and restarts nothing by itself. With the default \
 ports the other verbs find the cluster without --endpoints. Ctrl-C and SIGTERM stop every node in order (exit 0); \
-when `dev` itself is killed the nodes stop too.";
+when `dev` itself is killed the nodes stop too. Only a node that was started by hand is left to whoever did.";
 
 #[derive(Args, Debug)]
 #[command(after_help = DEV_HELP)]

@@ -166,6 +166,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Writes the configs and starts every node.
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with more lines in each config.
+    pub(crate) fn start_with(settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let held: Vec<TcpListener> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let at = |i: usize| held[i].local_addr().unwrap().to_string();
@@ -181,7 +186,7 @@ impl Cluster {
         let clients = (0..3).map(|i| at(2 * i + 1)).collect();
         for id in 1..=3 {
             let text = format!(
-                "node_id = {id}\ncluster_id = \"00112233445566778899aabbccddeeff\"\ndata_dir = \"data-{id}\"\n{members}"
+                "node_id = {id}\ncluster_id = \"00112233445566778899aabbccddeeff\"\ndata_dir = \"data-{id}\"\n{settings}{members}"
             );
             fs::write(dir.path().join(format!("node-{id}.toml")), text).unwrap();
         }

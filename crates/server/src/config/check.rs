@@ -190,6 +190,7 @@ fn check_limits(config: &Config) -> Checked {
     count("peer_queue_frames", limits.peer_queue_frames)?;
     // Whatever holds commands must hold at least the longest one, or it would never be taken.
     bytes("max_pending_bytes", limits.max_pending_bytes, command)?;
+    bytes("max_client_bytes", limits.max_client_bytes, command)?;
     bytes("max_uncommitted_bytes", limits.max_uncommitted_bytes, command)?;
     bytes("max_inflight_bytes", limits.max_inflight_bytes, command)?;
     bytes("log_cache_bytes", limits.log_cache_bytes, command)?;

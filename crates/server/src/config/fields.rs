@@ -26,6 +26,7 @@ pub(super) const LIMITS: &[&str] = &[
     "max_pending_bytes",
     "max_pending_reads",
     "max_client_connections",
+    "max_client_bytes",
     "max_calls_per_connection",
     "max_uncommitted_bytes",
     "max_inflight_bytes",

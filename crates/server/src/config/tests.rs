@@ -171,6 +171,7 @@ fn every_limit_has_a_range() {
         ("max_pending_bytes", mebibyte, most, " bytes"),
         ("max_pending_reads", 1, count, ""),
         ("max_client_connections", 1, count, ""),
+        ("max_client_bytes", mebibyte, most, " bytes"),
         ("max_calls_per_connection", 1, count, ""),
         ("max_uncommitted_bytes", mebibyte, most, " bytes"),
         ("max_inflight_bytes", mebibyte, most, " bytes"),
