@@ -119,7 +119,7 @@ pub enum ReadError {
     StateMachine(String),
 }
 
-/// Why leadership was not handed over. Nothing has changed.
+/// Why leadership was not handed over. Nothing has changed, unless the error says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
@@ -135,13 +135,10 @@ pub enum TransferError {
     /// Choose a voter other than the leader.
     #[error("there is no such voter to hand leadership over to")]
     NoTarget,
-    /// The target did not take over in time and the old leader goes on. Is the target running and
-    /// reachable?
-    #[error("the target did not take over in time; node {leader} leads")]
-    TimedOut {
-        /// Who leads.
-        leader: u64,
-    },
+    /// Nobody has taken over in time. The target may still do so, or the old leader go on, or an election be
+    /// under way: look who leads. Is the target running and reachable?
+    #[error("nobody has taken over in time; look who leads, and whether the target can be reached")]
+    TimedOut,
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {reason}")]
     Stopped {

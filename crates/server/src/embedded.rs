@@ -318,7 +318,7 @@ impl EmbeddedEngine {
     /// the node that leads once it does. Commands are answered `Busy` meanwhile.
     ///
     /// # Errors
-    /// [`TransferError`]; nothing has changed.
+    /// [`TransferError`]: nothing has changed, but for [`TransferError::TimedOut`].
     pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, TransferError> {
         let own = self.inner.identity.node;
         let target = match to {
@@ -339,7 +339,7 @@ impl EmbeddedEngine {
         match tokio::time::timeout(TRANSFER_PATIENCE, moved).await {
             Ok(Ok(seen)) => Ok(seen.1.map_or(0, NodeId::get)),
             Ok(Err(_)) => Err(stopped()),
-            Err(_) => Err(TransferError::TimedOut { leader: own.get() }),
+            Err(_) => Err(TransferError::TimedOut),
         }
     }
 

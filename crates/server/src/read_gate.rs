@@ -122,6 +122,33 @@ mod tests {
         assert_eq!(gate.by_lease(), Passage::AskRaft, "revoked");
     }
 
+    /// A raft thread that commits, an apply thread that follows, and a reader: what passes names an index that
+    /// is applied, and never one from before what the reader was told.
+    #[test]
+    fn a_read_that_passes_sees_everything_told_before() {
+        let (gate, later) = gate();
+        let told = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for index in 1..=200_000 {
+                    gate.publish(index, Some(later));
+                    gate.applied(index);
+                    // Only now is a caller answered.
+                    told.store(index, Ordering::Release);
+                }
+                gate.close();
+            });
+            loop {
+                let before = told.load(Ordering::Acquire);
+                match gate.by_lease() {
+                    Passage::Now(index) => assert!(index >= before, "{index} after {before} was told"),
+                    Passage::AskRaft => {}
+                    Passage::Closed => break,
+                }
+            }
+        });
+    }
+
     #[test]
     fn nothing_passes_a_closed_gate() {
         let (gate, later) = gate();

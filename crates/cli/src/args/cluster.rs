@@ -55,7 +55,7 @@ Examples:
     d-engine transfer-leader --to 2
 
 Commands of others wait meanwhile, for much less than an election; none fails. Exit 0: the node that is \
-printed leads. Exit 1: nothing has changed. Exit 4: the outcome is unknown; look with `status`.";
+printed leads. Exit 1: refused, nothing has changed. Exit 4: the outcome is unknown, also when nobody took over in time; look with `status`.";
 
 #[derive(Args, Debug)]
 #[command(after_help = TRANSFER_HELP)]

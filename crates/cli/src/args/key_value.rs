@@ -116,7 +116,7 @@ Examples:
     d-engine scan --keys-only | wc -l
     d-engine scan --prefix user/ --json
 
-A record is a line `key<TAB>value`, which `import` reads; with --json a line {\"key\": ..., \"value\": ...}, and \
+A record is a line `key<TAB>value`, which `import` reads as long as no key holds a tab and nothing a line break; with --json a line {\"key\": ..., \"value\": ...}, and \
 what is no UTF-8 is given in hexadecimal, as \"key_hex\" or \"value_hex\". The records are fetched in pages; each \
 page is of one moment, the whole is not.";
 

@@ -42,6 +42,8 @@ pub fn transfer_error_detail(error: &TransferError) -> ErrorDetail {
         TransferError::NotLeader { leader } => not_leader(leader.as_ref()),
         TransferError::Stopped { reason } => stopped(reason),
         TransferError::InProgress => busy("leadership is being handed over already"),
+        // The target may still take over.
+        TransferError::TimedOut => Kind::OutcomeUnknown(client::OutcomeUnknown {}),
         other => Kind::Invalid(client::Invalid { reason: other.to_string() }),
     })
 }
