@@ -2,9 +2,10 @@
 //!
 //! `args/` is what can be typed. `serve.rs` runs a node. `key_value.rs`, `scan.rs` and `import/` work with
 //! records, `status.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
-//! `cluster/` starts and stops. `exit.rs` is what the exit codes mean.
+//! `cluster/` starts and stops. `bench/` measures one. `exit.rs` is what the exit codes mean.
 
 mod args;
+mod bench;
 mod cluster;
 mod demo;
 mod dev;
@@ -63,6 +64,7 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Import(args) => import::import(args).await,
         Verb::Status(args) => status::status(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,
+        Verb::Bench(args) => bench::bench(*args).await,
         Verb::Demo(args) => demo::demo(args).await,
     }
 }

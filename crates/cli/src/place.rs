@@ -29,6 +29,16 @@ impl Place {
         }
     }
 
+    /// A temporary directory inside `dir`, or where the system keeps such.
+    pub(crate) fn temporary(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
+        let Some(dir) = dir else { return Self::any(None, prefix) };
+        let inside = Self::any(Some(dir), prefix)?;
+        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(inside.path());
+        made.map(Self::Temporary).map_err(|error| {
+            Failure::refused(format_args!("--dir {}: nothing can be made in it: {error}", dir.display()))
+        })
+    }
+
     /// `dir`, whatever is in it, or a temporary directory.
     pub(crate) fn any(dir: Option<&Path>, prefix: &str) -> Result<Self, Failure> {
         let Some(dir) = dir else {

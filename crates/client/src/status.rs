@@ -32,6 +32,10 @@ pub struct NodeStatus {
     pub ready: bool,
     /// The version of its program.
     pub version: String,
+    /// Syncs of its log since it started.
+    pub log_syncs: u64,
+    /// Bytes written to its log since it started, padding included.
+    pub log_bytes_written: u64,
 }
 
 /// A member of a cluster.
@@ -105,6 +109,8 @@ impl From<wire::StatusReply> for NodeStatus {
             stopped: some_text(reply.stopped_reason),
             ready: reply.ready,
             version: reply.version,
+            log_syncs: reply.log_syncs,
+            log_bytes_written: reply.log_bytes_written,
         }
     }
 }

@@ -168,6 +168,8 @@ fn status_reply(status: NodeStatus) -> StatusReply {
         stopped_reason: status.stopped.map(|reason| reason.to_string()).unwrap_or_default(),
         state_machine_running: status.state_machine_running,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        log_syncs: status.log.syncs,
+        log_bytes_written: status.log.bytes_written,
         ..StatusReply::default()
     };
     let Some(replica) = status.replica else { return reply };

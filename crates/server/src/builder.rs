@@ -20,7 +20,7 @@ use crate::inbox::{Inbox, InboxLimits};
 use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
 use crate::transport::{TransportIdentity, TransportSettings};
-use crate::worker_threads::{WorkQueue, apply_thread, log_thread};
+use crate::worker_threads::{LogCounters, WorkQueue, apply_thread, log_thread};
 use crate::{Config, StartError, api, entropy};
 
 /// Puts a node together. Without [`NodeBuilder::storage_engine`] and [`NodeBuilder::state_machine`] it
@@ -167,10 +167,12 @@ impl Node {
             reads: limits.max_pending_reads,
         };
         let inbox = Arc::new(Inbox::new(intake, gate.clone()));
+        let counters = Arc::new(LogCounters::default());
         let shared = Arc::new(Shared {
             group,
             inbox: inbox.clone(),
             gate: gate.clone(),
+            log_counters: counters.clone(),
             membership: std::sync::RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
             leader: watch::Sender::new((0, None)),
@@ -196,7 +198,7 @@ impl Node {
         let (started, has_started) = oneshot::channel();
         let spawn = || {
             Ok(vec![
-                log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone())?,
+                log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone(), counters)?,
                 apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox, gate, runtime)?,
                 raft_thread(name("raft"), raft, transport, started)?,
             ])

@@ -12,7 +12,7 @@ use d_engine_replica::{
     ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, TransferError,
     Unsupported,
 };
-use d_engine_storage::Identity;
+use d_engine_storage::{Identity, LogStats};
 use tokio::sync::{oneshot, watch};
 
 use crate::raft_thread::Shared;
@@ -83,6 +83,8 @@ pub struct NodeStatus {
     pub identity: Identity,
     /// The replica's own account; `None` when the node has stopped.
     pub replica: Option<ReplicaStatus>,
+    /// What the log has done since the node started, as of its last sync.
+    pub log: LogStats,
     /// Whether the state machine says that it runs.
     pub state_machine_running: bool,
     /// Why the node has stopped, if it has.
@@ -370,6 +372,7 @@ impl EmbeddedEngine {
         NodeStatus {
             identity: self.inner.identity.clone(),
             replica,
+            log: self.inner.shared.log_counters.read(),
             state_machine_running: self.inner.machine.is_running(),
             stopped: self.inner.shared.inbox.closed(),
         }

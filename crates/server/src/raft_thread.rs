@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::inbox::{Inbox, Incoming};
 use crate::read_gate::ReadGate;
 use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, Transport};
-use crate::worker_threads::{ApplyWork, LogWork, WorkQueue};
+use crate::worker_threads::{ApplyWork, LogCounters, LogWork, WorkQueue};
 
 /// How long a shutdown waits for commands and reads that are on their way.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) inbox: Arc<Inbox>,
     /// For reads that need no other thread.
     pub(crate) gate: Arc<ReadGate>,
+    /// What the log has written.
+    pub(crate) log_counters: Arc<LogCounters>,
     /// The membership in force, for the transport's handshakes.
     pub(crate) membership: RwLock<Membership>,
     /// Whether the node has caught up; never goes back to false.

@@ -8,6 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use d_engine_replica::{ApplyJob, ApplyWorker, Event, LoadJob, LogWorker, PersistJob, StopReason};
+use d_engine_storage::LogStats;
 
 use crate::StartError;
 use crate::inbox::Inbox;
@@ -101,18 +102,39 @@ pub(crate) struct ApplyWork {
     pub(crate) hard_state_saved: bool,
 }
 
+/// What the log thread has done since the node started, for whoever asks for the node's status.
+#[derive(Default)]
+pub(crate) struct LogCounters(Mutex<LogStats>);
+
+impl LogCounters {
+    fn publish(&self, stats: LogStats) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    /// As of the last sync.
+    pub(crate) fn read(&self) -> LogStats {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Starts the log thread. It drops the log, and with it the directory lock, when its queue is closed.
 pub(crate) fn log_thread(
     name: String,
     worker: LogWorker,
     queue: Arc<WorkQueue<LogWork>>,
     inbox: Arc<Inbox>,
+    counters: Arc<LogCounters>,
 ) -> Result<JoinHandle<()>, StartError> {
-    let run = move || guarded("log", &inbox, || log_loop(worker, &queue, &inbox));
+    let run = move || guarded("log", &inbox, || log_loop(worker, &queue, &inbox, &counters));
     Builder::new().name(name).spawn(run).map_err(StartError::Thread)
 }
 
-fn log_loop(mut worker: LogWorker, queue: &WorkQueue<LogWork>, inbox: &Inbox) -> Result<(), StopReason> {
+fn log_loop(
+    mut worker: LogWorker,
+    queue: &WorkQueue<LogWork>,
+    inbox: &Inbox,
+    counters: &LogCounters,
+) -> Result<(), StopReason> {
     let mut idle_calls = IDLE_CALLS_MAX;
     loop {
         let idle_after = (idle_calls > 0).then_some(IDLE_AFTER);
@@ -121,6 +143,7 @@ fn log_loop(mut worker: LogWorker, queue: &WorkQueue<LogWork>, inbox: &Inbox) ->
             Found::Closed(work) => (work, true),
             Found::Idle => {
                 worker.idle()?;
+                counters.publish(worker.stats());
                 idle_calls -= 1;
                 continue;
             }
@@ -129,6 +152,7 @@ fn log_loop(mut worker: LogWorker, queue: &WorkQueue<LogWork>, inbox: &Inbox) ->
             idle_calls = IDLE_CALLS_MAX;
         }
         if let Some(order) = worker.persist(&work.writes)? {
+            counters.publish(worker.stats());
             inbox.report(Event::Persisted(order));
         }
         for job in &work.loads {

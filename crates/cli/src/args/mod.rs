@@ -1,5 +1,6 @@
 //! What can be typed, a file for each kind of verb.
 
+mod bench;
 mod cluster;
 mod import;
 mod key_value;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use d_engine_client::{Client, ClientError, ClientOptions, Consistency, KvClient};
 
+pub(crate) use self::bench::{BenchArgs, Workload};
 pub(crate) use self::cluster::{DemoArgs, DevArgs, StatusArgs, TransferArgs};
 pub(crate) use self::import::ImportArgs;
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
@@ -26,7 +28,7 @@ Exit codes:
     4  put, delete, cas, transfer-leader: the outcome is unknown (the connection or the leadership was
        lost on the way)
     5  cas: another value was there; nothing was changed
-  130  demo, import, scan: interrupted by Ctrl-C or SIGTERM";
+  130  bench, demo, import, scan: interrupted by Ctrl-C or SIGTERM";
 
 /// A replicated, durable state machine: run a node, talk to a cluster, or watch one survive.
 #[derive(Parser, Debug)]
@@ -59,6 +61,8 @@ pub(crate) enum Verb {
     Status(StatusArgs),
     /// Hand leadership over to another node.
     TransferLeader(TransferArgs),
+    /// Measure operations per second, their latency, and what each costs.
+    Bench(Box<BenchArgs>),
     /// Three processes, a real import, the leader killed in the middle, and a check of every record.
     Demo(DemoArgs),
 }

@@ -89,6 +89,12 @@ impl Cluster {
         Ok(Some(Self { nodes }))
     }
 
+    /// What the nodes are started with.
+    pub(crate) fn configs(&self) -> Result<Vec<Config>, Failure> {
+        let read = |node: &Node| Config::from_file(node.config()).map_err(Failure::refused);
+        self.nodes.iter().map(read).collect()
+    }
+
     /// Starts every node that does not run.
     pub(crate) fn start(&mut self) -> Result<(), Failure> {
         self.nodes.iter_mut().filter(|node| !node.runs()).try_for_each(Node::start)

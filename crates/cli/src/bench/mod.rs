@@ -1,0 +1,169 @@
+//! `d-engine bench`: how many operations a second, how long each takes, and what each costs.
+//!
+//! `plan.rs` is what is asked for, `target.rs` the nodes, `caller.rs` one operation, `load.rs` many callers at once,
+//! `pace.rs` when operations begin at a fixed rate. `tally.rs` is what is written down meanwhile; `process.rs` and
+//! `cost.rs` are what the nodes used; `report.rs` and `plot.rs` show it all.
+
+mod caller;
+mod cost;
+mod load;
+mod pace;
+mod plan;
+mod plot;
+mod process;
+mod report;
+mod tally;
+mod target;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use tokio::time::{MissedTickBehavior, interval};
+
+use self::cost::Cost;
+use self::load::{Done, Load};
+use self::plan::Plan;
+use self::report::Report;
+use self::target::Target;
+use crate::args::BenchArgs;
+use crate::exit::{Exit, Failure, note, say};
+use crate::signals::StopSignals;
+
+/// How long operations in flight may take after Ctrl-C.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+pub(crate) async fn bench(args: BenchArgs) -> Result<(), Failure> {
+    let plan = Arc::new(Plan::new(&args)?);
+    if let Some(file) = &args.plot {
+        // Before a long measurement, not behind it.
+        write_plot(file, "")?;
+    }
+    let mut signals = StopSignals::listen()?;
+    let target = tokio::select! {
+        target = prepare(&args, &plan) => target?,
+        // What was started is dropped, and with it killed.
+        signal = signals.next() => return Err(interrupted(signal)),
+    };
+    let mut report = Report::new(&plan, &target.about);
+    if !args.json {
+        report.head().iter().for_each(say);
+    }
+    let measured = measure_all(&plan, &target, &mut report, &mut signals).await;
+    if args.json {
+        say(report.json()?);
+    } else if !report.runs.is_empty() {
+        say("");
+        report.table().iter().for_each(say);
+    }
+    if let Some(file) = &args.plot {
+        write_plot(file, &plot::svg(&report))?;
+    }
+    let closed = tokio::select! {
+        closed = target.close() => closed,
+        _ = signals.next() => Ok(()),
+    };
+    match measured? {
+        Some(signal) => Err(interrupted(signal)),
+        None => closed,
+    }
+}
+
+/// Nodes that serve, with everything in them that is to be read.
+async fn prepare(args: &BenchArgs, plan: &Arc<Plan>) -> Result<Target, Failure> {
+    let target = Target::open(args).await?;
+    if plan.needs_records()
+        && let Err(failure) = target.fill(plan).await
+    {
+        // What it has to say is less than why it is closed.
+        target.close().await.ok();
+        return Err(failure);
+    }
+    Ok(target)
+}
+
+/// Measures with each number of callers in turn; returns the signal that ended it, if one did.
+async fn measure_all(
+    plan: &Arc<Plan>,
+    target: &Target,
+    report: &mut Report,
+    signals: &mut StopSignals,
+) -> Result<Option<&'static str>, Failure> {
+    for &callers in &plan.callers {
+        let connected = target.callers(plan, callers)?;
+        // The same callers twice, so that their connections are warm.
+        if !plan.warmup.is_zero() {
+            let what = format!("{callers} callers, warm-up");
+            let (_, signal) = run(&connected, plan, plan.warmup, &what, signals).await?;
+            if signal.is_some() {
+                report.interrupted = true;
+                return Ok(signal);
+            }
+        }
+        let before = target.look().await;
+        let what = format!("{callers} callers");
+        let (done, signal) = run(&connected, plan, plan.duration, &what, signals).await?;
+        let after = target.look().await;
+        let cost = Cost::between(&before, &after, done.tally.succeeded());
+        report.add(plan, callers, &done, cost)?;
+        if signal.is_some() {
+            report.interrupted = true;
+            return Ok(signal);
+        }
+    }
+    Ok(None)
+}
+
+/// Lets the callers work for `length`, or until a signal; shows on a terminal how far they are.
+async fn run(
+    callers: &[Arc<caller::Caller>],
+    plan: &Arc<Plan>,
+    length: Duration,
+    what: &str,
+    signals: &mut StopSignals,
+) -> Result<(Done, Option<&'static str>), Failure> {
+    let bar = ProgressBar::new_spinner();
+    let began = Instant::now();
+    let mut load = Load::start(callers, plan, length)?;
+    let mut looks = interval(Duration::from_secs(1));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let signal = loop {
+        tokio::select! {
+            finished = load.finish() => {
+                finished?;
+                break None;
+            }
+            signal = signals.next() => break Some(signal),
+            _ = looks.tick() => {}
+        }
+        let (succeeded, seconds) = (load.succeeded(), began.elapsed().as_secs_f64());
+        let rate = succeeded as f64 / seconds.max(1e-3);
+        bar.set_message(format!("{what}: {seconds:.0} of {:.0} s, {rate:.0}/s", length.as_secs_f64()));
+        bar.tick();
+    };
+    if signal.is_some() {
+        load.stop();
+        tokio::select! {
+            finished = tokio::time::timeout(LAST_ANSWERS, load.finish()) => {
+                if finished.is_err() {
+                    note(format_args!("operations without an answer after {LAST_ANSWERS:?} are not counted"));
+                }
+            }
+            _ = signals.next() => {}
+        }
+    }
+    bar.finish_and_clear();
+    Ok((load.done()?, signal))
+}
+
+fn write_plot(file: &Path, svg: &str) -> Result<(), Failure> {
+    fs::write(file, svg).map_err(|error| {
+        Failure::refused(format_args!("--plot {}: it cannot be written: {error}", file.display()))
+    })
+}
+
+fn interrupted(signal: &str) -> Failure {
+    Failure::new(Exit::Interrupted, format_args!("interrupted by {signal}"))
+}
