@@ -169,3 +169,19 @@ fn what_cannot_be_measured_is_refused_before_anything_is_started() {
         assert!(ended.err.contains(named) && ended.out.is_empty(), "{args:?}: {}", ended.err);
     }
 }
+
+/// What is received is a slice of a larger buffer; an entry that kept it would make small commands cost
+/// kilobytes each for as long as they are in the log's cache.
+#[test]
+fn a_small_command_does_not_keep_the_buffer_it_came_in() {
+    let report = bench(&["put", "--callers", "64", "--value-bytes", "8", "--duration", "3s"]);
+    let run = &report["runs"][0];
+    check(run);
+    if cfg!(target_os = "linux") {
+        let allowed = (60 << 20) + 1024 * number(&run["operations"]);
+        let peaks = run["cost_per_operation"]["peak_memory_bytes"].as_array().unwrap();
+        for peak in peaks.iter().map(number) {
+            assert!(peak < allowed, "{peak} bytes after {} small commands", run["operations"]);
+        }
+    }
+}

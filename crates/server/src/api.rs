@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use d_engine_core::RoleKind;
 use d_engine_proto::client::{
     Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
@@ -77,7 +78,10 @@ impl Engine for Api {
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
         let engine = self.engine()?;
         let deadline = engine.deadline_after(patience(&request));
-        let proposed = engine.propose_by(request.into_inner().command, deadline);
+        // A copy of its own size: what was received is a slice of a larger buffer, which the entry would keep in
+        // memory for as long as it is in the log's cache.
+        let command = Bytes::copy_from_slice(&request.into_inner().command);
+        let proposed = engine.propose_by(command, deadline);
         let reply = proposed.await.map_err(propose_status)?;
         Ok(Response::new(ProposeReply { reply }))
     }
