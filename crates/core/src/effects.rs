@@ -19,6 +19,9 @@ pub struct Effects {
     /// The state machine may apply up to and including this index: it is committed, and stored on
     /// this node.
     pub apply_to: Option<LogIndex>,
+    /// Followers that need entries which are purged here: send each the newest snapshot. How it ends is told
+    /// with [`crate::Input::SnapshotFailed`], or shows in the follower's answers to heartbeats.
+    pub snapshots: Vec<NodeId>,
     /// Reads that are confirmed: serve them once this index has been applied.
     pub reads_confirmed: Vec<(ReadId, LogIndex)>,
     /// Reads that cannot be confirmed here any more; they go to the new leader.
@@ -69,6 +72,13 @@ pub enum Appended {
         /// The index of the first new entry; whatever the log held from there on is superseded.
         first: LogIndex,
     },
+    /// The snapshot that this step was called with takes the place of the log up to `last`.
+    Snapshot {
+        /// The last entry in the snapshot.
+        last: LogId,
+        /// Whether the log holds this entry and keeps what is behind it; otherwise it is dropped whole.
+        keeps_suffix: bool,
+    },
 }
 
 /// A message and its receiver.
@@ -105,6 +115,7 @@ impl Effects {
         self.messages.clear();
         self.appends.clear();
         self.apply_to = None;
+        self.snapshots.clear();
         self.reads_confirmed.clear();
         self.reads_lost.clear();
         self.superseded_from = None;

@@ -8,7 +8,7 @@ use crate::{AppendOutcome, EntryKind, Instant, LogId, LogIndex, Message, NodeId,
 
 impl RaftCore {
     /// Takes `from` for the leader of the current term.
-    fn accept_leader(&mut self, now: Instant, from: NodeId) -> Result<&mut Follower, Rejected> {
+    pub(crate) fn accept_leader(&mut self, now: Instant, from: NodeId) -> Result<&mut Follower, Rejected> {
         if matches!(self.role, Role::Leader(_)) {
             // Two leaders in one term cannot be (Election Safety); nothing it says is believed.
             return Err(Rejected::SecondLeader);
@@ -109,6 +109,15 @@ impl RaftCore {
         let stored = received.min(self.log.persisted());
         self.send(from, Message::HeartbeatReply { term: self.hard_state.term, round, received, stored });
         Ok(())
+    }
+
+    /// A snapshot of the leader's stands in this log: it matches as far, and only as far when what was behind
+    /// it is gone.
+    pub(crate) fn installed(&mut self, last: LogId, keeps_suffix: bool) {
+        if let Role::Follower(follower) = &mut self.role {
+            let before = if keeps_suffix { follower.verified } else { LogIndex::ZERO };
+            follower.verified = before.max(last.index);
+        }
     }
 
     fn verified_to(&mut self, index: LogIndex) {

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{Configuration, EntryKind, LogIndex, Message, NodeId, PersistId, Term};
+use crate::{Configuration, EntryKind, LogId, LogIndex, Message, NodeId, PersistId, Term};
 
 /// The driver's name for a read that waits for confirmation.
 pub type ReadId = u64;
@@ -68,6 +68,24 @@ pub enum Input {
     Persisted(PersistId),
     /// Everything up to and including this index has been applied to the state machine.
     Applied(LogIndex),
+    /// A snapshot that `from`, the leader of `term`, has sent: received whole, verified, and on stable
+    /// storage. It takes the place of the log up to `last` unless that is committed here already.
+    InstallSnapshot {
+        /// Who sent it.
+        from: NodeId,
+        /// The term in which it was sent.
+        term: Term,
+        /// The last entry in it.
+        last: LogId,
+        /// Log time at that entry.
+        time_ms: u64,
+        /// The configuration at that entry, which is a committed one.
+        configuration: Box<Configuration>,
+    },
+    /// Sending a snapshot to this follower has failed. It is ordered again with the next heartbeat.
+    SnapshotFailed(NodeId),
+    /// The log has been purged up to and including this entry, which has been applied.
+    Purged(LogId),
     /// Messages on the way to this node may have been lost.
     PeerLost(NodeId),
     /// [`crate::RaftCore::next_deadline`] has come.
@@ -98,6 +116,8 @@ pub enum Rejected {
     ContradictsCommitted,
     /// The entries of an append do not rise in term, or a membership entry has no configuration.
     MalformedAppend,
+    /// The snapshot is of an earlier term's leader, or not newer than what is committed here.
+    SnapshotStale,
     /// The driver reported a write that was never ordered, or an apply that was not allowed.
     UnknownOrder,
     /// A membership entry is not committed yet, or the term's first entry is not. Try again later.
@@ -121,6 +141,7 @@ impl fmt::Display for Rejected {
             Self::FromSelf => f.write_str("the message names this node as its sender"),
             Self::SecondLeader => f.write_str("another node claims to lead this node's term"),
             Self::ContradictsCommitted => f.write_str("the append contradicts a committed entry"),
+            Self::SnapshotStale => f.write_str("the snapshot is not newer than what is committed here"),
             Self::MalformedAppend => f.write_str("the append's entries are not in order"),
             Self::UnknownOrder => f.write_str("the driver reported something that was never ordered"),
             Self::MembershipBusy => f.write_str("another membership entry is not committed yet"),

@@ -145,7 +145,12 @@ impl RaftCore {
         for (node, progress) in &mut leader.followers {
             while progress.may_send(config.inflight_appends_max, config.inflight_bytes_max) {
                 let before = progress.next.previous();
-                let Some(term) = self.log.term_at(before) else { break };
+                let Some(term) = self.log.term_at(before) else {
+                    // Purged: only a snapshot brings this follower up to date.
+                    progress.needs_snapshot();
+                    out.snapshots.push(*node);
+                    break;
+                };
                 let prev = LogId::new(term, before);
                 let batch =
                     self.log.batch_from(progress.next, config.append_bytes_max, config.append_entries_max);
@@ -153,7 +158,7 @@ impl RaftCore {
                     (Some(batch), _) => batch,
                     // A probe without entries still tells where the logs meet.
                     (None, Flow::Probe { .. }) => (before, 0),
-                    (None, Flow::Replicate { .. }) => break,
+                    (None, Flow::Replicate { .. } | Flow::Snapshot { .. }) => break,
                 };
                 let Some(last_term) = self.log.term_at(last) else { break };
                 out.appends.push(AppendPlan {
@@ -337,6 +342,14 @@ impl RaftCore {
         Ok(())
     }
 
+    pub(crate) fn on_snapshot_failed(&mut self, node: NodeId) {
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(progress) = leader.followers.get_mut(&node)
+        {
+            progress.snapshot_failed();
+        }
+    }
+
     pub(crate) fn on_peer_lost(&mut self, now: Instant, node: NodeId, out: &mut Effects) {
         self.ask_leader_again(node);
         self.tell_target_again(node);
@@ -353,6 +366,11 @@ impl RaftCore {
             leader.heartbeat_at = now.plus(self.config.heartbeat_interval);
         }
         self.maybe_give_up_transfer(now);
+        if let Role::Leader(leader) = &mut self.role {
+            let failed =
+                leader.followers.iter_mut().filter_map(|(node, it)| it.retries_snapshot().then_some(*node));
+            out.snapshots.extend(failed);
+        }
         self.begin_round(now, out);
         self.replicate(now, out);
     }

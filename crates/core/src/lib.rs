@@ -37,6 +37,7 @@ mod quorum;
 mod raft_core;
 mod read;
 mod role;
+mod snapshot;
 mod status;
 mod time;
 mod transfer;

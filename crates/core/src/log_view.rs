@@ -177,7 +177,7 @@ impl LogView {
     /// Appends one entry after the last.
     pub(crate) fn push(&mut self, entry: &EntryMeta) {
         let index = self.last_index().next();
-        if self.last().term != entry.term {
+        if self.spans.is_empty() || self.last().term != entry.term {
             self.spans.push(Span { first: index, term: entry.term });
         }
         self.sizes.push_back(entry.bytes);
@@ -215,6 +215,60 @@ impl LogView {
         while self.configurations.len() > 1 && self.configuration_index() >= index {
             self.configurations.pop();
         }
+    }
+
+    /// The driver has purged the log up to `through`: nothing before is known any more.
+    pub(crate) fn purge_to(&mut self, through: LogId) {
+        assert!(through.index <= self.applied, "unapplied entries would be purged: {:?}", self.summary());
+        self.begin_after(through);
+    }
+
+    /// The log begins after `base` from now on; what is behind it stays.
+    fn begin_after(&mut self, base: LogId) {
+        let dropped = usize::try_from(base.index.since(self.base.index)).unwrap_or(usize::MAX);
+        self.sizes.drain(..dropped.min(self.sizes.len()));
+        let covering = self.spans.partition_point(|span| span.first <= base.index.next());
+        self.spans.drain(..covering.saturating_sub(1));
+        if let Some(span) = self.spans.first_mut() {
+            span.first = span.first.max(base.index.next());
+        }
+        let kept = self.configurations.partition_point(|(index, _)| *index <= base.index);
+        self.configurations.drain(..kept.saturating_sub(1));
+        self.base = base;
+        if self.sizes.is_empty() {
+            self.spans.clear();
+        }
+    }
+
+    /// A snapshot stands in the place of everything up to `last`. A log that holds this very entry keeps
+    /// what is behind it; any other log is dropped whole (Raft paper, figure 13, rules 6 and 7).
+    /// Returns whether the log was kept.
+    pub(crate) fn install(&mut self, last: LogId, configuration: Box<Configuration>, time_ms: u64) -> bool {
+        assert!(last.index > self.committed, "a snapshot from before commit: {last:?} {:?}", self.summary());
+        let kept = self.holds(last);
+        if kept {
+            self.commit_to(last.index);
+        } else {
+            // What was committed is in the snapshot, and as durable as it was.
+            let durable = self.persisted.min(self.committed);
+            for (_, through) in &mut self.ordered {
+                *through = (*through).min(durable);
+            }
+            self.persisted = durable;
+            self.sizes.clear();
+            self.spans.clear();
+            self.uncommitted_bytes = 0;
+            self.committed = last.index;
+            self.base = last;
+            self.configurations.clear();
+        }
+        if kept {
+            self.begin_after(last);
+            self.configurations.retain(|(index, _)| *index > last.index);
+        }
+        self.configurations.insert(0, (last.index, configuration));
+        self.time_ms = self.time_ms.max(time_ms);
+        kept
     }
 
     /// Notes that `order` will make everything now in the log durable.

@@ -15,6 +15,11 @@ pub(crate) enum Flow {
     /// The logs are known to match: appends are pipelined (Raft thesis, section 10.2.1) up to a
     /// limit of bytes and messages.
     Replicate { inflight: VecDeque<Inflight>, bytes: u64 },
+    /// The follower needs entries that are purged here: a snapshot is on its way, and nothing else.
+    Snapshot {
+        /// Sending it has failed; it is ordered again with the next heartbeat.
+        failed: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +61,7 @@ impl Progress {
         match &self.flow {
             Flow::Probe { sent } => sent.is_none(),
             Flow::Replicate { inflight, bytes } => inflight.len() < appends_max && *bytes < bytes_max,
+            Flow::Snapshot { .. } => false,
         }
     }
 
@@ -68,6 +74,28 @@ impl Progress {
                 *bytes = bytes.saturating_add(batch_bytes);
                 self.next = last.next();
             }
+            Flow::Snapshot { .. } => {}
+        }
+    }
+
+    /// The follower needs a snapshot.
+    pub(crate) fn needs_snapshot(&mut self) {
+        self.flow = Flow::Snapshot { failed: false };
+        self.stalled = None;
+    }
+
+    /// Sending the snapshot has failed.
+    pub(crate) fn snapshot_failed(&mut self) {
+        if let Flow::Snapshot { failed } = &mut self.flow {
+            *failed = true;
+        }
+    }
+
+    /// Whether a snapshot must be ordered again; it counts as ordered then.
+    pub(crate) fn retries_snapshot(&mut self) -> bool {
+        match &mut self.flow {
+            Flow::Snapshot { failed } => core::mem::take(failed),
+            _ => false,
         }
     }
 
@@ -76,7 +104,8 @@ impl Progress {
         self.matched = self.matched.max(index);
         self.next = self.next.max(index.next());
         match &mut self.flow {
-            Flow::Probe { .. } => {
+            // With a snapshot on its way: it has been applied, or the follower was further than it seemed.
+            Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 self.next = self.matched.next();
                 self.flow = Flow::Replicate { inflight: VecDeque::new(), bytes: 0 };
             }
@@ -93,7 +122,8 @@ impl Progress {
     /// then probing at once would be answered alike for ever), or of an earlier probe.
     pub(crate) fn refused(&mut self, refused: LogIndex, resume: LogIndex) {
         let of_earlier_probe = matches!(self.flow, Flow::Probe { .. }) && refused != self.next.previous();
-        if refused > self.matched && !of_earlier_probe {
+        let of_earlier_flow = of_earlier_probe || matches!(self.flow, Flow::Snapshot { .. });
+        if refused > self.matched && !of_earlier_flow {
             self.probe_from(resume.max(self.matched).next());
         }
     }
@@ -106,6 +136,8 @@ impl Progress {
         match self.flow {
             Flow::Probe { .. } => self.probe_from(self.next),
             Flow::Replicate { .. } => self.probe_from(self.matched.next()),
+            // It travels on a connection of its own.
+            Flow::Snapshot { .. } => {}
         }
     }
 
@@ -126,7 +158,7 @@ impl Progress {
             Flow::Probe { sent: Some(sent) } if now.since(*sent) >= patience => {
                 self.flow = Flow::Probe { sent: None };
             }
-            Flow::Probe { .. } => {}
+            Flow::Probe { .. } | Flow::Snapshot { .. } => {}
             Flow::Replicate { .. } if received.next() >= self.next => self.stalled = None,
             Flow::Replicate { .. } => match self.stalled {
                 Some((before, since)) if before == received => {

@@ -136,6 +136,15 @@ impl RaftCore {
                     Err(Rejected::UnknownOrder)
                 }
             }
+            Input::InstallSnapshot { from, term, last, time_ms, configuration } => {
+                let snapshot = crate::snapshot::Received { from, term, last, time_ms, configuration };
+                self.on_install_snapshot(now, snapshot, out)
+            }
+            Input::SnapshotFailed(node) => {
+                self.on_snapshot_failed(node);
+                Ok(())
+            }
+            Input::Purged(through) => self.on_purged(through),
             Input::PeerLost(node) => {
                 self.on_peer_lost(now, node, out);
                 Ok(())

@@ -130,6 +130,12 @@ fn act() -> impl Strategy<Value = Act> {
         1 => proptest::option::of(from())
             .prop_map(|to| Input::TransferLeadership { to: to.map(n) }),
         1 => Just(Input::Tick),
+        1 => (from(), term(), log_id(), 1_u64..=5).prop_map(|(from, term, last, voters)| {
+            let configuration = Box::new(cluster(voters, 0));
+            Input::InstallSnapshot { from: n(from), term, last, time_ms: 7, configuration }
+        }),
+        1 => from().prop_map(|node| Input::SnapshotFailed(n(node))),
+        1 => log_id().prop_map(Input::Purged),
         2 => Just(Input::Deadline),
     ];
     prop_oneof![

@@ -76,6 +76,47 @@ fn a_truncated_configuration_is_undone() {
     assert_eq!(log.configuration().voters().len(), 0);
 }
 
+/// A log whose entries are purged: the term of the last one is known, and the first new entry is found
+/// also when it has the same term.
+#[test]
+fn a_purged_log_goes_on_after_its_base() {
+    let mut log = log_of(&[1, 1, 2]);
+    log.commit_to(LogIndex::new(3));
+    assert!(log.applied_to(LogIndex::new(3)));
+    let base = LogId::new(Term::new(2), LogIndex::new(3));
+    log.purge_to(base);
+    assert_eq!((log.last(), log.term_at(LogIndex::new(2))), (base, None));
+    log.push(&entry(2));
+    assert_eq!(log.term_at(LogIndex::new(4)), Some(Term::new(2)));
+    assert_eq!(log.batch_from(LogIndex::new(4), 100, 10), Some((LogIndex::new(4), 10)));
+    assert_eq!(log.batch_from(LogIndex::new(3), 100, 10), None);
+    assert_eq!(log.last_possible_match(LogIndex::new(9), Term::new(1)), base);
+}
+
+/// A snapshot in the place of a log that ends before it, or holds another entry there: nothing of the log
+/// stays, and writes on their way make nothing durable that is there now.
+#[test]
+fn a_snapshot_drops_a_log_that_does_not_hold_its_last_entry() {
+    for (terms, last) in [(&[1, 1][..], 5), (&[1, 1, 1, 1, 1, 1][..], 5)] {
+        let mut log = log_of(terms);
+        log.commit_to(LogIndex::new(1));
+        log.push(&entry(2));
+        log.ordered(PersistId::new(1));
+        let last = LogId::new(Term::new(3), LogIndex::new(last));
+        assert!(!log.install(last, Box::new(voters(3)), 77));
+        assert_eq!((log.last(), log.committed()), (last, last.index));
+        assert_eq!((log.uncommitted_bytes(), log.next_time_ms(0)), (0, 77));
+        assert_eq!(log.configuration(), &voters(3));
+        log.ordered(PersistId::new(2));
+        log.persisted_by(PersistId::new(1));
+        assert_eq!(log.persisted(), LogIndex::new(1), "what was committed and stored before");
+        log.persisted_by(PersistId::new(2));
+        assert_eq!(log.persisted(), last.index);
+        log.push(&entry(3));
+        assert_eq!(log.term_at(last.index.next()), Some(Term::new(3)));
+    }
+}
+
 /// The log as a list of everything, and every question answered by going through it.
 #[derive(Default)]
 struct Model {
@@ -85,15 +126,25 @@ struct Model {
     /// Per order, what the disk holds once it is complete: how many entries of the log of *now*.
     orders: Vec<usize>,
     completed: usize,
+    /// Entries before this one are purged; nothing but its own term is known any more.
+    base: usize,
 }
 
 #[derive(Clone, Debug)]
 enum Op {
-    Push { next_term: bool, bytes: u32, time_ms: u64, voters: Option<u64> },
+    Push {
+        next_term: bool,
+        bytes: u32,
+        time_ms: u64,
+        voters: Option<u64>,
+    },
     Truncate(usize),
     Order,
     Complete(usize),
     Commit(usize),
+    Purge(usize),
+    /// A snapshot that ends with an entry which the log holds.
+    InstallHeld(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -105,6 +156,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Order),
         3 => (0_usize..12).prop_map(Op::Complete),
         2 => (0_usize..12).prop_map(Op::Commit),
+        1 => (0_usize..12).prop_map(Op::Purge),
+        1 => (0_usize..12).prop_map(Op::InstallHeld),
     ]
 }
 
@@ -147,10 +200,34 @@ impl Model {
                 log.commit_to(LogIndex::new(index as u64));
                 self.committed = self.committed.max(index);
             }
+            Op::Purge(through) => {
+                let through = through.min(self.committed).min(self.persisted);
+                if through > self.base {
+                    let id = LogId::new(self.log[through - 1].term, LogIndex::new(through as u64));
+                    assert!(log.applied_to(id.index));
+                    log.purge_to(id);
+                    self.base = through;
+                }
+            }
+            Op::InstallHeld(last) => {
+                if last > self.committed && last <= self.log.len() {
+                    let id = LogId::new(self.log[last - 1].term, LogIndex::new(last as u64));
+                    // A snapshot knows the configuration at its last entry.
+                    let earlier =
+                        self.log.iter().take(last).rev().find_map(|entry| entry.configuration.clone());
+                    let configuration = earlier.unwrap_or_default();
+                    assert!(log.install(id, configuration.clone(), 0), "the log holds the entry");
+                    (self.base, self.committed) = (last, last);
+                    self.log[last - 1].configuration = Some(configuration);
+                }
+            }
         }
     }
 
     fn term_at(&self, index: usize) -> Option<Term> {
+        if index < self.base {
+            return None;
+        }
         if index == 0 { Some(Term::ZERO) } else { self.log.get(index - 1).map(|entry| entry.term) }
     }
 
@@ -164,10 +241,13 @@ impl Model {
 
     fn last_possible_match(&self, index: usize, term: Term) -> usize {
         let fits = |index: &usize| self.term_at(*index).is_some_and(|own| own <= term);
-        (0..=index.min(self.log.len())).rev().find(fits).unwrap_or(0)
+        (self.base..=index.min(self.log.len())).rev().find(fits).unwrap_or(self.base)
     }
 
     fn batch_from(&self, first: usize, bytes_max: u64, entries_max: u64) -> Option<(LogIndex, u64)> {
+        if first <= self.base {
+            return None;
+        }
         let (mut last, mut bytes) = (first, u64::from(self.log.get(first.checked_sub(1)?)?.bytes));
         while let Some(next) = self.log.get(last) {
             let with_it = bytes + u64::from(next.bytes);

@@ -82,6 +82,7 @@ pub(crate) struct Node {
     pub(crate) apply_to: Option<u64>,
     pub(crate) confirmed: Vec<(u64, u64)>,
     pub(crate) lost_reads: Vec<u64>,
+    pub(crate) snapshots: Vec<u64>,
     pub(crate) superseded_from: Option<u64>,
     pub(crate) lost_leadership: bool,
     pub(crate) hard_state_saved: bool,
@@ -113,6 +114,7 @@ impl Node {
             apply_to: None,
             confirmed: Vec::new(),
             lost_reads: Vec::new(),
+            snapshots: Vec::new(),
             superseded_from: None,
             lost_leadership: false,
             hard_state_saved: false,
@@ -211,6 +213,7 @@ impl Node {
         self.apply_to = out.apply_to.map(LogIndex::get).or(self.apply_to);
         self.confirmed.extend(out.reads_confirmed.iter().map(|(read, index)| (*read, index.get())));
         self.lost_reads.extend(out.reads_lost);
+        self.snapshots.extend(out.snapshots.iter().map(|node| node.get()));
         self.superseded_from = out.superseded_from.map(LogIndex::get).or(self.superseded_from);
         self.lost_leadership |= out.lost_leadership;
         self.hard_state_saved |= out.hard_state_saved;

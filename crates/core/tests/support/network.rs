@@ -283,6 +283,7 @@ impl Station {
                 (Some(first.index), vec![entry; usize::try_from(count).unwrap()])
             }
             Appended::Received { skip, first } => (Some(first), received[skip..].to_vec()),
+            Appended::Snapshot { .. } => panic!("the scenarios send no snapshots"),
         };
         let kept = kept.map(|first| usize::try_from(first.get() - 1).unwrap());
         if let Some(kept) = kept {
@@ -340,6 +341,7 @@ fn order_line(order: &PersistOrder) -> String {
             write!(line, " {what} {}-{}", first.index, first.index.get() + count - 1).unwrap();
         }
         Appended::Received { first, .. } => write!(line, " entries from {first}").unwrap(),
+        Appended::Snapshot { last, .. } => write!(line, " snapshot to {last:?}").unwrap(),
     }
     line
 }

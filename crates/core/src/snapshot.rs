@@ -1,0 +1,62 @@
+//! Snapshots, as far as the algorithm is concerned (Raft paper, section 7): the log begins later, and a
+//! follower that is too far behind gets a snapshot in the place of entries. Building, sending and
+//! verifying are the driver's.
+
+use alloc::boxed::Box;
+
+use crate::effects::{Appended, Effects};
+use crate::input::Rejected;
+use crate::raft_core::RaftCore;
+use crate::{Configuration, Instant, LogId, NodeId, Term};
+
+/// A snapshot that was received.
+pub(crate) struct Received {
+    pub(crate) from: NodeId,
+    pub(crate) term: Term,
+    pub(crate) last: LogId,
+    pub(crate) time_ms: u64,
+    pub(crate) configuration: Box<Configuration>,
+}
+
+impl RaftCore {
+    /// The log begins after `through`: what is before it was applied, and is in a snapshot.
+    pub(crate) fn on_purged(&mut self, through: LogId) -> Result<(), Rejected> {
+        if through.index > self.log.applied() || !self.log.holds(through) {
+            return Err(Rejected::UnknownOrder);
+        }
+        self.log.purge_to(through);
+        Ok(())
+    }
+
+    /// What is in a leader's snapshot is committed, so it may take the place of a log that is behind it,
+    /// whatever that holds (Raft paper, figure 13).
+    pub(crate) fn on_install_snapshot(
+        &mut self,
+        now: Instant,
+        snapshot: Received,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        let Received { from, term, last, time_ms, configuration } = snapshot;
+        let in_range = term <= Term::MAX_ACCEPTED && last.index <= crate::LogIndex::MAX_ACCEPTED;
+        if !in_range || last.term > term || last.term == Term::ZERO {
+            return Err(Rejected::OutOfRange);
+        }
+        if term < self.hard_state.term {
+            return Err(Rejected::SnapshotStale);
+        }
+        if term > self.hard_state.term {
+            self.become_follower(now, term, out);
+        }
+        self.accept_leader(now, from)?;
+        if last.index <= self.log.committed() {
+            return Err(Rejected::SnapshotStale);
+        }
+        let keeps_suffix = self.log.install(last, configuration, time_ms);
+        if !keeps_suffix {
+            out.superseded_from = Some(last.index.next());
+        }
+        self.installed(last, keeps_suffix);
+        self.appended = Appended::Snapshot { last, keeps_suffix };
+        Ok(())
+    }
+}

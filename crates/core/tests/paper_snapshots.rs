@@ -1,0 +1,213 @@
+//! Snapshots (Raft paper, section 7 and figure 13), a test per rule.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use d_engine_core::{Appended, Input, Message, Rejected, RoleKind};
+use support::{Node, cluster, i, id, n, t};
+
+/// A leader of three in term 2 that has committed, applied and purged its log up to entry 4; its log ends at
+/// 6. Node 2 has everything, node 3 was never heard.
+fn purged_leader() -> Node {
+    let mut node = Node::leader(3, 1, &[1, 1, 1]);
+    node.stored_by(2, 4).unwrap();
+    node.propose(2).unwrap();
+    node.store();
+    node.stored_by(2, 6).unwrap();
+    node.step(Input::Applied(i(6))).unwrap();
+    node.step(Input::Purged(id(2, 4))).unwrap();
+    node.appends.clear();
+    node
+}
+
+/// The leader's first question to node 3, whether it has entry 3, is answered: it has nothing.
+fn has_nothing(node: &mut Node) {
+    node.refused_by(3, 3, id(0, 0)).unwrap();
+}
+
+fn beat(node: &mut Node) -> u64 {
+    node.pass(100);
+    node.step(Input::Deadline).unwrap();
+    node.last_round()
+}
+
+#[test]
+fn s7_only_what_was_applied_is_purged() {
+    let mut node = Node::settled(3, 1, &[1, 1, 1]);
+    node.step(Input::Applied(i(3))).unwrap();
+    assert_eq!(node.step(Input::Purged(id(2, 4))), Err(Rejected::UnknownOrder));
+    assert_eq!(node.step(Input::Purged(id(2, 3))), Err(Rejected::UnknownOrder), "of another term");
+    node.step(Input::Purged(id(1, 3))).unwrap();
+    assert_eq!(node.core.log().base, id(1, 3));
+    assert_eq!(node.core.term_at(i(2)), None);
+}
+
+/// A follower whose next entry is gone gets a snapshot, once, and no entries while it is on its way.
+#[test]
+fn s7_a_follower_behind_the_purged_log_gets_a_snapshot() {
+    let mut node = purged_leader();
+    has_nothing(&mut node);
+    assert_eq!(node.snapshots, [3]);
+    node.propose(1).unwrap();
+    let round = beat(&mut node);
+    node.answers_holding(3, round, 0, 0).unwrap();
+    has_nothing(&mut node);
+    assert_eq!(node.snapshots, [3], "one is on its way");
+    assert_eq!(node.take_appends_to(3), []);
+}
+
+/// The entry before the first that is left can still be compared.
+#[test]
+fn s7_a_follower_that_ends_where_the_log_begins_needs_no_snapshot() {
+    let mut node = purged_leader();
+    node.stored_by(3, 4).unwrap();
+    assert_eq!(node.snapshots, [] as [u64; 0]);
+    assert_eq!(node.take_appends_to(3), [(4, 6)]);
+}
+
+/// Success is what the follower has applied and stored: its answers to heartbeats tell.
+#[test]
+fn s7_a_follower_with_the_snapshot_gets_entries_again() {
+    let mut node = purged_leader();
+    has_nothing(&mut node);
+    assert_eq!(node.snapshots, [3]);
+    node.take_appends();
+    let round = beat(&mut node);
+    node.answers(3, round, 5).unwrap();
+    assert_eq!(node.take_appends_to(3), [(5, 6)]);
+}
+
+#[test]
+fn s7_a_snapshot_that_failed_is_sent_again_with_the_next_heartbeat_not_at_once() {
+    let mut node = purged_leader();
+    has_nothing(&mut node);
+    node.step(Input::SnapshotFailed(n(3))).unwrap();
+    assert_eq!(node.snapshots, [3]);
+    beat(&mut node);
+    assert_eq!(node.snapshots, [3, 3]);
+    beat(&mut node);
+    assert_eq!(node.snapshots, [3, 3], "one is on its way");
+    node.step(Input::SnapshotFailed(n(2))).unwrap();
+    beat(&mut node);
+    assert_eq!(node.snapshots, [3, 3], "node 2 needs none");
+}
+
+/// A broken connection for messages says nothing of the snapshot's own connection.
+#[test]
+fn s7_a_lost_connection_does_not_order_a_second_snapshot() {
+    let mut node = purged_leader();
+    has_nothing(&mut node);
+    node.step(Input::PeerLost(n(3))).unwrap();
+    assert_eq!(node.snapshots, [3]);
+}
+
+fn install(node: &mut Node, from: u64, term: u64, last: d_engine_core::LogId) -> Result<(), Rejected> {
+    let configuration = Box::new(cluster(3, 0));
+    node.step(Input::InstallSnapshot { from: n(from), term: t(term), last, time_ms: 9_000, configuration })
+}
+
+fn snapshot_orders(node: &Node) -> Vec<Appended> {
+    let orders = node.orders.iter().map(|order| order.appended.clone());
+    orders.filter(|appended| matches!(appended, Appended::Snapshot { .. })).collect()
+}
+
+/// Figure 13, rule 7: a log that does not hold the snapshot's last entry is discarded whole.
+#[test]
+fn fig13_a_snapshot_replaces_a_shorter_or_conflicting_log() {
+    for log in [&[1][..], &[1, 1, 2, 2, 2, 2]] {
+        let mut node = Node::new(3, 4, log);
+        install(&mut node, 2, 4, id(3, 5)).unwrap();
+        assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last: id(3, 5), keeps_suffix: false }]);
+        let summary = node.core.log();
+        assert_eq!((summary.base, summary.last, summary.committed), (id(3, 5), id(3, 5), i(5)));
+        assert_eq!(node.superseded_from, Some(6));
+        assert_eq!(node.leader_known(), Some(2));
+        // Entries go on behind it.
+        node.store();
+        node.append(2, 4, id(3, 5), &[4], 5).unwrap();
+        assert_eq!(node.core.log().last, id(4, 6));
+    }
+}
+
+/// Figure 13, rule 6: what lies behind an entry that both hold stays.
+#[test]
+fn fig13_a_matching_suffix_is_kept() {
+    let mut node = Node::new(3, 4, &[1, 3, 3, 3, 4]);
+    install(&mut node, 2, 4, id(3, 3)).unwrap();
+    assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last: id(3, 3), keeps_suffix: true }]);
+    let summary = node.core.log();
+    assert_eq!((summary.base, summary.last, summary.committed), (id(3, 3), id(4, 5), i(3)));
+    assert_eq!(node.superseded_from, None);
+}
+
+/// Only what the snapshot covers is known to match: the suffix is acknowledged after an append has shown it.
+#[test]
+fn fig13_an_installed_snapshot_is_acknowledged_once_it_is_stored_and_no_further() {
+    let mut node = Node::new(3, 4, &[1, 3, 3, 3, 4]);
+    install(&mut node, 2, 4, id(3, 3)).unwrap();
+    node.take_sent();
+    node.store();
+    node.heartbeat(2, 4, 0).unwrap();
+    let acks: Vec<_> = node
+        .take_sent()
+        .into_iter()
+        .filter_map(|(_, message)| match message {
+            Message::HeartbeatReply { received, stored, .. } => Some((received, stored)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(acks, [(i(3), i(3))]);
+}
+
+#[test]
+fn fig13_nothing_of_a_snapshot_counts_before_it_is_stored() {
+    let mut node = Node::new(3, 4, &[1]);
+    install(&mut node, 2, 4, id(3, 5)).unwrap();
+    node.take_sent();
+    node.heartbeat(2, 4, 5).unwrap();
+    assert_eq!(node.apply_to.filter(|index| *index > 1), None);
+    let stored = |node: &mut Node| {
+        node.take_sent().into_iter().find_map(|(_, message)| match message {
+            Message::HeartbeatReply { stored, .. } => Some(stored),
+            _ => None,
+        })
+    };
+    assert!(stored(&mut node).is_none_or(|index| index <= i(1)));
+    node.store();
+    node.heartbeat(2, 4, 5).unwrap();
+    assert_eq!((stored(&mut node), node.apply_to), (Some(i(5)), Some(5)));
+}
+
+/// A snapshot that brings nothing new, or that a deposed leader has sent, changes nothing.
+#[test]
+fn fig13_an_old_snapshot_is_refused() {
+    let mut node = Node::new(3, 4, &[1, 3, 3]);
+    node.append(2, 4, id(3, 3), &[], 3).unwrap();
+    assert_eq!(node.commit(), 3);
+    assert_eq!(install(&mut node, 2, 4, id(3, 3)), Err(Rejected::SnapshotStale));
+    assert_eq!(install(&mut node, 2, 3, id(3, 9)), Err(Rejected::SnapshotStale));
+    assert_eq!(install(&mut node, 2, 4, id(5, 9)), Err(Rejected::OutOfRange), "newer than its sender's term");
+    assert_eq!((node.core.log().last, snapshot_orders(&node)), (id(3, 3), vec![]));
+}
+
+/// The sender leads its term: whoever campaigns in it, or leads an earlier one, follows.
+#[test]
+fn fig13_a_snapshot_makes_its_sender_the_leader() {
+    let mut node = Node::candidate(3, 4, &[1]);
+    install(&mut node, 2, 5, id(3, 5)).unwrap();
+    assert_eq!((node.role(), node.leader_known()), (RoleKind::Follower, Some(2)));
+    let mut node = Node::leader(3, 4, &[1]);
+    install(&mut node, 2, 9, id(3, 5)).unwrap();
+    assert_eq!((node.role(), node.term(), node.leader_known()), (RoleKind::Follower, 9, Some(2)));
+    assert!(node.lost_leadership);
+}
+
+/// The configuration in force afterwards is the snapshot's, and one behind it in a kept suffix stays.
+#[test]
+fn s6_a_snapshot_brings_its_configuration() {
+    let mut node = Node::new(3, 4, &[1]);
+    let configuration = Box::new(cluster(5, 0));
+    let input = Input::InstallSnapshot { from: n(2), term: t(4), last: id(3, 5), time_ms: 0, configuration };
+    node.step(input).unwrap();
+    assert_eq!(node.core.configuration(), &cluster(5, 0));
+}
