@@ -442,7 +442,9 @@ impl Replica {
             (Appended::Created { first, kind, time_ms, count }, payload) => {
                 self.create(first, kind, time_ms, count, payload)
             }
-            (Appended::Snapshot { .. }, _) => unreachable!("the core is given no snapshot by this driver yet"),
+            (Appended::Snapshot { .. }, _) => {
+                unreachable!("the core is given no snapshot by this driver yet")
+            }
             (Appended::Received { .. }, _) => unreachable!("the core appends only what it was given"),
         };
         for entry in &entries {
