@@ -15,6 +15,7 @@ mod convert;
 mod entry;
 mod error;
 mod event;
+mod intake;
 mod log_cache;
 mod log_worker;
 mod members;

@@ -13,27 +13,25 @@ use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog
 
 use crate::apply_queue::ApplyQueue;
 use crate::convert;
-use crate::event::{Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal, ReadRequest};
+use crate::event::{Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal};
+use crate::intake::refuse_event;
 use crate::log_cache::LogCache;
 use crate::members::Members;
 use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
 use crate::ticker::Ticker;
-use crate::{
-    LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
-    TransferError,
-};
+use crate::{LeaderHint, PeerMessage, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason};
 
 /// A node of one group without its threads.
 pub struct Replica {
-    config: ReplicaConfig,
+    pub(crate) config: ReplicaConfig,
     node: NodeId,
-    core: RaftCore,
+    pub(crate) core: RaftCore,
     effects: Effects,
     cache: LogCache,
     members: Members,
-    proposals: Proposals,
-    reads: Reads,
+    pub(crate) proposals: Proposals,
+    pub(crate) reads: Reads,
     apply: ApplyQueue,
     ticker: Ticker,
     /// Appends waiting for entries from the log, by token.
@@ -43,12 +41,12 @@ pub struct Replica {
     incarnations: BTreeMap<NodeId, Incarnation>,
     /// Payload bytes given to the log worker and not reported as stored, by order.
     unsynced: VecDeque<(PersistId, usize)>,
-    unsynced_bytes: usize,
+    pub(crate) unsynced_bytes: usize,
     stopped: Option<StopReason>,
 }
 
 /// What an input carried that the core does not see.
-enum Payload {
+pub(crate) enum Payload {
     None,
     Received(Arc<[LogEntry]>),
     Commands(Vec<Proposal>),
@@ -250,42 +248,6 @@ impl Replica {
         self.step(now, wall_ms, Input::Message { from, message }, payload, jobs);
     }
 
-    fn on_propose(&mut self, now: Instant, wall_ms: u64, proposals: Vec<Proposal>, jobs: &mut Jobs) {
-        let limit = self.config.command_bytes_max;
-        // The others may commit while this node's own disk stands still: what waits for it is bounded
-        // like what waits for commit.
-        if self.unsynced_bytes as u64 > self.config.core.uncommitted_bytes_max {
-            proposals::refuse(proposals, &ProposeError::Busy { what: "bytes waiting for this node's disk" });
-            return;
-        }
-        let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
-        let mut accepted = Vec::with_capacity(proposals.len());
-        let mut sizes = Vec::with_capacity(proposals.len());
-        for proposal in proposals {
-            let size = proposal.command.len();
-            if size > limit {
-                (proposal.responder)(Err(ProposeError::TooLarge { size, limit }));
-            } else if is_over(proposal.deadline, now) {
-                (proposal.responder)(Err(ProposeError::Expired));
-            } else if room == 0 {
-                (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
-            } else {
-                room -= 1;
-                sizes.push(u32::try_from(size).unwrap_or(u32::MAX));
-                accepted.push(proposal);
-            }
-        }
-        // What came in together need not fit together: as much as fits is taken.
-        let leads = self.core.role() == RoleKind::Leader;
-        let fitting = if leads { self.core.fitting(&sizes).max(1) } else { sizes.len() };
-        let refused = accepted.split_off(fitting.min(accepted.len()));
-        sizes.truncate(fitting);
-        if !accepted.is_empty() {
-            self.step(now, wall_ms, Input::Propose { sizes }, Payload::Commands(accepted), jobs);
-        }
-        proposals::refuse(refused, &ProposeError::Busy { what: "bytes waiting for commit" });
-    }
-
     /// A leader's deadline comes at least once per heartbeat interval: as late as that, at most, the log
     /// is told a time that the state machine waits for.
     fn maybe_tick(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
@@ -296,38 +258,6 @@ impl Replica {
         // Refused where this node does not lead: then it is not its business.
         if self.try_step(now, wall_ms, Input::Tick, Payload::None, jobs).is_ok() {
             self.ticker.proposed(term, self.core.log().last.index, wall_ms);
-        }
-    }
-
-    fn on_read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, jobs: &mut Jobs) {
-        let (by_lease, by_round) = requests.into_iter().partition(|request| request.lease);
-        self.read(now, wall_ms, by_lease, true, jobs);
-        self.read(now, wall_ms, by_round, false, jobs);
-    }
-
-    fn read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, lease: bool, jobs: &mut Jobs) {
-        if requests.is_empty() {
-            return;
-        }
-        let mut ids = Vec::with_capacity(requests.len());
-        for request in requests {
-            if is_over(request.deadline, now) {
-                (request.responder)(Err(ReadError::Expired));
-            } else if self.reads.len() >= self.config.reads_max {
-                (request.responder)(Err(ReadError::Busy { what: "reads on their way" }));
-            } else {
-                ids.push(self.reads.register(request.responder));
-            }
-        }
-        let input = Input::Read { ids: ids.clone(), lease };
-        if let Err(rejected) = self.try_step(now, wall_ms, input, Payload::None, jobs) {
-            let error = match rejected {
-                Rejected::NotLeader { .. } => ReadError::NotLeader { leader: self.leader_hint() },
-                _ => ReadError::Busy { what: "reads waiting for confirmation" },
-            };
-            for id in ids {
-                self.reads.lost(id, &error);
-            }
         }
     }
 
@@ -345,13 +275,20 @@ impl Replica {
         self.try_step(now, wall_ms, input, Payload::Membership(bound), jobs).ok();
     }
 
-    fn step(&mut self, now: Instant, wall_ms: u64, input: Input, payload: Payload, jobs: &mut Jobs) {
+    pub(crate) fn step(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        input: Input,
+        payload: Payload,
+        jobs: &mut Jobs,
+    ) {
         if let Err(rejected) = self.try_step(now, wall_ms, input, payload, jobs) {
             tracing::debug!(node = %self.node, %rejected, "an input was rejected");
         }
     }
 
-    fn try_step(
+    pub(crate) fn try_step(
         &mut self,
         now: Instant,
         wall_ms: u64,
@@ -371,22 +308,6 @@ impl Replica {
         self.carry_out(&mut effects, payload, jobs);
         self.effects = effects;
         result
-    }
-
-    fn propose_error(&self, rejected: Rejected) -> ProposeError {
-        match rejected {
-            Rejected::NotLeader { .. } => ProposeError::NotLeader { leader: self.leader_hint() },
-            Rejected::TransferInProgress => ProposeError::Busy { what: "leadership is being handed over" },
-            _ => ProposeError::Busy { what: "bytes waiting for commit" },
-        }
-    }
-
-    fn transfer_error(&self, rejected: Rejected) -> TransferError {
-        match rejected {
-            Rejected::NotLeader { .. } => TransferError::NotLeader { leader: self.leader_hint() },
-            Rejected::NoTransferTarget => TransferError::NoTarget,
-            _ => TransferError::InProgress,
-        }
     }
 
     /// Does all that the core asks for; the order of the fields does not matter.
@@ -525,27 +446,7 @@ impl Replica {
     }
 }
 
-fn is_over(deadline: Option<Instant>, now: Instant) -> bool {
-    deadline.is_some_and(|deadline| now >= deadline)
-}
-
 fn append(plan: AppendPlan, entries: Arc<[LogEntry]>) -> Outgoing {
     let AppendPlan { to, term, prev, commit, .. } = plan;
     Outgoing { to, message: PeerMessage::Append { term, prev, commit, entries } }
-}
-
-/// Answers callers of a node that has stopped.
-fn refuse_event(event: Event, reason: &StopReason) {
-    match event {
-        Event::Propose(proposals) => proposals::refuse(proposals, &proposals::stopped(reason)),
-        Event::Read(requests) => {
-            for request in requests {
-                (request.responder)(Err(ReadError::Stopped { reason: reason.clone() }));
-            }
-        }
-        Event::TransferLeadership { responder, .. } => {
-            responder(Err(TransferError::Stopped { reason: reason.clone() }));
-        }
-        _ => {}
-    }
 }
