@@ -20,6 +20,7 @@ mod membership;
 mod meta_store;
 mod recover;
 mod segment;
+pub mod snapshot;
 mod spares;
 mod wal;
 
@@ -31,7 +32,7 @@ pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;
 pub use file_engine::{FileStorageEngine, FileStorageOptions};
 pub use frame::MAX_PAYLOAD_BYTES;
-pub use fs::{Fs, FsCounts, FsFile, FsOp, RealFs};
+pub use fs::{FileKind, Fs, FsCounts, FsFile, FsOp, RealFs};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};
 pub use segment::Alignment;
