@@ -25,8 +25,8 @@ mod spares;
 mod wal;
 
 pub use engine::{
-    LogReader, LogStats, LogStore, MetaStore, OpenRequest, OpenedStorage, RecoveredLog, RecoveryReport,
-    StorageEngine,
+    LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest, OpenedStorage, RecoveredLog,
+    RecoveryReport, StorageEngine,
 };
 pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;
