@@ -330,6 +330,25 @@ fn pruning_never_removes_the_last_whole_snapshot() {
     assert_eq!(labels(&store), [log_id(1, 4), log_id(1, 1)], "the damaged ones have made room");
 }
 
+/// A sector that cannot be read is damage like any other.
+#[test]
+fn a_snapshot_that_cannot_be_read_does_not_hide_the_older_one() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    take(&fs, &store, log_id(1, 1)).unwrap();
+    take(&fs, &store, log_id(1, 2)).unwrap();
+    // Header, header whole and trailer of the older one are read first.
+    fs.fail(FsOp::Read, 4, Failure::Io);
+    let (store, report) = open(&fs);
+    assert!(matches!(report.unusable[..], [SnapshotError::Io { .. }]), "{report:?}");
+    assert_eq!(labels(&store), [log_id(1, 1)]);
+    let (store, _) = open(&fs);
+    fs.fail(FsOp::Read, 5, Failure::Io);
+    let (whole, damage) = store.find_whole(&mut FullSpeed).unwrap();
+    assert_eq!(whole.unwrap().label(), log_id(1, 1));
+    assert!(matches!(damage[..], [SnapshotError::Io { .. }]), "{damage:?}");
+}
+
 /// FAULTS row 33: a failed sync is not tried again; the snapshot is given up.
 #[test]
 fn after_an_io_error_the_old_snapshot_is_still_there_and_a_new_one_can_be_taken() {

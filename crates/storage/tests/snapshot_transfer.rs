@@ -326,6 +326,20 @@ fn a_good_snapshot_takes_the_place_of_a_damaged_one_with_the_same_label() {
     assert_unpacks(&fs, &store, log_id(2, 9));
 }
 
+#[test]
+fn a_transfer_that_nobody_will_finish_can_be_discarded() {
+    let archive = sent((2, 9));
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    take(&fs, &store, log_id(1, 4)).unwrap();
+    let receiver = receive(&store, &archive).unwrap();
+    assert!(matches!(store.discard_partial(), Err(SnapshotError::Busy { .. })));
+    drop(receiver);
+    assert_eq!(names(&fs).len(), 2);
+    store.discard_partial().unwrap();
+    assert_eq!(names(&fs), ["snap-1-4.snap"]);
+}
+
 /// A partial file with good chunks and somebody else's bytes behind them.
 #[test]
 fn a_partial_file_is_cut_where_it_stops_to_verify() {

@@ -8,8 +8,8 @@ use d_engine_core::LogId;
 use super::error::io_error;
 use super::receive::{is_partial, partial_name};
 use super::{
-    ENGINE_FORMAT, Health, Offer, SnapshotArchive, SnapshotError, SnapshotHeader, SnapshotInfo,
-    SnapshotOptions, SnapshotReport,
+    Health, Offer, SnapshotArchive, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotOptions,
+    SnapshotReport,
 };
 use crate::fs::{FileKind, Fs, OpenMode};
 
@@ -85,7 +85,7 @@ impl Inner {
             } else if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
                 match self.usable(&path) {
                     Ok(archive) => drop(self.register(&archive, path, Health::Unchecked)),
-                    Err(error @ SnapshotError::Io { .. }) => return Err(error),
+                    // Also when it cannot be read: a bad sector in one must not hide the others.
                     Err(error) => report.unusable.push(error),
                 }
             }
@@ -104,7 +104,7 @@ impl Inner {
                 path: path.to_owned(),
                 what: "label",
                 found: archive.label().to_string(),
-                expected: "that of its name".to_owned(),
+                expected: path.file_name().map(|name| name.display().to_string()).unwrap_or_default(),
             });
         }
         Ok(archive)
@@ -116,18 +116,15 @@ impl Inner {
             let (found, expected) = (found.to_string(), expected.to_string());
             Err(SnapshotError::WrongOwner { path: path.to_owned(), what, found, expected })
         };
-        let newer = |what, found, supported| {
-            Err(SnapshotError::NewerFormat { path: path.to_owned(), what, found, supported })
-        };
         let options = &self.options;
         if header.cluster != options.cluster {
             wrong("cluster", &header.cluster, &options.cluster)
         } else if header.group != options.group {
             wrong("group", &header.group, &options.group)
-        } else if header.engine_format > ENGINE_FORMAT {
-            newer("the engine's part", header.engine_format, ENGINE_FORMAT)
         } else if header.facts.user_format > options.user_format {
-            newer("the state machine's data", header.facts.user_format, options.user_format)
+            let (found, supported) = (header.facts.user_format, options.user_format);
+            let what = "the state machine's data";
+            Err(SnapshotError::NewerFormat { path: path.to_owned(), what, found, supported })
         } else {
             Ok(())
         }
@@ -141,6 +138,17 @@ impl Inner {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Removes what was received of any offer.
+    pub(super) fn remove_partial(&self) -> Result<(), SnapshotError> {
+        for name in self.fs.list(&self.dir).map_err(io_error("list", &self.dir))? {
+            if is_partial(&name) {
+                let path = self.dir.join(&name);
+                self.fs.remove_file(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether there is room for what is offered; removes what was received of other offers.

@@ -187,12 +187,7 @@ impl SnapshotHeader {
         let mut rest = Decoder(fields.get(MAGIC.len()..).unwrap_or_default());
         let version = rest.u32().ok_or_else(cut_off)?;
         if version != FORMAT_VERSION {
-            return Err(SnapshotError::NewerFormat {
-                path: path.to_owned(),
-                what: "the archive",
-                found: version,
-                supported: FORMAT_VERSION,
-            });
+            return Err(newer(path, "the archive", version, FORMAT_VERSION));
         }
         let header = Fields { rest, all: bytes, path }.read()?;
         check_files(path, &header.files)?;
@@ -241,6 +236,10 @@ impl Fields<'_> {
         let checksum = self.rest.array();
         let checksum = self.need(checksum, "checksum")?;
         let (engine_format, user_format) = (self.u32("format")?, self.u32("format")?);
+        // Before anything of the engine's part is read: it may be laid out in another way.
+        if engine_format > ENGINE_FORMAT {
+            return Err(newer(self.path, "the engine's part", engine_format, ENGINE_FORMAT));
+        }
         let compression = match self.u32("compression")? {
             0 => Compression::None,
             1 => return Err(SnapshotError::Compressed { path: self.path.to_owned(), method: "zstd" }),
@@ -304,6 +303,10 @@ fn check_files(path: &Path, files: &[SnapshotFile]) -> Result<(), SnapshotError>
         Some((name, what)) => refuse(name, what),
         None => Ok(()),
     }
+}
+
+fn newer(path: &Path, what: &'static str, found: u32, supported: u32) -> SnapshotError {
+    SnapshotError::NewerFormat { path: path.to_owned(), what, found, supported }
 }
 
 fn too_large(path: &Path, what: &'static str, found: u64, limit: u64) -> SnapshotError {

@@ -140,6 +140,13 @@ fn a_newer_archive_is_refused_with_both_versions() {
     let error = decode(patched(&header(&[]), 8, 7)).unwrap_err();
     assert!(matches!(error, SnapshotError::NewerFormat { found: 7, supported: 1, .. }), "{error}");
     assert!(error.to_string().contains("version 7") && error.to_string().contains("up to 1"), "{error}");
+    // The engine's part of a newer program, with a membership that this one cannot read.
+    let mut bytes = patched(&header(&[]), 96, 2);
+    bytes[super::FIXED_LEN] = 99;
+    let end = bytes.len() - 4;
+    let checksum = crc32c::crc32c(&bytes[..end]);
+    bytes[end..].copy_from_slice(&checksum.to_le_bytes());
+    assert!(matches!(decode(bytes), Err(SnapshotError::NewerFormat { found: 2, supported: 1, .. })));
 }
 
 #[test]

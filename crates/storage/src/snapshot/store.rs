@@ -213,7 +213,7 @@ impl SnapshotStore {
     /// it. The caller has to see whether the log still reaches back to that one.
     ///
     /// # Errors
-    /// [`SnapshotError::Aborted`] and I/O errors. Damage is part of the result.
+    /// [`SnapshotError::Aborted`]. Damage, and files that cannot be read, are part of the result.
     pub fn find_whole(
         &self,
         pace: &mut dyn Pace,
@@ -222,7 +222,7 @@ impl SnapshotStore {
         for info in self.list() {
             match self.verify(info.label(), pace) {
                 Ok(info) => return Ok((Some(info), damage)),
-                Err(error @ (SnapshotError::Io { .. } | SnapshotError::Aborted)) => return Err(error),
+                Err(SnapshotError::Aborted) => return Err(SnapshotError::Aborted),
                 Err(error) => damage.push(error),
             }
         }
@@ -353,5 +353,17 @@ impl SnapshotStore {
             inner.busy().receiving = false;
         }
         receiver
+    }
+
+    /// Removes what was received of a transfer that nobody will finish: the node has caught up in
+    /// another way.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Busy`] while a receiver is held, or an I/O error.
+    pub fn discard_partial(&self) -> Result<(), SnapshotError> {
+        if self.inner.busy().receiving {
+            return Err(SnapshotError::Busy { what: "a transfer to this node" });
+        }
+        self.inner.remove_partial()
     }
 }
