@@ -146,6 +146,24 @@ fn a_crash_at_any_operation_leaves_whole_snapshots_only() {
     assert!(operations > 200, "the life has {operations} operations");
 }
 
+/// FAULTS row 30: a process that dies between rename and sync leaves a name that is seen and that a power
+/// cut takes away. What `open` lists is relied upon, so it must be past that.
+#[test]
+fn what_is_listed_after_a_kill_outlives_a_power_cut() {
+    let mut listed = 0;
+    for at in 1..120 {
+        let fs = SimFs::new();
+        fs.halt_at(at);
+        drop(try_open(&fs).and_then(|(store, _)| take(&fs, &store, log_id(1, 3))));
+        fs.kill();
+        let before = labels(&open(&fs).0);
+        fs.crash(&mut |_| 0);
+        assert_eq!(labels(&open(&fs).0), before, "operation {at}");
+        listed += before.len();
+    }
+    assert!(listed > 1, "the process died late enough");
+}
+
 /// FAULTS row 35: a temporary file of a longer snapshot, left by a crash, is no part of a shorter one.
 #[test]
 fn nothing_of_an_earlier_attempt_is_left_in_a_new_archive() {
