@@ -261,6 +261,24 @@ fn the_whole_is_checked_and_not_only_its_chunks() {
     assert!(store.newest().is_none(), "it is not offered again");
 }
 
+/// Bytes that no chunk covers, before a trailer that counts them.
+#[test]
+fn an_archive_with_something_between_its_chunks_and_its_trailer_is_not_used() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    let label = log_id(1, 5);
+    take(&fs, &store, label).unwrap();
+    let mut forged = fs.image().files[&path_of(label)].clone();
+    let mut trailer = forged.split_off(forged.len() - 52);
+    forged.extend_from_slice(b"stowaway");
+    trailer[8..16].copy_from_slice(&(forged.len() as u64 + 52).to_le_bytes());
+    let sum = crc32c::crc32c(&trailer[..48]);
+    trailer[48..].copy_from_slice(&sum.to_le_bytes());
+    let (store, report) = open(&with_content(&fs, &path_of(label), [forged, trailer].concat()));
+    assert!(store.list().is_empty());
+    assert!(matches!(report.unusable[..], [SnapshotError::Damaged { .. }]), "{report:?}");
+}
+
 #[test]
 fn names_are_not_believed() {
     let fs = SimFs::new();
