@@ -117,11 +117,31 @@ pub trait LogStore: Send + Debug {
     /// As [`LogStore::sync`]; also when `through` lies past the last synced entry.
     fn purge(&mut self, group: GroupId, through: LogId) -> Result<(), StorageError>;
 
+    /// A durable snapshot takes the place of the log up to `base`; the next entry to append is the one
+    /// behind it. The step is atomic: after a crash the log is the old one or the new one. The hard
+    /// state stays. Nothing may be queued. When `base` is the log's base already, nothing happens.
+    ///
+    /// # Errors
+    /// As [`LogStore::sync`]; and [`StorageError::Order`], with nothing changed, when records are
+    /// queued, when `base` lies before the log's base, or when `suffix` does not fit the log.
+    fn install(&mut self, group: GroupId, base: LogId, suffix: LogSuffix) -> Result<(), StorageError>;
+
     /// A reader of what has been synced, usable from any thread.
     fn reader(&self) -> Arc<dyn LogReader>;
 
     /// Counters since the store was opened.
     fn stats(&self) -> LogStats;
+}
+
+/// What becomes of the entries behind the label of a snapshot that is installed (Raft paper figure 13,
+/// rules 6 and 7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogSuffix {
+    /// They stay: the log holds the label's entry, with its term, so they follow from the snapshot.
+    Keep,
+    /// They are dropped, with all before them, and never come back: the log does not hold the label's
+    /// entry, so nothing says that what lies behind it follows from the snapshot.
+    Drop,
 }
 
 /// Reads entries back. Usable beside the writer.

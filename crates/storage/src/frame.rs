@@ -323,7 +323,7 @@ impl Decoder<'_> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn position(&mut self) -> Option<Position> {
+    pub(crate) fn position(&mut self) -> Option<Position> {
         Some(Position { segment: self.u64()?, offset: self.u64()? })
     }
 }

@@ -39,11 +39,17 @@ pub enum FsOp {
     SetLen,
     /// [`FsFile::len`].
     Len,
+    /// [`Fs::kind`].
+    Kind,
+    /// [`Fs::remove_tree`].
+    RemoveTree,
+    /// [`Fs::free_bytes`].
+    FreeBytes,
 }
 
 impl FsOp {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::CreateDir,
         Self::Open,
         Self::Rename,
@@ -57,6 +63,9 @@ impl FsOp {
         Self::SyncAll,
         Self::SetLen,
         Self::Len,
+        Self::Kind,
+        Self::RemoveTree,
+        Self::FreeBytes,
     ];
 }
 
@@ -92,6 +101,17 @@ pub enum OpenMode {
     Existing,
     /// The file must not exist; it is created with access for its owner alone (0600).
     CreateNew,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// Anything else: a link, a socket, a device.
+    Other,
 }
 
 /// What became of an attempt to lock.
@@ -153,6 +173,33 @@ pub trait Fs: Send + Sync + Debug + 'static {
     /// # Errors
     /// The system's error.
     fn try_lock(&self, path: &Path) -> io::Result<LockAttempt>;
+
+    /// What the name stands for. A link is not followed. An implementation that wraps another one
+    /// must pass this on: snapshots need it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unsupported` where it is not implemented, or the system's error.
+    fn kind(&self, _path: &Path) -> io::Result<FileKind> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Removes a directory with everything below it, following no links. Durable only after
+    /// [`Fs::sync_dir`] of the parent; a crash may leave a part. An implementation that wraps another
+    /// one must pass this on: snapshots need it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unsupported` where it is not implemented, or the system's error; a part may be gone.
+    fn remove_tree(&self, _dir: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// How many bytes can still be written below `dir`; `None` where nobody knows.
+    ///
+    /// # Errors
+    /// `NotFound`, or the system's error.
+    fn free_bytes(&self, _dir: &Path) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// Operations so far.
     fn counts(&self) -> FsCounts;
@@ -370,6 +417,27 @@ impl Fs for RealFs {
             }
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<FileKind> {
+        self.counters.add(FsOp::Kind);
+        let found = std::fs::symlink_metadata(path)?.file_type();
+        Ok(match (found.is_file(), found.is_dir()) {
+            (true, _) => FileKind::File,
+            (_, true) => FileKind::Dir,
+            _ => FileKind::Other,
+        })
+    }
+
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        self.counters.add(FsOp::RemoveTree);
+        std::fs::remove_dir_all(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<Option<u64>> {
+        self.counters.add(FsOp::FreeBytes);
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
 
     fn counts(&self) -> FsCounts {

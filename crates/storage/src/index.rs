@@ -42,6 +42,11 @@ impl GroupIndex {
         self.slots.get(usize::try_from(distance).ok()?)
     }
 
+    /// Whether this entry, with this term, is kept.
+    pub(crate) fn holds(&self, id: LogId) -> bool {
+        self.slot(id.index).is_some_and(|slot| slot.term == id.term)
+    }
+
     /// Puts an entry at `index`, replacing that one and everything behind it. A purged entry that
     /// recovery writes again still replaces what was behind it.
     pub(crate) fn put(&mut self, index: LogIndex, slot: Slot) {
@@ -59,6 +64,11 @@ impl GroupIndex {
         let count = usize::try_from(through.index.since(self.base.index)).unwrap_or(usize::MAX);
         self.slots.drain(..count.min(self.slots.len()));
         self.base = through;
+    }
+
+    /// Forgets everything; the next entry is the one behind `base`.
+    pub(crate) fn restart(&mut self, base: LogId) {
+        *self = Self { base, slots: VecDeque::new() };
     }
 }
 

@@ -20,18 +20,19 @@ mod membership;
 mod meta_store;
 mod recover;
 mod segment;
+pub mod snapshot;
 mod spares;
 mod wal;
 
 pub use engine::{
-    LogReader, LogStats, LogStore, MetaStore, OpenRequest, OpenedStorage, RecoveredLog, RecoveryReport,
-    StorageEngine,
+    LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest, OpenedStorage, RecoveredLog,
+    RecoveryReport, StorageEngine,
 };
 pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;
 pub use file_engine::{FileStorageEngine, FileStorageOptions};
 pub use frame::MAX_PAYLOAD_BYTES;
-pub use fs::{Fs, FsCounts, FsFile, FsOp, RealFs};
+pub use fs::{FileKind, Fs, FsCounts, FsFile, FsOp, RealFs};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};
 pub use segment::Alignment;

@@ -317,6 +317,8 @@ impl Scan<'_> {
                 Record::HardState { group, state } => {
                     found.groups.entry(group).or_default().hard_state = Some(state);
                 }
+                // What a snapshot has taken the place of.
+                Record::Entry { group: id, .. } if !self.record.counts(id, group.header.at) => {}
                 Record::Entry { group: id, entry } => {
                     let slot = Slot {
                         term: entry.id.term,
@@ -347,6 +349,10 @@ impl Scan<'_> {
         let here = Position { segment: number, offset: at as u64 };
         if extent.is_some() {
             let what = format!("{what}, and a later segment says that it was stored");
+            return Err(damaged(number, here.offset, &what));
+        }
+        if self.record.starts.values().any(|start| here < *start) {
+            let what = format!("{what}, and log.meta says that it was stored");
             return Err(damaged(number, here.offset, &what));
         }
         let proof = if cfg!(mutant = "watermark-ignored") { None } else { self.proof_of_damage(here)? };

@@ -3,6 +3,8 @@
 //! Everything queued goes to the disk as one group: one write, one sync. A segment is only ever
 //! appended to; nothing that was acknowledged is written a second time in place.
 
+mod base;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use crate::meta_store::{self, FileMetaStore};
 use crate::recover::Recovered;
 use crate::segment::{OpenSegment, SegmentHeader, file_name};
 use crate::spares::Spares;
-use crate::{Identity, LogEntry, LogReader, LogStats, LogStore, StorageError};
+use crate::{Identity, LogEntry, LogReader, LogStats, LogStore, LogSuffix, StorageError};
 
 /// What a log needs from the directory around it.
 #[derive(Debug)]
@@ -350,43 +352,6 @@ impl FileLog {
         segment.file.sync_all().map_err(io_error("sync", &segment.path))
     }
 
-    fn forget(&mut self, group: GroupId, through: LogId) -> Result<(), StorageError> {
-        let oldest = {
-            let map = self.map.read();
-            let Some(known) = map.groups.get(&group) else {
-                return Err(StorageError::Order(format!("group {group} has no entries to purge")));
-            };
-            if through.index <= known.base.index {
-                return Ok(());
-            }
-            let queued = self.queue.tails.get(&group).map(|(_, lowest)| *lowest);
-            let stored = known.slot(through.index).is_some_and(|slot| slot.term == through.term);
-            if !stored || queued.is_some_and(|lowest| lowest <= through.index) {
-                return Err(StorageError::Order(format!(
-                    "group {group} was to be purged up to {through}, which is not a synced entry; the last one has \
-                     index {}",
-                    known.last()
-                )));
-            }
-            // The oldest segment that another entry still needs.
-            let next = known.slot(through.index.next()).map(|slot| slot.segment);
-            let others = map.groups.iter().filter(|(id, _)| **id != group);
-            let others = others.filter_map(|(_, other)| other.slots.front()).map(|slot| slot.segment);
-            others.chain(next).min().unwrap_or(self.current.number).min(self.current.number)
-        };
-        self.record.bases.insert(group, through);
-        self.record.first = self.record.first.max(oldest);
-        self.store_record()?;
-        let mut map = self.map.write();
-        if let Some(known) = map.groups.get_mut(&group) {
-            known.purge(through);
-        }
-        let kept = map.files.split_off(&self.record.first);
-        let purged = std::mem::replace(&mut map.files, kept);
-        drop(map);
-        self.retire(purged, Vec::new())
-    }
-
     /// Runs `work` unless this log has failed before, and remembers its failure for ever.
     fn guarded(
         &mut self,
@@ -431,6 +396,10 @@ impl LogStore for FileLog {
 
     fn purge(&mut self, group: GroupId, through: LogId) -> Result<(), StorageError> {
         self.guarded(|log| log.forget(group, through))
+    }
+
+    fn install(&mut self, group: GroupId, base: LogId, suffix: LogSuffix) -> Result<(), StorageError> {
+        self.guarded(|log| log.restart_at(group, base, suffix))
     }
 
     fn reader(&self) -> Arc<dyn LogReader> {

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{GROUP, Picture, Random, entry_with, hard_state, open, small};
+use common::{GROUP, Picture, Random, entry_with, hard_state, log_id, open, small};
 use d_engine_storage::fs_sim::{Failure, SimFs};
-use d_engine_storage::{FsOp, LogEntry, OpenedStorage};
+use d_engine_storage::{FsOp, LogEntry, LogSuffix, OpenedStorage};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -24,6 +24,11 @@ enum Act {
     /// Keep so many entries.
     Purge {
         keep: u64,
+    },
+    /// A snapshot so far before or behind the last entry takes the log's place.
+    Install {
+        distance: i64,
+        matches: bool,
     },
     /// Clean restart.
     Reopen,
@@ -46,6 +51,7 @@ fn act() -> impl Strategy<Value = Act> {
         8 => Just(Act::Sync),
         2 => Just(Act::Idle),
         2 => (0_u64..10).prop_map(|keep| Act::Purge { keep }),
+        2 => (-10_i64..20, any::<bool>()).prop_map(|(distance, matches)| Act::Install { distance, matches }),
         1 => Just(Act::Reopen),
         1 => Just(Act::Kill),
         2 => (1_u64..30, any::<u64>()).prop_map(|(after, seed)| Act::PowerCut { after, seed }),
@@ -119,6 +125,28 @@ impl Life {
                     return false;
                 }
                 self.queued.purge(entry.id);
+            }
+            Act::Install { distance, matches } => {
+                let index = self.acknowledged.last().saturating_add_signed(*distance);
+                if self.queued != self.acknowledged || index <= self.acknowledged.base.index.get() {
+                    return true;
+                }
+                let held = self.acknowledged.entries.get(&index).map(|entry| entry.id);
+                let (base, suffix) = match held.filter(|_| *matches) {
+                    Some(base) => (base, LogSuffix::Keep),
+                    None => {
+                        self.term += 1;
+                        (log_id(self.term, index), LogSuffix::Drop)
+                    }
+                };
+                match suffix {
+                    LogSuffix::Keep => self.attempted.purge(base),
+                    LogSuffix::Drop => self.attempted.restart(base),
+                }
+                if opened.log.install(GROUP, base, suffix).is_err() {
+                    return false;
+                }
+                self.queued = self.attempted.clone();
             }
             Act::Reopen | Act::Kill => return false,
             Act::PowerCut { after, .. } => self.fs.halt_at(*after),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Failure, SimImage};
-use crate::fs::{FsCounts, FsOp, OpenMode};
+use crate::fs::{FileKind, FsCounts, FsOp, OpenMode};
 
 const SECTOR: usize = 512;
 const EIO: i32 = 5;
@@ -36,6 +36,8 @@ pub(super) struct Disk {
     failures: BTreeMap<(FsOp, u64), Failure>,
     /// The total of operations at which the process dies.
     halt_at: Option<u64>,
+    /// Bytes that can still be written, as far as somebody has said.
+    pub(super) free: Option<u64>,
 }
 
 type Names = BTreeMap<PathBuf, Node>;
@@ -185,6 +187,25 @@ impl Disk {
             return Err(ErrorKind::NotFound.into());
         }
         self.change(Change { remove: Some(path.to_owned()), add: None });
+        Ok(())
+    }
+
+    pub(super) fn kind(&self, path: &Path) -> io::Result<FileKind> {
+        match self.seen.get(path) {
+            Some(Node::File(_)) => Ok(FileKind::File),
+            Some(Node::Dir) => Ok(FileKind::Dir),
+            None if is_root(path) => Ok(FileKind::Dir),
+            None => Err(ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Name by name, the deepest first: a crash loses or keeps each removal by itself.
+    pub(super) fn remove_tree(&mut self, dir: &Path) -> io::Result<()> {
+        self.check_dir(dir)?;
+        let below: Vec<PathBuf> = self.seen.keys().filter(|path| path.starts_with(dir)).cloned().collect();
+        for path in below.into_iter().rev() {
+            self.change(Change { remove: Some(path), add: None });
+        }
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::disk::{Disk, Step};
-use crate::fs::{Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode};
+use crate::fs::{FileKind, Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode};
 
 /// The simulated file system. A clone is another handle on the same disk.
 #[derive(Clone, Debug, Default)]
@@ -93,6 +93,11 @@ impl SimFs {
         self.disk().is_halted()
     }
 
+    /// Says what [`Fs::free_bytes`] answers from now on. At first nobody knows.
+    pub fn set_free_bytes(&self, free: Option<u64>) {
+        self.disk().free = free;
+    }
+
     /// Turns one bit of a file around, durably. Returns whether there is such a byte.
     pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> bool {
         self.disk().damage(path, offset, |byte| byte ^ (1 << (bit % 8)))
@@ -150,6 +155,24 @@ impl Fs for SimFs {
         }
         let lock = SimLock { disk: Arc::clone(&self.disk), path: path.to_owned(), life: disk.life() };
         Ok(LockAttempt::Held(Box::new(lock)))
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<FileKind> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::Kind)?;
+        disk.kind(path)
+    }
+
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::RemoveTree)?;
+        disk.remove_tree(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<Option<u64>> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::FreeBytes)?;
+        disk.kind(dir).map(|_| disk.free)
     }
 
     fn counts(&self) -> FsCounts {

@@ -111,6 +111,12 @@ impl Picture {
         self.entries = self.entries.split_off(&(through.index.get() + 1));
     }
 
+    /// A snapshot takes the place of everything.
+    pub fn restart(&mut self, base: LogId) {
+        self.base = base;
+        self.entries.clear();
+    }
+
     pub fn last(&self) -> u64 {
         self.entries.keys().last().copied().unwrap_or(self.base.index.get())
     }

@@ -1,0 +1,159 @@
+//! A finished archive, open for reading.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::LogId;
+use sha2::{Digest, Sha256};
+
+use super::chunks::{CHUNK_FRAME_LEN, Chunks, TRAILER_LEN, Trailer, matches};
+use super::error::{damaged, hex, io_error};
+use super::header::PRELUDE_LEN;
+use super::pace::keep_pace;
+use super::{Pace, SnapshotError, SnapshotHeader};
+use crate::fs::{Fs, FsFile, OpenMode, read_up_to};
+
+/// An archive whose header and trailer verify. It holds the file open: pruning the snapshot meanwhile
+/// does not disturb whoever reads.
+#[derive(Clone, Debug)]
+pub struct SnapshotArchive {
+    pub(super) file: Arc<dyn FsFile>,
+    pub(super) path: PathBuf,
+    header: Arc<SnapshotHeader>,
+    header_bytes: Bytes,
+    trailer: Trailer,
+}
+
+/// Bytes of an archive on their way to another node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Where they begin in the archive.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// CRC32C of `bytes`.
+    pub crc: u32,
+}
+
+impl SnapshotArchive {
+    pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SnapshotError> {
+        let file = fs.open(path, OpenMode::Existing).map_err(io_error("open", path))?;
+        Self::of(file, path)
+    }
+
+    /// Reads header and trailer of an open file.
+    pub(super) fn of(file: Arc<dyn FsFile>, path: &Path) -> Result<Self, SnapshotError> {
+        let len = file.len().map_err(io_error("look at", path))?;
+        let (header, header_bytes) = read_header(&*file, path, len)?;
+        let trailer = Trailer::read(&*file, path, len)?;
+        let frames = header.chunks().saturating_mul(CHUNK_FRAME_LEN as u64);
+        let expected = (header_bytes.len() + TRAILER_LEN) as u64 + header.content_bytes() + frames;
+        if len != expected {
+            let what = format!("the archive has {len} bytes, and its header announces {expected}");
+            return Err(damaged(path, 0, what));
+        }
+        Ok(Self { file, path: path.to_owned(), header: Arc::new(header), header_bytes, trailer })
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &Arc<SnapshotHeader> {
+        &self.header
+    }
+
+    /// The header as it is stored, for [`super::SnapshotStore::check_header`] of the receiver before
+    /// anything else is sent.
+    #[must_use]
+    pub fn header_bytes(&self) -> &Bytes {
+        &self.header_bytes
+    }
+
+    /// The label.
+    #[must_use]
+    pub fn label(&self) -> LogId {
+        self.header.facts.label
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "no archive is empty")]
+    pub fn len(&self) -> u64 {
+        self.trailer.total
+    }
+
+    /// SHA-256 over everything before the trailer: with it, two nodes know whether they hold the same
+    /// archive.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        self.trailer.sha256
+    }
+
+    /// Up to `max` bytes from `offset`, wherever that is; none at the end. They are not compared with
+    /// the archive's own checksums: [`Self::verify`] once before the first piece is sent.
+    ///
+    /// # Errors
+    /// An I/O error, or [`SnapshotError::Damaged`] when the file has become shorter.
+    pub fn read_at(&self, offset: u64, max: usize) -> Result<Piece, SnapshotError> {
+        let left = self.len().saturating_sub(offset);
+        let mut bytes = vec![0; max.min(usize::try_from(left).unwrap_or(usize::MAX))];
+        let read = read_up_to(&*self.file, offset, &mut bytes).map_err(io_error("read", &self.path))?;
+        if read < bytes.len() {
+            let what = format!("{} bytes were there, and {read} are left", bytes.len());
+            return Err(damaged(&self.path, offset, what));
+        }
+        let crc = crc32c::crc32c(&bytes);
+        Ok(Piece { offset, bytes: Bytes::from(bytes), crc })
+    }
+
+    /// Reads the whole archive and compares every checksum.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] with the place, [`SnapshotError::Aborted`], or an I/O error.
+    pub fn verify(&self, pace: &mut dyn Pace) -> Result<(), SnapshotError> {
+        self.check(pace, &mut |_| Ok(()))
+    }
+
+    /// As [`Self::verify`], and hands the verified content to `sink`, chunk by chunk. The content as a
+    /// whole is good only once this has returned.
+    pub(super) fn check(
+        &self,
+        pace: &mut dyn Pace,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let mut hash = Sha256::new();
+        hash.update(&self.header_bytes);
+        let mut chunks = Chunks::new(&*self.file, &self.path, &self.header, &self.header_bytes);
+        while let Some(chunk) = chunks.next()? {
+            hash.update(chunk);
+            sink(chunk.get(CHUNK_FRAME_LEN..).unwrap_or_default())?;
+            keep_pace(pace, chunk.len() as u64)?;
+        }
+        let found: [u8; 32] = hash.finalize().into();
+        if !matches(&self.trailer.sha256, &found) {
+            let what = format!("its SHA-256 is {}, not {}", hex(&found), hex(&self.trailer.sha256));
+            return Err(damaged(&self.path, chunks.offset, what));
+        }
+        Ok(())
+    }
+}
+
+/// Reads the header of a file of `len` bytes.
+pub(super) fn read_header(
+    file: &dyn FsFile,
+    path: &Path,
+    len: u64,
+) -> Result<(SnapshotHeader, Bytes), SnapshotError> {
+    let mut prelude = [0; PRELUDE_LEN];
+    let read = read_up_to(file, 0, &mut prelude).map_err(io_error("read", path))?;
+    let announced = SnapshotHeader::len_of(path, prelude.get(..read).unwrap_or_default())?;
+    if announced as u64 > len {
+        let what = format!("the header is cut off: {len} of {announced} bytes are there");
+        return Err(damaged(path, len, what));
+    }
+    let mut bytes = vec![0; announced];
+    let read = read_up_to(file, 0, &mut bytes).map_err(io_error("read", path))?;
+    bytes.truncate(read);
+    let bytes = Bytes::from(bytes);
+    Ok((SnapshotHeader::decode(path, &bytes)?, bytes))
+}

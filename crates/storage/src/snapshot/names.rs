@@ -1,0 +1,121 @@
+//! Which names the files of a snapshot may have. A name decides where the receiver writes.
+
+use std::collections::BTreeSet;
+
+/// Longest name, in bytes.
+pub(super) const MAX_NAME_BYTES: usize = 1024;
+/// Longest part of a name between two slashes, in bytes: what file systems allow.
+const MAX_PART_BYTES: usize = 255;
+/// Most parts of a name.
+pub(super) const MAX_DEPTH: usize = 16;
+/// Most files in a snapshot.
+pub(super) const MAX_FILES: usize = 65_536;
+
+/// What is wrong with a name, if anything.
+pub(super) fn fault_of(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        return Some("is empty");
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return Some("is longer than 1024 bytes");
+    }
+    if name.starts_with('/') {
+        return Some("is absolute");
+    }
+    if name.chars().any(char::is_control) {
+        return Some("has a control character in it");
+    }
+    // No file of ours lies on a system where this separates directories; a receiver's might.
+    if name.contains('\\') {
+        return Some("has a backslash in it");
+    }
+    if name.split('/').count() > MAX_DEPTH {
+        return Some("has more than 16 parts");
+    }
+    name.split('/').find_map(|part| match part {
+        "" => Some("has an empty part"),
+        "." | ".." => Some("has a part that leads elsewhere"),
+        _ if part.len() > MAX_PART_BYTES => Some("has a part longer than 255 bytes"),
+        _ => None,
+    })
+}
+
+/// The first name that cannot be there beside the others, and why: names are in byte order, no name
+/// comes twice, and none is a directory of another one.
+pub(super) fn conflict<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<(&'a str, &'static str)> {
+    let files: BTreeSet<&str> = names.clone().collect();
+    let mut before = None;
+    for name in names {
+        if before.is_some_and(|before| before >= name) {
+            return Some((name, "comes twice or is not in byte order"));
+        }
+        before = Some(name);
+        let mut slashes = name.match_indices('/');
+        if slashes.any(|(at, _)| name.get(..at).is_some_and(|parent| files.contains(parent))) {
+            return Some((name, "lies below another file"));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{conflict, fault_of};
+
+    /// FAULTS section 5, path traversal.
+    #[test]
+    fn hostile_names_are_refused() {
+        let long = "x".repeat(256);
+        let longer = "x/".repeat(600);
+        let deep = "x/".repeat(16) + "x";
+        let hostile = [
+            "",
+            "/",
+            "/etc/passwd",
+            "//x",
+            "..",
+            ".",
+            "../x",
+            "a/..",
+            "a/../x",
+            "a/./x",
+            "./x",
+            "a//x",
+            "a/",
+            "/a/",
+            "a\0",
+            "\0",
+            "a\nb",
+            "a\u{7f}",
+            "..\\x",
+            "a\\b",
+            "C:\\x",
+            "\u{85}x",
+            &long,
+            &longer,
+            &deep,
+        ];
+        for name in hostile {
+            assert!(fault_of(name).is_some(), "{name:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn ordinary_names_are_accepted() {
+        let part = "x".repeat(255);
+        for name in ["a", "a/b", "...", "..a", "a..", ".hidden", "data.bin", "ä/ö", "a b", &part] {
+            assert_eq!(fault_of(name), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_cannot_be_together_are_refused() {
+        for names in [&["a", "a"][..], &["b", "a"], &["a", "a/b"], &["a", "a.x", "a/b"], &["a/b", "a/b/c/d"]]
+        {
+            assert!(conflict(names.iter().copied()).is_some(), "{names:?}");
+        }
+        for names in [&["a", "b"][..], &["a.x", "a/b", "a/c", "ab"], &[]] {
+            assert_eq!(conflict(names.iter().copied()), None, "{names:?}");
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! The directory of snapshots: what is there, and what comes and goes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_core::{GroupId, LogId};
+
+use super::chunks::{CHUNK_FRAME_LEN, TRAILER_LEN};
+use super::directory::{Inner, STAGING_DIR, TEMPORARY_SUFFIX, UNPACKED_DIR};
+use super::error::io_error;
+use super::header::MAX_CHUNK_BYTES;
+use super::{
+    Compression, Offer, Pace, Receiver, SnapshotArchive, SnapshotError, SnapshotFacts, SnapshotHeader,
+    Staging,
+};
+use crate::ClusterId;
+use crate::fs::{Fs, ensure_dir};
+
+/// How a [`SnapshotStore`] keeps its snapshots.
+#[derive(Clone, Debug)]
+pub struct SnapshotOptions {
+    /// The cluster; snapshots of another one are refused.
+    pub cluster: ClusterId,
+    /// The Raft group; snapshots of another one are refused.
+    pub group: GroupId,
+    /// How many snapshots [`SnapshotStore::prune`] leaves; at least one always stays.
+    pub retained: usize,
+    /// Newest version of the state machine's data that its code reads. Newer snapshots are refused.
+    pub user_format: u32,
+    /// So many bytes of the disk are left to the log: a snapshot that would need them is refused.
+    pub reserve_bytes: u64,
+    /// What is done to the content of archives that are built here.
+    pub compression: Compression,
+    /// The content of an archive is checked in chunks of this length, 1 to 4 MiB.
+    pub chunk_bytes: u32,
+    /// Archives are synced each time so much has been written, so that no write-back grows so large
+    /// that it stalls the log's syncs on the same disk.
+    pub sync_bytes: u64,
+}
+
+impl SnapshotOptions {
+    /// Two snapshots retained, 64 MiB left to the log, chunks of 256 KiB, a sync every 4 MiB.
+    #[must_use]
+    pub fn new(cluster: ClusterId, group: GroupId) -> Self {
+        Self {
+            cluster,
+            group,
+            retained: 2,
+            user_format: 0,
+            reserve_bytes: 64 << 20,
+            compression: Compression::None,
+            chunk_bytes: 256 << 10,
+            sync_bytes: 4 << 20,
+        }
+    }
+}
+
+/// What is known about the content of an archive. Its header verifies in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// It was not read since the store was opened.
+    Unchecked,
+    /// Every checksum matched, or it was written by this process.
+    Whole,
+    /// It does not verify. It is kept until a whole one takes its place, and never offered.
+    Damaged,
+}
+
+/// A finished archive.
+#[derive(Clone, Debug)]
+pub struct SnapshotInfo {
+    /// The verified header.
+    pub header: Arc<SnapshotHeader>,
+    /// Length of the archive in bytes.
+    pub len: u64,
+    /// SHA-256 as its trailer says.
+    pub sha256: [u8; 32],
+    /// The file.
+    pub path: PathBuf,
+    /// What is known about its content.
+    pub health: Health,
+}
+
+impl SnapshotInfo {
+    pub(super) fn of(archive: &SnapshotArchive, health: Health) -> Self {
+        Self {
+            header: Arc::clone(archive.header()),
+            len: archive.len(),
+            sha256: archive.sha256(),
+            path: archive.path.clone(),
+            health,
+        }
+    }
+
+    /// The last entry that the snapshot contains.
+    #[must_use]
+    pub fn label(&self) -> LogId {
+        self.header.facts.label
+    }
+}
+
+/// What [`SnapshotStore::open`] found beside good archives, for the node's log and its status.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotReport {
+    /// What a crash had left and was removed: temporary files, staging directories.
+    pub removed: Vec<String>,
+    /// Archives that cannot be used, each with the reason. Nothing was done to them.
+    pub unusable: Vec<SnapshotError>,
+    /// Transfers that can go on where they were cut.
+    pub partial: Vec<String>,
+}
+
+/// The snapshots of one Raft group in one directory. A clone is another handle on the same store; it
+/// can be used from several threads. One snapshot at a time is built, and one received.
+#[derive(Clone, Debug)]
+pub struct SnapshotStore {
+    inner: Arc<Inner>,
+}
+
+impl SnapshotStore {
+    /// Opens the directory, creating it if it is missing: removes what a crash has left of unfinished
+    /// work and lists the archives by their verified headers. An archive that does not verify, belongs
+    /// to somebody else or lies under another name than its header's is reported and left alone.
+    ///
+    /// # Errors
+    /// Only I/O errors; bad archives are part of the report.
+    pub fn open(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        mut options: SnapshotOptions,
+    ) -> Result<(Self, SnapshotReport), SnapshotError> {
+        options.chunk_bytes = options.chunk_bytes.clamp(1, MAX_CHUNK_BYTES);
+        ensure_dir(&*fs, dir).map_err(io_error("create", dir))?;
+        let inner = Inner::new(fs, dir, options);
+        let report = inner.scan()?;
+        Ok((Self { inner: Arc::new(inner) }, report))
+    }
+
+    /// The empty directory for the next snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Busy`] while another one is held; an I/O error.
+    pub fn staging(&self) -> Result<Staging, SnapshotError> {
+        let inner = &self.inner;
+        if std::mem::replace(&mut inner.busy().staging, true) {
+            return Err(SnapshotError::Busy { what: "a snapshot" });
+        }
+        // From here on, dropping it makes room for the next one.
+        let staging = Staging { inner: Arc::clone(inner), path: inner.dir.join(STAGING_DIR) };
+        if inner.fs.kind(&staging.path).is_ok() {
+            inner.fs.remove_tree(&staging.path).map_err(io_error("remove", &staging.path))?;
+        }
+        inner.fs.create_dir(&staging.path).map_err(io_error("create", &staging.path))?;
+        Ok(staging)
+    }
+
+    /// Makes an archive of the files in `staging`. It is durable and listed when the call returns; the
+    /// staging directory is gone in any case. An archive with the same label is replaced.
+    ///
+    /// # Errors
+    /// [`SnapshotError::ContentChecksum`] when the files are not those that `facts` speaks of,
+    /// [`SnapshotError::Name`], [`SnapshotError::TooLarge`], [`SnapshotError::Changed`],
+    /// [`SnapshotError::NoSpace`], [`SnapshotError::Aborted`], or an I/O error. The snapshots that were
+    /// there are still there.
+    #[expect(clippy::needless_pass_by_value, reason = "the directory goes with the value")]
+    pub fn pack(
+        &self,
+        staging: Staging,
+        facts: &SnapshotFacts,
+        pace: &mut dyn Pace,
+    ) -> Result<SnapshotInfo, SnapshotError> {
+        let inner = &self.inner;
+        let header = inner.header_for(&staging.path, facts)?;
+        let path = inner.path_of(facts.label);
+        let encoded = header.encode(&path)?;
+        let frames = header.chunks().saturating_mul(CHUNK_FRAME_LEN as u64);
+        inner.check_space((encoded.len() + TRAILER_LEN) as u64 + header.content_bytes() + frames)?;
+        let temporary = inner.dir.join(inner.name_of(facts.label, TEMPORARY_SUFFIX));
+        let packed = inner
+            .write_archive(&staging.path, &temporary, &header, &encoded, pace)
+            .and_then(|()| SnapshotArchive::open(&*inner.fs, &temporary))
+            .and_then(|archive| inner.publish(&temporary, &path).map(|()| archive));
+        match packed {
+            Ok(archive) => Ok(inner.register(&archive, path, Health::Whole)),
+            Err(error) => {
+                // What cannot be removed now is removed at the next start.
+                inner.fs.remove_file(&temporary).ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// All archives whose headers verify, newest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<SnapshotInfo> {
+        self.inner.list().clone()
+    }
+
+    /// The newest archive that is not known to be damaged.
+    #[must_use]
+    pub fn newest(&self) -> Option<SnapshotInfo> {
+        self.inner.list().iter().find(|info| info.health != Health::Damaged).cloned()
+    }
+
+    /// The newest archive whose content is known to be whole: up to its label the log may be purged.
+    #[must_use]
+    pub fn newest_whole(&self) -> Option<SnapshotInfo> {
+        self.inner.list().iter().find(|info| info.health == Health::Whole).cloned()
+    }
+
+    /// Reads archives from the newest on until one is whole; with it, what was wrong with those before
+    /// it. The caller has to see whether the log still reaches back to that one.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Aborted`]. Damage, and files that cannot be read, are part of the result.
+    pub fn find_whole(
+        &self,
+        pace: &mut dyn Pace,
+    ) -> Result<(Option<SnapshotInfo>, Vec<SnapshotError>), SnapshotError> {
+        let mut damage = Vec::new();
+        for info in self.list() {
+            match self.verify(info.label(), pace) {
+                Ok(info) => return Ok((Some(info), damage)),
+                Err(SnapshotError::Aborted) => return Err(SnapshotError::Aborted),
+                Err(error) => damage.push(error),
+            }
+        }
+        Ok((None, damage))
+    }
+
+    /// Reads the whole archive with this label, and keeps in mind what it found.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] with the place, [`SnapshotError::Missing`],
+    /// [`SnapshotError::Aborted`], or an I/O error.
+    pub fn verify(&self, label: LogId, pace: &mut dyn Pace) -> Result<SnapshotInfo, SnapshotError> {
+        let read = self.open_archive(label).and_then(|archive| archive.verify(pace).map(|()| archive));
+        let health = match &read {
+            Ok(_) => Health::Whole,
+            Err(SnapshotError::Damaged { .. }) => Health::Damaged,
+            Err(_) => return read.map(|archive| SnapshotInfo::of(&archive, Health::Whole)),
+        };
+        // Only if it is still listed: it may have been pruned while it was read.
+        let mut list = self.inner.list();
+        list.iter_mut().filter(|info| info.label() == label).for_each(|info| info.health = health);
+        drop(list);
+        read.map(|archive| SnapshotInfo::of(&archive, health))
+    }
+
+    /// Opens an archive for reading or sending. It stays readable when it is pruned meanwhile.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Missing`], [`SnapshotError::Damaged`], or an I/O error.
+    pub fn open_archive(&self, label: LogId) -> Result<SnapshotArchive, SnapshotError> {
+        let known = self.inner.list().iter().find(|info| info.label() == label).map(|info| info.path.clone());
+        let dir = || self.inner.dir.clone();
+        let path = known.ok_or_else(|| SnapshotError::Missing { label, dir: dir() })?;
+        let archive = SnapshotArchive::open(&*self.inner.fs, &path)?;
+        self.inner.check_owner(archive.header(), &path)?;
+        if archive.label() != label {
+            return Err(SnapshotError::Missing { label, dir: dir() });
+        }
+        Ok(archive)
+    }
+
+    /// Where [`Self::unpack`] may put files that are needed for a moment only: what a crash leaves there
+    /// is removed at the next start. Remove it with [`Fs::remove_tree`] after use.
+    #[must_use]
+    pub fn unpack_dir(&self) -> PathBuf {
+        self.inner.dir.join(UNPACKED_DIR)
+    }
+
+    /// Writes the files of an archive into `into`, which must be empty or missing; every checksum is
+    /// compared, and everything is synced before it says so.
+    ///
+    /// # Errors
+    /// As [`SnapshotArchive::unpack`] and [`Self::open_archive`], and [`SnapshotError::NoSpace`].
+    pub fn unpack(
+        &self,
+        label: LogId,
+        into: &Path,
+        pace: &mut dyn Pace,
+    ) -> Result<Arc<SnapshotHeader>, SnapshotError> {
+        let archive = self.open_archive(label)?;
+        self.inner.check_space(archive.header().content_bytes())?;
+        archive.unpack(&*self.inner.fs, into, pace)?;
+        Ok(Arc::clone(archive.header()))
+    }
+
+    /// Removes all but the newest `retained` snapshots, or `keep_min` if that is more. Those in
+    /// `never_remove` stay, and so does the newest one known to be whole. Returns what was removed.
+    ///
+    /// # Errors
+    /// An I/O error; some may have been removed.
+    pub fn prune(&self, keep_min: usize, never_remove: &[LogId]) -> Result<Vec<LogId>, SnapshotError> {
+        let inner = &self.inner;
+        let mut list = inner.list();
+        let whole = list.iter().find(|info| info.health == Health::Whole).map(SnapshotInfo::label);
+        let keep = inner.options.retained.max(keep_min).max(1);
+        let usable = list.iter().filter(|info| info.health != Health::Damaged).map(SnapshotInfo::label);
+        let mut kept: Vec<LogId> =
+            usable.take(keep).chain(whole).chain(never_remove.iter().copied()).collect();
+        if whole.is_none() {
+            kept.extend(list.iter().filter(|info| info.health == Health::Damaged).map(SnapshotInfo::label));
+        }
+        let mut removed = Vec::new();
+        // The oldest first: whatever a crash leaves is what was there, without its oldest.
+        for info in list.iter().rev().filter(|info| !kept.contains(&info.label())) {
+            inner.fs.remove_file(&info.path).map_err(io_error("remove", &info.path))?;
+            removed.push(info.label());
+        }
+        list.retain(|info| !removed.contains(&info.label()));
+        drop(list);
+        if !removed.is_empty() {
+            inner.sync_dir()?;
+        }
+        Ok(removed)
+    }
+
+    /// Whether the archive with this header could be used here: ask before anything else of it is
+    /// received. The header was read by [`SnapshotArchive::header_bytes`] of the sender.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`], [`SnapshotError::WrongOwner`], [`SnapshotError::NewerFormat`],
+    /// [`SnapshotError::Name`].
+    pub fn check_header(&self, encoded: &Bytes) -> Result<SnapshotHeader, SnapshotError> {
+        let path = Path::new("the offered snapshot");
+        let header = SnapshotHeader::decode(path, encoded)?;
+        self.inner.check_owner(&header, path)?;
+        Ok(header)
+    }
+
+    /// Begins to receive what a sender offers, or goes on where the last attempt was cut. What was
+    /// received of any other offer is removed. `max_len` bounds what is believed of the offer.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Busy`] while another receiver is held, [`SnapshotError::TooLarge`],
+    /// [`SnapshotError::NoSpace`], [`SnapshotError::Aborted`], or an I/O error.
+    pub fn receive(
+        &self,
+        offer: Offer,
+        max_len: u64,
+        pace: &mut dyn Pace,
+    ) -> Result<Receiver, SnapshotError> {
+        let inner = &self.inner;
+        if std::mem::replace(&mut inner.busy().receiving, true) {
+            return Err(SnapshotError::Busy { what: "a transfer to this node" });
+        }
+        let receiver =
+            inner.admit(&offer, max_len).and_then(|()| Receiver::open(Arc::clone(inner), offer, pace));
+        if receiver.is_err() {
+            inner.busy().receiving = false;
+        }
+        receiver
+    }
+
+    /// Removes what was received of a transfer that nobody will finish: the node has caught up in
+    /// another way.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Busy`] while a receiver is held, or an I/O error.
+    pub fn discard_partial(&self) -> Result<(), SnapshotError> {
+        if self.inner.busy().receiving {
+            return Err(SnapshotError::Busy { what: "a transfer to this node" });
+        }
+        self.inner.remove_partial()
+    }
+}

@@ -1,0 +1,112 @@
+//! Moving the start of a log: purging what a snapshot covers, and putting an installed snapshot in the
+//! place of a log.
+//!
+//! Both are one replacement of `log.meta`. Nothing in the segments is touched before it is durable, and
+//! after it nothing that it excludes is ever read as log again.
+
+use d_engine_core::{GroupId, LogId};
+
+use super::FileLog;
+use crate::index::GroupIndex;
+use crate::{LogSuffix, StorageError};
+
+impl FileLog {
+    /// [`crate::LogStore::purge`].
+    pub(super) fn forget(&mut self, group: GroupId, through: LogId) -> Result<(), StorageError> {
+        let needed = {
+            let map = self.map.read();
+            let Some(known) = map.groups.get(&group) else {
+                return Err(StorageError::Order(format!("group {group} has no entries to purge")));
+            };
+            if through.index <= known.base.index {
+                return Ok(());
+            }
+            let queued = self.queue.tails.get(&group).map(|(_, lowest)| *lowest);
+            if !known.holds(through) || queued.is_some_and(|lowest| lowest <= through.index) {
+                return Err(StorageError::Order(format!(
+                    "group {group} was to be purged up to {through}, which is not a synced entry; the last one has \
+                     index {}",
+                    known.last()
+                )));
+            }
+            known.slot(through.index.next()).map(|slot| slot.segment)
+        };
+        self.move_base(group, through, needed, |known| known.purge(through))
+    }
+
+    /// [`crate::LogStore::install`].
+    pub(super) fn restart_at(
+        &mut self,
+        group: GroupId,
+        base: LogId,
+        suffix: LogSuffix,
+    ) -> Result<(), StorageError> {
+        let refuse = |why: String| {
+            Err(StorageError::Order(format!(
+                "snapshot {base} of group {group} was to be installed, but {why}"
+            )))
+        };
+        if !self.buffer.is_empty() {
+            return refuse("records are queued; sync them first".to_owned());
+        }
+        let (held, old) = {
+            let map = self.map.read();
+            let known = map.groups.get(&group);
+            (known.is_some_and(|known| known.holds(base)), known.map(|known| known.base).unwrap_or_default())
+        };
+        if base == old {
+            return Ok(());
+        }
+        if base.index <= old.index {
+            return refuse(format!("the log begins behind {old} already; keep the state that is there"));
+        }
+        match (suffix, held) {
+            (LogSuffix::Keep, true) => self.forget(group, base),
+            (LogSuffix::Keep, false) => {
+                refuse("the log does not hold that entry; what lies behind it must be dropped".to_owned())
+            }
+            // What lies behind it may have been acknowledged.
+            (LogSuffix::Drop, true) => {
+                refuse("the log holds that entry; what lies behind it must be kept".to_owned())
+            }
+            (LogSuffix::Drop, false) if cfg!(mutant = "install-keeps-conflicting-suffix") => {
+                self.move_base(group, base, None, |known| known.purge(base))
+            }
+            (LogSuffix::Drop, false) => {
+                // An index alone cannot say what is dropped: old entries may have higher ones than
+                // those that will be appended. The place in the log can.
+                self.record.starts.insert(group, self.durable);
+                self.move_base(group, base, None, |known| known.restart(base))
+            }
+        }
+    }
+
+    /// Makes `base` the entry before the first one of `group`: durably, then in memory by `change`; then
+    /// the files of segments that hold nothing any more serve again. `needed` is the oldest segment that
+    /// an entry of the group still needs.
+    fn move_base(
+        &mut self,
+        group: GroupId,
+        base: LogId,
+        needed: Option<u64>,
+        change: impl FnOnce(&mut GroupIndex),
+    ) -> Result<(), StorageError> {
+        let oldest = {
+            let map = self.map.read();
+            let others = map.groups.iter().filter(|(id, _)| **id != group);
+            let others = others.filter_map(|(_, other)| other.slots.front()).map(|slot| slot.segment);
+            others.chain(needed).min().unwrap_or(self.current.number).min(self.current.number)
+        };
+        self.record.bases.insert(group, base);
+        self.record.first = self.record.first.max(oldest);
+        let first = self.record.first;
+        self.record.starts.retain(|_, start| start.segment >= first);
+        self.store_record()?;
+        let mut map = self.map.write();
+        change(map.groups.entry(group).or_default());
+        let kept = map.files.split_off(&first);
+        let purged = std::mem::replace(&mut map.files, kept);
+        drop(map);
+        self.retire(purged, Vec::new())
+    }
+}
