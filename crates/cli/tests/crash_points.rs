@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use d_engine_kv::KvCommand;
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, ReadConsistency};
-use d_engine_storage::fs::{LockAttempt, OpenMode};
+use d_engine_storage::fs::{FileKind, LockAttempt, OpenMode};
 use d_engine_storage::{Alignment, FileStorageEngine, FileStorageOptions, Fs, FsCounts, FsFile, RealFs};
 use support::{PATIENCE, run, serve};
 use tokio::runtime::Runtime;
@@ -87,6 +87,15 @@ impl Fs for Deadly {
     }
     fn try_lock(&self, path: &Path) -> io::Result<LockAttempt> {
         self.fs.try_lock(path)
+    }
+    fn kind(&self, path: &Path) -> io::Result<FileKind> {
+        self.fs.kind(path)
+    }
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        self.fs.remove_tree(dir)
+    }
+    fn free_bytes(&self, dir: &Path) -> io::Result<Option<u64>> {
+        self.fs.free_bytes(dir)
     }
     fn counts(&self) -> FsCounts {
         self.fs.counts()

@@ -68,6 +68,26 @@ const MUTANTS: &[Mutant] = &[
         found_by: Check::Test("d-engine-storage", ""),
     },
     Mutant {
+        name: "snapshot-no-dir-sync",
+        bug: "a snapshot's name is not synced",
+        found_by: Check::Test("d-engine-storage", "a_crash_at_any_operation_leaves_whole_snapshots_only"),
+    },
+    Mutant {
+        name: "snapshot-checksum-ignored",
+        bug: "the checksums of a snapshot are not compared",
+        found_by: Check::Test("d-engine-storage", "every_flipped_bit_of_an_archive"),
+    },
+    Mutant {
+        name: "snapshot-stale-tmp",
+        bug: "a snapshot is written behind what an earlier attempt has left",
+        found_by: Check::Test("d-engine-storage", "nothing_of_an_earlier_attempt_is_left_in_a_new_archive"),
+    },
+    Mutant {
+        name: "install-keeps-conflicting-suffix",
+        bug: "what a snapshot drops from the log comes back",
+        found_by: Check::Test("d-engine-storage", "a_conflicting_suffix_is_dropped_and_never_comes_back"),
+    },
+    Mutant {
         name: "chain-check-skipped",
         bug: "the chain of records is not verified",
         found_by: Check::Test("d-engine-storage", ""),

@@ -48,8 +48,10 @@ pub enum SnapshotError {
         /// Newest version that this program reads.
         supported: u32,
     },
-    /// The content is compressed in a way that this program was built without.
-    #[error("{path} is compressed with {method}; build this node's program with the feature \"{method}\"")]
+    /// The content is compressed in a way that this version does not read.
+    #[error(
+        "{path} is compressed with {method}, which this version does not read; install a newer one on this node"
+    )]
     Compressed {
         /// The file.
         path: PathBuf,
