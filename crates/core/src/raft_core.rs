@@ -227,6 +227,12 @@ impl RaftCore {
         matches!(&self.role, Role::Leader(leader) if leader.first_of_term <= self.log.committed())
     }
 
+    /// How many messages wait for the disk.
+    #[must_use]
+    pub fn held_messages(&self) -> usize {
+        self.held.len()
+    }
+
     /// Whether this node leads and is handing leadership over.
     #[must_use]
     pub fn is_handing_over(&self) -> bool {

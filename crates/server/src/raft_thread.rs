@@ -180,9 +180,11 @@ impl RaftThread {
         self.handle(Event::TransferLeadership { to: None, responder: Box::new(|_| {}) }, jobs);
     }
 
-    /// Whether nobody here waits for an answer any more, and leadership is not on its way to another.
+    /// Whether nobody here waits for an answer any more, leadership is not on its way to another, and no
+    /// message, such as the vote for the successor, waits for the disk.
     fn has_handed_over(&self) -> bool {
-        !self.replica.has_callers() && !self.replica.core().is_handing_over()
+        let core = self.replica.core();
+        !self.replica.has_callers() && !core.is_handing_over() && core.held_messages() == 0
     }
 
     async fn start_transport(&self, start: TransportStart) -> Result<Option<FramedTransport>, StartError> {

@@ -54,6 +54,8 @@ pub use refusals::RefusalKind;
 const BATCH_BYTES: usize = 128 << 10;
 /// The kernel's send buffer; Linux doubles it.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
+/// How long the end of a transport waits for its last messages to leave.
+const FLUSH_WITHIN: Duration = Duration::from_millis(100);
 
 /// Who this node is, as told in every handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +121,8 @@ struct Shared {
     settings: TransportSettings,
     events: Arc<dyn PeerEvents>,
     refusals: Refusals,
+    /// Some peer has dialled this node: whoever waits to dial it again need not wait longer.
+    greeted: tokio::sync::Notify,
 }
 
 /// Counters of a transport, for status and metrics.
@@ -163,7 +167,13 @@ impl FramedTransport {
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let local_addr = listener.local_addr()?;
-        let shared = Arc::new(Shared { identity, settings, events, refusals: Refusals::default() });
+        let shared = Arc::new(Shared {
+            identity,
+            settings,
+            events,
+            refusals: Refusals::default(),
+            greeted: tokio::sync::Notify::new(),
+        });
         let runtime = Handle::current();
         let accepting = Some(runtime.spawn(accept::accept(listener, shared.clone())));
         Ok(Self {
@@ -180,12 +190,24 @@ impl FramedTransport {
     /// Closes everything and returns once the listening address is free again. Dropping closes everything
     /// too, but some moments later.
     pub async fn stop(mut self) {
+        self.flush().await;
         self.abort();
         let peers = std::mem::take(&mut self.peers);
         for task in peers.into_values().map(|peer| peer.task).chain(self.accepting.take()) {
             // Aborted on purpose: that it was cancelled is no news.
             task.await.unwrap_or(());
         }
+    }
+
+    /// Gives the last messages, a vote for the successor among them, the time to leave.
+    async fn flush(&self) {
+        let began = tokio::time::Instant::now();
+        let waits = || self.peers.values().any(|peer| peer.outbox.stats().queued_bytes > 0);
+        while waits() && began.elapsed() < FLUSH_WITHIN {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // What was taken out last is written in the task's next turn.
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
     fn abort(&self) {

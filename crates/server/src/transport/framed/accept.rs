@@ -87,6 +87,7 @@ async fn serve(
         Err(_) => End::Refused(RefusalKind::HandshakeTimeout, "it did not finish its handshake".to_owned()),
         Ok(Err(end)) => end,
         Ok(Ok(from)) => {
+            shared.greeted.notify_waiters();
             reader.allow(shared.settings.max_frame_bytes);
             let replaced = replace(&accepted, from);
             tokio::select! {

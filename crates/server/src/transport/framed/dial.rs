@@ -50,7 +50,10 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
             Ok(Err(End::Closed)) => tracing::debug!(%peer, %address, "peer cannot be reached"),
             Err(_) => tracing::debug!(%peer, %address, "peer does not answer"),
         }
-        sleep(backoff.wait()).await;
+        tokio::select! {
+            () = sleep(backoff.wait()) => {}
+            () = shared.greeted.notified() => {}
+        }
     }
 }
 
