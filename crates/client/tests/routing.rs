@@ -131,6 +131,13 @@ async fn without_a_majority_nothing_is_done_and_the_caller_knows_it() {
 
     let options = ClientOptions::default().timeout(Duration::from_secs(2));
     let client = Client::new(&cluster.addresses, options).unwrap();
+    // The leader that stopped made the last node its successor; alone, that one steps down.
+    let alone = async {
+        while client.status(&cluster.addresses[left]).await.unwrap().leader.is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), alone).await.unwrap();
     let error = client.propose(put("k", "w")).await.unwrap_err();
     assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
     let error = client.get("k", Consistency::Linearizable).await.unwrap_err();
