@@ -236,6 +236,35 @@ async fn accepted_stranger(node: &Node) -> TcpStream {
 
 // ---- the normal way ----
 
+/// Whoever waits to dial a peer again does not wait on once that peer is back and dials itself: the answers of
+/// this node could not reach it meanwhile.
+#[tokio::test]
+async fn a_peer_that_comes_back_is_dialled_at_once() {
+    let hour = Duration::from_secs(3_600);
+    let patient = TransportSettings { backoff_min: hour, backoff_max: hour, ..settings() };
+    let (mut one, two) = (Node::start_with(1, CLUSTER, "127.0.0.1:0", patient).await, Node::start(2).await);
+    one.dial(&two);
+    one.up().await;
+    let address = two.transport.local_addr().to_string();
+    two.transport.stop().await;
+    assert_eq!(one.down().await, n(2));
+    let mut back = Node::start_with(2, CLUSTER, &address, settings()).await;
+    back.dial(&one);
+    assert_eq!(one.up().await, (n(2), directory(2)));
+}
+
+/// The last message of a node that stops is the vote for its successor.
+#[tokio::test]
+async fn what_was_queued_before_the_end_still_leaves() {
+    let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
+    one.dial(&two);
+    one.up().await;
+    let vote = PeerMessage::VoteReply { term: Term::new(3), granted: true };
+    assert!(sent(&mut one, 2, &vote));
+    one.transport.stop().await;
+    assert_eq!(two.message().await, (n(1), vote));
+}
+
 #[tokio::test]
 async fn nodes_exchange_messages_of_every_kind_and_size() {
     let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
