@@ -14,6 +14,8 @@ pub struct InitialLog {
     pub base: LogId,
     /// The configuration as of `base`.
     pub configuration: Configuration,
+    /// Log time at `base`, in UNIX milliseconds.
+    pub time_ms: u64,
     /// The entries after `base`, in order. All of them are durable.
     pub entries: Vec<EntryMeta>,
     /// An index known to be committed, from the hard state; bounded by the last entry.
@@ -77,7 +79,7 @@ impl LogView {
             applied: initial.base.index,
             ordered: VecDeque::new(),
             configurations: alloc::vec![(initial.base.index, Box::new(initial.configuration))],
-            time_ms: 0,
+            time_ms: initial.time_ms,
             uncommitted_bytes: 0,
         };
         for entry in &initial.entries {
@@ -215,6 +217,18 @@ impl LogView {
         while self.configurations.len() > 1 && self.configuration_index() >= index {
             self.configurations.pop();
         }
+    }
+
+    /// The furthest entry at or before `covered` behind which at most `entries` entries with at most
+    /// `bytes` of payload follow, of those up to the end of the log; the base when all may stay.
+    pub(crate) fn tail_behind(&self, covered: LogIndex, entries: u64, bytes: u64) -> LogId {
+        let (mut index, mut kept, mut room) = (self.last_index(), 0, bytes);
+        for size in self.sizes.iter().rev() {
+            let Some(left) = room.checked_sub(cost(*size)).filter(|_| kept < entries) else { break };
+            (room, kept, index) = (left, kept + 1, index.previous());
+        }
+        let through = index.min(covered);
+        self.term_at(through).map_or(self.base, |term| LogId::new(term, through))
     }
 
     /// The driver has purged the log up to `through`: nothing before is known any more.

@@ -19,6 +19,13 @@ pub(crate) struct Received {
 }
 
 impl RaftCore {
+    /// How far the log may be purged when everything up to `covered` is in a snapshot and a tail of at most
+    /// `entries` entries with at most `bytes` of payload stays for followers that are a little behind.
+    #[must_use]
+    pub fn tail_behind(&self, covered: crate::LogIndex, entries: u64, bytes: u64) -> LogId {
+        self.log.tail_behind(covered.min(self.log.applied()), entries, bytes)
+    }
+
     /// The log begins after `through`: what is before it was applied, and is in a snapshot.
     pub(crate) fn on_purged(&mut self, through: LogId) -> Result<(), Rejected> {
         if through.index > self.log.applied() || !self.log.holds(through) {

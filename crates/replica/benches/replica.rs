@@ -10,6 +10,7 @@
 mod counter;
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,13 +21,14 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use d_engine_core::{AppendOutcome, EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
 use d_engine_replica::{
-    Event, Jobs, LogWorker, Never, PeerMessage, ProposeResponder, ReadRequest, Replica, ReplicaConfig,
-    StateMachineHandler,
+    Event, Footing, Jobs, LogWorker, Never, PeerMessage, ProposeResponder, ReadRequest, Replica,
+    ReplicaConfig, Start, StateMachineHandler,
 };
 use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole, Membership,
-    OpenRequest, RecoveredLog, StorageEngine,
+    OpenRequest, OpenedStorage, StorageEngine,
 };
 
 use crate::counter::Counter;
@@ -40,12 +42,41 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
+fn storage(fs: Arc<SimFs>) -> OpenedStorage {
+    let member = |node| Member {
+        node,
+        peer_addr: format!("peer:{node}"),
+        client_addr: String::new(),
+        role: MemberRole::Voter,
+        incarnation: None,
+    };
+    let request = OpenRequest {
+        cluster: None,
+        node: node(1),
+        group: GroupId::FIRST,
+        initial: Membership::new((1..=3).map(member)).unwrap(),
+        fresh_cluster: ClusterId([1; 16]),
+        fresh_incarnation: Incarnation([2; 16]),
+    };
+    let options = FileStorageOptions::default();
+    FileStorageEngine::new("/data", options, fs).open(&request).unwrap()
+}
+
 fn applies(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("apply through the handler");
     for count in [1, 128] {
-        let (machine, recovered) = (Arc::new(Counter::default()), RecoveredLog::default());
-        let opened = StateMachineHandler::open(machine, Arc::new(Never), &recovered);
-        let mut handler = at_once(opened).unwrap();
+        let fs = Arc::new(SimFs::new());
+        let mut opened = storage(fs.clone());
+        let options = SnapshotOptions::new(opened.identity.cluster, opened.identity.group);
+        let (snapshots, _) = SnapshotStore::open(fs, Path::new("/data/snapshots"), options).unwrap();
+        let start = Start {
+            identity: &opened.identity,
+            log: opened.log.as_mut(),
+            recovered: &mut opened.recovered,
+            snapshots: &snapshots,
+        };
+        let machine = Arc::new(Counter::default());
+        let (mut handler, _) = at_once(StateMachineHandler::open(machine, Arc::new(Never), start)).unwrap();
         let mut next = 1;
         let mut prepare = || {
             let indexes = next..next + count;
@@ -86,31 +117,14 @@ struct Leader {
 
 impl Leader {
     fn new() -> Self {
-        let member = |node| Member {
-            node,
-            peer_addr: format!("peer:{node}"),
-            client_addr: String::new(),
-            role: MemberRole::Voter,
-            incarnation: None,
-        };
-        let request = OpenRequest {
-            cluster: None,
-            node: node(1),
-            group: GroupId::FIRST,
-            initial: Membership::new((1..=3).map(member)).unwrap(),
-            fresh_cluster: ClusterId([1; 16]),
-            fresh_incarnation: Incarnation([2; 16]),
-        };
-        let options = FileStorageOptions::default();
-        let engine = FileStorageEngine::new("/data", options, Arc::new(SimFs::new()));
-        let opened = engine.open(&request).unwrap();
+        let opened = storage(Arc::new(SimFs::new()));
         let now = Instant::from_nanos(3_000_000_000);
         let start = Instant::from_nanos(1);
         let replica = Replica::new(
             ReplicaConfig::default(),
             &opened.identity,
             &opened.recovered,
-            LogIndex::ZERO,
+            &Footing::default(),
             7,
             start,
         );

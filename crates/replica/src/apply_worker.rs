@@ -1,15 +1,16 @@
 //! The apply side of a node: takes jobs in order, answers callers directly.
 
 use std::iter::Peekable;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-use d_engine_core::{GroupId, LogIndex};
+use d_engine_core::{GroupId, LogIndex, NodeId};
 use d_engine_storage::LogReader;
+use d_engine_storage::snapshot::{FullSpeed, SnapshotInfo, SnapshotStore};
 
 use crate::event::{ApplyJob, ApplySource, Event, ProposeResponder};
-use crate::{ProposeError, StateMachineHandler, StopReason};
+use crate::snapshot_build::SnapshotTask;
+use crate::{LogId, ProposeError, StateMachineHandler, StopReason};
 
 /// Payload bytes read from the log at a time while a backlog is applied.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -20,20 +21,23 @@ pub struct ApplyWorker {
     handler: StateMachineHandler,
     reader: Arc<dyn LogReader>,
     group: GroupId,
-    snapshots: Option<PathBuf>,
+    node: u64,
+    snapshots: Option<SnapshotStore>,
 }
 
 impl ApplyWorker {
     /// A worker over an opened state machine and the log it is fed from.
     #[must_use]
     pub fn new(handler: StateMachineHandler, reader: Arc<dyn LogReader>, group: GroupId) -> Self {
-        Self { handler, reader, group, snapshots: None }
+        Self { handler, reader, group, node: 0, snapshots: None }
     }
 
-    /// The same worker, taking snapshots below `dir` when the handler's policy says so.
+    /// The same worker, taking snapshots into `store` and installing those that are received there. `node` is
+    /// this node's id: the nodes of a cluster take turns.
     #[must_use]
-    pub fn with_snapshots(mut self, dir: PathBuf) -> Self {
-        self.snapshots = Some(dir);
+    pub fn with_snapshots(mut self, store: SnapshotStore, node: NodeId) -> Self {
+        self.snapshots = Some(store);
+        self.node = node.get();
         self
     }
 
@@ -57,8 +61,8 @@ impl ApplyWorker {
                 }
                 result?;
             }
+            ApplySource::Snapshot(label) => self.install(label).await?,
         }
-        self.maybe_snapshot().await;
         Ok(Event::Applied {
             through: self.handler.applied(),
             next_expiry_ms: self.handler.machine().next_expiry_ms(),
@@ -90,17 +94,60 @@ impl ApplyWorker {
         Ok(())
     }
 
-    /// Takes a snapshot when the policy says so. One that fails is given up: no state is lost by it.
-    async fn maybe_snapshot(&mut self) {
-        let Some(dir) = self.snapshots.as_ref().filter(|_| self.handler.wants_snapshot()) else { return };
-        let label = self.handler.applied();
-        let dir = dir.join(format!("{}-{}", label.term, label.index));
-        let taken = match std::fs::create_dir_all(&dir) {
-            Ok(()) => self.handler.take_snapshot(dir).await,
-            Err(error) => Err(StopReason::new(format_args!("{}: {error}", dir.display()))),
+    /// Replaces the state by a snapshot that was received.
+    async fn install(&mut self, label: LogId) -> Result<(), StopReason> {
+        let Some(store) = &self.snapshots else {
+            return Err(StopReason::new(format_args!("there is no place for the snapshot {label}")));
         };
-        if let Err(reason) = taken {
-            tracing::warn!(%reason, "a snapshot was given up");
+        let label = label.into();
+        let path = store.unpack_dir();
+        store.clear_unpacked().map_err(StopReason::new)?;
+        store.unpack(label, &path, &mut FullSpeed).map_err(StopReason::new)?;
+        let info = store.list().into_iter().find(|info| info.label() == label);
+        let info = info.ok_or_else(|| StopReason::new(format_args!("the snapshot {label} is gone")))?;
+        let installed = self.handler.install_snapshot(&info, path).await;
+        // What cannot be removed now is removed at the next start.
+        store.clear_unpacked().ok();
+        installed
+    }
+
+    /// Begins a snapshot if the policy says so, or if `asked`. Call it between jobs. What fails here is told to
+    /// the log; no state is lost by it.
+    ///
+    /// # Errors
+    /// The snapshot was given up, with the reason.
+    pub async fn begin_snapshot(&mut self, asked: bool) -> Result<Option<SnapshotTask>, StopReason> {
+        let Some(store) = &self.snapshots else { return Ok(None) };
+        if self.handler.is_building() || !(asked || self.handler.wants_snapshot(self.node)) {
+            return Ok(None);
+        }
+        if self.handler.applied().index == 0 {
+            return Ok(None);
+        }
+        self.handler.begin_snapshot(store).await.map(Some)
+    }
+
+    /// Whether a snapshot is being built.
+    #[must_use]
+    pub fn is_building(&self) -> bool {
+        self.handler.is_building()
+    }
+
+    /// What has become of a snapshot that was begun. Returns the event for the replica.
+    ///
+    /// # Errors
+    /// The node must stop with the reason.
+    pub fn end_snapshot(
+        &mut self,
+        built: Result<SnapshotInfo, StopReason>,
+    ) -> Result<Option<Event>, StopReason> {
+        match built {
+            Ok(info) => self.handler.keep_snapshot(&info).map(Some),
+            Err(reason) => {
+                tracing::warn!(%reason, "a snapshot was given up");
+                self.handler.give_up_snapshot();
+                Ok(None)
+            }
         }
     }
 }

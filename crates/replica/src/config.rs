@@ -1,6 +1,6 @@
 //! The settings of a replica.
 
-use d_engine_core::CoreConfig;
+use d_engine_core::{CoreConfig, Duration};
 
 /// The settings of a replica.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,13 @@ pub struct ReplicaConfig {
     pub apply_jobs_max: usize,
     /// Entries in one apply job.
     pub apply_entries_max: u64,
+    /// Entries that stay in the log although a snapshot covers them, for followers that are a little behind.
+    pub tail_entries: u64,
+    /// As much of them in bytes; whichever is reached first counts.
+    pub tail_bytes: u64,
+    /// How long a snapshot on its way to a follower keeps the log from being purged: the follower goes on
+    /// from there.
+    pub purge_patience: Duration,
 }
 
 impl Default for ReplicaConfig {
@@ -31,6 +38,9 @@ impl Default for ReplicaConfig {
             cache_bytes_max: 32 << 20,
             apply_jobs_max: 2,
             apply_entries_max: 4096,
+            tail_entries: 10_000,
+            tail_bytes: 32 << 20,
+            purge_patience: Duration::from_millis(600_000),
         }
     }
 }

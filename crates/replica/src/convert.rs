@@ -5,7 +5,7 @@ use std::sync::Arc;
 use d_engine_core::{EntryKind, EntryMeta, InitialLog, Message};
 use d_engine_storage::{Identity, LogEntry, Membership, MembershipError, RecoveredLog};
 
-use crate::{PeerMessage, ReplicaError};
+use crate::{Footing, PeerMessage, ReplicaError};
 
 fn meta(entry: &LogEntry) -> Result<EntryMeta, MembershipError> {
     let head = entry.head();
@@ -23,7 +23,11 @@ fn meta(entry: &LogEntry) -> Result<EntryMeta, MembershipError> {
 }
 
 /// The core's view of a recovered log.
-pub(crate) fn initial_log(identity: &Identity, recovered: &RecoveredLog) -> Result<InitialLog, ReplicaError> {
+pub(crate) fn initial_log(
+    identity: &Identity,
+    recovered: &RecoveredLog,
+    footing: &Footing,
+) -> Result<InitialLog, ReplicaError> {
     let mut memberships = recovered.memberships.iter().peekable();
     let mut entries = Vec::with_capacity(recovered.entries.len());
     for head in &recovered.entries {
@@ -43,9 +47,11 @@ pub(crate) fn initial_log(identity: &Identity, recovered: &RecoveredLog) -> Resu
     }
     Ok(InitialLog {
         base: recovered.base,
-        configuration: identity.initial.configuration(),
+        configuration: footing.membership.as_ref().unwrap_or(&identity.initial).configuration(),
+        time_ms: footing.time_ms,
         entries,
-        commit: recovered.hard_state.commit,
+        // What was applied was committed, whatever the hint says.
+        commit: recovered.hard_state.commit.max(footing.applied),
     })
 }
 

@@ -22,6 +22,12 @@ impl fmt::Display for LogId {
     }
 }
 
+impl From<LogId> for d_engine_core::LogId {
+    fn from(id: LogId) -> Self {
+        Self::new(d_engine_core::Term::new(id.term), d_engine_core::LogIndex::new(id.index))
+    }
+}
+
 impl From<d_engine_core::LogId> for LogId {
     fn from(id: d_engine_core::LogId) -> Self {
         Self { term: id.term.get(), index: id.index.get() }

@@ -147,6 +147,24 @@ pub enum TransferError {
     },
 }
 
+/// Why a received snapshot was not installed. The state is as it was.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstallError {
+    /// What is committed here reaches as far, or the sender no longer leads. Nothing is to be done.
+    #[error("it is not newer than what is committed here, or its sender no longer leads")]
+    Stale,
+    /// Another one is being installed. Try again later.
+    #[error("another snapshot is being installed; try again later")]
+    Busy,
+    /// The node has stopped.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
 /// Why a recovered log cannot be driven. Restore the directory or use a newer program.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId};
-use d_engine_storage::{Incarnation, LogEntry};
+use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, Term};
+use d_engine_storage::{Incarnation, LogEntry, LogSuffix, Membership};
 
-use crate::{LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
+use crate::{InstallError, LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
 
 /// Called exactly once with the outcome of a proposal: the state machine's reply or an error.
 /// Must not block; it is called from the raft thread or from the apply worker.
@@ -19,6 +19,24 @@ pub type ReadResponder = Box<dyn FnOnce(Result<u64, ReadError>) + Send>;
 
 /// Called exactly once with whether a transfer of leadership has begun. Must not block.
 pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
+
+/// Called exactly once with whether a received snapshot takes the place of the log. Must not block.
+pub type InstallResponder = Box<dyn FnOnce(Result<(), InstallError>) + Send>;
+
+/// A snapshot that a leader has sent: an archive that is whole and durable in this node's store.
+#[derive(Clone, Debug)]
+pub struct ReceivedSnapshot {
+    /// The leader that sent it.
+    pub from: NodeId,
+    /// The term in which it did.
+    pub term: Term,
+    /// The last entry in it.
+    pub label: d_engine_core::LogId,
+    /// Log time at the label, in UNIX milliseconds.
+    pub time_ms: u64,
+    /// The members as of the label.
+    pub membership: Membership,
+}
 
 /// A command on its way into the log.
 pub struct Proposal {
@@ -90,6 +108,27 @@ pub enum Event {
         /// The entries; may end before the range that was asked for.
         entries: Arc<[LogEntry]>,
     },
+    /// A snapshot of the leader's has been received whole and is durable here.
+    SnapshotReceived {
+        /// What it is of.
+        snapshot: Box<ReceivedSnapshot>,
+        /// Called with whether it is installed. Must not block.
+        responder: InstallResponder,
+    },
+    /// A follower that was sent a snapshot has applied it.
+    SnapshotSent(NodeId),
+    /// Sending a snapshot to this follower has failed; it is ordered again with the next heartbeat.
+    SnapshotFailed {
+        /// The follower.
+        to: NodeId,
+        /// No snapshot here could be sent: a new one is due.
+        none_usable: bool,
+    },
+    /// This node has a new snapshot, verified and durable; the state machine knows of it and, if it keeps its
+    /// own state, has flushed everything up to there.
+    SnapshotKept(LogId),
+    /// The log worker has purged the log up to and including this entry.
+    Purged(d_engine_core::LogId),
     /// The time of `Replica::next_deadline` has come.
     Deadline,
     /// A worker can no longer go on. The replica stops for good.
@@ -107,6 +146,12 @@ pub struct Jobs {
     pub apply: Vec<ApplyJob>,
     /// For the log worker, after the persists: reads for followers that are behind.
     pub load: Vec<LoadJob>,
+    /// For the log worker, after the persists and loads: how far the log is to be purged.
+    pub purge: Option<d_engine_core::LogId>,
+    /// For the transport: followers that need a snapshot, each over a connection of its own.
+    pub snapshots: Vec<SnapshotOrder>,
+    /// For the apply worker: a snapshot is due, whatever the policy says.
+    pub snapshot_due: bool,
     /// The status (role, leader, term, commit, members) has changed.
     pub status_changed: bool,
     /// Term or vote were stored: `StateMachine::save_hard_state` is due, off the write path.
@@ -121,6 +166,9 @@ impl Jobs {
             && self.send.is_empty()
             && self.apply.is_empty()
             && self.load.is_empty()
+            && self.purge.is_none()
+            && self.snapshots.is_empty()
+            && !self.snapshot_due
             && !self.status_changed
             && !self.hard_state_saved
     }
@@ -131,6 +179,9 @@ impl Jobs {
         self.send.clear();
         self.apply.clear();
         self.load.clear();
+        self.purge = None;
+        self.snapshots.clear();
+        self.snapshot_due = false;
         self.status_changed = false;
         self.hard_state_saved = false;
     }
@@ -145,6 +196,26 @@ pub struct PersistJob {
     pub hard_state: Option<HardState>,
     /// The new entries; the first may replace a conflicting suffix.
     pub entries: Vec<LogEntry>,
+    /// A snapshot that takes the place of the log, after the hard state.
+    pub install: Option<Install>,
+}
+
+/// The log begins anew behind an installed snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Install {
+    /// The last entry in the snapshot.
+    pub base: d_engine_core::LogId,
+    /// What becomes of the entries behind it.
+    pub suffix: LogSuffix,
+}
+
+/// A follower needs a snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SnapshotOrder {
+    /// The follower.
+    pub to: NodeId,
+    /// The term that this node leads; the snapshot is sent in it.
+    pub term: Term,
 }
 
 /// A message for a peer.
@@ -171,6 +242,8 @@ pub enum ApplySource {
     Entries(Vec<LogEntry>),
     /// In the log, from the first to the last index, both included; read in bounded portions.
     Stored(LogIndex, LogIndex),
+    /// The state is replaced by the snapshot with this label, which is in the node's store.
+    Snapshot(LogId),
 }
 
 impl fmt::Debug for ApplyJob {

@@ -5,7 +5,7 @@ use d_engine_core::{Input, Instant, Rejected, RoleKind};
 use crate::event::{Event, Jobs, Proposal, ReadRequest};
 use crate::proposals;
 use crate::replica::{Payload, Replica};
-use crate::{ProposeError, ReadError, StopReason, TransferError};
+use crate::{InstallError, ProposeError, ReadError, StopReason, TransferError};
 
 impl Replica {
     pub(crate) fn on_propose(
@@ -120,6 +120,9 @@ pub(crate) fn refuse_event(event: Event, reason: &StopReason) {
         }
         Event::TransferLeadership { responder, .. } => {
             responder(Err(TransferError::Stopped { reason: reason.clone() }));
+        }
+        Event::SnapshotReceived { responder, .. } => {
+            responder(Err(InstallError::Stopped { reason: reason.clone() }));
         }
         _ => {}
     }

@@ -23,8 +23,11 @@ mod peer_message;
 mod proposals;
 mod reads;
 mod replica;
+mod restore;
+mod snapshot_build;
 mod snapshot_checksum;
 mod snapshot_policy;
+mod snapshots;
 mod state_machine;
 mod state_machine_handler;
 mod status;
@@ -34,17 +37,21 @@ pub use apply_worker::ApplyWorker;
 pub use callback_error::{Error, Result, Unsupported};
 pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
-pub use error::{LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError};
+pub use error::{InstallError, LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError};
 pub use event::{
-    ApplyJob, ApplySource, Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal, ProposeResponder,
-    ReadRequest, ReadResponder, TransferResponder,
+    ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, Outgoing, PersistJob, Proposal,
+    ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder, TransferResponder,
 };
 pub use log_worker::LogWorker;
 pub use peer_message::PeerMessage;
 pub use reads::ReadConsistency;
 pub use replica::Replica;
+pub use restore::{Footing, Start};
+pub use snapshot_build::SnapshotTask;
 pub use snapshot_checksum::snapshot_checksum;
-pub use snapshot_policy::{Never, SnapshotContext, SnapshotPolicy};
+pub use snapshot_policy::{
+    AfterBytes, AfterEntries, AfterTime, AnyOf, Never, SnapshotContext, SnapshotPolicy,
+};
 pub use state_machine::{Durability, SnapshotMetadata, SnapshotView, StateMachine};
 pub use state_machine_handler::StateMachineHandler;
 pub use status::ReplicaStatus;

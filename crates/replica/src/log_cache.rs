@@ -55,6 +55,12 @@ impl LogCache {
         self.end = self.end.min(index);
     }
 
+    /// Drops everything: the log begins anew behind `last`.
+    pub(crate) fn restart_after(&mut self, last: LogIndex) {
+        self.truncate_from(LogIndex::ZERO);
+        self.end = last.next();
+    }
+
     /// Drops old entries beyond the limit, but none after `persisted`: the log cannot give it back.
     pub(crate) fn evict(&mut self, persisted: LogIndex) {
         while self.bytes > self.bytes_max {

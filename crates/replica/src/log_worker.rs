@@ -1,6 +1,6 @@
 //! The log's side of a node: writes what the replica orders, one sync for everything queued.
 
-use d_engine_core::{GroupId, PersistId};
+use d_engine_core::{GroupId, LogId, PersistId};
 use d_engine_storage::{LogStats, LogStore, StorageError};
 
 use crate::StopReason;
@@ -38,6 +38,12 @@ impl LogWorker {
             }
             self.store.append(self.group, job.hard_state, &job.entries).map_err(StopReason::new)?;
             queued += job.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+            if let Some(install) = job.install {
+                // The term in which the snapshot was sent is durable before the log begins behind it.
+                self.store.sync().map_err(StopReason::new)?;
+                queued = 0;
+                self.store.install(self.group, install.base, install.suffix).map_err(StopReason::new)?;
+            }
         }
         if !jobs.is_empty() {
             self.store.sync().map_err(StopReason::new)?;
@@ -57,6 +63,15 @@ impl LogWorker {
             Err(error) => return Err(StopReason::new(error)),
         };
         Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })
+    }
+
+    /// Purges the log up to `through`, which a verified snapshot covers. Nothing may be queued.
+    ///
+    /// # Errors
+    /// As [`LogWorker::persist`].
+    pub fn purge(&mut self, through: LogId) -> Result<Event, StopReason> {
+        self.store.purge(self.group, through).map_err(StopReason::new)?;
+        Ok(Event::Purged(through))
     }
 
     /// The log has fallen idle: makes the last group's durability known to a later recovery.

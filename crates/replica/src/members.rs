@@ -30,6 +30,20 @@ impl Members {
         self.history.retain(|(at, _)| *at < index);
     }
 
+    /// The log begins behind `base`: of the memberships up to there only the last one counts.
+    pub(crate) fn purge_to(&mut self, base: LogIndex) {
+        let covered = self.history.partition_point(|(at, _)| *at <= base);
+        if let Some((_, last)) = self.history.drain(..covered).next_back() {
+            self.initial = last;
+        }
+    }
+
+    /// A snapshot takes the place of the log up to `label`.
+    pub(crate) fn install(&mut self, label: LogIndex, membership: Membership, keeps_suffix: bool) {
+        self.history.retain(|(at, _)| keeps_suffix && *at > label);
+        self.initial = membership;
+    }
+
     /// The membership with every incarnation bound that `seen` knows and the log does not; `None`
     /// when there is nothing to bind.
     pub(crate) fn with_bound<'a>(

@@ -9,18 +9,21 @@ use d_engine_core::{
     AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistId,
     PersistOrder, RaftCore, Rejected, RoleKind,
 };
-use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
+use d_engine_storage::{Identity, Incarnation, LogEntry, LogSuffix, Membership, RecoveredLog};
 
 use crate::apply_queue::ApplyQueue;
 use crate::convert;
-use crate::event::{Event, Jobs, LoadJob, Outgoing, PersistJob, Proposal};
+use crate::event::{Event, Install, Jobs, LoadJob, Outgoing, PersistJob, Proposal, SnapshotOrder};
 use crate::intake::refuse_event;
 use crate::log_cache::LogCache;
 use crate::members::Members;
 use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
+use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
-use crate::{LeaderHint, PeerMessage, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason};
+use crate::{
+    Footing, LeaderHint, PeerMessage, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
+};
 
 /// A node of one group without its threads.
 pub struct Replica {
@@ -32,7 +35,7 @@ pub struct Replica {
     members: Members,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
-    apply: ApplyQueue,
+    pub(crate) apply: ApplyQueue,
     ticker: Ticker,
     /// Appends waiting for entries from the log, by token.
     loads: BTreeMap<u64, AppendPlan>,
@@ -42,6 +45,7 @@ pub struct Replica {
     /// Payload bytes given to the log worker and not reported as stored, by order.
     unsynced: VecDeque<(PersistId, usize)>,
     pub(crate) unsynced_bytes: usize,
+    pub(crate) snapshots: Snapshots,
     stopped: Option<StopReason>,
 }
 
@@ -51,10 +55,11 @@ pub(crate) enum Payload {
     Received(Arc<[LogEntry]>),
     Commands(Vec<Proposal>),
     Membership(Membership),
+    Snapshot(Membership),
 }
 
 impl Replica {
-    /// A replica over a recovered log. `applied` is where the state machine stands (from
+    /// A replica over a recovered log. `footing` is where the state machine stands (from
     /// [`crate::StateMachineHandler::open`]); `seed` must differ between nodes and starts.
     ///
     /// Call [`Replica::handle`] with [`Event::Deadline`] right after, to get the first jobs.
@@ -65,25 +70,30 @@ impl Replica {
         config: ReplicaConfig,
         identity: &Identity,
         recovered: &RecoveredLog,
-        applied: LogIndex,
+        footing: &Footing,
         seed: u64,
         now: Instant,
     ) -> Result<Self, ReplicaError> {
         config.core.validate()?;
-        let mut members = Members::new(identity.initial.clone());
+        let mut members = Members::new(footing.membership.as_ref().unwrap_or(&identity.initial).clone());
         for (index, payload) in &recovered.memberships {
             let membership = Membership::decode(payload)
                 .map_err(|source| ReplicaError::Membership { index: index.get(), source })?;
             members.push(*index, membership);
         }
-        let core = RaftCore::new(Initial {
+        let mut core = RaftCore::new(Initial {
             node: identity.node,
             config: config.core,
             hard_state: recovered.hard_state,
-            log: convert::initial_log(identity, recovered)?,
+            log: convert::initial_log(identity, recovered, footing)?,
             seed,
             now,
         });
+        let applied = footing.applied;
+        let mut snapshots = Snapshots::default();
+        snapshots.covers(footing.covered);
+        // What the state machine holds already is applied: it may be purged.
+        core.step(now, 0, Input::Applied(applied), &mut Effects::default()).ok();
         Ok(Self {
             node: identity.node,
             cache: LogCache::new(core.log().last.index, config.cache_bytes_max),
@@ -99,6 +109,7 @@ impl Replica {
             incarnations: BTreeMap::from([(identity.node, identity.incarnation)]),
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
+            snapshots,
             stopped: None,
             config,
         })
@@ -142,6 +153,19 @@ impl Replica {
                 self.reads.applied_to(applied);
             }
             Event::Loaded { token, entries, .. } => self.on_loaded(token, &entries, jobs),
+            Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),
+            Event::SnapshotSent(to) => self.snapshots.transfer_ended(to),
+            Event::SnapshotFailed { to, none_usable } => {
+                self.snapshots.transfer_ended(to);
+                jobs.snapshot_due |= none_usable;
+                self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
+            }
+            Event::SnapshotKept(label) => self.snapshots.covers(LogIndex::new(label.index)),
+            Event::Purged(through) => {
+                self.snapshots.purged();
+                self.step(now, wall_ms, Input::Purged(through), Payload::None, jobs);
+                self.members.purge_to(through.index);
+            }
             Event::Deadline => {
                 self.step(now, wall_ms, Input::Deadline, Payload::None, jobs);
                 self.maybe_tick(now, wall_ms, jobs);
@@ -152,6 +176,12 @@ impl Replica {
             }
         }
         self.bind_incarnations(now, wall_ms, jobs);
+        self.maybe_install(now, wall_ms, jobs);
+        self.maybe_purge(now, jobs);
+        if self.snapshots.waits_for_apply() {
+            // What is on its way to the apply worker is read from the log; nothing new until that has ended.
+            return;
+        }
         while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
             jobs.apply.push(job);
         }
@@ -233,6 +263,7 @@ impl Replica {
         self.proposals.lose_all();
         self.reads.lose_all(&ReadError::Stopped { reason: reason.clone() });
         self.loads.clear();
+        self.snapshots.stop(&reason);
         self.stopped = Some(reason);
     }
 
@@ -305,13 +336,13 @@ impl Replica {
             }
             (_, payload) => payload,
         };
-        self.carry_out(&mut effects, payload, jobs);
+        self.carry_out(now, &mut effects, payload, jobs);
         self.effects = effects;
         result
     }
 
     /// Does all that the core asks for; the order of the fields does not matter.
-    fn carry_out(&mut self, effects: &mut Effects, payload: Payload, jobs: &mut Jobs) {
+    fn carry_out(&mut self, now: Instant, effects: &mut Effects, payload: Payload, jobs: &mut Jobs) {
         if let Some(from) = effects.superseded_from {
             self.cache.truncate_from(from);
             self.members.truncate_from(from);
@@ -322,6 +353,7 @@ impl Replica {
                 entry.index <= core.log().committed && core.term_at(entry.index) == Some(entry.term)
             });
             self.loads.clear();
+            self.snapshots.lost_leadership();
         }
         if let Some(order) = effects.persist.take() {
             self.persist(order, payload, jobs);
@@ -333,6 +365,10 @@ impl Replica {
         }
         for plan in effects.appends.drain(..) {
             self.fill(plan, jobs);
+        }
+        for to in effects.snapshots.drain(..) {
+            self.snapshots.transfer_begun(to, now);
+            jobs.snapshots.push(SnapshotOrder { to, term: self.core.term() });
         }
         if let Some(index) = effects.apply_to {
             self.apply.allow(index);
@@ -355,6 +391,7 @@ impl Replica {
 
     /// Gives the core's order its payloads and passes it on to the log worker.
     fn persist(&mut self, order: PersistOrder, payload: Payload, jobs: &mut Jobs) {
+        let mut install = None;
         let entries = match (order.appended, payload) {
             (Appended::Nothing, _) => Vec::new(),
             (Appended::Received { skip, .. }, Payload::Received(entries)) => {
@@ -363,9 +400,11 @@ impl Replica {
             (Appended::Created { first, kind, time_ms, count }, payload) => {
                 self.create(first, kind, time_ms, count, payload)
             }
-            (Appended::Snapshot { .. }, _) => {
-                unreachable!("the core is given no snapshot by this driver yet")
+            (Appended::Snapshot { last, keeps_suffix }, Payload::Snapshot(membership)) => {
+                install = Some(self.begin_anew(last, keeps_suffix, membership));
+                Vec::new()
             }
+            (Appended::Snapshot { .. }, _) => unreachable!("the core installs only what it was given"),
             (Appended::Received { .. }, _) => unreachable!("the core appends only what it was given"),
         };
         for entry in &entries {
@@ -379,7 +418,17 @@ impl Replica {
         let bytes = entries.iter().map(|entry| entry.data.len()).sum();
         self.unsynced.push_back((order.id, bytes));
         self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
-        jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries });
+        jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries, install });
+    }
+
+    /// A snapshot takes the place of the log up to `last`, in memory; the job for the disk.
+    fn begin_anew(&mut self, last: LogId, keeps_suffix: bool, membership: Membership) -> Install {
+        if !keeps_suffix {
+            self.cache.restart_after(last.index);
+        }
+        self.members.install(last.index, membership, keeps_suffix);
+        self.apply.install(last);
+        Install { base: last, suffix: if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop } }
     }
 
     fn create(

@@ -1,29 +1,145 @@
 //! When a snapshot is due.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use crate::LogId;
 
 /// What a policy may base its answer on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SnapshotContext {
     /// The last entry applied.
     pub applied: LogId,
     /// The last entry of the newest snapshot; zero when there is none.
     pub last_snapshot: LogId,
+    /// Bytes of the log that were applied since the newest snapshot, or since the node started.
+    pub log_bytes: u64,
+    /// Log time that has passed since the newest snapshot, or since the first entry.
+    pub log_time: Duration,
+    /// This node's share of the nodes' wait, in thousandths of the policy's own measure: it is later by that, so
+    /// that the nodes of a cluster do not build at once. Zero once this node has built one itself; from then on
+    /// equal distances keep the nodes apart.
+    pub stagger_permille: u32,
 }
 
-/// Decides when a snapshot is due. Asked after every applied chunk, so it must be quick.
+impl SnapshotContext {
+    /// `measure`, later by this node's stagger.
+    #[must_use]
+    pub fn staggered(&self, measure: u64) -> u64 {
+        let share = u128::from(measure) * u128::from(self.stagger_permille) / 1_000;
+        measure.saturating_add(u64::try_from(share).unwrap_or(u64::MAX))
+    }
+}
+
+/// Decides when a snapshot is due. Asked after every applied chunk, so it must be quick. It is not asked
+/// while a snapshot is being built, and not for a while after one has failed.
 pub trait SnapshotPolicy: Send + Sync + 'static {
     /// Whether a snapshot is due now.
     fn should_snapshot(&self, context: &SnapshotContext) -> bool;
 }
 
-/// Never: the log keeps everything.
+/// Never: the log keeps everything, unless somebody asks for a snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Never;
 
 impl SnapshotPolicy for Never {
     fn should_snapshot(&self, _context: &SnapshotContext) -> bool {
         false
+    }
+}
+
+/// Each time so many entries have been applied since the last one.
+#[derive(Clone, Copy, Debug)]
+pub struct AfterEntries(pub u64);
+
+impl SnapshotPolicy for AfterEntries {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        let entries = context.applied.index.saturating_sub(context.last_snapshot.index);
+        entries > 0 && entries >= context.staggered(self.0)
+    }
+}
+
+/// Each time the applied part of the log has grown by so many bytes since the last one.
+#[derive(Clone, Copy, Debug)]
+pub struct AfterBytes(pub u64);
+
+impl SnapshotPolicy for AfterBytes {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        context.log_bytes > 0 && context.log_bytes >= context.staggered(self.0)
+    }
+}
+
+/// Each time so much log time has passed since the last one, if anything was applied since. Log time moves
+/// with entries, so an idle cluster takes none.
+#[derive(Clone, Copy, Debug)]
+pub struct AfterTime(pub Duration);
+
+impl SnapshotPolicy for AfterTime {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        let wait = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        context.log_bytes > 0 && context.log_time.as_millis() >= u128::from(context.staggered(wait))
+    }
+}
+
+/// When any of several policies says so.
+#[derive(Clone)]
+pub struct AnyOf(pub Vec<Arc<dyn SnapshotPolicy>>);
+
+impl SnapshotPolicy for AnyOf {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        self.0.iter().any(|policy| policy.should_snapshot(context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(applied: u64, last: u64) -> SnapshotContext {
+        SnapshotContext {
+            applied: LogId { term: 1, index: applied },
+            last_snapshot: LogId { term: 1, index: last },
+            ..SnapshotContext::default()
+        }
+    }
+
+    #[test]
+    fn entries_are_counted_from_the_last_snapshot() {
+        assert!(!AfterEntries(10).should_snapshot(&context(29, 20)));
+        assert!(AfterEntries(10).should_snapshot(&context(30, 20)));
+        assert!(!AfterEntries(0).should_snapshot(&context(20, 20)), "there is nothing new");
+    }
+
+    #[test]
+    fn bytes_and_log_time_count_once_something_was_applied() {
+        let grown = SnapshotContext { log_bytes: 100, ..context(5, 0) };
+        assert!(AfterBytes(100).should_snapshot(&grown));
+        assert!(!AfterBytes(101).should_snapshot(&grown));
+        let later = SnapshotContext { log_time: Duration::from_secs(60), ..grown };
+        assert!(AfterTime(Duration::from_secs(60)).should_snapshot(&later));
+        assert!(!AfterTime(Duration::from_secs(61)).should_snapshot(&later));
+        assert!(!AfterTime(Duration::ZERO).should_snapshot(&SnapshotContext { log_bytes: 0, ..later }));
+    }
+
+    #[test]
+    fn a_stagger_puts_the_first_one_off() {
+        let second_of_three = SnapshotContext { stagger_permille: 333, ..context(1_332, 0) };
+        assert!(!AfterEntries(1_000).should_snapshot(&second_of_three));
+        assert!(
+            AfterEntries(1_000).should_snapshot(&SnapshotContext { stagger_permille: 0, ..second_of_three })
+        );
+        let reached = SnapshotContext { stagger_permille: 333, ..context(1_333, 0) };
+        assert!(AfterEntries(1_000).should_snapshot(&reached));
+    }
+
+    #[test]
+    fn any_of_several_is_enough_and_none_is_never() {
+        let any = AnyOf(vec![Arc::new(AfterEntries(10)), Arc::new(AfterBytes(1_000))]);
+        assert!(any.should_snapshot(&context(10, 0)));
+        assert!(any.should_snapshot(&SnapshotContext { log_bytes: 1_000, ..context(1, 0) }));
+        assert!(!any.should_snapshot(&context(9, 0)));
+        assert!(!AnyOf(Vec::new()).should_snapshot(&context(9, 0)));
+        assert!(!Never.should_snapshot(&context(u64::MAX, 0)));
     }
 }

@@ -1,4 +1,4 @@
-//! The life of a state machine: start, apply, snapshot, stop.
+//! The life of a state machine: start (`restore.rs`), apply, snapshot (`snapshot_build.rs`), stop.
 //!
 //! `start` → for `Rebuilt` machines `reset` → `apply_chunk`, `update_last_applied`, ... → when the
 //! policy says so a snapshot → `persist_last_applied`, `flush`, `stop`.
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use d_engine_core::{EntryKind, LogIndex};
-use d_engine_storage::{LogEntry, RecoveredLog};
+use d_engine_storage::snapshot::SnapshotInfo;
+use d_engine_storage::{LogEntry, Membership, RecoveredLog};
 
 use crate::event::ProposeResponder;
-use crate::snapshot_policy::{SnapshotContext, SnapshotPolicy};
-use crate::{
-    Durability, Entry, LogId, ProposeError, ReplySink, SnapshotMetadata, StateMachine, StopReason,
-    snapshot_checksum,
-};
+use crate::restore;
+use crate::snapshot_build::SnapshotDue;
+use crate::snapshot_policy::SnapshotPolicy;
+use crate::{Entry, LogId, ProposeError, ReplySink, SnapshotMetadata, StateMachine, StopReason};
 
 /// After how many entries [`StateMachine::persist_last_applied`] is called.
 const PERSIST_APPLIED_EVERY: u64 = 10_000;
@@ -22,42 +22,40 @@ const PERSIST_APPLIED_EVERY: u64 = 10_000;
 /// Calls a [`StateMachine`] in the order and at the moments its contract promises. One at a time:
 /// the apply worker owns it.
 pub struct StateMachineHandler {
-    machine: Arc<dyn StateMachine>,
-    policy: Arc<dyn SnapshotPolicy>,
-    /// The last entry whose effect is in the state. Nothing at or below it is delivered again.
-    applied: LogId,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) policy: Arc<dyn SnapshotPolicy>,
+    /// Nothing at or below it is delivered again.
+    pub(crate) applied: Applied,
     applied_persisted: u64,
+    pub(crate) due: SnapshotDue,
+}
+
+/// The place in the log whose state the machine holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Applied {
+    /// The last entry whose effect is in the state.
+    pub(crate) id: LogId,
+    /// Log time there, in UNIX milliseconds.
+    pub(crate) time_ms: u64,
+    /// The members there.
+    pub(crate) membership: Membership,
 }
 
 impl StateMachineHandler {
-    /// Starts a state machine over a recovered log and finds out where it stands.
-    ///
-    /// # Errors
-    /// The node must not start: the machine refused, or what it says of itself does not fit the log.
-    /// Both values are in the message.
-    pub async fn open(
+    pub(crate) fn new(
         machine: Arc<dyn StateMachine>,
         policy: Arc<dyn SnapshotPolicy>,
-        recovered: &RecoveredLog,
-    ) -> Result<Self, StopReason> {
-        machine
-            .start()
-            .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
-        let applied = match position(machine.as_ref(), recovered).await {
-            Ok(applied) => applied,
-            Err(reason) => {
-                // It was started, so it is told that this is the end; the reason above is what counts.
-                machine.stop().ok();
-                return Err(reason);
-            }
-        };
-        Ok(Self { machine, policy, applied, applied_persisted: applied.index })
+        applied: Applied,
+    ) -> Self {
+        let applied_persisted = applied.id.index;
+        let due = SnapshotDue::new(applied.time_ms);
+        Self { machine, policy, applied, applied_persisted, due }
     }
 
     /// The last entry whose effect is in the state.
     #[must_use]
     pub fn applied(&self) -> LogId {
-        self.applied
+        self.applied.id
     }
 
     /// The state machine.
@@ -99,11 +97,11 @@ impl StateMachineHandler {
         entries: &[LogEntry],
     ) -> Result<Vec<(u64, Option<bytes::Bytes>)>, StopReason> {
         let mut replies = Vec::with_capacity(entries.len());
-        let new = entries.iter().skip_while(|entry| entry.id.index.get() <= self.applied.index);
+        let new = entries.iter().skip_while(|entry| entry.id.index.get() <= self.applied.id.index);
         let new: Vec<&LogEntry> = new.collect();
         let mut rest = new.as_slice();
         while let Some(first) = rest.first() {
-            let expected = self.applied.index.saturating_add(1);
+            let expected = self.applied.id.index.saturating_add(1);
             if first.id.index.get() != expected {
                 return Err(StopReason::new(format_args!(
                     "entry {} was to be applied, but entry {expected} comes next",
@@ -120,14 +118,28 @@ impl StateMachineHandler {
             }
             rest = later;
             if let Some(last) = now.last() {
-                self.applied = LogId::from(last.id);
-                self.machine.update_last_applied(self.applied);
+                self.note_applied(now, LogId::from(last.id));
+                self.machine.update_last_applied(self.applied.id);
             }
         }
-        if self.applied.index.saturating_sub(self.applied_persisted) >= PERSIST_APPLIED_EVERY {
+        if self.applied.id.index.saturating_sub(self.applied_persisted) >= PERSIST_APPLIED_EVERY {
             self.persist_applied()?;
         }
         Ok(replies)
+    }
+
+    /// What the next snapshot will have to say of itself.
+    fn note_applied(&mut self, entries: &[&LogEntry], last: LogId) {
+        self.applied.id = last;
+        for entry in entries {
+            self.applied.time_ms = self.applied.time_ms.max(entry.time_ms);
+            self.due.applied(entry.data.len());
+            if entry.kind == EntryKind::Membership
+                && let Ok(membership) = Membership::decode(&entry.data)
+            {
+                self.applied.membership = membership;
+            }
+        }
     }
 
     fn tick(&self, entry: &LogEntry) -> Result<(), StopReason> {
@@ -166,62 +178,24 @@ impl StateMachineHandler {
         Ok(())
     }
 
-    /// Whether the policy wants a snapshot now.
-    #[must_use]
-    pub fn wants_snapshot(&self) -> bool {
-        let last_snapshot = self.machine.snapshot_metadata().map(|meta| meta.last_included);
-        let context =
-            SnapshotContext { applied: self.applied, last_snapshot: last_snapshot.unwrap_or_default() };
-        self.policy.should_snapshot(&context)
-    }
-
-    /// Writes a snapshot of the state into the empty directory `dir`, checks it, and tells the
-    /// machine of it. The label is that of the machine's frozen view, or the position at which apply
-    /// stands while `generate_snapshot_data` runs.
-    ///
-    /// # Errors
-    /// The snapshot is given up; the state is untouched.
-    pub async fn take_snapshot(&self, dir: PathBuf) -> Result<SnapshotMetadata, StopReason> {
-        let view = self.machine.snapshot_view().map_err(|error| failed("snapshot_view", &error))?;
-        let (label, checksum) = match view {
-            Some(view) => {
-                let label = view.label();
-                (label, view.write(&dir).map_err(|error| failed("SnapshotView::write", &error))?)
-            }
-            None => {
-                let written = self.machine.generate_snapshot_data(dir.clone(), self.applied).await;
-                (self.applied, written.map_err(|error| failed("generate_snapshot_data", &error))?)
-            }
-        };
-        let found = snapshot_checksum(&dir).map_err(|error| failed("snapshot_checksum", &error.into()))?;
-        if found != checksum {
-            return Err(StopReason::new(format_args!(
-                "the snapshot at {label} has another checksum than the state machine said"
-            )));
-        }
-        let meta = SnapshotMetadata::new(label, checksum);
-        self.machine
-            .update_last_snapshot_metadata(&meta)
-            .and_then(|()| self.machine.persist_last_snapshot_metadata(&meta))
-            .map_err(|error| failed("persist_last_snapshot_metadata", &error))?;
-        Ok(meta)
-    }
-
     /// Replaces the state by a snapshot whose archive was verified.
     ///
     /// # Errors
     /// The machine refused; the old state is untouched.
-    pub async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMetadata,
-        path: PathBuf,
-    ) -> Result<(), StopReason> {
+    pub async fn install_snapshot(&mut self, info: &SnapshotInfo, path: PathBuf) -> Result<(), StopReason> {
+        let meta = restore::metadata_of(info);
         self.machine
-            .apply_snapshot_from_file(meta, path)
+            .apply_snapshot_from_file(&meta, path)
             .await
             .map_err(|error| failed("apply_snapshot_from_file", &error))?;
-        self.applied = meta.last_included;
-        self.machine.update_last_applied(self.applied);
+        self.applied = restore::installed(self.machine.as_ref(), info).map_err(StopReason::new)?;
+        self.machine.update_last_applied(self.applied.id);
+        self.due.installed(self.applied.time_ms);
+        self.tell_of(&meta)
+    }
+
+    /// The machine is told of a snapshot that is there, and asked to store that.
+    pub(crate) fn tell_of(&self, meta: &SnapshotMetadata) -> Result<(), StopReason> {
         self.machine
             .update_last_snapshot_metadata(meta)
             .and_then(|()| self.machine.persist_last_snapshot_metadata(meta))
@@ -235,11 +209,11 @@ impl StateMachineHandler {
         }
     }
 
-    fn persist_applied(&mut self) -> Result<(), StopReason> {
+    pub(crate) fn persist_applied(&mut self) -> Result<(), StopReason> {
         self.machine
-            .persist_last_applied(self.applied)
+            .persist_last_applied(self.applied.id)
             .map_err(|error| failed("persist_last_applied", &error))?;
-        self.applied_persisted = self.applied.index;
+        self.applied_persisted = self.applied.id.index;
         Ok(())
     }
 
@@ -255,42 +229,18 @@ impl StateMachineHandler {
     }
 }
 
-fn failed(method: &str, error: &crate::Error) -> StopReason {
+pub(crate) fn failed(method: &str, error: &crate::Error) -> StopReason {
     StopReason::new(format_args!("the state machine's {method} failed: {error}"))
 }
 
-/// Where a machine stands at the start: a `Rebuilt` one at the beginning of the log, whatever it says; a
-/// `Durable` one where it says.
-async fn position(machine: &dyn StateMachine, recovered: &RecoveredLog) -> Result<LogId, StopReason> {
-    match machine.durability() {
-        Durability::Rebuilt => {
-            machine.reset().await.map_err(|error| {
-                StopReason::new(format_args!("the state machine could not be reset: {error}"))
-            })?;
-            Ok(LogId::from(recovered.base))
-        }
-        Durability::Durable => {
-            let applied = machine.last_applied();
-            check_position(machine, applied, recovered)?;
-            Ok(applied)
-        }
-    }
-}
-
 /// A machine that keeps its own state must stand inside the log that it is given.
-fn check_position(
+pub(crate) fn check_position(
     machine: &dyn StateMachine,
     applied: LogId,
     recovered: &RecoveredLog,
 ) -> Result<(), StopReason> {
     let base = recovered.base;
     let last = recovered.entries.last().map_or(base, |head| head.id);
-    if applied.index < base.index.get() {
-        return Err(StopReason::new(format_args!(
-            "the state machine stands at {applied}, but the log begins after {base}: entries between them are \
-             gone; reinstall this replica"
-        )));
-    }
     if applied.index > last.index.get() {
         return Err(StopReason::new(format_args!(
             "the state machine stands at {applied}, but the log ends at {last}: the data directory and the state \

@@ -10,11 +10,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use d_engine_core::{EntryKind, LogIndex};
-use d_engine_replica::{
-    Never, ProposeError, ProposeResponder, SnapshotContext, SnapshotMetadata, SnapshotPolicy,
-    StateMachineHandler, StopReason,
-};
-use recording::{Recording, at, entry, recovered};
+use d_engine_replica::{Never, ProposeError, ProposeResponder, StateMachineHandler, StopReason};
+use d_engine_storage::RecoveredLog;
+use recording::{Ground, Recording, at, entry, recovered};
 
 type Answers = Arc<Mutex<Vec<(u64, Result<Bytes, ProposeError>)>>>;
 
@@ -26,7 +24,14 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn open(machine: &Arc<Recording>, last: u64) -> Result<StateMachineHandler, StopReason> {
-    now(StateMachineHandler::open(machine.clone(), Arc::new(Never), &recovered(last)))
+    open_over(machine, recovered(last))
+}
+
+fn open_over(machine: &Arc<Recording>, log: RecoveredLog) -> Result<StateMachineHandler, StopReason> {
+    let mut ground = Ground::new();
+    ground.opened.recovered = log;
+    now(StateMachineHandler::open(machine.clone(), Arc::new(Never), ground.start()))
+        .map(|(handler, _)| handler)
 }
 
 fn waiting(answers: &Answers, indexes: &[u64]) -> Vec<(LogIndex, ProposeResponder)> {
@@ -164,40 +169,6 @@ fn row_45_a_durable_machine_outside_its_log_is_refused() {
     let mut log = recovered(0);
     log.base = recording::id(1, 5);
     let behind = Arc::new(Recording { durable_at: Some(at(1, 2)), ..Recording::default() });
-    let refused = now(StateMachineHandler::open(behind, Arc::new(Never), &log)).map(|_| ()).unwrap_err();
+    let refused = open_over(&behind, log).map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("gone"), "{refused}");
-}
-
-struct After(u64);
-
-impl SnapshotPolicy for After {
-    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
-        context.applied.index - context.last_snapshot.index >= self.0
-    }
-}
-
-#[test]
-fn a_snapshot_is_taken_when_the_policy_says_so_and_brings_the_state_back() {
-    let machine = Arc::new(Recording::default());
-    let mut handler =
-        now(StateMachineHandler::open(machine.clone(), Arc::new(After(2)), &recovered(0))).unwrap();
-    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
-    assert!(!handler.wants_snapshot());
-    now(handler.apply(&[entry(2, EntryKind::Command, 2)], Vec::new())).unwrap();
-    assert!(handler.wants_snapshot());
-    machine.take_calls();
-    let dir = tempfile::tempdir().unwrap();
-    let meta = now(handler.take_snapshot(dir.path().to_owned())).unwrap();
-    let expected =
-        ["generate_snapshot_data 2", "update_last_snapshot_metadata 2", "persist_last_snapshot_metadata 2"];
-    assert_eq!(machine.take_calls(), expected);
-    assert!(!handler.wants_snapshot());
-
-    let other = Arc::new(Recording::default());
-    let mut restored = open(&other, 0).unwrap();
-    let wrong = SnapshotMetadata::new(meta.last_included, [0; 32]);
-    assert!(now(restored.install_snapshot(&wrong, dir.path().to_owned())).is_err());
-    assert_eq!(restored.applied(), at(0, 0));
-    now(restored.install_snapshot(&meta, dir.path().to_owned())).unwrap();
-    assert_eq!((restored.applied(), other.numbers.lock().unwrap().clone()), (at(1, 2), vec![1, 2]));
 }

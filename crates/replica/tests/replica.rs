@@ -1,22 +1,19 @@
 //! A replica on a real log, its jobs done by the test: what callers are told when leadership goes.
 #![allow(clippy::unwrap_used)]
 
-mod recording;
-
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
 use d_engine_replica::{
-    ApplySource, ApplyWorker, Event, Jobs, LogWorker, Never, PeerMessage, Proposal, ProposeError, ReadError,
-    ReadRequest, Replica, ReplicaConfig, SnapshotContext, SnapshotPolicy, StateMachineHandler,
+    Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest, Replica,
+    ReplicaConfig,
 };
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole, Membership,
     OpenRequest, OpenedStorage, StorageEngine,
 };
-use recording::Recording;
 
 type Answers = Arc<Mutex<Vec<Result<Bytes, ProposeError>>>>;
 
@@ -56,7 +53,7 @@ impl Node {
         let now = Instant::from_nanos(1);
         let config = ReplicaConfig::default();
         let replica =
-            Replica::new(config, &opened.identity, &opened.recovered, LogIndex::ZERO, 7, now).unwrap();
+            Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
         Self { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now }
     }
 
@@ -164,7 +161,8 @@ fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
     let now = Instant::from_nanos(1);
     let mut config = ReplicaConfig::default();
     config.core.uncommitted_bytes_max = 1_000;
-    let replica = Replica::new(config, &opened.identity, &opened.recovered, LogIndex::ZERO, 7, now).unwrap();
+    let replica =
+        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     node.lead();
     let answers = Answers::default();
@@ -192,7 +190,8 @@ fn of_a_batch_that_does_not_fit_as_much_as_fits_is_proposed() {
     let now = Instant::from_nanos(1);
     let mut config = ReplicaConfig::default();
     config.core.uncommitted_bytes_max = 2_000;
-    let replica = Replica::new(config, &opened.identity, &opened.recovered, LogIndex::ZERO, 7, now).unwrap();
+    let replica =
+        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     node.lead();
     let answers = Answers::default();
@@ -314,41 +313,4 @@ fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
     node.now = Instant::from_nanos(node.now.as_nanos() + 5_000_000_000);
     node.handle(Event::Deadline);
     assert_eq!(answered.try_recv(), Ok(Err(ReadError::NotLeader { leader: None })));
-}
-
-struct Always;
-
-impl SnapshotPolicy for Always {
-    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
-        context.applied > context.last_snapshot
-    }
-}
-
-fn now<T>(future: impl Future<Output = T>) -> T {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match std::pin::pin!(future).poll(&mut context) {
-        std::task::Poll::Ready(value) => value,
-        std::task::Poll::Pending => panic!("the future waits for something"),
-    }
-}
-
-#[test]
-fn the_policy_is_asked_after_every_job_and_a_snapshot_is_taken_when_it_says_so() {
-    for takes in [true, false] {
-        let opened = open(1);
-        let machine = Arc::new(Recording::default());
-        let policy: Arc<dyn SnapshotPolicy> = if takes { Arc::new(Always) } else { Arc::new(Never) };
-        let handler = now(StateMachineHandler::open(machine.clone(), policy, &opened.recovered)).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let mut worker = ApplyWorker::new(handler, opened.log.reader(), GroupId::FIRST)
-            .with_snapshots(dir.path().to_owned());
-        let job = d_engine_replica::ApplyJob {
-            source: ApplySource::Entries(vec![entry(1, 1)]),
-            responders: Vec::new(),
-        };
-        now(worker.run(job)).unwrap();
-        let taken = machine.take_calls().contains(&"generate_snapshot_data 1".to_owned());
-        assert_eq!(taken, takes);
-        assert_eq!(dir.path().join("1-1").join("numbers").exists(), takes);
-    }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use d_engine_core::{CoreConfig, Duration, GroupId, LogIndex, NodeId};
+use d_engine_core::{CoreConfig, Duration, GroupId, NodeId};
 use d_engine_kv::KvStateMachine;
 use d_engine_replica::{
-    ApplyWorker, LogWorker, Never, Replica, ReplicaConfig, SnapshotPolicy, StateMachine, StateMachineHandler,
+    ApplyWorker, Footing, LogWorker, Replica, ReplicaConfig, SnapshotPolicy, Start, StateMachine,
+    StateMachineHandler, StopReason,
 };
+use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Identity, Incarnation, LogStore, OpenRequest,
     OpenedStorage, RealFs, RecoveredLog, StorageEngine,
@@ -14,13 +16,15 @@ use d_engine_storage::{
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
+use crate::apply_thread::ApplyThread;
 use crate::clock::Clock;
 use crate::embedded::{EmbeddedEngine, Parts};
 use crate::inbox::{Inbox, InboxLimits};
 use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
+use crate::snapshot_thread::{BuildProgress, SnapshotThread};
 use crate::transport::{TransportIdentity, TransportSettings};
-use crate::worker_threads::{LogCounters, WorkQueue, apply_thread, log_thread};
+use crate::worker_threads::{LogCounters, WorkQueue, log_thread};
 use crate::{Config, StartError, api, entropy};
 
 /// Puts a node together. Without [`NodeBuilder::storage_engine`] and [`NodeBuilder::state_machine`] it
@@ -44,14 +48,14 @@ pub struct NodeBuilder {
     shutdown: watch::Receiver<()>,
     machine: Option<Arc<dyn StateMachine>>,
     storage: Option<Arc<dyn StorageEngine>>,
-    policy: Arc<dyn SnapshotPolicy>,
+    policy: Option<Arc<dyn SnapshotPolicy>>,
 }
 
 impl NodeBuilder {
     /// A node with this configuration. It shuts down when `shutdown_rx` sees a change or its sender is
     /// dropped.
     pub fn new(config: Config, shutdown_rx: watch::Receiver<()>) -> Self {
-        Self { config, shutdown: shutdown_rx, machine: None, storage: None, policy: Arc::new(Never) }
+        Self { config, shutdown: shutdown_rx, machine: None, storage: None, policy: None }
     }
 
     /// The state machine to replicate.
@@ -63,6 +67,12 @@ impl NodeBuilder {
     /// Where the log is kept.
     pub fn storage_engine(mut self, storage: Arc<impl StorageEngine>) -> Self {
         self.storage = Some(storage);
+        self
+    }
+
+    /// When snapshots are due, in the place of what `config.snapshots` says.
+    pub fn snapshot_policy(mut self, policy: Arc<impl SnapshotPolicy>) -> Self {
+        self.policy = Some(policy);
         self
     }
 
@@ -80,9 +90,23 @@ impl NodeBuilder {
             Arc::new(FileStorageEngine::new(&self.config.data_dir, options, Arc::new(RealFs::new())))
         });
         let machine = self.machine.unwrap_or_else(|| Arc::new(KvStateMachine::new()));
-        Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy: self.policy })
+        let policy = self.policy.unwrap_or_else(|| self.config.snapshots.policy());
+        Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy })
     }
 }
+
+/// What a node goes on from.
+struct Recovered {
+    identity: Identity,
+    log: Box<dyn LogStore>,
+    recovered: RecoveredLog,
+    handler: StateMachineHandler,
+    footing: Footing,
+    snapshots: SnapshotStore,
+}
+
+/// Below the data directory.
+const SNAPSHOT_DIR: &str = "snapshots";
 
 /// A node that is put together and does nothing yet.
 #[must_use = "a node does nothing until it is started"]
@@ -110,17 +134,37 @@ impl Node {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let group = GroupId::FIRST;
         let opened = self.open_storage(group).await?;
-        let OpenedStorage { identity, log, recovered, report, .. } = opened;
+        let OpenedStorage { identity, mut log, mut recovered, report, .. } = opened;
         if report.torn_bytes > 0 {
             tracing::warn!(
                 node = self.config.node_id, bytes = report.torn_bytes, at = ?report.torn_at,
                 "the log's torn tail was cut; nothing in it was acknowledged"
             );
         }
-        let handler = StateMachineHandler::open(self.machine.clone(), self.policy.clone(), &recovered)
-            .await
-            .map_err(StartError::StateMachine)?;
-        let started = self.start_threads(identity, log, &recovered, handler, runtime, group).await;
+        let snapshots = self.open_snapshots(&identity)?;
+        let (machine, policy) = (self.machine.clone(), self.policy.clone());
+        let (place, inside) = (snapshots.clone(), runtime.clone());
+        // Off the runtime: a snapshot may take long to read.
+        let opened = tokio::task::spawn_blocking(move || {
+            let start = Start {
+                identity: &identity,
+                log: log.as_mut(),
+                recovered: &mut recovered,
+                snapshots: &place,
+            };
+            let opened = inside.block_on(StateMachineHandler::open(machine, policy, start));
+            opened.map(|(handler, footing)| Recovered {
+                identity,
+                log,
+                recovered,
+                handler,
+                footing,
+                snapshots: place,
+            })
+        });
+        let opened = opened.await.map_err(|error| StartError::Stopped(StopReason::new(error)))?;
+        let recovered = opened.map_err(StartError::StateMachine)?;
+        let started = self.start_threads(recovered, runtime, group).await;
         let engine = match started {
             Ok(engine) => engine,
             Err(error) => {
@@ -147,20 +191,18 @@ impl Node {
     /// Starts the threads over what was recovered, and returns once the node listens.
     async fn start_threads(
         &self,
-        identity: Identity,
-        log: Box<dyn LogStore>,
-        recovered: &RecoveredLog,
-        handler: StateMachineHandler,
+        recovered: Recovered,
         runtime: Handle,
         group: GroupId,
     ) -> Result<EmbeddedEngine, StartError> {
+        let Recovered { identity, log, recovered, handler, footing, snapshots } = recovered;
         let limits = &self.config.limits;
         let clock = Clock::start();
-        let applied = LogIndex::new(handler.applied().index);
         let seed = entropy::seed()?;
-        let replica = Replica::new(self.replica_config(), &identity, recovered, applied, seed, clock.now())?;
+        let replica =
+            Replica::new(self.replica_config(), &identity, &recovered, &footing, seed, clock.now())?;
         let gate = Arc::new(ReadGate::new(clock));
-        gate.applied(applied.get());
+        gate.applied(footing.applied.get());
         let intake = InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,
@@ -168,10 +210,16 @@ impl Node {
         };
         let inbox = Arc::new(Inbox::new(intake, gate.clone()));
         let counters = Arc::new(LogCounters::default());
+        let building = Arc::new(BuildProgress::default());
+        let (log_queue, apply_queue) = (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
+        let snapshot_queue = Arc::new(WorkQueue::new());
         let shared = Arc::new(Shared {
             group,
             inbox: inbox.clone(),
             gate: gate.clone(),
+            snapshots: snapshots.clone(),
+            building: building.clone(),
+            apply: apply_queue.clone(),
             log_counters: counters.clone(),
             membership: std::sync::RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
@@ -180,11 +228,28 @@ impl Node {
         });
         let client_listener = self.bind_clients().await?;
         let client_addr = client_listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let (log_queue, apply_queue) = (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
         let name = |what: &str| format!("{what}-{}", identity.node);
         let transport = self.transport_start(&identity)?;
-        let apply_worker = ApplyWorker::new(handler, log.reader(), group)
-            .with_snapshots(self.config.data_dir.join("snapshots"));
+        let apply_worker =
+            ApplyWorker::new(handler, log.reader(), group).with_snapshots(snapshots.clone(), identity.node);
+        let builds = SnapshotThread {
+            store: snapshots.clone(),
+            bytes_per_second: self.config.snapshots.build_bytes_per_second,
+            queue: snapshot_queue.clone(),
+            apply: apply_queue.clone(),
+            inbox: inbox.clone(),
+            progress: building.clone(),
+        };
+        let applies = ApplyThread {
+            worker: apply_worker,
+            queue: apply_queue.clone(),
+            snapshots: snapshot_queue.clone(),
+            store: snapshots,
+            progress: building,
+            inbox: inbox.clone(),
+            gate,
+            runtime,
+        };
         let log_worker = LogWorker::new(log, group);
         let raft = RaftThread {
             replica,
@@ -194,12 +259,14 @@ impl Node {
             shared: shared.clone(),
             log: log_queue.clone(),
             apply: apply_queue.clone(),
+            snapshots: snapshot_queue.clone(),
         };
         let (started, has_started) = oneshot::channel();
         let spawn = || {
             Ok(vec![
-                log_thread(name("log"), log_worker, log_queue.clone(), inbox.clone(), counters)?,
-                apply_thread(name("apply"), apply_worker, apply_queue.clone(), inbox, gate, runtime)?,
+                log_thread(name("log"), log_worker, log_queue.clone(), inbox, counters)?,
+                applies.start(name("apply"))?,
+                builds.start(name("snap"))?,
                 raft_thread(name("raft"), raft, transport, started)?,
             ])
         };
@@ -209,6 +276,7 @@ impl Node {
                 // Those that have started end, and free the directory.
                 log_queue.close();
                 apply_queue.close();
+                snapshot_queue.close();
                 return Err(error);
             }
         };
@@ -223,6 +291,22 @@ impl Node {
             engine.serves_clients(api::serve(listener, engine.weak(), limits, engine.stop_signal()));
         }
         Ok(engine)
+    }
+
+    /// Opens the node's snapshots: what a crash has left half-done is removed.
+    fn open_snapshots(&self, identity: &Identity) -> Result<SnapshotStore, StartError> {
+        let settings = &self.config.snapshots;
+        let options = SnapshotOptions {
+            retained: settings.retained,
+            reserve_bytes: settings.reserve_bytes,
+            ..SnapshotOptions::new(identity.cluster, identity.group)
+        };
+        let dir = self.config.data_dir.join(SNAPSHOT_DIR);
+        let (store, report) = SnapshotStore::open(Arc::new(RealFs::new()), &dir, options)?;
+        for error in &report.unusable {
+            tracing::warn!(node = self.config.node_id, %error, "a snapshot cannot be used");
+        }
+        Ok(store)
     }
 
     fn transport_start(&self, identity: &Identity) -> Result<TransportStart, StartError> {
@@ -299,6 +383,9 @@ impl Node {
             reads_max: limits.max_pending_reads,
             cache_bytes_max: limits.log_cache_bytes,
             apply_entries_max: limits.max_apply_entries as u64,
+            tail_entries: config.snapshots.tail_entries,
+            tail_bytes: config.snapshots.tail_bytes,
+            purge_patience: Duration::from_millis(config.snapshots.purge_waits_ms),
             ..ReplicaConfig::default()
         }
     }

@@ -4,6 +4,7 @@ mod address;
 mod check;
 mod error;
 mod fields;
+mod snapshots;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use d_engine_storage::{ClusterId, Member, MemberRole, Membership, MembershipErro
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use snapshots::Snapshots;
 
 /// The settings of one node.
 ///
@@ -54,6 +56,8 @@ pub struct Config {
     /// node. Lease reads are only as good as this bound; 100 turns the lease off: such reads then cost a
     /// round like linearizable ones. Default 10.
     pub clock_drift_percent_max: u32,
+    /// When snapshots are taken and what they may use.
+    pub snapshots: Snapshots,
     /// Bounds on memory, queues and files.
     pub limits: Limits,
 }
@@ -122,6 +126,7 @@ impl Default for Config {
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1_000,
             clock_drift_percent_max: 10,
+            snapshots: Snapshots::default(),
             limits: Limits::default(),
         }
     }

@@ -12,9 +12,11 @@ use d_engine_replica::{
     ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, TransferError,
     Unsupported,
 };
+use d_engine_storage::snapshot::SnapshotInfo;
 use d_engine_storage::{Identity, LogStats};
 use tokio::sync::{oneshot, watch};
 
+use crate::apply_thread::ASKED_MAX;
 use crate::raft_thread::Shared;
 use crate::read_gate::Passage;
 use crate::{Config, NodeBuilder, StartError};
@@ -104,6 +106,24 @@ pub enum WaitError {
         waited_ms: u128,
     },
     /// The node has stopped.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+/// Why there is no snapshot. The state and the snapshots that were there are as they were.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotRequestError {
+    /// It was given up; the reason says what to mend. Then ask again.
+    #[error("the snapshot was given up: {reason}")]
+    Failed {
+        /// Why.
+        reason: StopReason,
+    },
+    /// The node has stopped. Ask another one.
     #[error("the node has stopped: {reason}")]
     Stopped {
         /// Why.
@@ -361,6 +381,34 @@ impl EmbeddedEngine {
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.leader() == Some(self.node_id())
+    }
+
+    /// Takes a snapshot of everything applied so far, whatever the policy says, and waits until it is durable.
+    /// If one is being built already, or the newest one is of the same state, that one is the answer.
+    ///
+    /// # Errors
+    /// See [`SnapshotRequestError`]; no state is lost by any of them.
+    pub async fn take_snapshot(&self) -> Result<SnapshotInfo, SnapshotRequestError> {
+        let shared = &self.inner.shared;
+        if let Some(reason) = shared.inbox.closed() {
+            return Err(SnapshotRequestError::Stopped { reason });
+        }
+        let (answer, asked) = oneshot::channel();
+        shared.apply.put(move |work| {
+            if work.asked.len() < ASKED_MAX {
+                work.asked.push(answer);
+            } else {
+                answer
+                    .send(Err(StopReason::new(
+                        "too many callers wait for a snapshot; ask again after a pause",
+                    )))
+                    .ok();
+            }
+        });
+        match asked.await {
+            Ok(taken) => taken.map_err(|reason| SnapshotRequestError::Failed { reason }),
+            Err(_) => Err(SnapshotRequestError::Stopped { reason: self.stop_reason() }),
+        }
     }
 
     /// What the node knows about itself and its cluster.

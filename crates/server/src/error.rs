@@ -16,6 +16,9 @@ pub enum StartError {
     /// The data directory cannot be used; the message says what to do.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The directory of snapshots cannot be used; the message says what to do.
+    #[error(transparent)]
+    Snapshots(#[from] d_engine_storage::snapshot::SnapshotError),
     /// The first members cannot be: two listening addresses of this node are the same, for example.
     #[error("the first members of the cluster are refused: {0}")]
     Members(#[from] d_engine_storage::MembershipError),

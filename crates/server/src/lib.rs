@@ -4,11 +4,12 @@
 //! [`EmbeddedEngine`], the handle for everything else.
 //!
 //! # Where to look
-//! `builder.rs` starts a node; `raft_thread.rs` drives the replica; `worker_threads.rs` has the log and
-//! apply threads; `inbox.rs` what comes in for the raft thread; `transport/` how nodes talk; `api.rs` the
+//! `builder.rs` starts a node; `raft_thread.rs` drives the replica; `worker_threads.rs` has the log thread,
+//! `apply_thread.rs` and `snapshot_thread.rs` the others; `inbox.rs` what comes in for the raft thread; `transport/` how nodes talk; `api.rs` the
 //! client service.
 
 mod api;
+mod apply_thread;
 mod builder;
 mod client_bytes;
 mod client_connections;
@@ -20,6 +21,7 @@ mod error;
 mod inbox;
 mod raft_thread;
 mod read_gate;
+mod snapshot_thread;
 pub mod transport;
 mod worker_threads;
 
@@ -27,8 +29,8 @@ mod worker_threads;
 pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError};
 
 pub use builder::{Node, NodeBuilder};
-pub use config::{Config, ConfigError, Limits, MemberConfig};
-pub use embedded::{EmbeddedEngine, NodeStatus, WaitError};
+pub use config::{Config, ConfigError, Limits, MemberConfig, Snapshots};
+pub use embedded::{EmbeddedEngine, NodeStatus, SnapshotRequestError, WaitError};
 pub use error::StartError;
 
 /// Why a node has stopped that was asked to.

@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use d_engine_core::{GroupId, NodeId};
 use d_engine_replica::{Event, Jobs, PeerMessage, Replica, StopReason};
+use d_engine_storage::snapshot::SnapshotStore;
 use d_engine_storage::{Incarnation, Membership};
 use tokio::sync::watch;
 
 use crate::StartError;
+use crate::apply_thread::ApplyWork;
 use crate::clock::Clock;
 use crate::inbox::{Inbox, Incoming};
 use crate::read_gate::ReadGate;
+use crate::snapshot_thread::{BuildProgress, SnapshotWork};
 use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, Transport};
-use crate::worker_threads::{ApplyWork, LogCounters, LogWork, WorkQueue};
+use crate::worker_threads::{LogCounters, LogWork, WorkQueue};
 
 /// How long a shutdown waits for commands and reads that are on their way.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -27,6 +30,12 @@ pub(crate) struct Shared {
     pub(crate) inbox: Arc<Inbox>,
     /// For reads that need no other thread.
     pub(crate) gate: Arc<ReadGate>,
+    /// The node's snapshots.
+    pub(crate) snapshots: SnapshotStore,
+    /// What the building of snapshots has come to.
+    pub(crate) building: Arc<BuildProgress>,
+    /// For whoever asks for a snapshot.
+    pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     /// What the log has written.
     pub(crate) log_counters: Arc<LogCounters>,
     /// The membership in force, for the transport's handshakes.
@@ -48,6 +57,7 @@ pub(crate) struct RaftThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Arc<WorkQueue<LogWork>>,
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
+    pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
 }
 
 /// What the transport needs to start on the raft thread's runtime.
@@ -69,7 +79,7 @@ pub(crate) fn raft_thread(
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let run = move || {
         let shared = raft.shared.clone();
-        let (log, apply) = (raft.log.clone(), raft.apply.clone());
+        let (log, apply, snapshots) = (raft.log.clone(), raft.apply.clone(), raft.snapshots.clone());
         let body = || {
             let reason = runtime.block_on(raft.run(transport, started));
             // A name that is being looked up must not hold the end up.
@@ -83,8 +93,10 @@ pub(crate) fn raft_thread(
         });
         shared.inbox.close(&reason);
         // The workers finish what they have been given, flush, and end.
+        shared.building.stop();
         log.close();
         apply.close();
+        snapshots.close();
         shared.stopped.send_replace(Some(reason));
     };
     Builder::new().name(name).spawn(run).map_err(StartError::Thread)
@@ -271,16 +283,18 @@ impl RaftThread {
                 }
             }
         }
-        if !jobs.persist.is_empty() || !jobs.load.is_empty() {
+        if !jobs.persist.is_empty() || !jobs.load.is_empty() || jobs.purge.is_some() {
             self.log.put(|work| {
                 work.writes.append(&mut jobs.persist);
                 work.loads.append(&mut jobs.load);
+                work.purge = jobs.purge.take().or(work.purge);
             });
         }
-        if !jobs.apply.is_empty() || jobs.hard_state_saved {
+        if !jobs.apply.is_empty() || jobs.hard_state_saved || jobs.snapshot_due {
             self.apply.put(|work| {
                 work.jobs.append(&mut jobs.apply);
                 work.hard_state_saved |= jobs.hard_state_saved;
+                work.snapshot_due |= jobs.snapshot_due;
             });
         }
         if jobs.status_changed {

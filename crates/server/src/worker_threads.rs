@@ -1,5 +1,5 @@
-//! The log thread and the apply thread: each takes jobs from a queue, does them, and reports to the
-//! inbox. A panic on either, the user's state machine included, ends at its boundary: the node stops
+//! Queues for the node's workers, and the log thread: a worker takes jobs from its queue, does them, and
+//! reports to the inbox. A panic on any, the user's state machine included, ends at its boundary: the node stops
 //! with the reason, the host process lives.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,12 +7,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use d_engine_replica::{ApplyJob, ApplyWorker, Event, LoadJob, LogWorker, PersistJob, StopReason};
+use d_engine_core::LogId;
+use d_engine_replica::{Event, LoadJob, LogWorker, PersistJob, StopReason};
 use d_engine_storage::LogStats;
 
 use crate::StartError;
 use crate::inbox::Inbox;
-use crate::read_gate::ReadGate;
 
 /// How long the log must be quiet before its last group's durability is written down.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ struct QueueState<T> {
 }
 
 /// What a worker finds when it looks.
-enum Found<T> {
+pub(crate) enum Found<T> {
     Work(T),
     Idle,
     Closed(T),
@@ -49,8 +49,12 @@ impl<T: Default> WorkQueue<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds work; what comes after the queue was closed is dropped, and whoever waits for it with it.
     pub(crate) fn put(&self, put: impl FnOnce(&mut T)) {
         let mut state = self.lock();
+        if state.closed {
+            return;
+        }
         put(&mut state.work);
         state.filled = true;
         drop(state);
@@ -63,7 +67,7 @@ impl<T: Default> WorkQueue<T> {
         self.wake.notify_one();
     }
 
-    fn take(&self, idle_after: Option<Duration>) -> Found<T> {
+    pub(crate) fn take(&self, idle_after: Option<Duration>) -> Found<T> {
         let mut state = self.lock();
         loop {
             if state.closed {
@@ -93,13 +97,7 @@ impl<T: Default> WorkQueue<T> {
 pub(crate) struct LogWork {
     pub(crate) writes: Vec<PersistJob>,
     pub(crate) loads: Vec<LoadJob>,
-}
-
-/// Work for the apply thread.
-#[derive(Default)]
-pub(crate) struct ApplyWork {
-    pub(crate) jobs: Vec<ApplyJob>,
-    pub(crate) hard_state_saved: bool,
+    pub(crate) purge: Option<LogId>,
 }
 
 /// What the log thread has done since the node started, for whoever asks for the node's status.
@@ -158,57 +156,12 @@ fn log_loop(
         for job in &work.loads {
             inbox.report(worker.load(job)?);
         }
+        if let Some(through) = work.purge {
+            inbox.report(worker.purge(through)?);
+            counters.publish(worker.stats());
+        }
         if closed {
             return worker.idle();
-        }
-    }
-}
-
-/// Starts the apply thread. The user's futures are polled inside `runtime`. When its queue is closed,
-/// the state machine is flushed and stopped.
-pub(crate) fn apply_thread(
-    name: String,
-    worker: ApplyWorker,
-    queue: Arc<WorkQueue<ApplyWork>>,
-    inbox: Arc<Inbox>,
-    gate: Arc<ReadGate>,
-    runtime: tokio::runtime::Handle,
-) -> Result<JoinHandle<()>, StartError> {
-    let run = move || guarded("apply", &inbox, || apply_loop(worker, &queue, &inbox, &gate, &runtime));
-    Builder::new().name(name).spawn(run).map_err(StartError::Thread)
-}
-
-fn apply_loop(
-    mut worker: ApplyWorker,
-    queue: &WorkQueue<ApplyWork>,
-    inbox: &Inbox,
-    gate: &ReadGate,
-    runtime: &tokio::runtime::Handle,
-) -> Result<(), StopReason> {
-    loop {
-        let (work, closed) = match queue.take(None) {
-            Found::Work(work) => (work, false),
-            Found::Closed(work) => (work, true),
-            Found::Idle => continue,
-        };
-        if work.hard_state_saved {
-            worker.handler().hard_state_saved();
-        }
-        for job in work.jobs {
-            match runtime.block_on(worker.run(job)) {
-                Ok(event) => {
-                    gate.applied(worker.handler().applied().index);
-                    inbox.report(event);
-                }
-                Err(reason) => {
-                    // The machine has failed; what it holds is flushed and stopped all the same.
-                    worker.handler().close().ok();
-                    return Err(reason);
-                }
-            }
-        }
-        if closed {
-            return worker.handler().close();
         }
     }
 }

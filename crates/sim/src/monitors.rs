@@ -359,6 +359,10 @@ impl Monitors {
     pub(crate) fn on_apply(&mut self, node: u64, job: &ApplyJob) -> Result<(), Broken> {
         let (last, terms): (LogIndex, Vec<(LogIndex, u64)>) = match &job.source {
             ApplySource::Stored(_, last) => (*last, Vec::new()),
+            ApplySource::Snapshot(label) => {
+                let index = LogIndex::new(label.index);
+                (index, vec![(index, label.term)])
+            }
             ApplySource::Entries(entries) => (
                 entries.last().map_or(LogIndex::ZERO, |entry| entry.id.index),
                 entries.iter().map(|entry| (entry.id.index, entry.id.term.get())).collect(),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -9,10 +10,11 @@ use std::task::{Context, Poll, Waker};
 use d_engine_core::{GroupId, Instant, NodeId};
 use d_engine_kv::KvStateMachine;
 use d_engine_replica::{
-    ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica, ReplicaConfig,
+    ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica, ReplicaConfig, Start,
     StateMachineHandler, StopReason,
 };
 use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
     Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, Member, MemberRole,
     Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
@@ -158,18 +160,32 @@ impl Node {
             fresh_cluster: ClusterId([7; 16]),
             fresh_incarnation: Incarnation(incarnation),
         };
-        let opened = engine.open(&request).map_err(|error| error.to_string())?;
+        let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
         let machine = Arc::new(KvStateMachine::new());
-        let handler =
-            now_or_never(StateMachineHandler::open(machine.clone(), Arc::new(Never), &opened.recovered))
+        let options = SnapshotOptions {
+            chunk_bytes: 256,
+            sync_bytes: 1 << 10,
+            reserve_bytes: 0,
+            ..SnapshotOptions::new(opened.identity.cluster, GROUP)
+        };
+        let (store, _) =
+            SnapshotStore::open(Arc::new(self.fs.clone()), Path::new("/data/snapshots"), options)
+                .map_err(|error| error.to_string())?;
+        let from = Start {
+            identity: &opened.identity,
+            log: opened.log.as_mut(),
+            recovered: &mut opened.recovered,
+            snapshots: &store,
+        };
+        let (handler, footing) =
+            now_or_never(StateMachineHandler::open(machine.clone(), Arc::new(Never), from))
                 .map_err(|reason| reason.to_string())?;
         let mut config = ReplicaConfig { cache_bytes_max: profile.cache_bytes, ..ReplicaConfig::default() };
         config.core.append_bytes_max = profile.append_bytes;
         config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
         config.apply_entries_max = 16;
-        let applied = d_engine_core::LogIndex::new(handler.applied().index);
         let replica =
-            Replica::new(config, &opened.identity, &opened.recovered, applied, seed, self.clock(now))
+            Replica::new(config, &opened.identity, &opened.recovered, &footing, seed, self.clock(now))
                 .map_err(|error| error.to_string())?;
         let reader = opened.log.reader();
         self.running = Some(Running {

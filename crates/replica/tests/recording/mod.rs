@@ -2,15 +2,19 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_core::{EntryKind, LogIndex, Term};
+use d_engine_core::{EntryKind, GroupId, LogIndex, NodeId, Term};
 use d_engine_replica::{
-    Durability, Entry, Error, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum,
+    Durability, Entry, Error, LogId, Result, SnapshotMetadata, Start, StateMachine, snapshot_checksum,
 };
-use d_engine_storage::{EntryHead, LogEntry, RecoveredLog};
+use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
+use d_engine_storage::{
+    ClusterId, EntryHead, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry, Member,
+    MemberRole, Membership, OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
+};
 
 #[derive(Default)]
 pub(crate) struct Recording {
@@ -172,4 +176,61 @@ pub(crate) fn entry(index: u64, kind: EntryKind, number: u8) -> LogEntry {
 pub(crate) fn recovered(last: u64) -> RecoveredLog {
     let head = |index| EntryHead { id: id(1, index), kind: EntryKind::Command, time_ms: 0, data_len: 1 };
     RecoveredLog { entries: (1..=last).map(head).collect(), ..RecoveredLog::default() }
+}
+
+/// A data directory of a node alone, on the real file system: log and snapshots.
+pub(crate) struct Ground {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) opened: OpenedStorage,
+    pub(crate) store: SnapshotStore,
+}
+
+impl Ground {
+    pub(crate) fn new() -> Self {
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn at(dir: tempfile::TempDir) -> Self {
+        let member = Member {
+            node: 1,
+            peer_addr: "peer:1".to_owned(),
+            client_addr: String::new(),
+            role: MemberRole::Voter,
+            incarnation: None,
+        };
+        let request = OpenRequest {
+            cluster: None,
+            node: NodeId::new(1).unwrap(),
+            group: GroupId::FIRST,
+            initial: Membership::new([member]).unwrap(),
+            fresh_cluster: ClusterId([1; 16]),
+            fresh_incarnation: Incarnation([2; 16]),
+        };
+        let fs: Arc<dyn Fs> = Arc::new(RealFs::new());
+        let options = FileStorageOptions { segment_bytes: 64 << 10, ..FileStorageOptions::default() };
+        let opened =
+            FileStorageEngine::new(dir.path().join("data"), options, fs.clone()).open(&request).unwrap();
+        let options = SnapshotOptions {
+            reserve_bytes: 0,
+            ..SnapshotOptions::new(opened.identity.cluster, opened.identity.group)
+        };
+        let (store, _) = SnapshotStore::open(fs, &dir.path().join("data/snapshots"), options).unwrap();
+        Self { dir, opened, store }
+    }
+
+    /// The same directory after a restart.
+    pub(crate) fn again(self) -> Self {
+        drop((self.opened, self.store));
+        Self::at(self.dir)
+    }
+
+    /// What a node starts from here.
+    pub(crate) fn start(&mut self) -> Start<'_> {
+        Start {
+            identity: &self.opened.identity,
+            log: self.opened.log.as_mut(),
+            recovered: &mut self.opened.recovered,
+            snapshots: &self.store,
+        }
+    }
 }

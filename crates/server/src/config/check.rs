@@ -24,6 +24,7 @@ pub(super) fn check(config: &Config) -> Checked {
     check_members(config)?;
     check_cluster_id(config)?;
     check_listen(config)?;
+    check_snapshots(config)?;
     check_limits(config)
 }
 
@@ -173,6 +174,36 @@ fn check_listen(config: &Config) -> Checked {
         return Err(refused("client_listen", quoted(client), "it is peer_listen already: use another port"));
     }
     Ok(())
+}
+
+fn check_snapshots(config: &Config) -> Checked {
+    let snapshots = &config.snapshots;
+    in_range("snapshots.retained", snapshots.retained, 1..=1_000, "")?;
+    let (bytes, segment) = (snapshots.after_log_bytes, config.limits.segment_bytes as u64);
+    if bytes != 0 {
+        // A snapshot for less than one log file frees nothing.
+        in_range("snapshots.after_log_bytes", bytes, segment..=1 << 44, " bytes, or 0: off")?;
+    }
+    // The nodes take turns, so one may be as late as twice the measure, and its tail stays.
+    let least = bytes.saturating_mul(2).saturating_add(snapshots.tail_bytes).max(segment);
+    in_range("snapshots.max_log_bytes", snapshots.max_log_bytes, least..=1 << 46, " bytes")?;
+    in_range("snapshots.tail_bytes", snapshots.tail_bytes, 0..=1 << 40, " bytes")?;
+    for (name, value) in [
+        ("transfer_timeout_ms", snapshots.transfer_timeout_ms),
+        ("apply_timeout_ms", snapshots.apply_timeout_ms),
+        ("purge_waits_ms", snapshots.purge_waits_ms),
+    ] {
+        in_range(&format!("snapshots.{name}"), value, 1..=86_400_000, " ms")?;
+    }
+    for (name, value) in [
+        ("build_bytes_per_second", snapshots.build_bytes_per_second),
+        ("send_bytes_per_second", snapshots.send_bytes_per_second),
+    ] {
+        if value != 0 {
+            in_range(&format!("snapshots.{name}"), value, 64 << 10..=1 << 40, ", or 0: no limit")?;
+        }
+    }
+    in_range("snapshots.max_bytes", snapshots.max_bytes, 1 << 20..=1 << 46, " bytes")
 }
 
 fn check_limits(config: &Config) -> Checked {

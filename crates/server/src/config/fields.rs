@@ -15,7 +15,25 @@ pub(super) const CONFIG: &[&str] = &[
     "election_timeout_min_ms",
     "election_timeout_max_ms",
     "clock_drift_percent_max",
+    "snapshots",
     "limits",
+];
+
+pub(super) const SNAPSHOTS: &[&str] = &[
+    "after_entries",
+    "after_log_bytes",
+    "after_seconds",
+    "max_log_bytes",
+    "retained",
+    "tail_entries",
+    "tail_bytes",
+    "build_bytes_per_second",
+    "send_bytes_per_second",
+    "transfer_timeout_ms",
+    "apply_timeout_ms",
+    "purge_waits_ms",
+    "max_bytes",
+    "reserve_bytes",
 ];
 
 pub(super) const MEMBER: &[&str] = &["id", "peer_addr", "client_addr"];
@@ -43,6 +61,9 @@ pub(super) fn check_names(table: &Table) -> Result<(), ConfigError> {
     check_table(table, "", CONFIG)?;
     if let Some(Value::Table(limits)) = table.get("limits") {
         check_table(limits, "limits.", LIMITS)?;
+    }
+    if let Some(Value::Table(snapshots)) = table.get("snapshots") {
+        check_table(snapshots, "snapshots.", SNAPSHOTS)?;
     }
     if let Some(Value::Array(members)) = table.get("members") {
         for (position, member) in members.iter().enumerate() {

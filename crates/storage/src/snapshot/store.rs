@@ -242,9 +242,7 @@ impl SnapshotStore {
             Err(_) => return read.map(|archive| SnapshotInfo::of(&archive, Health::Whole)),
         };
         // Only if it is still listed: it may have been pruned while it was read.
-        let mut list = self.inner.list();
-        list.iter_mut().filter(|info| info.label() == label).for_each(|info| info.health = health);
-        drop(list);
+        self.note_health(label, health);
         read.map(|archive| SnapshotInfo::of(&archive, health))
     }
 
@@ -271,6 +269,33 @@ impl SnapshotStore {
         self.inner.dir.join(UNPACKED_DIR)
     }
 
+    /// Removes what is in [`Self::unpack_dir`], if anything.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn clear_unpacked(&self) -> Result<(), SnapshotError> {
+        let path = self.unpack_dir();
+        if self.inner.fs.kind(&path).is_err() {
+            return Ok(());
+        }
+        self.inner.fs.remove_tree(&path).map_err(io_error("remove", &path))
+    }
+
+    /// Whether a snapshot of about `bytes` has room beside the files it is made of; ask before anything is
+    /// written.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoSpace`], or an I/O error.
+    pub fn has_room_for(&self, bytes: u64) -> Result<(), SnapshotError> {
+        self.inner.check_space(bytes.saturating_mul(2))
+    }
+
+    /// Keeps in mind that the archive with this label was just read whole.
+    fn note_health(&self, label: LogId, health: Health) {
+        let mut list = self.inner.list();
+        list.iter_mut().filter(|info| info.label() == label).for_each(|info| info.health = health);
+    }
+
     /// Writes the files of an archive into `into`, which must be empty or missing; every checksum is
     /// compared, and everything is synced before it says so.
     ///
@@ -284,7 +309,15 @@ impl SnapshotStore {
     ) -> Result<Arc<SnapshotHeader>, SnapshotError> {
         let archive = self.open_archive(label)?;
         self.inner.check_space(archive.header().content_bytes())?;
-        archive.unpack(&*self.inner.fs, into, pace)?;
+        let unpacked = archive.unpack(&*self.inner.fs, into, pace);
+        match &unpacked {
+            Ok(()) => self.note_health(label, Health::Whole),
+            Err(SnapshotError::Damaged { path, .. }) if *path == archive.path => {
+                self.note_health(label, Health::Damaged);
+            }
+            Err(_) => {}
+        }
+        unpacked?;
         Ok(Arc::clone(archive.header()))
     }
 

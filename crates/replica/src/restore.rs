@@ -1,0 +1,233 @@
+//! A start: brings the log, the snapshots and the state machine together, whatever a crash has left of them.
+//!
+//! | found | done |
+//! |---|---|
+//! | a whole snapshot past the log, or one whose last entry the log does not hold | an install was cut short: the log begins anew behind it |
+//! | a damaged snapshot | the one before it, if the log still reaches back to that |
+//! | a `Rebuilt` machine | reset; the newest whole snapshot; the log from there |
+//! | a `Durable` machine that stands before the log's beginning | the newest whole snapshot; the log from there |
+//! | a `Durable` machine inside the log | the log from where it stands |
+//! | a log that begins later than every whole snapshot ends | refused: entries between them are gone |
+
+use std::sync::Arc;
+
+use d_engine_core::{HardState, LogId as CoreLogId, LogIndex, Term};
+use d_engine_storage::snapshot::{FullSpeed, SnapshotError, SnapshotInfo, SnapshotStore};
+use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
+
+use crate::state_machine_handler::{Applied, check_position, failed};
+use crate::{
+    Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler, StopReason,
+};
+
+/// Where the log and the state machine of a node stand at its start.
+#[derive(Clone, Debug, Default)]
+pub struct Footing {
+    /// The last entry whose effect is in the state machine.
+    pub applied: LogIndex,
+    /// The members where the log begins; `None`: those of the node's identity.
+    pub membership: Option<Membership>,
+    /// Log time where the log begins, in UNIX milliseconds.
+    pub time_ms: u64,
+    /// Up to here a snapshot of this node reaches that was read whole at this start.
+    pub covered: LogIndex,
+}
+
+/// What a node starts from.
+pub struct Start<'a> {
+    /// Who the node is.
+    pub identity: &'a Identity,
+    /// The recovered log; it is begun anew when the install of a snapshot was cut short.
+    pub log: &'a mut dyn LogStore,
+    /// What the log held; brought up to date with `log`.
+    pub recovered: &'a mut RecoveredLog,
+    /// The node's snapshots.
+    pub snapshots: &'a SnapshotStore,
+}
+
+impl StateMachineHandler {
+    /// Starts a state machine and brings it where the log goes on.
+    ///
+    /// # Errors
+    /// The node must not start: the machine refused, what it says of itself does not fit the log, or entries
+    /// between the newest usable snapshot and the log are gone. The values are in the message.
+    pub async fn open(
+        machine: Arc<dyn StateMachine>,
+        policy: Arc<dyn SnapshotPolicy>,
+        mut start: Start<'_>,
+    ) -> Result<(Self, Footing), StopReason> {
+        machine
+            .start()
+            .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
+        match start.bring_up(machine.as_ref()).await {
+            Ok((applied, footing)) => Ok((Self::new(machine, policy, applied), footing)),
+            Err(reason) => {
+                // It was started, so it is told that this is the end; the reason above is what counts.
+                machine.stop().ok();
+                Err(reason)
+            }
+        }
+    }
+}
+
+impl Start<'_> {
+    async fn bring_up(&mut self, machine: &dyn StateMachine) -> Result<(Applied, Footing), StopReason> {
+        let rebuilt = machine.durability() == Durability::Rebuilt;
+        let stands_at = if rebuilt { LogId::default() } else { machine.last_applied() };
+        let mut damage = Vec::new();
+        for info in self.snapshots.list() {
+            let needed =
+                rebuilt || stands_at.index < self.recovered.base.index.get() || self.is_past_log(&info);
+            if info.label().index < self.recovered.base.index || !needed {
+                break;
+            }
+            match self.restore(machine, &info).await {
+                Ok(footing) => return Ok((installed(machine, &info).map_err(StopReason::new)?, footing)),
+                Err(Restore::Unusable(error)) => {
+                    tracing::warn!(%error, "a snapshot cannot be used; the one before it is tried");
+                    damage.push(error);
+                }
+                Err(Restore::Failed(reason)) => return Err(reason),
+            }
+        }
+        self.without_snapshot(machine, stands_at, &damage).await
+    }
+
+    /// No snapshot has to be installed, or none can be.
+    async fn without_snapshot(
+        &self,
+        machine: &dyn StateMachine,
+        stands_at: LogId,
+        damage: &[SnapshotError],
+    ) -> Result<(Applied, Footing), StopReason> {
+        let base = self.recovered.base;
+        let rebuilt = machine.durability() == Durability::Rebuilt;
+        if base != CoreLogId::ZERO && (rebuilt || stands_at.index < base.index.get()) {
+            let damage = damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            let damage = if damage.is_empty() { "there is none".to_owned() } else { damage };
+            return Err(StopReason::new(format_args!(
+                "the state machine stands at {stands_at}, but the log begins after {base} and no snapshot that \
+                 reaches there can be used ({damage}): entries between them are gone; reinstall this replica"
+            )));
+        }
+        let mut footing = Footing::default();
+        if rebuilt {
+            machine.reset().await.map_err(|error| {
+                StopReason::new(format_args!("the state machine could not be reset: {error}"))
+            })?;
+        } else {
+            check_position(machine, stands_at, self.recovered)?;
+            footing.applied = LogIndex::new(stands_at.index);
+        }
+        // A purged log lies behind a snapshot; its header alone says who the members were.
+        let newest = self.snapshots.list().into_iter().find(|info| info.label().index >= base.index);
+        if let Some(info) = newest.filter(|_| base != CoreLogId::ZERO) {
+            footing.membership = Some(info.header.facts.membership.clone());
+            footing.time_ms = info.header.facts.time_ms;
+        } else if base != CoreLogId::ZERO {
+            return Err(StopReason::new(format_args!(
+                "the log begins after {base}, and there is no snapshot that says who the members were there; \
+                 reinstall this replica"
+            )));
+        }
+        let applied = self.facts_at(footing.applied, &footing);
+        Ok((applied, footing))
+    }
+
+    /// Whether the snapshot is of entries that the log does not hold: it was received, and the log not yet begun
+    /// anew. Snapshots of the node's own never reach past what its log has stored.
+    fn is_past_log(&self, info: &SnapshotInfo) -> bool {
+        let label = info.label();
+        label.index >= self.recovered.base.index && self.term_at(label.index) != Some(label.term)
+    }
+
+    fn term_at(&self, index: LogIndex) -> Option<Term> {
+        let base = self.recovered.base;
+        if index == base.index {
+            return Some(base.term);
+        }
+        let position = index.get().checked_sub(base.index.get() + 1)?;
+        let head = self.recovered.entries.get(usize::try_from(position).ok()?)?;
+        Some(head.id.term)
+    }
+
+    /// Installs a snapshot into the state machine, and begins the log anew if it does not reach there.
+    async fn restore(&mut self, machine: &dyn StateMachine, info: &SnapshotInfo) -> Result<Footing, Restore> {
+        let label = info.label();
+        let path = self.snapshots.unpack_dir();
+        self.snapshots.clear_unpacked().map_err(Restore::Unusable)?;
+        // Every checksum is compared here: nothing is dropped for a snapshot that cannot take its place.
+        self.snapshots.unpack(label, &path, &mut FullSpeed).map_err(Restore::Unusable)?;
+        if self.is_past_log(info) {
+            self.begin_log_anew(label).map_err(Restore::Failed)?;
+        }
+        if machine.durability() == Durability::Rebuilt {
+            machine.reset().await.map_err(|error| Restore::Failed(failed("reset", &error)))?;
+        }
+        let meta = metadata_of(info);
+        let installed = machine.apply_snapshot_from_file(&meta, path).await;
+        // What cannot be removed now is removed at the next start.
+        self.snapshots.clear_unpacked().ok();
+        installed
+            .and_then(|()| machine.update_last_snapshot_metadata(&meta))
+            .and_then(|()| machine.persist_last_snapshot_metadata(&meta))
+            .map_err(|error| Restore::Failed(failed("apply_snapshot_from_file", &error)))?;
+        let facts = &info.header.facts;
+        let membership = Some(facts.membership.clone());
+        Ok(Footing { applied: label.index, membership, time_ms: facts.time_ms, covered: label.index })
+    }
+
+    /// The second half of an install that a crash has cut short. The term of the snapshot's last entry is at
+    /// most that of its sender, which this node must not fall behind.
+    fn begin_log_anew(&mut self, label: CoreLogId) -> Result<(), StopReason> {
+        if self.recovered.hard_state.term < label.term {
+            let hard_state = HardState { term: label.term, vote: None, commit: label.index };
+            self.log.append(self.identity.group, Some(hard_state), &[]).map_err(StopReason::new)?;
+            self.log.sync().map_err(StopReason::new)?;
+            self.recovered.hard_state = hard_state;
+        }
+        self.log.install(self.identity.group, label, LogSuffix::Drop).map_err(StopReason::new)?;
+        tracing::info!(%label, "the install of a snapshot was cut short; the log begins behind it now");
+        self.recovered.base = label;
+        self.recovered.entries.clear();
+        self.recovered.memberships.clear();
+        Ok(())
+    }
+
+    /// What a snapshot taken at `index` would say of itself.
+    fn facts_at(&self, index: LogIndex, footing: &Footing) -> Applied {
+        let heads = self.recovered.entries.iter().take_while(|head| head.id.index <= index);
+        let time_ms = heads.map(|head| head.time_ms).max().unwrap_or(0).max(footing.time_ms);
+        let in_log = self.recovered.memberships.iter().take_while(|(at, _)| *at <= index).last();
+        let membership = in_log
+            .and_then(|(_, payload)| Membership::decode(payload).ok())
+            .or_else(|| footing.membership.clone())
+            .unwrap_or_else(|| self.identity.initial.clone());
+        let term = self.term_at(index).map_or(0, Term::get);
+        Applied { id: LogId { term, index: index.get() }, time_ms, membership }
+    }
+}
+
+/// Where a machine stands that has installed a snapshot. One that keeps its own state must say the same.
+pub(crate) fn installed(machine: &dyn StateMachine, info: &SnapshotInfo) -> Result<Applied, String> {
+    let label = LogId::from(info.label());
+    if machine.durability() == Durability::Durable && machine.last_applied() != label {
+        let says = machine.last_applied();
+        return Err(format!("the state machine says it stands at {says} after it has installed {label}"));
+    }
+    let facts = &info.header.facts;
+    Ok(Applied { id: label, time_ms: facts.time_ms, membership: facts.membership.clone() })
+}
+
+/// Why a snapshot was not restored.
+enum Restore {
+    /// It is damaged; another one may do.
+    Unusable(SnapshotError),
+    /// The node must not start.
+    Failed(StopReason),
+}
+
+/// What a state machine is told of an archive.
+pub(crate) fn metadata_of(info: &SnapshotInfo) -> SnapshotMetadata {
+    SnapshotMetadata::new(LogId::from(info.label()), info.header.facts.checksum)
+}

@@ -1,0 +1,222 @@
+//! Taking a snapshot: the apply worker freezes a view between two chunks, the snapshot worker writes and packs
+//! it beside apply, and the apply worker tells the state machine of it. A machine without a view writes its
+//! files while apply waits.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use d_engine_storage::Membership;
+use d_engine_storage::snapshot::{Pace, SnapshotFacts, SnapshotInfo, SnapshotStore, Staging};
+
+use crate::restore::metadata_of;
+use crate::snapshot_policy::SnapshotContext;
+use crate::state_machine_handler::failed;
+use crate::{Event, LogId, SnapshotView, StateMachineHandler, StopReason};
+
+/// Bytes of the log that an entry takes beside its payload, about.
+const ENVELOPE_BYTES: u64 = 32;
+/// Log time after a failed attempt until the next; doubled each time, up to the last.
+const RETRY_AFTER_MS: [u64; 7] = [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000];
+
+/// What decides whether a snapshot is due.
+#[derive(Debug, Default)]
+pub(crate) struct SnapshotDue {
+    log_bytes: u64,
+    since_ms: u64,
+    /// This node's place among the members, while it has not built one itself.
+    first: bool,
+    /// One is being built; the counters as of its label.
+    building: Option<(u64, u64)>,
+    failures: usize,
+    not_before_ms: u64,
+}
+
+impl SnapshotDue {
+    pub(crate) fn new(time_ms: u64) -> Self {
+        Self { since_ms: time_ms, first: true, ..Self::default() }
+    }
+
+    /// An entry with so many bytes of payload was applied.
+    pub(crate) fn applied(&mut self, payload: usize) {
+        self.log_bytes = self.log_bytes.saturating_add(payload as u64 + ENVELOPE_BYTES);
+    }
+
+    /// A leader's snapshot was installed.
+    pub(crate) fn installed(&mut self, time_ms: u64) {
+        *self = Self::new(time_ms);
+    }
+
+    fn begun(&mut self, time_ms: u64) {
+        self.building = Some((self.log_bytes, time_ms));
+    }
+
+    fn kept(&mut self) {
+        if let Some((bytes, time_ms)) = self.building.take() {
+            self.log_bytes = self.log_bytes.saturating_sub(bytes);
+            self.since_ms = time_ms;
+        }
+        self.first = false;
+        (self.failures, self.not_before_ms) = (0, 0);
+    }
+
+    fn failed(&mut self, time_ms: u64) {
+        self.building = None;
+        let wait = RETRY_AFTER_MS.get(self.failures).or(RETRY_AFTER_MS.last()).copied().unwrap_or_default();
+        self.failures += 1;
+        self.not_before_ms = time_ms.saturating_add(wait);
+    }
+}
+
+/// A snapshot on its way into an archive.
+#[must_use = "a snapshot that is not built was taken for nothing"]
+pub struct SnapshotTask {
+    staging: Staging,
+    content: Content,
+    label: LogId,
+    core_label: d_engine_core::LogId,
+    time_ms: u64,
+    membership: Membership,
+    /// How long apply has waited for it.
+    pub paused: Duration,
+}
+
+enum Content {
+    View(Box<dyn SnapshotView>),
+    Written([u8; 32]),
+}
+
+impl std::fmt::Debug for SnapshotTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotTask").field("label", &self.label).finish_non_exhaustive()
+    }
+}
+
+impl SnapshotTask {
+    /// The last entry in it.
+    #[must_use]
+    pub fn label(&self) -> LogId {
+        self.label
+    }
+
+    /// Writes the frozen view, if there is one, and makes the archive. Long work: not for the apply thread.
+    ///
+    /// # Errors
+    /// The snapshot is given up, with the reason; no state is lost, and nothing of it is left.
+    pub fn build(self, store: &SnapshotStore, pace: &mut dyn Pace) -> Result<SnapshotInfo, StopReason> {
+        let checksum = match self.content {
+            Content::Written(checksum) => checksum,
+            Content::View(view) => {
+                view.write(self.staging.path()).map_err(|error| failed("SnapshotView::write", &error))?
+            }
+        };
+        let facts = SnapshotFacts {
+            label: self.core_label,
+            time_ms: self.time_ms,
+            membership: self.membership,
+            envelope: Bytes::new(),
+            user_format: 0,
+            checksum,
+        };
+        store.pack(self.staging, &facts, pace).map_err(StopReason::new)
+    }
+}
+
+impl StateMachineHandler {
+    /// What the policy is asked about, on a node that is `rank` of `nodes` members.
+    #[must_use]
+    pub fn snapshot_context(&self, rank: usize, nodes: usize) -> SnapshotContext {
+        let last = self.machine.snapshot_metadata().map(|meta| meta.last_included).unwrap_or_default();
+        let share = if self.due.first { rank * 1_000 / nodes.max(1) } else { 0 };
+        SnapshotContext {
+            applied: self.applied.id,
+            last_snapshot: last,
+            log_bytes: self.due.log_bytes,
+            log_time: Duration::from_millis(self.applied.time_ms.saturating_sub(self.due.since_ms)),
+            stagger_permille: u32::try_from(share).unwrap_or(0),
+        }
+    }
+
+    /// Bytes of the log applied since the newest snapshot, or since the node started.
+    #[must_use]
+    pub fn bytes_since_snapshot(&self) -> u64 {
+        self.due.log_bytes
+    }
+
+    /// Whether a snapshot should be begun now. Not while one is being built, and not too soon after one has
+    /// failed.
+    pub(crate) fn wants_snapshot(&self, node: u64) -> bool {
+        if self.due.building.is_some() || self.applied.time_ms < self.due.not_before_ms {
+            return false;
+        }
+        let members = self.applied.membership.members();
+        let rank = members.iter().position(|member| member.node == node).unwrap_or(0);
+        self.policy.should_snapshot(&self.snapshot_context(rank, members.len()))
+    }
+
+    /// Whether one is being built.
+    pub(crate) fn is_building(&self) -> bool {
+        self.due.building.is_some()
+    }
+
+    /// Freezes the state: by the machine's own view, or by having it write its files now. The label is the
+    /// place at which apply stands.
+    ///
+    /// # Errors
+    /// There is no room, or the machine refuses; the state is untouched.
+    pub(crate) async fn begin_snapshot(&mut self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
+        let begun = self.freeze(store).await;
+        match &begun {
+            Ok(_) => self.due.begun(self.applied.time_ms),
+            Err(_) => self.due.failed(self.applied.time_ms),
+        }
+        begun
+    }
+
+    async fn freeze(&self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
+        store.has_room_for(store.newest().map_or(0, |info| info.len)).map_err(StopReason::new)?;
+        let staging = store.staging().map_err(StopReason::new)?;
+        let began = Instant::now();
+        let label = self.applied.id;
+        let view = self.machine.snapshot_view().map_err(|error| failed("snapshot_view", &error))?;
+        let content = match view {
+            Some(view) if view.label() != label => {
+                return Err(StopReason::new(format_args!(
+                    "the state machine's snapshot_view is labelled {}, but {label} was applied last",
+                    view.label()
+                )));
+            }
+            Some(view) => Content::View(view),
+            None => {
+                let dir = staging.path().to_owned();
+                let written = self.machine.generate_snapshot_data(dir, label).await;
+                Content::Written(written.map_err(|error| failed("generate_snapshot_data", &error))?)
+            }
+        };
+        Ok(SnapshotTask {
+            staging,
+            content,
+            label,
+            core_label: label.into(),
+            time_ms: self.applied.time_ms,
+            membership: self.applied.membership.clone(),
+            paused: began.elapsed(),
+        })
+    }
+
+    /// A snapshot is durable: the machine is told, and stores what the log will no longer have.
+    ///
+    /// # Errors
+    /// The node must stop with the reason.
+    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Event, StopReason> {
+        self.tell_of(&metadata_of(info))?;
+        self.due.kept();
+        self.persist_applied()?;
+        self.machine.flush().map_err(|error| failed("flush", &error))?;
+        Ok(Event::SnapshotKept(LogId::from(info.label())))
+    }
+
+    /// A snapshot was given up.
+    pub(crate) fn give_up_snapshot(&mut self) {
+        self.due.failed(self.applied.time_ms);
+    }
+}

@@ -1,0 +1,107 @@
+//! Snapshots as the replica sees them: one that was received and waits for its turn, followers that are being
+//! sent one, and how far the log may be purged.
+
+use std::collections::BTreeMap;
+
+use d_engine_core::{Input, Instant, LogIndex, NodeId};
+
+use crate::event::{InstallResponder, Jobs, ReceivedSnapshot};
+use crate::replica::{Payload, Replica};
+use crate::{InstallError, StopReason};
+
+#[derive(Default)]
+pub(crate) struct Snapshots {
+    /// Received, and waiting until the apply worker has nothing left to read from the log.
+    received: Option<(Box<ReceivedSnapshot>, InstallResponder)>,
+    /// Followers that a snapshot is on its way to, since when.
+    sending: BTreeMap<NodeId, Instant>,
+    /// Up to here this node's newest snapshot reaches, verified and durable.
+    covered: LogIndex,
+    /// Something has changed since it was last looked how far the log may be purged.
+    is_due: bool,
+    is_purging: bool,
+}
+
+impl Snapshots {
+    /// This node has a snapshot up to `label`.
+    pub(crate) fn covers(&mut self, label: LogIndex) {
+        self.covered = self.covered.max(label);
+        self.is_due = true;
+    }
+
+    pub(crate) fn transfer_begun(&mut self, to: NodeId, now: Instant) {
+        self.sending.entry(to).or_insert(now);
+    }
+
+    pub(crate) fn transfer_ended(&mut self, to: NodeId) {
+        self.sending.remove(&to);
+        self.is_due = true;
+    }
+
+    pub(crate) fn lost_leadership(&mut self) {
+        self.sending.clear();
+        self.is_due = true;
+    }
+
+    pub(crate) fn purged(&mut self) {
+        self.is_purging = false;
+    }
+
+    /// Whether nothing may be given to the apply worker.
+    pub(crate) fn waits_for_apply(&self) -> bool {
+        self.received.is_some()
+    }
+
+    /// The node has stopped.
+    pub(crate) fn stop(&mut self, reason: &StopReason) {
+        if let Some((_, responder)) = self.received.take() {
+            responder(Err(InstallError::Stopped { reason: reason.clone() }));
+        }
+    }
+}
+
+impl Replica {
+    /// A leader's snapshot is here. It is installed once the apply worker is idle.
+    pub(crate) fn on_snapshot(&mut self, snapshot: Box<ReceivedSnapshot>, responder: InstallResponder) {
+        if self.snapshots.received.is_some() {
+            responder(Err(InstallError::Busy));
+        } else {
+            self.snapshots.received = Some((snapshot, responder));
+        }
+    }
+
+    /// Puts a received snapshot in the place of the log. Not while the apply worker may still read entries
+    /// that will be gone.
+    pub(crate) fn maybe_install(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
+        if !self.apply.is_idle() {
+            return;
+        }
+        let Some((snapshot, responder)) = self.snapshots.received.take() else { return };
+        let ReceivedSnapshot { from, term, label, time_ms, membership } = *snapshot;
+        let configuration = Box::new(membership.configuration());
+        let input = Input::InstallSnapshot { from, term, last: label, time_ms, configuration };
+        let installed = self.try_step(now, wall_ms, input, Payload::Snapshot(membership), jobs);
+        responder(installed.map_err(|_| InstallError::Stale));
+    }
+
+    /// Purges what a snapshot covers, but for a tail. A follower that is being sent a snapshot goes on from
+    /// its label: until it has it, or for so long as is bearable, nothing is purged.
+    pub(crate) fn maybe_purge(&mut self, now: Instant, jobs: &mut Jobs) {
+        if !self.snapshots.is_due || self.snapshots.is_purging {
+            return;
+        }
+        let patience = self.config.purge_patience;
+        let held = !cfg!(mutant = "purge-during-transfer")
+            && self.snapshots.sending.values().any(|since| now.since(*since) < patience);
+        if held {
+            return;
+        }
+        self.snapshots.is_due = false;
+        let (entries, bytes) = (self.config.tail_entries, self.config.tail_bytes);
+        let through = self.core.tail_behind(self.snapshots.covered, entries, bytes);
+        if through.index > self.core.log().base.index {
+            self.snapshots.is_purging = true;
+            jobs.purge = Some(through);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The apply thread: gives committed entries to the state machine, and begins snapshots between them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{Builder, JoinHandle};
+
+use d_engine_replica::{ApplyJob, ApplyWorker, LogId, StopReason};
+use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::StartError;
+use crate::inbox::Inbox;
+use crate::read_gate::ReadGate;
+use crate::snapshot_thread::{BuildProgress, SnapshotWork};
+use crate::worker_threads::{Found, WorkQueue, guarded};
+
+/// Callers that wait for one snapshot; more are refused.
+pub(crate) const ASKED_MAX: usize = 64;
+
+/// Who waits for a snapshot; told why there is none.
+pub(crate) type SnapshotAnswer = oneshot::Sender<Result<SnapshotInfo, StopReason>>;
+
+/// Work for the apply thread.
+#[derive(Default)]
+pub(crate) struct ApplyWork {
+    pub(crate) jobs: Vec<ApplyJob>,
+    pub(crate) hard_state_saved: bool,
+    /// A snapshot is due, whatever the policy says.
+    pub(crate) snapshot_due: bool,
+    /// Callers who want a snapshot.
+    pub(crate) asked: Vec<SnapshotAnswer>,
+    /// What has become of the snapshot that was begun.
+    pub(crate) built: Option<Result<SnapshotInfo, StopReason>>,
+}
+
+/// What the apply thread needs.
+pub(crate) struct ApplyThread {
+    pub(crate) worker: ApplyWorker,
+    pub(crate) queue: Arc<WorkQueue<ApplyWork>>,
+    pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
+    pub(crate) store: SnapshotStore,
+    pub(crate) progress: Arc<BuildProgress>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) gate: Arc<ReadGate>,
+    /// The user's futures are polled inside it.
+    pub(crate) runtime: Handle,
+}
+
+impl ApplyThread {
+    /// Starts the thread. When its queue is closed, the state machine is flushed and stopped.
+    pub(crate) fn start(mut self, name: String) -> Result<JoinHandle<()>, StartError> {
+        let inbox = self.inbox.clone();
+        let run = move || guarded("apply", &inbox, || self.run());
+        Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+    }
+
+    fn run(&mut self) -> Result<(), StopReason> {
+        let ended = self.work();
+        if ended.is_err() {
+            // The machine has failed; what it holds is flushed and stopped all the same.
+            self.worker.handler().close().ok();
+        }
+        ended
+    }
+
+    fn work(&mut self) -> Result<(), StopReason> {
+        let mut asked: Vec<SnapshotAnswer> = Vec::new();
+        loop {
+            let (mut work, closed) = match self.queue.take(None) {
+                Found::Work(work) => (work, false),
+                Found::Closed(work) => (work, true),
+                Found::Idle => continue,
+            };
+            if work.hard_state_saved {
+                self.worker.handler().hard_state_saved();
+            }
+            if let Some(built) = work.built.take() {
+                self.end_snapshot(built, &mut asked)?;
+            }
+            for job in work.jobs {
+                let event = self.runtime.block_on(self.worker.run(job))?;
+                self.gate.applied(self.worker.handler().applied().index);
+                self.inbox.report(event);
+                self.begin_snapshot(false, &mut asked);
+            }
+            if closed {
+                return self.worker.handler().close();
+            }
+            asked.append(&mut work.asked);
+            if !asked.is_empty() || work.snapshot_due {
+                self.begin_snapshot(true, &mut asked);
+            }
+            let log_bytes = self.worker.handler().bytes_since_snapshot();
+            self.progress.log_bytes.store(log_bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins a snapshot if one is due, or if somebody wants one. Whoever asks while one is being built gets
+    /// that one.
+    fn begin_snapshot(&mut self, wanted: bool, asked: &mut Vec<SnapshotAnswer>) {
+        if wanted && !self.worker.is_building() {
+            let applied = self.worker.handler().applied();
+            if let Some(info) = self.store.newest_whole().filter(|info| LogId::from(info.label()) == applied)
+            {
+                answer(asked, &Ok(info));
+                return;
+            }
+        }
+        match self.runtime.block_on(self.worker.begin_snapshot(wanted)) {
+            Ok(Some(task)) => self.snapshots.put(|work| work.task = Some(task)),
+            Ok(None) if wanted && !self.worker.is_building() => {
+                answer(
+                    asked,
+                    &Err(StopReason::new("nothing was applied yet: there is nothing to take a snapshot of")),
+                );
+            }
+            Ok(None) => {}
+            Err(reason) => {
+                tracing::warn!(%reason, "a snapshot was given up");
+                self.progress.failed.fetch_add(1, Ordering::Relaxed);
+                answer(asked, &Err(reason));
+            }
+        }
+    }
+
+    fn end_snapshot(
+        &mut self,
+        built: Result<SnapshotInfo, StopReason>,
+        asked: &mut Vec<SnapshotAnswer>,
+    ) -> Result<(), StopReason> {
+        let result = built.clone();
+        if let Some(event) = self.worker.end_snapshot(built)? {
+            self.inbox.report(event);
+            self.snapshots.put(|work| work.prune = true);
+        }
+        answer(asked, &result);
+        Ok(())
+    }
+}
+
+fn answer(asked: &mut Vec<SnapshotAnswer>, result: &Result<SnapshotInfo, StopReason>) {
+    for caller in asked.drain(..) {
+        // Whoever asked may have gone away.
+        caller.send(result.clone()).ok();
+    }
+}
