@@ -2,7 +2,7 @@
 //! it beside apply, and the apply worker tells the state machine of it. A machine without a view writes its
 //! files while apply waits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_storage::Membership;
@@ -76,8 +76,6 @@ pub struct SnapshotTask {
     core_label: d_engine_core::LogId,
     time_ms: u64,
     membership: Membership,
-    /// How long apply has waited for it.
-    pub paused: Duration,
 }
 
 enum Content {
@@ -175,7 +173,6 @@ impl StateMachineHandler {
     async fn freeze(&self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
         store.has_room_for(store.newest().map_or(0, |info| info.len)).map_err(StopReason::new)?;
         let staging = store.staging().map_err(StopReason::new)?;
-        let began = Instant::now();
         let label = self.applied.id;
         let view = self.machine.snapshot_view().map_err(|error| failed("snapshot_view", &error))?;
         let content = match view {
@@ -199,7 +196,6 @@ impl StateMachineHandler {
             core_label: label.into(),
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
-            paused: began.elapsed(),
         })
     }
 

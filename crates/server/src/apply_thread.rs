@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use d_engine_replica::{ApplyJob, ApplyWorker, LogId, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
@@ -107,8 +108,13 @@ impl ApplyThread {
                 return;
             }
         }
+        let began = Instant::now();
         match self.runtime.block_on(self.worker.begin_snapshot(wanted)) {
-            Ok(Some(task)) => self.snapshots.put(|work| work.task = Some(task)),
+            Ok(Some(task)) => {
+                let paused = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.progress.paused_us.store(paused, Ordering::Relaxed);
+                self.snapshots.put(|work| work.task = Some(task));
+            }
             Ok(None) if wanted && !self.worker.is_building() => {
                 answer(
                     asked,

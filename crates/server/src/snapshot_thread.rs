@@ -109,8 +109,6 @@ impl SnapshotThread {
     fn build(&self, task: SnapshotTask) -> Result<SnapshotInfo, StopReason> {
         let progress = &self.progress;
         progress.is_building.store(true, Ordering::Relaxed);
-        let paused = u64::try_from(task.paused.as_micros()).unwrap_or(u64::MAX);
-        progress.paused_us.store(paused, Ordering::Relaxed);
         let (label, began) = (task.label(), Instant::now());
         let bytes_per_second = self.bytes_per_second;
         let mut pace = Throttle { progress, bytes_per_second, began, bytes: 0 };
