@@ -16,7 +16,9 @@ impl RaftCore {
         assert!(log.last.term <= self.hard_state.term, "an entry from a future term: {log:?}");
         if let Some((term, first)) = self.led_term() {
             assert!(self.hard_state.vote == Some(self.node), "a leader that voted for another");
-            assert!(self.log.term_at(first) == Some(term), "the leader's no-op is gone");
+            // Once it is committed it may be purged like any other entry.
+            let purged = first <= log.base.index && log.base.term == term;
+            assert!(purged || self.log.term_at(first) == Some(term), "the leader's no-op is gone");
         }
         if let Role::Leader(leader) = &self.role {
             for (node, progress) in &leader.followers {

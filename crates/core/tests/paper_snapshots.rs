@@ -42,6 +42,18 @@ fn s7_only_what_was_applied_is_purged() {
     assert_eq!(node.core.term_at(i(2)), None);
 }
 
+/// A leader may lead for years: the first entry of its term is purged like any other.
+#[test]
+fn s7_a_leader_purges_the_first_entry_of_its_term() {
+    let mut node = purged_leader();
+    node.step(Input::Purged(id(2, 6))).unwrap();
+    assert_eq!((node.core.log().base, node.role()), (id(2, 6), RoleKind::Leader));
+    node.propose(1).unwrap();
+    node.store();
+    node.stored_by(2, 7).unwrap();
+    assert_eq!(node.commit(), 7);
+}
+
 /// A follower whose next entry is gone gets a snapshot, once, and no entries while it is on its way.
 #[test]
 fn s7_a_follower_behind_the_purged_log_gets_a_snapshot() {
@@ -188,6 +200,24 @@ fn fig13_an_old_snapshot_is_refused() {
     assert_eq!(install(&mut node, 2, 3, id(3, 9)), Err(Rejected::SnapshotStale));
     assert_eq!(install(&mut node, 2, 4, id(5, 9)), Err(Rejected::OutOfRange), "newer than its sender's term");
     assert_eq!((node.core.log().last, snapshot_orders(&node)), (id(3, 3), vec![]));
+}
+
+/// A follower that has committed more than the snapshot holds needs entries. Its leader hears of it, instead of
+/// offering the snapshot for ever.
+#[test]
+fn fig13_who_refuses_an_old_snapshot_tells_how_far_its_log_matches() {
+    let mut node = Node::new(3, 4, &[1, 3, 3, 3]);
+    node.append(2, 4, id(3, 4), &[], 4).unwrap();
+    node.heartbeat(3, 5, 0).unwrap();
+    node.store();
+    node.take_sent();
+    assert_eq!(install(&mut node, 3, 5, id(3, 3)), Err(Rejected::SnapshotStale));
+    node.heartbeat(3, 5, 0).unwrap();
+    let matches = |(_, message): &(u64, Message)| match message {
+        Message::HeartbeatReply { received, stored, .. } => Some((*received, *stored)),
+        _ => None,
+    };
+    assert_eq!(node.take_sent().iter().find_map(matches), Some((i(3), i(3))));
 }
 
 /// The sender leads its term: whoever campaigns in it, or leads an earlier one, follows.

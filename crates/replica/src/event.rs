@@ -20,7 +20,7 @@ pub type ReadResponder = Box<dyn FnOnce(Result<u64, ReadError>) + Send>;
 /// Called exactly once with whether a transfer of leadership has begun. Must not block.
 pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
 
-/// Called exactly once with whether a received snapshot takes the place of the log. Must not block.
+/// Called exactly once: when the state machine holds a received snapshot, or with why it does not. Must not block.
 pub type InstallResponder = Box<dyn FnOnce(Result<(), InstallError>) + Send>;
 
 /// A snapshot that a leader has sent: an archive that is whole and durable in this node's store.

@@ -27,6 +27,7 @@ mod restore;
 mod snapshot_build;
 mod snapshot_checksum;
 mod snapshot_policy;
+mod snapshot_transfer;
 mod snapshots;
 mod state_machine;
 mod state_machine_handler;
@@ -51,6 +52,10 @@ pub use snapshot_build::SnapshotTask;
 pub use snapshot_checksum::snapshot_checksum;
 pub use snapshot_policy::{
     AfterBytes, AfterEntries, AfterTime, AnyOf, Never, SnapshotContext, SnapshotPolicy,
+};
+pub use snapshot_transfer::{
+    OFFERED_HEADER_BYTES_MAX, PIECE_BYTES_MAX, ReceiverStep, Refusal, SendFailure, SendLimits,
+    SnapshotMessage, SnapshotReceiver, SnapshotSender,
 };
 pub use state_machine::{Durability, SnapshotMetadata, SnapshotView, StateMachine};
 pub use state_machine_handler::StateMachineHandler;

@@ -151,6 +151,7 @@ impl Replica {
                 let applied = self.apply.applied();
                 self.step(now, wall_ms, Input::Applied(applied), Payload::None, jobs);
                 self.reads.applied_to(applied);
+                self.snapshots.applied_to(applied);
             }
             Event::Loaded { token, entries, .. } => self.on_loaded(token, &entries, jobs),
             Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),

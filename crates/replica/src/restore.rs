@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use d_engine_core::{HardState, LogId as CoreLogId, LogIndex, Term};
-use d_engine_storage::snapshot::{FullSpeed, SnapshotError, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotInfo, SnapshotStore};
 use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
 
 use crate::state_machine_handler::{Applied, check_position, failed};
@@ -60,13 +60,34 @@ impl StateMachineHandler {
             .start()
             .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
         match start.bring_up(machine.as_ref()).await {
-            Ok((applied, footing)) => Ok((Self::new(machine, policy, applied), footing)),
+            Ok((applied, footing)) => {
+                let mut handler = Self::new(machine, policy, applied);
+                handler.learn_newest(&start)?;
+                Ok((handler, footing))
+            }
             Err(reason) => {
                 // It was started, so it is told that this is the end; the reason above is what counts.
                 machine.stop().ok();
                 Err(reason)
             }
         }
+    }
+}
+
+impl StateMachineHandler {
+    /// A crash may have come between a snapshot and the machine's being told of it.
+    fn learn_newest(&mut self, start: &Start<'_>) -> Result<(), StopReason> {
+        let usable = |info: &SnapshotInfo| {
+            info.health != Health::Damaged && info.label().index.get() <= self.applied().index
+        };
+        let Some(newest) = start.snapshots.list().into_iter().find(usable) else { return Ok(()) };
+        let meta = metadata_of(&newest);
+        let known = self.machine().snapshot_metadata().map(|meta| meta.last_included);
+        if known == Some(meta.last_included) {
+            self.snapshot = meta.last_included;
+            return Ok(());
+        }
+        self.tell_of(&meta)
     }
 }
 

@@ -41,9 +41,10 @@ impl SnapshotDue {
         self.log_bytes = self.log_bytes.saturating_add(payload as u64 + ENVELOPE_BYTES);
     }
 
-    /// A leader's snapshot was installed.
+    /// A leader's snapshot was installed. One that is being built still is.
     pub(crate) fn installed(&mut self, time_ms: u64) {
-        *self = Self::new(time_ms);
+        let building = self.building.map(|_| (0, time_ms));
+        *self = Self { building, ..Self::new(time_ms) };
     }
 
     fn begun(&mut self, time_ms: u64) {
@@ -123,11 +124,10 @@ impl StateMachineHandler {
     /// What the policy is asked about, on a node that is `rank` of `nodes` members.
     #[must_use]
     pub fn snapshot_context(&self, rank: usize, nodes: usize) -> SnapshotContext {
-        let last = self.machine.snapshot_metadata().map(|meta| meta.last_included).unwrap_or_default();
         let share = if self.due.first { rank * 1_000 / nodes.max(1) } else { 0 };
         SnapshotContext {
             applied: self.applied.id,
-            last_snapshot: last,
+            last_snapshot: self.snapshot,
             log_bytes: self.due.log_bytes,
             log_time: Duration::from_millis(self.applied.time_ms.saturating_sub(self.due.since_ms)),
             stagger_permille: u32::try_from(share).unwrap_or(0),
@@ -204,8 +204,11 @@ impl StateMachineHandler {
     /// # Errors
     /// The node must stop with the reason.
     pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Event, StopReason> {
-        self.tell_of(&metadata_of(info))?;
         self.due.kept();
+        // A leader's snapshot that goes further may have been installed meanwhile.
+        if info.label().index.get() > self.snapshot.index {
+            self.tell_of(&metadata_of(info))?;
+        }
         self.persist_applied()?;
         self.machine.flush().map_err(|error| failed("flush", &error))?;
         Ok(Event::SnapshotKept(LogId::from(info.label())))

@@ -13,6 +13,8 @@ use crate::{InstallError, StopReason};
 pub(crate) struct Snapshots {
     /// Received, and waiting until the apply worker has nothing left to read from the log.
     received: Option<(Box<ReceivedSnapshot>, InstallResponder)>,
+    /// In the place of the log already, up to this index; whoever sent it waits until it is applied.
+    installing: Option<(LogIndex, InstallResponder)>,
     /// Followers that a snapshot is on its way to, since when.
     sending: BTreeMap<NodeId, Instant>,
     /// Up to here this node's newest snapshot reaches, verified and durable.
@@ -52,9 +54,19 @@ impl Snapshots {
         self.received.is_some()
     }
 
+    /// The state machine holds everything up to `index`: only now a snapshot counts as installed.
+    pub(crate) fn applied_to(&mut self, index: LogIndex) {
+        if let Some((label, responder)) = self.installing.take_if(|(label, _)| *label <= index) {
+            self.covers(label);
+            responder(Ok(()));
+        }
+    }
+
     /// The node has stopped.
     pub(crate) fn stop(&mut self, reason: &StopReason) {
-        if let Some((_, responder)) = self.received.take() {
+        let received = self.received.take().map(|(_, responder)| responder);
+        let installing = self.installing.take().map(|(_, responder)| responder);
+        for responder in received.into_iter().chain(installing) {
             responder(Err(InstallError::Stopped { reason: reason.clone() }));
         }
     }
@@ -63,7 +75,7 @@ impl Snapshots {
 impl Replica {
     /// A leader's snapshot is here. It is installed once the apply worker is idle.
     pub(crate) fn on_snapshot(&mut self, snapshot: Box<ReceivedSnapshot>, responder: InstallResponder) {
-        if self.snapshots.received.is_some() {
+        if self.snapshots.received.is_some() || self.snapshots.installing.is_some() {
             responder(Err(InstallError::Busy));
         } else {
             self.snapshots.received = Some((snapshot, responder));
@@ -80,8 +92,10 @@ impl Replica {
         let ReceivedSnapshot { from, term, label, time_ms, membership } = *snapshot;
         let configuration = Box::new(membership.configuration());
         let input = Input::InstallSnapshot { from, term, last: label, time_ms, configuration };
-        let installed = self.try_step(now, wall_ms, input, Payload::Snapshot(membership), jobs);
-        responder(installed.map_err(|_| InstallError::Stale));
+        match self.try_step(now, wall_ms, input, Payload::Snapshot(membership), jobs) {
+            Ok(()) => self.snapshots.installing = Some((label.index, responder)),
+            Err(_) => responder(Err(InstallError::Stale)),
+        }
     }
 
     /// Purges what a snapshot covers, but for a tail. A follower that is being sent a snapshot goes on from

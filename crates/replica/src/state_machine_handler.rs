@@ -27,6 +27,8 @@ pub struct StateMachineHandler {
     /// Nothing at or below it is delivered again.
     pub(crate) applied: Applied,
     applied_persisted: u64,
+    /// The last entry in the newest snapshot that the machine was told of.
+    pub(crate) snapshot: LogId,
     pub(crate) due: SnapshotDue,
 }
 
@@ -49,7 +51,7 @@ impl StateMachineHandler {
     ) -> Self {
         let applied_persisted = applied.id.index;
         let due = SnapshotDue::new(applied.time_ms);
-        Self { machine, policy, applied, applied_persisted, due }
+        Self { machine, policy, applied, applied_persisted, snapshot: LogId::default(), due }
     }
 
     /// The last entry whose effect is in the state.
@@ -195,11 +197,13 @@ impl StateMachineHandler {
     }
 
     /// The machine is told of a snapshot that is there, and asked to store that.
-    pub(crate) fn tell_of(&self, meta: &SnapshotMetadata) -> Result<(), StopReason> {
+    pub(crate) fn tell_of(&mut self, meta: &SnapshotMetadata) -> Result<(), StopReason> {
         self.machine
             .update_last_snapshot_metadata(meta)
             .and_then(|()| self.machine.persist_last_snapshot_metadata(meta))
-            .map_err(|error| failed("persist_last_snapshot_metadata", &error))
+            .map_err(|error| failed("persist_last_snapshot_metadata", &error))?;
+        self.snapshot = meta.last_included;
+        Ok(())
     }
 
     /// Tells the machine that term or vote were stored.

@@ -32,7 +32,7 @@ pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;
 pub use file_engine::{FileStorageEngine, FileStorageOptions};
 pub use frame::MAX_PAYLOAD_BYTES;
-pub use fs::{FileKind, Fs, FsCounts, FsFile, FsOp, RealFs};
+pub use fs::{FileKind, Fs, FsCounts, FsFile, FsOp, OpenMode, RealFs};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};
 pub use segment::Alignment;

@@ -178,7 +178,7 @@ fn at_most(field: &'static str, value: u64, limit: u64) -> Result<u64, FrameErro
     if value > limit { Err(FrameError::OutOfRange { field, value, limit }) } else { Ok(value) }
 }
 
-fn term(value: u64) -> Result<Term, FrameError> {
+pub(super) fn term(value: u64) -> Result<Term, FrameError> {
     at_most("term", value, Term::MAX_ACCEPTED.get()).map(Term::new)
 }
 
@@ -186,7 +186,7 @@ fn index(field: &'static str, value: u64) -> Result<LogIndex, FrameError> {
     at_most(field, value, LogIndex::MAX_ACCEPTED.get()).map(LogIndex::new)
 }
 
-fn position(field: &'static str, value: Option<peer::LogPosition>) -> Result<LogId, FrameError> {
+pub(super) fn position(field: &'static str, value: Option<peer::LogPosition>) -> Result<LogId, FrameError> {
     let value = value.ok_or(FrameError::Missing(field))?;
     Ok(LogId::new(term(value.term)?, index(field, value.index)?))
 }

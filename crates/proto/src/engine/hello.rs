@@ -5,7 +5,10 @@ use d_engine_core::{GroupId, NodeId};
 use d_engine_storage::{ClusterId, Incarnation};
 use prost::Message as _;
 
-use crate::{PROTOCOL_VERSION, peer::Hello};
+use crate::{
+    PROTOCOL_VERSION,
+    peer::{Hello, Purpose},
+};
 
 /// Who dials whom: the checked form of [`Hello`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct Greeting {
     pub to: NodeId,
     /// The data directory of the node that dials.
     pub incarnation: Incarnation,
+    /// What the connection is for.
+    pub purpose: Purpose,
 }
 
 /// Why a handshake message cannot be used. Refuse the connection.
@@ -52,6 +57,7 @@ pub fn encode_hello(greeting: &Greeting) -> Bytes {
         from_node: greeting.from.get(),
         to_node: greeting.to.get(),
         incarnation: Bytes::copy_from_slice(&greeting.incarnation.0),
+        purpose: greeting.purpose.into(),
     }
     .encode_to_vec()
     .into()
@@ -74,6 +80,7 @@ pub fn decode_hello(bytes: &Bytes) -> Result<Greeting, GreetingError> {
         incarnation: sixteen(&hello.incarnation)
             .map(Incarnation)
             .ok_or(GreetingError::Field("incarnation"))?,
+        purpose: Purpose::try_from(hello.purpose).map_err(|_| GreetingError::Field("purpose"))?,
     })
 }
 

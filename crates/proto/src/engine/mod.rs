@@ -9,11 +9,13 @@ mod decode;
 mod encode;
 mod errors;
 mod hello;
+mod snapshot;
 
 pub use decode::{FrameError, decode_frame};
 pub use encode::{EncodedFrame, FrameEncoder, encode_frame};
 pub use errors::{propose_error_detail, read_error_detail, transfer_error_detail};
 pub use hello::{Greeting, GreetingError, decode_hello, encode_hello};
+pub use snapshot::{MAX_SNAPSHOT_FRAME_BYTES, decode_snapshot_frame, encode_snapshot_frame};
 
 /// The longest frame that is read or written, in bytes. A longer one is refused before anything is
 /// allocated for it.

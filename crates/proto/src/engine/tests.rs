@@ -359,6 +359,7 @@ fn greeting() -> Greeting {
         from: NodeId::new(2).unwrap(),
         to: NodeId::new(3).unwrap(),
         incarnation: Incarnation([9; 16]),
+        purpose: crate::peer::Purpose::Snapshot,
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Buf as _;
 use d_engine_core::NodeId;
 use d_engine_proto::Message as _;
 use d_engine_proto::engine::{Greeting, encode_hello};
-use d_engine_proto::peer::{HelloReply, Refusal};
+use d_engine_proto::peer::{HelloReply, Purpose, Refusal};
 use d_engine_storage::Incarnation;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -68,6 +68,7 @@ async fn connect(shared: &Shared, peer: NodeId, address: &str) -> Result<(TcpStr
         from: own.node,
         to: peer,
         incarnation: own.incarnation,
+        purpose: Purpose::Messages,
     });
     stream.write_all(&[&wire::preamble()[..], &wire::header(&[&hello]), &hello].concat()).await?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];

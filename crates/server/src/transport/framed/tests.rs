@@ -188,7 +188,14 @@ fn sent(node: &mut Node, to: u64, message: &PeerMessage) -> bool {
 // ---- a stranger's side of the wire, by hand ----
 
 fn greeting() -> Greeting {
-    Greeting { cluster: CLUSTER, group: GROUP, from: n(2), to: n(1), incarnation: directory(2) }
+    Greeting {
+        cluster: CLUSTER,
+        group: GROUP,
+        from: n(2),
+        to: n(1),
+        incarnation: directory(2),
+        purpose: Purpose::Messages,
+    }
 }
 
 fn framed(payload: &[u8]) -> Vec<u8> {
