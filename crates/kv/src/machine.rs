@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply};
-use d_engine_replica::{Durability, Entry, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum};
+use d_engine_replica::{
+    Durability, Entry, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum_in,
+};
+use d_engine_storage::{Fs, RealFs};
 
 use crate::query;
 use crate::snapshot_file::{self, SnapshotFileError};
@@ -25,10 +28,17 @@ use crate::store::Store;
 /// Keys with a time to live vanish by log time alone: every entry that is applied moves it, and on an idle
 /// log the leader's ticks do. No read looks at a clock, so all replicas have the same keys at the same place
 /// of the log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KvStateMachine {
+    fs: Arc<dyn Fs>,
     state: RwLock<State>,
     running: AtomicBool,
+}
+
+impl Default for KvStateMachine {
+    fn default() -> Self {
+        Self::with_fs(Arc::new(RealFs::new()))
+    }
 }
 
 /// Everything that changes together. One lock, so that a reader sees data and position of one moment.
@@ -44,6 +54,12 @@ impl KvStateMachine {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty machine whose snapshot files go through `fs`.
+    #[must_use]
+    pub fn with_fs(fs: Arc<dyn Fs>) -> Self {
+        Self { fs, state: RwLock::default(), running: AtomicBool::new(false) }
     }
 
     /// SHA-256 over log time and all records with their expiries. Equal on all replicas that have applied the same entries.
@@ -159,12 +175,12 @@ impl StateMachine for KvStateMachine {
     }
 
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
-        let found = snapshot_checksum(&path)?;
+        let found = snapshot_checksum_in(&*self.fs, &path)?;
         if found != meta.checksum {
             let (found, expected) = (hex(&found), hex(&meta.checksum));
             return Err(SnapshotFileError::Checksum { dir: path, found, expected }.into());
         }
-        let mut store = snapshot_file::read(&path, meta.last_included)?;
+        let mut store = snapshot_file::read(&*self.fs, &path, meta.last_included)?;
         let mut state = self.write();
         std::mem::swap(&mut state.store, &mut store);
         state.last_applied = meta.last_included;
@@ -181,9 +197,9 @@ impl StateMachine for KvStateMachine {
                 let error = SnapshotFileError::Label { state: state.last_applied, label: last_included };
                 return Err(error.into());
             }
-            snapshot_file::write(&dir, last_included, &state.store)?;
+            snapshot_file::write(&*self.fs, &dir, last_included, &state.store)?;
         }
-        Ok(snapshot_checksum(&dir)?)
+        Ok(snapshot_checksum_in(&*self.fs, &dir)?)
     }
 
     fn save_hard_state(&self) -> Result<()> {

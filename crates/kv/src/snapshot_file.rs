@@ -8,13 +8,13 @@
 //! The format is 2; in format 1, which is still read, log time and expiries are missing. Log time and expiry
 //! are UNIX milliseconds; expiry 0: never. Numbers are little-endian. The file appears under its name only when it is whole and synced.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use d_engine_replica::LogId;
+use d_engine_storage::{Fs, StreamReader, StreamWriter};
 use sha2::{Digest, Sha256};
 
 use crate::store::{Store, Stored};
@@ -77,18 +77,18 @@ pub enum SnapshotFileError {
 }
 
 /// Writes the store as of `label` into `dir`; whole and synced before it has its name.
-pub(crate) fn write(dir: &Path, label: LogId, store: &Store) -> Result<(), SnapshotFileError> {
+pub(crate) fn write(fs: &dyn Fs, dir: &Path, label: LogId, store: &Store) -> Result<(), SnapshotFileError> {
     let path = dir.join(FILE_NAME);
     let unfinished = dir.join(format!("{FILE_NAME}.tmp"));
-    let written = write_all(&unfinished, label, store)
-        .and_then(|()| fs::rename(&unfinished, &path))
+    let written = write_all(fs, &unfinished, label, store)
+        .and_then(|()| fs.rename(&unfinished, &path))
         // The name itself is on disk only after the directory has been synced.
-        .and_then(|()| File::open(dir)?.sync_all());
+        .and_then(|()| fs.sync_dir(dir));
     written.map_err(|source| SnapshotFileError::Io { path, source })
 }
 
-fn write_all(path: &Path, label: LogId, store: &Store) -> io::Result<()> {
-    let mut out = Hashed::new(BufWriter::new(File::create(path)?));
+fn write_all(fs: &dyn Fs, path: &Path, label: LogId, store: &Store) -> io::Result<()> {
+    let mut out = Hashed::new(StreamWriter::create(fs, path)?);
     out.write_all(MAGIC)?;
     out.write_all(&FORMAT_VERSION.to_le_bytes())?;
     out.write_all(&[0; 4])?;
@@ -107,20 +107,17 @@ fn write_all(path: &Path, label: LogId, store: &Store) -> io::Result<()> {
     }
     let (mut inner, hash) = out.finish();
     inner.write_all(&hash)?;
-    inner.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    inner.finish()
 }
 
 /// Reads the whole file from `dir` and checks every part of it.
-pub(crate) fn read(dir: &Path, label: LogId) -> Result<Store, SnapshotFileError> {
+pub(crate) fn read(fs: &dyn Fs, dir: &Path, label: LogId) -> Result<Store, SnapshotFileError> {
     let path = dir.join(FILE_NAME);
     let failed = |source| SnapshotFileError::Io { path: path.clone(), source };
-    let file = File::open(&path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    let mut reader = Reader {
-        path: &path,
-        left: length.saturating_sub(HASH_BYTES),
-        input: Hashed::new(BufReader::new(file)),
-    };
+    let file = StreamReader::open(fs, &path).map_err(failed)?;
+    let length = file.len();
+    let mut reader =
+        Reader { path: &path, left: length.saturating_sub(HASH_BYTES), input: Hashed::new(file) };
     if length < HEADER_BYTES + HASH_BYTES {
         return Err(reader.damaged(format!("it has only {length} bytes")));
     }
@@ -181,7 +178,7 @@ fn read_records(reader: &mut Reader<'_>, header: &Header) -> Result<Store, Snaps
 struct Reader<'a> {
     path: &'a Path,
     left: u64,
-    input: Hashed<BufReader<File>>,
+    input: Hashed<StreamReader>,
 }
 
 impl Reader<'_> {

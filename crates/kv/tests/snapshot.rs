@@ -4,11 +4,15 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvStateMachine, PutOptions, SnapshotFileError};
 use d_engine_replica::{LogId, SnapshotMetadata, StateMachine, snapshot_checksum};
+use d_engine_storage::fs::{OpenMode, ensure_dir};
+use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::{Fs, FsOp};
 use proptest::prelude::*;
 use support::{apply, apply_at, at_once};
 
@@ -211,4 +215,53 @@ fn a_snapshot_of_a_newer_version_is_refused_with_both_versions() {
     let meta = SnapshotMetadata::new(LABEL, snapshot_checksum(dir.path()).unwrap());
     let refusal = install(&bystander(), dir.path(), &meta).unwrap_err();
     assert!(refusal.contains("format version 3, this program reads 1 to 2"), "{refusal}");
+}
+
+/// On the simulated disk: what `generate_snapshot_data` has written survives a power cut at once, and the file is
+/// the one that a real disk gets.
+#[test]
+fn files_go_through_the_file_system_that_was_given() {
+    let fs = Arc::new(SimFs::new());
+    let dir = Path::new("/snapshot");
+    ensure_dir(&*fs, dir).unwrap();
+    let machine = KvStateMachine::with_fs(fs.clone());
+    // More than is synced at a time.
+    let commands: Vec<_> = (0..9).map(|key: u8| KvCommand::put(vec![key], vec![key; 1 << 20])).collect();
+    apply(&machine, 1, &commands);
+    // A file that a crash has left is no part of this one.
+    fs.open(&dir.join("kv.data.tmp"), OpenMode::CreateNew).unwrap().set_len(99).unwrap();
+    let label = LogId { term: 1, index: 9 };
+    let meta = generate(&machine, dir, label);
+    fs.crash(&mut |_| 0);
+    let other = KvStateMachine::with_fs(fs.clone());
+    install(&other, dir, &meta).unwrap();
+    assert_eq!(other.position_and_hash(), machine.position_and_hash());
+    assert!(fs.counts().of(FsOp::SyncData) >= 2, "one large write-back would stall the log");
+
+    let real = tempfile::tempdir().unwrap();
+    let same = KvStateMachine::new();
+    apply(&same, 1, &commands);
+    assert_eq!(generate(&same, real.path(), label), meta);
+}
+
+/// Whatever operation fails: the snapshot is given up with the reason, and the state stays.
+#[test]
+fn a_failure_of_any_file_operation_is_reported_and_loses_nothing() {
+    let mut failures = 0;
+    for nth in 1.. {
+        let fs = Arc::new(SimFs::new());
+        let dir = Path::new("/snapshot");
+        ensure_dir(&*fs, dir).unwrap();
+        let machine = KvStateMachine::with_fs(fs.clone());
+        apply(&machine, 1, &["a", "b", "c"].map(|key| KvCommand::put(key, "value")));
+        let before = machine.position_and_hash();
+        fs.halt_at(nth);
+        let written = at_once(machine.generate_snapshot_data(dir.to_owned(), LABEL));
+        assert_eq!(machine.position_and_hash(), before);
+        match written {
+            Ok(_) => break,
+            Err(_) => failures += 1,
+        }
+    }
+    assert!(failures >= 5, "create, write, sync, rename and the directory's sync");
 }

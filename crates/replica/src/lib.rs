@@ -49,7 +49,7 @@ pub use reads::ReadConsistency;
 pub use replica::Replica;
 pub use restore::{Footing, Start};
 pub use snapshot_build::SnapshotTask;
-pub use snapshot_checksum::snapshot_checksum;
+pub use snapshot_checksum::{snapshot_checksum, snapshot_checksum_in};
 pub use snapshot_policy::{
     AfterBytes, AfterEntries, AfterTime, AnyOf, Never, SnapshotContext, SnapshotPolicy,
 };

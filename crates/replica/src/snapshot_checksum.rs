@@ -1,13 +1,10 @@
 //! The checksum by which the engine and a state machine agree that a snapshot is whole.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
-/// How much of a file is in memory at a time.
-const READ_AT_ONCE: usize = 64 << 10;
+use d_engine_storage::snapshot::{SnapshotError, content_checksum};
+use d_engine_storage::{FileKind, Fs, RealFs};
 
 /// SHA-256 over every regular file below `dir`, in byte order of the relative paths (joined by
 /// `/`): length of the path as u32, the path, length of the content as u64, the content; numbers
@@ -20,60 +17,43 @@ const READ_AT_ONCE: usize = 64 << 10;
 /// An I/O error, or `InvalidData` naming the path for a link, a special file, a path that is not
 /// UTF-8, or a file that changed while it was read: the snapshot must not be used.
 pub fn snapshot_checksum(dir: &Path) -> io::Result<[u8; 32]> {
-    if !fs::symlink_metadata(dir)?.is_dir() {
-        return Err(refused(dir, "is not a directory"));
-    }
-    let mut files = Vec::new();
-    collect(dir, "", &mut files)?;
-    files.sort_unstable();
-    let mut hash = Sha256::new();
-    for relative in &files {
-        add_file(&dir.join(relative), relative, &mut hash)?;
-    }
-    Ok(hash.finalize().into())
+    refuse_unreadable_names(dir)?;
+    snapshot_checksum_in(&RealFs::new(), dir)
 }
 
-/// Adds the relative paths of the files in `dir`, whose own relative path is `prefix`.
-fn collect(dir: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
+/// As [`snapshot_checksum`], through a file system of the caller's choice. Names that are not UTF-8 do not
+/// exist for [`Fs`], and are left out.
+///
+/// # Errors
+/// As [`snapshot_checksum`].
+pub fn snapshot_checksum_in(fs: &dyn Fs, dir: &Path) -> io::Result<[u8; 32]> {
+    if fs.kind(dir)? != FileKind::Dir {
+        return Err(refused(dir, "is not a directory"));
+    }
+    content_checksum(fs, dir).map_err(|error| match error {
+        SnapshotError::Io { operation, path, source } => {
+            io::Error::new(source.kind(), format!("{operation} {}: {source}", path.display()))
+        }
+        other => io::Error::new(io::ErrorKind::InvalidData, other),
+    })
+}
+
+/// A file under a name that [`Fs`] leaves out would be missing in the snapshot without a word.
+fn refuse_unreadable_names(dir: &Path) -> io::Result<()> {
+    if !std::fs::symlink_metadata(dir)?.is_dir() {
+        return Err(refused(dir, "is not a directory"));
+    }
+    for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        let path = entry.path();
-        let name =
-            entry.file_name().into_string().map_err(|_| refused(&path, "has a name that is not UTF-8"))?;
-        let relative = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        if entry.file_name().to_str().is_none() {
+            return Err(refused(&entry.path(), "has a name that is not UTF-8"));
+        }
         // `DirEntry::file_type` does not follow links.
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            collect(&path, &relative, files)?;
-        } else if kind.is_file() {
-            files.push(relative);
-        } else {
-            return Err(refused(&path, "is neither a regular file nor a directory"));
+        if entry.file_type()?.is_dir() {
+            refuse_unreadable_names(&entry.path())?;
         }
     }
     Ok(())
-}
-
-fn add_file(path: &Path, relative: &str, hash: &mut Sha256) -> io::Result<()> {
-    let name_length = u32::try_from(relative.len()).map_err(|_| refused(path, "has too long a path"))?;
-    let mut file = File::open(path)?;
-    let announced = file.metadata()?.len();
-    hash.update(name_length.to_le_bytes());
-    hash.update(relative.as_bytes());
-    hash.update(announced.to_le_bytes());
-    let mut buffer = vec![0; READ_AT_ONCE];
-    let mut found = 0_u64;
-    loop {
-        let length = match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        found += length as u64;
-        hash.update(buffer.get(..length).unwrap_or_default());
-    }
-    if found == announced { Ok(()) } else { Err(refused(path, "changed while it was read")) }
 }
 
 fn refused(path: &Path, why: &str) -> io::Error {
@@ -82,7 +62,15 @@ fn refused(path: &Path, why: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use d_engine_storage::fs_sim::{SimFs, SimImage};
+    use sha2::{Digest, Sha256};
+
     use super::*;
+
+    /// More than is read at a time, and not a multiple of it.
+    const LONG: usize = 300_001;
 
     fn hex(bytes: [u8; 32]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -139,9 +127,9 @@ mod tests {
 
     #[test]
     fn a_file_longer_than_the_buffer_is_read_whole() {
-        let mut content = vec![1; READ_AT_ONCE * 2 + 1];
+        let mut content = vec![1; LONG];
         let original = checksum(&[("a", &content)]);
-        content[READ_AT_ONCE * 2] = 2;
+        content[LONG - 1] = 2;
         assert_ne!(checksum(&[("a", &content)]), original);
     }
 
@@ -160,5 +148,30 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(outside.path(), &link).unwrap();
         assert!(snapshot_checksum(&link).is_err(), "the directory itself is a link");
+    }
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_name_that_is_not_utf8_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tree(&[("sub/a", b"1")]);
+        let name = std::ffi::OsStr::from_bytes(b"sub/\xff");
+        fs::write(dir.path().join(name), "x").unwrap();
+        let error = snapshot_checksum(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("UTF-8"), "{error}");
+    }
+
+    /// The simulator's machines get the same value as those on a real disk.
+    #[test]
+    fn every_file_system_gives_the_same_checksum() {
+        let files: [(&str, &[u8]); 3] = [("dir/b", b"second"), ("dir.x", b""), ("a", &[7; LONG])];
+        let mut image = SimImage { dirs: vec!["/s".into(), "/s/dir".into()], ..SimImage::default() };
+        for (name, content) in files {
+            image.files.insert(Path::new("/s").join(name), content.to_vec());
+        }
+        let fs = SimFs::from_image(&image);
+        assert_eq!(snapshot_checksum_in(&fs, Path::new("/s")).unwrap(), checksum(&files));
+        assert!(snapshot_checksum_in(&fs, Path::new("/s/a")).is_err(), "a file is no snapshot");
+        let missing = snapshot_checksum_in(&fs, Path::new("/none")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 }

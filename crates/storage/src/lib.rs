@@ -13,6 +13,7 @@ pub mod fs;
 mod fs_latch;
 #[cfg(feature = "testing")]
 pub mod fs_sim;
+mod fs_stream;
 mod identity;
 mod index;
 mod log_record;
@@ -33,6 +34,7 @@ pub use error::StorageError;
 pub use file_engine::{FileStorageEngine, FileStorageOptions};
 pub use frame::MAX_PAYLOAD_BYTES;
 pub use fs::{FileKind, Fs, FsCounts, FsFile, FsOp, OpenMode, RealFs};
+pub use fs_stream::{SYNC_EVERY_BYTES, StreamReader, StreamWriter};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};
 pub use segment::Alignment;

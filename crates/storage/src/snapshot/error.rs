@@ -111,9 +111,9 @@ pub enum SnapshotError {
         /// Bytes free.
         free: u64,
     },
-    /// A file changed while it was packed. The state machine must leave its files alone once it has
+    /// A file changed while it was read. The state machine must leave its files alone once it has
     /// returned; take the snapshot again.
-    #[error("{path} changed while it was packed: {expected} bytes were announced, {found} were there")]
+    #[error("{path} changed while it was read: {expected} bytes were announced, {found} were there")]
     Changed {
         /// The file.
         path: PathBuf,

@@ -13,6 +13,7 @@
 
 mod archive;
 mod chunks;
+mod content;
 mod directory;
 mod error;
 mod header;
@@ -24,6 +25,7 @@ mod store;
 mod unpack;
 
 pub use archive::{Piece, SnapshotArchive};
+pub use content::content_checksum;
 pub use error::SnapshotError;
 pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotFile, SnapshotHeader};
 pub use pace::{FullSpeed, Pace};

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::chunks::{CHUNK_FRAME_LEN, TRAILER_LEN, Trailer, checksum_of_header, chunk_checksum};
+use super::content::ContentHash;
 use super::directory::Inner;
 use super::error::{hex, io_error};
 use super::names::{MAX_DEPTH, MAX_FILES};
@@ -112,16 +113,14 @@ impl Inner {
             pace,
         };
         writer.put(encoded)?;
-        let mut content = Sha256::new();
+        let mut content = ContentHash::default();
         for file in &header.files {
-            content.update((file.name.len() as u32).to_le_bytes());
-            content.update(file.name.as_bytes());
-            content.update(file.len.to_le_bytes());
+            content.begin_file(file);
             let path = staging.join(&file.name);
             let source = self.fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
             writer.add_file(&*source, &path, file.len, &mut content)?;
         }
-        let found: [u8; 32] = content.finalize().into();
+        let found = content.finish();
         if found != header.facts.checksum {
             return Err(SnapshotError::ContentChecksum {
                 label: header.facts.label,
@@ -198,7 +197,7 @@ impl Writer<'_> {
         source: &dyn FsFile,
         path: &Path,
         len: u64,
-        content: &mut Sha256,
+        content: &mut ContentHash,
     ) -> Result<(), SnapshotError> {
         let mut found = 0;
         while found < len {
@@ -207,7 +206,7 @@ impl Writer<'_> {
             self.buffer.resize(start + take, 0);
             let room = self.buffer.get_mut(start..).unwrap_or_default();
             let read = read_up_to(source, found, room).map_err(io_error("read", path))?;
-            content.update(room.get(..read).unwrap_or_default());
+            content.add(room.get(..read).unwrap_or_default());
             found += read as u64;
             if read < take {
                 return Err(SnapshotError::Changed { path: path.to_owned(), expected: len, found });

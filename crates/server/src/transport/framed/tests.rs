@@ -8,7 +8,7 @@ use bytes::Bytes;
 use d_engine_core::{AppendOutcome, EntryKind, LogId, LogIndex, Term};
 use d_engine_proto::Message as _;
 use d_engine_proto::engine::{Greeting, encode_frame, encode_hello};
-use d_engine_proto::peer::{Hello, HelloReply, Refusal};
+use d_engine_proto::peer::{Hello, HelloReply, Purpose, Refusal};
 use d_engine_storage::LogEntry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
