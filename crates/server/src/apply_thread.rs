@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use d_engine_replica::{ApplyJob, ApplyWorker, LogId, StopReason};
+use d_engine_replica::{ApplyJob, ApplySource, ApplyWorker, LogId, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -80,7 +80,11 @@ impl ApplyThread {
                 self.end_snapshot(built, &mut asked)?;
             }
             for job in work.jobs {
+                let installs = matches!(job.source, ApplySource::Snapshot(_));
                 let event = self.runtime.block_on(self.worker.run(job))?;
+                if installs {
+                    self.snapshots.put(|work| work.prune = true);
+                }
                 self.gate.applied(self.worker.handler().applied().index);
                 self.inbox.report(event);
                 self.begin_snapshot(false, &mut asked);

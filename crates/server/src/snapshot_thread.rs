@@ -1,17 +1,18 @@
 //! The snapshot thread: writes frozen views, packs archives and removes old ones, beside apply and the log.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use d_engine_replica::{SnapshotTask, StopReason};
-use d_engine_storage::snapshot::{Pace, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 
 use crate::StartError;
 use crate::apply_thread::ApplyWork;
 use crate::inbox::Inbox;
+use crate::pace::Throttle;
+use crate::transfers::Transfers;
 use crate::worker_threads::{Found, WorkQueue, guarded};
 
 /// Work for the snapshot thread. One snapshot at a time is begun.
@@ -44,32 +45,6 @@ impl BuildProgress {
     }
 }
 
-/// Holds the work to a number of bytes a second, and ends it when the node stops.
-struct Throttle<'a> {
-    progress: &'a BuildProgress,
-    bytes_per_second: u64,
-    began: Instant,
-    bytes: u64,
-}
-
-impl Pace for Throttle<'_> {
-    fn step(&mut self, bytes: u64) -> ControlFlow<()> {
-        self.bytes += bytes;
-        self.progress.packed.store(self.bytes, Ordering::Relaxed);
-        loop {
-            if self.progress.stops.load(Ordering::Acquire) {
-                return ControlFlow::Break(());
-            }
-            let due = (self.bytes.saturating_mul(1_000)).checked_div(self.bytes_per_second).unwrap_or(0);
-            let early = Duration::from_millis(due).saturating_sub(self.began.elapsed());
-            if early.is_zero() {
-                return ControlFlow::Continue(());
-            }
-            std::thread::sleep(early.min(Duration::from_millis(50)));
-        }
-    }
-}
-
 /// What the snapshot thread needs.
 pub(crate) struct SnapshotThread {
     pub(crate) store: SnapshotStore,
@@ -78,6 +53,7 @@ pub(crate) struct SnapshotThread {
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Arc<BuildProgress>,
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 impl SnapshotThread {
@@ -94,10 +70,8 @@ impl SnapshotThread {
                 Found::Closed(_) => return Ok(()),
                 Found::Idle => continue,
             };
-            if work.prune
-                && let Err(error) = self.store.prune(1, &[])
-            {
-                tracing::warn!(%error, "old snapshots could not be removed");
+            if work.prune {
+                self.prune();
             }
             if let Some(task) = work.task {
                 let built = self.build(task);
@@ -106,12 +80,21 @@ impl SnapshotThread {
         }
     }
 
+    /// Removes what is older than what is to be kept; archives that are on their way to a follower stay.
+    fn prune(&self) {
+        if let Err(error) = self.store.prune(1, &self.transfers.labels()) {
+            tracing::warn!(%error, "old snapshots could not be removed");
+        }
+    }
+
     fn build(&self, task: SnapshotTask) -> Result<SnapshotInfo, StopReason> {
         let progress = &self.progress;
         progress.is_building.store(true, Ordering::Relaxed);
         let (label, began) = (task.label(), Instant::now());
-        let bytes_per_second = self.bytes_per_second;
-        let mut pace = Throttle { progress, bytes_per_second, began, bytes: 0 };
+        let mut pace = Throttle::new(self.bytes_per_second, |bytes| {
+            progress.packed.store(bytes, Ordering::Relaxed);
+            !progress.stops.load(Ordering::Acquire)
+        });
         let built = task.build(&self.store, &mut pace);
         progress.is_building.store(false, Ordering::Relaxed);
         match &built {
