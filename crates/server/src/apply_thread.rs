@@ -10,17 +10,17 @@ use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::StartError;
 use crate::inbox::Inbox;
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
 use crate::worker_threads::{Found, WorkQueue, guarded};
+use crate::{SnapshotRequestError, StartError};
 
 /// Callers that wait for one snapshot; more are refused.
 pub(crate) const ASKED_MAX: usize = 64;
 
 /// Who waits for a snapshot; told why there is none.
-pub(crate) type SnapshotAnswer = oneshot::Sender<Result<SnapshotInfo, StopReason>>;
+pub(crate) type SnapshotAnswer = oneshot::Sender<Result<SnapshotInfo, SnapshotRequestError>>;
 
 /// Work for the apply thread.
 #[derive(Default)]
@@ -128,7 +128,7 @@ impl ApplyThread {
             Ok(None) => {}
             Err(reason) => {
                 tracing::warn!(%reason, "a snapshot was given up");
-                self.progress.failed.fetch_add(1, Ordering::Relaxed);
+                self.progress.has_failed(&reason);
                 answer(asked, &Err(reason));
             }
         }
@@ -140,6 +140,9 @@ impl ApplyThread {
         asked: &mut Vec<SnapshotAnswer>,
     ) -> Result<(), StopReason> {
         let result = built.clone();
+        if let Err(reason) = &built {
+            self.progress.has_failed(reason);
+        }
         if let Some(event) = self.worker.end_snapshot(built)? {
             self.inbox.report(event);
             self.snapshots.put(|work| work.prune = true);
@@ -152,6 +155,6 @@ impl ApplyThread {
 fn answer(asked: &mut Vec<SnapshotAnswer>, result: &Result<SnapshotInfo, StopReason>) {
     for caller in asked.drain(..) {
         // Whoever asked may have gone away.
-        caller.send(result.clone()).ok();
+        caller.send(result.clone().map_err(|reason| SnapshotRequestError::Failed { reason })).ok();
     }
 }

@@ -125,6 +125,9 @@ pub enum SnapshotRequestError {
         /// Why.
         reason: StopReason,
     },
+    /// Too many callers wait for one already. Ask again after a pause.
+    #[error("too many callers wait for a snapshot already; ask again after a pause")]
+    Busy,
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {reason}")]
     Stopped {
@@ -400,15 +403,11 @@ impl EmbeddedEngine {
             if work.asked.len() < ASKED_MAX {
                 work.asked.push(answer);
             } else {
-                answer
-                    .send(Err(StopReason::new(
-                        "too many callers wait for a snapshot; ask again after a pause",
-                    )))
-                    .ok();
+                answer.send(Err(SnapshotRequestError::Busy)).ok();
             }
         });
         match asked.await {
-            Ok(taken) => taken.map_err(|reason| SnapshotRequestError::Failed { reason }),
+            Ok(taken) => taken,
             Err(_) => Err(SnapshotRequestError::Stopped { reason: self.stop_reason() }),
         }
     }

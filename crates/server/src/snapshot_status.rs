@@ -27,6 +27,8 @@ pub struct SnapshotStatus {
     pub built: u64,
     /// How many were given up since the node started.
     pub failed: u64,
+    /// Why the last one was.
+    pub last_failure: Option<String>,
     /// For how long the newest one has held apply up.
     pub pause: Duration,
     /// Bytes of the log applied since the newest one, or since the node started.
@@ -46,6 +48,7 @@ impl SnapshotStatus {
         let list = shared.snapshots.list();
         let (sending, receiving) = shared.transfers.status();
         let building = &shared.building;
+        let failures = building.failures();
         let packed = building.packed.load(Ordering::Relaxed);
         Self {
             newest: list.first().map(|info| info.label().into()),
@@ -54,7 +57,8 @@ impl SnapshotStatus {
             disk_bytes: list.iter().map(|info| info.len).sum(),
             building: building.is_building.load(Ordering::Relaxed).then_some(packed),
             built: building.built.load(Ordering::Relaxed),
-            failed: building.failed.load(Ordering::Relaxed),
+            failed: failures.count,
+            last_failure: failures.last,
             pause: Duration::from_micros(building.paused_us.load(Ordering::Relaxed)),
             bytes_since: building.log_bytes.load(Ordering::Relaxed),
             log_bytes: log.log_bytes,

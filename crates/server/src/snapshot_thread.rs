@@ -1,7 +1,7 @@
 //! The snapshot thread: writes frozen views, packs archives and removes old ones, beside apply and the log.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -32,13 +32,31 @@ pub(crate) struct BuildProgress {
     /// For how long apply has waited for the newest one, in microseconds.
     pub(crate) paused_us: AtomicU64,
     pub(crate) built: AtomicU64,
-    pub(crate) failed: AtomicU64,
+    failures: Mutex<Failures>,
     /// Payload bytes applied since the newest snapshot.
     pub(crate) log_bytes: AtomicU64,
     stops: AtomicBool,
 }
 
+/// How many snapshots were given up since the node started, and why the last one was.
+#[derive(Clone, Default)]
+pub(crate) struct Failures {
+    pub(crate) count: u64,
+    pub(crate) last: Option<String>,
+}
+
 impl BuildProgress {
+    /// One was given up.
+    pub(crate) fn has_failed(&self, reason: &StopReason) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.count += 1;
+        failures.last = Some(reason.to_string());
+    }
+
+    pub(crate) fn failures(&self) -> Failures {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The work under way is given up: the node shuts down.
     pub(crate) fn stop(&self) {
         self.stops.store(true, Ordering::Release);
@@ -97,14 +115,9 @@ impl SnapshotThread {
         });
         let built = task.build(&self.store, &mut pace);
         progress.is_building.store(false, Ordering::Relaxed);
-        match &built {
-            Ok(info) => {
-                progress.built.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
-            }
-            Err(_) => {
-                progress.failed.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Ok(info) = &built {
+            progress.built.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
         }
         built
     }
