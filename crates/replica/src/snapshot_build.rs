@@ -77,6 +77,7 @@ pub struct SnapshotTask {
     core_label: d_engine_core::LogId,
     time_ms: u64,
     membership: Membership,
+    format: u32,
 }
 
 enum Content {
@@ -113,7 +114,7 @@ impl SnapshotTask {
             time_ms: self.time_ms,
             membership: self.membership,
             envelope: Bytes::new(),
-            user_format: 0,
+            user_format: self.format,
             checksum,
         };
         store.pack(self.staging, &facts, pace).map_err(StopReason::new)
@@ -197,6 +198,7 @@ impl StateMachineHandler {
             core_label: label.into(),
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
+            format: self.machine.snapshot_format(),
         })
     }
 

@@ -252,6 +252,7 @@ impl Node {
         let options = SnapshotOptions {
             retained: settings.retained,
             reserve_bytes: settings.reserve_bytes,
+            user_format: self.machine.snapshot_format(),
             ..SnapshotOptions::new(identity.cluster, identity.group)
         };
         let dir = self.config.data_dir.join(SNAPSHOT_DIR);

@@ -89,6 +89,8 @@ pub(crate) struct Manner {
     pub(crate) fails_start: bool,
     /// It freezes its state by a view, which says that it is so many entries further than it is.
     pub(crate) view_ahead_by: Option<u64>,
+    /// The format of its snapshots.
+    pub(crate) format: u32,
 }
 
 #[derive(Clone, Default)]
@@ -283,6 +285,10 @@ impl StateMachine for Recording {
     fn durability(&self) -> Durability {
         if self.manner.is_durable { Durability::Durable } else { Durability::Rebuilt }
     }
+    fn snapshot_format(&self) -> u32 {
+        self.manner.format
+    }
+
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         let Some(ahead) = self.manner.view_ahead_by else { return Ok(None) };
         self.calls.note("snapshot_view");

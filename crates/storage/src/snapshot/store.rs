@@ -401,9 +401,11 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Busy`] while a receiver is held, or an I/O error.
     pub fn discard_partial(&self) -> Result<(), SnapshotError> {
-        if self.inner.busy().receiving {
+        if std::mem::replace(&mut self.inner.busy().receiving, true) {
             return Err(SnapshotError::Busy { what: "a transfer to this node" });
         }
-        self.inner.remove_partial()
+        let removed = self.inner.remove_partial();
+        self.inner.busy().receiving = false;
+        removed
     }
 }
