@@ -98,12 +98,14 @@ pub(crate) struct Recording {
     pub(crate) calls: Calls,
     pub(crate) held: Arc<Mutex<Held>>,
     pub(crate) manner: Manner,
+    /// Whoever holds it keeps views from being written.
+    pub(crate) pen: Arc<Mutex<()>>,
 }
 
 impl Recording {
     pub(crate) fn with(manner: Manner) -> Self {
-        let (calls, held) = (Calls::default(), Arc::default());
-        Self { calls, held, manner }
+        let (calls, held, pen) = (Calls::default(), Arc::default(), Arc::default());
+        Self { calls, held, manner, pen }
     }
 
     /// A machine that keeps its state by itself.
@@ -130,8 +132,8 @@ impl Recording {
 
     /// The same, behaving otherwise.
     pub(crate) fn again_as(&self, manner: Manner) -> Self {
-        let (calls, held) = (self.calls.clone(), self.held.clone());
-        Self { calls, held, manner }
+        let (calls, held, pen) = (self.calls.clone(), self.held.clone(), self.pen.clone());
+        Self { calls, held, manner, pen }
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
@@ -294,7 +296,7 @@ impl StateMachine for Recording {
         self.calls.note("snapshot_view");
         let mut held = self.held().clone();
         held.last.index += ahead;
-        Ok(Some(Box::new(View { held, calls: self.calls.clone() })))
+        Ok(Some(Box::new(View { held, calls: self.calls.clone(), pen: self.pen.clone() })))
     }
 
     fn advance_time(&self, at: LogId, time_ms: u64) -> Result<()> {
@@ -306,6 +308,7 @@ impl StateMachine for Recording {
 struct View {
     held: Held,
     calls: Calls,
+    pen: Arc<Mutex<()>>,
 }
 
 impl SnapshotView for View {
@@ -314,6 +317,7 @@ impl SnapshotView for View {
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
+        let _pen = self.pen.lock().unwrap();
         self.calls.note(format!("write {}", self.held.last.index));
         write(&self.held, dir)
     }

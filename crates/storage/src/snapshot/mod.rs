@@ -13,6 +13,7 @@
 
 mod archive;
 mod chunks;
+mod compress;
 mod content;
 mod directory;
 mod error;
