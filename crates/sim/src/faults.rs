@@ -30,11 +30,15 @@ pub enum Fault {
     ClockDrift,
     ClockJump,
     QuietClient,
+    CrashInSnapshot,
+    SnapshotDiskError,
+    SnapshotDamaged,
+    TransferCut,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -58,6 +62,10 @@ impl Fault {
         Self::ClockDrift,
         Self::ClockJump,
         Self::QuietClient,
+        Self::CrashInSnapshot,
+        Self::SnapshotDiskError,
+        Self::SnapshotDamaged,
+        Self::TransferCut,
     ];
 }
 
@@ -81,6 +89,27 @@ pub enum Sometimes {
     LeaseBesideNewLeader,
     FollowerRead,
     TickWritten,
+    SnapshotBuilt,
+    SnapshotInstalled,
+    Purged,
+    PurgedToZero,
+    CrashInBuild,
+    CrashInMetadata,
+    CrashInPrune,
+    CrashInPurge,
+    CrashInReceive,
+    CrashBeforeInstall,
+    CrashInInstall,
+    InstallFinishedAtStart,
+    InstallKeepsSuffix,
+    InstallOverConflict,
+    InstallOverLongerLog,
+    DamagedSnapshotSkipped,
+    TransferResumed,
+    TransferResumedByAnother,
+    TransferCutAtEnd,
+    TransfersAtOnce,
+    SnapshotOnQuietCluster,
 }
 
 /// How often each fault was done and each rare state reached.

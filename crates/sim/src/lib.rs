@@ -7,20 +7,27 @@
 //! rules checked at every step, `linearizability.rs` the one checked at the end.
 
 mod clients;
+mod durable_machine;
 mod faults;
 mod linearizability;
+mod machine;
 mod monitors;
 mod network;
 mod node;
 mod prng;
 mod profile;
 mod run;
+mod snapshot_monitors;
+mod snapshot_profile;
 mod trace;
 mod world;
 mod world_disk;
 mod world_faults;
+mod world_snapshots;
+mod world_transfers;
 
 pub use faults::{Counts, Fault, Sometimes};
 pub use linearizability::{Action, Operation, Verdict, check};
 pub use profile::Profile;
+pub use snapshot_profile::SnapshotProfile;
 pub use run::{Finding, Report, RunOptions, run, run_as};

@@ -3,6 +3,7 @@
 //! storm never reaches the states that need calm.
 
 use crate::prng::Prng;
+use crate::snapshot_profile::SnapshotProfile;
 
 /// One millisecond in the simulator's nanoseconds.
 pub(crate) const MS: u64 = 1_000_000;
@@ -82,6 +83,8 @@ pub struct Profile {
     pub append_bytes: u64,
     /// Bytes of a value.
     pub value_bytes: u64,
+    /// Snapshots, purging and transfers.
+    pub snapshots: SnapshotProfile,
 }
 
 impl Profile {
@@ -150,6 +153,7 @@ impl Profile {
             cache_bytes: usize::try_from(upto(1, 64) << 10).unwrap_or(1 << 10),
             append_bytes: upto(1, 64) << 7,
             value_bytes: upto(8, 600),
+            snapshots: SnapshotProfile::of(seed),
         }
     }
 }
