@@ -1,7 +1,7 @@
 //! The `d-engine` command: a node, its clients, a cluster to work against, and a demonstration of a failover.
 //!
 //! `args/` is what can be typed. `serve.rs` runs a node. `key_value.rs`, `scan.rs` and `import/` work with
-//! records, `status.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
+//! records, `status.rs`, `snapshot.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
 //! `cluster/` starts and stops. `bench/` measures one. `exit.rs` is what the exit codes mean.
 
 mod args;
@@ -18,6 +18,7 @@ mod progress;
 mod scan;
 mod serve;
 mod signals;
+mod snapshot;
 mod status;
 mod transfer;
 
@@ -63,6 +64,7 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Scan(args) => scan::scan(args).await,
         Verb::Import(args) => import::import(args).await,
         Verb::Status(args) => status::status(args).await,
+        Verb::Snapshot(args) => snapshot::snapshot(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,
         Verb::Bench(args) => bench::bench(*args).await,
         Verb::Demo(args) => demo::demo(args).await,

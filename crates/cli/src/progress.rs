@@ -1,10 +1,14 @@
 //! Progress bars on stderr.
 
 use std::fmt::{Display, Write};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::exit::say;
+
+/// How often a sign of life moves.
+const TICK: Duration = Duration::from_millis(100);
 
 /// A progress bar on stderr; nothing when that is no terminal.
 pub(crate) fn progress(what: &str, records: usize) -> ProgressBar {
@@ -17,6 +21,17 @@ pub(crate) fn progress(what: &str, records: usize) -> ProgressBar {
         bar.set_style(style.progress_chars("=> ").with_key("rate", rate));
     }
     bar.set_prefix(what.to_owned());
+    bar
+}
+
+/// A sign on stderr that something goes on, with a message that changes; nothing when that is no terminal.
+pub(crate) fn waiting(what: &str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("  {spinner} {prefix} {elapsed} {msg}") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar.enable_steady_tick(TICK);
     bar
 }
 

@@ -1,11 +1,15 @@
 //! `d-engine status`: every node of the cluster, as a table or as JSON.
 
+mod snapshots;
+
 use std::collections::BTreeMap;
 
 use d_engine_client::{Client, NodeRole, NodeStatus};
+use indicatif::DecimalBytes;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use self::snapshots::Snapshots;
 use crate::args::StatusArgs;
 use crate::exit::{Failure, say};
 
@@ -22,6 +26,8 @@ struct Row {
     commit_index: Option<u64>,
     applied_index: Option<u64>,
     persisted_index: Option<u64>,
+    log_bytes_on_disk: Option<u64>,
+    snapshots: Option<Snapshots>,
     ready: Option<bool>,
     version: Option<String>,
     /// Why the node has stopped, or why it cannot be reached.
@@ -45,6 +51,9 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
         say(json.map_err(|error| Failure::failed(format!("no JSON can be made: {error}")))?);
     } else {
         print_table(&report.nodes);
+        for line in snapshots::lines(statuses_by_node(&asked).into_values()) {
+            say(line);
+        }
     }
     match report.leader {
         Some(_) => Ok(()),
@@ -102,6 +111,11 @@ pub(crate) fn leader_with_quorum(answers: &Answers) -> Option<u64> {
     (behind.len() > voters.len() / 2).then_some(leader.node)
 }
 
+/// What each node answered; one that was asked at two addresses answers once.
+fn statuses_by_node(answers: &Answers) -> BTreeMap<u64, &NodeStatus> {
+    answers.values().flatten().map(|status| (status.node, status)).collect()
+}
+
 fn rows(answers: &Answers) -> Vec<Row> {
     let members = members(answers);
     let mut rows: Vec<Row> = Vec::new();
@@ -134,6 +148,8 @@ fn answered(address: &str, status: &NodeStatus) -> Row {
         commit_index: unless_stopped(status.commit_index),
         applied_index: unless_stopped(status.applied_index),
         persisted_index: unless_stopped(status.persisted_index),
+        log_bytes_on_disk: unless_stopped(status.log_bytes_on_disk),
+        snapshots: Some(Snapshots::from(status)),
         ready: Some(status.ready),
         version: Some(status.version.clone()),
         reason: status.stopped.clone(),
@@ -151,6 +167,8 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
         commit_index: None,
         applied_index: None,
         persisted_index: None,
+        log_bytes_on_disk: None,
+        snapshots: None,
         ready: None,
         version: None,
         reason: Some(reason.to_owned()),
@@ -158,8 +176,10 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
 }
 
 fn print_table(rows: &[Row]) {
-    const HEAD: [&str; 9] =
-        ["NODE", "ADDRESS", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "READY", "REASON"];
+    const HEAD: [&str; 11] = [
+        "NODE", "ADDRESS", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "SNAPSHOT", "LOG", "READY",
+        "REASON",
+    ];
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let number = |value: Option<u64>| or_dash(value.map(|number| number.to_string()));
     let mut table = vec![HEAD.map(str::to_owned)];
@@ -172,6 +192,8 @@ fn print_table(rows: &[Row]) {
             number(row.leader),
             number(row.commit_index),
             number(row.applied_index),
+            number(row.snapshots.as_ref().and_then(Snapshots::newest_index)),
+            or_dash(row.log_bytes_on_disk.map(|bytes| DecimalBytes(bytes).to_string())),
             or_dash(row.ready.map(|ready| if ready { "yes" } else { "no" }.to_owned())),
             row.reason.clone().unwrap_or_default(),
         ]);

@@ -165,6 +165,7 @@ fn help_of_every_verb_has_examples_and_the_exit_codes_are_told() {
         "scan",
         "import",
         "status",
+        "snapshot",
         "transfer-leader",
         "demo",
     ];

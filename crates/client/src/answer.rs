@@ -86,6 +86,7 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
             ClientError::Unsupported { endpoint, operation: unsupported.operation }
         }
         Kind::Invalid(invalid) => ClientError::Invalid { endpoint, reason: invalid.reason },
+        Kind::SnapshotFailed(failed) => ClientError::SnapshotFailed { endpoint, reason: failed.reason },
         Kind::StateMachineFailed(failed) => {
             ClientError::StateMachineFailed { endpoint, reason: failed.reason }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_proto::client::{
     Consistency as WireConsistency, GetRequest, ProposeRequest, QueryRequest, StatusRequest,
-    TransferLeadershipRequest,
+    TakeSnapshotRequest, TransferLeadershipRequest,
 };
 use tonic::Request;
 
@@ -14,7 +14,7 @@ use crate::answer::Effect;
 use crate::node::Calls;
 use crate::nodes::Nodes;
 use crate::route::Route;
-use crate::{ClientError, ClientOptions, NodeStatus};
+use crate::{ClientError, ClientOptions, NodeStatus, TakenSnapshot};
 
 /// A client of one cluster. Cheap to clone; clones share connections and what is known about the
 /// leader. Connections are made when they are first needed.
@@ -174,6 +174,22 @@ impl Client {
         let call = |mut calls: Calls, left| async move {
             let reply = calls.status(timed(StatusRequest {}, left)).await?;
             Ok(NodeStatus::from(reply.into_inner()))
+        };
+        self.route(Effect::Read).run_at(&node, call).await
+    }
+
+    /// Makes the node at `endpoint` take a snapshot of everything that it has applied, and waits until that is
+    /// durable. Only this node is asked. One of a large state may take minutes: give the client a deadline for it with
+    /// [`Client::with_timeout`]; [`Client::status`] tells how far it is.
+    ///
+    /// # Errors
+    /// [`ClientError::SnapshotFailed`] says why there is none. After [`ClientError::DeadlineElapsed`] the node goes
+    /// on with it.
+    pub async fn take_snapshot(&self, endpoint: &str) -> Result<TakenSnapshot, ClientError> {
+        let node = self.nodes.at(endpoint)?;
+        let call = |mut calls: Calls, left| async move {
+            let reply = calls.take_snapshot(timed(TakeSnapshotRequest {}, left)).await?;
+            Ok(TakenSnapshot::from(reply.into_inner()))
         };
         self.route(Effect::Read).run_at(&node, call).await
     }

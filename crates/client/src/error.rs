@@ -82,6 +82,14 @@ pub enum ClientError {
         /// What is wrong.
         reason: String,
     },
+    /// The node took no snapshot. It lost nothing; mend the reason (often a full disk) and ask again.
+    #[error("the node at {endpoint} took no snapshot: {reason}")]
+    SnapshotFailed {
+        /// The node.
+        endpoint: String,
+        /// What it said.
+        reason: String,
+    },
     /// The state machine could not answer a read. Look at the node's log.
     #[error("the state machine at {endpoint} could not answer: {reason}")]
     StateMachineFailed {

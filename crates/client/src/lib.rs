@@ -56,4 +56,6 @@ pub use d_engine_proto::key_value::{
 pub use error::ClientError;
 pub use kv::{BatchOutcome, KvClient, KvError, Pages, PutOutcome, SwapOutcome};
 pub use options::ClientOptions;
-pub use status::{Member, NodeRole, NodeStatus};
+pub use status::{
+    Member, NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
+};

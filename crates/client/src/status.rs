@@ -1,6 +1,10 @@
 //! What a node says about itself.
 
+mod snapshots;
+
 use d_engine_proto::client as wire;
+
+pub use self::snapshots::{ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot};
 
 /// What a node says about itself and its cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +40,10 @@ pub struct NodeStatus {
     pub log_syncs: u64,
     /// Bytes written to its log since it started, padding included.
     pub log_bytes_written: u64,
+    /// Bytes that its log takes up on disk at most.
+    pub log_bytes_on_disk: u64,
+    /// Its snapshots.
+    pub snapshots: SnapshotStatus,
 }
 
 /// A member of a cluster.
@@ -111,6 +119,8 @@ impl From<wire::StatusReply> for NodeStatus {
             version: reply.version,
             log_syncs: reply.log_syncs,
             log_bytes_written: reply.log_bytes_written,
+            log_bytes_on_disk: reply.log_bytes_on_disk,
+            snapshots: reply.snapshots.unwrap_or_default().into(),
         }
     }
 }

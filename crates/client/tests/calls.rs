@@ -10,7 +10,7 @@ use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
 use d_engine_proto::client::engine_server::{Engine, EngineServer};
 use d_engine_proto::client::{
     GetReply, GetRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest, StatusReply, StatusRequest,
-    TransferLeadershipReply, TransferLeadershipRequest,
+    TakeSnapshotReply, TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -68,6 +68,14 @@ impl Engine for Listening {
         self.heard("transfer", 0, &request);
         Ok(Response::new(TransferLeadershipReply::default()))
     }
+
+    async fn take_snapshot(
+        &self,
+        request: Request<TakeSnapshotRequest>,
+    ) -> Result<Response<TakeSnapshotReply>, Status> {
+        self.heard("snapshot", 0, &request);
+        Ok(Response::new(TakeSnapshotReply::default()))
+    }
 }
 
 /// A time as gRPC writes it.
@@ -95,8 +103,16 @@ async fn every_call_carries_the_time_that_is_left_and_the_consistency() {
         client.get("k", Consistency::Eventual).await.unwrap();
         client.query("q", Consistency::Lease).await.unwrap();
         client.transfer_leadership(None).await.unwrap();
-        let expected =
-            [("propose", 0), ("propose", 0), ("get", 1), ("get", 3), ("query", 2), ("transfer", 0)];
+        client.take_snapshot(&address).await.unwrap();
+        let expected = [
+            ("propose", 0),
+            ("propose", 0),
+            ("get", 1),
+            ("get", 3),
+            ("query", 2),
+            ("transfer", 0),
+            ("snapshot", 0),
+        ];
         for (call, consistency) in expected {
             let (heard, timeout, of) = hears.recv().await.unwrap();
             assert_eq!((heard, of), (call, consistency));

@@ -24,7 +24,7 @@ impl ErrorDetail {
             Some(Kind::OutcomeUnknown(_) | Kind::Stopped(_)) | None => Code::Unknown,
             Some(Kind::TooLarge(_) | Kind::Invalid(_)) => Code::InvalidArgument,
             Some(Kind::Unsupported(_)) => Code::Unimplemented,
-            Some(Kind::StateMachineFailed(_)) => Code::Internal,
+            Some(Kind::StateMachineFailed(_) | Kind::SnapshotFailed(_)) => Code::Internal,
             Some(Kind::Expired(_)) => Code::DeadlineExceeded,
         };
         Status::with_details(code, message, self.encode_to_vec().into())

@@ -26,6 +26,8 @@ pub struct ReplicaConfig {
     /// How long a snapshot on its way to a follower keeps the log from being purged: the follower goes on
     /// from there.
     pub purge_patience: Duration,
+    /// So many bytes of the log are kept for it at most.
+    pub held_bytes: u64,
 }
 
 impl Default for ReplicaConfig {
@@ -41,6 +43,7 @@ impl Default for ReplicaConfig {
             tail_entries: 10_000,
             tail_bytes: 32 << 20,
             purge_patience: Duration::from_millis(600_000),
+            held_bytes: 256 << 20,
         }
     }
 }

@@ -216,6 +216,8 @@ pub struct SnapshotOrder {
     pub to: NodeId,
     /// The term that this node leads; the snapshot is sent in it.
     pub term: Term,
+    /// The log begins behind this entry: a snapshot that ends before it would not help.
+    pub at_least: LogIndex,
 }
 
 /// A message for a peer.

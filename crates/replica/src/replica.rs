@@ -162,7 +162,7 @@ impl Replica {
             Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),
             Event::SnapshotSent(to) => self.snapshots.transfer_ended(to),
             Event::SnapshotFailed { to, none_usable } => {
-                self.snapshots.transfer_ended(to);
+                // The log is still held for it: it goes on where it was cut.
                 jobs.snapshot_due |= none_usable;
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }
@@ -373,8 +373,9 @@ impl Replica {
             self.fill(plan, jobs);
         }
         for to in effects.snapshots.drain(..) {
-            self.snapshots.transfer_begun(to, now);
-            jobs.snapshots.push(SnapshotOrder { to, term: self.core.term() });
+            self.snapshots.transfer_begun(to, now, self.config.purge_patience);
+            let at_least = self.core.log().base.index;
+            jobs.snapshots.push(SnapshotOrder { to, term: self.core.term(), at_least });
         }
         if let Some(index) = effects.apply_to {
             self.apply.allow(index);

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use d_engine_core::{Input, Instant, LogIndex, NodeId};
+use d_engine_core::{Duration, Input, Instant, LogIndex, NodeId};
 
 use crate::event::{InstallResponder, Jobs, ReceivedSnapshot};
 use crate::replica::{Payload, Replica};
 use crate::{InstallError, StopReason};
+
+/// How often it is looked whether the log is too large although a transfer runs.
+const LOOK_AGAIN: Duration = Duration::from_millis(1_000);
 
 #[derive(Default)]
 pub(crate) struct Snapshots {
@@ -15,8 +18,10 @@ pub(crate) struct Snapshots {
     received: Option<(Box<ReceivedSnapshot>, InstallResponder)>,
     /// In the place of the log already, up to this index; whoever sent it waits until it is applied.
     installing: Option<(LogIndex, InstallResponder)>,
-    /// Followers that a snapshot is on its way to, since when.
+    /// Followers that a snapshot is on its way to, since when, however often it was cut.
     sending: BTreeMap<NodeId, Instant>,
+    /// When it was last looked how far the log may be purged although a transfer runs.
+    looked: Instant,
     /// Up to here this node's newest snapshot reaches, verified and durable.
     covered: LogIndex,
     /// Something has changed since it was last looked how far the log may be purged.
@@ -31,13 +36,25 @@ impl Snapshots {
         self.is_due = true;
     }
 
-    pub(crate) fn transfer_begun(&mut self, to: NodeId, now: Instant) {
-        self.sending.entry(to).or_insert(now);
+    /// A follower that cannot be reached for long keeps the log for one `patience` only; when it comes back much
+    /// later, that counts anew.
+    pub(crate) fn transfer_begun(&mut self, to: NodeId, now: Instant, patience: Duration) {
+        let since = self.sending.entry(to).or_insert(now);
+        if now.since(*since) >= patience.times(2) {
+            *since = now;
+        }
     }
 
+    /// The follower has applied a snapshot, or needs none any more.
     pub(crate) fn transfer_ended(&mut self, to: NodeId) {
         self.sending.remove(&to);
         self.is_due = true;
+    }
+
+    /// Whether followers are being sent a snapshot, and go on from its label.
+    fn holds(&self, now: Instant, patience: Duration) -> bool {
+        !cfg!(mutant = "purge-during-transfer")
+            && self.sending.values().any(|since| now.since(*since) < patience)
     }
 
     pub(crate) fn lost_leadership(&mut self) {
@@ -98,20 +115,22 @@ impl Replica {
         }
     }
 
-    /// Purges what a snapshot covers, but for a tail. A follower that is being sent a snapshot goes on from
-    /// its label: until it has it, or for so long as is bearable, nothing is purged.
+    /// Purges what a snapshot covers, but for a tail. A follower that is being sent a snapshot goes on from its
+    /// label: until it has that, or for so long as is bearable, everything stays that the log has room for.
     pub(crate) fn maybe_purge(&mut self, now: Instant, jobs: &mut Jobs) {
         if !self.snapshots.is_due || self.snapshots.is_purging {
             return;
         }
-        let patience = self.config.purge_patience;
-        let held = !cfg!(mutant = "purge-during-transfer")
-            && self.snapshots.sending.values().any(|since| now.since(*since) < patience);
-        if held {
-            return;
-        }
-        self.snapshots.is_due = false;
-        let (entries, bytes) = (self.config.tail_entries, self.config.tail_bytes);
+        let (entries, bytes) = if self.snapshots.holds(now, self.config.purge_patience) {
+            if now.since(self.snapshots.looked) < LOOK_AGAIN {
+                return;
+            }
+            (u64::MAX, self.config.held_bytes)
+        } else {
+            self.snapshots.is_due = false;
+            (self.config.tail_entries, self.config.tail_bytes)
+        };
+        self.snapshots.looked = now;
         let through = self.core.tail_behind(self.snapshots.covered, entries, bytes);
         if through.index > self.core.log().base.index {
             self.snapshots.is_purging = true;

@@ -1,30 +1,31 @@
-//! The client service over gRPC: propose, get, query, status. It holds no logic of its own: every call
-//! is one of [`EmbeddedEngine`]'s, and every refusal carries a typed detail.
+//! The client service over gRPC. It holds no logic of its own: every call is one of [`EmbeddedEngine`]'s, and every
+//! refusal carries a typed detail.
+
+mod status;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_core::RoleKind;
 use d_engine_proto::client::{
-    Consistency, ErrorDetail, GetReply, GetRequest, Invalid, Member, MemberRole as WireMemberRole,
-    ProposeReply, ProposeRequest, QueryReply, QueryRequest, Role, StatusReply, StatusRequest, Stopped,
-    TransferLeadershipReply, TransferLeadershipRequest,
+    Busy, Consistency, ErrorDetail, GetReply, GetRequest, Invalid, ProposeReply, ProposeRequest, QueryReply,
+    QueryRequest, SnapshotFailed, StatusReply, StatusRequest, Stopped, TakeSnapshotReply,
+    TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
 use d_engine_proto::engine::{propose_error_detail, read_error_detail, transfer_error_detail};
 use d_engine_replica::{ProposeError, ReadConsistency, ReadError, StopReason};
-use d_engine_storage::MemberRole;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::SnapshotRequestError;
 use crate::client_bytes::BoundedBytes;
 use crate::client_connections;
 use crate::config::Limits;
-use crate::embedded::{EmbeddedEngine, NodeStatus, WeakEngine};
+use crate::embedded::{EmbeddedEngine, WeakEngine};
 
 /// Bytes around a command in its message.
 const MESSAGE_OVERHEAD: usize = 64 << 10;
@@ -120,7 +121,21 @@ impl Engine for Api {
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        Ok(Response::new(status_reply(self.engine()?.status().await)))
+        Ok(Response::new(status::reply(self.engine()?.status().await)))
+    }
+
+    async fn take_snapshot(
+        &self,
+        _request: Request<TakeSnapshotRequest>,
+    ) -> Result<Response<TakeSnapshotReply>, Status> {
+        let taken = self.engine()?.take_snapshot().await.map_err(snapshot_status)?;
+        let label = taken.label();
+        Ok(Response::new(TakeSnapshotReply {
+            index: label.index.get(),
+            term: label.term.get(),
+            bytes: taken.len,
+            sha256: Bytes::copy_from_slice(&taken.sha256),
+        }))
     }
 }
 
@@ -161,57 +176,20 @@ fn propose_status(error: ProposeError) -> Status {
     propose_error_detail(&error).to_status(error.to_string())
 }
 
-fn read_status(error: ReadError) -> Status {
-    read_error_detail(&error).to_status(error.to_string())
+fn snapshot_status(error: SnapshotRequestError) -> Status {
+    let text = error.to_string();
+    let kind = match error {
+        SnapshotRequestError::Failed { reason } => {
+            Kind::SnapshotFailed(SnapshotFailed { reason: reason.to_string() })
+        }
+        SnapshotRequestError::Busy => Kind::Busy(Busy { what: "callers who wait for a snapshot".to_owned() }),
+        SnapshotRequestError::Stopped { reason } => Kind::Stopped(Stopped { reason: reason.to_string() }),
+    };
+    ErrorDetail::new(kind).to_status(text)
 }
 
-fn status_reply(status: NodeStatus) -> StatusReply {
-    let mut reply = StatusReply {
-        node: status.identity.node.get(),
-        cluster_id: status.identity.cluster.0.to_vec().into(),
-        stopped_reason: status.stopped.map(|reason| reason.to_string()).unwrap_or_default(),
-        state_machine_running: status.state_machine_running,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        log_syncs: status.log.syncs,
-        log_bytes_written: status.log.bytes_written,
-        ..StatusReply::default()
-    };
-    let Some(replica) = status.replica else { return reply };
-    let core = replica.core;
-    let is_voter = core.configuration.is_voter(core.node);
-    let role = match core.role {
-        RoleKind::Follower if !is_voter => Role::Learner,
-        RoleKind::Follower => Role::Follower,
-        RoleKind::PreCandidate => Role::PreCandidate,
-        RoleKind::Candidate => Role::Candidate,
-        RoleKind::Leader => Role::Leader,
-    };
-    reply.set_role(role);
-    reply.term = core.term.get();
-    reply.leader = core.leader.map_or(0, d_engine_core::NodeId::get);
-    reply.commit_index = core.log.committed.get();
-    reply.applied_index = replica.applied;
-    reply.persisted_index = core.log.persisted.get();
-    reply.last_index = core.log.last.index.get();
-    reply.ready = replica.ready;
-    reply.members = replica
-        .membership
-        .members()
-        .iter()
-        .map(|member| {
-            let role = match member.role {
-                MemberRole::Voter => WireMemberRole::Voter,
-                MemberRole::Learner => WireMemberRole::Learner,
-            };
-            Member {
-                node: member.node,
-                peer_addr: member.peer_addr.clone(),
-                client_addr: member.client_addr.clone(),
-                role: role.into(),
-            }
-        })
-        .collect();
-    reply
+fn read_status(error: ReadError) -> Status {
+    read_error_detail(&error).to_status(error.to_string())
 }
 
 #[cfg(test)]

@@ -5,22 +5,22 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use d_engine_replica::{ApplyJob, ApplyWorker, LogId, StopReason};
+use d_engine_replica::{ApplyJob, ApplySource, ApplyWorker, LogId, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::StartError;
 use crate::inbox::Inbox;
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
 use crate::worker_threads::{Found, WorkQueue, guarded};
+use crate::{SnapshotRequestError, StartError};
 
 /// Callers that wait for one snapshot; more are refused.
 pub(crate) const ASKED_MAX: usize = 64;
 
 /// Who waits for a snapshot; told why there is none.
-pub(crate) type SnapshotAnswer = oneshot::Sender<Result<SnapshotInfo, StopReason>>;
+pub(crate) type SnapshotAnswer = oneshot::Sender<Result<SnapshotInfo, SnapshotRequestError>>;
 
 /// Work for the apply thread.
 #[derive(Default)]
@@ -80,7 +80,11 @@ impl ApplyThread {
                 self.end_snapshot(built, &mut asked)?;
             }
             for job in work.jobs {
+                let installs = matches!(job.source, ApplySource::Snapshot(_));
                 let event = self.runtime.block_on(self.worker.run(job))?;
+                if installs {
+                    self.snapshots.put(|work| work.prune = true);
+                }
                 self.gate.applied(self.worker.handler().applied().index);
                 self.inbox.report(event);
                 self.begin_snapshot(false, &mut asked);
@@ -124,7 +128,7 @@ impl ApplyThread {
             Ok(None) => {}
             Err(reason) => {
                 tracing::warn!(%reason, "a snapshot was given up");
-                self.progress.failed.fetch_add(1, Ordering::Relaxed);
+                self.progress.has_failed(&reason);
                 answer(asked, &Err(reason));
             }
         }
@@ -136,6 +140,9 @@ impl ApplyThread {
         asked: &mut Vec<SnapshotAnswer>,
     ) -> Result<(), StopReason> {
         let result = built.clone();
+        if let Err(reason) = &built {
+            self.progress.has_failed(reason);
+        }
         if let Some(event) = self.worker.end_snapshot(built)? {
             self.inbox.report(event);
             self.snapshots.put(|work| work.prune = true);
@@ -148,6 +155,6 @@ impl ApplyThread {
 fn answer(asked: &mut Vec<SnapshotAnswer>, result: &Result<SnapshotInfo, StopReason>) {
     for caller in asked.drain(..) {
         // Whoever asked may have gone away.
-        caller.send(result.clone()).ok();
+        caller.send(result.clone().map_err(|reason| SnapshotRequestError::Failed { reason })).ok();
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use d_engine_core::{CoreConfig, Duration, GroupId, NodeId};
 use d_engine_kv::KvStateMachine;
 use d_engine_replica::{
-    ApplyWorker, Footing, LogWorker, Replica, ReplicaConfig, SnapshotPolicy, Start, StateMachine,
-    StateMachineHandler, StopReason,
+    Footing, Replica, ReplicaConfig, SendLimits, SnapshotPolicy, Start, StateMachine, StateMachineHandler,
+    StopReason,
 };
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
@@ -14,17 +14,15 @@ use d_engine_storage::{
     OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use crate::apply_thread::ApplyThread;
 use crate::clock::Clock;
 use crate::embedded::{EmbeddedEngine, Parts};
-use crate::inbox::{Inbox, InboxLimits};
-use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
-use crate::read_gate::ReadGate;
-use crate::snapshot_thread::{BuildProgress, SnapshotThread};
+use crate::inbox::InboxLimits;
+use crate::node_threads::{Materials, NodeThreads};
+use crate::raft_thread::TransportStart;
+use crate::transfers::TransferSettings;
 use crate::transport::{TransportIdentity, TransportSettings};
-use crate::worker_threads::{LogCounters, WorkQueue, log_thread};
 use crate::{Config, StartError, api, entropy};
 
 /// Puts a node together. Without [`NodeBuilder::storage_engine`] and [`NodeBuilder::state_machine`] it
@@ -201,85 +199,30 @@ impl Node {
         let seed = entropy::seed()?;
         let replica =
             Replica::new(self.replica_config(), &identity, &recovered, &footing, seed, clock.now())?;
-        let gate = Arc::new(ReadGate::new(clock));
-        gate.applied(footing.applied.get());
         let intake = InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,
             reads: limits.max_pending_reads,
         };
-        let inbox = Arc::new(Inbox::new(intake, gate.clone()));
-        let counters = Arc::new(LogCounters::default());
-        let building = Arc::new(BuildProgress::default());
-        let (log_queue, apply_queue) = (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
-        let snapshot_queue = Arc::new(WorkQueue::new());
-        let shared = Arc::new(Shared {
+        let threads = NodeThreads::new(Materials {
             group,
-            inbox: inbox.clone(),
-            gate: gate.clone(),
-            snapshots: snapshots.clone(),
-            building: building.clone(),
-            apply: apply_queue.clone(),
-            log_counters: counters.clone(),
-            membership: std::sync::RwLock::new(replica.membership().clone()),
-            ready: watch::Sender::new(false),
-            leader: watch::Sender::new((0, None)),
-            stopped: watch::Sender::new(None),
+            identity: identity.clone(),
+            clock,
+            replica,
+            applied: footing.applied.get(),
+            log,
+            handler,
+            machine: self.machine.clone(),
+            snapshots,
+            settings: self.config.snapshots.clone(),
+            transfers: self.transfer_settings(),
+            intake,
+            runtime,
         });
         let client_listener = self.bind_clients().await?;
         let client_addr = client_listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let name = |what: &str| format!("{what}-{}", identity.node);
-        let transport = self.transport_start(&identity)?;
-        let apply_worker =
-            ApplyWorker::new(handler, log.reader(), group).with_snapshots(snapshots.clone(), identity.node);
-        let builds = SnapshotThread {
-            store: snapshots.clone(),
-            bytes_per_second: self.config.snapshots.build_bytes_per_second,
-            queue: snapshot_queue.clone(),
-            apply: apply_queue.clone(),
-            inbox: inbox.clone(),
-            progress: building.clone(),
-        };
-        let applies = ApplyThread {
-            worker: apply_worker,
-            queue: apply_queue.clone(),
-            snapshots: snapshot_queue.clone(),
-            store: snapshots,
-            progress: building,
-            inbox: inbox.clone(),
-            gate,
-            runtime,
-        };
-        let log_worker = LogWorker::new(log, group);
-        let raft = RaftThread {
-            replica,
-            group,
-            node: identity.node,
-            clock,
-            shared: shared.clone(),
-            log: log_queue.clone(),
-            apply: apply_queue.clone(),
-            snapshots: snapshot_queue.clone(),
-        };
-        let (started, has_started) = oneshot::channel();
-        let spawn = || {
-            Ok(vec![
-                log_thread(name("log"), log_worker, log_queue.clone(), inbox, counters)?,
-                applies.start(name("apply"))?,
-                builds.start(name("snap"))?,
-                raft_thread(name("raft"), raft, transport, started)?,
-            ])
-        };
-        let threads = match spawn() {
-            Ok(threads) => threads,
-            Err(error) => {
-                // Those that have started end, and free the directory.
-                log_queue.close();
-                apply_queue.close();
-                snapshot_queue.close();
-                return Err(error);
-            }
-        };
+        let shared = threads.shared.clone();
+        let (threads, has_started) = threads.start(self.transport_start(&identity)?)?;
         let machine = self.machine.clone();
         let engine = EmbeddedEngine::new(Parts { identity, machine, shared, threads, client_addr });
         let started = has_started.await.unwrap_or_else(|_| Err(StartError::Stopped(engine.stop_reason())));
@@ -307,6 +250,19 @@ impl Node {
             tracing::warn!(node = self.config.node_id, %error, "a snapshot cannot be used");
         }
         Ok(store)
+    }
+
+    fn transfer_settings(&self) -> TransferSettings {
+        let settings = &self.config.snapshots;
+        TransferSettings {
+            limits: SendLimits {
+                silence: Duration::from_millis(settings.transfer_timeout_ms),
+                apply: Duration::from_millis(settings.apply_timeout_ms),
+                ..SendLimits::default()
+            },
+            bytes_per_second: settings.send_bytes_per_second,
+            len_max: settings.max_bytes,
+        }
     }
 
     fn transport_start(&self, identity: &Identity) -> Result<TransportStart, StartError> {
@@ -386,6 +342,7 @@ impl Node {
             tail_entries: config.snapshots.tail_entries,
             tail_bytes: config.snapshots.tail_bytes,
             purge_patience: Duration::from_millis(config.snapshots.purge_waits_ms),
+            held_bytes: config.snapshots.max_log_bytes / 2,
             ..ReplicaConfig::default()
         }
     }

@@ -19,7 +19,7 @@ use tokio::sync::{oneshot, watch};
 use crate::apply_thread::ASKED_MAX;
 use crate::raft_thread::Shared;
 use crate::read_gate::Passage;
-use crate::{Config, NodeBuilder, StartError};
+use crate::{Config, NodeBuilder, SnapshotStatus, StartError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
 /// node shuts down.
@@ -87,6 +87,8 @@ pub struct NodeStatus {
     pub replica: Option<ReplicaStatus>,
     /// What the log has done since the node started, as of its last sync.
     pub log: LogStats,
+    /// The node's snapshots.
+    pub snapshots: SnapshotStatus,
     /// Whether the state machine says that it runs.
     pub state_machine_running: bool,
     /// Why the node has stopped, if it has.
@@ -123,6 +125,9 @@ pub enum SnapshotRequestError {
         /// Why.
         reason: StopReason,
     },
+    /// Too many callers wait for one already. Ask again after a pause.
+    #[error("too many callers wait for a snapshot already; ask again after a pause")]
+    Busy,
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {reason}")]
     Stopped {
@@ -398,15 +403,11 @@ impl EmbeddedEngine {
             if work.asked.len() < ASKED_MAX {
                 work.asked.push(answer);
             } else {
-                answer
-                    .send(Err(StopReason::new(
-                        "too many callers wait for a snapshot; ask again after a pause",
-                    )))
-                    .ok();
+                answer.send(Err(SnapshotRequestError::Busy)).ok();
             }
         });
         match asked.await {
-            Ok(taken) => taken.map_err(|reason| SnapshotRequestError::Failed { reason }),
+            Ok(taken) => taken,
             Err(_) => Err(SnapshotRequestError::Stopped { reason: self.stop_reason() }),
         }
     }
@@ -417,10 +418,12 @@ impl EmbeddedEngine {
             Some(asked) => asked.await.ok(),
             None => None,
         };
+        let log = self.inner.shared.log_counters.read();
         NodeStatus {
             identity: self.inner.identity.clone(),
             replica,
-            log: self.inner.shared.log_counters.read(),
+            snapshots: SnapshotStatus::of(&self.inner.shared, &log),
+            log,
             state_machine_running: self.inner.machine.is_running(),
             stopped: self.inner.shared.inbox.closed(),
         }

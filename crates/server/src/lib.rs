@@ -4,9 +4,9 @@
 //! [`EmbeddedEngine`], the handle for everything else.
 //!
 //! # Where to look
-//! `builder.rs` starts a node; `raft_thread.rs` drives the replica; `worker_threads.rs` has the log thread,
-//! `apply_thread.rs` and `snapshot_thread.rs` the others; `inbox.rs` what comes in for the raft thread; `transport/` how nodes talk; `api.rs` the
-//! client service.
+//! `builder.rs` starts a node over the threads of `node_threads.rs`; `raft_thread.rs` drives the replica;
+//! `worker_threads.rs` has the log thread, `apply_thread.rs` and `snapshot_thread.rs` the others; `inbox.rs` what comes
+//! in for the raft thread; `transport/` how nodes talk; `transfers.rs` how snapshots travel; `api.rs` the client service.
 
 mod api;
 mod apply_thread;
@@ -19,9 +19,13 @@ mod embedded;
 mod entropy;
 mod error;
 mod inbox;
+mod node_threads;
+mod pace;
 mod raft_thread;
 mod read_gate;
+mod snapshot_status;
 mod snapshot_thread;
+mod transfers;
 pub mod transport;
 mod worker_threads;
 
@@ -32,6 +36,8 @@ pub use builder::{Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig, Snapshots};
 pub use embedded::{EmbeddedEngine, NodeStatus, SnapshotRequestError, WaitError};
 pub use error::StartError;
+pub use snapshot_status::SnapshotStatus;
+pub use transfers::{ReceivingSnapshot, SendingSnapshot};
 
 /// Why a node has stopped that was asked to.
 const SHUT_DOWN: &str = "the node was shut down";

@@ -18,7 +18,8 @@ use crate::clock::Clock;
 use crate::inbox::{Inbox, Incoming};
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
-use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, Transport};
+use crate::transfers::Transfers;
+use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, SnapshotLine, Transport};
 use crate::worker_threads::{LogCounters, LogWork, WorkQueue};
 
 /// How long a shutdown waits for commands and reads that are on their way.
@@ -32,8 +33,12 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<ReadGate>,
     /// The node's snapshots.
     pub(crate) snapshots: SnapshotStore,
+    /// When the log has more bytes, a snapshot is overdue.
+    pub(crate) max_log_bytes: u64,
     /// What the building of snapshots has come to.
     pub(crate) building: Arc<BuildProgress>,
+    /// Snapshots on their way to and from other nodes.
+    pub(crate) transfers: Arc<Transfers>,
     /// For whoever asks for a snapshot.
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     /// What the log has written.
@@ -94,6 +99,7 @@ pub(crate) fn raft_thread(
         shared.inbox.close(&reason);
         // The workers finish what they have been given, flush, and end.
         shared.building.stop();
+        shared.transfers.stop();
         log.close();
         apply.close();
         snapshots.close();
@@ -118,6 +124,10 @@ impl PeerEvents for Shared {
         } else {
             tracing::debug!(%from, %group, "a message for a group that this node does not have");
         }
+    }
+
+    fn snapshot(&self, from: NodeId, line: SnapshotLine) {
+        self.transfers.receive(from, line);
     }
 
     fn up(&self, node: NodeId, incarnation: Incarnation) {
@@ -282,6 +292,10 @@ impl RaftThread {
                     Sent::Queued | Sent::Lost => {}
                 }
             }
+        }
+        for order in jobs.snapshots.drain(..) {
+            let dialer = transport.as_ref().and_then(|transport| transport.snapshot_dialer(order.to));
+            self.shared.transfers.send(order, dialer);
         }
         if !jobs.persist.is_empty() || !jobs.load.is_empty() || jobs.purge.is_some() {
             self.log.put(|work| {

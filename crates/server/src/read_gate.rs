@@ -52,6 +52,11 @@ impl ReadGate {
         self.applied.fetch_max(index, Ordering::AcqRel);
     }
 
+    /// The commit index, as this node knows it.
+    pub(crate) fn committed(&self) -> d_engine_core::LogIndex {
+        d_engine_core::LogIndex::new(self.committed.load(Ordering::Acquire))
+    }
+
     /// Nothing passes any more.
     pub(crate) fn close(&self) {
         self.lease_until.store(0, Ordering::Release);

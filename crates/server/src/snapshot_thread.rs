@@ -1,17 +1,18 @@
 //! The snapshot thread: writes frozen views, packs archives and removes old ones, beside apply and the log.
 
-use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use d_engine_replica::{SnapshotTask, StopReason};
-use d_engine_storage::snapshot::{Pace, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 
 use crate::StartError;
 use crate::apply_thread::ApplyWork;
 use crate::inbox::Inbox;
+use crate::pace::Throttle;
+use crate::transfers::Transfers;
 use crate::worker_threads::{Found, WorkQueue, guarded};
 
 /// Work for the snapshot thread. One snapshot at a time is begun.
@@ -31,42 +32,34 @@ pub(crate) struct BuildProgress {
     /// For how long apply has waited for the newest one, in microseconds.
     pub(crate) paused_us: AtomicU64,
     pub(crate) built: AtomicU64,
-    pub(crate) failed: AtomicU64,
+    failures: Mutex<Failures>,
     /// Payload bytes applied since the newest snapshot.
     pub(crate) log_bytes: AtomicU64,
     stops: AtomicBool,
 }
 
+/// How many snapshots were given up since the node started, and why the last one was.
+#[derive(Clone, Default)]
+pub(crate) struct Failures {
+    pub(crate) count: u64,
+    pub(crate) last: Option<String>,
+}
+
 impl BuildProgress {
+    /// One was given up.
+    pub(crate) fn has_failed(&self, reason: &StopReason) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.count += 1;
+        failures.last = Some(reason.to_string());
+    }
+
+    pub(crate) fn failures(&self) -> Failures {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The work under way is given up: the node shuts down.
     pub(crate) fn stop(&self) {
         self.stops.store(true, Ordering::Release);
-    }
-}
-
-/// Holds the work to a number of bytes a second, and ends it when the node stops.
-struct Throttle<'a> {
-    progress: &'a BuildProgress,
-    bytes_per_second: u64,
-    began: Instant,
-    bytes: u64,
-}
-
-impl Pace for Throttle<'_> {
-    fn step(&mut self, bytes: u64) -> ControlFlow<()> {
-        self.bytes += bytes;
-        self.progress.packed.store(self.bytes, Ordering::Relaxed);
-        loop {
-            if self.progress.stops.load(Ordering::Acquire) {
-                return ControlFlow::Break(());
-            }
-            let due = (self.bytes.saturating_mul(1_000)).checked_div(self.bytes_per_second).unwrap_or(0);
-            let early = Duration::from_millis(due).saturating_sub(self.began.elapsed());
-            if early.is_zero() {
-                return ControlFlow::Continue(());
-            }
-            std::thread::sleep(early.min(Duration::from_millis(50)));
-        }
     }
 }
 
@@ -78,6 +71,7 @@ pub(crate) struct SnapshotThread {
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Arc<BuildProgress>,
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 impl SnapshotThread {
@@ -94,10 +88,8 @@ impl SnapshotThread {
                 Found::Closed(_) => return Ok(()),
                 Found::Idle => continue,
             };
-            if work.prune
-                && let Err(error) = self.store.prune(1, &[])
-            {
-                tracing::warn!(%error, "old snapshots could not be removed");
+            if work.prune {
+                self.prune();
             }
             if let Some(task) = work.task {
                 let built = self.build(task);
@@ -106,22 +98,26 @@ impl SnapshotThread {
         }
     }
 
+    /// Removes what is older than what is to be kept; archives that are on their way to a follower stay.
+    fn prune(&self) {
+        if let Err(error) = self.store.prune(1, &self.transfers.labels()) {
+            tracing::warn!(%error, "old snapshots could not be removed");
+        }
+    }
+
     fn build(&self, task: SnapshotTask) -> Result<SnapshotInfo, StopReason> {
         let progress = &self.progress;
         progress.is_building.store(true, Ordering::Relaxed);
         let (label, began) = (task.label(), Instant::now());
-        let bytes_per_second = self.bytes_per_second;
-        let mut pace = Throttle { progress, bytes_per_second, began, bytes: 0 };
+        let mut pace = Throttle::new(self.bytes_per_second, |bytes| {
+            progress.packed.store(bytes, Ordering::Relaxed);
+            !progress.stops.load(Ordering::Acquire)
+        });
         let built = task.build(&self.store, &mut pace);
         progress.is_building.store(false, Ordering::Relaxed);
-        match &built {
-            Ok(info) => {
-                progress.built.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
-            }
-            Err(_) => {
-                progress.failed.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Ok(info) = &built {
+            progress.built.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
         }
         built
     }

@@ -14,7 +14,10 @@ use d_engine_replica::PeerMessage;
 use d_engine_storage::Incarnation;
 use tokio::sync::OwnedSemaphorePermit;
 
-pub use framed::{FramedTransport, RefusalKind, TransportIdentity, TransportSettings, TransportStats};
+pub use framed::{
+    FramedTransport, LineBreaker, RefusalKind, SnapshotDialer, SnapshotLine, TransportIdentity,
+    TransportSettings, TransportStats,
+};
 
 /// Sends messages to the other nodes of a cluster. Never blocks.
 pub trait Transport: Send {
@@ -48,6 +51,9 @@ pub trait PeerEvents: Send + Sync + 'static {
 
     /// A message from a peer whose handshake was accepted. Keep `room` as long as the message takes up memory.
     fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: Room);
+
+    /// A peer whose handshake was accepted wants to send a snapshot.
+    fn snapshot(&self, from: NodeId, line: SnapshotLine);
 
     /// The connection on which messages to `node` go stands.
     fn up(&self, node: NodeId, incarnation: Incarnation);

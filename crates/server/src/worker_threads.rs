@@ -134,6 +134,7 @@ fn log_loop(
     counters: &LogCounters,
 ) -> Result<(), StopReason> {
     let mut idle_calls = IDLE_CALLS_MAX;
+    counters.publish(worker.stats());
     loop {
         let idle_after = (idle_calls > 0).then_some(IDLE_AFTER);
         let (work, closed) = match queue.take(idle_after) {

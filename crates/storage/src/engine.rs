@@ -173,6 +173,10 @@ pub struct LogStats {
     pub entries: u64,
     /// Segments that were begun in the file of a purged one.
     pub recycled: u64,
+    /// Segments that hold the log now.
+    pub segments: u64,
+    /// Bytes that these segments take up at most.
+    pub log_bytes: u64,
 }
 
 /// Small records beside the log, each replaced atomically (temporary file, sync, rename, sync of

@@ -407,6 +407,8 @@ impl LogStore for FileLog {
     }
 
     fn stats(&self) -> LogStats {
-        self.stats
+        let segments = self.map.read().files.len() as u64;
+        let log_bytes = segments.saturating_mul(self.parts.options.segment_bytes);
+        LogStats { segments, log_bytes, ..self.stats }
     }
 }

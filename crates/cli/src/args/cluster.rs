@@ -1,10 +1,11 @@
-//! `dev`, `demo`, `status`, `transfer-leader`.
+//! `dev`, `demo`, `status`, `snapshot`, `transfer-leader`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
-use super::ClusterArgs;
+use super::{ClusterArgs, duration};
 
 const DEV_HELP: &str = "\
 Examples:
@@ -42,6 +43,33 @@ the voters answers and follows it. Exit 1: otherwise.";
 #[derive(Args, Debug)]
 #[command(after_help = STATUS_HELP)]
 pub(crate) struct StatusArgs {
+    /// Print JSON for programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+const SNAPSHOT_HELP: &str = "\
+Examples:
+    d-engine snapshot                          # every node, one after the other
+    d-engine snapshot --node 2
+    d-engine snapshot --json --wait 2h
+
+Nodes take snapshots by themselves, as `snapshots` in their config says; this is for a moment of your choice, such as \
+before an upgrade. Reads and writes go on meanwhile. Exit 0: every node that was asked for has a durable snapshot of all \
+that it had applied. Exit 1: some node has none; the message says which and why, and nothing is lost. Ctrl-C ends the \
+waiting; the node goes on.";
+
+#[derive(Args, Debug)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub(crate) struct SnapshotArgs {
+    /// Only the node with this id.
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) node: Option<u64>,
+    /// How long to wait for each node's snapshot.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub(crate) wait: Duration,
     /// Print JSON for programs.
     #[arg(long)]
     pub(crate) json: bool,

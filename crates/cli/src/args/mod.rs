@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use d_engine_client::{Client, ClientError, ClientOptions, Consistency, KvClient};
 
 pub(crate) use self::bench::{BenchArgs, Workload};
-pub(crate) use self::cluster::{DemoArgs, DevArgs, StatusArgs, TransferArgs};
+pub(crate) use self::cluster::{DemoArgs, DevArgs, SnapshotArgs, StatusArgs, TransferArgs};
 pub(crate) use self::import::ImportArgs;
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::serve::ServeArgs;
@@ -28,7 +28,7 @@ Exit codes:
     4  put, delete, cas, transfer-leader: the outcome is unknown (the connection or the leadership was
        lost on the way)
     5  cas: another value was there; nothing was changed
-  130  bench, demo, import, scan: interrupted by Ctrl-C or SIGTERM";
+  130  bench, demo, import, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
 
 /// A replicated, durable state machine: run a node, talk to a cluster, or watch one survive.
 #[derive(Parser, Debug)]
@@ -59,6 +59,8 @@ pub(crate) enum Verb {
     Import(ImportArgs),
     /// Show every node of the cluster.
     Status(StatusArgs),
+    /// Make nodes take a snapshot of their state now, so that their logs get shorter.
+    Snapshot(SnapshotArgs),
     /// Hand leadership over to another node.
     TransferLeader(TransferArgs),
     /// Measure operations per second, their latency, and what each costs.

@@ -218,7 +218,7 @@ impl Cluster {
     }
 
     /// What node `i` says about itself.
-    fn status(&self, i: usize) -> Option<serde_json::Value> {
+    pub(crate) fn status(&self, i: usize) -> Option<serde_json::Value> {
         let said = run(&["status", "--json", "--endpoints", &self.clients[i]]);
         let report: serde_json::Value = serde_json::from_str(&said.out).ok()?;
         let rows = report["nodes"].as_array()?;

@@ -1,7 +1,7 @@
 //! The follower's side of a transfer.
 
 use bytes::Bytes;
-use d_engine_core::{NodeId, Term};
+use d_engine_core::{LogIndex, NodeId, Term};
 use d_engine_storage::snapshot::{
     Health, Offer, Pace, Receiver, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotStore,
 };
@@ -32,6 +32,8 @@ enum State {
         info: Box<SnapshotInfo>,
         term: Term,
     },
+    /// Nothing of it is needed: the replica tells its leader so.
+    Behind(Box<ReceivedSnapshot>),
     Over,
 }
 
@@ -41,14 +43,16 @@ pub struct SnapshotReceiver {
     store: SnapshotStore,
     from: NodeId,
     len_max: u64,
+    committed: LogIndex,
     state: State,
 }
 
 impl SnapshotReceiver {
-    /// Will receive into `store` what `from` sends, but nothing larger than `len_max` bytes.
+    /// Will receive into `store` what `from` sends, but nothing larger than `len_max` bytes, and nothing that ends
+    /// at or before `committed`, which is committed here.
     #[must_use]
-    pub fn new(store: SnapshotStore, from: NodeId, len_max: u64) -> Self {
-        Self { store, from, len_max, state: State::New }
+    pub fn new(store: SnapshotStore, from: NodeId, len_max: u64, committed: LogIndex) -> Self {
+        Self { store, from, len_max, committed, state: State::New }
     }
 
     /// The sender has said something. Files are read and written, which may take long: `pace` is asked between.
@@ -77,10 +81,15 @@ impl SnapshotReceiver {
     }
 
     fn on_offer(&mut self, term: Term, archive: Offer, header: &Bytes, pace: &mut dyn Pace) -> ReceiverStep {
-        if !header.is_empty()
-            && let Err(error) = self.store.check_header(header)
-        {
-            return self.refuse(kind_of(&error), error);
+        if !header.is_empty() {
+            let header = match self.store.check_header(header) {
+                Ok(header) => header,
+                Err(error) => return self.refuse(kind_of(&error), error),
+            };
+            if archive.label.index <= self.committed && header.facts.label == archive.label {
+                self.state = State::Behind(Box::new(received(self.from, term, &header)));
+                return ReceiverStep::Finish;
+            }
         }
         if let Some(info) = self.holds(&archive) {
             self.state = State::Here { info: Box::new(info), term };
@@ -122,6 +131,7 @@ impl SnapshotReceiver {
                 Err(error) => return Err(SnapshotMessage::refused(kind_of(&error), error)),
             },
             State::Here { info, term } => (*info, term),
+            State::Behind(snapshot) => return Ok(snapshot),
             State::New | State::Over => {
                 return Err(SnapshotMessage::refused(Refusal::Protocol, "nothing was received"));
             }
@@ -156,7 +166,7 @@ impl SnapshotReceiver {
 }
 
 /// What a header says, for the replica.
-pub(crate) fn received(from: NodeId, term: Term, header: &SnapshotHeader) -> ReceivedSnapshot {
+fn received(from: NodeId, term: Term, header: &SnapshotHeader) -> ReceivedSnapshot {
     let facts = &header.facts;
     let (label, time_ms, membership) = (facts.label, facts.time_ms, facts.membership.clone());
     ReceivedSnapshot { from, term, label, time_ms, membership }

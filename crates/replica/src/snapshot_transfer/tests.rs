@@ -70,7 +70,7 @@ fn limits() -> SendLimits {
 }
 
 fn receiver(store: &SnapshotStore) -> SnapshotReceiver {
-    SnapshotReceiver::new(store.clone(), NodeId::new(1).unwrap(), 1 << 30)
+    SnapshotReceiver::new(store.clone(), NodeId::new(1).unwrap(), 1 << 30, LogIndex::new(39))
 }
 
 /// Carries messages until everything is there, or until `pieces` pieces were delivered.
@@ -139,6 +139,17 @@ fn an_archive_that_is_here_already_is_not_sent_again() {
     sender.on_message(at(1), SnapshotMessage::Installing).unwrap();
 }
 
+/// The replica is told all the same: it tells its leader how far its log matches.
+#[test]
+fn of_what_is_committed_here_nothing_is_sent() {
+    let (_, store) = store(1);
+    let mut sender = SnapshotSender::new(archive(1, id(3, 39), &[7; 10_000]), Term::new(4), limits(), at(0));
+    let mut receiver = receiver(&store);
+    assert!(carry(&mut sender, &mut receiver, 0));
+    assert_eq!(receiver.finish(&mut FullSpeed).unwrap().label, id(3, 39));
+    assert!(store.list().is_empty());
+}
+
 #[test]
 fn what_cannot_be_used_is_refused_before_a_byte_of_it_is_sent() {
     let (_, store) = store(1);
@@ -154,7 +165,7 @@ fn what_cannot_be_used_is_refused_before_a_byte_of_it_is_sent() {
 
     let mut too_large =
         SnapshotSender::new(archive(1, id(3, 40), &[7; 10_000]), Term::new(4), limits(), at(0));
-    let mut small = SnapshotReceiver::new(store, NodeId::new(1).unwrap(), 5_000);
+    let mut small = SnapshotReceiver::new(store, NodeId::new(1).unwrap(), 5_000, LogIndex::ZERO);
     let offer = too_large.poll().unwrap().unwrap();
     let ReceiverStep::Refuse(answer) = small.on_message(offer, &mut FullSpeed) else { panic!("accepted") };
     assert!(too_large.on_message(at(1), answer).unwrap_err().to_string().contains("5000"));

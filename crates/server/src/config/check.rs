@@ -24,8 +24,8 @@ pub(super) fn check(config: &Config) -> Checked {
     check_members(config)?;
     check_cluster_id(config)?;
     check_listen(config)?;
-    check_snapshots(config)?;
-    check_limits(config)
+    check_limits(config)?;
+    check_snapshots(config)
 }
 
 fn refused(field: impl Into<String>, value: impl Display, allowed: impl Into<String>) -> ConfigError {

@@ -26,6 +26,7 @@ mod accept;
 mod backoff;
 mod batch;
 mod dial;
+mod line;
 mod outbox;
 mod refusals;
 mod wire;
@@ -48,6 +49,7 @@ use super::{PeerEvents, Sent, Transport};
 use outbox::{Lane, Outbox};
 use refusals::Refusals;
 
+pub use line::{LineBreaker, SnapshotLine};
 pub use refusals::RefusalKind;
 
 /// Appends taken into one write, in bytes; one that is longer goes alone.
@@ -223,6 +225,13 @@ impl FramedTransport {
         self.local_addr
     }
 
+    /// What opens connections for snapshots to `node`; `None` for a node that is not dialled.
+    #[must_use]
+    pub fn snapshot_dialer(&self, node: NodeId) -> Option<SnapshotDialer> {
+        let address = self.peers.get(&node)?.address.clone();
+        Some(SnapshotDialer { shared: self.shared.clone(), runtime: self.runtime.clone(), node, address })
+    }
+
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> TransportStats {
@@ -230,6 +239,30 @@ impl FramedTransport {
         let (dropped, queued_bytes) =
             queues.fold((self.dropped_before, 0), |sum, one| (sum.0 + one.dropped, sum.1 + one.queued_bytes));
         TransportStats { refused: self.shared.refusals.counts(), dropped, queued_bytes }
+    }
+}
+
+/// Opens connections for snapshots to one node, from a thread that may wait.
+pub struct SnapshotDialer {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    node: NodeId,
+    address: String,
+}
+
+impl SnapshotDialer {
+    /// Connects and shakes hands. Waits for as long as a handshake may take; not for a thread of a runtime.
+    ///
+    /// # Errors
+    /// Why there is no connection, in words.
+    pub fn dial(&self) -> Result<SnapshotLine, String> {
+        let (answer, dialled) = tokio::sync::oneshot::channel();
+        let dialling = dial::dial_for_snapshot(self.shared.clone(), self.node, self.address.clone());
+        self.runtime.spawn(async move {
+            // Whoever asked may have ended.
+            answer.send(dialling.await).ok();
+        });
+        dialled.blocking_recv().unwrap_or_else(|_| Err("the node shuts down".to_owned()))
     }
 }
 

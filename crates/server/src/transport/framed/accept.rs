@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_proto::engine::{Greeting, GreetingError, decode_frame, decode_hello};
-use d_engine_proto::peer::{HelloReply, Refusal};
+use d_engine_proto::peer::{HelloReply, Purpose, Refusal};
 use d_engine_proto::{Message as _, PROTOCOL_VERSION};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::line::SnapshotLine;
 use super::wire::{self, FrameReader};
 use super::{RefusalKind, Shared};
 use crate::transport::{Admission, Room};
@@ -86,7 +87,14 @@ async fn serve(
     let end = match greeted {
         Err(_) => End::Refused(RefusalKind::HandshakeTimeout, "it did not finish its handshake".to_owned()),
         Ok(Err(end)) => end,
-        Ok(Ok(from)) => {
+        Ok(Ok((from, Purpose::Snapshot))) => match SnapshotLine::new(stream, reader) {
+            Ok(line) => {
+                shared.events.snapshot(from, line);
+                End::Closed
+            }
+            Err(error) => error.into(),
+        },
+        Ok(Ok((from, Purpose::Messages))) => {
             shared.greeted.notify_waiters();
             reader.allow(shared.settings.max_frame_bytes);
             let replaced = replace(&accepted, from);
@@ -108,8 +116,12 @@ fn replace(accepted: &Accepted, from: NodeId) -> oneshot::Receiver<()> {
     replaced
 }
 
-/// Returns who dialled, or why it is refused; a refusal has been told to the other side.
-async fn handshake(stream: &mut TcpStream, reader: &mut FrameReader, shared: &Shared) -> Result<NodeId, End> {
+/// Returns who dialled and what for, or why it is refused; a refusal has been told to the other side.
+async fn handshake(
+    stream: &mut TcpStream,
+    reader: &mut FrameReader,
+    shared: &Shared,
+) -> Result<(NodeId, Purpose), End> {
     stream.set_nodelay(true)?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
     stream.read_exact(&mut theirs).await?;
@@ -149,7 +161,7 @@ fn refuse_greeting(error: GreetingError) -> Unwelcome {
     }
 }
 
-fn check(hello: &Greeting, shared: &Shared) -> Result<NodeId, Unwelcome> {
+fn check(hello: &Greeting, shared: &Shared) -> Result<(NodeId, Purpose), Unwelcome> {
     let own = &shared.identity;
     let refuse = |refusal, kind, text| Err((refusal, kind, text));
     if hello.cluster != own.cluster {
@@ -166,7 +178,7 @@ fn check(hello: &Greeting, shared: &Shared) -> Result<NodeId, Unwelcome> {
         return refuse(Refusal::NotTheExpectedNode, RefusalKind::NotTheExpectedNode, text);
     }
     match shared.events.admit(hello.from, hello.incarnation) {
-        Admission::Welcome => Ok(hello.from),
+        Admission::Welcome => Ok((hello.from, hello.purpose)),
         Admission::UnknownNode => {
             let text =
                 format!("node {} is no member of the cluster that node {} knows", hello.from, own.node);

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::accept::{End, other_incarnation, read_frame};
 use super::backoff::Backoff;
 use super::batch::Batch;
+use super::line::SnapshotLine;
 use super::outbox::Outbox;
 use super::wire::{self, FrameReader};
 use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared};
@@ -28,9 +29,10 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
     let entropy = settings.entropy ^ peer.get().rotate_left(32);
     let mut backoff = Backoff::new(settings.backoff_min, settings.backoff_max, entropy);
     loop {
-        let attempt = timeout(settings.handshake_timeout, connect(&shared, peer, &address)).await;
+        let connecting = connect(&shared, peer, &address, Purpose::Messages);
+        let attempt = timeout(settings.handshake_timeout, connecting).await;
         match attempt {
-            Ok(Ok((stream, incarnation))) => {
+            Ok(Ok((stream, _, incarnation))) => {
                 backoff.reset();
                 if !outbox.open() {
                     return;
@@ -57,8 +59,28 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
     }
 }
 
+/// Dials a peer for one snapshot. What is wrong is said in words.
+pub(super) async fn dial_for_snapshot(
+    shared: Arc<Shared>,
+    peer: NodeId,
+    address: String,
+) -> Result<SnapshotLine, String> {
+    let connecting = connect(&shared, peer, &address, Purpose::Snapshot);
+    match timeout(shared.settings.handshake_timeout, connecting).await {
+        Ok(Ok((stream, reader, _))) => SnapshotLine::new(stream, reader).map_err(|error| error.to_string()),
+        Ok(Err(End::Refused(_, text))) => Err(text),
+        Ok(Err(End::Closed)) => Err(format!("{address} cannot be reached")),
+        Err(_) => Err(format!("{address} does not answer")),
+    }
+}
+
 /// Connects and shakes hands.
-async fn connect(shared: &Shared, peer: NodeId, address: &str) -> Result<(TcpStream, Incarnation), End> {
+async fn connect(
+    shared: &Shared,
+    peer: NodeId,
+    address: &str,
+    purpose: Purpose,
+) -> Result<(TcpStream, FrameReader, Incarnation), End> {
     let mut stream = open(address).await?;
     stream.set_nodelay(true)?;
     let own = &shared.identity;
@@ -68,7 +90,7 @@ async fn connect(shared: &Shared, peer: NodeId, address: &str) -> Result<(TcpStr
         from: own.node,
         to: peer,
         incarnation: own.incarnation,
-        purpose: Purpose::Messages,
+        purpose,
     });
     stream.write_all(&[&wire::preamble()[..], &wire::header(&[&hello]), &hello].concat()).await?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
@@ -78,7 +100,7 @@ async fn connect(shared: &Shared, peer: NodeId, address: &str) -> Result<(TcpStr
     let reply = read_frame(&mut stream, &mut reader).await?;
     let reply = HelloReply::decode(reply)
         .map_err(|error| End::Refused(RefusalKind::MalformedFrame, error.to_string()))?;
-    check(&reply, shared, peer).map(|incarnation| (stream, incarnation))
+    check(&reply, shared, peer).map(|incarnation| (stream, reader, incarnation))
 }
 
 /// Tries every address that the name stands for.

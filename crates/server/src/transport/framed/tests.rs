@@ -15,7 +15,9 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::transport::{Admission, Room};
+use crate::transport::{Admission, Room, SnapshotLine};
+
+mod snapshot_lines;
 
 const GROUP: GroupId = GroupId::FIRST;
 const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -35,6 +37,7 @@ enum Happened {
     Message(NodeId, PeerMessage, Room),
     Up(NodeId, Incarnation),
     Down(NodeId),
+    Snapshot(NodeId, SnapshotLine),
 }
 
 /// Admits nodes 1 to 5 with their own directories.
@@ -68,6 +71,10 @@ impl PeerEvents for Recorder {
     fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: Room) {
         assert_eq!(group, GROUP);
         self.put(Happened::Message(from, message, room));
+    }
+
+    fn snapshot(&self, from: NodeId, line: SnapshotLine) {
+        self.put(Happened::Snapshot(from, line));
     }
 
     fn up(&self, node: NodeId, incarnation: Incarnation) {

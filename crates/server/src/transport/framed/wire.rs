@@ -53,6 +53,7 @@ pub(super) fn header(parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
 
 /// Cuts a stream of bytes into checked payloads. A length is believed only as far as bytes have
 /// really come: memory grows with what was received, never with what was announced.
+#[derive(Debug)]
 pub(super) struct FrameReader {
     buffer: BytesMut,
     max_bytes: usize,

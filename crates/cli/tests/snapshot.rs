@@ -1,0 +1,131 @@
+//! Snapshots as an operator sees them: real processes, `d-engine snapshot` and `status`, and SIGKILL on the way.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+
+use support::{Cluster, PATIENCE, run, wait_until};
+
+/// The log keeps nothing behind a snapshot.
+const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\n";
+
+/// Imports records with values of a thousand bytes each; returns the file.
+fn import(cluster: &Cluster, endpoints: &str, records: usize) -> String {
+    let file = cluster.dir.path().join("records.tsv");
+    let value = "v".repeat(1_000);
+    let lines: Vec<String> = (0..records).map(|n| format!("k{n:06}\t{n:06}{value}\n")).collect();
+    fs::write(&file, lines.concat()).unwrap();
+    let imported = run(&["import", "--endpoints", endpoints, file.to_str().unwrap()]);
+    assert_eq!(imported.code, Some(0), "{}{}", imported.out, imported.err);
+    lines.concat()
+}
+
+#[test]
+fn an_operator_takes_snapshots_of_a_cluster_and_sees_them() {
+    let mut cluster = Cluster::start_with(NO_TAIL);
+    let all = cluster.endpoints();
+    let records = import(&cluster, &all, 500);
+    let told = run(&["snapshot", "--endpoints", &cluster.clients[0]]);
+    assert_eq!(told.code, Some(0), "{}{}", told.out, told.err);
+    for node in 1..=3 {
+        let line = told.out.lines().find(|line| line.starts_with(&format!("node {node}: "))).unwrap();
+        assert!(line.contains("a snapshot up to entry "), "{line}");
+    }
+    // The log is shorter by it.
+    for i in 0..3 {
+        let status = wait_until(PATIENCE, || cluster.status(i).filter(|row| row["applied_index"].is_u64()));
+        let snapshots = &status["snapshots"];
+        assert!(snapshots["newest_index"].as_u64().unwrap() > 1, "{status}");
+        assert!(snapshots["newest_bytes"].as_u64().unwrap() > 500_000, "{status}");
+        assert_eq!(
+            (snapshots["built"].as_u64(), snapshots["failed"].as_u64()),
+            (Some(1), Some(0)),
+            "{status}"
+        );
+    }
+    let table = run(&["status", "--endpoints", &all]);
+    assert!(table.out.contains("SNAPSHOT") && !table.out.contains("ALARM"), "{}", table.out);
+
+    // One node, for programs.
+    let one = run(&["snapshot", "--node", "2", "--json", "--endpoints", &all]);
+    let rows: serde_json::Value = serde_json::from_str(&one.out).unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 1, "{rows}");
+    assert_eq!(
+        (rows[0]["node"].as_u64(), rows[0]["sha256"].as_str().unwrap().len()),
+        (Some(2), 64),
+        "{rows}"
+    );
+    let nobody = run(&["snapshot", "--node", "9", "--endpoints", &all]);
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.err.contains("node 9 was not found"), "{}", nobody.err);
+
+    // All of them die, and start from their snapshots.
+    for node in &mut cluster.nodes {
+        node.take().unwrap().kill();
+    }
+    for i in 0..3 {
+        cluster.start_node(i);
+    }
+    cluster.wait_ready(&[0, 1, 2]);
+    assert_eq!(run(&["scan", "--endpoints", &all]).out, records);
+}
+
+#[test]
+fn without_room_on_the_disk_there_is_no_snapshot_but_a_reason_and_an_alarm() {
+    let cluster = Cluster::start_with(
+        "[snapshots]\nreserve_bytes = 4611686018427387904\nmax_log_bytes = 33554432\nafter_log_bytes = 0\n",
+    );
+    let all = cluster.endpoints();
+    import(&cluster, &all, 500);
+    let told = run(&["snapshot", "--endpoints", &all]);
+    assert_eq!(told.code, Some(1), "{}", told.out);
+    assert!(told.err.contains("3 of 3 nodes took no snapshot"), "{}", told.err);
+    assert!(told.err.contains("node 1: ") && told.err.contains("free"), "{}", told.err);
+    // It costs nothing but the snapshot.
+    assert_eq!(run(&["put", "--endpoints", &all, "k", "v"]).code, Some(0));
+    import(&cluster, &all, 40_000);
+    wait_until(PATIENCE, || {
+        let table = run(&["status", "--endpoints", &all]);
+        let is_told = table.out.contains("ALARM: node 1: its log has")
+            && table.out.contains("the last snapshot failed");
+        is_told.then_some(())
+    });
+}
+
+/// A follower that was away is killed again and again while it receives a snapshot, and so is the leader that sends it.
+#[test]
+fn kill_9_in_the_middle_of_a_transfer_costs_nothing() {
+    let settings = format!("{NO_TAIL}send_bytes_per_second = 1000000\n");
+    let mut cluster = Cluster::start_with(&settings);
+    let away = (cluster.leader() + 1) % 3;
+    cluster.nodes[away].take().unwrap().kill();
+    let others: Vec<String> = (0..3).filter(|i| *i != away).map(|i| cluster.clients[i].clone()).collect();
+    let records = import(&cluster, &others.join(","), 3_000);
+    for other in &others {
+        let node = (cluster.clients.iter().position(|address| address == other).unwrap() + 1).to_string();
+        let told = run(&["snapshot", "--node", &node, "--endpoints", other]);
+        assert_eq!(told.code, Some(0), "{}{}", told.out, told.err);
+    }
+    let received = |cluster: &Cluster| {
+        wait_until(PATIENCE, || cluster.status(away)?["snapshots"]["receiving"]["received"].as_u64())
+    };
+    for victim in ["follower", "leader", "follower"] {
+        cluster.start_node(away);
+        let before = received(&cluster);
+        wait_until(PATIENCE, || (received(&cluster) > before + 300_000).then_some(()));
+        if victim == "leader" {
+            let leader = cluster.leader();
+            cluster.nodes[leader].take().unwrap().kill();
+            cluster.start_node(leader);
+            cluster.wait_ready(&[leader]);
+        }
+        cluster.nodes[away].take().unwrap().kill();
+    }
+    cluster.start_node(away);
+    cluster.wait_ready(&[0, 1, 2]);
+    let status = cluster.status(away).unwrap();
+    assert!(status["snapshots"]["newest_index"].is_u64(), "it came by snapshot: {status}");
+    let held = run(&["scan", "--consistency", "eventual", "--endpoints", &cluster.clients[away]]);
+    assert!(held.out == records, "{} of {} bytes", held.out.len(), records.len());
+}

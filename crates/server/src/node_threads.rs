@@ -1,0 +1,145 @@
+//! The threads of one node, put together over what was recovered: log, apply, snap and raft, and what they share.
+
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+
+use d_engine_core::GroupId;
+use d_engine_replica::{ApplyWorker, LogWorker, Replica, StateMachine, StateMachineHandler};
+use d_engine_storage::snapshot::SnapshotStore;
+use d_engine_storage::{Identity, LogStore};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+
+use crate::StartError;
+use crate::apply_thread::ApplyThread;
+use crate::clock::Clock;
+use crate::config::Snapshots;
+use crate::inbox::{Inbox, InboxLimits};
+use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
+use crate::read_gate::ReadGate;
+use crate::snapshot_thread::{BuildProgress, SnapshotThread};
+use crate::transfers::{TransferSettings, Transfers};
+use crate::worker_threads::{LogCounters, WorkQueue, log_thread};
+
+/// What the threads are made of.
+pub(crate) struct Materials {
+    pub(crate) group: GroupId,
+    pub(crate) identity: Identity,
+    pub(crate) clock: Clock,
+    pub(crate) replica: Replica,
+    /// The last entry that the state machine holds.
+    pub(crate) applied: u64,
+    pub(crate) log: Box<dyn LogStore>,
+    pub(crate) handler: StateMachineHandler,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) snapshots: SnapshotStore,
+    pub(crate) settings: Snapshots,
+    pub(crate) transfers: TransferSettings,
+    pub(crate) intake: InboxLimits,
+    pub(crate) runtime: Handle,
+}
+
+/// Told once the transport listens, or why it does not.
+pub(crate) type HasStarted = oneshot::Receiver<Result<(), StartError>>;
+
+/// Threads that have not started yet.
+pub(crate) struct NodeThreads {
+    /// What the node's handle shares with them.
+    pub(crate) shared: Arc<Shared>,
+    raft: RaftThread,
+    applies: ApplyThread,
+    builds: SnapshotThread,
+    log: LogWorker,
+}
+
+impl NodeThreads {
+    pub(crate) fn new(materials: Materials) -> Self {
+        let Materials { group, identity, clock, replica, snapshots, settings, .. } = materials;
+        let gate = Arc::new(ReadGate::new(clock));
+        gate.applied(materials.applied);
+        let inbox = Arc::new(Inbox::new(materials.intake, gate.clone()));
+        let building = Arc::new(BuildProgress::default());
+        let (log, apply, snap) =
+            (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
+        let transfers = Arc::new(Transfers::new(
+            snapshots.clone(),
+            materials.machine,
+            inbox.clone(),
+            gate.clone(),
+            clock,
+            materials.transfers,
+        ));
+        let shared = Arc::new(Shared {
+            group,
+            inbox: inbox.clone(),
+            gate: gate.clone(),
+            snapshots: snapshots.clone(),
+            max_log_bytes: settings.max_log_bytes,
+            building: building.clone(),
+            transfers: transfers.clone(),
+            apply: apply.clone(),
+            log_counters: Arc::new(LogCounters::default()),
+            membership: RwLock::new(replica.membership().clone()),
+            ready: watch::Sender::new(false),
+            leader: watch::Sender::new((0, None)),
+            stopped: watch::Sender::new(None),
+        });
+        let worker = ApplyWorker::new(materials.handler, materials.log.reader(), group)
+            .with_snapshots(snapshots.clone(), identity.node);
+        let builds = SnapshotThread {
+            store: snapshots.clone(),
+            bytes_per_second: settings.build_bytes_per_second,
+            queue: snap.clone(),
+            apply: apply.clone(),
+            inbox: inbox.clone(),
+            progress: building.clone(),
+            transfers,
+        };
+        let applies = ApplyThread {
+            worker,
+            queue: apply.clone(),
+            snapshots: snap.clone(),
+            store: snapshots,
+            progress: building,
+            inbox,
+            gate,
+            runtime: materials.runtime,
+        };
+        let log_worker = LogWorker::new(materials.log, group);
+        let node = identity.node;
+        let raft =
+            RaftThread { replica, group, node, clock, shared: shared.clone(), log, apply, snapshots: snap };
+        Self { shared, raft, applies, builds, log: log_worker }
+    }
+
+    /// Starts them.
+    ///
+    /// # Errors
+    /// A thread cannot be started. Those that were started end, and free the directory.
+    pub(crate) fn start(
+        self,
+        transport: TransportStart,
+    ) -> Result<(Vec<JoinHandle<()>>, HasStarted), StartError> {
+        let Self { shared, raft, applies, builds, log } = self;
+        let name = |what: &str| format!("{what}-{}", raft.node);
+        let names = [name("log"), name("apply"), name("snap"), name("raft")];
+        let [log_name, apply_name, snap_name, raft_name] = names;
+        let (logs, applying, snaps) = (raft.log.clone(), raft.apply.clone(), raft.snapshots.clone());
+        let (started, has_started) = oneshot::channel();
+        let spawn = || -> Result<_, StartError> {
+            let (inbox, counters) = (shared.inbox.clone(), shared.log_counters.clone());
+            Ok(vec![
+                log_thread(log_name, log, logs.clone(), inbox, counters)?,
+                applies.start(apply_name)?,
+                builds.start(snap_name)?,
+                raft_thread(raft_name, raft, transport, started)?,
+            ])
+        };
+        let threads = spawn().inspect_err(|_| {
+            logs.close();
+            applying.close();
+            snaps.close();
+        })?;
+        Ok((threads, has_started))
+    }
+}

@@ -1,0 +1,70 @@
+//! What a node says about its snapshots.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use d_engine_replica::LogId;
+use d_engine_storage::LogStats;
+
+use crate::raft_thread::Shared;
+use crate::{ReceivingSnapshot, SendingSnapshot};
+
+/// What a node says about its snapshots and the log that they make shorter.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct SnapshotStatus {
+    /// The last entry in the newest snapshot.
+    pub newest: Option<LogId>,
+    /// Bytes of the newest snapshot.
+    pub newest_bytes: u64,
+    /// How many snapshots there are.
+    pub count: usize,
+    /// Bytes of all of them.
+    pub disk_bytes: u64,
+    /// Whether one is being built, and how many bytes of it are there.
+    pub building: Option<u64>,
+    /// How many were built since the node started.
+    pub built: u64,
+    /// How many were given up since the node started.
+    pub failed: u64,
+    /// Why the last one was.
+    pub last_failure: Option<String>,
+    /// For how long the newest one has held apply up.
+    pub pause: Duration,
+    /// Bytes of the log applied since the newest one, or since the node started.
+    pub bytes_since: u64,
+    /// Bytes that the log takes up on disk at most.
+    pub log_bytes: u64,
+    /// An alarm: the log is larger than `snapshots.max_log_bytes`. Snapshots fail, or the policy takes none.
+    pub overdue: bool,
+    /// Snapshots on their way to followers.
+    pub sending: Vec<SendingSnapshot>,
+    /// A snapshot on its way to this node.
+    pub receiving: Option<ReceivingSnapshot>,
+}
+
+impl SnapshotStatus {
+    pub(crate) fn of(shared: &Shared, log: &LogStats) -> Self {
+        let list = shared.snapshots.list();
+        let (sending, receiving) = shared.transfers.status();
+        let building = &shared.building;
+        let failures = building.failures();
+        let packed = building.packed.load(Ordering::Relaxed);
+        Self {
+            newest: list.first().map(|info| info.label().into()),
+            newest_bytes: list.first().map_or(0, |info| info.len),
+            count: list.len(),
+            disk_bytes: list.iter().map(|info| info.len).sum(),
+            building: building.is_building.load(Ordering::Relaxed).then_some(packed),
+            built: building.built.load(Ordering::Relaxed),
+            failed: failures.count,
+            last_failure: failures.last,
+            pause: Duration::from_micros(building.paused_us.load(Ordering::Relaxed)),
+            bytes_since: building.log_bytes.load(Ordering::Relaxed),
+            log_bytes: log.log_bytes,
+            overdue: log.log_bytes > shared.max_log_bytes,
+            sending,
+            receiving,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Snapshots on real nodes: taken, sent, installed, and what a restart makes of them.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_kv::KvStateMachine;
+use d_engine_replica::ReadConsistency;
+use d_engine_server::{Config, EmbeddedEngine, NodeStatus};
+use support::{PATIENCE, cluster, put, start};
+
+/// Snapshots come often, and the log keeps nothing behind them. The first one of each node comes later by its place
+/// among the three: at 100, 134 and 167 entries.
+fn eager(mut config: Config) -> Config {
+    config.snapshots.after_entries = 100;
+    config.snapshots.tail_entries = 0;
+    config
+}
+
+/// Waits until a node's status is as wanted.
+async fn until(engine: &EmbeddedEngine, what: &str, is: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+    let found = async {
+        loop {
+            let status = engine.status().await;
+            if is(&status) {
+                return status;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, found).await {
+        Ok(status) => status,
+        Err(_) => panic!("{what}: {:#?}", engine.status().await),
+    }
+}
+
+fn base(status: &NodeStatus) -> u64 {
+    status.replica.as_ref().map_or(0, |replica| replica.core.log.base.index.get())
+}
+
+/// Waits until a node that nobody writes to has applied all that it has written of its own accord: a new cluster binds
+/// its members in an entry of its own.
+async fn settled(engine: &EmbeddedEngine) {
+    until(engine, "nothing is on its way", |status| {
+        status.replica.as_ref().is_some_and(|replica| {
+            let bound = replica.membership.members().iter().all(|member| member.incarnation.is_some());
+            bound && replica.applied == replica.core.log.last.index.get()
+        })
+    })
+    .await;
+}
+
+/// A node and its state machine.
+async fn start_with_machine(config: &Config) -> (EmbeddedEngine, Arc<KvStateMachine>) {
+    let machine = Arc::new(KvStateMachine::new());
+    let engine = EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap();
+    (engine, machine)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_restarts_from_its_snapshot_when_the_log_before_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = eager(Config { data_dir: dir.path().to_owned(), ..Config::default() });
+    let engine = start(&config).await;
+    for n in 0..250 {
+        put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
+    }
+    let status = until(&engine, "the log is purged", |status| base(status) >= 200).await;
+    assert!(status.snapshots.newest.unwrap().index >= 200);
+    assert!(status.snapshots.count <= 2, "{:?}", status.snapshots);
+    let taken = engine.take_snapshot().await.unwrap();
+    put(std::slice::from_ref(&engine), "last", "w").await;
+    engine.stop().await;
+
+    let engine = start(&config).await;
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let status = engine.status().await;
+    assert!(base(&status) >= 200 && base(&status) <= taken.label().index.get());
+    for n in 0..250 {
+        let value = engine.get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+        assert_eq!(value, Some(Bytes::from_static(b"v")), "k{n}");
+    }
+    assert_eq!(
+        engine.get(b"last", ReadConsistency::Linearizable).await.unwrap(),
+        Some(Bytes::from_static(b"w"))
+    );
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_nothing_is_refused_and_two_of_the_same_state_are_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    let engine = start(&config).await;
+    put(std::slice::from_ref(&engine), "k", "v").await;
+    settled(&engine).await;
+    let first = engine.take_snapshot().await.unwrap();
+    let second = engine.take_snapshot().await.unwrap();
+    assert_eq!((first.label(), first.sha256), (second.label(), second.sha256));
+    engine.stop().await;
+    let refused = engine.take_snapshot().await.unwrap_err();
+    assert!(refused.to_string().contains("stopped"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
+    let (mut engines, mut machines) = (Vec::new(), Vec::new());
+    for config in &configs {
+        let (engine, machine) = start_with_machine(config).await;
+        engines.push(engine);
+        machines.push(machine);
+    }
+    for engine in &engines {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    put(&engines, "before", "v").await;
+    engines.remove(0).stop().await;
+    for n in 0..350 {
+        put(&engines, &format!("k{n}"), "v").await;
+    }
+    for engine in &engines {
+        until(engine, "the log is purged", |status| base(status) >= 250).await;
+    }
+    let (back, machine) = start_with_machine(&configs[0]).await;
+    back.wait_ready(PATIENCE).await.unwrap();
+    until(&back, "it goes on behind a snapshot", |status| {
+        base(status) >= 250 && status.snapshots.receiving.is_none()
+    })
+    .await;
+    engines.push(back);
+    put(&engines, "after", "w").await;
+    let last = until(&engines[0], "applied", |status| status.replica.is_some()).await;
+    let last = last.replica.unwrap().core.log.last.index.get();
+    for engine in &engines {
+        until(engine, "everything is applied", |status| {
+            status.replica.as_ref().is_some_and(|replica| replica.applied >= last)
+        })
+        .await;
+    }
+    let expected = machines[1].position_and_hash();
+    assert_eq!(machine.position_and_hash(), expected, "equal state at equal position");
+    // The leader knows: nothing is on its way any more.
+    for engine in &engines {
+        until(engine, "no transfer is left", |status| status.snapshots.sending.is_empty()).await;
+    }
+    for engine in &engines {
+        engine.stop().await;
+    }
+
+    // All of it again after a restart of everybody.
+    let mut again = Vec::new();
+    for config in &configs {
+        again.push(start(config).await);
+    }
+    for engine in &again {
+        engine.wait_ready(PATIENCE).await.unwrap();
+        for (key, value) in [("before", "v"), ("k349", "v"), ("after", "w")] {
+            let found = engine.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+            assert_eq!(found, Some(Bytes::copy_from_slice(value.as_bytes())), "{key}");
+        }
+    }
+    for engine in &again {
+        engine.stop().await;
+    }
+}
+
+/// The leader stays on the log that a follower needs, and the follower is slow: it resumes where it was cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
+    for config in &mut configs {
+        config.snapshots.send_bytes_per_second = 2 << 20;
+        config.snapshots.after_entries = 40;
+    }
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    for engine in &engines {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    engines.remove(0).stop().await;
+    let value = "x".repeat(100_000);
+    for n in 0..70 {
+        put(&engines, &format!("k{n}"), &value).await;
+    }
+    for engine in &engines {
+        until(engine, "the log is purged", |status| base(status) >= 40).await;
+    }
+    let back = start(&configs[0]).await;
+    until(&back, "a part is there", |status| {
+        status.snapshots.receiving.as_ref().is_some_and(|receiving| receiving.received > 1_000_000)
+    })
+    .await;
+    back.stop().await;
+    let back = start(&configs[0]).await;
+    engines.push(back);
+    let resumed = async {
+        loop {
+            tokio::task::yield_now().await;
+            for engine in &engines {
+                if engine.status().await.snapshots.sending.iter().any(|sending| sending.resumed_at > 0) {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, resumed).await.unwrap();
+    engines[2].wait_ready(PATIENCE).await.unwrap();
+    let found = engines[2].get(b"k69", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(found.map(|value| value.len()), Some(100_000));
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
