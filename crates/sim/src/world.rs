@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytes::Bytes;
-use d_engine_core::RoleKind;
+use d_engine_core::{Duration, RoleKind};
 use d_engine_proto::engine::{decode_frame, encode_frame};
 use d_engine_replica::Event;
 
@@ -337,6 +337,7 @@ impl World {
     /// Gives an event to a node's replica and does what it asks for.
     pub(crate) fn tell(&mut self, id: u64, event: Event) -> Result<(), String> {
         let now = self.now;
+        let patience = Duration::from_millis(self.profile.snapshots.purge_patience_ms);
         let node = self.node(id);
         let (clock, wall_ms) = (node.clock(now), node.wall_ms(now));
         let Some(running) = node.running.as_mut() else { return Ok(()) };
@@ -347,7 +348,7 @@ impl World {
         let there = received.and_then(|label| running.replica.core().term_at(label.index));
         running.note_event(&event);
         running.replica.handle(clock, wall_ms, event, &mut jobs);
-        running.note_orders(&jobs, clock);
+        running.note_orders(&jobs, clock, patience);
         let now_there = running.replica.core().term_at(log.last.index);
         let superseded = now_there.is_some_and(|term| term != log.last.term);
         let bound = running.replica.bound_incarnations() > bindings;

@@ -1,7 +1,7 @@
 //! Snapshots of a simulated node: frozen between two jobs, built beside apply, kept, pruned; the log purged
 //! behind them; crashes and failing disks in each of these steps.
 
-use d_engine_core::{Instant, LogId, RoleKind};
+use d_engine_core::{Duration, Instant, LogId, RoleKind};
 use d_engine_replica::{Event, Install, Jobs, LogId as Place, StopReason};
 use d_engine_storage::fs_sim::Failure;
 use d_engine_storage::snapshot::{FullSpeed, Health};
@@ -156,7 +156,8 @@ impl World {
         self.tell(id, event)?;
         self.arm(id, 4);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let pruned = running.snapshots.prune(1, &[]);
+        let on_their_way: Vec<LogId> = running.sends.values().map(|sender| sender.archive().label()).collect();
+        let pruned = running.snapshots.prune(1, &on_their_way);
         if self.died_in(id, Sometimes::CrashInPrune) {
             return Ok(());
         }
@@ -200,7 +201,7 @@ impl World {
     /// as that is bearable.
     pub(crate) fn check_purge_order(&mut self, id: u64, through: LogId) -> Result<(), String> {
         let now = self.now;
-        let patience = d_engine_core::Duration::from_millis(self.profile.snapshots.purge_patience_ms);
+        let patience = Duration::from_millis(self.profile.snapshots.purge_patience_ms);
         let node = self.node(id);
         let clock = node.clock(now);
         let Some(running) = node.running.as_ref() else { return Ok(()) };
@@ -318,19 +319,22 @@ impl Running {
     /// Mirrors the replica's own account of the snapshots that it has ordered to be sent.
     pub(crate) fn note_event(&mut self, event: &Event) {
         match event {
-            Event::SnapshotSent(to) | Event::SnapshotFailed { to, .. } => {
+            Event::SnapshotSent(to) => {
                 self.sending.remove(to);
             }
             _ => {}
         }
     }
 
-    pub(crate) fn note_orders(&mut self, jobs: &Jobs, now: Instant) {
+    pub(crate) fn note_orders(&mut self, jobs: &Jobs, now: Instant, patience: Duration) {
         if self.replica.core().role() != RoleKind::Leader {
             self.sending.clear();
         }
         for order in &jobs.snapshots {
-            self.sending.entry(order.to).or_insert(now);
+            let since = self.sending.entry(order.to).or_insert(now);
+            if now.since(*since) >= patience.times(2) {
+                *since = now;
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use d_engine_core::{Duration, LogId};
+use d_engine_core::{Duration, LogId, LogIndex};
 use d_engine_proto::engine::{decode_snapshot_frame, encode_snapshot_frame};
 use d_engine_replica::{
     Event, InstallError, ReceiverStep, SendLimits, SnapshotMessage, SnapshotOrder, SnapshotReceiver,
@@ -46,6 +46,8 @@ struct Connection {
     to: u64,
     to_life: u64,
     label: LogId,
+    /// What was committed at the follower when it began: no more than what goes beyond is received.
+    committed: LogIndex,
     lanes: BTreeMap<Way, Lane>,
 }
 
@@ -83,11 +85,10 @@ impl World {
         let node = self.node(id);
         let (from_life, clock) = (node.life, node.clock(now));
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        let base = running.replica.core().log().base;
         let found = running.snapshots.find_whole(&mut FullSpeed);
         let archive = match found {
             // An older one would leave the follower where the log does not reach.
-            Ok((Some(info), _)) if info.label().index >= base.index => {
+            Ok((Some(info), _)) if info.label().index >= order.at_least => {
                 running.snapshots.open_archive(info.label())
             }
             Ok(_) => return self.tell(id, Event::SnapshotFailed { to: order.to, none_usable: true }),
@@ -111,7 +112,9 @@ impl World {
         }
         let lanes = [Way::ToFollower, Way::ToLeader].map(|way| (way, Lane::default()));
         let lanes = BTreeMap::from(lanes);
-        let connection = Connection { from: id, from_life, to, to_life, label, lanes };
+        let running = self.node(to).running.as_ref();
+        let committed = running.map_or(LogIndex::ZERO, |it| it.replica.core().log().committed);
+        let connection = Connection { from: id, from_life, to, to_life, label, committed, lanes };
         self.transfers.open.insert(number, connection);
         if let Some(running) = self.node(id).running.as_mut() {
             let sender = SnapshotSender::new(archive, order.term, limits, clock);
@@ -119,7 +122,8 @@ impl World {
         }
         if let Some(running) = self.node(to).running.as_mut() {
             let store = running.snapshots.clone();
-            running.receives.insert(number, SnapshotReceiver::new(store, node_id(id), ARCHIVE_BYTES_MAX));
+            let receiver = SnapshotReceiver::new(store, node_id(id), ARCHIVE_BYTES_MAX, committed);
+            running.receives.insert(number, receiver);
         }
         self.after(SECOND, Happening::TransferTimer { connection: number, node: id });
         self.pump(number)
@@ -247,7 +251,9 @@ impl World {
             }
         };
         let label = snapshot.label;
-        if let Some(node) = self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX)) {
+        let committed = self.transfers.open.get(&number).map_or(LogIndex::ZERO, |it| it.committed);
+        let is_stored = label.index > committed;
+        if let Some(node) = self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX)).filter(|_| is_stored) {
             self.monitors.snapshots.on_snapshot(id, &node.fs, label)?;
         }
         if let Some(running) = self.node(id).running.as_mut() {
