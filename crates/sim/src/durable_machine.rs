@@ -40,6 +40,8 @@ struct Journal {
     check: u64,
     /// What survives a power cut.
     flushed: LogId,
+    /// Whether a snapshot was installed in this life.
+    installed: bool,
 }
 
 /// What was applied.
@@ -64,6 +66,11 @@ impl DurableMachine {
     /// Up to here the state survives a power cut.
     pub(crate) fn flushed(&self) -> LogId {
         self.journal().flushed
+    }
+
+    /// Whether a snapshot was installed since the process was started.
+    pub(crate) fn has_installed(&self) -> bool {
+        self.journal().installed
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -207,7 +214,7 @@ impl DurableMachine {
             self.inner.update_last_snapshot_metadata(&metadata)?;
         }
         let flushed = self.inner.last_applied();
-        *self.journal() = Journal { generation, file: Some(file), end, check, flushed };
+        *self.journal() = Journal { generation, file: Some(file), end, check, flushed, installed: false };
         let known = [CURRENT.to_owned(), METADATA.to_owned()];
         for name in self.fs.list(&self.dir)? {
             let path = self.dir.join(&name);
@@ -288,7 +295,9 @@ impl StateMachine for DurableMachine {
 
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         self.inner.apply_snapshot_from_file(meta, path).await?;
-        self.begin_generation(meta.last_included)
+        self.begin_generation(meta.last_included)?;
+        self.journal().installed = true;
+        Ok(())
     }
 
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {

@@ -52,6 +52,11 @@ impl Machine {
         }
     }
 
+    /// Whether a machine that keeps its own state has got a snapshot since the process was started.
+    pub(crate) fn has_installed(&self) -> bool {
+        matches!(self, Self::Durable(machine) if machine.has_installed())
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
         self.shared().get(key).ok().flatten()
     }

@@ -60,6 +60,10 @@ impl Disk {
     }
 
     fn purge(&mut self, through: LogId) {
+        if through.index <= self.base.index {
+            // It was ordered before a snapshot took the place of the log.
+            return;
+        }
         let gone = through.index.get().saturating_sub(self.base.index.get());
         self.terms.drain(..usize::try_from(gone).unwrap_or(usize::MAX).min(self.terms.len()));
         self.base = through;
@@ -406,7 +410,14 @@ impl Monitors {
         };
         let stored = disk.hard_state;
         let early = |what: &str| {
-            broken("durable before sent", format_args!("node {node} sends {what}, its disk holds {stored:?}"))
+            broken(
+                "durable before sent",
+                format_args!(
+                    "node {node} sends {what} ({message:?}), its disk holds {stored:?} and entries {}..={}",
+                    disk.base.index.next(),
+                    disk.last()
+                ),
+            )
         };
         match message {
             PeerMessage::PreVote { .. } | PeerMessage::PreVoteReply { granted: true, .. } => {}

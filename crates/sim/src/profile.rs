@@ -117,7 +117,7 @@ impl Profile {
             _ => 7,
         };
         let mut upto = |from: u64, to: u64| prng.between(from, to);
-        Self {
+        let profile = Self {
             nodes,
             clients: upto(1, 6),
             keys: upto(2, 8),
@@ -154,6 +154,25 @@ impl Profile {
             append_bytes: upto(1, 64) << 7,
             value_bytes: upto(8, 600),
             snapshots: SnapshotProfile::of(seed),
+        };
+        if profile.snapshots.storm { profile.stormy(&mut Prng::stream(seed, "snapshot storm")) } else { profile }
+    }
+
+    /// A load under which whoever is away for a second or two needs a snapshot, and somebody often is.
+    fn stormy(self, prng: &mut Prng) -> Self {
+        let (crash_every, sync_stall) =
+            (prng.below(2) * prng.between(SECOND, 8 * SECOND), prng.below(2) * prng.between(500, 5_000));
+        Self {
+            nodes: self.nodes.max(3),
+            clients: prng.between(3, 6),
+            client_pause: prng.between(10, 100) * MS,
+            client_patience: prng.between(200, 2_000) * MS,
+            partition_every: prng.between(SECOND, 6 * SECOND),
+            partition_length: prng.between(300, 4_000) * MS,
+            crash_every,
+            crash_length: prng.between(100, 4_000) * MS,
+            sync_stall,
+            ..self
         }
     }
 }

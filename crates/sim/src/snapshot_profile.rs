@@ -41,6 +41,8 @@ pub struct SnapshotProfile {
     pub durable: u64,
     /// Whether log segments are so small that purging removes many.
     pub small_segments: bool,
+    /// Whether everything is done so that followers fall behind what the leader's log still has.
+    pub storm: bool,
 }
 
 impl SnapshotProfile {
@@ -64,7 +66,7 @@ impl SnapshotProfile {
             _ => prng.next(),
         };
         let mut upto = |from: u64, to: u64| prng.between(from, to);
-        Self {
+        let profile = Self {
             after_entries,
             asked_every,
             tail_entries,
@@ -82,6 +84,25 @@ impl SnapshotProfile {
             damage,
             durable,
             small_segments: upto(0, 1) == 1,
+            storm: upto(1, 100) <= 40,
+        };
+        if profile.storm { profile.stormy(&mut prng) } else { profile }
+    }
+
+    /// Snapshots all the time, logs that keep next to nothing, and steps that are often cut short.
+    fn stormy(self, prng: &mut Prng) -> Self {
+        Self {
+            after_entries: prng.between(2, 25),
+            tail_entries: prng.below(6),
+            purge_patience_ms: prng.between(100, 5_000),
+            retained: usize::try_from(prng.between(1, 3)).unwrap_or(1),
+            bytes_per_second: 1 << prng.between(11, 18),
+            build_mean: prng.between(1, 200) * MS,
+            crash_in_step: prng.below(3) * prng.between(10_000, 80_000),
+            cut: prng.below(3) * prng.between(10_000, 80_000),
+            cut_at_end: prng.below(2) * prng.between(200_000, 500_000),
+            damage: prng.below(2) * prng.between(300_000, 900_000),
+            ..self
         }
     }
 

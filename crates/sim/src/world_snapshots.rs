@@ -295,13 +295,21 @@ impl World {
         let Some((node, running)) = node.and_then(|node| Some((node, node.running.as_ref()?))) else {
             return Ok(());
         };
-        let list = running.snapshots.list();
-        let is_there = |health| list.iter().any(|info| info.health == health);
-        let damaged = is_there(Health::Damaged) || !started.snapshots.unusable.is_empty();
-        if damaged && is_there(Health::Whole) {
-            self.counts.reached(Sometimes::DamagedSnapshotSkipped);
+        let (list, applied) = (running.snapshots.list(), running.replica.applied());
+        let newest = list.first().map(|info| info.label().index);
+        let is_damaged = list.first().is_some_and(|info| info.health == Health::Damaged)
+            || !started.snapshots.unusable.is_empty();
+        let is_at_snapshot = list.iter().any(|info| info.label().index == applied);
+        let is_ahead = newest.is_some_and(|label| label < applied);
+        match running.machine.flushed() {
+            None if is_damaged && is_at_snapshot => self.counts.reached(Sometimes::OlderSnapshotRestored),
+            Some(_) if is_ahead => self.counts.reached(Sometimes::DurableAheadOfSnapshot),
+            Some(_) if running.machine.has_installed() => {
+                self.counts.reached(Sometimes::DurableRestored);
+            }
+            _ => {}
         }
-        let (applied, state) = (running.replica.applied().get(), running.machine.state_hash());
+        let (applied, state) = (applied.get(), running.machine.state_hash());
         self.monitors.snapshots.on_state(id, applied, state)?;
         if let Some(meta) = running.machine.shared().snapshot_metadata() {
             self.monitors.snapshots.on_metadata(id, &node.fs, &meta)?;
