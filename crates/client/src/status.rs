@@ -42,6 +42,8 @@ pub struct NodeStatus {
     pub log_bytes_written: u64,
     /// Bytes that its log takes up on disk at most.
     pub log_bytes_on_disk: u64,
+    /// How many records its state machine says that it holds.
+    pub records: u64,
     /// Its snapshots.
     pub snapshots: SnapshotStatus,
 }
@@ -120,6 +122,7 @@ impl From<wire::StatusReply> for NodeStatus {
             log_syncs: reply.log_syncs,
             log_bytes_written: reply.log_bytes_written,
             log_bytes_on_disk: reply.log_bytes_on_disk,
+            records: reply.state_machine_len,
             snapshots: reply.snapshots.unwrap_or_default().into(),
         }
     }

@@ -5,7 +5,7 @@
 //! | a whole snapshot past the log, or one whose last entry the log does not hold | an install was cut short: the log begins anew behind it |
 //! | a damaged snapshot | the one before it, if the log still reaches back to that |
 //! | a `Rebuilt` machine | reset; the newest whole snapshot; the log from there |
-//! | a `Durable` machine that stands before the log's beginning | the newest whole snapshot; the log from there |
+//! | a `Durable` machine that is empty or stands before the log's beginning | the newest whole snapshot; the log from there |
 //! | a `Durable` machine inside the log | the log from where it stands |
 //! | a log that begins later than every whole snapshot ends | refused: entries between them are gone |
 
@@ -95,10 +95,14 @@ impl Start<'_> {
     async fn bring_up(&mut self, machine: &dyn StateMachine) -> Result<(Applied, Footing), StopReason> {
         let rebuilt = machine.durability() == Durability::Rebuilt;
         let stands_at = if rebuilt { LogId::default() } else { machine.last_applied() };
+        // It has lost its state, or is new in this directory: the snapshot is nearer than the first entry.
+        let is_new = !rebuilt && stands_at == LogId::default() && machine.is_empty();
         let mut damage = Vec::new();
         for info in self.snapshots.list() {
-            let needed =
-                rebuilt || stands_at.index < self.recovered.base.index.get() || self.is_past_log(&info);
+            let needed = rebuilt
+                || is_new
+                || stands_at.index < self.recovered.base.index.get()
+                || self.is_past_log(&info);
             if info.label().index < self.recovered.base.index || !needed {
                 break;
             }
@@ -124,7 +128,8 @@ impl Start<'_> {
         let base = self.recovered.base;
         let rebuilt = machine.durability() == Durability::Rebuilt;
         if base != CoreLogId::ZERO && (rebuilt || stands_at.index < base.index.get()) {
-            let damage = damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            let known = self.snapshots.unusable().iter().cloned();
+            let damage = known.chain(damage.iter().map(ToString::to_string)).collect::<Vec<_>>().join("; ");
             let damage = if damage.is_empty() { "there is none".to_owned() } else { damage };
             return Err(StopReason::new(format_args!(
                 "the state machine stands at {stands_at}, but the log begins after {base} and no snapshot that \

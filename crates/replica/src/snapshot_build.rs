@@ -174,6 +174,7 @@ impl StateMachineHandler {
         store.has_room_for(store.newest().map_or(0, |info| info.len)).map_err(StopReason::new)?;
         let staging = store.staging().map_err(StopReason::new)?;
         let label = self.applied.id;
+        self.check_term(label)?;
         let view = self.machine.snapshot_view().map_err(|error| failed("snapshot_view", &error))?;
         let content = match view {
             Some(view) if view.label() != label => {
@@ -197,6 +198,18 @@ impl StateMachineHandler {
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
         })
+    }
+
+    /// A label with a term that the machine knows otherwise would be believed by every node that gets the snapshot.
+    fn check_term(&self, label: LogId) -> Result<(), StopReason> {
+        match self.machine.entry_term(label.index) {
+            Some(term) if term != label.term => Err(StopReason::new(format_args!(
+                "the state machine says that entry {} is of term {term}, but {label} was applied last; no snapshot is \
+                 taken of it",
+                label.index
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// A snapshot is durable: the machine is told, and stores what the log will no longer have.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use d_engine_core::{EntryKind, LogIndex};
 use d_engine_replica::{Never, ProposeError, ProposeResponder, StateMachineHandler, StopReason};
 use d_engine_storage::RecoveredLog;
-use recording::{Ground, Recording, at, entry, recovered};
+use recording::{Ground, Manner, Recording, at, entry, recovered};
 
 type Answers = Arc<Mutex<Vec<(u64, Result<Bytes, ProposeError>)>>>;
 
@@ -47,7 +47,7 @@ fn waiting(answers: &Answers, indexes: &[u64]) -> Vec<(LogIndex, ProposeResponde
 fn a_rebuilt_machine_is_started_and_reset_and_its_old_position_is_not_asked_for() {
     let machine = Arc::new(Recording::default());
     let handler = open(&machine, 3).unwrap();
-    assert_eq!(machine.take_calls(), ["start", "reset"]);
+    assert_eq!(machine.calls.take(), ["start", "reset"]);
     assert_eq!(handler.applied(), at(0, 0));
 }
 
@@ -55,7 +55,7 @@ fn a_rebuilt_machine_is_started_and_reset_and_its_old_position_is_not_asked_for(
 fn commands_come_as_one_chunk_and_entries_of_the_engine_only_move_the_position() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
-    machine.take_calls();
+    machine.calls.take();
     let entries = [
         entry(1, EntryKind::Noop, 0),
         entry(2, EntryKind::Command, 5),
@@ -63,16 +63,16 @@ fn commands_come_as_one_chunk_and_entries_of_the_engine_only_move_the_position()
         entry(4, EntryKind::Command, 6),
     ];
     now(handler.apply(&entries, Vec::new())).unwrap();
-    assert_eq!(machine.take_calls(), ["apply_chunk [2, 4]", "update_last_applied 4"]);
+    assert_eq!(machine.calls.take(), ["apply_chunk [2, 4]", "update_last_applied 4"]);
     now(handler.apply(&[entry(5, EntryKind::Noop, 0)], Vec::new())).unwrap();
-    assert_eq!(machine.take_calls(), ["update_last_applied 5"]);
+    assert_eq!(machine.calls.take(), ["update_last_applied 5"]);
 }
 
 #[test]
 fn a_tick_is_told_between_the_commands_before_and_after_it() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
-    machine.take_calls();
+    machine.calls.take();
     let entries =
         [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Tick, 0), entry(3, EntryKind::Command, 2)];
     now(handler.apply(&entries, Vec::new())).unwrap();
@@ -84,7 +84,7 @@ fn a_tick_is_told_between_the_commands_before_and_after_it() {
         "apply_chunk [3]",
         "update_last_applied 3",
     ];
-    assert_eq!(machine.take_calls(), expected);
+    assert_eq!(machine.calls.take(), expected);
 }
 
 #[test]
@@ -96,12 +96,12 @@ fn every_caller_gets_the_reply_to_its_own_command() {
         [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Noop, 0), entry(3, EntryKind::Command, 10)];
     now(handler.apply(&entries, waiting(&answers, &[1, 3]))).unwrap();
     let answers = answers.lock().unwrap();
-    assert_eq!(*answers, [(1, Ok(Bytes::from_static(&[1]))), (3, Ok(Bytes::from_static(&[11])))]);
+    assert_eq!(*answers, [(1, Ok(Bytes::from_static(b"1"))), (3, Ok(Bytes::from_static(b"11")))]);
 }
 
 #[test]
 fn no_reply_leaves_before_its_chunk_is_applied() {
-    let machine = Arc::new(Recording { fails_at: Some(10), ..Recording::default() });
+    let machine = Arc::new(Recording::with(Manner { chokes_on: Some(10), ..Manner::default() }));
     let mut handler = open(&machine, 0).unwrap();
     let answers = Answers::default();
     let entries = [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 10)];
@@ -120,7 +120,7 @@ fn nothing_is_delivered_twice_and_a_gap_stops_the_node() {
     now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
     now(handler.apply(&[entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 2)], Vec::new()))
         .unwrap();
-    assert_eq!(*machine.numbers.lock().unwrap(), [1, 2]);
+    assert_eq!(machine.numbers(), [1, 2]);
     let gap = now(handler.apply(&[entry(4, EntryKind::Command, 4)], Vec::new())).unwrap_err();
     assert!(gap.to_string().contains("entry 3 comes next"), "{gap}");
 }
@@ -130,9 +130,9 @@ fn the_end_persists_the_position_flushes_and_stops() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
     now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
-    machine.take_calls();
+    machine.calls.take();
     handler.close().unwrap();
-    assert_eq!(machine.take_calls(), ["persist_last_applied 1", "flush", "stop"]);
+    assert_eq!(machine.calls.take(), ["persist_last_applied 1", "flush", "stop"]);
 }
 
 #[test]
@@ -141,34 +141,33 @@ fn the_position_is_persisted_periodically() {
     let mut handler = open(&machine, 0).unwrap();
     let entries: Vec<_> = (1..=10_000).map(|index| entry(index, EntryKind::Noop, 0)).collect();
     now(handler.apply(&entries, Vec::new())).unwrap();
-    assert!(machine.take_calls().contains(&"persist_last_applied 10000".to_owned()));
+    assert!(machine.calls.take().contains(&"persist_last_applied 10000".to_owned()));
 }
 
 #[test]
 fn a_durable_machine_goes_on_from_where_it_stands() {
-    let machine =
-        Arc::new(Recording { durable_at: Some(at(1, 2)), says_term: Some(1), ..Recording::default() });
+    let machine = Arc::new(Recording::durable_at(at(1, 2)));
     let mut handler = open(&machine, 3).unwrap();
-    assert_eq!(machine.take_calls(), ["start", "last_applied", "entry_term 2"]);
+    assert_eq!(machine.calls.take(), ["start", "last_applied", "entry_term 2"]);
     now(handler.apply(&[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)], Vec::new()))
         .unwrap();
-    assert_eq!(*machine.numbers.lock().unwrap(), [1]);
+    assert_eq!(machine.numbers(), [1]);
 }
 
 /// Row 39 and 45: a state that does not fit its log is refused, with both values in the message.
 #[test]
 fn row_45_a_durable_machine_outside_its_log_is_refused() {
-    let ahead = Arc::new(Recording { durable_at: Some(at(1, 9)), ..Recording::default() });
+    let ahead = Arc::new(Recording::durable_at(at(1, 9)));
     let refused = open(&ahead, 3).map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("index 9") && refused.contains("index 3"), "{refused}");
 
-    let other_term = Arc::new(Recording { durable_at: Some(at(2, 2)), ..Recording::default() });
+    let other_term = Arc::new(Recording::durable_at(at(2, 2)));
     let refused = open(&other_term, 3).map(|_| ()).unwrap_err().to_string();
     assert!(refused.contains("term 2") && refused.contains("term 1"), "{refused}");
 
     let mut log = recovered(0);
     log.base = recording::id(1, 5);
-    let behind = Arc::new(Recording { durable_at: Some(at(1, 2)), ..Recording::default() });
+    let behind = Arc::new(Recording::durable_at(at(1, 2)));
     let refused = open_over(&behind, log).map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("gone"), "{refused}");
 }

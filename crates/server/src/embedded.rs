@@ -91,6 +91,8 @@ pub struct NodeStatus {
     pub snapshots: SnapshotStatus,
     /// Whether the state machine says that it runs.
     pub state_machine_running: bool,
+    /// How many records the state machine says that it holds.
+    pub state_machine_len: usize,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }
@@ -425,6 +427,7 @@ impl EmbeddedEngine {
             snapshots: SnapshotStatus::of(&self.inner.shared, &log),
             log,
             state_machine_running: self.inner.machine.is_running(),
+            state_machine_len: self.inner.machine.len(),
             stopped: self.inner.shared.inbox.closed(),
         }
     }

@@ -31,6 +31,8 @@ pub(super) struct Inner {
     /// Newest first.
     list: Mutex<Vec<SnapshotInfo>>,
     busy: Mutex<Busy>,
+    /// Why archives that were there at the opening are not in the list.
+    pub(super) unusable: Vec<String>,
 }
 
 /// What is under way.
@@ -43,7 +45,7 @@ pub(super) struct Busy {
 impl Inner {
     pub(super) fn new(fs: Arc<dyn Fs>, dir: &Path, options: SnapshotOptions) -> Self {
         let (list, busy) = (Mutex::default(), Mutex::default());
-        Self { fs, dir: dir.to_owned(), options, list, busy }
+        Self { fs, dir: dir.to_owned(), options, list, busy, unusable: Vec::new() }
     }
 
     pub(super) fn list(&self) -> MutexGuard<'_, Vec<SnapshotInfo>> {

@@ -132,8 +132,9 @@ impl SnapshotStore {
     ) -> Result<(Self, SnapshotReport), SnapshotError> {
         options.chunk_bytes = options.chunk_bytes.clamp(1, MAX_CHUNK_BYTES);
         ensure_dir(&*fs, dir).map_err(io_error("create", dir))?;
-        let inner = Inner::new(fs, dir, options);
+        let mut inner = Inner::new(fs, dir, options);
         let report = inner.scan()?;
+        inner.unusable = report.unusable.iter().map(ToString::to_string).collect();
         Ok((Self { inner: Arc::new(inner) }, report))
     }
 
@@ -195,6 +196,12 @@ impl SnapshotStore {
     #[must_use]
     pub fn list(&self) -> Vec<SnapshotInfo> {
         self.inner.list().clone()
+    }
+
+    /// Why archives that were there when the directory was opened are not in the list.
+    #[must_use]
+    pub fn unusable(&self) -> &[String] {
+        &self.inner.unusable
     }
 
     /// The newest archive that is not known to be damaged.

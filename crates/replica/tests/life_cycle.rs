@@ -1,0 +1,170 @@
+//! The life of a state machine, call by call: the sequence of the seed's diagram, and what goes on beside it.
+#![allow(clippy::unwrap_used)]
+
+mod recording;
+
+use d_engine_replica::{AfterEntries, Event, Never, SnapshotContext, SnapshotPolicy};
+use d_engine_storage::snapshot::FullSpeed;
+use recording::node::{Node, leader_with_snapshot, now, send};
+use recording::{Calls, Ground, Manner, Recording, at};
+
+/// A policy that writes down that it was asked, beside the machine's calls.
+struct Asked(Calls, AfterEntries);
+
+impl SnapshotPolicy for Asked {
+    fn should_snapshot(&self, context: &SnapshotContext) -> bool {
+        let due = self.1.should_snapshot(context);
+        self.0.note(format!("should_snapshot {} {due}", context.applied.index));
+        due
+    }
+}
+
+/// Section 4 of the specification: commit, apply; the policy, a snapshot; an install; at the end, flush from `Drop`.
+#[test]
+fn the_calls_come_in_the_order_of_the_life_cycle_diagram() {
+    let (leader, received) = leader_with_snapshot(9);
+    let machine = Recording::default();
+    let calls = machine.calls.clone();
+    let mut node = Node::start(Ground::new(), machine, Asked(calls.clone(), AfterEntries(3))).unwrap();
+
+    // Commit new entries; the snapshot policy after each chunk.
+    node.commit(1, 2);
+    assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none());
+    node.commit(3, 4);
+    let task = now(node.worker.begin_snapshot(false)).unwrap().unwrap();
+    let kept = node.worker.end_snapshot(task.build(&node.ground.store, &mut FullSpeed)).unwrap();
+    assert!(matches!(kept, Some(Event::SnapshotKept(label)) if label == at(1, 4)));
+    // Install a leader's snapshot.
+    send(&leader, &received, &node.ground.store);
+    node.install(at(1, 9)).unwrap();
+    assert_eq!(node.worker.handler().applied(), at(1, 9));
+    // Shutdown.
+    node.worker.handler().close().unwrap();
+    drop(node);
+
+    let expected = [
+        "start",
+        "reset",
+        "apply_chunk [1, 2]",
+        "update_last_applied 2",
+        "should_snapshot 2 false",
+        "apply_chunk [3, 4]",
+        "update_last_applied 4",
+        "should_snapshot 4 true",
+        "entry_term 4",
+        "generate_snapshot_data 4 empty",
+        "update_last_snapshot_metadata 4",
+        "persist_last_snapshot_metadata 4",
+        "persist_last_applied 4",
+        "flush",
+        "apply_snapshot_from_file 9",
+        "update_last_applied 9",
+        "update_last_snapshot_metadata 9",
+        "persist_last_snapshot_metadata 9",
+        "persist_last_applied 9",
+        "flush",
+        "stop",
+        "drop",
+        "flush",
+    ];
+    assert_eq!(calls.take(), expected);
+}
+
+/// The label is the view's, whatever was applied meanwhile, and so is the content.
+#[test]
+fn entries_are_applied_while_a_view_is_written() {
+    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    node.machine.calls.clear();
+    let task = now(node.worker.begin_snapshot(true)).unwrap().unwrap();
+    node.commit(4, 6);
+    let built = task.build(&node.ground.store, &mut FullSpeed).unwrap();
+    assert_eq!((built.label().index.get(), node.worker.handler().applied().index), (3, 6));
+    node.worker.end_snapshot(Ok(built.clone())).unwrap();
+    let expected = [
+        "entry_term 3",
+        "snapshot_view",
+        "apply_chunk [4, 5, 6]",
+        "update_last_applied 6",
+        "write 3",
+        "update_last_snapshot_metadata 3",
+        "persist_last_snapshot_metadata 3",
+        "persist_last_applied 6",
+        "flush",
+    ];
+    assert_eq!(node.machine.calls.take(), expected);
+
+    let mut other = Node::start(Ground::new(), Recording::default(), Never).unwrap();
+    send(&node, &built, &other.ground.store);
+    other.install(at(1, 3)).unwrap();
+    assert_eq!(other.machine.numbers(), [1, 2, 3], "exactly the state at the label");
+}
+
+#[test]
+fn a_view_that_is_not_of_the_place_where_apply_stands_is_refused() {
+    let machine = Recording::with(Manner { view_ahead_by: Some(1), ..Manner::default() });
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    let refused = now(node.worker.begin_snapshot(true)).map(drop).unwrap_err().to_string();
+    assert!(
+        refused.contains("index 4") && refused.contains("index 3 of term 1 was applied last"),
+        "{refused}"
+    );
+    assert!(node.ground.store.list().is_empty());
+    node.commit(4, 5);
+    assert_eq!(node.machine.numbers(), [1, 2, 3, 4, 5]);
+}
+
+/// One at a time, also when somebody asks; and after a failure not at once again.
+#[test]
+fn while_one_is_built_no_other_is_begun_and_a_failure_is_followed_by_a_pause() {
+    let mut node = Node::start(Ground::new(), Recording::default(), AfterEntries(1)).unwrap();
+    node.commit(1, 1);
+    let task = now(node.worker.begin_snapshot(false)).unwrap().unwrap();
+    node.commit(2, 2);
+    assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none());
+    assert!(now(node.worker.begin_snapshot(true)).unwrap().is_none());
+    drop(task);
+    assert!(
+        node.worker.end_snapshot(Err(d_engine_replica::StopReason::new("a full disk"))).unwrap().is_none()
+    );
+    // A millisecond of log time later the policy would say yes.
+    node.commit(3, 3);
+    assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none(), "not before a second has passed");
+    // An operator may insist.
+    assert_eq!(node.take_snapshot().label().index.get(), 3);
+}
+
+/// A snapshot that was begun before a leader's was installed ends after it: the machine's newest stays the newest.
+#[test]
+fn an_older_snapshot_that_is_ready_after_an_install_is_not_told_as_the_newest() {
+    let (leader, received) = leader_with_snapshot(9);
+    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    let task = now(node.worker.begin_snapshot(true)).unwrap().unwrap();
+    send(&leader, &received, &node.ground.store);
+    node.install(at(1, 9)).unwrap();
+    let built = task.build(&node.ground.store, &mut FullSpeed);
+    node.worker.end_snapshot(built).unwrap();
+    assert_eq!(node.machine.calls.with("update_last_snapshot_metadata"), ["9"]);
+    assert_eq!(node.ground.store.newest().unwrap().label().index.get(), 9);
+}
+
+/// A machine that refuses a snapshot keeps its state, and the node stops with the reason.
+#[test]
+fn a_machine_that_refuses_a_snapshot_keeps_what_it_has() {
+    let (leader, received) = leader_with_snapshot(9);
+    let mut node = Node::start(Ground::new(), Recording::default(), Never).unwrap();
+    node.commit(1, 2);
+    let refused = node.install(at(1, 9)).unwrap_err().to_string();
+    assert!(!refused.is_empty(), "it is not there");
+    assert_eq!(node.machine.numbers(), [1, 2]);
+    send(&leader, &received, &node.ground.store);
+    recording::node::damage(&node.ground, &received);
+    let refused = node.install(at(1, 9)).unwrap_err().to_string();
+    assert!(refused.contains("checksum"), "{refused}");
+    assert_eq!(node.machine.numbers(), [1, 2]);
+    assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0, "it was never offered");
+}

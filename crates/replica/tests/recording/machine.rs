@@ -1,0 +1,321 @@
+//! A small, real state machine that writes down every call: numbers by the index that brought them, their sum as the
+//! reply. Its state outlives it when it is told so, as that of a machine that keeps files of its own would.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use d_engine_replica::{
+    Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum,
+};
+
+/// The calls, in order; shared by all machines of one test.
+#[derive(Clone, Default)]
+pub(crate) struct Calls(Arc<Mutex<Vec<String>>>);
+
+impl Calls {
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+
+    /// The indexes of the commands that were delivered, in order.
+    pub(crate) fn applied(&self) -> Vec<u64> {
+        let chunks = self.with("apply_chunk");
+        let indexes = chunks.iter().flat_map(|chunk| chunk.trim_matches(['[', ']']).split(", "));
+        indexes.map(|index| index.parse().unwrap()).collect()
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
+    pub(crate) fn note(&self, call: impl Into<String>) {
+        self.0.lock().unwrap().push(call.into());
+    }
+
+    /// Where the first call is that begins so.
+    pub(crate) fn first(&self, call: &str) -> Option<usize> {
+        self.all().iter().position(|made| is_call(made, call))
+    }
+
+    pub(crate) fn last(&self, call: &str) -> Option<usize> {
+        self.all().iter().rposition(|made| is_call(made, call))
+    }
+
+    pub(crate) fn count(&self, call: &str) -> usize {
+        self.all().iter().filter(|made| is_call(made, call)).count()
+    }
+
+    /// What these calls were made with.
+    pub(crate) fn with(&self, call: &str) -> Vec<String> {
+        let made = self.all();
+        made.iter()
+            .filter(|made| is_call(made, call))
+            .map(|made| made[call.len()..].trim().to_owned())
+            .collect()
+    }
+}
+
+fn is_call(made: &str, call: &str) -> bool {
+    made.strip_prefix(call).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+}
+
+/// What a machine holds.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// The number that an entry brought, and the entry's term.
+    pub(crate) numbers: BTreeMap<u64, (u64, u8)>,
+    pub(crate) last: LogId,
+    pub(crate) snapshot: Option<SnapshotMetadata>,
+}
+
+/// How a machine behaves.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Manner {
+    pub(crate) is_durable: bool,
+    /// The machine says so of itself.
+    pub(crate) is_down: bool,
+    /// Added to every term that the machine tells.
+    pub(crate) wrong_by: u64,
+    /// A number that cannot be applied.
+    pub(crate) chokes_on: Option<u8>,
+    pub(crate) fails_start: bool,
+    /// It freezes its state by a view, which says that it is so many entries further than it is.
+    pub(crate) view_ahead_by: Option<u64>,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Recording {
+    pub(crate) calls: Calls,
+    pub(crate) held: Arc<Mutex<Held>>,
+    pub(crate) manner: Manner,
+}
+
+impl Recording {
+    pub(crate) fn with(manner: Manner) -> Self {
+        let (calls, held) = (Calls::default(), Arc::default());
+        Self { calls, held, manner }
+    }
+
+    /// A machine that keeps its state by itself.
+    pub(crate) fn durable() -> Self {
+        Self::with(Manner { is_durable: true, ..Manner::default() })
+    }
+
+    /// One that stands at `last` and has nothing else.
+    pub(crate) fn durable_at(last: LogId) -> Self {
+        let machine = Self::durable();
+        machine.held().last = last;
+        machine
+    }
+
+    /// The numbers, in the order of their entries.
+    pub(crate) fn numbers(&self) -> Vec<u8> {
+        self.held().numbers.values().map(|(_, number)| *number).collect()
+    }
+
+    /// The same machine after its process has ended and begun again.
+    pub(crate) fn again(&self) -> Self {
+        self.clone()
+    }
+
+    /// The same, behaving otherwise.
+    pub(crate) fn again_as(&self, manner: Manner) -> Self {
+        let (calls, held) = (self.calls.clone(), self.held.clone());
+        Self { calls, held, manner }
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap()
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.calls.note("drop");
+        self.flush().ok();
+    }
+}
+
+#[async_trait]
+impl StateMachine for Recording {
+    fn start(&self) -> Result<()> {
+        self.calls.note("start");
+        if self.manner.fails_start {
+            Err(Error::msg("the backend is locked by another process"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.calls.note("stop");
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.calls.note("is_running");
+        !self.manner.is_down
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.calls.note(format!("get {}", String::from_utf8_lossy(key)));
+        let sum: u64 = self.held().numbers.values().map(|(_, number)| u64::from(*number)).sum();
+        Ok(Some(Bytes::from(sum.to_string())))
+    }
+
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        self.calls.note(format!("entry_term {entry_id}"));
+        let held = self.held();
+        let known = held.numbers.get(&entry_id).map(|(term, _)| *term);
+        let last = (held.last.index == entry_id && entry_id > 0).then_some(held.last.term);
+        known.or(last).map(|term| term + self.manner.wrong_by)
+    }
+
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        let indexes: Vec<u64> = chunk.iter().map(|entry| entry.index).collect();
+        self.calls.note(format!("apply_chunk {indexes:?}"));
+        let mut held = self.held();
+        let mut next = held.clone();
+        for entry in &chunk {
+            let number = *entry.data.first().ok_or_else(|| Error::msg("a command without a number"))?;
+            if entry.index <= held.last.index {
+                continue;
+            }
+            next.numbers.insert(entry.index, (entry.term, number));
+            next.last = LogId { term: entry.term, index: entry.index };
+            let sum: u64 = next.numbers.values().map(|(_, number)| u64::from(*number)).sum();
+            entry.reply(sum.to_string());
+            if Some(number) == self.manner.chokes_on {
+                return Err(Error::msg("the backend is gone"));
+            }
+        }
+        *held = next;
+        Ok(())
+    }
+
+    fn len(&self) -> usize {
+        self.calls.note("len");
+        self.held().numbers.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.calls.note("is_empty");
+        self.held().numbers.is_empty()
+    }
+
+    fn update_last_applied(&self, last: LogId) {
+        self.calls.note(format!("update_last_applied {}", last.index));
+        self.held().last = last;
+    }
+
+    fn last_applied(&self) -> LogId {
+        self.calls.note("last_applied");
+        self.held().last
+    }
+
+    fn persist_last_applied(&self, last: LogId) -> Result<()> {
+        self.calls.note(format!("persist_last_applied {}", last.index));
+        Ok(())
+    }
+
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.calls.note(format!("update_last_snapshot_metadata {}", meta.last_included.index));
+        self.held().snapshot = Some(meta.clone());
+        Ok(())
+    }
+
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        self.calls.note("snapshot_metadata");
+        self.held().snapshot.clone()
+    }
+
+    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.calls.note(format!("persist_last_snapshot_metadata {}", meta.last_included.index));
+        Ok(())
+    }
+
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        self.calls.note(format!("apply_snapshot_from_file {}", meta.last_included.index));
+        if snapshot_checksum(&path)? != meta.checksum {
+            return Err(Error::msg("wrong checksum"));
+        }
+        let mut next = Held { last: meta.last_included, ..Held::default() };
+        for line in std::fs::read_to_string(path.join("numbers"))?.lines() {
+            let fields: Vec<u64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
+            let [index, term, number] = fields[..] else { return Err(Error::msg("no line of numbers")) };
+            next.numbers.insert(index, (term, u8::try_from(number)?));
+        }
+        *self.held() = next;
+        Ok(())
+    }
+
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        let is_empty = std::fs::read_dir(&dir)?.next().is_none();
+        let empty = if is_empty { "empty" } else { "not empty" };
+        self.calls.note(format!("generate_snapshot_data {} {empty}", last_included.index));
+        write(&self.held(), &dir)
+    }
+
+    fn save_hard_state(&self) -> Result<()> {
+        self.calls.note("save_hard_state");
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.calls.note("flush");
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<()> {
+        self.calls.note("reset");
+        *self.held() = Held::default();
+        Ok(())
+    }
+
+    fn durability(&self) -> Durability {
+        if self.manner.is_durable { Durability::Durable } else { Durability::Rebuilt }
+    }
+    fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
+        let Some(ahead) = self.manner.view_ahead_by else { return Ok(None) };
+        self.calls.note("snapshot_view");
+        let mut held = self.held().clone();
+        held.last.index += ahead;
+        Ok(Some(Box::new(View { held, calls: self.calls.clone() })))
+    }
+
+    fn advance_time(&self, at: LogId, time_ms: u64) -> Result<()> {
+        self.calls.note(format!("advance_time {} {time_ms}", at.index));
+        Ok(())
+    }
+}
+
+struct View {
+    held: Held,
+    calls: Calls,
+}
+
+impl SnapshotView for View {
+    fn label(&self) -> LogId {
+        self.held.last
+    }
+
+    fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
+        self.calls.note(format!("write {}", self.held.last.index));
+        write(&self.held, dir)
+    }
+}
+
+fn write(held: &Held, dir: &Path) -> Result<[u8; 32]> {
+    let line = |(index, (term, number)): (&u64, &(u64, u8))| format!("{index} {term} {number}\n");
+    let lines: Vec<String> = held.numbers.iter().map(line).collect();
+    std::fs::write(dir.join("numbers"), lines.concat())?;
+    Ok(snapshot_checksum(dir)?)
+}

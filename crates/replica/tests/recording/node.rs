@@ -1,0 +1,128 @@
+//! The apply side of a node on real files: log, snapshots and a recording machine, its jobs done by the test.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use d_engine_core::{Duration, EntryKind, GroupId, HardState, Instant, LogIndex, NodeId, Term};
+use d_engine_replica::{
+    ApplyJob, ApplySource, ApplyWorker, Footing, LogId, ReceiverStep, SendLimits, SnapshotMessage,
+    SnapshotPolicy, SnapshotReceiver, SnapshotSender, StateMachineHandler, StopReason,
+};
+use d_engine_storage::LogEntry;
+use d_engine_storage::snapshot::{FullSpeed, SnapshotInfo, SnapshotStore};
+
+use super::{Ground, Recording, entry, id};
+
+/// The value of a future that waits for nothing.
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("the future waits for something"),
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) ground: Ground,
+    pub(crate) machine: Arc<Recording>,
+    pub(crate) worker: ApplyWorker,
+    pub(crate) footing: Footing,
+}
+
+impl Node {
+    pub(crate) fn start(
+        mut ground: Ground,
+        machine: Recording,
+        policy: impl SnapshotPolicy,
+    ) -> Result<Self, StopReason> {
+        let machine = Arc::new(machine);
+        let (handler, footing) =
+            now(StateMachineHandler::open(machine.clone(), Arc::new(policy), ground.start()))?;
+        let worker = ApplyWorker::new(handler, ground.opened.log.reader(), GroupId::FIRST)
+            .with_snapshots(ground.store.clone(), NodeId::new(1).unwrap());
+        Ok(Self { ground, machine, worker, footing })
+    }
+
+    /// Stores commands of term 1 with the numbers 1, 2, ... at the indexes `first..=last`, and applies them.
+    pub(crate) fn commit(&mut self, first: u64, last: u64) {
+        let entries = self.store(first, last);
+        let job = ApplyJob { source: ApplySource::Entries(entries), responders: Vec::new() };
+        now(self.worker.run(job)).unwrap();
+    }
+
+    /// Stores commands without applying them.
+    pub(crate) fn store(&mut self, first: u64, last: u64) -> Vec<LogEntry> {
+        let entries: Vec<LogEntry> = (first..=last).map(command).collect();
+        store(&mut self.ground, 1, &entries);
+        entries
+    }
+
+    /// Takes a snapshot of what is applied.
+    pub(crate) fn take_snapshot(&mut self) -> SnapshotInfo {
+        let task = now(self.worker.begin_snapshot(true)).unwrap().unwrap();
+        let built = task.build(&self.ground.store, &mut FullSpeed);
+        self.worker.end_snapshot(built.clone()).unwrap();
+        built.unwrap()
+    }
+
+    pub(crate) fn install(&mut self, label: LogId) -> Result<(), StopReason> {
+        let job = ApplyJob { source: ApplySource::Snapshot(label), responders: Vec::new() };
+        now(self.worker.run(job)).map(|_| ())
+    }
+}
+
+pub(crate) fn command(index: u64) -> LogEntry {
+    entry(index, EntryKind::Command, u8::try_from(index).unwrap())
+}
+
+/// Stores entries, with a term that the node has seen.
+pub(crate) fn store(ground: &mut Ground, term: u64, entries: &[LogEntry]) {
+    let hard_state = HardState { term: Term::new(term), vote: None, commit: LogIndex::new(0) };
+    ground.opened.log.append(GroupId::FIRST, Some(hard_state), entries).unwrap();
+    ground.opened.log.sync().unwrap();
+}
+
+/// A node that has applied `last` commands and taken a snapshot then.
+pub(crate) fn leader_with_snapshot(last: u64) -> (Node, SnapshotInfo) {
+    let mut leader = Node::start(Ground::new(), Recording::default(), d_engine_replica::Never).unwrap();
+    leader.commit(1, last);
+    let info = leader.take_snapshot();
+    (leader, info)
+}
+
+/// Carries a snapshot of another node into this store.
+pub(crate) fn send(from: &Node, info: &SnapshotInfo, to: &SnapshotStore) {
+    let archive = from.ground.store.open_archive(info.label()).unwrap();
+    let mut sender = SnapshotSender::new(archive, Term::new(1), SendLimits::default(), Instant::ZERO);
+    let from = NodeId::new(2).unwrap();
+    let mut receiver = SnapshotReceiver::new(to.clone(), from, 1 << 30, LogIndex::new(0));
+    let soon = Instant::ZERO.plus(Duration::from_millis(1));
+    while let Some(message) = sender.poll().unwrap() {
+        match receiver.on_message(message, &mut FullSpeed) {
+            ReceiverStep::Answer(answer) => sender.on_message(soon, answer).unwrap(),
+            ReceiverStep::Finish => break,
+            ReceiverStep::Refuse(answer) => panic!("{answer:?}"),
+        }
+    }
+    receiver.finish(&mut FullSpeed).unwrap();
+    sender.on_message(soon, SnapshotMessage::Installing).unwrap();
+    assert!(to.list().iter().any(|held| held.label() == info.label()));
+}
+
+/// Flips a bit in the middle of an archive.
+pub(crate) fn damage(ground: &Ground, info: &SnapshotInfo) {
+    let name = format!("{}-{}", info.label().term, info.label().index);
+    let dir = ground.dir.path().join("data/snapshots");
+    let files = std::fs::read_dir(dir).unwrap().flatten().map(|file| file.path());
+    let path = files.into_iter().find(|path| path.to_string_lossy().contains(&name)).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Purges the log up to an entry of term 1.
+pub(crate) fn purge(ground: &mut Ground, through: u64) {
+    ground.opened.log.purge(GroupId::FIRST, id(1, through)).unwrap();
+}

@@ -1,0 +1,167 @@
+//! What a node goes on from: each row of the table at the head of `restore.rs`.
+#![allow(clippy::unwrap_used)]
+
+mod recording;
+
+use d_engine_core::{EntryKind, Term};
+use d_engine_replica::{Never, StopReason};
+use d_engine_storage::LogEntry;
+use recording::node::{Node, command, damage, leader_with_snapshot, purge, send, store};
+use recording::{Ground, Recording, at, entry, id};
+
+/// A node that has applied six entries, with snapshots at 2 and 4.
+fn ground_with_snapshots(machine: Recording) -> Ground {
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    for (first, last) in [(1, 2), (3, 4)] {
+        node.commit(first, last);
+        node.take_snapshot();
+    }
+    node.commit(5, 6);
+    let Node { ground, .. } = node;
+    ground
+}
+
+fn start(ground: Ground, machine: Recording) -> Result<Node, StopReason> {
+    Node::start(ground, machine, Never)
+}
+
+fn refusal(ground: Ground, machine: Recording) -> String {
+    let stopped = machine.calls.clone();
+    let refused = start(ground, machine).map(|_| ()).unwrap_err().to_string();
+    assert_eq!(stopped.count("stop"), 1, "it was started, so it is told that this is the end");
+    refused
+}
+
+#[test]
+fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 4);
+    let node = start(ground.again(), Recording::default()).unwrap();
+    let expected = [
+        "start",
+        "reset",
+        "apply_snapshot_from_file 4",
+        "update_last_snapshot_metadata 4",
+        "persist_last_snapshot_metadata 4",
+    ];
+    assert_eq!(node.machine.calls.take()[..5], expected);
+    assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2, 3, 4], 4));
+    assert_eq!((node.footing.covered.get(), node.footing.time_ms), (4, 1_004));
+    assert_eq!(node.footing.membership.as_ref().unwrap().members().len(), 1);
+}
+
+#[test]
+fn a_damaged_snapshot_is_passed_over_while_the_log_reaches_to_the_one_before_it() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 2);
+    let newest = ground.store.newest().unwrap();
+    damage(&ground, &newest);
+    let node = start(ground.again(), Recording::default()).unwrap();
+    assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["2"]);
+    assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2], 2));
+}
+
+#[test]
+fn entries_that_are_gone_are_named_and_nothing_is_started_without_them() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 4);
+    let newest = ground.store.newest().unwrap();
+    damage(&ground, &newest);
+    let refused = refusal(ground.again(), Recording::default());
+    assert!(refused.contains("begins after index 4 of term 1"), "{refused}");
+    assert!(refused.contains("checksum") && refused.contains("reinstall this replica"), "{refused}");
+}
+
+#[test]
+fn a_durable_machine_inside_the_log_needs_no_snapshot() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 4);
+    let node = start(ground.again(), Recording::durable_at(at(1, 5))).unwrap();
+    assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0);
+    assert_eq!(node.machine.calls.count("reset"), 0);
+    assert_eq!(node.footing.applied.get(), 5);
+    // The members where the log begins are those of the snapshot.
+    assert!(node.footing.membership.is_some());
+}
+
+#[test]
+fn a_durable_machine_before_the_log_gets_a_snapshot() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 4);
+    let node = start(ground.again(), Recording::durable_at(at(1, 3))).unwrap();
+    assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["4"]);
+    assert_eq!(node.machine.calls.count("reset"), 0, "the install is atomic by itself");
+    assert_eq!(node.machine.numbers(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_durable_machine_that_is_empty_beside_a_snapshot_gets_it() {
+    let ground = ground_with_snapshots(Recording::default());
+    let node = start(ground.again(), Recording::durable()).unwrap();
+    assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["4"]);
+    assert_eq!(node.footing.applied.get(), 4);
+}
+
+/// An install has begun: the snapshot is there, the log still is the old one.
+#[test]
+fn an_install_that_was_cut_short_is_finished() {
+    for machine in [Recording::default(), Recording::durable_at(at(1, 6))] {
+        let (leader, received) = leader_with_snapshot(9);
+        let ground = ground_with_snapshots(Recording::default());
+        send(&leader, &received, &ground.store);
+        let mut node = start(ground.again(), machine).unwrap();
+        assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["9"]);
+        assert_eq!((node.machine.numbers().len(), node.footing.applied.get()), (9, 9));
+        assert_eq!(node.ground.opened.recovered.base, id(1, 9));
+        assert!(node.ground.opened.recovered.entries.is_empty());
+        // The log itself agrees, now and after the next start, and goes on behind it.
+        node.commit(10, 11);
+        let ground = node.ground.again();
+        assert_eq!(ground.opened.recovered.base, id(1, 9));
+        let node = start(ground, Recording::default()).unwrap();
+        assert_eq!(node.footing.applied.get(), 9);
+        assert_eq!(node.ground.opened.recovered.entries.len(), 2);
+    }
+}
+
+/// The log holds other entries where the snapshot ends: a conflicting suffix, which goes; the term is not forgotten.
+#[test]
+fn a_suffix_that_conflicts_with_a_received_snapshot_is_dropped_and_a_matching_one_is_kept() {
+    let (leader, received) = leader_with_snapshot(9);
+    let mut ground = Ground::new();
+    let of_term_2 = |index| LogEntry { id: id(2, index), ..entry(index, EntryKind::Command, 99) };
+    let entries: Vec<LogEntry> = (1..=5).map(command).chain((6..=12).map(of_term_2)).collect();
+    store(&mut ground, 2, &entries);
+    send(&leader, &received, &ground.store);
+    let node = start(ground.again(), Recording::default()).unwrap();
+    assert_eq!(node.ground.opened.recovered.base, id(1, 9));
+    assert!(node.ground.opened.recovered.entries.is_empty(), "entry 10 followed another entry 9");
+    assert_eq!(node.ground.opened.recovered.hard_state.term, Term::new(2));
+
+    let mut ground = Ground::new();
+    let entries: Vec<LogEntry> = (1..=12).map(command).collect();
+    store(&mut ground, 1, &entries);
+    send(&leader, &received, &ground.store);
+    let node = start(ground.again(), Recording::default()).unwrap();
+    assert_eq!(node.footing.applied.get(), 9);
+    assert_eq!(node.ground.opened.recovered.entries.last().unwrap().id, id(1, 12));
+}
+
+#[test]
+fn a_node_whose_term_is_behind_a_snapshots_takes_it_over() {
+    let (leader, received) = leader_with_snapshot(9);
+    let ground = Ground::new();
+    assert_eq!(ground.opened.recovered.hard_state.term, Term::new(0));
+    send(&leader, &received, &ground.store);
+    let node = start(ground.again(), Recording::default()).unwrap();
+    assert_eq!(node.ground.opened.recovered.hard_state.term, Term::new(1));
+    let ground = node.ground.again();
+    assert_eq!(ground.opened.recovered.hard_state.term, Term::new(1), "on the disk too");
+}
+
+#[test]
+fn a_durable_machine_that_contradicts_its_log_is_refused() {
+    let ground = ground_with_snapshots(Recording::default());
+    let refused = refusal(ground.again(), Recording::durable_at(at(1, 7)));
+    assert!(refused.contains("index 7") && refused.contains("index 6"), "{refused}");
+}

@@ -1,0 +1,506 @@
+//! The table of the state machine's methods, row by row: who calls, and when. Real nodes, real files; the machine
+//! writes down what it is asked.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../replica/tests/recording/machine.rs"]
+mod recording;
+mod support;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use d_engine_replica::{ProposeError, ReadConsistency};
+use d_engine_server::{Config, EmbeddedEngine};
+use recording::{Calls, Manner, Recording};
+use support::{PATIENCE, cluster};
+
+/// A node alone, with a data directory that outlives it.
+struct Alone {
+    _dir: Option<tempfile::TempDir>,
+    config: Config,
+    machine: Arc<Recording>,
+    engine: EmbeddedEngine,
+    calls: Calls,
+}
+
+impl Alone {
+    async fn start(machine: Recording) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        (config.snapshots.tail_entries, config.snapshots.reserve_bytes) = (0, 0);
+        let mut alone = Self::with(machine, config).await;
+        alone._dir = Some(dir);
+        alone
+    }
+
+    async fn with(machine: Recording, config: Config) -> Self {
+        let (calls, machine) = (machine.calls.clone(), Arc::new(machine));
+        let engine = EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap();
+        engine.wait_ready(PATIENCE).await.unwrap();
+        Self { _dir: None, config, machine, engine, calls }
+    }
+
+    async fn propose(&self, number: u8) -> Bytes {
+        self.engine.propose(vec![number]).await.unwrap()
+    }
+
+    async fn applied(&self) -> u64 {
+        self.engine.status().await.replica.unwrap().applied
+    }
+
+    /// Waits until nothing more comes of its own accord: a new node binds itself in an entry of its own.
+    async fn settle(&self) {
+        until(async || {
+            let replica = self.engine.status().await.replica.unwrap();
+            let bound = replica.membership.members().iter().all(|member| member.incarnation.is_some());
+            bound && replica.applied == replica.core.log.last.index.get()
+        })
+        .await;
+    }
+
+    async fn stop(self) -> (Config, Arc<Recording>, Option<tempfile::TempDir>) {
+        self.engine.stop().await;
+        (self.config, self.machine, self._dir)
+    }
+}
+
+async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let look = async {
+        while !condition().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_start_at_node_initialization() {
+    let node = Alone::start(Recording::default()).await;
+    assert_eq!(node.calls.first("start"), Some(0), "before anything else");
+    node.propose(1).await;
+    assert_eq!(node.calls.count("start"), 1);
+    node.stop().await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    let machine = Arc::new(Recording::with(Manner { fails_start: true, ..Manner::default() }));
+    let refused = EmbeddedEngine::start_custom(machine, config).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("the backend is locked by another process"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_stop_at_node_shutdown() {
+    let node = Alone::start(Recording::default()).await;
+    let calls = node.calls.clone();
+    node.propose(1).await;
+    assert_eq!(calls.count("stop"), 0);
+    let (_, machine, _) = node.stop().await;
+    assert_eq!(calls.count("stop"), 1);
+    assert!(calls.first("stop") > calls.last("apply_chunk") && calls.first("stop") > calls.last("flush"));
+    drop(machine);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_is_running_at_health_checks() {
+    let node = Alone::start(Recording::default()).await;
+    node.calls.clear();
+    assert!(node.engine.status().await.state_machine_running);
+    assert_eq!(node.calls.count("is_running"), 1);
+    node.stop().await;
+    let node = Alone::start(Recording::with(Manner { is_down: true, ..Manner::default() })).await;
+    assert!(!node.engine.status().await.state_machine_running);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_get_at_a_clients_read_after_the_read_barrier() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(20).await;
+    node.propose(22).await;
+    let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(read, Some(Bytes::from_static(b"42")));
+    assert_eq!(node.calls.with("get"), ["sum"]);
+    assert!(node.calls.first("get") > node.calls.last("apply_chunk"), "what is acknowledged is seen");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_entry_term_at_the_consistency_checks_of_a_start_and_of_a_label() {
+    let node = Alone::start(Recording::durable()).await;
+    node.propose(1).await;
+    node.settle().await;
+    node.calls.clear();
+    let label = node.engine.take_snapshot().await.unwrap().label().index.get();
+    assert_eq!(node.calls.with("entry_term"), [label.to_string()], "what the snapshot will be labelled with");
+    let calls = node.calls.clone();
+    let (config, machine, _dir) = node.stop().await;
+    calls.clear();
+    let node = Alone::with(machine.again(), config).await;
+    let asked = calls.first("entry_term").unwrap();
+    assert!(calls.first("last_applied").unwrap() < asked);
+    let (config, machine, _dir) = node.stop().await;
+
+    // Another term than the log's: not the same history.
+    let wrong = Arc::new(machine.again_as(Manner { wrong_by: 4, ..machine.manner }));
+    let refused =
+        EmbeddedEngine::start_custom(wrong, config.clone()).await.map(drop).unwrap_err().to_string();
+    assert!(refused.contains("of term 6") && refused.contains("term 2"), "both values: {refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_of_another_term_than_the_machine_knows_is_refused() {
+    let node = Alone::start(Recording::with(Manner { wrong_by: 4, ..Manner::default() })).await;
+    node.propose(1).await;
+    let refused = node.engine.take_snapshot().await.unwrap_err().to_string();
+    assert!(refused.contains("is of term 5") && refused.contains("no snapshot is taken"), "{refused}");
+    // It goes on.
+    assert_eq!(node.propose(2).await, Bytes::from_static(b"3"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_apply_chunk_when_entries_are_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = cluster(dir.path(), 3);
+    let mut nodes = Vec::new();
+    for config in &configs {
+        let machine = Arc::new(Recording::default());
+        let engine = EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap();
+        nodes.push((engine, machine.calls.clone()));
+    }
+    for (engine, _) in &nodes {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    until(async || nodes.iter().any(|(engine, _)| engine.is_leader())).await;
+    let at = nodes.iter().position(|(engine, _)| engine.is_leader()).unwrap();
+    let (leader, calls) = nodes.swap_remove(at);
+    leader.propose(vec![1]).await.unwrap();
+    leader.propose(vec![2]).await.unwrap();
+    let applied = calls.applied();
+    assert_eq!(applied.len(), 2, "commands only: {applied:?}");
+    assert!(applied.is_sorted());
+
+    // Stored by the leader alone: not committed, so not applied.
+    for (engine, _) in nodes {
+        engine.stop().await;
+    }
+    let last = leader.status().await.replica.unwrap().core.log.last.index.get();
+    let (proposing, command) = (leader.clone(), Bytes::from_static(&[3]));
+    let proposed = tokio::spawn(async move { proposing.propose(command).await });
+    until(async || {
+        let Some(replica) = leader.status().await.replica else { return true };
+        replica.core.log.persisted.get() > last
+    })
+    .await;
+    assert_eq!(calls.applied().len(), 2);
+    leader.stop().await;
+    let told = proposed.await.unwrap().unwrap_err();
+    assert!(matches!(told, ProposeError::OutcomeUnknown | ProposeError::Stopped { .. }), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_len_for_monitoring() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(1).await;
+    node.propose(2).await;
+    assert_eq!(node.calls.count("len"), 0, "it may be expensive: only when somebody looks");
+    assert_eq!(node.engine.status().await.state_machine_len, 2);
+    assert_eq!(node.calls.count("len"), 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_is_empty_decides_at_a_start_beside_a_snapshot() {
+    let node = Alone::start(Recording::durable()).await;
+    node.propose(7).await;
+    let label = node.engine.take_snapshot().await.unwrap().label().index.get();
+    node.propose(8).await;
+    let (config, _, _dir) = node.stop().await;
+    // Its own files are lost: the snapshot is nearer than the log's first entry.
+    let node = Alone::with(Recording::durable(), config).await;
+    assert_eq!(node.calls.count("is_empty"), 1);
+    assert_eq!(node.calls.with("apply_snapshot_from_file"), [label.to_string()]);
+    let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(read, Some(Bytes::from_static(b"15")));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_update_last_applied_during_entry_application() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(1).await;
+    node.propose(2).await;
+    node.settle().await;
+    let told: Vec<u64> =
+        node.calls.with("update_last_applied").iter().map(|index| index.parse().unwrap()).collect();
+    assert!(told.is_sorted(), "{told:?}");
+    // Also for entries of the engine's own, of which there are two at least.
+    assert_eq!(told.last(), Some(&node.applied().await));
+    assert!(node.applied().await >= 4 && node.calls.applied().len() == 2);
+    assert!(node.calls.last("update_last_applied") > node.calls.last("apply_chunk"));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_last_applied_at_recovery_and_restart() {
+    for machine in [Recording::default(), Recording::durable()] {
+        let is_durable = machine.manner.is_durable;
+        let node = Alone::start(machine).await;
+        node.propose(1).await;
+        let calls = node.calls.clone();
+        let (config, machine, _dir) = node.stop().await;
+        let applied = calls.applied();
+        calls.clear();
+        let node = Alone::with(machine.again(), config).await;
+        assert_eq!(calls.count("last_applied") > 0, is_durable, "only a durable machine is believed");
+        // What it has is not delivered again; what another one lost is.
+        assert_eq!(calls.applied(), if is_durable { Vec::new() } else { applied });
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_persist_last_applied_before_a_purge_and_at_shutdown() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(1).await;
+    node.settle().await;
+    node.calls.clear();
+    let label = node.engine.take_snapshot().await.unwrap().label().index.get();
+    assert_eq!(node.calls.with("persist_last_applied"), [label.to_string()]);
+    node.propose(2).await;
+    let (applied, calls) = (node.applied().await, node.calls.clone());
+    node.stop().await;
+    assert_eq!(calls.with("persist_last_applied"), [label.to_string(), applied.to_string()]);
+    // Periodically: `the_position_is_persisted_periodically` beside the handler.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_snapshot_metadata_after_a_snapshot_is_created() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(1).await;
+    node.settle().await;
+    node.calls.clear();
+    let taken = node.engine.take_snapshot().await.unwrap();
+    let label = taken.label().index.get().to_string();
+    assert_eq!(node.calls.with("update_last_snapshot_metadata"), [label.as_str()]);
+    assert_eq!(node.calls.with("persist_last_snapshot_metadata"), [label.as_str()]);
+    let (generated, updated) =
+        (node.calls.first("generate_snapshot_data"), node.calls.first("update_last_snapshot_metadata"));
+    let persisted = node.calls.first("persist_last_snapshot_metadata");
+    assert!(generated < updated && updated < persisted && persisted < node.calls.first("flush"));
+    // The file was there before the machine was told.
+    let file = std::fs::read_dir(node.config.data_dir.join("snapshots")).unwrap();
+    assert!(file.flatten().any(|entry| entry.metadata().unwrap().len() == taken.len));
+    assert_eq!(node.machine.held().snapshot.as_ref().unwrap().last_included.index.to_string(), label);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_generate_snapshot_data_at_a_snapshots_creation() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(1).await;
+    node.settle().await;
+    assert_eq!(node.calls.count("generate_snapshot_data"), 0);
+    let applied = node.applied().await;
+    node.engine.take_snapshot().await.unwrap();
+    assert_eq!(node.calls.with("generate_snapshot_data"), [format!("{applied} empty")]);
+    let (mut config, machine, _dir) = node.stop().await;
+
+    // And when the policy says so.
+    config.snapshots.after_entries = 3;
+    let node = Alone::with(machine.again(), config).await;
+    node.calls.clear();
+    for number in 0..4 {
+        node.propose(number).await;
+    }
+    until(async || node.calls.count("generate_snapshot_data") == 1).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_save_hard_state_at_elections() {
+    let node = Alone::start(Recording::default()).await;
+    until(async || node.calls.count("save_hard_state") > 0).await;
+    let saved = node.calls.count("save_hard_state");
+    for number in 0..20 {
+        node.propose(number).await;
+    }
+    assert_eq!(node.calls.count("save_hard_state"), saved, "not on the way of a write");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_flush_before_a_purge_before_shutdown_and_in_drop() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(1).await;
+    assert_eq!(node.calls.count("flush"), 0);
+    node.engine.take_snapshot().await.unwrap();
+    assert_eq!(node.calls.count("flush"), 1, "what is purged now must be durable");
+    let calls = node.calls.clone();
+    let (_, machine, _dir) = node.stop().await;
+    assert_eq!(calls.count("flush"), 2);
+    assert_eq!(calls.count("drop"), 0, "the handle that the caller kept still lives");
+    until(async || Arc::strong_count(&machine) == 1).await;
+    drop(machine);
+    let all = calls.all();
+    assert_eq!(all[all.len() - 2..], ["drop", "flush"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_reset_before_a_rebuilt_machine_is_built_anew() {
+    let node = Alone::start(Recording::default()).await;
+    node.propose(5).await;
+    assert_eq!((node.calls.first("reset"), node.calls.count("reset")), (Some(1), 1));
+    let calls = node.calls.clone();
+    let (config, machine, _dir) = node.stop().await;
+    calls.clear();
+    // The machine still holds its numbers; they come again from the log, once.
+    let node = Alone::with(machine.again(), config).await;
+    assert!(calls.first("reset") < calls.first("apply_chunk"));
+    let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(read, Some(Bytes::from_static(b"5")));
+    node.stop().await;
+}
+
+/// `snapshot_metadata` at the start of a transfer, `apply_snapshot_from_file` and the two of the metadata at the install.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_transfer_and_of_an_install() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut configs = cluster(dir.path(), 3);
+    for config in &mut configs {
+        (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
+    }
+    let machines: Vec<Arc<Recording>> = (0..3).map(|_| Arc::new(Recording::default())).collect();
+    let mut engines = Vec::new();
+    for (config, machine) in configs.iter().zip(&machines) {
+        engines.push(EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap());
+    }
+    for engine in &engines {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    until(async || engines.iter().any(EmbeddedEngine::is_leader)).await;
+    let lead = engines.iter().position(EmbeddedEngine::is_leader).unwrap();
+    let away = (lead + 1) % 3;
+    engines[away].stop().await;
+    for number in 0..10 {
+        engines[lead].propose(vec![number]).await.unwrap();
+    }
+    let label = engines[lead].take_snapshot().await.unwrap().label().index.get();
+    until(async || {
+        let replica = engines[lead].status().await.replica;
+        replica.is_some_and(|replica| replica.core.log.base.index.get() >= label)
+    })
+    .await;
+    let (sender, receiver) = (machines[lead].calls.clone(), machines[away].calls.clone());
+    (sender.clear(), receiver.clear());
+    engines[away] =
+        EmbeddedEngine::start_custom(machines[away].clone(), configs[away].clone()).await.unwrap();
+    until(async || receiver.count("persist_last_snapshot_metadata") > 0).await;
+    assert!(sender.count("snapshot_metadata") > 0, "{:?}", sender.all());
+    let installed = receiver.with("apply_snapshot_from_file");
+    assert_eq!(installed, [label.to_string()]);
+    let order = [
+        "apply_snapshot_from_file",
+        "update_last_applied",
+        "update_last_snapshot_metadata",
+        "persist_last_snapshot_metadata",
+    ];
+    let after = receiver.first("apply_snapshot_from_file").unwrap();
+    let calls: Vec<String> = receiver.all()[after..].to_vec();
+    for (call, made) in order.iter().zip(&calls) {
+        assert_eq!(*made, format!("{call} {label}"), "{calls:?}");
+    }
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+/// "Either fully applies or fails the entire batch": a machine that cannot go on stops its node, and nobody was told that
+/// any command of the chunk has taken effect.
+#[tokio::test(flavor = "multi_thread")]
+async fn notes_atomic_operations() {
+    let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
+    node.propose(1).await;
+    let told = node.engine.propose(vec![13]).await.unwrap_err();
+    assert!(matches!(told, ProposeError::OutcomeUnknown | ProposeError::Stopped { .. }), "{told}");
+    let reason = node.engine.stopped().await.unwrap_err().to_string();
+    assert!(reason.contains("the backend is gone"), "{reason}");
+    assert_eq!(node.machine.held().numbers.len(), 1);
+    node.stop().await;
+}
+
+/// "Handle duplicate entries safely": the engine delivers nothing again that was applied, and a machine that stands further
+/// than the engine knows is fed from where it says it stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn notes_idempotency() {
+    let node = Alone::start(Recording::durable()).await;
+    for number in 1..=3 {
+        node.propose(number).await;
+    }
+    let (calls, held) = (node.calls.clone(), node.machine.held().clone());
+    let (config, machine, _dir) = node.stop().await;
+    calls.clear();
+    let node = Alone::with(machine.again(), config).await;
+    node.propose(4).await;
+    assert_eq!(calls.applied().len(), 1, "{:?}", calls.all());
+    assert!(held.numbers.iter().all(|(index, number)| node.machine.held().numbers[index] == *number));
+    node.stop().await;
+}
+
+/// "Checksum validation": what the machine says of its files is compared, and a snapshot that is not what it says is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn notes_checksum_validation() {
+    let node = Alone::start(Recording::default()).await;
+    for number in 1..=3 {
+        node.propose(number).await;
+    }
+    node.engine.take_snapshot().await.unwrap();
+    node.propose(4).await;
+    node.engine.take_snapshot().await.unwrap();
+    let (config, machine, _dir) = node.stop().await;
+    // A bit of the newest flips on the disk; the one before it, and the log, are still there.
+    let newest = newest_file(&config);
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let at = bytes.len() - 40;
+    bytes[at] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    machine.calls.clear();
+    // The log begins behind the damaged one, so the one before it does not help: refused, and the machine was given
+    // nothing. Where the log reaches back, the test below shows what happens.
+    let refused =
+        EmbeddedEngine::start_custom(Arc::new(machine.again()), config).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains(newest.file_name().unwrap().to_str().unwrap()), "{refused}");
+    assert!(refused.to_string().contains("reinstall this replica"), "{refused}");
+    assert_eq!(machine.calls.count("apply_snapshot_from_file"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_newest_snapshot_falls_back_to_the_one_before_it_where_the_log_reaches() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    config.snapshots.reserve_bytes = 0;
+    let node = Alone::with(Recording::default(), config).await;
+    node.propose(1).await;
+    let first = node.engine.take_snapshot().await.unwrap();
+    node.propose(2).await;
+    node.engine.take_snapshot().await.unwrap();
+    node.propose(4).await;
+    let (config, machine, _) = node.stop().await;
+    let newest = newest_file(&config);
+    let mut bytes = std::fs::read(&newest).unwrap();
+    // In the content, not in what is read at once.
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    machine.calls.clear();
+    let node = Alone::with(machine.again(), config).await;
+    assert_eq!(node.calls.with("apply_snapshot_from_file"), [first.label().index.get().to_string()]);
+    let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(read, Some(Bytes::from_static(b"7")));
+    node.stop().await;
+}
+
+fn newest_file(config: &Config) -> std::path::PathBuf {
+    let files = std::fs::read_dir(config.data_dir.join("snapshots")).unwrap().flatten();
+    files.map(|entry| entry.path()).filter(|path| path.is_file()).max().unwrap()
+}
