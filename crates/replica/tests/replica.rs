@@ -310,7 +310,7 @@ fn what_is_known_to_be_committed_at_the_start_is_applied_without_further_news() 
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     let jobs = node.handle(Event::Deadline);
     let sources: Vec<String> = jobs.apply.iter().map(|job| format!("{:?}", job.source)).collect();
-    assert_eq!(sources, ["Stored(LogIndex(1), LogIndex(2))"]);
+    assert_eq!(sources, ["Stored(1, 2)"]);
 }
 
 /// A follower that has the read index but lost its leader before it could apply that far cannot say when

@@ -29,5 +29,5 @@ mod world_transfers;
 pub use faults::{Counts, Fault, Sometimes};
 pub use linearizability::{Action, Operation, Verdict, check};
 pub use profile::Profile;
-pub use snapshot_profile::SnapshotProfile;
 pub use run::{Finding, Report, RunOptions, run, run_as};
+pub use snapshot_profile::SnapshotProfile;

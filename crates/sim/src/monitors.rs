@@ -210,7 +210,10 @@ impl Monitors {
         // What a snapshot holds was committed by somebody before it was taken.
         index = index.max(log.base.index.previous());
         if index.get() > self.committed.len() as u64 {
-            return broken("snapshots are committed", format_args!("node {node} begins behind {:?}", log.base));
+            return broken(
+                "snapshots are committed",
+                format_args!("node {node} begins behind {:?}", log.base),
+            );
         }
         while index < log.committed {
             index = index.next();
@@ -244,8 +247,7 @@ impl Monitors {
     }
 
     fn first_commit(&mut self, node: u64, core: &RaftCore, index: LogIndex, term: u64) -> Result<(), Broken> {
-        let holds =
-            |voter: NodeId| self.disks.get(&voter.get()).is_some_and(|disk| disk.holds(index, term));
+        let holds = |voter: NodeId| self.disks.get(&voter.get()).is_some_and(|disk| disk.holds(index, term));
         if !core.configuration().has_quorum(holds) {
             let on: Vec<u64> = self
                 .disks

@@ -10,13 +10,14 @@ use std::task::{Context, Poll, Waker};
 use d_engine_core::{Duration, GroupId, Instant, LogId, NodeId};
 use d_engine_replica::{
     AfterEntries, ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica,
-    ReplicaConfig, SnapshotPolicy, SnapshotReceiver, SnapshotSender, SnapshotTask, Start, StateMachineHandler, StopReason,
+    ReplicaConfig, SnapshotPolicy, SnapshotReceiver, SnapshotSender, SnapshotTask, Start,
+    StateMachineHandler, StopReason,
 };
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
 use d_engine_storage::{
-    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, Member, MemberRole,
-    Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
+    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, Member,
+    MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
 use crate::machine::Machine;

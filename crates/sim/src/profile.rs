@@ -155,7 +155,11 @@ impl Profile {
             value_bytes: upto(8, 600),
             snapshots: SnapshotProfile::of(seed),
         };
-        if profile.snapshots.storm { profile.stormy(&mut Prng::stream(seed, "snapshot storm")) } else { profile }
+        if profile.snapshots.storm {
+            profile.stormy(&mut Prng::stream(seed, "snapshot storm"))
+        } else {
+            profile
+        }
     }
 
     /// A load under which whoever is away for a second or two needs a snapshot, and somebody often is.

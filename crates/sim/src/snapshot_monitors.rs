@@ -63,7 +63,10 @@ impl SnapshotMonitors {
         let state = match state_of(label, bytes) {
             Ok(state) => state,
             Err(error) => {
-                return broken("built means durable", format_args!("node {node}'s snapshot {label}: {error}"));
+                return broken(
+                    "built means durable",
+                    format_args!("node {node}'s snapshot {label}: {error}"),
+                );
             }
         };
         if self.states.get(&label.index.get()) != Some(&state) {

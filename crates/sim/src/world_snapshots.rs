@@ -154,9 +154,15 @@ impl World {
         };
         self.counts.reached(Sometimes::SnapshotBuilt);
         self.tell(id, event)?;
+        self.prune(id)
+    }
+
+    /// The oldest snapshots go, but those that are on their way to a follower.
+    fn prune(&mut self, id: u64) -> Result<(), String> {
         self.arm(id, 4);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let on_their_way: Vec<LogId> = running.sends.values().map(|sender| sender.archive().label()).collect();
+        let on_their_way: Vec<LogId> =
+            running.sends.values().map(|sender| sender.archive().label()).collect();
         let pruned = running.snapshots.prune(1, &on_their_way);
         if self.died_in(id, Sometimes::CrashInPrune) {
             return Ok(());
@@ -256,6 +262,9 @@ impl World {
             self.counts.reached(Sometimes::SnapshotInstalled);
         }
         self.monitors.snapshots.on_state(id, through.index, state)?;
+        if installed {
+            self.prune(id)?;
+        }
         self.maybe_snapshot(id, false)
     }
 

@@ -94,12 +94,17 @@ impl World {
             Ok(_) => return self.tell(id, Event::SnapshotFailed { to: order.to, none_usable: true }),
             Err(error) => Err(error),
         };
-        let archive = archive.map_err(|error| format!("transfer: node {id} cannot read its own: {error}"))?;
+        let archive = match archive {
+            Ok(archive) => archive,
+            Err(error) => {
+                self.lost_before_it_began(id, from_life, to);
+                return self.not_read(id, 0, &error);
+            }
+        };
         let label = archive.label();
         let running_end = self.node(to).running.is_some();
         if !running_end || !self.connected(id, to) {
-            let delay = 10 * MS + self.snapshot_prng.tail(SECOND);
-            self.after(delay, Happening::TransferLost { node: id, life: from_life, to });
+            self.lost_before_it_began(id, from_life, to);
             return Ok(());
         }
         self.trace.note(now, format_args!("node {id} offers {label} to node {to}"));
@@ -129,6 +134,12 @@ impl World {
         self.pump(number)
     }
 
+    /// The sender tries again a little later.
+    fn lost_before_it_began(&mut self, node: u64, life: u64, to: u64) {
+        let delay = 10 * MS + self.snapshot_prng.tail(SECOND);
+        self.after(delay, Happening::TransferLost { node, life, to });
+    }
+
     fn connected(&self, one: u64, other: u64) -> bool {
         self.network.carries(one, other) && self.network.carries(other, one)
     }
@@ -141,9 +152,21 @@ impl World {
             match sender.map(SnapshotSender::poll) {
                 Some(Ok(Some(message))) => self.transmit(number, Way::ToFollower, &message),
                 Some(Ok(None)) | None => return Ok(()),
-                Some(Err(error)) => return Err(format!("transfer: node {from}: {error}")),
+                Some(Err(error)) => return self.not_read(from, number, &error),
             }
         }
+    }
+
+    /// A sender cannot read its archive. The moment chosen for a crash in a log write may have come here instead.
+    fn not_read(&mut self, id: u64, number: u64, error: &dyn std::fmt::Display) -> Result<(), String> {
+        if self.node(id).fs.is_halted() {
+            self.crash(id);
+            return Ok(());
+        }
+        if !self.node(id).disk_fails {
+            return Err(format!("transfer: node {id} cannot read its own snapshot: {error}"));
+        }
+        self.break_off(number)
     }
 
     fn transmit(&mut self, number: u64, way: Way, message: &SnapshotMessage) {
@@ -253,7 +276,9 @@ impl World {
         let label = snapshot.label;
         let committed = self.transfers.open.get(&number).map_or(LogIndex::ZERO, |it| it.committed);
         let is_stored = label.index > committed;
-        if let Some(node) = self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX)).filter(|_| is_stored) {
+        if let Some(node) =
+            self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX)).filter(|_| is_stored)
+        {
             self.monitors.snapshots.on_snapshot(id, &node.fs, label)?;
         }
         if let Some(running) = self.node(id).running.as_mut() {
@@ -269,9 +294,8 @@ impl World {
 
     /// Tells senders what the replicas have said since the last call.
     pub(crate) fn take_outcomes(&mut self) {
-        let outcomes = std::mem::take(
-            &mut *self.transfers.outcomes.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let outcomes =
+            std::mem::take(&mut *self.transfers.outcomes.lock().unwrap_or_else(PoisonError::into_inner));
         for (number, outcome) in outcomes {
             let Some(to) = self.transfers.open.get(&number).map(|it| it.to) else { continue };
             if let Some(running) = self.node(to).running.as_mut() {

@@ -40,6 +40,8 @@ pub(super) struct Inner {
 pub(super) struct Busy {
     pub(super) staging: bool,
     pub(super) receiving: bool,
+    /// What must stay, once for each who wants that.
+    pub(super) held: Vec<LogId>,
 }
 
 impl Inner {
