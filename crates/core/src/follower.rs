@@ -18,7 +18,8 @@ impl RaftCore {
         if !matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from)) {
             // What is committed is the same in the log of every leader that may follow (Leader Completeness). Who
             // is waiting for this node to have installed a snapshot learns it from that alone.
-            let verified = self.log.committed();
+            let forgets = cfg!(mutant = "committed-forgotten");
+            let verified = if forgets { LogIndex::ZERO } else { self.log.committed() };
             self.role = Role::Follower(Follower { leader: Some(from), verified, ..Follower::default() });
         }
         match &mut self.role {

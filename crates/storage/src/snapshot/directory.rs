@@ -80,7 +80,7 @@ impl Inner {
                     report.removed.push(name);
                 }
             } else if name.starts_with(PREFIX) && name.ends_with(TEMPORARY_SUFFIX) {
-                if !cfg!(mutant = "snapshot-stale-tmp") {
+                if !cfg!(any(mutant = "snapshot-stale-tmp", mutant = "snapshot-tmp-appended")) {
                     self.fs.remove_file(&path).map_err(io_error("remove", &path))?;
                     report.removed.push(name);
                 }

@@ -346,7 +346,9 @@ impl SnapshotStore {
         let usable = list.iter().filter(|info| info.health != Health::Damaged).map(SnapshotInfo::label);
         let mut kept: Vec<LogId> =
             usable.take(keep).chain(whole).chain(never_remove.iter().copied()).collect();
-        kept.extend(inner.busy().held.iter().copied());
+        if !cfg!(mutant = "held-snapshot-pruned") {
+            kept.extend(inner.busy().held.iter().copied());
+        }
         if whole.is_none() {
             kept.extend(list.iter().filter(|info| info.health == Health::Damaged).map(SnapshotInfo::label));
         }
