@@ -114,6 +114,35 @@ pub enum Sometimes {
     SnapshotOnQuietCluster,
 }
 
+impl Sometimes {
+    /// What snapshots add: each must be reached by the seeds that a change has to pass.
+    pub const OF_SNAPSHOTS: [Self; 23] = [
+        Self::SnapshotBuilt,
+        Self::SnapshotInstalled,
+        Self::Purged,
+        Self::PurgedToZero,
+        Self::CrashInBuild,
+        Self::CrashInMetadata,
+        Self::CrashInPrune,
+        Self::CrashInPurge,
+        Self::CrashInReceive,
+        Self::CrashBeforeInstall,
+        Self::CrashInInstall,
+        Self::InstallFinishedAtStart,
+        Self::InstallKeepsSuffix,
+        Self::InstallOverConflict,
+        Self::InstallOverLongerLog,
+        Self::OlderSnapshotRestored,
+        Self::DurableAheadOfSnapshot,
+        Self::DurableRestored,
+        Self::TransferResumed,
+        Self::TransferResumedByAnother,
+        Self::TransferCutAtEnd,
+        Self::TransfersAtOnce,
+        Self::SnapshotOnQuietCluster,
+    ];
+}
+
 /// How often each fault was done and each rare state reached.
 #[derive(Clone, Default, Debug)]
 pub struct Counts {

@@ -164,6 +164,7 @@ impl Profile {
 
     /// A load under which whoever is away for a second or two needs a snapshot, and somebody often is.
     fn stormy(self, prng: &mut Prng) -> Self {
+        let transfer_every = prng.below(2) * prng.between(SECOND / 2, 4 * SECOND);
         let (crash_every, sync_stall) =
             (prng.below(2) * prng.between(SECOND, 8 * SECOND), prng.below(2) * prng.between(500, 5_000));
         Self {
@@ -176,6 +177,7 @@ impl Profile {
             crash_every,
             crash_length: prng.between(100, 4_000) * MS,
             sync_stall,
+            transfer_every,
             ..self
         }
     }
