@@ -385,5 +385,5 @@ fn take_number(rest: &mut &[u8]) -> Option<u64> {
 }
 
 fn at_once<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    now_or_never(async { future.await.map_err(|error| StopReason::new(error)) }).map_err(Error::msg)
+    now_or_never(async { future.await.map_err(StopReason::new) }).map_err(Error::msg)
 }

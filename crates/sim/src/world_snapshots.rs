@@ -335,11 +335,8 @@ impl Running {
 
     /// Mirrors the replica's own account of the snapshots that it has ordered to be sent.
     pub(crate) fn note_event(&mut self, event: &Event) {
-        match event {
-            Event::SnapshotSent(to) => {
-                self.sending.remove(to);
-            }
-            _ => {}
+        if let Event::SnapshotSent(to) = event {
+            self.sending.remove(to);
         }
     }
 
