@@ -28,6 +28,10 @@
 //! [`NodeBuilder::state_machine`]. `examples/custom-state-machine` is a bank with accounts and
 //! transfers on three nodes.
 //!
+//! ## Does it keep the contract?
+//! With the feature `testing`, `d_engine::testing::state_machine_suite!` and `storage_engine_suite!` run every line of
+//! the contract against your own implementation, each as a test.
+//!
 //! ## What is promised
 //! `docs/durability.md` lists every promise with the line that keeps it and the test that fails
 //! without it.
@@ -37,15 +41,19 @@ pub use d_engine_kv::{
     QueryLimitError, Record, Scan, UndecodableError,
 };
 pub use d_engine_replica::{
-    Durability, Entry, Error, LeaderHint, LogId, Never, ProposeError, ReadConsistency, ReadError, ReplyProbe,
-    Result, SnapshotContext, SnapshotMetadata, SnapshotPolicy, SnapshotView, StateMachine, StopReason,
-    TransferError, Unsupported, snapshot_checksum,
+    AfterBytes, AfterEntries, AfterTime, AnyOf, Durability, Entry, Error, LeaderHint, LogId, Never,
+    ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SnapshotContext, SnapshotMetadata,
+    SnapshotPolicy, SnapshotView, StateMachine, StopReason, TransferError, Unsupported, snapshot_checksum,
 };
 pub use d_engine_server::{
-    Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus, StartError,
+    Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus,
+    ReceivingSnapshot, SendingSnapshot, SnapshotRequestError, SnapshotStatus, Snapshots, StartError,
     WaitError,
 };
 pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};
+
+#[cfg(feature = "testing")]
+pub use d_engine_testing as testing;
 
 /// Everything that a storage engine of one's own is made of; see [`StorageEngine`].
 pub mod storage {
@@ -54,5 +62,10 @@ pub mod storage {
         ClusterId, EntryHead, Identity, Incarnation, LogEntry, LogReader, LogStats, LogStore, Member,
         MemberRole, Membership, MembershipError, MetaStore, OpenRequest, OpenedStorage, RecoveredLog,
         RecoveryReport, SessionSerial, StorageEngine, StorageError,
+    };
+    // For files that the simulated disk of `testing` can lose.
+    pub use d_engine_storage::{
+        FileKind, Fs, FsFile, OpenMode, RealFs, StreamReader, StreamWriter, read_file, read_up_to,
+        write_all_at,
     };
 }

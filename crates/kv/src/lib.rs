@@ -2,12 +2,12 @@
 //! and log at every start.
 //!
 //! Commands, replies, questions and answers are typed in `d_engine_proto::key_value`, so that network clients
-//! have the same ones, and are given out here too. `store` is what commands do to a map, `query` what
-//! questions read from it, and [`KvStateMachine`] puts the map under a lock, numbers and files. Simulator and
+//! have the same ones, and are given out here too; what they mean is in `d_engine_proto::key_value::rules`. `store` is
+//! the map that they work on, and [`KvStateMachine`] puts it under a lock, numbers and files. Simulator and
 //! server run the same code.
 
+mod blob;
 mod machine;
-mod query;
 mod snapshot_file;
 mod store;
 

@@ -1,6 +1,6 @@
 //! The key-value machine as the engine sees it: the store under a lock, with its position.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -8,11 +8,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply};
 use d_engine_replica::{
-    Durability, Entry, LogId, Result, SnapshotMetadata, StateMachine, snapshot_checksum_in,
+    Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum_in,
 };
 use d_engine_storage::{Fs, RealFs};
 
-use crate::query;
 use crate::snapshot_file::{self, SnapshotFileError};
 use crate::store::Store;
 
@@ -75,6 +74,12 @@ impl KvStateMachine {
         (state.last_applied, state.store.hash())
     }
 
+    /// The state of this moment. The lock is held for as long as two counters take to be raised.
+    fn freeze(&self) -> View {
+        let state = self.read();
+        View { fs: Arc::clone(&self.fs), label: state.last_applied, store: state.store.clone() }
+    }
+
     // Nothing in this file panics while it holds the lock, so a poisoned lock still holds whole
     // entries; a reader must not fail because of somebody else's panic.
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -83,6 +88,26 @@ impl KvStateMachine {
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A frozen state on its way into a snapshot: records, expiries, log time and position of one moment. It shares with
+/// the machine what the machine has not changed since. The last owner of a record frees it, so the view frees what
+/// was replaced meanwhile, on the thread that wrote it.
+struct View {
+    fs: Arc<dyn Fs>,
+    label: LogId,
+    store: Store,
+}
+
+impl SnapshotView for View {
+    fn label(&self) -> LogId {
+        self.label
+    }
+
+    fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
+        snapshot_file::write(&*self.fs, dir, self.label, &self.store)?;
+        Ok(snapshot_checksum_in(&*self.fs, dir)?)
     }
 }
 
@@ -191,15 +216,12 @@ impl StateMachine for KvStateMachine {
     }
 
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
-        {
-            let state = self.read();
-            if state.last_applied > last_included {
-                let error = SnapshotFileError::Label { state: state.last_applied, label: last_included };
-                return Err(error.into());
-            }
-            snapshot_file::write(&*self.fs, &dir, last_included, &state.store)?;
+        let view = self.freeze();
+        if view.label > last_included {
+            let error = SnapshotFileError::Label { state: view.label, label: last_included };
+            return Err(error.into());
         }
-        Ok(snapshot_checksum_in(&*self.fs, &dir)?)
+        Box::new(View { label: last_included, ..view }).write(&dir)
     }
 
     fn save_hard_state(&self) -> Result<()> {
@@ -211,6 +233,7 @@ impl StateMachine for KvStateMachine {
     }
 
     async fn reset(&self) -> Result<()> {
+        // Dropped after the lock is free: that may take long.
         let before = std::mem::take(&mut *self.write());
         drop(before);
         Ok(())
@@ -220,11 +243,16 @@ impl StateMachine for KvStateMachine {
         Durability::Rebuilt
     }
 
+    /// Always one: a copy of the map costs nothing, and what is changed afterwards is changed beside it.
+    fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
+        Ok(Some(Box::new(self.freeze())))
+    }
+
     /// A [`KvQuery`], answered with a [`KvAnswer`](d_engine_proto::key_value::KvAnswer). The answer is
     /// encoded after the lock is free.
     fn query(&self, request: &[u8]) -> Result<Bytes> {
         let query = KvQuery::decode(request)?;
-        let answer = query::answer(&self.read().store, &query)?;
+        let answer = self.read().store.answer(&query)?;
         Ok(answer.encode())
     }
 

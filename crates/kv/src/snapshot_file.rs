@@ -12,11 +12,12 @@ use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
+use d_engine_proto::key_value::rules::KvTable;
 use d_engine_replica::LogId;
 use d_engine_storage::{Fs, StreamReader, StreamWriter};
 use sha2::{Digest, Sha256};
 
+use crate::blob::Blob;
 use crate::store::{Store, Stored};
 
 /// The file's name in the snapshot directory.
@@ -95,8 +96,9 @@ fn write_all(fs: &dyn Fs, path: &Path, label: LogId, store: &Store) -> io::Resul
     out.write_all(&label.term.to_le_bytes())?;
     out.write_all(&label.index.to_le_bytes())?;
     out.write_all(&(store.len() as u64).to_le_bytes())?;
-    out.write_all(&store.time_ms().to_le_bytes())?;
+    out.write_all(&KvTable::time_ms(store).to_le_bytes())?;
     for (key, Stored { value, expires_ms }) in store.records() {
+        let (key, value) = (key.as_ref(), value.as_ref());
         for part in [key, value] {
             let length = u32::try_from(part.len()).map_err(io::Error::other)?;
             out.write_all(&length.to_le_bytes())?;
@@ -158,7 +160,7 @@ fn read_header(reader: &mut Reader<'_>, label: LogId) -> Result<Header, Snapshot
 }
 
 fn read_records(reader: &mut Reader<'_>, header: &Header) -> Result<Store, SnapshotFileError> {
-    let mut records: Vec<(Bytes, Stored)> = Vec::new();
+    let mut records: Vec<(Blob, Stored)> = Vec::new();
     for _ in 0..header.records {
         let (key_length, value_length) = (reader.u32()?, reader.u32()?);
         let expires_ms = if header.has_time { NonZeroU64::new(reader.u64()?) } else { None };
@@ -212,7 +214,7 @@ impl Reader<'_> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn bytes(&mut self, length: u32) -> Result<Bytes, SnapshotFileError> {
+    fn bytes(&mut self, length: u32) -> Result<Blob, SnapshotFileError> {
         if u64::from(length) > self.left {
             return Err(self.damaged(format!("{length} bytes are announced, {} are left", self.left)));
         }

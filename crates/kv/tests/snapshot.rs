@@ -265,3 +265,53 @@ fn a_failure_of_any_file_operation_is_reported_and_loses_nothing() {
     }
     assert!(failures >= 5, "create, write, sync, rename and the directory's sync");
 }
+
+/// The files of a directory, by name.
+fn content(dir: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries.map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap())).collect()
+}
+
+/// Entries go on while the view waits to be written: it is written as if they had not.
+#[test]
+fn a_view_is_written_byte_for_byte_as_the_state_was_when_it_was_taken() {
+    let machine = KvStateMachine::new();
+    let put = |key: u64, ttl| {
+        let options = PutOptions::default().ttl(Duration::from_millis(ttl));
+        KvCommand::put_with(key.to_be_bytes().to_vec(), "before", options)
+    };
+    let commands: Vec<_> = (0..1_000).map(|key| (1_000, put(key, key + 1))).collect();
+    apply_at(&machine, 1, &commands);
+    let label = LogId { term: 1, index: 1_001 };
+    machine.advance_time(label, 1_050).unwrap();
+    let expected = tempfile::tempdir().unwrap();
+    let meta = generate(&machine, expected.path(), label);
+
+    let view = machine.snapshot_view().unwrap().unwrap();
+    let changes: Vec<_> = (0..2_000_u64)
+        .map(|key| {
+            let bytes = key.to_be_bytes().to_vec();
+            (1_100, if key % 3 == 0 { KvCommand::delete(bytes) } else { KvCommand::put(bytes, "after") })
+        })
+        .collect();
+    apply_at(&machine, 1_002, &changes);
+    machine.advance_time(LogId { term: 2, index: 5_000 }, 9_000).unwrap();
+    assert_eq!(view.label(), label);
+    let found = tempfile::tempdir().unwrap();
+    assert_eq!(view.write(found.path()).unwrap(), meta.checksum);
+    assert_eq!(content(found.path()), content(expected.path()));
+}
+
+/// A reset or an install in the middle of a build does not touch what is being built.
+#[test]
+fn a_view_outlives_the_state_that_it_was_taken_of() {
+    let machine = with_three_keys();
+    let expected = tempfile::tempdir().unwrap();
+    let meta = generate(&machine, expected.path(), LABEL);
+    let view = machine.snapshot_view().unwrap().unwrap();
+    at_once(machine.reset()).unwrap();
+    assert!(machine.is_empty());
+    drop(machine);
+    let found = tempfile::tempdir().unwrap();
+    assert_eq!(view.write(found.path()).unwrap(), meta.checksum);
+}

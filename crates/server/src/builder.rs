@@ -10,7 +10,7 @@ use d_engine_replica::{
 };
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Identity, Incarnation, LogStore, OpenRequest,
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogStore, OpenRequest,
     OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 use tokio::runtime::Handle;
@@ -47,13 +47,15 @@ pub struct NodeBuilder {
     machine: Option<Arc<dyn StateMachine>>,
     storage: Option<Arc<dyn StorageEngine>>,
     policy: Option<Arc<dyn SnapshotPolicy>>,
+    fs: Arc<dyn Fs>,
 }
 
 impl NodeBuilder {
     /// A node with this configuration. It shuts down when `shutdown_rx` sees a change or its sender is
     /// dropped.
     pub fn new(config: Config, shutdown_rx: watch::Receiver<()>) -> Self {
-        Self { config, shutdown: shutdown_rx, machine: None, storage: None, policy: None }
+        let fs = Arc::new(RealFs::new());
+        Self { config, shutdown: shutdown_rx, machine: None, storage: None, policy: None, fs }
     }
 
     /// The state machine to replicate.
@@ -74,6 +76,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Where the snapshots are kept, and the log unless a storage engine is given. Default: the system's file
+    /// system.
+    pub fn file_system(mut self, fs: Arc<dyn Fs>) -> Self {
+        self.fs = fs;
+        self
+    }
+
     /// Checks everything that can be checked without touching a file, a thread or a socket.
     ///
     /// # Errors
@@ -85,11 +94,11 @@ impl NodeBuilder {
                 segment_bytes: self.config.limits.segment_bytes as u64,
                 ..FileStorageOptions::default()
             };
-            Arc::new(FileStorageEngine::new(&self.config.data_dir, options, Arc::new(RealFs::new())))
+            Arc::new(FileStorageEngine::new(&self.config.data_dir, options, self.fs.clone()))
         });
         let machine = self.machine.unwrap_or_else(|| Arc::new(KvStateMachine::new()));
         let policy = self.policy.unwrap_or_else(|| self.config.snapshots.policy());
-        Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy })
+        Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy, fs: self.fs })
     }
 }
 
@@ -114,6 +123,7 @@ pub struct Node {
     machine: Arc<dyn StateMachine>,
     storage: Arc<dyn StorageEngine>,
     policy: Arc<dyn SnapshotPolicy>,
+    fs: Arc<dyn Fs>,
 }
 
 impl std::fmt::Debug for Node {
@@ -245,7 +255,7 @@ impl Node {
             ..SnapshotOptions::new(identity.cluster, identity.group)
         };
         let dir = self.config.data_dir.join(SNAPSHOT_DIR);
-        let (store, report) = SnapshotStore::open(Arc::new(RealFs::new()), &dir, options)?;
+        let (store, report) = SnapshotStore::open(self.fs.clone(), &dir, options)?;
         for error in &report.unusable {
             tracing::warn!(node = self.config.node_id, %error, "a snapshot cannot be used");
         }

@@ -392,7 +392,8 @@ async fn rows_of_a_transfer_and_of_an_install() {
     })
     .await;
     let (sender, receiver) = (machines[lead].calls.clone(), machines[away].calls.clone());
-    (sender.clear(), receiver.clear());
+    sender.clear();
+    receiver.clear();
     engines[away] =
         EmbeddedEngine::start_custom(machines[away].clone(), configs[away].clone()).await.unwrap();
     until(async || receiver.count("persist_last_snapshot_metadata") > 0).await;

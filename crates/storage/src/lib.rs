@@ -33,7 +33,10 @@ pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;
 pub use file_engine::{FileStorageEngine, FileStorageOptions};
 pub use frame::MAX_PAYLOAD_BYTES;
-pub use fs::{FileKind, Fs, FsCounts, FsFile, FsOp, OpenMode, RealFs};
+pub use fs::{
+    FileKind, Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode, RealFs, read_file, read_up_to,
+    write_all_at,
+};
 pub use fs_stream::{SYNC_EVERY_BYTES, StreamReader, StreamWriter};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};

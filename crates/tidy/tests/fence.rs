@@ -12,17 +12,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("d-engine-storage", &["core"]),
     ("d-engine-replica", &["core", "storage"]),
     ("d-engine-proto", &["core", "storage", "replica"]),
+    ("d-engine-testing", &["core", "storage", "replica"]),
     ("d-engine-kv", &["proto", "replica", "storage", "core"]),
     ("d-engine-sim", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-server", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-client", &["proto"]),
     ("d-engine-cli", &["server", "client", "kv"]),
     ("d-engine-tidy", &[]),
-    ("d-engine", &["core", "storage", "replica", "kv", "proto", "server", "client"]),
+    ("d-engine", &["core", "storage", "replica", "kv", "proto", "server", "client", "testing"]),
 ];
 
 /// Where an async runtime or gRPC may appear outside of dev-dependencies.
-const MAY_HAVE_TOKIO: &[&str] = &["d-engine-server", "d-engine-client", "d-engine-cli"];
+const MAY_HAVE_TOKIO: &[&str] = &["d-engine-server", "d-engine-client", "d-engine-cli", "d-engine-testing"];
 
 fn manifests() -> BTreeMap<String, Table> {
     let mut manifests = BTreeMap::new();

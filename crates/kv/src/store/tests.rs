@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use d_engine_proto::key_value::PutOptions;
+use d_engine_proto::key_value::{KvOperation, PutOptions, Scan};
 
 use super::*;
 
@@ -9,8 +9,11 @@ fn bytes(text: &'static str) -> Bytes {
 }
 
 fn store(records: &[(&'static str, &'static str)]) -> Store {
-    let stored = |value| Stored { value: bytes(value), expires_ms: None };
-    Store::from_records(records.iter().map(|(key, value)| (bytes(key), stored(value))).collect(), 0)
+    let stored = |value: &str| Stored { value: value.as_bytes().into(), expires_ms: None };
+    Store::from_records(
+        records.iter().map(|(key, value)| (Blob::from(key.as_bytes()), stored(value))).collect(),
+        0,
+    )
 }
 
 /// One command at log time 0.
@@ -22,8 +25,12 @@ fn put_for(key: &'static str, value: &'static str, ttl_ms: u64) -> KvCommand {
     KvCommand::put_with(key, value, PutOptions::default().ttl(Duration::from_millis(ttl_ms)))
 }
 
+fn pointer(blob: &Blob) -> *const u8 {
+    blob.as_ref().as_ptr()
+}
+
 fn keys(store: &Store) -> Vec<Bytes> {
-    store.records().map(|(key, _)| key.clone()).collect()
+    store.records().map(|(key, _)| key.clone().into()).collect()
 }
 
 #[test]
@@ -182,16 +189,17 @@ fn log_time_does_not_go_back_and_does_not_overflow() {
 }
 
 #[test]
-fn ranges_in_the_wrong_order_are_empty() {
-    use Bound::{Excluded, Included, Unbounded};
+fn a_scan_with_bounds_in_the_wrong_order_is_empty() {
     let store = store(&[("a", ""), ("b", ""), ("c", "")]);
-    let count = |from, to| store.range(from, to).count();
-    assert_eq!(count(Unbounded, Unbounded), 3);
-    assert_eq!(count(Included(b"a".as_slice()), Excluded(b"c".as_slice())), 2);
-    assert_eq!(count(Excluded(b"a".as_slice()), Excluded(b"a".as_slice())), 0);
-    assert_eq!(count(Included(b"c".as_slice()), Excluded(b"a".as_slice())), 0);
-    assert_eq!(count(Excluded(b"c".as_slice()), Unbounded), 0);
-    assert_eq!(count(Included(b"b".as_slice()), Included(b"b".as_slice())), 1);
+    let count = |scan: Scan| always(rules::page(&store, &scan)).records.len();
+    assert_eq!(count(Scan::all()), 3);
+    let range = |start, end| Scan::range(bytes(start), Some(bytes(end)));
+    assert_eq!(count(range("a", "c")), 2);
+    assert_eq!(count(range("c", "a")), 0);
+    assert_eq!(count(range("b", "b")), 0);
+    assert_eq!(count(range("a", "b").after(bytes("b"))), 0);
+    assert_eq!(count(range("a", "c").after(bytes("a"))), 1);
+    assert_eq!(count(range("a", "b").after(bytes("x"))), 0);
 }
 
 #[test]
@@ -201,7 +209,7 @@ fn stored_values_do_not_keep_the_batch_they_came_in_alive() {
     let mut store = Store::default();
     store.apply(&KvCommand::decode(&batch).unwrap(), 0);
     let (key, stored) = store.records().next().unwrap();
-    assert!(!within.contains(&key.as_ptr()) && !within.contains(&stored.value.as_ptr()));
+    assert!(!within.contains(&pointer(key)) && !within.contains(&pointer(&stored.value)));
 }
 
 /// As the values, and the keys of the expiry index are those of the map.
@@ -209,10 +217,10 @@ fn stored_values_do_not_keep_the_batch_they_came_in_alive() {
 fn a_refresh_keeps_the_key_that_is_there() {
     let mut store = Store::default();
     store.apply(&put_for("key", "1", 100), 0);
-    let held = store.records().next().unwrap().0.as_ptr();
+    let held = pointer(store.records().next().unwrap().0);
     store.apply(&put_for("key", "2", 200), 0);
-    assert_eq!(store.records().next().unwrap().0.as_ptr(), held);
-    assert_eq!(store.expiries.first().unwrap().1.as_ptr(), held);
+    assert_eq!(pointer(store.records().next().unwrap().0), held);
+    assert_eq!(pointer(&store.expiries.get_min().unwrap().1), held);
     assert_eq!(store.expiries.len(), 1);
 }
 
@@ -234,4 +242,27 @@ fn the_hash_tells_stores_apart() {
     ] {
         assert_ne!(one.hash(), other.hash());
     }
+}
+
+/// What a snapshot writes must not change under its hands: values, keys that come and go, expiries, log time.
+#[test]
+fn a_clone_is_unaffected_by_what_comes_later() {
+    let mut store = Store::default();
+    for key in 0..500_u32 {
+        let ttl = Duration::from_millis(u64::from(key) + 1);
+        let options = if key % 2 == 0 { PutOptions::default().ttl(ttl) } else { PutOptions::default() };
+        store.apply(&KvCommand::put_with(key.to_be_bytes().to_vec(), "1", options), 1_000);
+    }
+    let (view, rebuilt) = (store.clone(), store.records().map(|(k, s)| (k.clone(), s.clone())).collect());
+    let rebuilt = Store::from_records(rebuilt, 1_000);
+    for key in 0..600_u32 {
+        let key = key.to_be_bytes().to_vec();
+        let change = if key[3] % 3 == 0 { KvCommand::delete(key) } else { KvCommand::put(key, "2") };
+        store.apply(&change, 1_100);
+    }
+    store.advance_to(2_000);
+    assert_eq!(view, rebuilt);
+    assert_eq!(view.hash(), rebuilt.hash());
+    assert_ne!(view.hash(), store.hash());
+    assert_eq!((view.next_expiry_ms(), store.next_expiry_ms()), (Some(1_001), None));
 }

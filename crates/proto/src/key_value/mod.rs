@@ -8,6 +8,7 @@ mod command;
 mod operation;
 mod query;
 mod reply;
+pub mod rules;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,22 @@
+//! The key-value machine keeps the contract of a state machine.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use d_engine_kv::{KvCommand, KvQuery, KvStateMachine, PutOptions, Scan};
+use d_engine_replica::StateMachine;
+
+d_engine_testing::state_machine_suite!(
+    d_engine_testing::StateMachineCase::new(|_dir| KvStateMachine::new())
+        .commands(|n| match n % 6 {
+            // Expiry is by log time.
+            3 => KvCommand::put_with(
+                format!("k{}", n % 7),
+                n.to_string(),
+                PutOptions::default().ttl(Duration::from_secs(100_000))
+            ),
+            _ => KvCommand::put(format!("k{}", n % 7), n.to_string()),
+        }
+        .encode())
+        .contents(|machine| machine.query(&KvQuery::Scan(Scan::all()).encode()).unwrap())
+);

@@ -1,0 +1,118 @@
+//! The conformance kit: does a state machine or a storage engine keep its contract?
+//!
+//! ```
+//! # mod checks {
+//! # use d_engine_testing as testing;
+//! // In your tests, with the feature `testing`: `use d_engine::testing;`
+//! use d_engine_kv::{KvAnswer, KvCommand, KvQuery, KvStateMachine, Scan};
+//!
+//! testing::state_machine_suite!(
+//!     testing::StateMachineCase::new(|_dir| KvStateMachine::new())
+//!         .commands(|n| KvCommand::put(format!("k{}", n % 5), n.to_string()).encode())
+//!         .contents(|machine| {
+//!             let all = KvQuery::Scan(Scan::all()).encode();
+//!             d_engine_replica::StateMachine::query(machine, &all).unwrap()
+//!         })
+//! );
+//! # }
+//! ```
+//! Each check is a `#[test]` of its own, named after what it looks for. [`check_state_machine`] and
+//! [`check_storage_engine`] are the same as functions.
+//!
+//! The checks open, drop and open again, copy the directory as a killed process leaves it, and hand over damaged files;
+//! they are deterministic but for the threads of those that read beside writing. A missing sync to the disk shows only to
+//! whoever can cut the power: give [`StateMachineCase::on_fs`] or [`StorageEngineCase::on_fs`] if yours writes through
+//! [`d_engine_storage::Fs`], whose simulated disk loses what was not synced. For any other, pull the plug on a block
+//! device, as the project's own `.ci/power-cut` does.
+
+mod copy;
+mod state_machine;
+mod storage_engine;
+
+pub use state_machine::{StateMachineCase, checks as state_machine_checks};
+pub use storage_engine::{StorageEngineCase, checks as storage_engine_checks};
+
+/// What a check found, in words for whoever wrote the machine or the engine.
+pub type Violation = String;
+
+/// Runs every check on a state machine; returns what was found, with the check's name.
+#[must_use]
+pub fn check_state_machine<M: d_engine_replica::StateMachine>(
+    case: &StateMachineCase<M>,
+) -> Vec<(&'static str, Violation)> {
+    let all = state_machine_checks::all::<M>();
+    all.into_iter().filter_map(|(name, check)| check(case).err().map(|found| (name, found))).collect()
+}
+
+/// Runs every check on a storage engine; returns what was found, with the check's name.
+#[must_use]
+pub fn check_storage_engine(case: &StorageEngineCase) -> Vec<(&'static str, Violation)> {
+    let all = storage_engine_checks::ALL;
+    all.iter().filter_map(|(name, check)| check(case).err().map(|found| (*name, found))).collect()
+}
+
+/// Makes a `#[test]` of each check, of a [`StateMachineCase`]. Use it in a module of its own.
+#[macro_export]
+macro_rules! state_machine_suite {
+    ($case:expr) => {
+        $crate::__tests! { $case; state_machine_checks;
+            start_and_stop
+            a_chunk_is_applied_whole_or_not_at_all
+            what_is_applied_already_changes_nothing
+            a_snapshot_is_exactly_the_state_at_its_label
+            a_view_stays_as_it_was
+            the_checksum_is_that_of_the_files
+            a_wrong_checksum_is_refused
+            a_damaged_snapshot_leaves_the_old_state
+            an_install_leaves_nothing_of_the_old_state
+            flushed_is_in_the_files
+            drop_flushes
+            position_and_data_are_stored_together
+            power_cuts_lose_nothing_flushed
+            the_same_commands_give_the_same_state_and_replies
+            the_clock_does_not_matter
+            equal_states_write_equal_snapshots
+            reads_see_whole_commands
+            reset_is_the_beginning
+            snapshot_metadata_is_kept
+            terms_are_right_or_unknown
+        }
+    };
+}
+
+/// Makes a `#[test]` of each check, of a [`StorageEngineCase`]. Use it in a module of its own.
+#[macro_export]
+macro_rules! storage_engine_suite {
+    ($case:expr) => {
+        $crate::__tests! { $case; storage_engine_checks;
+            a_new_directory_is_empty
+            entries_come_back_as_they_were
+            synced_is_in_the_files
+            power_cuts_lose_nothing_synced
+            a_conflicting_suffix_is_replaced
+            gaps_are_refused
+            a_purge_keeps_what_is_behind_it
+            a_purge_past_the_end_is_refused
+            an_install_takes_the_place_of_the_log
+            readers_stop_at_their_bound
+            a_directory_is_opened_once
+            a_directory_belongs_to_one_node_of_one_cluster
+            records_are_replaced
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __tests {
+    ($case:expr; $checks:ident; $($check:ident)*) => {
+        $(
+            #[test]
+            fn $check() {
+                if let Err(found) = $crate::$checks::$check(&$case) {
+                    panic!("{found}");
+                }
+            }
+        )*
+    };
+}

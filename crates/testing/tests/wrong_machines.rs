@@ -1,0 +1,76 @@
+//! Each check of the kit catches a machine that is wrong in the way it looks for, and none finds fault with a right one.
+#![allow(clippy::unwrap_used)]
+
+mod ledger;
+
+use std::sync::Arc;
+
+use d_engine_storage::RealFs;
+use d_engine_testing::{StateMachineCase, check_state_machine, state_machine_suite};
+use ledger::{Fault, Ledger};
+
+fn case(fault: Fault) -> StateMachineCase<Ledger> {
+    StateMachineCase::new(move |dir| Ledger::open(fault, Arc::new(RealFs::new()), dir))
+        .commands(|n| format!("account-{} {n}", n % 9))
+        .contents(Ledger::contents)
+        .undecodable("a command of another program")
+        .on_fs(move |fs, dir| Ledger::open(fault, fs, dir))
+}
+
+mod a_right_one {
+    use super::{Fault, case, state_machine_suite};
+
+    state_machine_suite!(case(Fault::None));
+}
+
+/// The checks that must catch a fault.
+fn caught_by(fault: Fault) -> &'static [&'static str] {
+    match fault {
+        Fault::None => &[],
+        Fault::KeepsHalfAChunk => &["a_chunk_is_applied_whole_or_not_at_all"],
+        Fault::AppliesAgain => &["what_is_applied_already_changes_nothing"],
+        Fault::LabelsTheViewWrongly => {
+            &["a_snapshot_is_exactly_the_state_at_its_label", "a_view_stays_as_it_was"]
+        }
+        Fault::WritesTheViewLate => &["a_view_stays_as_it_was"],
+        Fault::ReturnsAnotherChecksum => &["the_checksum_is_that_of_the_files"],
+        Fault::IgnoresTheChecksum => &["a_wrong_checksum_is_refused"],
+        Fault::InstallsByHalves => &["a_damaged_snapshot_leaves_the_old_state"],
+        Fault::MixesInTheInstalled => &["an_install_leaves_nothing_of_the_old_state"],
+        Fault::FlushesIntoItsOwnMemory => &["flushed_is_in_the_files"],
+        Fault::DoesNotFlushInDrop => &["drop_flushes"],
+        Fault::StoresThePositionApart => &["position_and_data_are_stored_together"],
+        Fault::DoesNotSync | Fault::WritesOverTheOldFile => &["power_cuts_lose_nothing_flushed"],
+        Fault::RepliesInNoOrder => &["the_same_commands_give_the_same_state_and_replies"],
+        Fault::WritesInNoOrder => &["equal_states_write_equal_snapshots"],
+        Fault::LooksAtTheClock => &["the_clock_does_not_matter"],
+        Fault::ShowsHalfACommand => &["reads_see_whole_commands"],
+        Fault::KeepsThePositionInReset => &["reset_is_the_beginning"],
+        Fault::ForgetsTheMetadata => &["snapshot_metadata_is_kept"],
+        Fault::InventsTerms => &["terms_are_right_or_unknown"],
+        Fault::NeverRuns => &["start_and_stop"],
+    }
+}
+
+#[test]
+fn every_wrong_machine_is_caught() {
+    let run = |fault: &Fault| (*fault, check_state_machine(&case(*fault)));
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = Fault::ALL.iter().map(|fault| scope.spawn(move || run(fault))).collect();
+        running.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for (fault, found) in results {
+        let names: Vec<&str> = found.iter().map(|(name, _)| *name).collect();
+        for expected in caught_by(fault) {
+            assert!(names.contains(expected), "{fault:?} is not caught by {expected}: {found:#?}");
+        }
+    }
+}
+
+#[test]
+fn every_check_catches_somebody() {
+    let expected: Vec<&str> = Fault::ALL.into_iter().flat_map(caught_by).copied().collect();
+    for (name, _) in d_engine_testing::state_machine_checks::all::<Ledger>() {
+        assert!(expected.contains(&name), "no wrong machine is there for {name}");
+    }
+}
