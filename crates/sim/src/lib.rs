@@ -2,9 +2,11 @@
 //! wire encoding on a simulated network, disk and clock. A run is a function of its seed.
 //!
 //! # Where to look
-//! `profile.rs` draws how hard each fault hits; `world.rs` is the event loop, `world_disk.rs` the
-//! workers and crashes, `world_faults.rs` the other faults and the clients; `monitors.rs` has the
-//! rules checked at every step, `linearizability.rs` the one checked at the end.
+//! `profile.rs` and `snapshot_profile.rs` draw how hard each fault hits; `world.rs` is the event loop,
+//! `world_disk.rs` the workers and crashes, `world_snapshots.rs` and `world_transfers.rs` what is done
+//! about snapshots, `world_faults.rs` the other faults and the clients; `durable_machine.rs` is a state
+//! machine that keeps its own state; `monitors.rs` and `snapshot_monitors.rs` have the rules checked
+//! at every step, `linearizability.rs` the one checked at the end.
 
 mod clients;
 mod durable_machine;
