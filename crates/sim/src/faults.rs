@@ -93,6 +93,7 @@ pub enum Sometimes {
     SnapshotInstalled,
     Purged,
     PurgedToZero,
+    PurgedDuringTransfer,
     CrashInBuild,
     CrashInMetadata,
     CrashInPrune,
@@ -116,11 +117,12 @@ pub enum Sometimes {
 
 impl Sometimes {
     /// What snapshots add: each must be reached by the seeds that a change has to pass.
-    pub const OF_SNAPSHOTS: [Self; 23] = [
+    pub const OF_SNAPSHOTS: [Self; 24] = [
         Self::SnapshotBuilt,
         Self::SnapshotInstalled,
         Self::Purged,
         Self::PurgedToZero,
+        Self::PurgedDuringTransfer,
         Self::CrashInBuild,
         Self::CrashInMetadata,
         Self::CrashInPrune,

@@ -89,6 +89,8 @@ pub(crate) struct Running {
     pub(crate) receives: BTreeMap<u64, SnapshotReceiver>,
     /// Followers that a snapshot was ordered for, since when.
     pub(crate) sending: BTreeMap<NodeId, Instant>,
+    /// The archive that was chosen for a follower last.
+    pub(crate) chosen: BTreeMap<NodeId, LogId>,
     /// The snapshot that was received and not yet installed.
     pub(crate) installing: Option<LogId>,
     /// This life's data directory.
@@ -209,6 +211,7 @@ impl Node {
         config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
         config.apply_entries_max = 16;
         config.tail_entries = profile.snapshots.tail_entries;
+        config.held_bytes = profile.snapshots.held_bytes;
         config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);
         let replica =
             Replica::new(config, &opened.identity, &opened.recovered, &footing, seed, self.clock(now))
@@ -234,6 +237,7 @@ impl Node {
             sends: BTreeMap::new(),
             receives: BTreeMap::new(),
             sending: BTreeMap::new(),
+            chosen: BTreeMap::new(),
             installing: None,
             incarnation: opened.identity.incarnation,
             deadline: None,

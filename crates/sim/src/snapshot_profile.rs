@@ -4,6 +4,9 @@
 use crate::prng::Prng;
 use crate::profile::{MS, SECOND};
 
+/// As much of the log as no run has.
+pub(crate) const HELD_BYTES: u64 = 256 << 20;
+
 /// Snapshots in one run. Times are in simulated nanoseconds, chances in millionths.
 #[derive(Clone, Debug)]
 pub struct SnapshotProfile {
@@ -15,6 +18,8 @@ pub struct SnapshotProfile {
     pub tail_entries: u64,
     /// How long a transfer keeps the log from being purged.
     pub purge_patience_ms: u64,
+    /// Bytes of the log that a transfer keeps at most.
+    pub held_bytes: u64,
     /// Snapshots that a node keeps.
     pub retained: usize,
     /// Chunks of an archive.
@@ -65,12 +70,15 @@ impl SnapshotProfile {
             1 => u64::MAX,
             _ => prng.next(),
         };
+        let mut held = Prng::stream(seed, "held bytes");
+        let held_bytes = if held.chance(150_000) { held.between(500, 10_000) } else { HELD_BYTES };
         let mut upto = |from: u64, to: u64| prng.between(from, to);
         let profile = Self {
             after_entries,
             asked_every,
             tail_entries,
             purge_patience_ms: upto(100, 20_000),
+            held_bytes,
             retained: usize::try_from(upto(1, 3)).unwrap_or(1),
             chunk_bytes: u32::try_from(upto(64, 2_048)).unwrap_or(256),
             sync_bytes: upto(256, 4_096),

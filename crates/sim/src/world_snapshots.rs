@@ -11,6 +11,7 @@ use crate::faults::{Fault, Sometimes};
 use crate::node::{Running, now_or_never};
 use crate::profile::MS;
 use crate::snapshot_monitors::{archive_path, is_whole, surviving_labels};
+use crate::snapshot_profile::HELD_BYTES;
 use crate::world::{Happening, World};
 
 impl World {
@@ -161,8 +162,7 @@ impl World {
     fn prune(&mut self, id: u64) -> Result<(), String> {
         self.arm(id, 4);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let on_their_way: Vec<LogId> =
-            running.sends.values().map(|sender| sender.archive().label()).collect();
+        let on_their_way: Vec<LogId> = running.chosen.values().copied().collect();
         let pruned = running.snapshots.prune(1, &on_their_way);
         if self.died_in(id, Sometimes::CrashInPrune) {
             return Ok(());
@@ -208,11 +208,16 @@ impl World {
     pub(crate) fn check_purge_order(&mut self, id: u64, through: LogId) -> Result<(), String> {
         let now = self.now;
         let patience = Duration::from_millis(self.profile.snapshots.purge_patience_ms);
+        let is_bounded = self.profile.snapshots.held_bytes < HELD_BYTES;
         let node = self.node(id);
         let clock = node.clock(now);
         let Some(running) = node.running.as_ref() else { return Ok(()) };
         let held = running.sending.iter().find(|(_, since)| clock.since(**since) < patience);
         match held {
+            Some(_) if is_bounded => {
+                self.counts.reached(Sometimes::PurgedDuringTransfer);
+                Ok(())
+            }
             Some((to, _)) => Err(format!(
                 "no purge under a transfer: node {id} orders a purge up to {through} while node {to} is being sent a \
                  snapshot"
@@ -337,12 +342,14 @@ impl Running {
     pub(crate) fn note_event(&mut self, event: &Event) {
         if let Event::SnapshotSent(to) = event {
             self.sending.remove(to);
+            self.chosen.remove(to);
         }
     }
 
     pub(crate) fn note_orders(&mut self, jobs: &Jobs, now: Instant, patience: Duration) {
         if self.replica.core().role() != RoleKind::Leader {
             self.sending.clear();
+            self.chosen.clear();
         }
         for order in &jobs.snapshots {
             let since = self.sending.entry(order.to).or_insert(now);

@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use d_engine_core::{Duration, LogId, LogIndex};
+use d_engine_core::{Duration, LogId, LogIndex, Term};
 use d_engine_proto::engine::{decode_snapshot_frame, encode_snapshot_frame};
 use d_engine_replica::{
-    Event, InstallError, ReceiverStep, SendLimits, SnapshotMessage, SnapshotOrder, SnapshotReceiver,
+    Event, InstallError, ReceiverStep, Refusal, SendLimits, SnapshotMessage, SnapshotOrder, SnapshotReceiver,
     SnapshotSender,
 };
-use d_engine_storage::snapshot::FullSpeed;
+use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotArchive, SnapshotError};
 
 use crate::faults::{Fault, Sometimes};
-use crate::node::node_id;
+use crate::node::{Running, node_id};
 use crate::profile::{MS, SECOND};
 use crate::world::{Happening, World};
 
@@ -45,6 +45,7 @@ struct Connection {
     from_life: u64,
     to: u64,
     to_life: u64,
+    term: Term,
     label: LogId,
     /// What was committed at the follower when it began: no more than what goes beyond is received.
     committed: LogIndex,
@@ -75,63 +76,74 @@ impl Transfers {
 impl World {
     /// A leader's transport connects to a follower that needs a snapshot.
     pub(crate) fn transfer_begin(&mut self, id: u64, order: SnapshotOrder) -> Result<(), String> {
-        let (now, to, piece_bytes) = (self.now, order.to.get(), self.profile.snapshots.piece_bytes);
-        let limits = SendLimits {
-            piece_bytes,
-            window_bytes: 4 * piece_bytes as u64,
-            silence: Duration::from_millis(8_000),
-            apply: Duration::from_millis(20_000),
-        };
+        let (now, to) = (self.now, order.to.get());
         let node = self.node(id);
         let (from_life, clock) = (node.life, node.clock(now));
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        let found = running.snapshots.find_whole(&mut FullSpeed);
-        let archive = match found {
-            // An older one would leave the follower where the log does not reach.
-            Ok((Some(info), _)) if info.label().index >= order.at_least => {
-                running.snapshots.open_archive(info.label())
-            }
-            Ok(_) => return self.tell(id, Event::SnapshotFailed { to: order.to, none_usable: true }),
-            Err(error) => Err(error),
-        };
-        let archive = match archive {
-            Ok(archive) => archive,
+        let archive = match choose(running, order) {
+            Ok(Some(archive)) => archive,
+            Ok(None) => return self.tell(id, Event::SnapshotFailed { to: order.to, none_usable: true }),
             Err(error) => {
                 self.lost_before_it_began(id, from_life, to);
                 return self.not_read(id, 0, &error);
             }
         };
         let label = archive.label();
-        let running_end = self.node(to).running.is_some();
-        if !running_end || !self.connected(id, to) {
+        running.chosen.insert(order.to, label);
+        if self.node(to).running.is_none() || !self.connected(id, to) {
             self.lost_before_it_began(id, from_life, to);
             return Ok(());
         }
         self.trace.note(now, format_args!("node {id} offers {label} to node {to}"));
+        let piece_bytes = self.profile.snapshots.piece_bytes;
+        let limits = SendLimits {
+            piece_bytes,
+            window_bytes: 4 * piece_bytes as u64,
+            silence: Duration::from_millis(8_000),
+            apply: Duration::from_millis(20_000),
+        };
         let number = self.transfers.last + 1;
         self.transfers.last = number;
         let to_life = self.node(to).life;
-        let at_once = self.transfers.open.values().any(|it| it.to == to);
-        if at_once {
-            self.counts.reached(Sometimes::TransfersAtOnce);
-        }
         let lanes = [Way::ToFollower, Way::ToLeader].map(|way| (way, Lane::default()));
         let lanes = BTreeMap::from(lanes);
-        let running = self.node(to).running.as_ref();
-        let committed = running.map_or(LogIndex::ZERO, |it| it.replica.core().log().committed);
-        let connection = Connection { from: id, from_life, to, to_life, label, committed, lanes };
+        let (term, committed) = (order.term, LogIndex::ZERO);
+        let connection = Connection { from: id, from_life, to, to_life, term, label, committed, lanes };
         self.transfers.open.insert(number, connection);
         if let Some(running) = self.node(id).running.as_mut() {
             let sender = SnapshotSender::new(archive, order.term, limits, clock);
             running.sends.insert(number, sender);
         }
-        if let Some(running) = self.node(to).running.as_mut() {
-            let store = running.snapshots.clone();
-            let receiver = SnapshotReceiver::new(store, node_id(id), ARCHIVE_BYTES_MAX, committed);
-            running.receives.insert(number, receiver);
-        }
         self.after(SECOND, Happening::TransferTimer { connection: number, node: id });
         self.pump(number)
+    }
+
+    /// An offer has come. One snapshot is received at a time: whoever sends in an earlier term is deposed, and an
+    /// older connection of the same sender is dead. Returns whether this one has the place.
+    fn take_place(&mut self, number: u64, id: u64) -> Result<bool, String> {
+        let Some(from) = self.transfers.open.get(&number).map(|it| it.from) else { return Ok(false) };
+        let term = self.transfers.open.get(&number).map(|it| it.term);
+        let receiving: Vec<u64> = match self.node(id).running.as_ref() {
+            Some(running) => running.receives.keys().copied().collect(),
+            None => return Ok(false),
+        };
+        for before in receiving {
+            self.counts.reached(Sometimes::TransfersAtOnce);
+            if self.transfers.open.get(&before).map(|it| it.term) > term {
+                let text = "a leader of a later term sends a snapshot".to_owned();
+                self.refuse(number, id, &SnapshotMessage::Refused { refusal: Refusal::Busy, text });
+                return Ok(false);
+            }
+            self.break_off(before)?;
+        }
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(false) };
+        let (store, committed) = (running.snapshots.clone(), running.replica.core().log().committed);
+        let receiver = SnapshotReceiver::new(store, node_id(from), ARCHIVE_BYTES_MAX, committed);
+        running.receives.insert(number, receiver);
+        if let Some(connection) = self.transfers.open.get_mut(&number) {
+            connection.committed = committed;
+        }
+        Ok(true)
     }
 
     /// The sender tries again a little later.
@@ -227,6 +239,9 @@ impl World {
     }
 
     fn at_follower(&mut self, number: u64, id: u64, message: SnapshotMessage) -> Result<(), String> {
+        if message.offered().is_some() && !self.take_place(number, id)? {
+            return Ok(());
+        }
         self.arm(id, 10);
         let receiver = self.node(id).running.as_mut().and_then(|it| it.receives.get_mut(&number));
         let Some(receiver) = receiver else { return Ok(()) };
@@ -391,6 +406,24 @@ impl World {
             self.break_off(number).ok();
         }
     }
+}
+
+/// The archive to send: that of the attempt before, so that it can go on where it was cut; else the one that the
+/// state machine was told of; else the newest that is whole. An older one than ordered would not help.
+fn choose(running: &Running, order: SnapshotOrder) -> Result<Option<SnapshotArchive>, SnapshotError> {
+    let (list, before) = (running.snapshots.list(), running.chosen.get(&order.to).copied());
+    let told = running.machine.shared().snapshot_metadata().map(|meta| LogId::from(meta.last_included));
+    let first = list.iter().find(|info| Some(info.label()) == before);
+    let second = list.iter().find(|info| Some(info.label()) == told);
+    let candidates = first.into_iter().chain(second).chain(&list);
+    for info in candidates.filter(|info| info.label().index >= order.at_least) {
+        let is_whole =
+            info.health == Health::Whole || running.snapshots.verify(info.label(), &mut FullSpeed).is_ok();
+        if is_whole {
+            return running.snapshots.open_archive(info.label()).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 /// A message without the bytes.
