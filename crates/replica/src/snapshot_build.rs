@@ -164,6 +164,9 @@ impl StateMachineHandler {
     /// There is no room, or the machine refuses; the state is untouched.
     pub(crate) async fn begin_snapshot(&mut self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
         let begun = self.freeze(store).await;
+        if cfg!(mutant = "metadata-before-file") && begun.is_ok() {
+            self.tell_of(&crate::SnapshotMetadata::new(self.applied.id, [0; 32]))?;
+        }
         match &begun {
             Ok(_) => self.due.begun(self.applied.time_ms),
             Err(_) => self.due.failed(self.applied.time_ms),
@@ -191,11 +194,16 @@ impl StateMachineHandler {
                 Content::Written(written.map_err(|error| failed("generate_snapshot_data", &error))?)
             }
         };
+        let labelled = if cfg!(mutant = "snapshot-wrong-label") {
+            LogId { index: label.index.saturating_sub(1).max(1), ..label }
+        } else {
+            label
+        };
         Ok(SnapshotTask {
             staging,
             content,
             label,
-            core_label: label.into(),
+            core_label: labelled.into(),
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
             format: self.machine.snapshot_format(),
@@ -225,6 +233,9 @@ impl StateMachineHandler {
             self.tell_of(&metadata_of(info))?;
         }
         self.persist_applied()?;
+        if cfg!(mutant = "purge-before-flush") {
+            return Ok(Event::SnapshotKept(LogId::from(info.label())));
+        }
         self.machine.flush().map_err(|error| failed("flush", &error))?;
         Ok(Event::SnapshotKept(LogId::from(info.label())))
     }

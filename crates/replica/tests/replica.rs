@@ -294,6 +294,25 @@ fn a_follower_puts_no_tick_into_the_log() {
     assert_eq!(ticks(&node), 0);
 }
 
+/// On a quiet cluster nothing else would ever tell the state machine to go on.
+#[test]
+fn what_is_known_to_be_committed_at_the_start_is_applied_without_further_news() {
+    let mut opened = open(3);
+    opened.log.append(GroupId::FIRST, None, &[entry(1, 1), entry(1, 2)]).unwrap();
+    opened.log.sync().unwrap();
+    opened.recovered.entries = vec![entry(1, 1).head(), entry(1, 2).head()];
+    opened.recovered.hard_state.term = Term::new(1);
+    opened.recovered.hard_state.commit = LogIndex::new(2);
+    let now = Instant::from_nanos(1);
+    let config = ReplicaConfig::default();
+    let replica =
+        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
+    let jobs = node.handle(Event::Deadline);
+    let sources: Vec<String> = jobs.apply.iter().map(|job| format!("{:?}", job.source)).collect();
+    assert_eq!(sources, ["Stored(1, 2)"]);
+}
+
 /// A follower that has the read index but lost its leader before it could apply that far cannot say when
 /// it will: the caller goes elsewhere.
 #[test]

@@ -100,11 +100,14 @@ impl Inner {
         encoded: &Bytes,
         pace: &mut dyn Pace,
     ) -> Result<(), SnapshotError> {
+        let file = self.create_temporary(path)?;
+        let appended = cfg!(mutant = "snapshot-tmp-appended");
+        let offset = if appended { file.len().map_err(io_error("look at", path))? } else { 0 };
         let mut writer = Writer {
-            file: self.create_temporary(path)?,
+            file,
             path,
-            offset: 0,
-            synced: 0,
+            offset,
+            synced: offset,
             sync_bytes: self.options.sync_bytes,
             hash: Sha256::new(),
             header_checksum: checksum_of_header(encoded),
@@ -137,7 +140,7 @@ impl Inner {
     fn create_temporary(&self, path: &Path) -> Result<Arc<dyn FsFile>, SnapshotError> {
         let mode = if self.fs.kind(path).is_err() {
             OpenMode::CreateNew
-        } else if cfg!(mutant = "snapshot-stale-tmp") {
+        } else if cfg!(any(mutant = "snapshot-stale-tmp", mutant = "snapshot-tmp-appended")) {
             OpenMode::Existing
         } else {
             self.fs.remove_file(path).map_err(io_error("remove", path))?;
