@@ -22,7 +22,8 @@ use crate::reads::Reads;
 use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
 use crate::{
-    Footing, LeaderHint, PeerMessage, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
+    Footing, LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus,
+    StopReason,
 };
 
 /// A node of one group without its threads.
@@ -435,6 +436,10 @@ impl Replica {
         }
         self.members.install(last.index, membership, keeps_suffix);
         self.apply.install(last);
+        // These entries will not be applied one by one here: nobody has their replies.
+        for (_, responder) in self.proposals.take_to(last.index) {
+            responder(Err(ProposeError::OutcomeUnknown));
+        }
         Install { base: last, suffix: if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop } }
     }
 
