@@ -81,6 +81,7 @@ impl StateMachineHandler {
             info.health != Health::Damaged && info.label().index.get() <= self.applied().index
         };
         let Some(newest) = start.snapshots.list().into_iter().find(usable) else { return Ok(()) };
+        self.snapshot_bytes = newest.len;
         let meta = metadata_of(&newest);
         let known = self.machine().snapshot_metadata().map(|meta| meta.last_included);
         if known == Some(meta.last_included) {

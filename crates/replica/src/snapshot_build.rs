@@ -21,14 +21,27 @@ const RETRY_AFTER_MS: [u64; 7] = [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60
 /// What decides whether a snapshot is due.
 #[derive(Debug, Default)]
 pub(crate) struct SnapshotDue {
+    /// Payload that was applied, with its envelopes.
     log_bytes: u64,
+    /// Bytes that the log has written since the node started, padding included; and how many of them it had
+    /// written when the newest snapshot was begun.
+    written: u64,
+    written_before: Option<u64>,
     since_ms: u64,
     /// This node's place among the members, while it has not built one itself.
     first: bool,
     /// One is being built; the counters as of its label.
-    building: Option<(u64, u64)>,
+    building: Option<Counted>,
     failures: usize,
     not_before_ms: u64,
+}
+
+/// The counters as of a label.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    log_bytes: u64,
+    written: u64,
+    time_ms: u64,
 }
 
 impl SnapshotDue {
@@ -41,20 +54,34 @@ impl SnapshotDue {
         self.log_bytes = self.log_bytes.saturating_add(payload as u64 + ENVELOPE_BYTES);
     }
 
+    /// What the log has grown by since the newest snapshot: small groups of entries are padded to whole sectors, so that
+    /// it may be several times what was applied.
+    fn bytes(&self) -> u64 {
+        let written = self.written.saturating_sub(self.written_before.unwrap_or(self.written));
+        self.log_bytes.max(written)
+    }
+
+    fn log_written(&mut self, total: u64) {
+        self.written = total;
+        self.written_before.get_or_insert(total);
+    }
+
     /// A leader's snapshot was installed. One that is being built still is.
     pub(crate) fn installed(&mut self, time_ms: u64) {
-        let building = self.building.map(|_| (0, time_ms));
-        *self = Self { building, ..Self::new(time_ms) };
+        let written = self.written;
+        let building = self.building.map(|_| Counted { log_bytes: 0, written, time_ms });
+        *self = Self { building, written, written_before: Some(written), ..Self::new(time_ms) };
     }
 
     fn begun(&mut self, time_ms: u64) {
-        self.building = Some((self.log_bytes, time_ms));
+        self.building = Some(Counted { log_bytes: self.log_bytes, written: self.written, time_ms });
     }
 
     fn kept(&mut self) {
-        if let Some((bytes, time_ms)) = self.building.take() {
-            self.log_bytes = self.log_bytes.saturating_sub(bytes);
-            self.since_ms = time_ms;
+        if let Some(counted) = self.building.take() {
+            self.log_bytes = self.log_bytes.saturating_sub(counted.log_bytes);
+            self.written_before = Some(counted.written);
+            self.since_ms = counted.time_ms;
         }
         self.first = false;
         (self.failures, self.not_before_ms) = (0, 0);
@@ -129,7 +156,8 @@ impl StateMachineHandler {
         SnapshotContext {
             applied: self.applied.id,
             last_snapshot: self.snapshot,
-            log_bytes: self.due.log_bytes,
+            log_bytes: self.due.bytes(),
+            snapshot_bytes: self.snapshot_bytes,
             log_time: Duration::from_millis(self.applied.time_ms.saturating_sub(self.due.since_ms)),
             stagger_permille: u32::try_from(share).unwrap_or(0),
         }
@@ -138,7 +166,13 @@ impl StateMachineHandler {
     /// Bytes of the log applied since the newest snapshot, or since the node started.
     #[must_use]
     pub fn bytes_since_snapshot(&self) -> u64 {
-        self.due.log_bytes
+        self.due.bytes()
+    }
+
+    /// The log has written so many bytes since the node started, as [`LogStats`](d_engine_storage::LogStats) counts them. Tell it
+    /// between jobs; who does not is asked about what was applied alone.
+    pub fn log_written(&mut self, total: u64) {
+        self.due.log_written(total);
     }
 
     /// Whether a snapshot should be begun now. Not while one is being built, and not too soon after one has
@@ -228,6 +262,7 @@ impl StateMachineHandler {
     /// The node must stop with the reason.
     pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Event, StopReason> {
         self.due.kept();
+        self.snapshot_bytes = info.len;
         // A leader's snapshot that goes further may have been installed meanwhile.
         if info.label().index.get() > self.snapshot.index {
             self.tell_of(&metadata_of(info))?;

@@ -13,8 +13,10 @@ pub struct SnapshotContext {
     pub applied: LogId,
     /// The last entry of the newest snapshot; zero when there is none.
     pub last_snapshot: LogId,
-    /// Bytes of the log that were applied since the newest snapshot, or since the node started.
+    /// Bytes that the log has grown by since the newest snapshot, or since the node started, padding included.
     pub log_bytes: u64,
+    /// Bytes of the newest snapshot; 0 when there is none.
+    pub snapshot_bytes: u64,
     /// Log time that has passed since the newest snapshot, or since the first entry.
     pub log_time: Duration,
     /// This node's share of the nodes' wait, in thousandths of the policy's own measure: it is later by that, so
@@ -60,13 +62,16 @@ impl SnapshotPolicy for AfterEntries {
     }
 }
 
-/// Each time the applied part of the log has grown by so many bytes since the last one.
+/// Each time the log has grown by so many bytes since the last one. Where the last one was larger than that, as large as
+/// it was, but at most twice as many: writing a large state again and again for little log would cost more disk than it
+/// frees.
 #[derive(Clone, Copy, Debug)]
 pub struct AfterBytes(pub u64);
 
 impl SnapshotPolicy for AfterBytes {
     fn should_snapshot(&self, context: &SnapshotContext) -> bool {
-        context.log_bytes > 0 && context.log_bytes >= context.staggered(self.0)
+        let measure = context.snapshot_bytes.clamp(self.0, self.0.saturating_mul(2));
+        context.log_bytes > 0 && context.log_bytes >= context.staggered(measure)
     }
 }
 
@@ -116,6 +121,10 @@ mod tests {
         let grown = SnapshotContext { log_bytes: 100, ..context(5, 0) };
         assert!(AfterBytes(100).should_snapshot(&grown));
         assert!(!AfterBytes(101).should_snapshot(&grown));
+        let of_a_large_state = SnapshotContext { snapshot_bytes: 130, ..grown };
+        assert!(AfterBytes(50).should_snapshot(&of_a_large_state), "twice as many at most");
+        assert!(!AfterBytes(51).should_snapshot(&of_a_large_state));
+        assert!(AfterBytes(100).should_snapshot(&SnapshotContext { snapshot_bytes: 99, ..grown }));
         let later = SnapshotContext { log_time: Duration::from_secs(60), ..grown };
         assert!(AfterTime(Duration::from_secs(60)).should_snapshot(&later));
         assert!(!AfterTime(Duration::from_secs(61)).should_snapshot(&later));

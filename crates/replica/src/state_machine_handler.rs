@@ -29,6 +29,8 @@ pub struct StateMachineHandler {
     applied_persisted: u64,
     /// The last entry in the newest snapshot that the machine was told of.
     pub(crate) snapshot: LogId,
+    /// Bytes of its archive; 0 when that is not known.
+    pub(crate) snapshot_bytes: u64,
     pub(crate) due: SnapshotDue,
 }
 
@@ -51,7 +53,15 @@ impl StateMachineHandler {
     ) -> Self {
         let applied_persisted = applied.id.index;
         let due = SnapshotDue::new(applied.time_ms);
-        Self { machine, policy, applied, applied_persisted, snapshot: LogId::default(), due }
+        Self {
+            machine,
+            policy,
+            applied,
+            applied_persisted,
+            snapshot: LogId::default(),
+            snapshot_bytes: 0,
+            due,
+        }
     }
 
     /// The last entry whose effect is in the state.
@@ -193,6 +203,7 @@ impl StateMachineHandler {
         self.applied = restore::installed(self.machine.as_ref(), info).map_err(StopReason::new)?;
         self.machine.update_last_applied(self.applied.id);
         self.due.installed(self.applied.time_ms);
+        self.snapshot_bytes = info.len;
         self.tell_of(&meta)
     }
 

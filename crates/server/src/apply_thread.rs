@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::inbox::Inbox;
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
-use crate::worker_threads::{Found, WorkQueue, guarded};
+use crate::worker_threads::{Found, LogCounters, WorkQueue, guarded};
 use crate::{SnapshotRequestError, StartError};
 
 /// Callers that wait for one snapshot; more are refused.
@@ -42,6 +42,7 @@ pub(crate) struct ApplyThread {
     pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
     pub(crate) store: SnapshotStore,
     pub(crate) progress: Arc<BuildProgress>,
+    pub(crate) log_counters: Arc<LogCounters>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) gate: Arc<ReadGate>,
     /// The user's futures are polled inside it.
@@ -116,6 +117,7 @@ impl ApplyThread {
                 return;
             }
         }
+        self.worker.handler().log_written(self.log_counters.read().bytes_written);
         let began = Instant::now();
         match self.runtime.block_on(self.worker.begin_snapshot(wanted)) {
             Ok(Some(task)) => {

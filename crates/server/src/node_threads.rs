@@ -101,6 +101,7 @@ impl NodeThreads {
             snapshots: snap.clone(),
             store: snapshots,
             progress: building,
+            log_counters: shared.log_counters.clone(),
             inbox,
             gate,
             runtime: materials.runtime,

@@ -31,7 +31,7 @@ pub struct SnapshotStatus {
     pub last_failure: Option<String>,
     /// For how long the newest one has held apply up.
     pub pause: Duration,
-    /// Bytes of the log applied since the newest one, or since the node started.
+    /// Bytes that the log has grown by since the newest one, or since the node started.
     pub bytes_since: u64,
     /// Bytes that the log takes up on disk at most.
     pub log_bytes: u64,

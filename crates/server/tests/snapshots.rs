@@ -221,3 +221,23 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
         engine.stop().await;
     }
 }
+
+/// One caller after the other: each put is a group of its own, padded to a sector, many times as long as what it carries.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_measured_as_it_lies_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    config.limits.max_command_bytes = 64 << 10;
+    config.limits.segment_bytes = 1 << 20;
+    config.snapshots.after_log_bytes = 1 << 20;
+    config.snapshots.tail_entries = 0;
+    let engine = start(&config).await;
+    let mut carried = 0;
+    while engine.status().await.snapshots.built == 0 {
+        put(std::slice::from_ref(&engine), "key", "value").await;
+        carried += 100;
+        assert!(carried < 1 << 20, "{:?}", engine.status().await.snapshots);
+    }
+    until(&engine, "the log is purged", |status| base(status) > 0).await;
+    engine.stop().await;
+}

@@ -42,7 +42,7 @@ pub struct SnapshotStatus {
     pub last_failure: Option<String>,
     /// For how long the newest one has held apply up.
     pub pause: Duration,
-    /// Payload bytes applied since the newest one.
+    /// Bytes that the log has grown by since the newest one.
     pub bytes_since: u64,
     /// An alarm: the log is larger than `snapshots.max_log_bytes`. Look at `last_failure`, or take one.
     pub overdue: bool,

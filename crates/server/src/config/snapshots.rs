@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub struct Snapshots {
     /// Entries applied since the last snapshot. Default 0: off.
     pub after_entries: u64,
-    /// Bytes of the log applied since the last snapshot. Default 128 MiB.
+    /// Bytes that the log has grown by since the last snapshot, padding included. Where the last snapshot was larger, as
+    /// large as it was, but at most twice this. Default 128 MiB.
     pub after_log_bytes: u64,
     /// Seconds of log time since the last snapshot, if anything was applied since. Default 0: off.
     pub after_seconds: u64,
