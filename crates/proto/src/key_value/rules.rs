@@ -33,8 +33,11 @@ pub trait KvRead {
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = Result<(Self::Value, Self::Value), Self::Error>>, Self::Error>;
+    ) -> Result<impl Iterator<Item = KeyAndValue<Self::Value, Self::Error>>, Self::Error>;
 }
+
+/// A key and its value, or why they could not be read.
+pub type KeyAndValue<V, E> = Result<(V, V), E>;
 
 /// A value that a change has taken the place of, and when it would have vanished.
 pub type Replaced<V> = Option<(V, Option<NonZeroU64>)>;

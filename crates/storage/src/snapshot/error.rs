@@ -102,7 +102,9 @@ pub enum SnapshotError {
         limit: u64,
     },
     /// The disk has too little space. Make room, or let fewer snapshots be kept.
-    #[error("{path}: {needed} bytes are needed, what is reserved for the log included, and {free} are free; make room on this disk, or lower snapshots.reserve_bytes")]
+    #[error(
+        "{path}: {needed} bytes are needed, what is reserved for the log included, and {free} are free; make room on this disk, or lower snapshots.reserve_bytes"
+    )]
     NoSpace {
         /// The directory.
         path: PathBuf,
