@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{KeyAndValue, KvRead, KvTable, Replaced};
+use d_engine_proto::key_value::rules::{KvRead, KvTable, Pair, Replaced};
 use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
     WriteTransaction,
@@ -77,7 +77,7 @@ fn between_in(
     records: &impl ReadableTable<&'static [u8], (u64, &'static [u8])>,
     from: Bound<&[u8]>,
     to: Bound<&[u8]>,
-) -> Result<impl Iterator<Item = KeyAndValue<Bytes, Failure>>, Failure> {
+) -> Result<impl Iterator<Item = Pair<Bytes, Failure>>, Failure> {
     let range = records.range::<&[u8]>((from, to))?;
     Ok(range.map(|record| {
         let (key, stored) = record?;
@@ -97,7 +97,7 @@ impl KvRead for FrozenRecords {
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = KeyAndValue<Bytes, Failure>>, Failure> {
+    ) -> Result<impl Iterator<Item = Pair<Bytes, Failure>>, Failure> {
         between_in(&self.0, from, to)
     }
 }
@@ -114,7 +114,7 @@ impl KvRead for Tables<'_> {
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = KeyAndValue<Bytes, Failure>>, Failure> {
+    ) -> Result<impl Iterator<Item = Pair<Bytes, Failure>>, Failure> {
         between_in(&self.records, from, to)
     }
 }

@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("d-engine-sim", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-server", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-client", &["proto"]),
-    ("d-engine-cli", &["server", "client", "kv"]),
+    ("d-engine-cli", &["server", "client", "kv", "kv-disk"]),
     ("d-engine-tidy", &[]),
     ("d-engine", &["core", "storage", "replica", "kv", "proto", "server", "client", "testing"]),
 ];

@@ -12,6 +12,9 @@ use super::{
     Record, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX, SCAN_PAGE_BYTES, Scan,
 };
 
+/// A key and its value, or why they could not be read.
+pub type Pair<V, E> = Result<(V, V), E>;
+
 /// A table as questions see it: one state, which does not change while it is read.
 pub trait KvRead {
     /// A key or a value, owned.
@@ -33,11 +36,8 @@ pub trait KvRead {
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = KeyAndValue<Self::Value, Self::Error>>, Self::Error>;
+    ) -> Result<impl Iterator<Item = Pair<Self::Value, Self::Error>>, Self::Error>;
 }
-
-/// A key and its value, or why they could not be read.
-pub type KeyAndValue<V, E> = Result<(V, V), E>;
 
 /// A value that a change has taken the place of, and when it would have vanished.
 pub type Replaced<V> = Option<(V, Option<NonZeroU64>)>;
