@@ -47,8 +47,8 @@ pub use d_engine_replica::{
 };
 pub use d_engine_server::{
     Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus,
-    ReceivingSnapshot, SendingSnapshot, SnapshotRequestError, SnapshotStatus, Snapshots, StartError,
-    WaitError,
+    ReceivingSnapshot, SendingSnapshot, SnapshotCompression, SnapshotRequestError, SnapshotStatus, Snapshots,
+    StartError, WaitError,
 };
 pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};
 

@@ -16,7 +16,11 @@ impl RaftCore {
         self.loyal_until = now.plus(self.config.election_timeout_min);
         self.draw_election_timeout(now);
         if !matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from)) {
-            self.role = Role::Follower(Follower { leader: Some(from), ..Follower::default() });
+            // What is committed is the same in the log of every leader that may follow (Leader Completeness). Who
+            // is waiting for this node to have installed a snapshot learns it from that alone.
+            let forgets = cfg!(mutant = "committed-forgotten");
+            let verified = if forgets { LogIndex::ZERO } else { self.log.committed() };
+            self.role = Role::Follower(Follower { leader: Some(from), verified, ..Follower::default() });
         }
         match &mut self.role {
             Role::Follower(follower) => Ok(follower),

@@ -56,9 +56,7 @@ impl RaftCore {
         }
         self.accept_leader(now, from)?;
         if last.index <= self.log.committed() {
-            // What is committed is the same in both logs: the leader learns from the next heartbeat's answer that
-            // it may go on from there with entries.
-            self.installed(last, true);
+            // The next heartbeat's answer tells the leader that it may go on with entries.
             return Err(Rejected::SnapshotStale);
         }
         let keeps_suffix = self.log.install(last, configuration, time_ms);

@@ -217,7 +217,27 @@ fn fig13_who_refuses_an_old_snapshot_tells_how_far_its_log_matches() {
         Message::HeartbeatReply { received, stored, .. } => Some((*received, *stored)),
         _ => None,
     };
-    assert_eq!(node.take_sent().iter().find_map(matches), Some((i(3), i(3))));
+    assert_eq!(node.take_sent().iter().find_map(matches), Some((i(4), i(4))));
+}
+
+/// The snapshot is installed, and before the leader has heard of that the follower gives it up and takes it back.
+/// A leader that has sent a snapshot sends nothing else until it hears.
+#[test]
+fn fig13_who_has_forgotten_its_leader_still_tells_that_the_snapshot_is_installed() {
+    let mut node = Node::new(3, 4, &[1]);
+    install(&mut node, 2, 4, id(3, 5)).unwrap();
+    node.store();
+    node.step(Input::Applied(i(5))).unwrap();
+    node.pass(1_000);
+    node.step(Input::Deadline).unwrap();
+    assert_eq!((node.role(), node.leader_known()), (RoleKind::PreCandidate, None));
+    node.take_sent();
+    node.heartbeat(2, 4, 0).unwrap();
+    let stored = |(_, message): &(u64, Message)| match message {
+        Message::HeartbeatReply { stored, .. } => Some(*stored),
+        _ => None,
+    };
+    assert_eq!(node.take_sent().iter().find_map(stored), Some(i(5)));
 }
 
 /// The sender leads its term: whoever campaigns in it, or leads an earlier one, follows.

@@ -45,9 +45,9 @@ impl State {
         table.insert(FORMAT, FORMAT_VERSION.to_le_bytes().as_slice())?;
         let applied = [self.position.term, self.position.index, self.time_ms].map(u64::to_le_bytes);
         table.insert(APPLIED, applied.concat().as_slice())?;
-        if let Some(SnapshotMetadata { last_included, checksum, .. }) = &self.snapshot {
-            let (term, index) = (last_included.term.to_le_bytes(), last_included.index.to_le_bytes());
-            let record = [&term[..], &index[..], &checksum[..]].concat();
+        if let Some(SnapshotMetadata { last_included, checksum, format, .. }) = &self.snapshot {
+            let numbers = [last_included.term, last_included.index, u64::from(*format)].map(u64::to_le_bytes);
+            let record = [&numbers.concat()[..], &checksum[..]].concat();
             table.insert(SNAPSHOT, record.as_slice())?;
         }
         Ok(())
@@ -85,7 +85,8 @@ fn numbers<const N: usize>(record: &[u8]) -> Option<[u64; N]> {
 }
 
 fn metadata(record: &[u8]) -> Option<SnapshotMetadata> {
-    let (label, checksum) = record.split_at_checked(16)?;
-    let [term, index] = numbers(label)?;
-    Some(SnapshotMetadata::new(LogId { term, index }, checksum.try_into().ok()?))
+    let (before, checksum) = record.split_at_checked(24)?;
+    let [term, index, format] = numbers(before)?;
+    let meta = SnapshotMetadata::new(LogId { term, index }, checksum.try_into().ok()?);
+    Some(meta.with_format(u32::try_from(format).ok()?))
 }

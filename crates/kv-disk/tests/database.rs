@@ -19,7 +19,7 @@ fn everything_is_there_after_a_restart() {
     let machine = started(home.path());
     apply(&machine, 1, &[KvCommand::put("a", "1"), KvCommand::put("b", "2")]);
     machine.update_last_applied(id(3));
-    let meta = SnapshotMetadata::new(id(2), [7; 32]);
+    let meta = SnapshotMetadata::new(id(2), [7; 32]).with_format(5);
     machine.update_last_snapshot_metadata(&meta).unwrap();
     drop(machine);
     let machine = started(home.path());

@@ -6,7 +6,7 @@ use std::vec::IntoIter;
 
 use d_engine_core::{GroupId, LogIndex, NodeId};
 use d_engine_storage::LogReader;
-use d_engine_storage::snapshot::{FullSpeed, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
 
 use crate::event::{ApplyJob, ApplySource, Event, ProposeResponder};
 use crate::snapshot_build::SnapshotTask;
@@ -23,13 +23,17 @@ pub struct ApplyWorker {
     group: GroupId,
     node: u64,
     snapshots: Option<SnapshotStore>,
+    /// The snapshot that is being built.
+    building: Option<Hold>,
+    /// The one that the state machine was told of last: while it names that, it is there.
+    told: Option<Hold>,
 }
 
 impl ApplyWorker {
     /// A worker over an opened state machine and the log it is fed from.
     #[must_use]
     pub fn new(handler: StateMachineHandler, reader: Arc<dyn LogReader>, group: GroupId) -> Self {
-        Self { handler, reader, group, node: 0, snapshots: None }
+        Self { handler, reader, group, node: 0, snapshots: None, building: None, told: None }
     }
 
     /// The same worker, taking snapshots into `store` and installing those that are received there. `node` is
@@ -38,7 +42,13 @@ impl ApplyWorker {
     pub fn with_snapshots(mut self, store: SnapshotStore, node: NodeId) -> Self {
         self.snapshots = Some(store);
         self.node = node.get();
+        self.hold_told();
         self
+    }
+
+    fn hold_told(&mut self) {
+        let label = self.handler.snapshot;
+        self.told = self.snapshots.as_ref().filter(|_| label.index > 0).map(|store| store.hold(label.into()));
     }
 
     /// The handler, for what is not applying.
@@ -108,6 +118,7 @@ impl ApplyWorker {
         let installed = self.handler.install_snapshot(&info, path).await;
         // What cannot be removed now is removed at the next start.
         store.clear_unpacked().ok();
+        self.hold_told();
         installed
     }
 
@@ -124,7 +135,9 @@ impl ApplyWorker {
         if self.handler.applied().index == 0 {
             return Ok(None);
         }
-        self.handler.begin_snapshot(store).await.map(Some)
+        let task = self.handler.begin_snapshot(store).await?;
+        self.building = Some(store.hold(task.label().into()));
+        Ok(Some(task))
     }
 
     /// Whether a snapshot is being built.
@@ -142,8 +155,14 @@ impl ApplyWorker {
         built: Result<SnapshotInfo, StopReason>,
     ) -> Result<Option<Event>, StopReason> {
         match built {
-            Ok(info) => self.handler.keep_snapshot(&info).map(Some),
+            Ok(info) => {
+                let kept = self.handler.keep_snapshot(&info);
+                self.hold_told();
+                self.building = None;
+                kept.map(Some)
+            }
             Err(reason) => {
+                self.building = None;
                 tracing::warn!(%reason, "a snapshot was given up");
                 self.handler.give_up_snapshot();
                 Ok(None)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, Term};
+use d_engine_storage::snapshot::Hold;
 use d_engine_storage::{Incarnation, LogEntry, LogSuffix, Membership};
 
 use crate::{InstallError, LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
@@ -24,7 +25,7 @@ pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
 pub type InstallResponder = Box<dyn FnOnce(Result<(), InstallError>) + Send>;
 
 /// A snapshot that a leader has sent: an archive that is whole and durable in this node's store.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ReceivedSnapshot {
     /// The leader that sent it.
     pub from: NodeId,
@@ -36,6 +37,8 @@ pub struct ReceivedSnapshot {
     pub time_ms: u64,
     /// The members as of the label.
     pub membership: Membership,
+    /// Keeps the archive from being pruned until it is installed.
+    pub hold: Hold,
 }
 
 /// A command on its way into the log.

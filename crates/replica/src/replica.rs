@@ -22,7 +22,8 @@ use crate::reads::Reads;
 use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
 use crate::{
-    Footing, LeaderHint, PeerMessage, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus, StopReason,
+    Footing, LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus,
+    StopReason,
 };
 
 /// A node of one group without its threads.
@@ -92,14 +93,19 @@ impl Replica {
         let applied = footing.applied;
         let mut snapshots = Snapshots::default();
         snapshots.covers(footing.covered);
-        // What the state machine holds already is applied: it may be purged.
-        core.step(now, 0, Input::Applied(applied), &mut Effects::default()).ok();
+        let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
+        // What the state machine holds already is applied: it may be purged. The answer says how far it may go on.
+        let mut effects = Effects::default();
+        core.step(now, 0, Input::Applied(applied), &mut effects).ok();
+        if let Some(index) = effects.apply_to {
+            apply.allow(index);
+        }
         Ok(Self {
             node: identity.node,
             cache: LogCache::new(core.log().last.index, config.cache_bytes_max),
-            apply: ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max),
+            apply,
             core,
-            effects: Effects::default(),
+            effects,
             ticker: Ticker::default(),
             members,
             proposals: Proposals::default(),
@@ -430,6 +436,10 @@ impl Replica {
         }
         self.members.install(last.index, membership, keeps_suffix);
         self.apply.install(last);
+        // These entries will not be applied one by one here: nobody has their replies.
+        for (_, responder) in self.proposals.take_to(last.index) {
+            responder(Err(ProposeError::OutcomeUnknown));
+        }
         Install { base: last, suffix: if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop } }
     }
 

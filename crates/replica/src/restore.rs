@@ -255,5 +255,6 @@ enum Restore {
 
 /// What a state machine is told of an archive.
 pub(crate) fn metadata_of(info: &SnapshotInfo) -> SnapshotMetadata {
-    SnapshotMetadata::new(LogId::from(info.label()), info.header.facts.checksum)
+    let facts = &info.header.facts;
+    SnapshotMetadata::new(LogId::from(info.label()), facts.checksum).with_format(facts.user_format)
 }

@@ -77,6 +77,7 @@ pub struct SnapshotTask {
     core_label: d_engine_core::LogId,
     time_ms: u64,
     membership: Membership,
+    format: u32,
 }
 
 enum Content {
@@ -113,7 +114,7 @@ impl SnapshotTask {
             time_ms: self.time_ms,
             membership: self.membership,
             envelope: Bytes::new(),
-            user_format: 0,
+            user_format: self.format,
             checksum,
         };
         store.pack(self.staging, &facts, pace).map_err(StopReason::new)
@@ -163,6 +164,9 @@ impl StateMachineHandler {
     /// There is no room, or the machine refuses; the state is untouched.
     pub(crate) async fn begin_snapshot(&mut self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
         let begun = self.freeze(store).await;
+        if cfg!(mutant = "metadata-before-file") && begun.is_ok() {
+            self.tell_of(&crate::SnapshotMetadata::new(self.applied.id, [0; 32]))?;
+        }
         match &begun {
             Ok(_) => self.due.begun(self.applied.time_ms),
             Err(_) => self.due.failed(self.applied.time_ms),
@@ -190,13 +194,19 @@ impl StateMachineHandler {
                 Content::Written(written.map_err(|error| failed("generate_snapshot_data", &error))?)
             }
         };
+        let labelled = if cfg!(mutant = "snapshot-wrong-label") {
+            LogId { index: label.index.saturating_sub(1).max(1), ..label }
+        } else {
+            label
+        };
         Ok(SnapshotTask {
             staging,
             content,
             label,
-            core_label: label.into(),
+            core_label: labelled.into(),
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
+            format: self.machine.snapshot_format(),
         })
     }
 
@@ -223,6 +233,9 @@ impl StateMachineHandler {
             self.tell_of(&metadata_of(info))?;
         }
         self.persist_applied()?;
+        if cfg!(mutant = "purge-before-flush") {
+            return Ok(Event::SnapshotKept(LogId::from(info.label())));
+        }
         self.machine.flush().map_err(|error| failed("flush", &error))?;
         Ok(Event::SnapshotKept(LogId::from(info.label())))
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use d_engine_core::{Duration, Input, Instant, LogIndex, NodeId};
+use d_engine_storage::snapshot::Hold;
 
 use crate::event::{InstallResponder, Jobs, ReceivedSnapshot};
 use crate::replica::{Payload, Replica};
@@ -17,7 +18,7 @@ pub(crate) struct Snapshots {
     /// Received, and waiting until the apply worker has nothing left to read from the log.
     received: Option<(Box<ReceivedSnapshot>, InstallResponder)>,
     /// In the place of the log already, up to this index; whoever sent it waits until it is applied.
-    installing: Option<(LogIndex, InstallResponder)>,
+    installing: Option<Installing>,
     /// Followers that a snapshot is on its way to, since when, however often it was cut.
     sending: BTreeMap<NodeId, Instant>,
     /// When it was last looked how far the log may be purged although a transfer runs.
@@ -27,6 +28,13 @@ pub(crate) struct Snapshots {
     /// Something has changed since it was last looked how far the log may be purged.
     is_due: bool,
     is_purging: bool,
+}
+
+struct Installing {
+    last: LogIndex,
+    responder: InstallResponder,
+    /// The apply worker is yet to read the archive.
+    _hold: Hold,
 }
 
 impl Snapshots {
@@ -73,16 +81,16 @@ impl Snapshots {
 
     /// The state machine holds everything up to `index`: only now a snapshot counts as installed.
     pub(crate) fn applied_to(&mut self, index: LogIndex) {
-        if let Some((label, responder)) = self.installing.take_if(|(label, _)| *label <= index) {
-            self.covers(label);
-            responder(Ok(()));
+        if let Some(installed) = self.installing.take_if(|it| it.last <= index) {
+            self.covers(installed.last);
+            (installed.responder)(Ok(()));
         }
     }
 
     /// The node has stopped.
     pub(crate) fn stop(&mut self, reason: &StopReason) {
         let received = self.received.take().map(|(_, responder)| responder);
-        let installing = self.installing.take().map(|(_, responder)| responder);
+        let installing = self.installing.take().map(|it| it.responder);
         for responder in received.into_iter().chain(installing) {
             responder(Err(InstallError::Stopped { reason: reason.clone() }));
         }
@@ -106,11 +114,13 @@ impl Replica {
             return;
         }
         let Some((snapshot, responder)) = self.snapshots.received.take() else { return };
-        let ReceivedSnapshot { from, term, label, time_ms, membership } = *snapshot;
+        let ReceivedSnapshot { from, term, label, time_ms, membership, hold } = *snapshot;
         let configuration = Box::new(membership.configuration());
         let input = Input::InstallSnapshot { from, term, last: label, time_ms, configuration };
         match self.try_step(now, wall_ms, input, Payload::Snapshot(membership), jobs) {
-            Ok(()) => self.snapshots.installing = Some((label.index, responder)),
+            Ok(()) => {
+                self.snapshots.installing = Some(Installing { last: label.index, responder, _hold: hold })
+            }
             Err(_) => responder(Err(InstallError::Stale)),
         }
     }

@@ -27,13 +27,21 @@ pub struct SnapshotMetadata {
     pub last_included: LogId,
     /// The checksum of the snapshot's files; see `snapshot_checksum`.
     pub checksum: [u8; 32],
+    /// The [`StateMachine::snapshot_format`] of whoever wrote the files.
+    pub format: u32,
 }
 
 impl SnapshotMetadata {
-    /// Metadata of a snapshot that holds everything up to `last_included`.
+    /// Metadata of a snapshot of format 0 that holds everything up to `last_included`.
     #[must_use]
     pub fn new(last_included: LogId, checksum: [u8; 32]) -> Self {
-        Self { last_included, checksum }
+        Self { last_included, checksum, format: 0 }
+    }
+
+    /// The same for files of another format.
+    #[must_use]
+    pub fn with_format(self, format: u32) -> Self {
+        Self { format, ..self }
     }
 }
 
@@ -168,6 +176,13 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Whether the state survives a restart by itself.
     fn durability(&self) -> Durability {
         Durability::Rebuilt
+    }
+
+    /// The version of the files that this machine writes into a snapshot, and the highest that it reads. A snapshot
+    /// with a higher one is refused before anything of it is received, and is not taken for damage. Raise it
+    /// only when every node runs a program that reads it.
+    fn snapshot_format(&self) -> u32 {
+        0
     }
 
     /// A frozen view of the state, or none: then apply pauses while a snapshot is generated.

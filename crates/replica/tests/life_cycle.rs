@@ -168,3 +168,29 @@ fn a_machine_that_refuses_a_snapshot_keeps_what_it_has() {
     assert_eq!(node.machine.numbers(), [1, 2]);
     assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0, "it was never offered");
 }
+
+/// Leaders' snapshots that were received and came to nothing are newer than the node's own.
+#[test]
+fn the_snapshot_that_the_machine_was_told_of_is_not_pruned() {
+    let mut node = Node::start(Ground::new(), Recording::default(), Never).unwrap();
+    for last in [7, 8, 9] {
+        let (leader, received) = leader_with_snapshot(last);
+        send(&leader, &received, &node.ground.store);
+    }
+    node.commit(1, 3);
+    let task = now(node.worker.begin_snapshot(true)).unwrap().unwrap();
+    let built = task.build(&node.ground.store, &mut FullSpeed);
+    let labels = |node: &Node| {
+        let list = node.ground.store.list();
+        list.iter().map(|info| info.label().index.get()).collect::<Vec<_>>()
+    };
+    node.ground.store.prune(1, &[]).unwrap();
+    assert!(labels(&node).contains(&3), "it is about to be told: {:?}", labels(&node));
+    node.worker.end_snapshot(built).unwrap();
+    node.ground.store.prune(1, &[]).unwrap();
+    assert!(labels(&node).contains(&3), "it was told: {:?}", labels(&node));
+    node.commit(4, 5);
+    node.take_snapshot();
+    node.ground.store.prune(1, &[]).unwrap();
+    assert!(!labels(&node).contains(&3), "it was told of a newer one: {:?}", labels(&node));
+}

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
 use d_engine_replica::{
-    Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest, Replica,
-    ReplicaConfig,
+    Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest,
+    ReceivedSnapshot, Replica, ReplicaConfig,
 };
 use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole, Membership,
     OpenRequest, OpenedStorage, StorageEngine,
@@ -137,6 +138,37 @@ fn a_caller_whose_command_was_committed_is_answered_although_leadership_is_lost(
     node.receive(3, higher);
     assert!(answers.lock().unwrap().is_empty());
     assert_eq!(jobs.apply.pop().unwrap().responders.len(), 1);
+}
+
+/// The command was committed and not yet applied when a snapshot of a later leader's took its place: the state
+/// holds its effect, and nobody here its reply.
+#[test]
+fn a_caller_whose_command_comes_with_a_snapshot_is_told_that_its_outcome_is_unknown() {
+    let opened = open(3);
+    let now = Instant::from_nanos(1);
+    // The state machine is busy.
+    let config = ReplicaConfig { apply_jobs_max: 0, ..ReplicaConfig::default() };
+    let replica =
+        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
+    node.lead();
+    let answers = Answers::default();
+    node.propose(&answers, 1);
+    let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(2));
+    node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
+    node.receive(3, PeerMessage::Heartbeat { term: Term::new(2), commit: LogIndex::ZERO, round: 1 });
+    assert!(answers.lock().unwrap().is_empty());
+    let fs = Arc::new(SimFs::new());
+    let options = SnapshotOptions::new(opened.identity.cluster, GroupId::FIRST);
+    let (store, _) = SnapshotStore::open(fs, std::path::Path::new("/snapshots"), options).unwrap();
+    let label = LogId::new(Term::new(2), LogIndex::new(5));
+    let membership = opened.identity.initial.clone();
+    let (from, term, hold) = (n(3), Term::new(2), store.hold(label));
+    let snapshot = ReceivedSnapshot { from, term, label, time_ms: 0, membership, hold };
+    node.handle(Event::SnapshotReceived { snapshot: Box::new(snapshot), responder: Box::new(|_| {}) });
+    assert_eq!(node.replica.core().log().base, label);
+    assert_eq!(*answers.lock().unwrap(), [Err(ProposeError::OutcomeUnknown)]);
+    assert!(!node.replica.has_callers());
 }
 
 #[test]
@@ -292,6 +324,25 @@ fn a_follower_puts_no_tick_into_the_log() {
     let mut jobs = Jobs::default();
     node.replica.handle(node.now, 5_000, Event::Deadline, &mut jobs);
     assert_eq!(ticks(&node), 0);
+}
+
+/// On a quiet cluster nothing else would ever tell the state machine to go on.
+#[test]
+fn what_is_known_to_be_committed_at_the_start_is_applied_without_further_news() {
+    let mut opened = open(3);
+    opened.log.append(GroupId::FIRST, None, &[entry(1, 1), entry(1, 2)]).unwrap();
+    opened.log.sync().unwrap();
+    opened.recovered.entries = vec![entry(1, 1).head(), entry(1, 2).head()];
+    opened.recovered.hard_state.term = Term::new(1);
+    opened.recovered.hard_state.commit = LogIndex::new(2);
+    let now = Instant::from_nanos(1);
+    let config = ReplicaConfig::default();
+    let replica =
+        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
+    let jobs = node.handle(Event::Deadline);
+    let sources: Vec<String> = jobs.apply.iter().map(|job| format!("{:?}", job.source)).collect();
+    assert_eq!(sources, ["Stored(1, 2)"]);
 }
 
 /// A follower that has the read index but lost its leader before it could apply that far cannot say when

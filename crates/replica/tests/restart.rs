@@ -7,7 +7,7 @@ use d_engine_core::{EntryKind, Term};
 use d_engine_replica::{Never, StopReason};
 use d_engine_storage::LogEntry;
 use recording::node::{Node, command, damage, leader_with_snapshot, purge, send, store};
-use recording::{Ground, Recording, at, entry, id};
+use recording::{Ground, Manner, Recording, at, entry, id};
 
 /// A node that has applied six entries, with snapshots at 2 and 4.
 fn ground_with_snapshots(machine: Recording) -> Ground {
@@ -157,6 +157,18 @@ fn a_node_whose_term_is_behind_a_snapshots_takes_it_over() {
     assert_eq!(node.ground.opened.recovered.hard_state.term, Term::new(1));
     let ground = node.ground.again();
     assert_eq!(ground.opened.recovered.hard_state.term, Term::new(1), "on the disk too");
+}
+
+/// A snapshot of a newer program's state machine: no damage, and not for this one.
+#[test]
+fn a_snapshot_of_a_newer_format_is_refused_with_both_numbers() {
+    let newer = Manner { format: 3, ..Manner::default() };
+    let mut ground = ground_with_snapshots(Recording::with(newer));
+    assert_eq!(ground.store.list().len(), 2);
+    purge(&mut ground, 4);
+    // `Ground` opens for a machine of format 0.
+    let refused = refusal(ground.again(), Recording::default());
+    assert!(refused.contains("version 3") && refused.contains("up to 0"), "{refused}");
 }
 
 #[test]

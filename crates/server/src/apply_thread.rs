@@ -78,6 +78,10 @@ impl ApplyThread {
             }
             if let Some(built) = work.built.take() {
                 self.end_snapshot(built, &mut asked)?;
+                // So much may have been applied meanwhile that the next one is due, and nothing more may come.
+                if !closed {
+                    self.begin_snapshot(false, &mut asked);
+                }
             }
             for job in work.jobs {
                 let installs = matches!(job.source, ApplySource::Snapshot(_));

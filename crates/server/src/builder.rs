@@ -252,6 +252,8 @@ impl Node {
         let options = SnapshotOptions {
             retained: settings.retained,
             reserve_bytes: settings.reserve_bytes,
+            user_format: self.machine.snapshot_format(),
+            compression: settings.compression.into(),
             ..SnapshotOptions::new(identity.cluster, identity.group)
         };
         let dir = self.config.data_dir.join(SNAPSHOT_DIR);

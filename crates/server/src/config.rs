@@ -13,7 +13,7 @@ use d_engine_storage::{ClusterId, Member, MemberRole, Membership, MembershipErro
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
-pub use snapshots::Snapshots;
+pub use snapshots::{SnapshotCompression, Snapshots};
 
 /// The settings of one node.
 ///

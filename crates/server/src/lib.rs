@@ -33,7 +33,7 @@ mod worker_threads;
 pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError};
 
 pub use builder::{Node, NodeBuilder};
-pub use config::{Config, ConfigError, Limits, MemberConfig, Snapshots};
+pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};
 pub use embedded::{EmbeddedEngine, NodeStatus, SnapshotRequestError, WaitError};
 pub use error::StartError;
 pub use snapshot_status::SnapshotStatus;

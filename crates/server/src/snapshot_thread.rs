@@ -93,6 +93,11 @@ impl SnapshotThread {
             }
             if let Some(task) = work.task {
                 let built = self.build(task);
+                if built.is_ok() {
+                    // Whatever was received of a transfer that was cut: this node has come as far without it. One that
+                    // is under way is left alone.
+                    self.store.discard_partial().ok();
+                }
                 self.apply.put(|work| work.built = Some(built));
             }
         }

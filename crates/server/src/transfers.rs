@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use d_engine_core::{LogId, NodeId, Term};
 use d_engine_replica::{Event, SendLimits, SnapshotOrder, StateMachine};
@@ -23,6 +23,8 @@ use crate::transport::{LineBreaker, SnapshotDialer, SnapshotLine};
 const RECEIVING_MAX: usize = 4;
 /// How often a waiting thread looks whether the node stops.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A follower that is to be tried again is ordered within this time; otherwise it needs no snapshot any more.
+const ORDERED_WITHIN: Duration = Duration::from_secs(10);
 /// Waits after a failed transfer, longer each time.
 const BACKOFF_MS: [u64; 7] = [200, 500, 1_000, 2_000, 5_000, 10_000, 30_000];
 
@@ -102,6 +104,14 @@ struct Sending {
     id: u64,
     label: Option<LogId>,
     status: SendingSnapshot,
+    /// When the last attempt was reported to have failed. The replica orders the next one soon, or none.
+    reported: Option<Instant>,
+}
+
+impl Sending {
+    fn is_over(&self) -> bool {
+        self.reported.is_some_and(|at| at.elapsed() > ORDERED_WITHIN)
+    }
 }
 
 struct Receiving {
@@ -137,6 +147,7 @@ impl Transfers {
         let mut state = self.lock();
         state.last_id += 1;
         let id = state.last_id;
+        state.sending.retain(|_, sending| !sending.is_over());
         let before = state.sending.remove(&order.to);
         if let Some(line) = before.as_ref().and_then(|before| state.lines.remove(&before.id)) {
             line.break_line();
@@ -147,7 +158,7 @@ impl Transfers {
         };
         let status =
             SendingSnapshot { to: order.to.get(), failures, last_failure, ..SendingSnapshot::default() };
-        state.sending.insert(order.to, Sending { id, label, status });
+        state.sending.insert(order.to, Sending { id, label, status, reported: None });
         drop(state);
         let transfers = self.clone();
         let name = format!("send-{}", order.to);
@@ -221,13 +232,20 @@ impl Transfers {
 
     /// Labels of the archives that are being sent: they must stay, so that a transfer that was cut can go on.
     pub(crate) fn labels(&self) -> Vec<LogId> {
-        self.lock().sending.values().filter_map(|sending| sending.label).collect()
+        let state = self.lock();
+        state
+            .sending
+            .values()
+            .filter(|sending| !sending.is_over())
+            .filter_map(|sending| sending.label)
+            .collect()
     }
 
     /// What is on its way, for the node's status.
     pub(crate) fn status(&self) -> (Vec<SendingSnapshot>, Option<ReceivingSnapshot>) {
         let state = self.lock();
-        let sending = state.sending.values().map(|sending| sending.status.clone()).collect();
+        let sending = state.sending.values().filter(|sending| !sending.is_over());
+        let sending = sending.map(|sending| sending.status.clone()).collect();
         (sending, state.receiving.as_ref().map(|receiving| receiving.status.clone()))
     }
 

@@ -317,6 +317,37 @@ async fn row_generate_snapshot_data_at_a_snapshots_creation() {
     node.stop().await;
 }
 
+/// Entries that were applied while one snapshot was built count for the next, also when nothing comes after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
+    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
+    let (pen, dir) = (machine.pen.clone(), tempfile::tempdir().unwrap());
+    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    (config.snapshots.after_entries, config.snapshots.reserve_bytes) = (10, 0);
+    let (holds, held) = std::sync::mpsc::channel();
+    let (let_go, told) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let _pen = pen.lock().unwrap();
+        holds.send(()).unwrap();
+        // Until the other end is dropped.
+        told.recv().ok();
+    });
+    held.recv().unwrap();
+    let node = Alone::with(machine, config).await;
+    for number in 0..40 {
+        node.propose(number).await;
+    }
+    assert_eq!(node.calls.count("write"), 0, "the first one is still being built");
+    assert_eq!(node.calls.count("snapshot_view"), 1);
+    drop(let_go);
+    until(async || node.calls.count("write") == 2).await;
+    let applied = node.applied().await;
+    until(async || node.engine.status().await.snapshots.newest.is_some_and(|label| label.index == applied))
+        .await;
+    node.stop().await;
+    holder.join().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn row_save_hard_state_at_elections() {
     let node = Alone::start(Recording::default()).await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
 use d_engine_replica::ReadConsistency;
-use d_engine_server::{Config, EmbeddedEngine, NodeStatus};
+use d_engine_server::{Config, EmbeddedEngine, NodeStatus, SnapshotCompression};
 use support::{PATIENCE, cluster, put, start};
 
 /// Snapshots come often, and the log keeps nothing behind them. The first one of each node comes later by its place
@@ -107,7 +107,10 @@ async fn a_snapshot_of_nothing_is_refused_and_two_of_the_same_state_are_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entries() {
     let dir = tempfile::tempdir().unwrap();
-    let configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
+    let mut configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
+    // Each node by its own setting, and every one reads all.
+    configs[1].snapshots.compression = SnapshotCompression::Zstd;
+    configs[2].snapshots.compression = SnapshotCompression::Zstd;
     let (mut engines, mut machines) = (Vec::new(), Vec::new());
     for config in &configs {
         let (engine, machine) = start_with_machine(config).await;

@@ -30,11 +30,15 @@ pub enum Fault {
     ClockDrift,
     ClockJump,
     QuietClient,
+    CrashInSnapshot,
+    SnapshotDiskError,
+    SnapshotDamaged,
+    TransferCut,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -58,6 +62,10 @@ impl Fault {
         Self::ClockDrift,
         Self::ClockJump,
         Self::QuietClient,
+        Self::CrashInSnapshot,
+        Self::SnapshotDiskError,
+        Self::SnapshotDamaged,
+        Self::TransferCut,
     ];
 }
 
@@ -81,6 +89,60 @@ pub enum Sometimes {
     LeaseBesideNewLeader,
     FollowerRead,
     TickWritten,
+    SnapshotBuilt,
+    SnapshotInstalled,
+    Purged,
+    PurgedToZero,
+    PurgedDuringTransfer,
+    CrashInBuild,
+    CrashInMetadata,
+    CrashInPrune,
+    CrashInPurge,
+    CrashInReceive,
+    CrashBeforeInstall,
+    CrashInInstall,
+    InstallFinishedAtStart,
+    InstallKeepsSuffix,
+    InstallOverConflict,
+    InstallOverLongerLog,
+    OlderSnapshotRestored,
+    DurableAheadOfSnapshot,
+    DurableRestored,
+    TransferResumed,
+    TransferResumedByAnother,
+    TransferCutAtEnd,
+    TransfersAtOnce,
+    SnapshotOnQuietCluster,
+}
+
+impl Sometimes {
+    /// What snapshots add: each must be reached by the seeds that a change has to pass.
+    pub const OF_SNAPSHOTS: [Self; 24] = [
+        Self::SnapshotBuilt,
+        Self::SnapshotInstalled,
+        Self::Purged,
+        Self::PurgedToZero,
+        Self::PurgedDuringTransfer,
+        Self::CrashInBuild,
+        Self::CrashInMetadata,
+        Self::CrashInPrune,
+        Self::CrashInPurge,
+        Self::CrashInReceive,
+        Self::CrashBeforeInstall,
+        Self::CrashInInstall,
+        Self::InstallFinishedAtStart,
+        Self::InstallKeepsSuffix,
+        Self::InstallOverConflict,
+        Self::InstallOverLongerLog,
+        Self::OlderSnapshotRestored,
+        Self::DurableAheadOfSnapshot,
+        Self::DurableRestored,
+        Self::TransferResumed,
+        Self::TransferResumedByAnother,
+        Self::TransferCutAtEnd,
+        Self::TransfersAtOnce,
+        Self::SnapshotOnQuietCluster,
+    ];
 }
 
 /// How often each fault was done and each rare state reached.

@@ -2,25 +2,34 @@
 //! wire encoding on a simulated network, disk and clock. A run is a function of its seed.
 //!
 //! # Where to look
-//! `profile.rs` draws how hard each fault hits; `world.rs` is the event loop, `world_disk.rs` the
-//! workers and crashes, `world_faults.rs` the other faults and the clients; `monitors.rs` has the
-//! rules checked at every step, `linearizability.rs` the one checked at the end.
+//! `profile.rs` and `snapshot_profile.rs` draw how hard each fault hits; `world.rs` is the event loop,
+//! `world_disk.rs` the workers and crashes, `world_snapshots.rs` and `world_transfers.rs` what is done
+//! about snapshots, `world_faults.rs` the other faults and the clients; `durable_machine.rs` is a state
+//! machine that keeps its own state; `monitors.rs` and `snapshot_monitors.rs` have the rules checked
+//! at every step, `linearizability.rs` the one checked at the end.
 
 mod clients;
+mod durable_machine;
 mod faults;
 mod linearizability;
+mod machine;
 mod monitors;
 mod network;
 mod node;
 mod prng;
 mod profile;
 mod run;
+mod snapshot_monitors;
+mod snapshot_profile;
 mod trace;
 mod world;
 mod world_disk;
 mod world_faults;
+mod world_snapshots;
+mod world_transfers;
 
 pub use faults::{Counts, Fault, Sometimes};
 pub use linearizability::{Action, Operation, Verdict, check};
 pub use profile::Profile;
 pub use run::{Finding, Report, RunOptions, run, run_as};
+pub use snapshot_profile::SnapshotProfile;

@@ -45,7 +45,8 @@ struct Arguments {
     /// Threads; each runs whole seeds.
     #[arg(long, default_value_t = 2)]
     threads: u64,
-    /// Fail unless every kind of fault was done in at least this percentage of the seeds.
+    /// Fail unless every kind of fault was done in at least this percentage of the seeds, and every rare state of
+    /// snapshots reached in one of them.
     #[arg(long)]
     coverage: Option<u64>,
 }
@@ -231,6 +232,13 @@ fn is_covered(summary: &Summary, percent: u64) -> bool {
         let seeds = summary.states.get(&state).copied().unwrap_or(0);
         if seeds * 100 < summary.runs * percent {
             println!("{state:?} was reached in {seeds} of {} seeds: less than {percent} %", summary.runs);
+            covered = false;
+        }
+    }
+    // These are rarer, and need a longer series: once each.
+    for state in Sometimes::OF_SNAPSHOTS {
+        if !summary.states.contains_key(&state) {
+            println!("{state:?} was not reached in {} seeds", summary.runs);
             covered = false;
         }
     }

@@ -14,43 +14,87 @@
 //! | monotonic | term for ever; commit and applied within a life |
 //! | applied is committed and stored | nothing is applied beyond min(commit, own disk) |
 //! | recovery | a restart finds what was synced, plus at most whole writes that were not |
+//!
+//! What snapshots add is in `snapshot_monitors.rs`. A log that was purged or begun anew behind a snapshot holds
+//! everything up to there: that the snapshot is durable was checked then.
 
 use std::collections::BTreeMap;
 
-use d_engine_core::{AppendOutcome, EntryKind, HardState, LogIndex, NodeId, RaftCore, RoleKind, Term};
-use d_engine_replica::{ApplyJob, ApplySource, PeerMessage, PersistJob};
-use d_engine_storage::{LogEntry, RecoveredLog};
+use d_engine_core::{AppendOutcome, EntryKind, HardState, LogId, LogIndex, NodeId, RaftCore, RoleKind, Term};
+use d_engine_replica::{ApplyJob, ApplySource, Install, PeerMessage, PersistJob};
+use d_engine_storage::{LogEntry, LogSuffix, RecoveredLog};
+
+use crate::snapshot_monitors::SnapshotMonitors;
 
 /// What a broken rule is called, and what broke it.
 pub(crate) type Broken = String;
 
 /// What a node's disk must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Disk {
-    hard_state: HardState,
-    /// The terms of the entries, from index 1.
-    terms: Vec<u64>,
+pub(crate) struct Disk {
+    pub(crate) hard_state: HardState,
+    /// The entry before the first.
+    pub(crate) base: LogId,
+    /// The terms of the entries behind it.
+    pub(crate) terms: Vec<u64>,
 }
 
 impl Disk {
+    fn of(recovered: &RecoveredLog) -> Self {
+        Self {
+            hard_state: recovered.hard_state,
+            base: recovered.base,
+            terms: recovered.entries.iter().map(|head| head.id.term.get()).collect(),
+        }
+    }
+
     fn write(&mut self, job: &PersistJob) {
         if let Some(hard_state) = job.hard_state {
             self.hard_state = hard_state;
         }
         if let Some(first) = job.entries.first() {
-            self.terms.truncate(usize::try_from(first.id.index.previous().get()).unwrap_or(usize::MAX));
+            let kept = first.id.index.previous().get().saturating_sub(self.base.index.get());
+            self.terms.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
             self.terms.extend(job.entries.iter().map(|entry| entry.id.term.get()));
         }
     }
 
-    fn term_at(&self, index: LogIndex) -> Option<u64> {
-        let position = usize::try_from(index.get().checked_sub(1)?).ok()?;
-        self.terms.get(position).copied()
+    fn purge(&mut self, through: LogId) {
+        if through.index <= self.base.index {
+            // It was ordered before a snapshot took the place of the log.
+            return;
+        }
+        let gone = through.index.get().saturating_sub(self.base.index.get());
+        self.terms.drain(..usize::try_from(gone).unwrap_or(usize::MAX).min(self.terms.len()));
+        self.base = through;
     }
 
-    fn same(&self, other: &Self) -> bool {
+    fn install(&mut self, install: Install) {
+        self.purge(install.base);
+        if install.suffix == LogSuffix::Drop {
+            self.terms.clear();
+        }
+    }
+
+    fn last(&self) -> u64 {
+        self.base.index.get() + self.terms.len() as u64
+    }
+
+    pub(crate) fn term_at(&self, index: LogIndex) -> Option<u64> {
+        let Some(position) = index.get().checked_sub(self.base.index.get() + 1) else {
+            return (index == self.base.index).then_some(self.base.term.get());
+        };
+        self.terms.get(usize::try_from(position).ok()?).copied()
+    }
+
+    /// What was purged is in a snapshot.
+    fn holds(&self, index: LogIndex, term: u64) -> bool {
+        index < self.base.index || self.term_at(index) == Some(term)
+    }
+
+    pub(crate) fn same(&self, other: &Self) -> bool {
         // The commit index in the hard state is a hint and may be of any age.
-        self.terms == other.terms
+        (self.base, &self.terms) == (other.base, &other.terms)
             && self.hard_state.term == other.hard_state.term
             && self.hard_state.vote == other.hard_state.vote
     }
@@ -83,10 +127,10 @@ pub(crate) struct Monitors {
     /// What the disk may hold instead, after a write that did not report success.
     maybe_written: BTreeMap<u64, Vec<Disk>>,
     watermarks: BTreeMap<u64, Watermarks>,
-    states: BTreeMap<u64, [u8; 32]>,
+    pub(crate) snapshots: SnapshotMonitors,
 }
 
-fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {
+pub(crate) fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {
     Err(format!("{rule}: {what}"))
 }
 
@@ -131,6 +175,9 @@ impl Monitors {
                 break;
             }
             let index = LogIndex::new(position as u64 + 1);
+            if index < core.log().base.index {
+                continue;
+            }
             let held = core.term_at(index).map(Term::get);
             if held != Some(*committed) {
                 return broken(
@@ -154,9 +201,20 @@ impl Monitors {
                 format_args!("watermarks of node {node} fell to {log:?} from {marks:?}"),
             );
         }
+        if log.base.index > log.committed || log.applied > log.committed || log.committed > log.last.index {
+            return broken("order of watermarks", format_args!("node {node} stands at {log:?}"));
+        }
         let (mut index, before) = (marks.commit, marks.commit);
         marks.commit = log.committed;
         marks.applied = log.applied;
+        // What a snapshot holds was committed by somebody before it was taken.
+        index = index.max(log.base.index.previous());
+        if index.get() > self.committed.len() as u64 {
+            return broken(
+                "snapshots are committed",
+                format_args!("node {node} begins behind {:?}", log.base),
+            );
+        }
         while index < log.committed {
             index = index.next();
             let term = core.term_at(index).map_or(0, Term::get);
@@ -189,14 +247,12 @@ impl Monitors {
     }
 
     fn first_commit(&mut self, node: u64, core: &RaftCore, index: LogIndex, term: u64) -> Result<(), Broken> {
-        let holds = |voter: NodeId| {
-            self.disks.get(&voter.get()).is_some_and(|disk| disk.term_at(index) == Some(term))
-        };
+        let holds = |voter: NodeId| self.disks.get(&voter.get()).is_some_and(|disk| disk.holds(index, term));
         if !core.configuration().has_quorum(holds) {
             let on: Vec<u64> = self
                 .disks
                 .iter()
-                .filter(|(_, disk)| disk.term_at(index) == Some(term))
+                .filter(|(_, disk)| disk.holds(index, term))
                 .map(|(node, _)| *node)
                 .collect();
             return broken(
@@ -232,51 +288,104 @@ impl Monitors {
         Ok(())
     }
 
-    /// A write has begun: until it is known to be stored, any number of its jobs may survive a crash.
+    /// A write has begun: until it is known to be stored, any number of its steps may survive a crash.
     pub(crate) fn on_write_begun(&mut self, node: u64, jobs: &[PersistJob]) {
-        let mut disk = self.disks.entry(node).or_default().clone();
-        let states = jobs.iter().map(|job| {
+        let mut disk = self.disk(node).clone();
+        let mut states = Vec::new();
+        for job in jobs {
             disk.write(job);
-            disk.clone()
-        });
-        self.maybe_written.insert(node, states.collect());
+            states.push(disk.clone());
+            if let Some(install) = job.install {
+                disk.install(install);
+                states.push(disk.clone());
+            }
+        }
+        self.maybe_written.insert(node, states);
     }
 
-    /// The log has said that the write is stored.
+    /// The log is about to be purged.
+    pub(crate) fn on_purge_begun(&mut self, node: u64, through: LogId) {
+        let mut disk = self.disk(node).clone();
+        disk.purge(through);
+        self.maybe_written.insert(node, vec![disk]);
+    }
+
+    /// The log has said that the write or purge is stored.
     pub(crate) fn on_stored(&mut self, node: u64) {
         if let Some(last) = self.maybe_written.remove(&node).and_then(|mut states| states.pop()) {
             self.disks.insert(node, last);
         }
     }
 
-    /// A node has recovered its log. Returns whether a write that had begun is not there.
+    pub(crate) fn disk(&mut self, node: u64) -> &Disk {
+        self.disks.entry(node).or_default()
+    }
+
+    /// The latest place at which the node's log may begin.
+    pub(crate) fn base_max(&mut self, node: u64) -> u64 {
+        let maybe = self.maybe_written.get(&node).into_iter().flatten().map(|disk| disk.base.index.get());
+        let maybe = maybe.max().unwrap_or(0);
+        maybe.max(self.disk(node).base.index.get())
+    }
+
+    /// Whether the entry at `index` is committed with this term.
+    pub(crate) fn is_committed(&self, id: LogId) -> bool {
+        let position = id.index.get().checked_sub(1).and_then(|position| usize::try_from(position).ok());
+        position.is_some_and(|position| self.committed.get(position) == Some(&id.term.get()))
+    }
+
+    /// A node has recovered its log. `snapshots` are those that a power cut leaves: an install that a crash has
+    /// cut short may have been finished by an earlier start that was cut short itself. Returns whether a write
+    /// that had begun is not there.
     ///
     /// # Errors
     /// The rule that is broken.
-    pub(crate) fn on_recovered(&mut self, node: u64, recovered: &RecoveredLog) -> Result<bool, Broken> {
-        let found = Disk {
-            hard_state: recovered.hard_state,
-            terms: recovered.entries.iter().map(|head| head.id.term.get()).collect(),
-        };
-        let stored = self.disks.entry(node).or_default();
+    pub(crate) fn on_recovered(
+        &mut self,
+        node: u64,
+        recovered: &RecoveredLog,
+        snapshots: &[LogId],
+    ) -> Result<bool, Broken> {
+        let found = Disk::of(recovered);
         let maybe = self.maybe_written.remove(&node).unwrap_or_default();
-        if !found.same(stored) && !maybe.iter().any(|state| found.same(state)) {
+        let stored = self.disk(node).clone();
+        let may_be = |state: &Disk| found.same(state) || is_begun_anew(&found, state, snapshots);
+        if !may_be(&stored) && !maybe.iter().any(may_be) {
             return broken(
                 "recovery",
                 format_args!(
-                    "node {node} found {:?} and {} entries, but {:?} and {} entries were stored (and {} writes may be)",
+                    "node {node} found {:?} and {} entries behind {:?}, but {:?} and {} entries behind {:?} were \
+                     stored (and {} writes may be)",
                     found.hard_state,
                     found.terms.len(),
+                    found.base,
                     stored.hard_state,
                     stored.terms.len(),
+                    stored.base,
                     maybe.len(),
                 ),
             );
         }
         let lost = maybe.last().is_some_and(|begun| !found.same(begun));
-        *stored = found;
+        self.disks.insert(node, found);
         self.watermarks.insert(node, Watermarks::default());
         Ok(lost)
+    }
+
+    /// A start has brought the log behind a snapshot whose install was cut short. Returns whether it has.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_restored(&mut self, node: u64, restored: &RecoveredLog) -> Result<bool, Broken> {
+        let (found, before) = (Disk::of(restored), self.disk(node).clone());
+        if found.same(&before) {
+            return Ok(false);
+        }
+        if !self.is_committed(found.base) || !is_begun_anew(&found, &before, &[found.base]) {
+            return broken("restore", format_args!("node {node} makes {found:?} of {before:?}"));
+        }
+        self.disks.insert(node, found);
+        Ok(true)
     }
 
     /// A message leaves a node.
@@ -291,9 +400,26 @@ impl Monitors {
         message: &PeerMessage,
     ) -> Result<(), Broken> {
         let disk = self.disks.entry(node).or_default();
+        let committed = &self.committed;
+        // Whether an ack says more than the disk holds: the very entry that the log has there. An ack of an earlier
+        // term than the node's was right when it was made.
+        let is_early = |index: LogIndex, term: Term| {
+            // What a snapshot covers is committed, and no longer in the log.
+            let at = usize::try_from(index.get().saturating_sub(1)).unwrap_or(usize::MAX);
+            let covered = committed.get(at).copied().filter(|_| index < core.log().base.index);
+            let in_log = covered.or_else(|| core.term_at(index).map(Term::get));
+            index > disk.base.index && term == core.term() && disk.term_at(index) != in_log
+        };
         let stored = disk.hard_state;
         let early = |what: &str| {
-            broken("durable before sent", format_args!("node {node} sends {what}, its disk holds {stored:?}"))
+            broken(
+                "durable before sent",
+                format_args!(
+                    "node {node} sends {what} ({message:?}), its disk holds {stored:?} and entries {}..={}",
+                    disk.base.index.next(),
+                    disk.last()
+                ),
+            )
         };
         match message {
             PeerMessage::PreVote { .. } | PeerMessage::PreVoteReply { granted: true, .. } => {}
@@ -311,12 +437,12 @@ impl Monitors {
                 return self.note_vote(node, *term, to);
             }
             PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
-                if is_early(disk, core, *index, *term) {
+                if is_early(*index, *term) {
                     return early("an ack for entries that are not stored");
                 }
             }
             PeerMessage::HeartbeatReply { stored: index, term, .. } => {
-                if is_early(disk, core, *index, *term) {
+                if is_early(*index, *term) {
                     return early("an ack (in a heartbeat's answer) for entries that are not stored");
                 }
             }
@@ -380,25 +506,11 @@ impl Monitors {
                 );
             }
         }
-        let on_disk = self.disks.entry(node).or_default().terms.len() as u64;
+        let on_disk = self.disk(node).last();
         if last.get() > on_disk {
             return broken(
                 "applied is stored",
                 format_args!("node {node} applies up to {last}, its disk ends at {on_disk}"),
-            );
-        }
-        Ok(())
-    }
-
-    /// A node's state machine has come to `applied` and hashes to `state`.
-    ///
-    /// # Errors
-    /// The rule that is broken.
-    pub(crate) fn on_state(&mut self, node: u64, applied: u64, state: [u8; 32]) -> Result<(), Broken> {
-        if *self.states.entry(applied).or_insert(state) != state {
-            return broken(
-                "equal state at equal index",
-                format_args!("node {node} at index {applied} differs from another replica"),
             );
         }
         Ok(())
@@ -418,11 +530,24 @@ impl Monitors {
     }
 }
 
-/// Whether an ack of `term` up to `index` says more than the disk holds: the very entry that the log has
-/// there. An ack of an earlier term than the node's was right when it was made.
-fn is_early(disk: &Disk, core: &RaftCore, index: LogIndex, term: Term) -> bool {
-    let in_log = core.term_at(index).map(Term::get);
-    index > LogIndex::ZERO && term == core.term() && disk.term_at(index) != in_log
+/// Whether `found` is `before` after the log was begun anew behind one of `snapshots`, which it did not hold,
+/// or after the first step of that: the term of the snapshot's last entry.
+fn is_begun_anew(found: &Disk, before: &Disk, snapshots: &[LogId]) -> bool {
+    let raised = |label: &LogId| before.hard_state.term < label.term;
+    let has_state_for = |label: &LogId| match raised(label) {
+        true => found.hard_state.term == label.term && found.hard_state.vote.is_none(),
+        false => {
+            (found.hard_state.term, found.hard_state.vote) == (before.hard_state.term, before.hard_state.vote)
+        }
+    };
+    snapshots.iter().any(|label| {
+        let is_log_before = (found.base, &found.terms) == (before.base, &before.terms) && raised(label);
+        let is_log_after = found.base == *label
+            && found.terms.is_empty()
+            && label.index >= before.base.index
+            && before.term_at(label.index) != Some(label.term.get());
+        has_state_for(label) && (is_log_before || is_log_after)
+    })
 }
 
 /// FNV-1a over everything that must be equal between replicas.

@@ -1,27 +1,32 @@
 //! One simulated node: the real replica, log worker and apply worker, on a simulated disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use d_engine_core::{GroupId, Instant, NodeId};
-use d_engine_kv::KvStateMachine;
+use d_engine_core::{Duration, GroupId, Instant, LogId, NodeId};
 use d_engine_replica::{
-    ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica, ReplicaConfig, Start,
+    AfterEntries, ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica,
+    ReplicaConfig, SnapshotPolicy, SnapshotReceiver, SnapshotSender, SnapshotTask, Start,
     StateMachineHandler, StopReason,
 };
 use d_engine_storage::fs_sim::SimFs;
-use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
+use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
 use d_engine_storage::{
-    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, Member, MemberRole,
-    Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
+    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, Member,
+    MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
+use crate::machine::Machine;
 use crate::profile::Profile;
 
+/// Where a node keeps its snapshots.
+pub(crate) const SNAPSHOT_DIR: &str = "/data/snapshots";
+/// The cluster of all simulated nodes.
+pub(crate) const CLUSTER: [u8; 16] = [7; 16];
 /// The group of all simulated nodes.
 pub(crate) const GROUP: GroupId = GroupId::FIRST;
 
@@ -66,8 +71,28 @@ pub(crate) struct Running {
     pub(crate) applies: VecDeque<ApplyJob>,
     /// Whether the apply worker is at work.
     pub(crate) apply_busy: bool,
+    /// How far the log is to be purged.
+    pub(crate) purge: Option<LogId>,
+    /// What was purged, for the replica when the log worker is done.
+    pub(crate) purged: Option<Event>,
     /// The state machine.
-    pub(crate) machine: Arc<KvStateMachine>,
+    pub(crate) machine: Machine,
+    /// The node's snapshots.
+    pub(crate) snapshots: SnapshotStore,
+    /// A snapshot that waits for the snapshot worker.
+    pub(crate) building: Option<SnapshotTask>,
+    /// What has become of it, for the apply worker.
+    pub(crate) built: Option<Result<SnapshotInfo, StopReason>>,
+    /// Snapshots on their way out, by connection.
+    pub(crate) sends: BTreeMap<u64, SnapshotSender>,
+    /// Snapshots on their way in, by connection.
+    pub(crate) receives: BTreeMap<u64, SnapshotReceiver>,
+    /// Followers that a snapshot was ordered for, since when.
+    pub(crate) sending: BTreeMap<NodeId, Instant>,
+    /// The archive that was chosen for a follower last.
+    pub(crate) chosen: BTreeMap<NodeId, LogId>,
+    /// The snapshot that was received and not yet installed.
+    pub(crate) installing: Option<LogId>,
     /// This life's data directory.
     pub(crate) incarnation: Incarnation,
     /// The deadline that an event is scheduled for.
@@ -85,6 +110,10 @@ impl std::fmt::Debug for Running {
 pub(crate) struct Started {
     /// The recovered log, for the monitors.
     pub(crate) recovered: RecoveredLog,
+    /// The same after the state machine was brought there: begun anew, if an install was cut short.
+    pub(crate) restored: RecoveredLog,
+    /// What the store of snapshots has found.
+    pub(crate) snapshots: SnapshotReport,
     /// What recovery did.
     pub(crate) report: RecoveryReport,
 }
@@ -141,8 +170,9 @@ impl Node {
     /// # Errors
     /// Why the node does not start; expected only when the disk was told to fail.
     pub(crate) fn start(&mut self, seed: u64, now: u64, profile: &Profile) -> Result<Started, String> {
+        let segment_bytes = if profile.snapshots.small_segments { 8 << 10 } else { profile.segment_bytes };
         let options = FileStorageOptions {
-            segment_bytes: profile.segment_bytes,
+            segment_bytes,
             alignment: if profile.sector_aligned { Alignment::Sector } else { Alignment::Page },
             grow_bytes: 4096,
             prepare_bytes: 8192,
@@ -153,37 +183,36 @@ impl Node {
         let mut incarnation = [0; 16];
         incarnation[0] = u8::try_from(self.id).unwrap_or(0);
         let request = OpenRequest {
-            cluster: Some(ClusterId([7; 16])),
+            cluster: Some(ClusterId(CLUSTER)),
             node: node_id(self.id),
             group: GROUP,
             initial: members(profile.nodes),
-            fresh_cluster: ClusterId([7; 16]),
+            fresh_cluster: ClusterId(CLUSTER),
             fresh_incarnation: Incarnation(incarnation),
         };
         let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
-        let machine = Arc::new(KvStateMachine::new());
-        let options = SnapshotOptions {
-            chunk_bytes: 256,
-            sync_bytes: 1 << 10,
-            reserve_bytes: 0,
-            ..SnapshotOptions::new(opened.identity.cluster, GROUP)
+        let found = opened.recovered.clone();
+        let machine = Machine::new(Arc::new(self.fs.clone()), profile.snapshots.is_durable(self.id));
+        let (snapshots, snapshot_report) = self.open_snapshots(&opened.identity, profile)?;
+        let policy: Arc<dyn SnapshotPolicy> = match profile.snapshots.after_entries {
+            0 => Arc::new(Never),
+            entries => Arc::new(AfterEntries(entries)),
         };
-        let (store, _) =
-            SnapshotStore::open(Arc::new(self.fs.clone()), Path::new("/data/snapshots"), options)
-                .map_err(|error| error.to_string())?;
         let from = Start {
             identity: &opened.identity,
             log: opened.log.as_mut(),
             recovered: &mut opened.recovered,
-            snapshots: &store,
+            snapshots: &snapshots,
         };
-        let (handler, footing) =
-            now_or_never(StateMachineHandler::open(machine.clone(), Arc::new(Never), from))
-                .map_err(|reason| reason.to_string())?;
+        let (handler, footing) = now_or_never(StateMachineHandler::open(machine.shared(), policy, from))
+            .map_err(|reason| reason.to_string())?;
         let mut config = ReplicaConfig { cache_bytes_max: profile.cache_bytes, ..ReplicaConfig::default() };
         config.core.append_bytes_max = profile.append_bytes;
         config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
         config.apply_entries_max = 16;
+        config.tail_entries = profile.snapshots.tail_entries;
+        config.held_bytes = profile.snapshots.held_bytes;
+        config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);
         let replica =
             Replica::new(config, &opened.identity, &opened.recovered, &footing, seed, self.clock(now))
                 .map_err(|error| error.to_string())?;
@@ -195,21 +224,54 @@ impl Node {
             writes: Vec::new(),
             loads: Vec::new(),
             log_busy: false,
-            apply: ApplyWorker::new(handler, reader, GROUP),
+            apply: ApplyWorker::new(handler, reader, GROUP)
+                .with_snapshots(snapshots.clone(), node_id(self.id)),
             applies: VecDeque::new(),
             apply_busy: false,
+            purge: None,
+            purged: None,
             machine,
+            snapshots,
+            building: None,
+            built: None,
+            sends: BTreeMap::new(),
+            receives: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            chosen: BTreeMap::new(),
+            installing: None,
             incarnation: opened.identity.incarnation,
             deadline: None,
         });
-        Ok(Started { recovered: opened.recovered, report: opened.report })
+        Ok(Started {
+            recovered: found,
+            restored: opened.recovered,
+            snapshots: snapshot_report,
+            report: opened.report,
+        })
+    }
+
+    fn open_snapshots(
+        &self,
+        identity: &Identity,
+        profile: &Profile,
+    ) -> Result<(SnapshotStore, SnapshotReport), String> {
+        let options = SnapshotOptions {
+            chunk_bytes: profile.snapshots.chunk_bytes,
+            sync_bytes: profile.snapshots.sync_bytes,
+            retained: profile.snapshots.retained,
+            reserve_bytes: 0,
+            ..SnapshotOptions::new(identity.cluster, GROUP)
+        };
+        SnapshotStore::open(Arc::new(self.fs.clone()), Path::new(SNAPSHOT_DIR), options)
+            .map_err(|error| error.to_string())
     }
 
     /// The process dies and, with the machine, everything that was not synced.
     pub(crate) fn crash(&mut self, random: &mut dyn FnMut(u64) -> u64) {
         // The disk goes first, so that nothing that runs on drop can still reach it.
-        self.fs.crash(random);
+        self.fs.halt_at(0);
         self.running = None;
+        self.fs.crash(random);
         self.life += 1;
     }
 }
@@ -237,7 +299,7 @@ fn members(count: u64) -> Membership {
 
 /// Polls a future that has nothing to wait for. A state machine that needs a reactor or a timer
 /// cannot run in the simulator and is told so by name.
-fn now_or_never<T>(future: impl Future<Output = Result<T, StopReason>>) -> Result<T, StopReason> {
+pub(crate) fn now_or_never<T>(future: impl Future<Output = Result<T, StopReason>>) -> Result<T, StopReason> {
     let mut context = Context::from_waker(Waker::noop());
     match pin!(future).poll(&mut context) {
         Poll::Ready(result) => result,

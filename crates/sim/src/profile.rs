@@ -3,6 +3,7 @@
 //! storm never reaches the states that need calm.
 
 use crate::prng::Prng;
+use crate::snapshot_profile::SnapshotProfile;
 
 /// One millisecond in the simulator's nanoseconds.
 pub(crate) const MS: u64 = 1_000_000;
@@ -82,6 +83,8 @@ pub struct Profile {
     pub append_bytes: u64,
     /// Bytes of a value.
     pub value_bytes: u64,
+    /// Snapshots, purging and transfers.
+    pub snapshots: SnapshotProfile,
 }
 
 impl Profile {
@@ -114,7 +117,7 @@ impl Profile {
             _ => 7,
         };
         let mut upto = |from: u64, to: u64| prng.between(from, to);
-        Self {
+        let profile = Self {
             nodes,
             clients: upto(1, 6),
             keys: upto(2, 8),
@@ -150,6 +153,32 @@ impl Profile {
             cache_bytes: usize::try_from(upto(1, 64) << 10).unwrap_or(1 << 10),
             append_bytes: upto(1, 64) << 7,
             value_bytes: upto(8, 600),
+            snapshots: SnapshotProfile::of(seed),
+        };
+        if profile.snapshots.storm {
+            profile.stormy(&mut Prng::stream(seed, "snapshot storm"))
+        } else {
+            profile
+        }
+    }
+
+    /// A load under which whoever is away for a second or two needs a snapshot, and somebody often is.
+    fn stormy(self, prng: &mut Prng) -> Self {
+        let transfer_every = prng.below(2) * prng.between(SECOND / 2, 4 * SECOND);
+        let (crash_every, sync_stall) =
+            (prng.below(2) * prng.between(SECOND, 8 * SECOND), prng.below(2) * prng.between(500, 5_000));
+        Self {
+            nodes: self.nodes.max(3),
+            clients: prng.between(3, 6),
+            client_pause: prng.between(10, 100) * MS,
+            client_patience: prng.between(200, 2_000) * MS,
+            partition_every: prng.between(SECOND, 6 * SECOND),
+            partition_length: prng.between(300, 4_000) * MS,
+            crash_every,
+            crash_length: prng.between(100, 4_000) * MS,
+            sync_stall,
+            transfer_every,
+            ..self
         }
     }
 }

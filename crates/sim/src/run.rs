@@ -126,7 +126,10 @@ fn recover(world: &mut World) -> Result<(), String> {
     }
     let describe = |node: &crate::node::Node| match &node.running {
         None => format!("node {} is down", node.id),
-        Some(it) => format!("{:?} callers wait; {:?}", it.replica.callers(), it.replica.status().core),
+        Some(it) => {
+            let status = it.replica.status();
+            format!("{:?} callers wait; applied {}; {:?}", it.replica.callers(), status.applied, status.core)
+        }
     };
     let state: Vec<String> = world.nodes.iter().map(describe).collect();
     let waited = leader_at
@@ -142,9 +145,7 @@ fn expire(world: &mut World) -> Result<(), String> {
     }
     world.run_until(world.now + (LONGEST_TTL_MS + 2_000) * MS)?;
     let waits = |node: &&crate::node::Node| {
-        node.running
-            .as_ref()
-            .is_some_and(|it| d_engine_replica::StateMachine::next_expiry_ms(it.machine.as_ref()).is_some())
+        node.running.as_ref().is_some_and(|it| it.machine.next_expiry_ms().is_some())
     };
     match world.nodes.iter().find(waits) {
         Some(node) => Err(format!("expiry: node {} still holds keys whose time is over", node.id)),

@@ -44,6 +44,12 @@ impl Trace {
             Happening::LogIdle { node, .. } => 600 + node,
             Happening::ApplyBegin { node, .. } => 700 + node,
             Happening::ApplyDone { node, .. } => 800 + node,
+            Happening::SnapshotBuild { node, .. } => 1_100 + node,
+            Happening::SnapshotBuilt { node, .. } => 1_200 + node,
+            Happening::TransferBegin { node, .. } => 1_300 + node,
+            Happening::TransferFrame { node, .. } => 1_400 + node,
+            Happening::TransferTimer { node, .. } => 1_500 + node,
+            Happening::TransferLost { node, .. } => 1_600 + node,
             Happening::ClientTurn(client) | Happening::ClientGivesUp(client) => 900 + *client as u64,
             Happening::ClientCall { operation, .. } => 10_000 + *operation as u64,
             Happening::Start(node) => 1_000 + node,
@@ -54,6 +60,7 @@ impl Trace {
             Happening::ClockJump => 5,
             Happening::TransferSome => 6,
             Happening::Reconnect => 7,
+            Happening::AskForSnapshot => 8,
             Happening::Rush { .. } => 20,
         };
         for word in [now, kind] {

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytes::Bytes;
-use d_engine_core::RoleKind;
+use d_engine_core::{Duration, RoleKind};
 use d_engine_proto::engine::{decode_frame, encode_frame};
 use d_engine_replica::Event;
 
@@ -16,6 +16,7 @@ use crate::node::{GROUP, Node, node_id};
 use crate::prng::Prng;
 use crate::profile::{MS, Profile, SECOND};
 use crate::trace::Trace;
+use crate::world_transfers::{Transfers, Way};
 
 /// What is scheduled.
 #[derive(Debug)]
@@ -32,6 +33,13 @@ pub(crate) enum Happening {
     ClientCall { operation: usize, node: u64 },
     ClientGivesUp(usize),
     Rush { times_left: u64 },
+    SnapshotBuild { node: u64, life: u64 },
+    SnapshotBuilt { node: u64, life: u64 },
+    AskForSnapshot,
+    TransferBegin { node: u64, life: u64, order: d_engine_replica::SnapshotOrder },
+    TransferFrame { connection: u64, way: Way, node: u64 },
+    TransferTimer { connection: u64, node: u64 },
+    TransferLost { node: u64, life: u64, to: u64 },
     Start(u64),
     CrashSome,
     PauseSome,
@@ -52,6 +60,10 @@ impl Happening {
             | Self::LogDone { node, life, .. }
             | Self::LogIdle { node, life }
             | Self::ApplyBegin { node, life }
+            | Self::SnapshotBuild { node, life }
+            | Self::SnapshotBuilt { node, life }
+            | Self::TransferLost { node, life, .. }
+            | Self::TransferBegin { node, life, .. }
             | Self::ApplyDone { node, life, .. } => Some((*node, *life)),
             _ => None,
         }
@@ -61,7 +73,9 @@ impl Happening {
     fn place(&self) -> Option<u64> {
         match self {
             Self::Arrive(packet) => Some(packet.to),
-            Self::ClientCall { node, .. } => Some(*node),
+            Self::ClientCall { node, .. }
+            | Self::TransferFrame { node, .. }
+            | Self::TransferTimer { node, .. } => Some(*node),
             other => other.process().map(|(node, _)| node),
         }
     }
@@ -104,6 +118,11 @@ pub(crate) struct World {
     pub(crate) monitors: Monitors,
     pub(crate) counts: Counts,
     pub(crate) prng: Prng,
+    /// For snapshots alone.
+    pub(crate) snapshot_prng: Prng,
+    pub(crate) transfers: Transfers,
+    /// The node whose newest snapshot was damaged.
+    pub(crate) damaged: Option<u64>,
     pub(crate) trace: Trace,
     pub(crate) events: u64,
     pub(crate) elections: u64,
@@ -134,6 +153,9 @@ impl World {
             monitors: Monitors::default(),
             counts,
             prng,
+            snapshot_prng: Prng::stream(seed, "snapshots"),
+            transfers: Transfers::default(),
+            damaged: None,
             trace,
             events: 0,
             elections: 0,
@@ -160,6 +182,9 @@ impl World {
         self.plan(self.profile.reconnect_every, Happening::Reconnect);
         if self.profile.clock_jump > 0 {
             self.after(SECOND, Happening::ClockJump);
+        }
+        if self.profile.snapshots.asked_every > 0 {
+            self.after(SECOND, Happening::AskForSnapshot);
         }
     }
 
@@ -234,6 +259,13 @@ impl World {
             Happening::ApplyDone { node, through, next_expiry_ms, .. } => {
                 self.apply_done(node, through, next_expiry_ms)?;
             }
+            Happening::SnapshotBuild { node, .. } => self.snapshot_build(node)?,
+            Happening::SnapshotBuilt { node, .. } => self.snapshot_built(node)?,
+            Happening::TransferBegin { node, order, .. } => self.transfer_begin(node, order)?,
+            Happening::TransferFrame { connection, way, .. } => self.transfer_frame(connection, way)?,
+            Happening::TransferTimer { connection, .. } => self.transfer_timer(connection)?,
+            Happening::TransferLost { node, to, .. } => self.transfer_lost(node, to)?,
+            Happening::AskForSnapshot => self.ask_for_snapshot()?,
             Happening::ClientTurn(client) => self.client_turn(client),
             Happening::ClientCall { operation, node } => self.client_call(operation, node)?,
             Happening::ClientGivesUp(operation) => {
@@ -257,6 +289,7 @@ impl World {
             }
             Happening::ClockJump => self.clock_jump(),
         }
+        self.take_outcomes();
         self.take_answers()
     }
 
@@ -304,14 +337,20 @@ impl World {
     /// Gives an event to a node's replica and does what it asks for.
     pub(crate) fn tell(&mut self, id: u64, event: Event) -> Result<(), String> {
         let now = self.now;
+        let patience = Duration::from_millis(self.profile.snapshots.purge_patience_ms);
         let node = self.node(id);
         let (clock, wall_ms) = (node.clock(now), node.wall_ms(now));
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         let before = (running.replica.core().role(), running.replica.core().term());
         let mut jobs = std::mem::take(&mut running.jobs);
-        let (bindings, last) = (running.replica.bound_incarnations(), running.replica.core().log().last);
+        let (bindings, log) = (running.replica.bound_incarnations(), running.replica.core().log());
+        let received = running.installing;
+        let there = received.and_then(|label| running.replica.core().term_at(label.index));
+        running.note_event(&event);
         running.replica.handle(clock, wall_ms, event, &mut jobs);
-        let superseded = running.replica.core().term_at(last.index) != Some(last.term);
+        running.note_orders(&jobs, clock, patience);
+        let now_there = running.replica.core().term_at(log.last.index);
+        let superseded = now_there.is_some_and(|term| term != log.last.term);
         let bound = running.replica.bound_incarnations() > bindings;
         if superseded {
             self.counts.reached(Sometimes::SuffixSuperseded);
@@ -322,6 +361,12 @@ impl World {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let after = (running.replica.core().role(), running.replica.core().term());
         self.observe(id, before, after)?;
+        for job in &jobs.persist {
+            if let Some(install) = job.install {
+                let conflicts = there.is_some_and(|term| term != install.base.term);
+                self.note_install(id, install, log.last, conflicts);
+            }
+        }
         let result = self.carry_out(id, &mut jobs);
         jobs.clear();
         if let Some(running) = self.node(id).running.as_mut() {
@@ -388,13 +433,15 @@ impl World {
                 self.after(at.saturating_sub(self.now), Happening::Arrive(packet));
             }
         }
+        self.order_snapshots(id, jobs)?;
         let node = self.node(id);
         let life = node.life;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         running.writes.append(&mut jobs.persist);
         running.loads.append(&mut jobs.load);
+        running.purge = jobs.purge.take().or(running.purge);
         running.applies.extend(jobs.apply.drain(..));
-        let has_log_work = !running.writes.is_empty() || !running.loads.is_empty();
+        let has_log_work = running.has_log_work();
         let log_begins = has_log_work && !running.log_busy;
         let apply_begins = !running.apply_busy && !running.applies.is_empty();
         running.log_busy |= log_begins;
@@ -456,8 +503,7 @@ impl World {
             }
             let key = self.clients.key_of(operation).unwrap_or_default();
             let running = self.node(node).running.as_ref();
-            let value = running
-                .and_then(|it| d_engine_replica::StateMachine::get(it.machine.as_ref(), &key).ok().flatten());
+            let value = running.and_then(|it| it.machine.get(&key));
             self.trace.answer(self.now, operation, node, &answer);
             self.clients.answered(operation, &answer, value, self.now, self.profile.nodes)?;
         }

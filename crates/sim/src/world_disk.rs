@@ -8,6 +8,7 @@ use d_engine_storage::fs_sim::Failure;
 
 use crate::faults::{Fault, Sometimes};
 use crate::profile::{MS, SECOND};
+use crate::snapshot_monitors::surviving_labels;
 use crate::world::{Happening, World};
 
 impl World {
@@ -20,6 +21,8 @@ impl World {
             && self.prng.chance(self.profile.crash_in_write / 30);
         let fails = !self.healed && self.prng.chance(self.profile.disk_error);
         let (halt_at, failing) = (self.prng.between(1, 6), self.prng.below(3));
+        let installs = self.node(id).running.as_ref().is_some_and(|it| it.writes.iter().any(is_install));
+        let step_fails = installs && self.arm(id, 10);
         let node = self.node(id);
         let life = node.life;
         if crash_in_write {
@@ -40,11 +43,15 @@ impl World {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let stored = running.log.persist(&writes);
         let loaded: Vec<_> = loads.iter().map(|job| running.log.load(job)).collect();
+        if installs && !crash_in_write && self.died_in(id, Sometimes::CrashInInstall) {
+            return Ok(());
+        }
         if self.node(id).fs.is_halted() {
             self.counts.fault(Fault::CrashInWrite);
             self.crash(id);
             return Ok(());
         }
+        let fails = fails || step_fails;
         let stored = match stored {
             Ok(stored) => stored,
             Err(reason) => return self.stopped_by_disk(id, reason, fails),
@@ -58,6 +65,9 @@ impl World {
                 Ok(event) => self.tell(id, event)?,
                 Err(reason) => return self.stopped_by_disk(id, reason, fails),
             }
+        }
+        if !self.purge(id)? {
+            return Ok(());
         }
         let latency = self.sync_latency();
         self.after(latency, Happening::LogDone { node: id, life, stored });
@@ -80,15 +90,19 @@ impl World {
         let life = node.life;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         running.log_busy = false;
+        let purged = running.purged.take();
         if let Some(order) = stored {
             self.tell(id, Event::Persisted(order))?;
+        }
+        if let Some(purged) = purged {
+            self.tell(id, purged)?;
         }
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         if running.log_busy {
             return Ok(());
         }
         running.log_busy = true;
-        if running.writes.is_empty() && running.loads.is_empty() {
+        if !running.has_log_work() {
             running.log_busy = false;
             let delay = self.prng.between(5 * MS, 50 * MS);
             self.after(delay, Happening::LogIdle { node: id, life });
@@ -103,7 +117,7 @@ impl World {
         let halt_at = self.prng.between(1, 6);
         let node = self.node(id);
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        if running.log_busy || !running.writes.is_empty() {
+        if running.log_busy || running.has_log_work() {
             return Ok(());
         }
         if crash {
@@ -123,7 +137,7 @@ impl World {
 
     /// The first I/O error is final: the node stops, and is started again after the repair. An error
     /// that nobody has injected is a finding.
-    fn stopped_by_disk(
+    pub(crate) fn stopped_by_disk(
         &mut self,
         id: u64,
         reason: d_engine_replica::StopReason,
@@ -152,26 +166,38 @@ impl World {
         if matches!(job.source, ApplySource::Stored(..)) {
             self.counts.reached(Sometimes::AppliedFromLog);
         }
+        let snapshot = match &job.source {
+            ApplySource::Snapshot(label) => Some(d_engine_core::LogId::from(*label)),
+            _ => None,
+        };
+        let now = self.now;
+        self.trace.note(now, format_args!("node {id} applies {:?}", job.source));
         self.monitors.on_apply(id, &job)?;
+        if let Some(label) = snapshot {
+            let node = self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX));
+            if let Some(node) = node {
+                self.monitors.snapshots.on_snapshot(id, &node.fs, label)?;
+            }
+        }
+        let injected = snapshot.is_some() && self.arm(id, 40);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let applied = running.run_apply(job);
+        if snapshot.is_some() && self.died_in(id, Sometimes::CrashInInstall) {
+            return Ok(());
+        }
         if self.node(id).fs.is_halted() {
             // The moment chosen for a crash in a log write came in a read instead.
             self.crash(id);
             return Ok(());
         }
-        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let applied = match applied {
-            Ok(event @ Event::Applied { .. }) => event,
+        let (through, next_expiry_ms) = match applied {
+            Ok(Event::Applied { through, next_expiry_ms }) => (through, next_expiry_ms),
             Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
-            Err(reason) => return Err(format!("apply: node {id} stopped: {reason}")),
+            Err(reason) => return self.stopped_by_disk(id, reason, injected),
         };
-        let state = running.machine.state_hash();
-        let Event::Applied { through, next_expiry_ms } = applied else { return Ok(()) };
-        self.monitors.on_state(id, through.index, state)?;
         let latency = self.prng.tail(self.profile.apply_mean);
         self.after(latency, Happening::ApplyDone { node: id, life, through, next_expiry_ms });
-        Ok(())
+        self.after_apply(id, through, snapshot.is_some())
     }
 
     pub(crate) fn apply_done(
@@ -198,6 +224,10 @@ impl World {
         let now = self.now;
         self.trace.note(now, format_args!("node {id} crashes"));
         let mut prng = self.prng.clone();
+        if self.node(id).running.as_ref().is_some_and(|it| it.installing.is_some()) {
+            self.counts.reached(Sometimes::CrashBeforeInstall);
+        }
+        self.break_off_all(id);
         self.node(id).disk_fails = false;
         self.node(id).crash(&mut |bound| prng.below(bound));
         self.prng = prng;
@@ -212,7 +242,11 @@ impl World {
         }
         let crashes = !self.healed && self.prng.chance(self.profile.crash_in_recovery);
         let (halt_at, seed, now) = (self.prng.between(1, 40), self.prng.next(), self.now);
+        // A node with a snapshot has more to do.
+        let halt_at = halt_at + self.snapshot_prng.below(2) * self.snapshot_prng.below(80);
         let profile = self.profile.clone();
+        self.maybe_damage(id);
+        let snapshots = surviving_labels(&self.node(id).fs);
         let node = self.node(id);
         if crashes {
             node.fs.halt_at(halt_at);
@@ -223,7 +257,9 @@ impl World {
             self.crash(id);
             return Ok(());
         }
+        let fs = node.fs.clone();
         // What was not reached in recovery must not hit later.
+        fs.keep_running();
         let started = started.map_err(|error| format!("recovery: node {id} does not start: {error}"))?;
         if crashes {
             self.counts.fault(Fault::CrashInRecovery);
@@ -235,9 +271,10 @@ impl World {
         }
         self.trace
             .note(now, format_args!("node {id} starts with {} entries", started.recovered.entries.len()));
-        if self.monitors.on_recovered(id, &started.recovered)? {
+        if self.monitors.on_recovered(id, &started.recovered, &snapshots)? {
             self.counts.fault(Fault::UnsyncedBytesLost);
         }
+        self.check_start(id, &started)?;
         self.tell(id, Event::Deadline)?;
         for peer in 1..=profile.nodes {
             if peer != id {
@@ -249,4 +286,8 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn is_install(job: &d_engine_replica::PersistJob) -> bool {
+    job.install.is_some()
 }

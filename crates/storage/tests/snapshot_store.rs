@@ -334,6 +334,23 @@ fn pruning_keeps_the_newest_and_what_is_needed() {
     archive.verify(&mut FullSpeed).expect("whoever holds it goes on reading");
 }
 
+/// One that was received and waits to be installed stays, although newer ones have come.
+#[test]
+fn pruning_leaves_what_is_held() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    let hold = store.hold(log_id(1, 1));
+    let again = store.hold(log_id(1, 1));
+    for index in 1..=4 {
+        take(&fs, &store, log_id(1, index)).unwrap();
+    }
+    assert_eq!(store.prune(0, &[]).unwrap(), [log_id(1, 2)]);
+    drop(hold);
+    assert_eq!(store.prune(0, &[]).unwrap(), []);
+    drop(again);
+    assert_eq!(store.prune(0, &[]).unwrap(), [log_id(1, 1)]);
+}
+
 /// Two damaged new ones must not push out the good old one.
 #[test]
 fn pruning_never_removes_the_last_whole_snapshot() {

@@ -301,3 +301,27 @@ mod tests {
         assert_eq!((other.total(), other.last_applied()), (10, at));
     }
 }
+
+/// Every line of the contract, each as a test.
+#[cfg(test)]
+mod contract {
+    use d_engine::testing::{StateMachineCase, state_machine_suite};
+
+    use super::*;
+
+    fn command(n: u64) -> Vec<u8> {
+        let command = if n <= 2 || n % 2 == 1 {
+            Command::Open { account: format!("account-{n}"), balance: 1_000 + n }
+        } else {
+            let (from, to) = (format!("account-{}", n - 1), "account-1".to_owned());
+            Command::Transfer { from, to, amount: n }
+        };
+        postcard::to_allocvec(&command).unwrap()
+    }
+
+    state_machine_suite!(
+        StateMachineCase::new(|_dir| Bank::default())
+            .commands(command)
+            .contents(|bank| postcard::to_allocvec(&bank.books().accounts).unwrap())
+    );
+}

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use d_engine_core::{LogIndex, NodeId, Term};
 use d_engine_storage::snapshot::{
-    Health, Offer, Pace, Receiver, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotStore,
+    Health, Hold, Offer, Pace, Receiver, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotStore,
 };
 
 use super::{PIECE_BYTES_MAX, Refusal, SnapshotMessage};
@@ -31,6 +31,7 @@ enum State {
     Here {
         info: Box<SnapshotInfo>,
         term: Term,
+        hold: Hold,
     },
     /// Nothing of it is needed: the replica tells its leader so.
     Behind(Box<ReceivedSnapshot>),
@@ -87,12 +88,14 @@ impl SnapshotReceiver {
                 Err(error) => return self.refuse(kind_of(&error), error),
             };
             if archive.label.index <= self.committed && header.facts.label == archive.label {
-                self.state = State::Behind(Box::new(received(self.from, term, &header)));
+                let hold = self.store.hold(archive.label);
+                self.state = State::Behind(Box::new(received(self.from, term, &header, hold)));
                 return ReceiverStep::Finish;
             }
         }
+        let hold = self.store.hold(archive.label);
         if let Some(info) = self.holds(&archive) {
-            self.state = State::Here { info: Box::new(info), term };
+            self.state = State::Here { info: Box::new(info), term, hold };
             return ReceiverStep::Finish;
         }
         match self.store.receive(archive, self.len_max, pace) {
@@ -125,18 +128,21 @@ impl SnapshotReceiver {
     /// # Errors
     /// What to answer: it cannot be used.
     pub fn finish(&mut self, pace: &mut dyn Pace) -> Result<Box<ReceivedSnapshot>, SnapshotMessage> {
-        let (info, term) = match std::mem::replace(&mut self.state, State::Over) {
-            State::Receiving { receiver, term } => match receiver.finish(pace) {
-                Ok(info) => (info, term),
-                Err(error) => return Err(SnapshotMessage::refused(kind_of(&error), error)),
-            },
-            State::Here { info, term } => (*info, term),
+        let (info, term, hold) = match std::mem::replace(&mut self.state, State::Over) {
+            State::Receiving { receiver, term } => {
+                let hold = self.store.hold(receiver.offer().label);
+                match receiver.finish(pace) {
+                    Ok(info) => (info, term, hold),
+                    Err(error) => return Err(SnapshotMessage::refused(kind_of(&error), error)),
+                }
+            }
+            State::Here { info, term, hold } => (*info, term, hold),
             State::Behind(snapshot) => return Ok(snapshot),
             State::New | State::Over => {
                 return Err(SnapshotMessage::refused(Refusal::Protocol, "nothing was received"));
             }
         };
-        Ok(Box::new(received(self.from, term, &info.header)))
+        Ok(Box::new(received(self.from, term, &info.header, hold)))
     }
 
     /// What to answer when the replica has said what has become of the snapshot.
@@ -166,10 +172,10 @@ impl SnapshotReceiver {
 }
 
 /// What a header says, for the replica.
-fn received(from: NodeId, term: Term, header: &SnapshotHeader) -> ReceivedSnapshot {
+fn received(from: NodeId, term: Term, header: &SnapshotHeader, hold: Hold) -> ReceivedSnapshot {
     let facts = &header.facts;
     let (label, time_ms, membership) = (facts.label, facts.time_ms, facts.membership.clone());
-    ReceivedSnapshot { from, term, label, time_ms, membership }
+    ReceivedSnapshot { from, term, label, time_ms, membership, hold }
 }
 
 /// What the sender is to do about an error here.

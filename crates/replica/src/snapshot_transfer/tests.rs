@@ -139,6 +139,27 @@ fn an_archive_that_is_here_already_is_not_sent_again() {
     sender.on_message(at(1), SnapshotMessage::Installing).unwrap();
 }
 
+/// It may wait long for its turn to be installed, and the next one is there before.
+#[test]
+fn what_was_received_is_not_pruned_before_it_is_installed() {
+    let (_, store) = store(1);
+    let receive = |label, receiver: &mut SnapshotReceiver| {
+        let mut sender = SnapshotSender::new(archive(1, label, &[7; 900]), Term::new(4), limits(), at(0));
+        assert!(carry(&mut sender, receiver, usize::MAX));
+        receiver.finish(&mut FullSpeed).unwrap()
+    };
+    let waits = receive(id(3, 40), &mut receiver(&store));
+    drop(receive(id(3, 50), &mut receiver(&store)));
+    store.prune(1, &[]).unwrap();
+    let newer = receive(id(3, 60), &mut receiver(&store));
+    store.prune(1, &[]).unwrap();
+    let labels = || store.list().iter().map(|info| info.label().index.get()).collect::<Vec<_>>();
+    assert!(labels().contains(&40), "{:?}", labels());
+    drop((waits, newer));
+    store.prune(1, &[]).unwrap();
+    assert!(!labels().contains(&40), "{:?}", labels());
+}
+
 /// The replica is told all the same: it tells its leader how far its log matches.
 #[test]
 fn of_what_is_committed_here_nothing_is_sent() {

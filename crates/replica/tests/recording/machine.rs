@@ -89,6 +89,8 @@ pub(crate) struct Manner {
     pub(crate) fails_start: bool,
     /// It freezes its state by a view, which says that it is so many entries further than it is.
     pub(crate) view_ahead_by: Option<u64>,
+    /// The format of its snapshots.
+    pub(crate) format: u32,
 }
 
 #[derive(Clone, Default)]
@@ -96,12 +98,14 @@ pub(crate) struct Recording {
     pub(crate) calls: Calls,
     pub(crate) held: Arc<Mutex<Held>>,
     pub(crate) manner: Manner,
+    /// Whoever holds it keeps views from being written.
+    pub(crate) pen: Arc<Mutex<()>>,
 }
 
 impl Recording {
     pub(crate) fn with(manner: Manner) -> Self {
-        let (calls, held) = (Calls::default(), Arc::default());
-        Self { calls, held, manner }
+        let (calls, held, pen) = (Calls::default(), Arc::default(), Arc::default());
+        Self { calls, held, manner, pen }
     }
 
     /// A machine that keeps its state by itself.
@@ -128,8 +132,8 @@ impl Recording {
 
     /// The same, behaving otherwise.
     pub(crate) fn again_as(&self, manner: Manner) -> Self {
-        let (calls, held) = (self.calls.clone(), self.held.clone());
-        Self { calls, held, manner }
+        let (calls, held, pen) = (self.calls.clone(), self.held.clone(), self.pen.clone());
+        Self { calls, held, manner, pen }
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
@@ -283,12 +287,16 @@ impl StateMachine for Recording {
     fn durability(&self) -> Durability {
         if self.manner.is_durable { Durability::Durable } else { Durability::Rebuilt }
     }
+    fn snapshot_format(&self) -> u32 {
+        self.manner.format
+    }
+
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         let Some(ahead) = self.manner.view_ahead_by else { return Ok(None) };
         self.calls.note("snapshot_view");
         let mut held = self.held().clone();
         held.last.index += ahead;
-        Ok(Some(Box::new(View { held, calls: self.calls.clone() })))
+        Ok(Some(Box::new(View { held, calls: self.calls.clone(), pen: self.pen.clone() })))
     }
 
     fn advance_time(&self, at: LogId, time_ms: u64) -> Result<()> {
@@ -300,6 +308,7 @@ impl StateMachine for Recording {
 struct View {
     held: Held,
     calls: Calls,
+    pen: Arc<Mutex<()>>,
 }
 
 impl SnapshotView for View {
@@ -308,6 +317,7 @@ impl SnapshotView for View {
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
+        let _pen = self.pen.lock().unwrap();
         self.calls.note(format!("write {}", self.held.last.index));
         write(&self.held, dir)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_replica::{AfterBytes, AfterEntries, AfterTime, AnyOf, SnapshotPolicy};
+use d_engine_storage::snapshot::Compression;
 use serde::{Deserialize, Serialize};
 
 /// When snapshots are taken, how many are kept, and how much disk and network they may use. A snapshot is due
@@ -29,6 +30,9 @@ pub struct Snapshots {
     pub tail_entries: u64,
     /// As much of them in bytes; whichever is reached first counts. Default 32 MiB.
     pub tail_bytes: u64,
+    /// Whether archives are compressed: `none` (the default) or `zstd`. It takes processor time on the nodes that build and
+    /// install; every node reads both.
+    pub compression: SnapshotCompression,
     /// How fast archives are built, in bytes a second, so that the log's writes keep their pace; 0: as fast as
     /// the disk. Default 64 MiB.
     pub build_bytes_per_second: u64,
@@ -47,6 +51,27 @@ pub struct Snapshots {
     pub reserve_bytes: u64,
 }
 
+/// Whether archives are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum SnapshotCompression {
+    /// They are not.
+    #[default]
+    None,
+    /// Zstandard, chunk by chunk.
+    Zstd,
+}
+
+impl From<SnapshotCompression> for Compression {
+    fn from(compression: SnapshotCompression) -> Self {
+        match compression {
+            SnapshotCompression::None => Self::None,
+            SnapshotCompression::Zstd => Self::Zstd,
+        }
+    }
+}
+
 impl Default for Snapshots {
     fn default() -> Self {
         Self {
@@ -57,6 +82,7 @@ impl Default for Snapshots {
             retained: 2,
             tail_entries: 10_000,
             tail_bytes: 32 << 20,
+            compression: SnapshotCompression::None,
             build_bytes_per_second: 64 << 20,
             send_bytes_per_second: 0,
             transfer_timeout_ms: 30_000,

@@ -1,7 +1,7 @@
 //! Sending a snapshot to a follower.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use d_engine_core::LogId;
 use d_engine_replica::{Event, Refusal, SendFailure, SnapshotOrder, SnapshotSender};
@@ -38,6 +38,7 @@ impl Transfers {
         let sent = self.try_to_send(id, order, dialer);
         self.lock().lines.remove(&id);
         let to = order.to;
+        let is_over = matches!(sent, Ok(_) | Err(Failed::NotNeeded));
         let event = match sent {
             Ok(label) => {
                 tracing::info!(%to, %label, "the follower has applied the snapshot");
@@ -71,8 +72,10 @@ impl Transfers {
         if state.sending.get(&to).is_none_or(|sending| sending.id != id) {
             return;
         }
-        if matches!(event, Event::SnapshotSent(_)) {
+        if is_over {
             state.sending.remove(&to);
+        } else if let Some(sending) = state.sending.get_mut(&to) {
+            sending.reported = Some(Instant::now());
         }
         drop(state);
         self.inbox.report(event);

@@ -135,6 +135,29 @@ impl Disk {
         self.halt_at.is_some_and(|at| self.counts.total() >= at)
     }
 
+    pub(super) fn keep_running(&mut self) {
+        if !self.is_halted() {
+            self.halt_at = None;
+        }
+    }
+
+    pub(super) fn surviving(&self, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let is_at_stake = |path: &Path| {
+            let changed = |change: &Change| {
+                let added = change.add.as_ref().map(|(added, _)| added.as_path());
+                [change.remove.as_deref(), added].into_iter().flatten().any(|name| path.starts_with(name))
+            };
+            self.changes.iter().any(changed)
+        };
+        let below = self.durable.iter().filter(|(path, _)| path.starts_with(dir) && !is_at_stake(path));
+        let whole = below.filter_map(|(path, node)| {
+            let Node::File(number) = node else { return None };
+            let inode = self.inodes.get(number).filter(|inode| inode.durable == inode.seen)?;
+            Some((path.clone(), inode.durable.clone()))
+        });
+        whole.collect()
+    }
+
     /// Counts an operation and says whether it happens.
     pub(super) fn begin(&mut self, op: FsOp) -> io::Result<Step> {
         self.counts.add(op);

@@ -93,6 +93,18 @@ impl SimFs {
         self.disk().is_halted()
     }
 
+    /// Takes back what [`SimFs::halt_at`] has chosen, if that moment has not come.
+    pub fn keep_running(&self) {
+        self.disk().keep_running();
+    }
+
+    /// The files below `dir` that a power cut is certain to leave, with all of their content: synced, under a
+    /// name that is synced and that nothing unsynced takes away.
+    #[must_use]
+    pub fn surviving(&self, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.disk().surviving(dir)
+    }
+
     /// Says what [`Fs::free_bytes`] answers from now on. At first nobody knows.
     pub fn set_free_bytes(&self, free: Option<u64>) {
         self.disk().free = free;

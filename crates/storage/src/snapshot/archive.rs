@@ -11,7 +11,7 @@ use super::chunks::{CHUNK_FRAME_LEN, Chunks, TRAILER_LEN, Trailer, matches};
 use super::error::{damaged, hex, io_error};
 use super::header::PRELUDE_LEN;
 use super::pace::keep_pace;
-use super::{Pace, SnapshotError, SnapshotHeader};
+use super::{Compression, Pace, SnapshotError, SnapshotHeader};
 use crate::fs::{Fs, FsFile, OpenMode, read_up_to};
 
 /// An archive whose header and trailer verify. It holds the file open: pruning the snapshot meanwhile
@@ -48,8 +48,13 @@ impl SnapshotArchive {
         let (header, header_bytes) = read_header(&*file, path, len)?;
         let trailer = Trailer::read(&*file, path, len)?;
         let frames = header.chunks().saturating_mul(CHUNK_FRAME_LEN as u64);
-        let expected = (header_bytes.len() + TRAILER_LEN) as u64 + header.content_bytes() + frames;
-        if len != expected {
+        let around = (header_bytes.len() + TRAILER_LEN) as u64 + frames;
+        let expected = around.saturating_add(header.content_bytes());
+        let fits = match header.compression {
+            Compression::None => len == expected,
+            Compression::Zstd => (around..=expected).contains(&len),
+        };
+        if !fits {
             let what = format!("the archive has {len} bytes, and its header announces {expected}");
             return Err(damaged(path, 0, what));
         }
@@ -125,9 +130,9 @@ impl SnapshotArchive {
         hash.update(&self.header_bytes);
         let mut chunks = Chunks::new(&*self.file, &self.path, &self.header, &self.header_bytes);
         while let Some(chunk) = chunks.next()? {
-            hash.update(chunk);
-            sink(chunk.get(CHUNK_FRAME_LEN..).unwrap_or_default())?;
-            keep_pace(pace, chunk.len() as u64)?;
+            hash.update(chunk.stored);
+            sink(chunk.content)?;
+            keep_pace(pace, chunk.stored.len() as u64)?;
         }
         let found: [u8; 32] = hash.finalize().into();
         if !matches(&self.trailer.sha256, &found) {

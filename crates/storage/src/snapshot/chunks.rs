@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::compress::decompress;
 use super::error::{damaged, io_error};
-use super::{SnapshotError, SnapshotHeader};
+use super::{Compression, SnapshotError, SnapshotHeader};
 use crate::frame::Decoder;
 use crate::fs::{FsFile, read_up_to};
 
@@ -43,8 +44,19 @@ pub(super) struct Chunks<'a> {
     number: u64,
     /// Where the next chunk begins.
     pub(super) offset: u64,
+    compression: Compression,
     /// The last chunk read, with its frame.
     buffer: Vec<u8>,
+    /// Its content, if it was compressed.
+    content: Vec<u8>,
+}
+
+/// A chunk that verifies.
+pub(super) struct Chunk<'a> {
+    /// As it is stored, with its frame.
+    pub(super) stored: &'a [u8],
+    /// The bytes of the files.
+    pub(super) content: &'a [u8],
 }
 
 impl<'a> Chunks<'a> {
@@ -58,40 +70,77 @@ impl<'a> Chunks<'a> {
             left: header.content_bytes(),
             number: 0,
             offset: encoded.len() as u64,
+            compression: header.compression,
             buffer: Vec::new(),
+            content: Vec::new(),
         }
     }
 
-    /// The next chunk with its frame, or `None` behind the last one.
-    pub(super) fn next(&mut self) -> Result<Option<&[u8]>, SnapshotError> {
+    /// The next chunk, or `None` behind the last one.
+    pub(super) fn next(&mut self) -> Result<Option<Chunk<'_>>, SnapshotError> {
         if self.left == 0 {
             return Ok(None);
         }
         let expected = self.chunk_bytes.min(self.left);
-        self.buffer.resize(CHUNK_FRAME_LEN + expected as usize, 0);
-        let read =
-            read_up_to(self.file, self.offset, &mut self.buffer).map_err(io_error("read", self.path))?;
-        let at = self.offset;
-        let number = self.number;
-        if read < self.buffer.len() {
-            let what = format!("chunk {number} is cut off: {read} of {} bytes are there", self.buffer.len());
-            return Err(damaged(self.path, at, what));
-        }
-        let mut frame = Decoder(&self.buffer);
-        let (length, checksum) = (frame.u32().unwrap_or_default(), frame.u32().unwrap_or_default());
-        if u64::from(length) != expected {
-            let what = format!("chunk {number} has length {length}, not {expected}");
-            return Err(damaged(self.path, at, what));
-        }
-        let found = chunk_checksum(self.header_checksum, number, frame.0);
-        if !matches(&checksum, &found) {
-            let what = format!("chunk {number} has checksum {found:08x}, not {checksum:08x}");
-            return Err(damaged(self.path, at, what));
+        let length = self.read_frame(expected)?;
+        let is_compressed = u64::from(length) < expected;
+        if is_compressed {
+            let stored = self.buffer.get(CHUNK_FRAME_LEN..).unwrap_or_default();
+            decompress(stored, expected as usize, &mut self.content).map_err(|error| {
+                damaged(self.path, self.offset, format!("chunk {}: {error}", self.number))
+            })?;
         }
         self.left -= expected;
         self.number += 1;
         self.offset += self.buffer.len() as u64;
-        Ok(Some(&self.buffer))
+        let content = if is_compressed {
+            self.content.as_slice()
+        } else {
+            self.buffer.get(CHUNK_FRAME_LEN..).unwrap_or_default()
+        };
+        Ok(Some(Chunk { stored: &self.buffer, content }))
+    }
+
+    /// Reads a chunk of at most `most` bytes into the buffer and compares its checksum; returns its stored length.
+    fn read_frame(&mut self, most: u64) -> Result<u32, SnapshotError> {
+        let (at, number) = (self.offset, self.number);
+        let cut_off = |there: usize, of: usize| {
+            damaged(self.path, at, format!("chunk {number} is cut off: {there} of {of} bytes are there"))
+        };
+        // Without compression the length is known, and one read is enough.
+        let whole = CHUNK_FRAME_LEN + most as usize;
+        self.buffer.resize(if self.compression == Compression::None { whole } else { CHUNK_FRAME_LEN }, 0);
+        let mut read = read_up_to(self.file, at, &mut self.buffer).map_err(io_error("read", self.path))?;
+        let mut frame = Decoder(self.buffer.get(..read).unwrap_or_default());
+        let (Some(length), Some(checksum)) = (frame.u32(), frame.u32()) else {
+            return Err(cut_off(read, whole));
+        };
+        let fits = match self.compression {
+            Compression::None => u64::from(length) == most,
+            Compression::Zstd => u64::from(length) <= most,
+        };
+        if !fits {
+            let what = format!("chunk {number} has length {length}, not {most}");
+            return Err(damaged(self.path, at, what));
+        }
+        let stored = CHUNK_FRAME_LEN + length as usize;
+        if read < stored && self.buffer.len() < stored {
+            self.buffer.resize(stored, 0);
+            let rest = self.buffer.get_mut(CHUNK_FRAME_LEN..).unwrap_or_default();
+            let behind = at + CHUNK_FRAME_LEN as u64;
+            read =
+                CHUNK_FRAME_LEN + read_up_to(self.file, behind, rest).map_err(io_error("read", self.path))?;
+        }
+        if read < stored {
+            return Err(cut_off(read, stored));
+        }
+        let content = self.buffer.get(CHUNK_FRAME_LEN..).unwrap_or_default();
+        let found = chunk_checksum(self.header_checksum, number, content);
+        if !matches(&checksum, &found) {
+            let what = format!("chunk {number} has checksum {found:08x}, not {checksum:08x}");
+            return Err(damaged(self.path, at, what));
+        }
+        Ok(length)
     }
 }
 

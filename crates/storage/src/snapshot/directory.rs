@@ -40,6 +40,8 @@ pub(super) struct Inner {
 pub(super) struct Busy {
     pub(super) staging: bool,
     pub(super) receiving: bool,
+    /// What must stay, once for each who wants that.
+    pub(super) held: Vec<LogId>,
 }
 
 impl Inner {
@@ -78,7 +80,7 @@ impl Inner {
                     report.removed.push(name);
                 }
             } else if name.starts_with(PREFIX) && name.ends_with(TEMPORARY_SUFFIX) {
-                if !cfg!(mutant = "snapshot-stale-tmp") {
+                if !cfg!(any(mutant = "snapshot-stale-tmp", mutant = "snapshot-tmp-appended")) {
                     self.fs.remove_file(&path).map_err(io_error("remove", &path))?;
                     report.removed.push(name);
                 }

@@ -50,13 +50,13 @@ pub enum SnapshotError {
     },
     /// The content is compressed in a way that this version does not read.
     #[error(
-        "{path} is compressed with {method}, which this version does not read; install a newer one on this node"
+        "{path} is compressed by method {number}, which this version does not read; install a newer one on this node"
     )]
     Compressed {
         /// The file.
         path: PathBuf,
-        /// The method.
-        method: &'static str,
+        /// The method's number.
+        number: u32,
     },
     /// The snapshot belongs to another cluster or group, or has another label than was asked for.
     #[error("{path} belongs to {what} {found}, but {what} {expected} was expected; it was not used")]

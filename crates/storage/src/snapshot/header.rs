@@ -33,12 +33,15 @@ pub enum Compression {
     /// Nothing. The default.
     #[default]
     None,
+    /// Zstandard (RFC 8878), each chunk a frame of its own; a chunk that would not get shorter is stored as it is.
+    Zstd,
 }
 
 impl Compression {
     const fn number(self) -> u32 {
         match self {
             Self::None => 0,
+            Self::Zstd => 1,
         }
     }
 }
@@ -242,8 +245,11 @@ impl Fields<'_> {
         }
         let compression = match self.u32("compression")? {
             0 => Compression::None,
-            1 => return Err(SnapshotError::Compressed { path: self.path.to_owned(), method: "zstd" }),
-            _ => return self.need(None, "known compression"),
+            1 => Compression::Zstd,
+            number => {
+                let path = self.path.to_owned();
+                return Err(SnapshotError::Compressed { path, number });
+            }
         };
         let chunk_bytes = self.u32("length of chunks")?;
         self.need((1..=MAX_CHUNK_BYTES).contains(&chunk_bytes).then_some(()), "possible length of chunks")?;

@@ -13,10 +13,12 @@
 
 mod archive;
 mod chunks;
+mod compress;
 mod content;
 mod directory;
 mod error;
 mod header;
+mod hold;
 mod names;
 mod pace;
 mod pack;
@@ -28,6 +30,7 @@ pub use archive::{Piece, SnapshotArchive};
 pub use content::content_checksum;
 pub use error::SnapshotError;
 pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotFile, SnapshotHeader};
+pub use hold::Hold;
 pub use pace::{FullSpeed, Pace};
 pub use pack::Staging;
 pub use receive::{Offer, Receiver};

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::chunks::{CHUNK_FRAME_LEN, TRAILER_LEN, Trailer, checksum_of_header, chunk_checksum};
+use super::compress::compressed;
 use super::content::ContentHash;
 use super::directory::Inner;
 use super::error::{hex, io_error};
 use super::names::{MAX_DEPTH, MAX_FILES};
 use super::pace::keep_pace;
-use super::{ENGINE_FORMAT, Pace, SnapshotError, SnapshotFacts, SnapshotFile, SnapshotHeader};
+use super::{Compression, ENGINE_FORMAT, Pace, SnapshotError, SnapshotFacts, SnapshotFile, SnapshotHeader};
 use crate::fs::{FileKind, Fs, FsFile, OpenMode, read_up_to, write_all_at};
 
 /// An empty directory for a state machine to write a snapshot into. Dropping it removes the directory.
@@ -99,15 +100,19 @@ impl Inner {
         encoded: &Bytes,
         pace: &mut dyn Pace,
     ) -> Result<(), SnapshotError> {
+        let file = self.create_temporary(path)?;
+        let appended = cfg!(mutant = "snapshot-tmp-appended");
+        let offset = if appended { file.len().map_err(io_error("look at", path))? } else { 0 };
         let mut writer = Writer {
-            file: self.create_temporary(path)?,
+            file,
             path,
-            offset: 0,
-            synced: 0,
+            offset,
+            synced: offset,
             sync_bytes: self.options.sync_bytes,
             hash: Sha256::new(),
             header_checksum: checksum_of_header(encoded),
             number: 0,
+            compression: header.compression,
             buffer: vec![0; CHUNK_FRAME_LEN],
             full: CHUNK_FRAME_LEN + header.chunk_bytes as usize,
             pace,
@@ -135,7 +140,7 @@ impl Inner {
     fn create_temporary(&self, path: &Path) -> Result<Arc<dyn FsFile>, SnapshotError> {
         let mode = if self.fs.kind(path).is_err() {
             OpenMode::CreateNew
-        } else if cfg!(mutant = "snapshot-stale-tmp") {
+        } else if cfg!(any(mutant = "snapshot-stale-tmp", mutant = "snapshot-tmp-appended")) {
             OpenMode::Existing
         } else {
             self.fs.remove_file(path).map_err(io_error("remove", path))?;
@@ -156,6 +161,7 @@ struct Writer<'a> {
     header_checksum: u32,
     /// Number of the chunk in the buffer.
     number: u64,
+    compression: Compression,
     /// Room for the frame, then the content of the chunk under way.
     buffer: Vec<u8>,
     /// Length of the buffer with a whole chunk in it.
@@ -178,6 +184,12 @@ impl Writer<'_> {
 
     fn put_chunk(&mut self) -> Result<(), SnapshotError> {
         let mut chunk = std::mem::take(&mut self.buffer);
+        let length = chunk.len() as u64;
+        if let Some(shorter) = compressed(self.compression, chunk.get(CHUNK_FRAME_LEN..).unwrap_or_default())
+        {
+            chunk.truncate(CHUNK_FRAME_LEN);
+            chunk.extend_from_slice(&shorter);
+        }
         if let Some((frame, content)) = chunk.split_at_mut_checked(CHUNK_FRAME_LEN) {
             let checksum = chunk_checksum(self.header_checksum, self.number, content);
             let (length, sum) = frame.split_at_mut(4);
@@ -185,7 +197,7 @@ impl Writer<'_> {
             sum.copy_from_slice(&checksum.to_le_bytes());
         }
         self.put(&chunk)?;
-        keep_pace(self.pace, chunk.len() as u64)?;
+        keep_pace(self.pace, length)?;
         self.number += 1;
         chunk.truncate(CHUNK_FRAME_LEN);
         self.buffer = chunk;

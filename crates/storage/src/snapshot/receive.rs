@@ -215,7 +215,7 @@ fn verified_prefix(
     let mut chunks = Chunks::new(file, path, &header, &encoded);
     loop {
         match chunks.next() {
-            Ok(Some(chunk)) => keep_pace(pace, chunk.len() as u64)?,
+            Ok(Some(chunk)) => keep_pace(pace, chunk.stored.len() as u64)?,
             Ok(None) => break,
             Err(error @ SnapshotError::Io { .. }) => return Err(error),
             Err(_) => return Ok(bounded(chunks.offset, offer)),

@@ -11,7 +11,7 @@ use super::directory::{Inner, STAGING_DIR, TEMPORARY_SUFFIX, UNPACKED_DIR};
 use super::error::io_error;
 use super::header::MAX_CHUNK_BYTES;
 use super::{
-    Compression, Offer, Pace, Receiver, SnapshotArchive, SnapshotError, SnapshotFacts, SnapshotHeader,
+    Compression, Hold, Offer, Pace, Receiver, SnapshotArchive, SnapshotError, SnapshotFacts, SnapshotHeader,
     Staging,
 };
 use crate::ClusterId;
@@ -328,8 +328,13 @@ impl SnapshotStore {
         Ok(Arc::clone(archive.header()))
     }
 
+    /// Keeps the snapshot with this label from being pruned, whether it is there already or not.
+    pub fn hold(&self, label: LogId) -> Hold {
+        Hold::new(&self.inner, label)
+    }
+
     /// Removes all but the newest `retained` snapshots, or `keep_min` if that is more. Those in
-    /// `never_remove` stay, and so does the newest one known to be whole. Returns what was removed.
+    /// `never_remove` and those that are held ([`Self::hold`]) stay, and so does the newest one known to be whole. Returns what was removed.
     ///
     /// # Errors
     /// An I/O error; some may have been removed.
@@ -341,6 +346,9 @@ impl SnapshotStore {
         let usable = list.iter().filter(|info| info.health != Health::Damaged).map(SnapshotInfo::label);
         let mut kept: Vec<LogId> =
             usable.take(keep).chain(whole).chain(never_remove.iter().copied()).collect();
+        if !cfg!(mutant = "held-snapshot-pruned") {
+            kept.extend(inner.busy().held.iter().copied());
+        }
         if whole.is_none() {
             kept.extend(list.iter().filter(|info| info.health == Health::Damaged).map(SnapshotInfo::label));
         }
@@ -401,9 +409,11 @@ impl SnapshotStore {
     /// # Errors
     /// [`SnapshotError::Busy`] while a receiver is held, or an I/O error.
     pub fn discard_partial(&self) -> Result<(), SnapshotError> {
-        if self.inner.busy().receiving {
+        if std::mem::replace(&mut self.inner.busy().receiving, true) {
             return Err(SnapshotError::Busy { what: "a transfer to this node" });
         }
-        self.inner.remove_partial()
+        let removed = self.inner.remove_partial();
+        self.inner.busy().receiving = false;
+        removed
     }
 }
