@@ -1,15 +1,20 @@
 //! `d-engine serve`: one node.
 
 use std::io::{IsTerminal as _, Read as _};
+use std::sync::Arc;
 use std::time::Duration;
 
+use d_engine_kv_disk::DiskKvStateMachine;
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError};
 use tokio::sync::{oneshot, watch};
 use tracing_subscriber::EnvFilter;
 
-use crate::args::ServeArgs;
+use crate::args::{ServeArgs, StateMachineKind};
 use crate::exit::{Exit, Failure, say};
 use crate::signals::StopSignals;
+
+/// Below the data directory, where the records lie on disk.
+const DISK_DIR: &str = "kv-disk";
 
 pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::from_file(&args.config).map_err(|error| Failure::new(Exit::Refused, error))?;
@@ -20,7 +25,7 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let id = config.node_id;
     // The signals are handled here; the engine is stopped by its handle.
     let (_shutdown, never) = watch::channel(());
-    let node = NodeBuilder::new(config, never).build().map_err(start_failure)?;
+    let node = with_machine(config, args.state_machine, never)?.build().map_err(start_failure)?;
     let engine = node.start().await.map_err(start_failure)?;
     let asked = async {
         tokio::select! {
@@ -36,6 +41,28 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
             Ok(())
         }
         failure = runs(&engine, id) => failure,
+    }
+}
+
+/// The machine on disk lies in a directory of its own, which also tells that it was chosen.
+fn with_machine(
+    config: Config,
+    kind: StateMachineKind,
+    shutdown: watch::Receiver<()>,
+) -> Result<NodeBuilder, Failure> {
+    // An empty one is refused by the engine, with the reason.
+    let has_data_dir = !config.data_dir.as_os_str().is_empty();
+    let dir = config.data_dir.join(DISK_DIR);
+    let builder = NodeBuilder::new(config, shutdown);
+    match kind {
+        StateMachineKind::Disk => Ok(builder.state_machine(Arc::new(DiskKvStateMachine::new(dir)))),
+        StateMachineKind::Memory if has_data_dir && dir.exists() => Err(Failure::refused(format_args!(
+            "{} was made by a node with --state-machine disk, and this one was started with --state-machine memory; \
+             start it with --state-machine disk, or remove that directory to have the records rebuilt in memory from \
+             snapshot and log",
+            dir.display()
+        ))),
+        StateMachineKind::Memory => Ok(builder),
     }
 }
 

@@ -26,6 +26,10 @@ fn an_operator_takes_snapshots_of_a_cluster_and_sees_them() {
     let mut cluster = Cluster::start_with(NO_TAIL);
     let all = cluster.endpoints();
     let records = import(&cluster, &all, 500);
+    // A follower's snapshot is of what it has applied itself.
+    for i in 0..3 {
+        wait_until(PATIENCE, || cluster.status(i).filter(|row| row["records"] == 500));
+    }
     let told = run(&["snapshot", "--endpoints", &cluster.clients[0]]);
     assert_eq!(told.code, Some(0), "{}{}", told.out, told.err);
     for node in 1..=3 {

@@ -11,10 +11,10 @@ mod machine;
 mod snapshot_file;
 mod store;
 
+pub use d_engine_proto::key_value::snapshot_file::SnapshotFileError;
 pub use d_engine_proto::key_value::{
     BATCH_OPERATIONS_MAX, GET_MANY_BYTES_MAX, GET_MANY_KEYS_MAX, Keys, KvAnswer, KvCommand, KvOperation,
     KvQuery, KvReply, Page, PutOptions, QueryLimitError, Record, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX,
     SCAN_PAGE_BYTES, Scan, UndecodableError,
 };
 pub use machine::KvStateMachine;
-pub use snapshot_file::SnapshotFileError;

@@ -6,13 +6,14 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use d_engine_proto::key_value::snapshot_file::{SnapshotFileError, check_files};
 use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply};
 use d_engine_replica::{
     Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum_in,
 };
 use d_engine_storage::{Fs, RealFs};
 
-use crate::snapshot_file::{self, SnapshotFileError};
+use crate::snapshot_file;
 use crate::store::Store;
 
 /// Ordered keys in memory, rebuilt from snapshot and log at every start
@@ -200,11 +201,7 @@ impl StateMachine for KvStateMachine {
     }
 
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
-        let found = snapshot_checksum_in(&*self.fs, &path)?;
-        if found != meta.checksum {
-            let (found, expected) = (hex(&found), hex(&meta.checksum));
-            return Err(SnapshotFileError::Checksum { dir: path, found, expected }.into());
-        }
+        check_files(&*self.fs, meta, &path)?;
         let mut store = snapshot_file::read(&*self.fs, &path, meta.last_included)?;
         let mut state = self.write();
         std::mem::swap(&mut state.store, &mut store);
@@ -268,13 +265,4 @@ impl StateMachine for KvStateMachine {
         }
         Ok(())
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        write!(text, "{byte:02x}").unwrap_or_default();
-        text
-    })
 }

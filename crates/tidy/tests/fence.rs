@@ -14,10 +14,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("d-engine-proto", &["core", "storage", "replica"]),
     ("d-engine-testing", &["core", "storage", "replica"]),
     ("d-engine-kv", &["proto", "replica", "storage", "core"]),
+    ("d-engine-kv-disk", &["proto", "replica", "storage", "core"]),
     ("d-engine-sim", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-server", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-client", &["proto"]),
-    ("d-engine-cli", &["server", "client", "kv"]),
+    ("d-engine-cli", &["server", "client", "kv", "kv-disk"]),
     ("d-engine-tidy", &[]),
     ("d-engine", &["core", "storage", "replica", "kv", "proto", "server", "client", "testing"]),
 ];
@@ -85,7 +86,7 @@ fn the_engine_stays_out_of_plain_messages_and_grpc_out_of_the_simulator() {
         let optional = value.get("optional").and_then(toml::Value::as_bool) == Some(true);
         assert!(!import.starts_with("d-engine") || optional, "proto always pulls in {import}");
     }
-    for name in ["d-engine-kv", "d-engine-sim", "d-engine-client"] {
+    for name in ["d-engine-kv", "d-engine-kv-disk", "d-engine-sim", "d-engine-client"] {
         let proto = &dependencies(&manifests[name])["d-engine-proto"];
         let features = proto.get("features").map(ToString::to_string).unwrap_or_default();
         let forbidden = if name == "d-engine-client" { "engine\"" } else { "grpc" };

@@ -16,7 +16,7 @@ pub(crate) use self::bench::{BenchArgs, Workload};
 pub(crate) use self::cluster::{DemoArgs, DevArgs, SnapshotArgs, StatusArgs, TransferArgs};
 pub(crate) use self::import::ImportArgs;
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
-pub(crate) use self::serve::ServeArgs;
+pub(crate) use self::serve::{ServeArgs, StateMachineKind};
 use self::units::duration;
 
 const EXIT_CODES: &str = "\

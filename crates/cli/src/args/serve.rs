@@ -31,7 +31,22 @@ pub(crate) struct ServeArgs {
     /// The node's configuration, a TOML file.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Where the records lie. `memory` rebuilds them at every start from the newest snapshot and the log; `disk` keeps
+    /// them in `kv-disk` below the data directory, for more records than memory holds. Both answer alike and take each
+    /// other's snapshots, so the nodes of a cluster may differ. A node may go from `memory` to `disk` at a restart; for
+    /// the way back, remove `kv-disk` first: `memory` refuses a data directory that has it.
+    #[arg(long, value_enum, value_name = "KIND", default_value = "memory")]
+    pub(crate) state_machine: StateMachineKind,
     /// Stop when stdin is closed: a parent that holds the other end cannot leave an orphan behind.
     #[arg(long, hide = true)]
     pub(crate) stop_on_stdin_close: bool,
+}
+
+/// Where the records lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum StateMachineKind {
+    /// Rebuilt at every start.
+    Memory,
+    /// Kept on disk.
+    Disk,
 }

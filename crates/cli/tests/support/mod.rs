@@ -161,6 +161,8 @@ pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) clients: Vec<String>,
     pub(crate) nodes: Vec<Option<Process>>,
+    /// What every node is started with beside its config.
+    pub(crate) args: Vec<String>,
 }
 
 impl Cluster {
@@ -171,6 +173,11 @@ impl Cluster {
 
     /// The same with more lines in each config.
     pub(crate) fn start_with(settings: &str) -> Self {
+        Self::start_with_args(settings, &[])
+    }
+
+    /// The same with more arguments of `serve`.
+    pub(crate) fn start_with_args(settings: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let held: Vec<TcpListener> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let at = |i: usize| held[i].local_addr().unwrap().to_string();
@@ -191,7 +198,8 @@ impl Cluster {
             fs::write(dir.path().join(format!("node-{id}.toml")), text).unwrap();
         }
         drop(held);
-        let mut cluster = Self { dir, clients, nodes: vec![None, None, None] };
+        let mut cluster = Self { dir, clients, nodes: vec![None, None, None], args: Vec::new() };
+        cluster.args.extend(args.iter().map(ToString::to_string));
         for i in 0..3 {
             cluster.start_node(i);
         }
@@ -204,7 +212,7 @@ impl Cluster {
     }
 
     pub(crate) fn start_node(&mut self, i: usize) {
-        self.nodes[i] = Some(serve(&self.config(i)));
+        self.nodes[i] = Some(serve_with(&self.config(i), &self.args));
     }
 
     /// Waits until these nodes say that they are ready.
@@ -241,9 +249,14 @@ impl Cluster {
 
 /// Starts `serve` with logs to a file beside the config, so that no pipe fills up.
 pub(crate) fn serve(config: &Path) -> Process {
+    serve_with(config, &[])
+}
+
+/// The same with more arguments.
+fn serve_with(config: &Path, args: &[String]) -> Process {
     let log = fs::File::options().create(true).append(true).open(config.with_extension("log")).unwrap();
     let mut command = d_engine();
-    command.args(["serve", "--config"]).arg(config);
+    command.args(["serve", "--config"]).arg(config).args(args);
     Process { child: command.stdout(Stdio::piped()).stderr(log).spawn().unwrap() }
 }
 

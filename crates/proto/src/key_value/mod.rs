@@ -9,6 +9,8 @@ mod operation;
 mod query;
 mod reply;
 pub mod rules;
+#[cfg(feature = "engine")]
+pub mod snapshot_file;
 #[cfg(test)]
 mod tests;
 

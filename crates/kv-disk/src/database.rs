@@ -1,0 +1,155 @@
+//! One database in one file. It is made under another name, and takes the place of the one before by a rename: a crash
+//! leaves the one or the other.
+
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use d_engine_storage::Fs;
+use d_engine_storage::fs::OpenMode;
+use redb::{Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
+
+use crate::backend::Backend;
+use crate::error::{DiskKvError, Failure};
+use crate::state::{FORMAT_VERSION, ReadError, State};
+use crate::tables::{self, Tables};
+
+/// The file's name in the machine's directory.
+pub(crate) const FILE_NAME: &str = "kv.redb";
+/// The name of one that is being made.
+pub(crate) const UNFINISHED_NAME: &str = "kv.redb.new";
+
+/// An open database. What has been read from it stays readable when another one takes its place.
+pub(crate) struct Database {
+    /// Where it will be found at the next start.
+    path: PathBuf,
+    /// `None`: closed. The lock is held for as long as a transaction takes to begin.
+    file: RwLock<Option<redb::Database>>,
+}
+
+impl Database {
+    /// Opens the one in `dir`, or makes an empty one.
+    pub(crate) fn open(fs: &dyn Fs, dir: &Path, cache_bytes: usize) -> Result<Self, DiskKvError> {
+        let is_there = |name| fs.list(dir).map(|names| names.iter().any(|found| found == name));
+        let io = |source| DiskKvError::Io { path: dir.to_owned(), source };
+        if is_there(UNFINISHED_NAME).map_err(io)? {
+            fs.remove_file(&dir.join(UNFINISHED_NAME)).map_err(io)?;
+        }
+        if is_there(FILE_NAME).map_err(io)? {
+            // A crash may have come between the rename and this.
+            fs.sync_dir(dir).map_err(io)?;
+            return Self::at(fs, dir, FILE_NAME, OpenMode::Existing, cache_bytes);
+        }
+        let new = Self::create(fs, dir, cache_bytes)?;
+        new.commit_durably(&State::default())?;
+        new.take_place(fs, dir)?;
+        fs.sync_dir(dir).map_err(io)?;
+        Ok(new)
+    }
+
+    /// An empty one in `dir`, under the name of one that is being made.
+    pub(crate) fn create(fs: &dyn Fs, dir: &Path, cache_bytes: usize) -> Result<Self, DiskKvError> {
+        discard(fs, dir);
+        Self::at(fs, dir, UNFINISHED_NAME, OpenMode::CreateNew, cache_bytes)
+    }
+
+    fn at(
+        fs: &dyn Fs,
+        dir: &Path,
+        name: &str,
+        mode: OpenMode,
+        cache_bytes: usize,
+    ) -> Result<Self, DiskKvError> {
+        let path = dir.join(name);
+        let file = fs.open(&path, mode).map_err(|source| DiskKvError::Io { path: path.clone(), source })?;
+        let mut builder = redb::Builder::new();
+        let opened = builder.set_cache_size(cache_bytes).create_with_backend(Backend(file));
+        let file = opened.map_err(|error| failed(&path, error.into()))?;
+        Ok(Self { path: dir.join(FILE_NAME), file: RwLock::new(Some(file)) })
+    }
+
+    /// Gives it its name; whatever had that is gone. Durable only after a sync of the directory.
+    pub(crate) fn take_place(&self, fs: &dyn Fs, dir: &Path) -> Result<(), DiskKvError> {
+        let renamed = fs.rename(&dir.join(UNFINISHED_NAME), &self.path);
+        renamed.map_err(|source| DiskKvError::Io { path: self.path.clone(), source })
+    }
+
+    /// Ends it. Whoever still reads from it gets an error.
+    pub(crate) fn close(&self) -> Result<(), DiskKvError> {
+        let file = self.file.write().unwrap_or_else(PoisonError::into_inner).take();
+        file.map_or(Ok(()), redb::Database::close).map_err(|error| self.failed(error.into()))
+    }
+
+    fn with<T>(
+        &self,
+        begin: impl FnOnce(&redb::Database) -> Result<T, redb::TransactionError>,
+    ) -> Result<T, DiskKvError> {
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &*file else {
+            return Err(self.failed(redb::StorageError::DatabaseClosed.into()));
+        };
+        begin(file).map_err(|error| self.failed(error.into()))
+    }
+
+    /// The state of this moment, which nothing changes any more.
+    pub(crate) fn begin_read(&self) -> Result<ReadTransaction, DiskKvError> {
+        self.with(ReadableDatabase::begin_read)
+    }
+
+    /// A change that is durable once a later durable one is.
+    pub(crate) fn begin_lazy(&self) -> Result<WriteTransaction, DiskKvError> {
+        let mut transaction = self.with(redb::Database::begin_write)?;
+        transaction.set_durability(Durability::None).map_err(|error| self.failed(error.into()))?;
+        Ok(transaction)
+    }
+
+    /// A change that is durable when it is committed.
+    pub(crate) fn begin_durable(&self) -> Result<WriteTransaction, DiskKvError> {
+        let mut transaction = self.with(redb::Database::begin_write)?;
+        // Otherwise the start after a crash would read the whole file.
+        transaction.set_quick_repair(true);
+        Ok(transaction)
+    }
+
+    /// Stores the state and makes everything up to it durable.
+    pub(crate) fn commit_durably(&self, state: &State) -> Result<(), DiskKvError> {
+        let transaction = self.begin_durable()?;
+        // The tables are there from the beginning: readers need not ask.
+        Tables::open(&transaction, state.time_ms)
+            .map(drop)
+            .and_then(|()| state.store(&transaction))
+            .and_then(|()| Ok(transaction.commit()?))
+            .map_err(|failure| self.failed(failure))
+    }
+
+    pub(crate) fn state(&self) -> Result<State, DiskKvError> {
+        State::read(&self.begin_read()?).map_err(|error| match error {
+            ReadError::Failed(failure) => self.failed(failure),
+            ReadError::Damaged(what) => {
+                DiskKvError::Damaged { path: self.path.clone(), what: what.to_owned() }
+            }
+            ReadError::Newer(found) => {
+                DiskKvError::Newer { path: self.path.clone(), found, expected: FORMAT_VERSION }
+            }
+        })
+    }
+
+    /// When the first record vanishes, in UNIX milliseconds of log time.
+    pub(crate) fn first_expiry_ms(&self) -> Result<Option<u64>, DiskKvError> {
+        tables::first_expiry_ms(&self.begin_read()?).map_err(|failure| self.failed(failure))
+    }
+
+    /// A failure with the file that it is about.
+    pub(crate) fn failed(&self, failure: Failure) -> DiskKvError {
+        failed(&self.path, failure)
+    }
+}
+
+fn failed(path: &Path, failure: Failure) -> DiskKvError {
+    DiskKvError::Database { path: path.to_owned(), source: failure.0 }
+}
+
+/// Removes one that was not finished, if there is one. What cannot be removed is in the way of the next one, which
+/// then says so.
+pub(crate) fn discard(fs: &dyn Fs, dir: &Path) {
+    fs.remove_file(&dir.join(UNFINISHED_NAME)).ok();
+}

@@ -1,0 +1,110 @@
+//! From a database into a snapshot and back, as streams: what is in memory is one record, and the cache.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use d_engine_proto::key_value::rules::KvTable;
+use d_engine_proto::key_value::snapshot_file::{
+    SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotHead, SnapshotRecord,
+};
+use d_engine_replica::{LogId, Result, SnapshotView, snapshot_checksum_in};
+use d_engine_storage::Fs;
+use redb::ReadTransaction;
+
+use crate::database::Database;
+use crate::error::Failure;
+use crate::state::State;
+use crate::tables::{FrozenRecords, Tables};
+
+/// A frozen state on its way into a snapshot. As long as it lives, pages that it needs are not written anew, so the
+/// file may grow by what is changed meanwhile.
+pub(crate) struct View {
+    pub(crate) fs: Arc<dyn Fs>,
+    pub(crate) label: LogId,
+    pub(crate) time_ms: u64,
+    pub(crate) transaction: ReadTransaction,
+    /// The database that is read; another one may have taken its place.
+    pub(crate) database: Arc<Database>,
+}
+
+/// What can happen while records are written.
+enum WriteError {
+    Database(Failure),
+    File(SnapshotFileError),
+}
+
+impl From<Failure> for WriteError {
+    fn from(failure: Failure) -> Self {
+        Self::Database(failure)
+    }
+}
+
+impl From<SnapshotFileError> for WriteError {
+    fn from(error: SnapshotFileError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl View {
+    fn write_file(&self, dir: &Path) -> Result<(), WriteError> {
+        let records = FrozenRecords::open(&self.transaction)?;
+        let head = SnapshotHead { label: self.label, records: records.len()?, time_ms: self.time_ms };
+        let mut out = SnapshotFileWriter::create(&*self.fs, dir, &head)?;
+        records.try_for_each(|key, value, expires_ms| {
+            out.write(&SnapshotRecord { key, value, expires_ms }).map_err(WriteError::File)
+        })?;
+        Ok(out.finish()?)
+    }
+}
+
+impl SnapshotView for View {
+    fn label(&self) -> LogId {
+        self.label
+    }
+
+    fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
+        match self.write_file(dir) {
+            Ok(()) => Ok(snapshot_checksum_in(&*self.fs, dir)?),
+            Err(WriteError::File(error)) => Err(error.into()),
+            Err(WriteError::Database(failure)) => Err(self.database.failed(failure).into()),
+        }
+    }
+}
+
+/// Bytes of records that are put into a new database at a time.
+const BYTES_AT_A_TIME: usize = 4 << 20;
+
+/// Puts every record of a snapshot into a new database, and makes it durable once the file has been found whole.
+pub(crate) fn fill(
+    database: &Database,
+    input: &mut SnapshotFileReader,
+    state: &mut State,
+) -> Result<Option<u64>> {
+    state.position = input.head().label;
+    state.time_ms = input.head().time_ms;
+    let mut first_expiry: Option<u64> = None;
+    let mut is_whole = false;
+    while !is_whole {
+        let transaction = database.begin_lazy()?;
+        let failed = |failure| database.failed(failure);
+        {
+            let mut tables = Tables::open(&transaction, state.time_ms).map_err(failed)?;
+            let mut bytes = 0;
+            while bytes < BYTES_AT_A_TIME {
+                let Some(SnapshotRecord { key, value, expires_ms }) = input.next()? else {
+                    is_whole = true;
+                    break;
+                };
+                tables.insert(key, value, expires_ms).map_err(failed)?;
+                if let Some(at) = expires_ms {
+                    tables.note_expiry(at, key).map_err(failed)?;
+                    first_expiry = Some(first_expiry.map_or(at.get(), |first| first.min(at.get())));
+                }
+                bytes += key.len() + value.len();
+            }
+        }
+        transaction.commit().map_err(|error| database.failed(error.into()))?;
+    }
+    database.commit_durably(state)?;
+    Ok(first_expiry)
+}

@@ -1,0 +1,92 @@
+//! What a database holds beside its records: position, log time, the newest snapshot.
+
+use d_engine_replica::{LogId, SnapshotMetadata};
+use redb::{ReadTransaction, TableDefinition, TableError, WriteTransaction};
+
+use crate::error::Failure;
+
+/// The form of the tables. Another one needs another number.
+pub(crate) const FORMAT_VERSION: u64 = 1;
+
+/// One record under one key: numbers, little-endian. They change together, in the transaction that changes the data.
+const STATE: TableDefinition<'static, u8, &'static [u8]> = TableDefinition::new("state");
+const FORMAT: u8 = 0;
+const APPLIED: u8 = 1;
+const SNAPSHOT: u8 = 2;
+
+/// Where a database stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct State {
+    /// The last applied entry.
+    pub(crate) position: LogId,
+    /// The latest log time that was told, in UNIX milliseconds.
+    pub(crate) time_ms: u64,
+    /// The newest snapshot that the engine has told of.
+    pub(crate) snapshot: Option<SnapshotMetadata>,
+}
+
+/// Why a state could not be read.
+pub(crate) enum ReadError {
+    Failed(Failure),
+    Newer(u64),
+    Damaged(&'static str),
+}
+
+impl<E: Into<Failure>> From<E> for ReadError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl State {
+    /// Stores it as a part of the transaction.
+    pub(crate) fn store(&self, transaction: &WriteTransaction) -> Result<(), Failure> {
+        let mut table = transaction.open_table(STATE)?;
+        table.insert(FORMAT, FORMAT_VERSION.to_le_bytes().as_slice())?;
+        let applied = [self.position.term, self.position.index, self.time_ms].map(u64::to_le_bytes);
+        table.insert(APPLIED, applied.concat().as_slice())?;
+        if let Some(SnapshotMetadata { last_included, checksum, format, .. }) = &self.snapshot {
+            let numbers = [last_included.term, last_included.index, u64::from(*format)].map(u64::to_le_bytes);
+            let record = [&numbers.concat()[..], &checksum[..]].concat();
+            table.insert(SNAPSHOT, record.as_slice())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read(transaction: &ReadTransaction) -> Result<Self, ReadError> {
+        let table = match transaction.open_table(STATE) {
+            Err(TableError::TableDoesNotExist(_)) => {
+                return Err(ReadError::Damaged("it says nothing of itself"));
+            }
+            other => other?,
+        };
+        let record = |key| Ok::<_, ReadError>(table.get(key)?.map(|record| record.value().to_vec()));
+        match record(FORMAT)?.as_deref().and_then(numbers::<1>) {
+            Some([FORMAT_VERSION]) => {}
+            Some([found]) => return Err(ReadError::Newer(found)),
+            None => return Err(ReadError::Damaged("it has no format version")),
+        }
+        let applied = record(APPLIED)?;
+        let Some([term, index, time_ms]) = applied.as_deref().and_then(numbers::<3>) else {
+            return Err(ReadError::Damaged("its position cannot be read"));
+        };
+        let snapshot = match record(SNAPSHOT)? {
+            None => None,
+            Some(record) => Some(metadata(&record).ok_or(ReadError::Damaged("its snapshot cannot be read"))?),
+        };
+        Ok(Self { position: LogId { term, index }, time_ms, snapshot })
+    }
+}
+
+fn numbers<const N: usize>(record: &[u8]) -> Option<[u64; N]> {
+    let (numbers, rest) = record.as_chunks::<8>();
+    let numbers: &[[u8; 8]; N] = numbers.try_into().ok().filter(|_| rest.is_empty())?;
+    Some(numbers.map(u64::from_le_bytes))
+}
+
+fn metadata(record: &[u8]) -> Option<SnapshotMetadata> {
+    let (before, checksum) = record.split_at_checked(24)?;
+    let [term, index, format] = numbers(before)?;
+    let meta = SnapshotMetadata::new(LogId { term, index }, checksum.try_into().ok()?);
+    Some(meta.with_format(u32::try_from(format).ok()?))
+}

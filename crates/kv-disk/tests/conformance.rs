@@ -1,0 +1,23 @@
+//! The machine on disk keeps the contract of a state machine, on a disk that loses what was not synced too.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use d_engine_kv_disk::{DiskKvStateMachine, KvCommand, KvQuery, PutOptions, Scan};
+use d_engine_replica::StateMachine;
+
+d_engine_testing::state_machine_suite!(
+    d_engine_testing::StateMachineCase::new(|dir| DiskKvStateMachine::new(dir))
+        .on_fs(|fs, dir| DiskKvStateMachine::with_fs(fs, dir))
+        .commands(|n| match n % 6 {
+            // Expiry is by log time.
+            3 => KvCommand::put_with(
+                format!("k{}", n % 7),
+                n.to_string(),
+                PutOptions::default().ttl(Duration::from_secs(100_000))
+            ),
+            _ => KvCommand::put(format!("k{}", n % 7), n.to_string()),
+        }
+        .encode())
+        .contents(|machine| machine.query(&KvQuery::Scan(Scan::all()).encode()).unwrap())
+);
