@@ -16,11 +16,7 @@ impl RaftCore {
         self.loyal_until = now.plus(self.config.election_timeout_min);
         self.draw_election_timeout(now);
         if !matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from)) {
-            // What is committed is the same in the log of every leader that may follow (Leader Completeness). Who
-            // is waiting for this node to have installed a snapshot learns it from that alone.
-            let forgets = cfg!(mutant = "committed-forgotten");
-            let verified = if forgets { LogIndex::ZERO } else { self.log.committed() };
-            self.role = Role::Follower(Follower { leader: Some(from), verified, ..Follower::default() });
+            self.role = Role::Follower(Follower { leader: Some(from), ..Follower::default() });
         }
         match &mut self.role {
             Role::Follower(follower) => Ok(follower),
@@ -110,7 +106,11 @@ impl RaftCore {
     ) -> Result<(), Rejected> {
         let received = self.accept_leader(now, from)?.verified;
         self.follow_commit(commit);
-        let stored = received.min(self.log.persisted());
+        // What is committed is the same in the log of every leader that may follow (Leader Completeness). Who is waiting
+        // for this node to have installed a snapshot learns it from that alone.
+        let forgets = cfg!(mutant = "committed-forgotten");
+        let matches = if forgets { received } else { received.max(self.log.committed()) };
+        let stored = matches.min(self.log.persisted());
         self.send(from, Message::HeartbeatReply { term: self.hard_state.term, round, received, stored });
         Ok(())
     }

@@ -320,7 +320,7 @@ impl RaftCore {
         let patience = self.config.heartbeat_interval.times(2);
         let last_index = self.log.last_index();
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        if round > leader.reads.last_round() || received > last_index || stored > received {
+        if round > leader.reads.last_round() || received > last_index || stored > last_index {
             return Err(Rejected::OutOfRange);
         }
         let Some(progress) = leader.followers.get_mut(&from) else { return Ok(()) };

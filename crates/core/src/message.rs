@@ -73,7 +73,7 @@ pub enum Message {
         round: u64,
         /// The last index received that is known to match the leader's log, stored or not.
         received: LogIndex,
-        /// The last index stored that is known to match the leader's log; counts as an ack.
+        /// The last index stored that is known to match the leader's log, at least what is committed; counts as an ack.
         stored: LogIndex,
     },
     /// Campaign at once: the leader hands over to the receiver (Raft thesis, section 3.10).

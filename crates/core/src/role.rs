@@ -31,7 +31,7 @@ pub(crate) enum Role {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Follower {
     pub(crate) leader: Option<NodeId>,
-    /// The last index known to match the leader's log in this term, at least what is committed. What lies behind it may be a
+    /// The last index known to match the leader's log in this term. What lies behind it may be a
     /// leftover of an earlier term and is neither acknowledged nor committed.
     pub(crate) verified: LogIndex,
     /// The highest commit index that the leader of this term has told of.

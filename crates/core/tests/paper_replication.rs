@@ -268,6 +268,20 @@ fn fig2_a_heartbeat_commits_nothing_that_was_not_matched() {
     assert!(node.core.is_caught_up());
 }
 
+/// A leader bounds the commit index that it tells by what the receiver is known to hold: one that was away for long
+/// hears of no more than it has. It has caught up only once the leader has appended to its log.
+#[test]
+fn fig2_a_heartbeat_alone_does_not_make_a_node_believe_that_it_has_caught_up() {
+    let mut node = follower(4, &[1, 1, 1]);
+    node.append(2, 4, id(1, 3), &[], 3).unwrap();
+    assert!(node.core.is_caught_up());
+    node.heartbeat(3, 5, 3).unwrap();
+    assert_eq!(node.commit(), 3);
+    assert!(!node.core.is_caught_up());
+    node.append(3, 5, id(1, 3), &[], 3).unwrap();
+    assert!(node.core.is_caught_up());
+}
+
 /// What matched the log of one leader may not match that of the next.
 #[test]
 fn fig2_what_is_known_to_match_is_forgotten_with_the_leader() {
@@ -372,7 +386,7 @@ fn s5_3_acks_past_the_end_of_the_log_are_rejected() {
     let mut node = Node::leader(3, 1, &[1]);
     assert_eq!(node.stored_by(2, 3), Err(Rejected::OutOfRange));
     assert_eq!(node.answers_holding(2, 0, 3, 3), Err(Rejected::OutOfRange));
-    assert_eq!(node.answers_holding(2, 0, 1, 2), Err(Rejected::OutOfRange));
+    assert_eq!(node.answers_holding(2, 0, 1, 3), Err(Rejected::OutOfRange));
     assert_eq!(node.answers(2, 1, 2), Err(Rejected::OutOfRange), "a round that was never sent");
     assert_eq!(node.commit(), 0);
 }
