@@ -268,6 +268,7 @@ async fn row_persist_last_applied_before_a_purge_and_at_shutdown() {
     let label = node.engine.take_snapshot().await.unwrap().label().index.get();
     assert_eq!(node.calls.with("persist_last_applied"), [label.to_string()]);
     node.propose(2).await;
+    node.settle().await;
     let (applied, calls) = (node.applied().await, node.calls.clone());
     node.stop().await;
     assert_eq!(calls.with("persist_last_applied"), [label.to_string(), applied.to_string()]);
@@ -341,6 +342,7 @@ async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
     assert_eq!(node.calls.count("snapshot_view"), 1);
     drop(let_go);
     until(async || node.calls.count("write") == 2).await;
+    node.settle().await;
     let applied = node.applied().await;
     until(async || node.engine.status().await.snapshots.newest.is_some_and(|label| label.index == applied))
         .await;
