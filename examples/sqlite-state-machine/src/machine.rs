@@ -1,0 +1,247 @@
+//! The state machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use d_engine::{
+    Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum,
+};
+use rusqlite::{Connection, ErrorCode};
+
+use crate::sql::{self, Command, Reply};
+use crate::store::{self, FILE, Position, Store};
+
+/// SQLite as a state machine. Statements in the log are [`Command`]s, answered with [`Reply`]s; questions are
+/// [`Command`]s too, and may only read.
+///
+/// Every node must run the same version of SQLite: what a statement does is SQLite's to say.
+pub struct SqliteMachine {
+    dir: PathBuf,
+    schema: String,
+    running: AtomicBool,
+    /// Taken by whoever changes the database.
+    writer: Mutex<Writer>,
+    /// Questions do not wait for statements, only for each other.
+    reader: Mutex<Connection>,
+}
+
+struct Writer {
+    store: Store,
+    /// As of the last transaction, or told since and stored with the next one.
+    position: Position,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A transaction that a panic has cut is rolled back by the next BEGIN's failure, which stops the node.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SqliteMachine {
+    /// Opens the database in `dir`, or makes one with this schema. The schema must be the same on every node; later
+    /// changes go through the log.
+    ///
+    /// # Errors
+    /// The database cannot be opened, or the schema is wrong.
+    pub fn open(dir: impl Into<PathBuf>, schema: impl Into<String>) -> Result<Self> {
+        let (dir, schema) = (dir.into(), schema.into());
+        let store = Store::open(&dir, &schema)?;
+        let (position, reader) = (store.position()?, store::reader(&store.path)?);
+        Ok(Self {
+            dir,
+            schema,
+            running: AtomicBool::new(false),
+            writer: Mutex::new(Writer { store, position }),
+            reader: Mutex::new(reader),
+        })
+    }
+
+    /// Puts a new database in the place of the open one.
+    fn replace(&self, writer: &mut Writer, new: Store, position: Position) -> Result<()> {
+        let reader = store::reader(&new.path)?;
+        new.take_place(&self.dir)?;
+        let before = std::mem::replace(writer, Writer { store: new, position });
+        *lock(&self.reader) = reader;
+        // Views that still read keep the file; a folder that cannot be removed goes at the next start.
+        if let Some(folder) = before.store.path.parent() {
+            std::fs::remove_dir_all(folder).ok();
+        }
+        Ok(())
+    }
+
+    fn freeze(&self) -> Result<View> {
+        let writer = lock(&self.writer);
+        let connection = store::reader(&writer.store.path)?;
+        // The first read is what freezes.
+        connection.execute_batch("BEGIN")?;
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        Ok(View { connection, label: writer.position.applied })
+    }
+}
+
+/// A connection that stays where it was.
+struct View {
+    connection: Connection,
+    label: LogId,
+}
+
+impl SnapshotView for View {
+    fn label(&self) -> LogId {
+        self.label
+    }
+
+    fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
+        store::back_up(&self.connection, &dir.join(FILE), self.label)?;
+        Ok(snapshot_checksum(dir)?)
+    }
+}
+
+impl Drop for SqliteMachine {
+    fn drop(&mut self) {
+        // What cannot be flushed comes again from the log.
+        self.flush().ok();
+    }
+}
+
+#[async_trait]
+impl StateMachine for SqliteMachine {
+    fn start(&self) -> Result<()> {
+        self.running.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.running.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    fn get(&self, _key: &[u8]) -> Result<Option<Bytes>> {
+        Err(Error::msg("there are no keys here: ask with a SELECT, through query"))
+    }
+
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        let applied = self.last_applied();
+        (entry_id > 0 && applied.index == entry_id).then_some(applied.term)
+    }
+
+    /// One transaction for the chunk. A statement that fails is a reply; a disk that fails is an error.
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        let mut position = writer.position.clone();
+        let not_a_command = |error| format!("not a statement: {error}");
+        let new: Vec<_> = chunk
+            .iter()
+            .filter(|entry| entry.index > position.applied.index)
+            .map(|entry| (entry, postcard::from_bytes::<Command>(&entry.data).map_err(not_a_command)))
+            .collect();
+        let Some((last, _)) = new.last() else { return Ok(()) };
+        position.applied = LogId { term: last.term, index: last.index };
+        let replies = writer.store.apply(&new, &position)?;
+        writer.position = position;
+        drop(writer);
+        for ((entry, _), reply) in new.iter().zip(replies) {
+            entry.reply(postcard::to_allocvec(&reply)?);
+        }
+        Ok(())
+    }
+
+    /// Rows in all tables; reads them all.
+    fn len(&self) -> usize {
+        let rows = lock(&self.writer).store.rows().unwrap_or(0);
+        usize::try_from(rows).unwrap_or(usize::MAX)
+    }
+
+    fn update_last_applied(&self, last: LogId) {
+        let applied = &mut lock(&self.writer).position.applied;
+        if last.index > applied.index {
+            *applied = last;
+        }
+    }
+
+    fn last_applied(&self) -> LogId {
+        lock(&self.writer).position.applied
+    }
+
+    /// Stored with the data, in one transaction.
+    fn persist_last_applied(&self, _last: LogId) -> Result<()> {
+        Ok(())
+    }
+
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        lock(&self.writer).position.snapshot = Some(meta.clone());
+        Ok(())
+    }
+
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        lock(&self.writer).position.snapshot.clone()
+    }
+
+    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.update_last_snapshot_metadata(meta)?;
+        self.flush()
+    }
+
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        if snapshot_checksum(&path)? != meta.checksum {
+            return Err(Error::msg(format_args!("the snapshot at {} has a wrong checksum", path.display())));
+        }
+        let mut writer = lock(&self.writer);
+        let position = Position { applied: meta.last_included, ..writer.position.clone() };
+        let new = Store::copy(&self.dir, &writer.store.next_folder(), &path.join(FILE), &position)?;
+        self.replace(&mut writer, new, position)
+    }
+
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        let view = self.freeze()?;
+        if view.label > last_included {
+            return Err(Error::msg(format_args!("the state is at {}, not at {last_included}", view.label)));
+        }
+        Box::new(View { label: last_included, ..view }).write(&dir)
+    }
+
+    fn save_hard_state(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        let writer = lock(&self.writer);
+        writer.store.flush(&writer.position)
+    }
+
+    async fn reset(&self) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        let new = Store::create(&self.dir, &writer.store.next_folder(), &self.schema)?;
+        self.replace(&mut writer, new, Position::default())
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::Durable
+    }
+
+    /// SQLite keeps what a reader sees while a writer goes on.
+    fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
+        Ok(Some(Box::new(self.freeze()?)))
+    }
+
+    /// A [`Command`] that only reads, from the state between two chunks.
+    fn query(&self, request: &[u8]) -> Result<Bytes> {
+        let question: Command = postcard::from_bytes(request)?;
+        let reply = match sql::run(&lock(&self.reader), &question) {
+            Ok(reply) => reply,
+            // A question that would change something is no failure of this node.
+            Err(error)
+                if sql::is_of_this_node(&error) && error.sqlite_error_code() != Some(ErrorCode::ReadOnly) =>
+            {
+                return Err(error.into());
+            }
+            Err(error) => Reply::Refused { reason: error.to_string() },
+        };
+        Ok(postcard::to_allocvec(&reply)?.into())
+    }
+}

@@ -1,0 +1,298 @@
+//! One database: the data of the log's statements, and in a table of its own the position, changed in the same
+//! transaction.
+//!
+//! Every database lies in a folder of its own, and the file `CURRENT` names the folder that counts; it is replaced by
+//! a rename. So a database with everything that SQLite keeps beside it is replaced in one step.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use d_engine::{Entry, Error, LogId, Result, SnapshotMetadata};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+
+use crate::sql::{self, Command, Reply, Watch};
+
+/// The machine's own table.
+pub(crate) const OWN_TABLE: &str = "_d_engine";
+/// The database's name in its folder, and in a snapshot.
+pub(crate) const FILE: &str = "state.db";
+const POINTER: &str = "CURRENT";
+
+/// Where a database stands.
+#[derive(Clone, Default)]
+pub(crate) struct Position {
+    pub(crate) applied: LogId,
+    pub(crate) snapshot: Option<SnapshotMetadata>,
+}
+
+/// An open database.
+pub(crate) struct Store {
+    pub(crate) path: PathBuf,
+    connection: Connection,
+    watch: Watch,
+}
+
+impl Store {
+    /// Opens the database that `CURRENT` names, or makes one with this schema; removes what is left of others.
+    pub(crate) fn open(dir: &Path, schema: &str) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let current = match fs::read_to_string(dir.join(POINTER)) {
+            Ok(name) => name.trim().to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Self::create(dir, "1", schema)?.take_place(dir)?;
+                "1".to_owned()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() && entry.file_name() != *current {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Self::at(dir.join(current).join(FILE))
+    }
+
+    /// A new database with this schema in a folder of its own, not yet the one that counts.
+    pub(crate) fn create(dir: &Path, folder: &str, schema: &str) -> Result<Self> {
+        let store = Self::at(new_folder(dir, folder)?.join(FILE))?;
+        store.connection.execute_batch(&format!(
+            "BEGIN; CREATE TABLE {OWN_TABLE} (one INTEGER PRIMARY KEY CHECK (one = 1), term INTEGER, position INTEGER, \
+             snapshot_term INTEGER, snapshot_index INTEGER, snapshot_format INTEGER, snapshot_checksum BLOB); \
+             {schema}; COMMIT"
+        ))?;
+        store.flush(&Position::default())?;
+        Ok(store)
+    }
+
+    /// The database of a snapshot, copied into a folder of its own and looked through.
+    pub(crate) fn copy(dir: &Path, folder: &str, snapshot: &Path, position: &Position) -> Result<Self> {
+        let path = new_folder(dir, folder)?.join(FILE);
+        fs::copy(snapshot, &path)?;
+        let store = Self::at(path)?;
+        let verdict: String =
+            store.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(Error::msg(format_args!("the snapshot is damaged: {verdict}")));
+        }
+        let label = store.position()?.applied;
+        if label != position.applied {
+            return Err(Error::msg(format_args!("the snapshot is of {label}, not of {}", position.applied)));
+        }
+        store.flush(position)?;
+        File::open(&store.path)?.sync_all()?;
+        Ok(store)
+    }
+
+    fn at(path: PathBuf) -> Result<Self> {
+        let mut connection = Connection::open(&path)?;
+        // A commit survives the process at once, a power cut after `flush`.
+        connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+        connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA trusted_schema = OFF")?;
+        let watch = Watch::default();
+        sql::guard(&mut connection, &watch)?;
+        Ok(Self { path, connection, watch })
+    }
+
+    /// Makes this database the one that counts.
+    pub(crate) fn take_place(&self, dir: &Path) -> Result<()> {
+        let folder = self.path.parent().ok_or_else(|| Error::msg("a database without a folder"))?;
+        File::open(folder)?.sync_all()?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let unfinished = dir.join("CURRENT.new");
+        let mut file = File::create(&unfinished)?;
+        file.write_all(name.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(unfinished, dir.join(POINTER))?;
+        Ok(File::open(dir)?.sync_all()?)
+    }
+
+    /// The folder of the database that comes after this one.
+    pub(crate) fn next_folder(&self) -> String {
+        let folder = self.path.parent().and_then(Path::file_name).unwrap_or_default();
+        let number = folder.to_string_lossy().parse::<u64>().unwrap_or(0);
+        number.wrapping_add(1).to_string()
+    }
+
+    pub(crate) fn position(&self) -> Result<Position> {
+        let sql = format!(
+            "SELECT term, position, snapshot_term, snapshot_index, snapshot_format, snapshot_checksum FROM {OWN_TABLE}"
+        );
+        let found = self.connection.query_row(&sql, [], |row| {
+            let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
+            let applied = LogId { term: number(0)?, index: number(1)? };
+            let snapshot = match row.get::<_, Option<[u8; 32]>>(5)? {
+                Some(checksum) => {
+                    let label = LogId { term: number(2)?, index: number(3)? };
+                    Some(SnapshotMetadata::new(label, checksum).with_format(row.get(4)?))
+                }
+                None => None,
+            };
+            Ok(Position { applied, snapshot })
+        });
+        Ok(found.optional()?.unwrap_or_default())
+    }
+
+    fn store_position(&self, position: &Position) -> rusqlite::Result<()> {
+        let snapshot = position.snapshot.as_ref();
+        let label = snapshot.map(|meta| meta.last_included);
+        let signed = |number: u64| number.cast_signed();
+        let sql = format!("INSERT OR REPLACE INTO {OWN_TABLE} VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)");
+        self.connection.prepare(&sql)?.execute(rusqlite::params![
+            signed(position.applied.term),
+            signed(position.applied.index),
+            label.map(|label| signed(label.term)),
+            label.map(|label| signed(label.index)),
+            snapshot.map(|meta| meta.format),
+            snapshot.map(|meta| meta.checksum.as_slice()),
+        ])?;
+        Ok(())
+    }
+
+    /// Makes everything up to here, and the position, survive a power cut.
+    pub(crate) fn flush(&self, position: &Position) -> Result<()> {
+        // A commit with full synchronisation syncs everything that was written before it.
+        self.connection.execute_batch("PRAGMA synchronous = FULL")?;
+        let stored = self.store_position(position);
+        self.connection.execute_batch("PRAGMA synchronous = NORMAL")?;
+        Ok(stored?)
+    }
+
+    /// Carries out a chunk in one transaction, with the position behind it; returns a reply for each entry.
+    pub(crate) fn apply(
+        &self,
+        chunk: &[(&Entry, Result<Command, String>)],
+        position: &Position,
+    ) -> Result<Vec<Reply>> {
+        // `INSERT OR ROLLBACK` and `RAISE(ROLLBACK)` end the transaction in which others' statements are too. Such a
+        // statement is refused, and the chunk is carried out again without it.
+        let mut refused = vec![false; chunk.len()];
+        loop {
+            self.connection.execute_batch("BEGIN IMMEDIATE")?;
+            let applied = self.try_apply(chunk, &mut refused);
+            let done = match applied {
+                Ok(None) => continue,
+                Ok(Some(replies)) => self
+                    .store_position(position)
+                    .and_then(|()| self.connection.execute_batch("COMMIT"))
+                    .map(|()| replies),
+                Err(error) => Err(error),
+            };
+            return done.map_err(|error| {
+                if !self.connection.is_autocommit() {
+                    // What it says of itself matters less than the first error.
+                    self.connection.execute_batch("ROLLBACK").ok();
+                }
+                error.into()
+            });
+        }
+    }
+
+    /// `None`: a statement has ended the transaction; it is marked now.
+    fn try_apply(
+        &self,
+        chunk: &[(&Entry, Result<Command, String>)],
+        refused: &mut [bool],
+    ) -> rusqlite::Result<Option<Vec<Reply>>> {
+        let mut replies = Vec::with_capacity(chunk.len());
+        for ((entry, command), refused) in chunk.iter().zip(refused) {
+            let reply = match command {
+                Err(reason) => Reply::Refused { reason: reason.clone() },
+                Ok(_) if *refused => {
+                    let reason =
+                        "it would have rolled back what others have done; use ABORT instead of ROLLBACK";
+                    Reply::Refused { reason: reason.to_owned() }
+                }
+                Ok(command) => match self.run_of_log(entry, command)? {
+                    Some(reply) => reply,
+                    None => {
+                        *refused = true;
+                        return Ok(None);
+                    }
+                },
+            };
+            replies.push(reply);
+        }
+        Ok(Some(replies))
+    }
+
+    /// One statement of the log, all of it or nothing. `None`: it has ended the transaction.
+    fn run_of_log(&self, entry: &Entry, command: &Command) -> rusqlite::Result<Option<Reply>> {
+        self.connection.execute_batch("SAVEPOINT entry")?;
+        self.watch.time_ms.store(entry.time_ms().cast_signed(), Ordering::Release);
+        self.watch.is_of_log.store(true, Ordering::Release);
+        let done = sql::run(&self.connection, command);
+        self.watch.is_of_log.store(false, Ordering::Release);
+        if self.connection.is_autocommit() {
+            return match done {
+                Err(error) if sql::is_of_this_node(&error) => Err(error),
+                _ => Ok(None),
+            };
+        }
+        let reply = match done {
+            Ok(reply) => reply,
+            Err(error) if sql::is_of_this_node(&error) => return Err(error),
+            Err(error) => {
+                self.connection.execute_batch("ROLLBACK TO entry")?;
+                Reply::Refused { reason: error.to_string() }
+            }
+        };
+        self.connection.execute_batch("RELEASE entry")?;
+        Ok(Some(reply))
+    }
+
+    /// Rows in all tables.
+    pub(crate) fn rows(&self) -> Result<u64> {
+        let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ?1";
+        let mut tables = self.connection.prepare(sql)?;
+        let names = tables.query_map([OWN_TABLE], |row| row.get::<_, String>(0))?;
+        let mut rows = 0;
+        for name in names {
+            let sql = format!("SELECT count(*) FROM \"{}\"", name?.replace('"', "\"\""));
+            rows += self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))?.cast_unsigned();
+        }
+        Ok(rows)
+    }
+}
+
+fn new_folder(dir: &Path, folder: &str) -> Result<PathBuf> {
+    let folder = dir.join(folder);
+    if folder.exists() {
+        // What a crash has left.
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// A connection that changes nothing.
+pub(crate) fn reader(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    // No other file may come in.
+    connection.authorizer(Some(|context: rusqlite::hooks::AuthContext<'_>| match context.action {
+        rusqlite::hooks::AuthAction::Attach { .. } | rusqlite::hooks::AuthAction::Pragma { .. } => {
+            rusqlite::hooks::Authorization::Deny
+        }
+        _ => rusqlite::hooks::Authorization::Allow,
+    }))?;
+    Ok(connection)
+}
+
+/// Pages that are copied at a time.
+const PAGES: i32 = 256;
+
+/// Copies what a connection reads into a new file, as of this position.
+pub(crate) fn back_up(from: &Connection, to: &Path, label: LogId) -> Result<()> {
+    let mut copy = Connection::open(to)?;
+    rusqlite::backup::Backup::new(from, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)?;
+    // One file by itself.
+    copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+    let sql = format!("UPDATE {OWN_TABLE} SET term = ?1, position = ?2");
+    copy.execute(&sql, [label.term.cast_signed(), label.index.cast_signed()])?;
+    drop(copy);
+    Ok(File::open(to)?.sync_all()?)
+}
