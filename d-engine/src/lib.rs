@@ -52,6 +52,10 @@ pub use d_engine_server::{
 };
 pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};
 
+/// The key-value machine on disk ([`Durability::Durable`]), with the commands, questions and snapshots of
+/// [`KvStateMachine`].
+#[cfg(feature = "disk")]
+pub use d_engine_kv_disk::DiskKvStateMachine;
 #[cfg(feature = "testing")]
 pub use d_engine_testing as testing;
 

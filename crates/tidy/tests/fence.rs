@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("d-engine-client", &["proto"]),
     ("d-engine-cli", &["server", "client", "kv", "kv-disk"]),
     ("d-engine-tidy", &[]),
-    ("d-engine", &["core", "storage", "replica", "kv", "proto", "server", "client", "testing"]),
+    ("d-engine", &["core", "storage", "replica", "kv", "kv-disk", "proto", "server", "client", "testing"]),
 ];
 
 /// Where an async runtime or gRPC may appear outside of dev-dependencies.
