@@ -55,7 +55,25 @@ pub fn check_storage_engine(case: &StorageEngineCase) -> Vec<(&'static str, Viol
 #[macro_export]
 macro_rules! state_machine_suite {
     ($case:expr) => {
-        $crate::__tests! { $case; state_machine_checks;
+        $crate::__each_state_machine_check!([$crate::__tests] $case; state_machine_checks;);
+    };
+}
+
+/// Makes a `#[test]` of each check, of a [`StorageEngineCase`]. Use it in a module of its own.
+#[macro_export]
+macro_rules! storage_engine_suite {
+    ($case:expr) => {
+        $crate::__each_storage_engine_check!([$crate::__tests] $case; storage_engine_checks;);
+    };
+}
+
+/// Hands the names of all checks to another macro, behind what it is to get before them.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __each_state_machine_check {
+    ([$($with:tt)*] $($before:tt)*) => {
+        $($with)*! {
+            $($before)*
             start_and_stop
             a_chunk_is_applied_whole_or_not_at_all
             what_is_applied_already_changes_nothing
@@ -80,11 +98,12 @@ macro_rules! state_machine_suite {
     };
 }
 
-/// Makes a `#[test]` of each check, of a [`StorageEngineCase`]. Use it in a module of its own.
+#[doc(hidden)]
 #[macro_export]
-macro_rules! storage_engine_suite {
-    ($case:expr) => {
-        $crate::__tests! { $case; storage_engine_checks;
+macro_rules! __each_storage_engine_check {
+    ([$($with:tt)*] $($before:tt)*) => {
+        $($with)*! {
+            $($before)*
             a_new_directory_is_empty
             entries_come_back_as_they_were
             synced_is_in_the_files

@@ -20,21 +20,7 @@ macro_rules! named {
 }
 
 /// Every check with its name.
-pub const ALL: &[(&str, Check)] = named! {
-    a_new_directory_is_empty
-    entries_come_back_as_they_were
-    synced_is_in_the_files
-    power_cuts_lose_nothing_synced
-    a_conflicting_suffix_is_replaced
-    gaps_are_refused
-    a_purge_keeps_what_is_behind_it
-    a_purge_past_the_end_is_refused
-    an_install_takes_the_place_of_the_log
-    readers_stop_at_their_bound
-    a_directory_is_opened_once
-    a_directory_belongs_to_one_node_of_one_cluster
-    records_are_replaced
-};
+pub const ALL: &[(&str, Check)] = crate::__each_storage_engine_check!([named]);
 
 /// A new directory: no entries, no term, the identity that was asked for, and the same one later.
 ///

@@ -1,0 +1,158 @@
+//! Machines that keep their state by themselves: what is there after an end of any kind.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use d_engine_replica::StateMachine;
+use d_engine_storage::Fs;
+use d_engine_storage::fs_sim::SimFs;
+
+use super::{Found, SOME, flush};
+use crate::Violation;
+use crate::state_machine::{StateMachineCase, Subject, id, io, shown, states};
+
+/// A `Durable` machine gets chunks again that it has, in part or as a whole, also after it was opened again.
+///
+/// # Errors
+/// What was found.
+pub fn what_is_applied_already_changes_nothing<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let states = states(case, SOME)?;
+    let mut subject = Subject::new(case)?;
+    if !subject.is_durable() {
+        return Ok(());
+    }
+    subject.apply(1, 10)?;
+    subject.apply(4, 10)?;
+    subject.holds(&states[10], "after entries 4 to 10 were delivered again")?;
+    subject.apply(8, 14)?;
+    subject.holds(&states[14], "after entries 8 to 10 were delivered again with new ones")?;
+    flush(&subject)?;
+    subject.reopen()?;
+    subject.stands_at(14, "after it was opened again")?;
+    subject.apply(1, 14)?;
+    subject.holds(&states[14], "after it was opened again and entries 1 to 14 were delivered again")?;
+    subject.apply(12, SOME)?;
+    subject
+        .holds(&states[usize::try_from(SOME).unwrap_or(0)], "after entries 12 to 14 came again with new ones")
+}
+
+/// A `Durable` machine's process is killed right after `flush`.
+///
+/// # Errors
+/// What was found.
+pub fn flushed_is_in_the_files<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let states = states(case, 12)?;
+    let subject = Subject::new(case)?;
+    if !subject.is_durable() {
+        return Ok(());
+    }
+    for last in [5, 12] {
+        subject.apply(if last == 5 { 1 } else { 6 }, last)?;
+        flush(&subject)?;
+        let killed = subject.killed()?;
+        let when = format!("after flush() at {} and a kill", id(last));
+        killed.stands_at(last, &when)?;
+        killed.holds(&states[usize::try_from(last).unwrap_or(0)], &when)?;
+    }
+    Ok(())
+}
+
+/// A `Durable` machine is dropped without `stop` and without `flush`.
+///
+/// # Errors
+/// What was found.
+pub fn drop_flushes<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let states = states(case, 7)?;
+    let mut subject = Subject::new(case)?;
+    if !subject.is_durable() {
+        return Ok(());
+    }
+    subject.apply(1, 7)?;
+    subject.reopen()?;
+    subject.stands_at(7, "after it was dropped without stop() and opened again")?;
+    subject.holds(&states[7], "after it was dropped without stop() and opened again")
+}
+
+/// A `Durable` machine's process is killed between chunks, flushed or not: whatever it has then, its position tells.
+///
+/// # Errors
+/// What was found.
+pub fn position_and_data_are_stored_together<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let states = states(case, SOME)?;
+    let subject = Subject::new(case)?;
+    if !subject.is_durable() {
+        return Ok(());
+    }
+    for chunk in 0..SOME / 3 {
+        let last = chunk * 3 + 3;
+        subject.apply(chunk * 3 + 1, last)?;
+        if chunk == 4 {
+            subject
+                .machine()
+                .persist_last_applied(id(last))
+                .map_err(|error| format!("persist_last_applied(): {error}"))?;
+        }
+        let killed = subject.killed()?;
+        let position = killed.machine().last_applied().index;
+        let state = usize::try_from(position).ok().and_then(|at| states.get(at));
+        let Some(state) = state.filter(|_| position <= last) else {
+            return Err(format!("after a kill at {}, last_applied() is {position}", id(last)));
+        };
+        killed.holds(state, &format!("after a kill at {} it says it stands at {position}; so", id(last)))?;
+        // What it does not have comes again, from where it says it stands.
+        if position < last {
+            killed.apply(position + 1, last)?;
+        }
+        killed
+            .holds(&states[usize::try_from(last).unwrap_or(0)], "after it was fed what it said it lacked")?;
+    }
+    Ok(())
+}
+
+/// The power fails at every moment of a flush, on a disk that loses what was not synced. Needs
+/// [`StateMachineCase::on_fs`].
+///
+/// # Errors
+/// What was found.
+pub fn power_cuts_lose_nothing_flushed<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let Some(open) = &case.on_fs else { return Ok(()) };
+    let states = states(case, 8)?;
+    let home = Path::new("/machine");
+    for seed in 1..=8_u64 {
+        let disk = SimFs::new();
+        disk.create_dir(home).map_err(io)?;
+        disk.sync_dir(Path::new("/")).map_err(io)?;
+        let run = |last: u64, first: u64| -> Result<(), Violation> {
+            let subject = Subject::new(case)?;
+            let machine = open(Arc::new(disk.clone()), home);
+            machine.start().map_err(|error| error.to_string())?;
+            let subject = Subject { machine: Some(Arc::new(machine)), ..subject };
+            subject.apply(first, last)?;
+            flush(&subject)
+        };
+        run(4, 1)?;
+        // Further, and the power fails on the way.
+        disk.halt_at(seed);
+        run(8, 5).ok();
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        disk.crash(&mut |below| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if below == 0 { 0 } else { (state >> 33) % below }
+        });
+        let machine = open(Arc::new(disk.clone()), home);
+        machine.start().map_err(|error| format!("start() after a power cut: {error}"))?;
+        let position = machine.last_applied().index;
+        if !(4..=8).contains(&position) {
+            return Err(format!("{position} is its position after a power cut; {} was flushed", id(4)));
+        }
+        let (found, expected) = ((case.contents)(&machine), &states[usize::try_from(position).unwrap_or(0)]);
+        if found != *expected {
+            return Err(format!(
+                "after a power cut it says it stands at {position} and holds {}, but must hold {}",
+                shown(&found),
+                shown(expected)
+            ));
+        }
+    }
+    Ok(())
+}
