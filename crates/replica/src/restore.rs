@@ -80,7 +80,18 @@ impl StateMachineHandler {
         let usable = |info: &SnapshotInfo| {
             info.health != Health::Damaged && info.label().index.get() <= self.applied().index
         };
-        let Some(newest) = start.snapshots.list().into_iter().find(usable) else { return Ok(()) };
+        let newest = start.snapshots.list().into_iter().find(usable);
+        // What the state holds beyond it has been growing the log, in an earlier life.
+        let covered = newest.as_ref().map_or(LogIndex::new(0), |info| info.label().index);
+        let applied = self.applied().index;
+        let beyond = start.recovered.entries.iter().filter(|head| head.id.index > covered);
+        for head in beyond.take_while(|head| head.id.index.get() <= applied) {
+            self.due.applied(head.data_len as usize);
+        }
+        let Some(newest) = newest else { return Ok(()) };
+        if covered.get() < applied {
+            self.due.since(newest.header.facts.time_ms);
+        }
         self.snapshot_bytes = newest.len;
         let meta = metadata_of(&newest);
         let known = self.machine().snapshot_metadata().map(|meta| meta.last_included);
@@ -134,7 +145,7 @@ impl Start<'_> {
             let damage = if damage.is_empty() { "there is none".to_owned() } else { damage };
             return Err(StopReason::new(format_args!(
                 "the state machine stands at {stands_at}, but the log begins after {base} and no snapshot that \
-                 reaches there can be used ({damage}): entries between them are gone; reinstall this replica"
+                 reaches there can be used ({damage}): entries between them are gone; bring back a copy of this node's directory (docs/snapshots.md)"
             )));
         }
         let mut footing = Footing::default();
@@ -154,7 +165,7 @@ impl Start<'_> {
         } else if base != CoreLogId::ZERO {
             return Err(StopReason::new(format_args!(
                 "the log begins after {base}, and there is no snapshot that says who the members were there; \
-                 reinstall this replica"
+                 bring back a copy of this node's directory (docs/snapshots.md)"
             )));
         }
         let applied = self.facts_at(footing.applied, &footing);
@@ -182,9 +193,9 @@ impl Start<'_> {
     async fn restore(&mut self, machine: &dyn StateMachine, info: &SnapshotInfo) -> Result<Footing, Restore> {
         let label = info.label();
         let path = self.snapshots.unpack_dir();
-        self.snapshots.clear_unpacked().map_err(Restore::Unusable)?;
+        self.snapshots.clear_unpacked().map_err(Restore::from)?;
         // Every checksum is compared here: nothing is dropped for a snapshot that cannot take its place.
-        self.snapshots.unpack(label, &path, &mut FullSpeed).map_err(Restore::Unusable)?;
+        self.snapshots.unpack(label, &path, &mut FullSpeed).map_err(Restore::from)?;
         if self.is_past_log(info) {
             self.begin_log_anew(label).map_err(Restore::Failed)?;
         }
@@ -252,6 +263,24 @@ enum Restore {
     Unusable(SnapshotError),
     /// The node must not start.
     Failed(StopReason),
+}
+
+impl From<SnapshotError> for Restore {
+    /// A full disk says nothing of the snapshot: once there is room, it is as good as ever.
+    fn from(error: SnapshotError) -> Self {
+        let is_full = match &error {
+            SnapshotError::NoSpace { .. } => true,
+            SnapshotError::Io { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            _ => false,
+        };
+        if is_full {
+            let why = format!(
+                "there is no room to unpack a snapshot: {error}; make room on this disk and start again"
+            );
+            return Self::Failed(StopReason::new(why));
+        }
+        Self::Unusable(error)
+    }
 }
 
 /// What a state machine is told of an archive.

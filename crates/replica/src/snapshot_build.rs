@@ -49,6 +49,18 @@ impl SnapshotDue {
         Self { since_ms: time_ms, first: true, ..Self::default() }
     }
 
+    /// Log time counts from here.
+    pub(crate) fn since(&mut self, time_ms: u64) {
+        self.since_ms = time_ms;
+    }
+
+    /// Log time counts from the first entry of a new log.
+    pub(crate) fn began(&mut self, time_ms: u64) {
+        if self.since_ms == 0 {
+            self.since_ms = time_ms;
+        }
+    }
+
     /// An entry with so many bytes of payload was applied.
     pub(crate) fn applied(&mut self, payload: usize) {
         self.log_bytes = self.log_bytes.saturating_add(payload as u64 + ENVELOPE_BYTES);
@@ -209,7 +221,9 @@ impl StateMachineHandler {
     }
 
     async fn freeze(&self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
-        store.has_room_for(store.newest().map_or(0, |info| info.len)).map_err(StopReason::new)?;
+        store
+            .has_room_for(store.newest().map_or(0, |info| info.header.content_bytes()))
+            .map_err(StopReason::new)?;
         let staging = store.staging().map_err(StopReason::new)?;
         let label = self.applied.id;
         self.check_term(label)?;

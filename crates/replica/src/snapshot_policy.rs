@@ -71,7 +71,8 @@ pub struct AfterBytes(pub u64);
 impl SnapshotPolicy for AfterBytes {
     fn should_snapshot(&self, context: &SnapshotContext) -> bool {
         let measure = context.snapshot_bytes.clamp(self.0, self.0.saturating_mul(2));
-        context.log_bytes > 0 && context.log_bytes >= context.staggered(measure)
+        let stagger = context.staggered(self.0).saturating_sub(self.0);
+        context.log_bytes > 0 && context.log_bytes >= measure.saturating_add(stagger)
     }
 }
 

@@ -144,7 +144,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// one. `path` is a directory with the files that `generate_snapshot_data` wrote.
     ///
     /// # Errors
-    /// The snapshot is refused and the old state stays.
+    /// The old state must stay. The node stops with the reason: its log lies behind the snapshot already, and the next
+    /// start offers the same one again.
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()>;
 
     /// Writes the state as of `last_included` into the empty directory `dir`; returns the checksum

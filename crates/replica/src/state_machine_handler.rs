@@ -145,6 +145,7 @@ impl StateMachineHandler {
         self.applied.id = last;
         for entry in entries {
             self.applied.time_ms = self.applied.time_ms.max(entry.time_ms);
+            self.due.began(entry.time_ms);
             self.due.applied(entry.data.len());
             if entry.kind == EntryKind::Membership
                 && let Ok(membership) = Membership::decode(&entry.data)
@@ -259,7 +260,7 @@ pub(crate) fn check_position(
     if applied.index > last.index.get() {
         return Err(StopReason::new(format_args!(
             "the state machine stands at {applied}, but the log ends at {last}: the data directory and the state \
-             do not belong together; restore both from one copy, or reinstall this replica"
+             do not belong together; restore both from one copy (docs/snapshots.md)"
         )));
     }
     let in_log = if applied.index == base.index.get() {
@@ -272,7 +273,7 @@ pub(crate) fn check_position(
     match in_log {
         Some(term) if term.get() != in_machine => Err(StopReason::new(format_args!(
             "the state machine has applied entry {} of term {in_machine}, but the log holds term {term} there; \
-             restore both from one copy, or reinstall this replica",
+             restore both from one copy (docs/snapshots.md)",
             applied.index
         ))),
         _ => Ok(()),

@@ -22,6 +22,12 @@ pub(crate) const ASKED_MAX: usize = 64;
 /// Who waits for a snapshot; told why there is none.
 pub(crate) type SnapshotAnswer = oneshot::Sender<Result<SnapshotInfo, SnapshotRequestError>>;
 
+/// A caller who wants a snapshot, and what was applied when it asked: an older one will not do.
+struct Asked {
+    applied: u64,
+    answer: SnapshotAnswer,
+}
+
 /// Work for the apply thread.
 #[derive(Default)]
 pub(crate) struct ApplyWork {
@@ -53,7 +59,12 @@ impl ApplyThread {
     /// Starts the thread. When its queue is closed, the state machine is flushed and stopped.
     pub(crate) fn start(mut self, name: String) -> Result<JoinHandle<()>, StartError> {
         let inbox = self.inbox.clone();
-        let run = move || guarded("apply", &inbox, || self.run());
+        let queue = self.queue.clone();
+        let run = move || {
+            guarded("apply", &inbox, || self.run());
+            // However it has ended, nobody waits for what it has not done.
+            queue.end();
+        };
         Builder::new().name(name).spawn(run).map_err(StartError::Thread)
     }
 
@@ -67,7 +78,7 @@ impl ApplyThread {
     }
 
     fn work(&mut self) -> Result<(), StopReason> {
-        let mut asked: Vec<SnapshotAnswer> = Vec::new();
+        let mut asked = Vec::new();
         loop {
             let (mut work, closed) = match self.queue.take(None) {
                 Found::Work(work) => (work, false),
@@ -81,7 +92,7 @@ impl ApplyThread {
                 self.end_snapshot(built, &mut asked)?;
                 // So much may have been applied meanwhile that the next one is due, and nothing more may come.
                 if !closed {
-                    self.begin_snapshot(false, &mut asked);
+                    self.begin_snapshot(!asked.is_empty(), &mut asked);
                 }
             }
             for job in work.jobs {
@@ -97,7 +108,14 @@ impl ApplyThread {
             if closed {
                 return self.worker.handler().close();
             }
-            asked.append(&mut work.asked);
+            let applied = self.worker.handler().applied().index;
+            for answer in work.asked.drain(..) {
+                if asked.len() < ASKED_MAX {
+                    asked.push(Asked { applied, answer });
+                } else {
+                    answer.send(Err(SnapshotRequestError::Busy)).ok();
+                }
+            }
             if !asked.is_empty() || work.snapshot_due {
                 self.begin_snapshot(true, &mut asked);
             }
@@ -108,12 +126,12 @@ impl ApplyThread {
 
     /// Begins a snapshot if one is due, or if somebody wants one. Whoever asks while one is being built gets
     /// that one.
-    fn begin_snapshot(&mut self, wanted: bool, asked: &mut Vec<SnapshotAnswer>) {
+    fn begin_snapshot(&mut self, wanted: bool, asked: &mut Vec<Asked>) {
         if wanted && !self.worker.is_building() {
             let applied = self.worker.handler().applied();
             if let Some(info) = self.store.newest_whole().filter(|info| LogId::from(info.label()) == applied)
             {
-                answer(asked, &Ok(info));
+                answer(asked, u64::MAX, &Ok(info));
                 return;
             }
         }
@@ -128,6 +146,7 @@ impl ApplyThread {
             Ok(None) if wanted && !self.worker.is_building() => {
                 answer(
                     asked,
+                    u64::MAX,
                     &Err(StopReason::new("nothing was applied yet: there is nothing to take a snapshot of")),
                 );
             }
@@ -135,7 +154,7 @@ impl ApplyThread {
             Err(reason) => {
                 tracing::warn!(%reason, "a snapshot was given up");
                 self.progress.has_failed(&reason);
-                answer(asked, &Err(reason));
+                answer(asked, u64::MAX, &Err(reason));
             }
         }
     }
@@ -143,7 +162,7 @@ impl ApplyThread {
     fn end_snapshot(
         &mut self,
         built: Result<SnapshotInfo, StopReason>,
-        asked: &mut Vec<SnapshotAnswer>,
+        asked: &mut Vec<Asked>,
     ) -> Result<(), StopReason> {
         let result = built.clone();
         if let Err(reason) = &built {
@@ -153,14 +172,17 @@ impl ApplyThread {
             self.inbox.report(event);
             self.snapshots.put(|work| work.prune = true);
         }
-        answer(asked, &result);
+        let label = result.as_ref().map_or(u64::MAX, |info| info.label().index.get());
+        answer(asked, label, &result);
         Ok(())
     }
 }
 
-fn answer(asked: &mut Vec<SnapshotAnswer>, result: &Result<SnapshotInfo, StopReason>) {
-    for caller in asked.drain(..) {
+/// Tells those who asked when no more than `through` was applied.
+fn answer(asked: &mut Vec<Asked>, through: u64, result: &Result<SnapshotInfo, StopReason>) {
+    for caller in asked.extract_if(.., |caller| caller.applied <= through) {
+        let result = result.clone().map_err(|reason| SnapshotRequestError::Failed { reason });
         // Whoever asked may have gone away.
-        caller.send(result.clone().map_err(|reason| SnapshotRequestError::Failed { reason })).ok();
+        caller.answer.send(result).ok();
     }
 }

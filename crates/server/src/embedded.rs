@@ -390,8 +390,8 @@ impl EmbeddedEngine {
         self.leader() == Some(self.node_id())
     }
 
-    /// Takes a snapshot of everything applied so far, whatever the policy says, and waits until it is durable.
-    /// If one is being built already, or the newest one is of the same state, that one is the answer.
+    /// Takes a snapshot of everything applied so far, whatever the policy says, and waits until it is durable. One that
+    /// is being built already is waited for first; the newest one is the answer if nothing was applied since.
     ///
     /// # Errors
     /// See [`SnapshotRequestError`]; no state is lost by any of them.

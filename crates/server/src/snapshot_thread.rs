@@ -93,11 +93,6 @@ impl SnapshotThread {
             }
             if let Some(task) = work.task {
                 let built = self.build(task);
-                if built.is_ok() {
-                    // Whatever was received of a transfer that was cut: this node has come as far without it. One that
-                    // is under way is left alone.
-                    self.store.discard_partial().ok();
-                }
                 self.apply.put(|work| work.built = Some(built));
             }
         }
@@ -112,6 +107,7 @@ impl SnapshotThread {
 
     fn build(&self, task: SnapshotTask) -> Result<SnapshotInfo, StopReason> {
         let progress = &self.progress;
+        progress.packed.store(0, Ordering::Relaxed);
         progress.is_building.store(true, Ordering::Relaxed);
         let (label, began) = (task.label(), Instant::now());
         let mut pace = Throttle::new(self.bytes_per_second, |bytes| {

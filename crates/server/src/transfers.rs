@@ -220,14 +220,19 @@ impl Transfers {
     }
 
     /// Keeps what breaks a connection; `false` when the node stops, or the transfer was given up.
-    fn keep_line(&self, id: u64, line: &SnapshotLine, is_wanted: impl FnOnce(&State) -> bool) -> bool {
-        let Ok(breaker) = line.breaker() else { return false };
+    fn keep_line(
+        &self,
+        id: u64,
+        line: &SnapshotLine,
+        is_wanted: impl FnOnce(&State) -> bool,
+    ) -> std::io::Result<bool> {
+        let breaker = line.breaker()?;
         let mut state = self.lock();
         let wanted = !self.stops() && is_wanted(&state);
         if wanted {
             state.lines.insert(id, breaker);
         }
-        wanted
+        Ok(wanted)
     }
 
     /// Labels of the archives that are being sent: they must stay, so that a transfer that was cut can go on.

@@ -67,6 +67,16 @@ impl<T: Default> WorkQueue<T> {
         self.wake.notify_one();
     }
 
+    /// Nobody takes from it any more: what is queued, and what would come, is dropped, and whoever waits for it is told by
+    /// that.
+    pub(crate) fn end(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let left = std::mem::take(&mut state.work);
+        drop(state);
+        drop(left);
+    }
+
     pub(crate) fn take(&self, idle_after: Option<Duration>) -> Found<T> {
         let mut state = self.lock();
         loop {

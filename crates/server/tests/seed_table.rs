@@ -6,7 +6,7 @@
 mod recording;
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_replica::{ProposeError, ReadConsistency};
@@ -318,13 +318,8 @@ async fn row_generate_snapshot_data_at_a_snapshots_creation() {
     node.stop().await;
 }
 
-/// Entries that were applied while one snapshot was built count for the next, also when nothing comes after them.
-#[tokio::test(flavor = "multi_thread")]
-async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
-    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
-    let (pen, dir) = (machine.pen.clone(), tempfile::tempdir().unwrap());
-    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
-    (config.snapshots.after_entries, config.snapshots.reserve_bytes) = (10, 0);
+/// Keeps views from being written until the sender is dropped.
+fn hold(pen: Arc<Mutex<()>>) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
     let (holds, held) = std::sync::mpsc::channel();
     let (let_go, told) = std::sync::mpsc::channel::<()>();
     let holder = std::thread::spawn(move || {
@@ -334,6 +329,57 @@ async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
         told.recv().ok();
     });
     held.recv().unwrap();
+    (let_go, holder)
+}
+
+/// Whoever asks for a snapshot while one is being built gets a later one, if more has been applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_asked_for_holds_everything_that_was_applied_before() {
+    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
+    let (let_go, holder) = hold(machine.pen.clone());
+    let node = Alone::start(machine).await;
+    node.propose(1).await;
+    let asks = |engine: EmbeddedEngine| tokio::spawn(async move { engine.take_snapshot().await.unwrap() });
+    let first = asks(node.engine.clone());
+    until(async || node.calls.count("snapshot_view") == 1).await;
+    node.propose(2).await;
+    let index = *node.calls.applied().last().unwrap();
+    let second = asks(node.engine.clone());
+    drop(let_go);
+    let (first, second) =
+        (first.await.unwrap().label().index.get(), second.await.unwrap().label().index.get());
+    assert!(first < index && second >= index, "{first}, {second}: {index}");
+    node.stop().await;
+    holder.join().unwrap();
+}
+
+/// A machine that cannot go on: whoever waits behind the chunk that it failed in is told so too.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_ever_behind_a_chunk_that_failed() {
+    let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..400_u32 {
+        let engine = node.engine.clone();
+        let command = vec![if number == 40 { 13 } else { 1 }];
+        calls.spawn(async move { engine.propose(command).await.is_ok() });
+    }
+    for _ in 0..4 {
+        let engine = node.engine.clone();
+        calls.spawn(async move { engine.take_snapshot().await.is_ok() });
+    }
+    let told = tokio::time::timeout(PATIENCE, calls.join_all()).await.unwrap();
+    assert!(told.iter().any(|done| !done));
+    node.stop().await;
+}
+
+/// Entries that were applied while one snapshot was built count for the next, also when nothing comes after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
+    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
+    let (pen, dir) = (machine.pen.clone(), tempfile::tempdir().unwrap());
+    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    (config.snapshots.after_entries, config.snapshots.reserve_bytes) = (10, 0);
+    let (let_go, holder) = hold(pen);
     let node = Alone::with(machine, config).await;
     for number in 0..40 {
         node.propose(number).await;
@@ -504,7 +550,7 @@ async fn notes_checksum_validation() {
     let refused =
         EmbeddedEngine::start_custom(Arc::new(machine.again()), config).await.map(drop).unwrap_err();
     assert!(refused.to_string().contains(newest.file_name().unwrap().to_str().unwrap()), "{refused}");
-    assert!(refused.to_string().contains("reinstall this replica"), "{refused}");
+    assert!(refused.to_string().contains("bring back a copy of this node's directory"), "{refused}");
     assert_eq!(machine.calls.count("apply_snapshot_from_file"), 0);
 }
 

@@ -43,10 +43,23 @@ pub(crate) async fn leader(nodes: &[EmbeddedEngine]) -> Outcome<EmbeddedEngine> 
     }
 }
 
-/// Calls from `callers` tasks, each one call at a time, for `length`.
+/// Calls from `callers` tasks, each one call at a time, for `length`; how many a second, the median and the 99th
+/// percentile.
 pub(crate) async fn measure<F>(
     callers: u64,
     length: Duration,
+    call: impl Fn(u64, u64) -> F + Clone + Send + 'static,
+) -> Outcome<(f64, Duration, Duration)>
+where
+    F: Future<Output = Outcome<()>> + Send,
+{
+    measure_until(callers, tokio::time::sleep(length), call).await
+}
+
+/// The same until something has happened.
+pub(crate) async fn measure_until<F>(
+    callers: u64,
+    until: impl Future,
     call: impl Fn(u64, u64) -> F + Clone + Send + 'static,
 ) -> Outcome<(f64, Duration, Duration)>
 where
@@ -68,7 +81,7 @@ where
             })
         })
         .collect();
-    tokio::time::sleep(length).await;
+    until.await;
     over.store(true, Ordering::Relaxed);
     let mut times = Vec::new();
     for task in tasks {

@@ -165,6 +165,6 @@ fn a_damaged_snapshot_gives_way_to_the_one_before_it_if_the_log_reaches_there() 
     let fs = with_two_snapshots(0);
     assert!(fs.flip_bit(path, len / 2, 3));
     let refused = Life::start(&fs, Durability::Rebuilt, 0).map(|_| ()).unwrap_err();
-    assert!(refused.contains("reinstall this replica"), "{refused}");
+    assert!(refused.contains("bring back a copy of this node's directory"), "{refused}");
     assert!(fs.kind(path).is_ok(), "the damaged one is left for whoever looks");
 }

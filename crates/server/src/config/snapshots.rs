@@ -37,7 +37,8 @@ pub struct Snapshots {
     /// How fast archives are built, in bytes a second, so that the log's writes keep their pace; 0: as fast as
     /// the disk. Default 64 MiB.
     pub build_bytes_per_second: u64,
-    /// How fast a snapshot is sent to one follower, in bytes a second; 0: as fast as the network. Default 0.
+    /// How fast a snapshot is sent to one follower, in bytes a second; 0: as fast as the network. Default 100 MiB,
+    /// which leaves a follower's disk to the log's writes.
     pub send_bytes_per_second: u64,
     /// How long a transfer may stand still before it is given up, in milliseconds; it is resumed where it
     /// stood. Default 30,000.
@@ -85,7 +86,7 @@ impl Default for Snapshots {
             tail_bytes: 32 << 20,
             compression: SnapshotCompression::None,
             build_bytes_per_second: 64 << 20,
-            send_bytes_per_second: 0,
+            send_bytes_per_second: 100 << 20,
             transfer_timeout_ms: 30_000,
             apply_timeout_ms: 600_000,
             purge_waits_ms: 600_000,

@@ -21,8 +21,13 @@ const GIVES_WAY_WITHIN: Duration = Duration::from_secs(5);
 impl Transfers {
     /// One transfer. What goes wrong is told to the sender, who tries again.
     pub(super) fn receive_to_the_end(&self, id: u64, from: NodeId, mut line: SnapshotLine) {
-        if !self.keep_line(id, &line, |_| true) {
-            return;
+        match self.keep_line(id, &line, |_| true) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(%from, %error, "a snapshot was not received");
+                return;
+            }
         }
         match self.receive_all(id, from, &mut line) {
             Ok(()) => {}

@@ -19,6 +19,8 @@ enum Failed {
     NotNeeded,
     /// The node stops, or another transfer took the place of this one.
     GivenUp,
+    /// In words: with this archive it will not do.
+    Archive(String),
     /// In words.
     Because(String),
 }
@@ -27,6 +29,9 @@ impl From<SendFailure> for Failed {
     fn from(failure: SendFailure) -> Self {
         match failure {
             SendFailure::Refused { refusal: Refusal::NotNeeded, .. } => Self::NotNeeded,
+            SendFailure::Refused { refusal: Refusal::Unusable, .. } | SendFailure::Archive(_) => {
+                Self::Archive(failure.to_string())
+            }
             other => Self::Because(other.to_string()),
         }
     }
@@ -59,7 +64,8 @@ impl Transfers {
                 self.wait(id, to, Duration::from_millis(BACKOFF_MS[2]));
                 Event::SnapshotFailed { to, none_usable: true }
             }
-            Err(Failed::Because(why)) => {
+            Err(failed @ (Failed::Because(_) | Failed::Archive(_))) => {
+                let why = self.look_again(id, to, failed);
                 tracing::warn!(%to, "a snapshot was not sent: {why}");
                 let failures = self.note_failure(id, to, &why);
                 let backoff = usize::try_from(failures).ok().and_then(|at| BACKOFF_MS.get(at));
@@ -79,6 +85,26 @@ impl Transfers {
         }
         drop(state);
         self.inbox.report(event);
+    }
+
+    /// An archive that would not do is read again before anybody gets it, and is not the first choice any more.
+    fn look_again(&self, id: u64, to: d_engine_core::NodeId, failed: Failed) -> String {
+        let why = match failed {
+            Failed::Archive(why) => why,
+            Failed::Because(why) => return why,
+            Failed::NoneUsable | Failed::NotNeeded | Failed::GivenUp => return String::new(),
+        };
+        let mut state = self.lock();
+        let sending = state.sending.get_mut(&to).filter(|sending| sending.id == id);
+        let label = sending.and_then(|sending| sending.label.take());
+        drop(state);
+        if let Some(label) = label {
+            let mut pace = Throttle::new(0, |_| !self.stops());
+            if let Err(error) = self.store.verify(label, &mut pace) {
+                tracing::warn!(%error, "a snapshot that was sent is damaged");
+            }
+        }
+        why
     }
 
     /// Notes why an attempt has failed; returns how many had failed before.
@@ -121,12 +147,15 @@ impl Transfers {
         let mut line = dialer.dial().map_err(Failed::Because)?;
         let is_current =
             |state: &super::State| state.sending.get(&order.to).is_some_and(|sending| sending.id == id);
-        if !self.keep_line(id, &line, is_current) {
+        let kept = self.keep_line(id, &line, is_current);
+        if !kept.map_err(|error| Failed::Because(format!("the connection cannot be kept: {error}")))? {
             return Err(Failed::GivenUp);
         }
         let sender = SnapshotSender::new(archive, order.term, self.settings.limits, self.clock.now());
         match self.drive(id, order, sender, &mut line) {
-            Err(Failed::Because(_)) if self.stops() || !is_current(&self.lock()) => Err(Failed::GivenUp),
+            Err(Failed::Because(_) | Failed::Archive(_)) if self.stops() || !is_current(&self.lock()) => {
+                Err(Failed::GivenUp)
+            }
             ended => ended.map(|()| label),
         }
     }
