@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use d_engine::{Config, EmbeddedEngine, KvCommand, KvOperation, KvStateMachine, ProposeError};
-use support::{Outcome, configs, leader, measure};
+use support::{Outcome, configs, leader, measure_until};
 use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -79,8 +79,13 @@ async fn fill(leader: &EmbeddedEngine, count: u64, value_bytes: usize, batch: u6
 
 /// Small durable puts by some callers, for `length`.
 async fn puts(leader: &EmbeddedEngine, length: Duration) -> Outcome<(f64, Duration, Duration)> {
+    puts_until(leader, tokio::time::sleep(length)).await
+}
+
+/// The same until something has happened.
+async fn puts_until(leader: &EmbeddedEngine, until: impl Future) -> Outcome<(f64, Duration, Duration)> {
     let leader = leader.clone();
-    measure(CALLERS, length, move |caller, number| {
+    measure_until(CALLERS, until, move |caller, number| {
         let leader = leader.clone();
         let command = KvCommand::put(format!("{caller}-{}", number % 1_000), vec![7; 256]).encode();
         async move { propose(&leader, command).await }
@@ -172,19 +177,14 @@ async fn behind(dir: &Path) -> Outcome<()> {
     }
     let began = Instant::now();
     let back = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), configs[away].clone()).await?;
-    let is_there = Arc::new(AtomicBool::new(false));
-    let (watched, seen) = (back.clone(), is_there.clone());
-    let watching = tokio::spawn(async move {
-        let ready = watched.wait_ready(Duration::from_secs(600)).await;
-        seen.store(true, Ordering::Relaxed);
-        ready.map(|()| began.elapsed())
-    });
-    while !is_there.load(Ordering::Relaxed) {
-        let (rate, p50, p99) = puts(&lead, Duration::from_secs(1)).await?;
-        println!("while it comes  {rate:>8.0} puts/s  p50 {p50:>10.2?}  p99 {p99:>10.2?}");
-    }
+    let watched = back.clone();
+    let catching_up = async move { watched.wait_ready(Duration::from_secs(600)).await };
+    let (rate, p50, p99) = puts_until(&lead, catching_up).await?;
+    let took = began.elapsed();
+    println!("while it comes  {rate:>8.0} puts/s  p50 {p50:>10.2?}  p99 {p99:>10.2?}");
+    back.wait_ready(Duration::ZERO).await?;
     let applied = lead.status().await.replica.map_or(0, |replica| replica.applied);
-    println!("ready after {:.1?}, {} entries later", watching.await??, applied - before);
+    println!("ready after {took:.1?}, {} entries later", applied - before);
     for _ in 0..3 {
         let (rate, p50, p99) = puts(&lead, Duration::from_secs(5)).await?;
         println!("all three       {rate:>8.0} puts/s  p50 {p50:>10.2?}  p99 {p99:>10.2?}");
