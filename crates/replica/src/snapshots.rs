@@ -20,7 +20,7 @@ pub(crate) struct Snapshots {
     /// In the place of the log already, up to this index; whoever sent it waits until it is applied.
     installing: Option<Installing>,
     /// Followers that a snapshot is on its way to, since when, however often it was cut.
-    sending: BTreeMap<NodeId, Ordered>,
+    sending: BTreeMap<NodeId, Instant>,
     /// When it was last looked how far the log may be purged although a transfer runs.
     looked: Instant,
     /// Up to here this node's newest snapshot reaches, verified and durable.
@@ -37,13 +37,6 @@ struct Installing {
     _hold: Hold,
 }
 
-/// When transfers to a follower were ordered, however often they were cut.
-#[derive(Clone, Copy)]
-struct Ordered {
-    since: Instant,
-    last: Instant,
-}
-
 impl Snapshots {
     /// This node has a snapshot up to `label`.
     pub(crate) fn covers(&mut self, label: LogIndex) {
@@ -51,14 +44,13 @@ impl Snapshots {
         self.is_due = true;
     }
 
-    /// A follower that cannot be reached for long keeps the log for one `patience` only; when it has not been tried for
-    /// as long, that counts anew.
+    /// A follower that cannot be reached keeps the log for one `patience`, then not for as long, then anew: when it comes
+    /// back much later, it is to find what it needs.
     pub(crate) fn transfer_begun(&mut self, to: NodeId, now: Instant, patience: Duration) {
-        let ordered = self.sending.entry(to).or_insert(Ordered { since: now, last: now });
-        if now.since(ordered.last) >= patience {
-            ordered.since = now;
+        let since = self.sending.entry(to).or_insert(now);
+        if now.since(*since) >= patience.times(2) {
+            *since = now;
         }
-        ordered.last = now;
     }
 
     /// The follower has applied a snapshot, or needs none any more.
@@ -70,7 +62,7 @@ impl Snapshots {
     /// Whether followers are being sent a snapshot, and go on from its label.
     fn holds(&self, now: Instant, patience: Duration) -> bool {
         !cfg!(mutant = "purge-during-transfer")
-            && self.sending.values().any(|ordered| now.since(ordered.since) < patience)
+            && self.sending.values().any(|since| now.since(*since) < patience)
     }
 
     pub(crate) fn lost_leadership(&mut self) {
