@@ -356,20 +356,24 @@ async fn a_snapshot_that_was_asked_for_holds_everything_that_was_applied_before(
 /// A machine that cannot go on: whoever waits behind the chunk that it failed in is told so too.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_ever_behind_a_chunk_that_failed() {
-    let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
+    let machine = Recording::with(Manner { chokes_on: Some(13), ..Manner::default() });
+    let (let_go, holder) = hold(machine.pen.clone());
+    let node = Alone::start(machine).await;
+    node.settle().await;
+    let committed = async || node.engine.status().await.replica.unwrap().core.log.committed.get();
     let mut calls = tokio::task::JoinSet::new();
-    for number in 0..400_u32 {
-        let engine = node.engine.clone();
-        let command = vec![if number == 40 { 13 } else { 1 }];
-        calls.spawn(async move { engine.propose(command).await.is_ok() });
+    for number in [13, 1] {
+        let (engine, before) = (node.engine.clone(), committed().await);
+        calls.spawn(async move { engine.propose(vec![number]).await.is_ok() });
+        until(async || committed().await > before && node.calls.count("apply_chunk") == 1).await;
     }
-    for _ in 0..4 {
-        let engine = node.engine.clone();
-        calls.spawn(async move { engine.take_snapshot().await.is_ok() });
-    }
+    let engine = node.engine.clone();
+    calls.spawn(async move { engine.take_snapshot().await.is_ok() });
+    drop(let_go);
     let told = tokio::time::timeout(PATIENCE, calls.join_all()).await.unwrap();
-    assert!(told.iter().any(|done| !done));
+    assert_eq!(told, [false, false, false]);
     node.stop().await;
+    holder.join().unwrap();
 }
 
 /// Entries that were applied while one snapshot was built count for the next, also when nothing comes after them.

@@ -98,7 +98,7 @@ pub(crate) struct Recording {
     pub(crate) calls: Calls,
     pub(crate) held: Arc<Mutex<Held>>,
     pub(crate) manner: Manner,
-    /// Whoever holds it keeps views from being written.
+    /// Whoever holds it keeps views from being written, and what cannot be applied from failing.
     pub(crate) pen: Arc<Mutex<()>>,
 }
 
@@ -186,6 +186,10 @@ impl StateMachine for Recording {
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let indexes: Vec<u64> = chunk.iter().map(|entry| entry.index).collect();
         self.calls.note(format!("apply_chunk {indexes:?}"));
+        // Before the state is locked: whoever asks for it meanwhile gets it.
+        let is_bad = |number| chunk.iter().any(|entry| entry.data.first() == Some(&number));
+        let chokes = self.manner.chokes_on.is_some_and(is_bad);
+        let _pen = chokes.then(|| self.pen.lock().unwrap());
         let mut held = self.held();
         let mut next = held.clone();
         for entry in &chunk {
