@@ -131,5 +131,7 @@ fn kill_9_in_the_middle_of_a_transfer_costs_nothing() {
     let status = cluster.status(away).unwrap();
     assert!(status["snapshots"]["newest_index"].is_u64(), "it came by snapshot: {status}");
     let held = run(&["scan", "--consistency", "eventual", "--endpoints", &cluster.clients[away]]);
-    assert!(held.out == records, "{} of {} bytes", held.out.len(), records.len());
+    let first = held.out.lines().zip(records.lines()).position(|(held, record)| held != record);
+    let counted = (held.out.lines().count(), records.lines().count(), first);
+    assert!(held.out == records, "records held, imported, first that differs: {counted:?}; {status}");
 }

@@ -134,7 +134,7 @@ impl RaftCore {
     /// lies behind that may be a leftover that was never committed.
     fn follow_commit(&mut self, commit: LogIndex) {
         let Role::Follower(follower) = &mut self.role else { return };
-        follower.leader_commit = follower.leader_commit.max(commit);
+        follower.leader_commit = follower.leader_commit.max(Some(commit));
         let bound = if cfg!(mutant = "commit-past-verified") {
             self.log.last_index()
         } else {

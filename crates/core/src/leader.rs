@@ -277,10 +277,9 @@ impl RaftCore {
         let round = leader.reads.begin(read_index);
         leader.lease.sent(round, now);
         let term = self.hard_state.term;
-        let beats: Vec<(NodeId, LogIndex)> =
-            leader.followers.iter().map(|(node, progress)| (*node, progress.matched)).collect();
-        for (node, matched) in beats {
-            self.send(node, Message::Heartbeat { term, commit: committed.min(matched), round });
+        let followers: Vec<NodeId> = leader.followers.keys().copied().collect();
+        for node in followers {
+            self.send(node, Message::Heartbeat { term, commit: committed, round });
         }
         self.confirm_reads(out);
     }

@@ -239,17 +239,18 @@ impl RaftCore {
         matches!(&self.role, Role::Leader(leader) if leader.transfer.is_some())
     }
 
-    /// Whether this node knows as much to be committed as the leader has told it: on a leader, that an
-    /// entry of its term is committed; on a follower, that its log matches up to the leader's commit
-    /// index of the last message.
+    /// Whether this node knows of everything that was committed before the last word of its leader. That
+    /// takes an entry of the leader's own term, on the leader as on a follower: before it a new leader may know of
+    /// less than an earlier one had committed (Raft thesis, section 6.4, step 1). A follower also has to know as
+    /// much to be committed as the leader has told it.
     #[must_use]
     pub fn is_caught_up(&self) -> bool {
         match &self.role {
             Role::Leader(_) => self.leads_with_commit(),
             Role::Follower(follower) => {
-                follower.leader.is_some()
-                    && follower.verified > LogIndex::ZERO
-                    && follower.leader_commit <= self.log.committed()
+                let committed = self.log.committed();
+                follower.leader_commit.is_some_and(|told| told <= committed)
+                    && self.log.term_at(committed) == Some(self.hard_state.term)
             }
             Role::PreCandidate(_) | Role::Candidate(_) => false,
         }

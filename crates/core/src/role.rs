@@ -34,8 +34,8 @@ pub(crate) struct Follower {
     /// The last index known to match the leader's log in this term. What lies behind it may be a
     /// leftover of an earlier term and is neither acknowledged nor committed.
     pub(crate) verified: LogIndex,
-    /// The highest commit index that the leader of this term has told of.
-    pub(crate) leader_commit: LogIndex,
+    /// The highest commit index that the leader of this term has told of; `None` before its first word of it.
+    pub(crate) leader_commit: Option<LogIndex>,
 }
 
 /// Answers of voters, by node.

@@ -259,27 +259,52 @@ fn fig2_a_follower_commits_only_what_it_knows_to_match() {
 /// A heartbeat proves nothing about the log.
 #[test]
 fn fig2_a_heartbeat_commits_nothing_that_was_not_matched() {
-    let mut node = follower(4, &[1, 1, 1]);
+    let mut node = follower(4, &[1, 1, 4]);
     node.heartbeat(2, 4, 3).unwrap();
     assert_eq!(node.commit(), 0);
     assert!(!node.core.is_caught_up());
-    node.append(2, 4, id(1, 3), &[], 3).unwrap();
+    node.append(2, 4, id(4, 3), &[], 3).unwrap();
     assert_eq!(node.commit(), 3);
     assert!(node.core.is_caught_up());
 }
 
-/// A leader bounds the commit index that it tells by what the receiver is known to hold: one that was away for long
-/// hears of no more than it has. It has caught up only once the leader has appended to its log.
+/// A new leader may know of less than an earlier one had committed: a node that knows as much as this leader has caught
+/// up only once that is an entry of the leader's own term.
 #[test]
-fn fig2_a_heartbeat_alone_does_not_make_a_node_believe_that_it_has_caught_up() {
+fn s8_a_node_has_not_caught_up_with_a_leader_that_has_committed_nothing_in_its_term() {
     let mut node = follower(4, &[1, 1, 1]);
-    node.append(2, 4, id(1, 3), &[], 3).unwrap();
-    assert!(node.core.is_caught_up());
-    node.heartbeat(3, 5, 3).unwrap();
-    assert_eq!(node.commit(), 3);
+    node.append(2, 4, id(1, 3), &[], 2).unwrap();
     assert!(!node.core.is_caught_up());
-    node.append(3, 5, id(1, 3), &[], 3).unwrap();
+    node.append(2, 4, id(1, 3), &[4], 4).unwrap();
     assert!(node.core.is_caught_up());
+    node.append(3, 5, id(4, 4), &[5], 4).unwrap();
+    assert!(!node.core.is_caught_up());
+    node.heartbeat(3, 5, 5).unwrap();
+    assert!(node.core.is_caught_up());
+}
+
+/// A node that has lost touch, or has got a snapshot in the place of its log, knows from the first word of its leader
+/// how much it lacks, even when it refuses that word.
+#[test]
+fn fig2_a_node_that_lacks_entries_has_not_caught_up() {
+    let mut node = Node::leader(3, 1, &[1]);
+    node.stored_by(2, 2).unwrap();
+    node.take_sent();
+    node.pass(100);
+    node.step(Input::Deadline).unwrap();
+    let Some((3, heartbeat)) = node.take_sent().pop() else { panic!("no heartbeat for node 3") };
+    let mut behind = follower(2, &[2]);
+    behind.append(2, 2, id(2, 1), &[], 1).unwrap();
+    assert!(behind.core.is_caught_up());
+    behind.receive(2, heartbeat).unwrap();
+    assert_eq!((behind.commit(), behind.core.is_caught_up()), (1, false));
+
+    let mut setup = Setup::of(3, 4, &[4]);
+    setup.hard_state.commit = i(1);
+    let mut refuses = Node::start(setup);
+    assert!(!refuses.core.is_caught_up());
+    refuses.append(2, 4, id(4, 3), &[], 3).unwrap();
+    assert!(!refuses.core.is_caught_up());
 }
 
 /// What matched the log of one leader may not match that of the next.
@@ -409,17 +434,18 @@ fn s5_2_heartbeats_go_to_every_member_in_every_interval() {
     }
 }
 
-/// A heartbeat lets a follower commit no more than what it is known to hold.
+/// A heartbeat tells everybody the same commit index: the receiver bounds it by what it knows to match, and sees by it
+/// how much it lacks.
 #[test]
-fn fig2_a_heartbeat_carries_no_more_commit_than_the_receiver_holds() {
+fn fig2_a_heartbeat_tells_what_the_leader_has_committed() {
     let mut node = Node::leader(3, 1, &[1]);
     node.stored_by(2, 2).unwrap();
     assert_eq!(node.commit(), 2);
     node.take_sent();
     node.pass(100);
     node.step(Input::Deadline).unwrap();
-    let heartbeat = |commit| Message::Heartbeat { term: t(2), commit: i(commit), round: 1 };
-    assert_eq!(node.take_sent(), [(2, heartbeat(2)), (3, heartbeat(0))]);
+    let heartbeat = Message::Heartbeat { term: t(2), commit: i(2), round: 1 };
+    assert_eq!(node.take_sent(), [(2, heartbeat.clone()), (3, heartbeat)]);
 }
 
 /// Learners receive the log.

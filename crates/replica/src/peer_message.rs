@@ -61,7 +61,7 @@ pub enum PeerMessage {
     Heartbeat {
         /// The leader's term.
         term: Term,
-        /// What the receiver may commit: never past what it is known to hold.
+        /// What the leader has committed. The receiver commits no more of it than it knows to match the leader's log.
         commit: LogIndex,
         /// The number of this round; an answer confirms all reads of rounds up to it.
         round: u64,
