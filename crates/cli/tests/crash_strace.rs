@@ -10,14 +10,13 @@ mod support;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use d_engine_client::{Client, ClientOptions};
 use d_engine_kv::KvCommand;
-use support::{PATIENCE, run, serve, wait_until};
+use support::{PATIENCE, free_address, run, serve, wait_until};
 use tokio::runtime::Runtime;
 
 /// Large enough that a handful of puts fills a segment of the smallest size that a config may name.
@@ -47,8 +46,7 @@ fn may_trace() -> bool {
 }
 
 fn config(dir: &Path) -> (PathBuf, String) {
-    let held = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = held.local_addr().unwrap().to_string();
+    let address = free_address();
     let text = format!(
         "data_dir = \"data\"\nclient_listen = \"{address}\"\nheartbeat_interval_ms = 10\n\
          election_timeout_min_ms = 40\nelection_timeout_max_ms = 80\n\

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use support::{Cluster, PATIENCE, Process, d_engine, run, serve, wait_until};
+use support::{Cluster, PATIENCE, Process, d_engine, free_address, run, serve, wait_until};
 
 #[test]
 fn a_refused_config_exits_2_and_names_file_field_value_and_what_is_allowed() {
@@ -179,9 +179,8 @@ fn help_of_every_verb_has_examples_and_the_exit_codes_are_told() {
 
 /// A config for a node alone.
 fn lonely(dir: &std::path::Path) -> std::path::PathBuf {
-    let held: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let at = |i: usize| held[i].local_addr().unwrap();
-    let text = format!("data_dir = \"data\"\npeer_listen = \"{}\"\nclient_listen = \"{}\"\n", at(0), at(1));
+    let (peers, clients) = (free_address(), free_address());
+    let text = format!("data_dir = \"data\"\npeer_listen = \"{peers}\"\nclient_listen = \"{clients}\"\n");
     let config = dir.join("node.toml");
     fs::write(&config, text).unwrap();
     config

@@ -11,7 +11,7 @@ use d_engine_client::{
     QueryLimitError, Scan, SwapOutcome,
 };
 
-use support::{Wire, alone, client, wait_until};
+use support::{Wire, alone, client, free_address, wait_until};
 
 const LINEARIZABLE: Consistency = Consistency::Linearizable;
 
@@ -89,7 +89,7 @@ async fn a_key_with_a_time_to_live_vanishes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_asks_for_too_much_is_refused_before_it_is_sent() {
     // Nobody listens there.
-    let kv = KvClient::new(client(&[support::nobody()]));
+    let kv = KvClient::new(client(&[free_address()]));
     let error = kv.get_many(vec!["k"; 10_001], LINEARIZABLE).await.unwrap_err();
     assert_eq!(error, KvError::Limit(QueryLimitError::Keys { keys: 10_001 }));
     let error = kv.scan(Scan::all().limit(10_001), LINEARIZABLE).await.unwrap_err();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
 use d_engine_kv::KvReply;
 
-use support::{PATIENCE, Wire, alone, client, nobody, put, silent, wait_until};
+use support::{PATIENCE, Wire, alone, client, free_address, put, silent, wait_until};
 
 fn options() -> ClientOptions {
     ClientOptions::default()
@@ -95,7 +95,7 @@ async fn the_deadline_in_flight_is_unknown_for_a_command_and_harmless_for_a_read
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_never_sent_is_not_unknown() {
     let timeout = Duration::from_millis(500);
-    let nobody = nobody();
+    let nobody = free_address();
     let client = Client::new([&nobody], options().timeout(timeout)).unwrap();
     let began = Instant::now();
     let outcome = client.propose(put("k", "v")).await;

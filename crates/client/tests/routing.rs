@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
 
-use support::{Cluster, client, nobody, put, silent};
+use support::{Cluster, client, free_address, put, silent};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_at_a_follower_goes_to_the_leader_that_it_names() {
@@ -64,7 +64,7 @@ async fn addresses_that_are_dead_or_silent_are_passed_over() {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path()).await;
     let (silent, _listener) = silent();
-    let mut endpoints = vec![nobody(), silent];
+    let mut endpoints = vec![free_address(), silent];
     endpoints.extend(cluster.addresses.clone());
     let options =
         ClientOptions::default().timeout(support::PATIENCE).connect_timeout(Duration::from_millis(300));

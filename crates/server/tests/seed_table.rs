@@ -540,7 +540,8 @@ async fn notes_checksum_validation() {
     }
     node.engine.take_snapshot().await.unwrap();
     node.propose(4).await;
-    node.engine.take_snapshot().await.unwrap();
+    let label = node.engine.take_snapshot().await.unwrap().label();
+    until(async || node.engine.status().await.replica.unwrap().core.log.base == label).await;
     let (config, machine, _dir) = node.stop().await;
     // A bit of the newest flips on the disk; the one before it, and the log, are still there.
     let newest = newest_file(&config);

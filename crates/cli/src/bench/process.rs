@@ -105,7 +105,13 @@ mod tests {
     #[test]
     fn this_process_has_used_something() {
         let usage = Usage::of(std::process::id()).unwrap();
-        assert!(usage.peak_memory_bytes > 1 << 20 && usage.voluntary_switches > 0, "{usage:?}");
+        assert!(usage.peak_memory_bytes > 1 << 20, "{usage:?}");
+        let makes_way = || {
+            std::thread::yield_now();
+            let usage = Usage::of(std::process::id()).unwrap();
+            usage.voluntary_switches + usage.involuntary_switches > 0
+        };
+        assert!((0..100_000).any(|_| makes_way()), "{usage:?}");
         assert_eq!(Usage::of(u32::MAX), None);
     }
 }

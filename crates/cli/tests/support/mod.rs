@@ -3,11 +3,14 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+#[path = "../../../server/tests/support/ports.rs"]
+mod ports;
+pub(crate) use ports::free_address;
 
 /// No test waits longer for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -179,25 +182,20 @@ impl Cluster {
     /// The same with more arguments of `serve`.
     pub(crate) fn start_with_args(settings: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let held: Vec<TcpListener> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let at = |i: usize| held[i].local_addr().unwrap().to_string();
+        let clients: Vec<String> = (0..3).map(|_| free_address()).collect();
         let mut members = String::new();
-        for i in 0..3 {
+        for (client, id) in clients.iter().zip(1..) {
             members.push_str(&format!(
-                "[[members]]\nid = {}\npeer_addr = \"{}\"\nclient_addr = \"{}\"\n",
-                i + 1,
-                at(2 * i),
-                at(2 * i + 1)
+                "[[members]]\nid = {id}\npeer_addr = \"{}\"\nclient_addr = \"{client}\"\n",
+                free_address()
             ));
         }
-        let clients = (0..3).map(|i| at(2 * i + 1)).collect();
         for id in 1..=3 {
             let text = format!(
                 "node_id = {id}\ncluster_id = \"00112233445566778899aabbccddeeff\"\ndata_dir = \"data-{id}\"\n{settings}{members}"
             );
             fs::write(dir.path().join(format!("node-{id}.toml")), text).unwrap();
         }
-        drop(held);
         let mut cluster = Self { dir, clients, nodes: vec![None, None, None], args: Vec::new() };
         cluster.args.extend(args.iter().map(ToString::to_string));
         for i in 0..3 {

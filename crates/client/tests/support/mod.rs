@@ -15,6 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+#[path = "../../../server/tests/support/ports.rs"]
+mod ports;
+pub(crate) use ports::free_address;
+
 /// No test waits longer for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,11 +45,6 @@ pub(crate) fn client(endpoints: &[String]) -> Client {
     Client::new(endpoints, ClientOptions::default().timeout(PATIENCE)).unwrap()
 }
 
-/// An address where nobody listens.
-pub(crate) fn nobody() -> String {
-    StdTcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
 /// An address that takes connections and never says anything, like a stopped process. Hold the listener.
 pub(crate) fn silent() -> (String, StdTcpListener) {
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
@@ -61,13 +60,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts three nodes with data under `dir` and waits until all are ready.
     pub(crate) async fn start(dir: &Path) -> Self {
-        let held: Vec<StdTcpListener> =
-            (0..6).map(|_| StdTcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let at = |i: usize| held[i].local_addr().unwrap().to_string();
-        let member =
-            |i: usize| MemberConfig { id: i as u64 + 1, peer_addr: at(2 * i), client_addr: at(2 * i + 1) };
-        let members: Vec<MemberConfig> = (0..3).map(member).collect();
-        drop(held);
+        let member = |id| MemberConfig { id, peer_addr: free_address(), client_addr: free_address() };
+        let members: Vec<MemberConfig> = (1..=3).map(member).collect();
         let mut engines = Vec::new();
         for member in &members {
             let config = Config {
@@ -119,7 +113,8 @@ fn leads(status: &NodeStatus) -> bool {
 
 /// A node alone, with a client address; `change` adjusts its config.
 pub(crate) async fn alone(dir: &Path, change: impl FnOnce(&mut Config)) -> (EmbeddedEngine, String) {
-    let mut config = Config { data_dir: dir.to_owned(), client_listen: Some(nobody()), ..Config::default() };
+    let mut config =
+        Config { data_dir: dir.to_owned(), client_listen: Some(free_address()), ..Config::default() };
     change(&mut config);
     let engine = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), config).await.unwrap();
     engine.wait_ready(PATIENCE).await.unwrap();

@@ -1,7 +1,6 @@
 //! Real nodes on free loopback ports, data in a temporary directory.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,21 +9,15 @@ use d_engine_kv::{KvCommand, KvStateMachine};
 use d_engine_replica::ProposeError;
 use d_engine_server::{Config, EmbeddedEngine, MemberConfig};
 
+mod ports;
+pub(crate) use ports::free_address;
+
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Configurations of a cluster on free ports, data under `dir`.
 pub(crate) fn cluster(dir: &std::path::Path, nodes: u64) -> Vec<Config> {
-    // All listeners are held until every port is known, so that no port is given twice.
-    let held: Vec<TcpListener> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let members: Vec<MemberConfig> = held
-        .iter()
-        .zip(1..)
-        .map(|(listener, id)| MemberConfig {
-            id,
-            peer_addr: listener.local_addr().unwrap().to_string(),
-            client_addr: format!("127.0.0.1:{id}"),
-        })
-        .collect();
+    let member = |id| MemberConfig { id, peer_addr: free_address(), client_addr: format!("127.0.0.1:{id}") };
+    let members: Vec<MemberConfig> = (1..=nodes).map(member).collect();
     (1..=nodes)
         .map(|node_id| Config {
             node_id,
