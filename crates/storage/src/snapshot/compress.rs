@@ -6,6 +6,7 @@ use ruzstd::decoding::StreamingDecoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::Compression;
+use super::header::MAX_CHUNK_BYTES;
 
 /// What is stored for a chunk; `None`: the content itself, because nothing is shorter.
 pub(super) fn compressed(method: Compression, content: &[u8]) -> Option<Vec<u8>> {
@@ -18,14 +19,15 @@ pub(super) fn compressed(method: Compression, content: &[u8]) -> Option<Vec<u8>>
     }
 }
 
-/// Puts the content of a chunk of `len` bytes into `content`. What the frame says of its own length is not believed:
-/// no more than `len` bytes are ever taken from it.
+/// Puts the content of a chunk of `len` bytes into `content`. What the frame says of itself is not believed: no more
+/// than `len` bytes are ever taken from it, and no more room is made for its window than the longest chunk needs.
 ///
 /// # Errors
 /// In words: it is no frame, or one of another length.
 pub(super) fn decompress(stored: &[u8], len: usize, content: &mut Vec<u8>) -> Result<(), String> {
     content.clear();
-    let mut decoder = StreamingDecoder::new(stored).map_err(|error| error.to_string())?;
+    let mut decoder = StreamingDecoder::new_with_max_window_size(stored, u64::from(MAX_CHUNK_BYTES))
+        .map_err(|error| error.to_string())?;
     let mut bounded = (&mut decoder).take(len as u64 + 1);
     bounded.read_to_end(content).map_err(|error| error.to_string())?;
     match content.len() {
@@ -60,6 +62,36 @@ mod tests {
         assert_eq!(compressed(Compression::None, &text), None);
     }
 
+    /// The longest chunk comes back whatever window its frame asks for.
+    #[test]
+    fn the_longest_chunk_fits() {
+        let text = b"a record like the one before it, ".repeat(MAX_CHUNK_BYTES as usize / 33 + 1);
+        let text = &text[..MAX_CHUNK_BYTES as usize];
+        let stored = compressed(Compression::Zstd, text).unwrap();
+        let mut content = Vec::new();
+        decompress(&stored, text.len(), &mut content).unwrap();
+        assert!(content == text);
+    }
+
+    /// A frame of a few bytes cannot make this process take memory (RFC 8878, section 3.1.1.1.2).
+    #[test]
+    fn a_window_larger_than_any_chunk_is_refused() {
+        const MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+        // The last block, raw, of one byte.
+        const BLOCK: [u8; 4] = [0x09, 0, 0, b'x'];
+        // A window descriptor of 2^22 and of 2^23 bytes; and frames of one segment whose content is said to be as long.
+        let windows = |exponent: u8| [&MAGIC[..], &[0x00, (exponent - 10) << 3], &BLOCK].concat();
+        let segments =
+            |exponent: u8| [&MAGIC[..], &[0xA0], &(1_u32 << exponent).to_le_bytes(), &BLOCK].concat();
+        let mut content = Vec::new();
+        decompress(&windows(22), 1, &mut content).unwrap();
+        assert_eq!(content, b"x");
+        for frame in [windows(23), segments(23), windows(27), segments(31)] {
+            let error = decompress(&frame, 1, &mut content).unwrap_err();
+            assert!(error.contains("window"), "{error}");
+        }
+    }
+
     #[test]
     fn another_length_and_bytes_that_are_no_frame_are_refused() {
         let stored = compressed(Compression::Zstd, &[7; 10_000]).unwrap();
@@ -73,5 +105,22 @@ mod tests {
             decompress(&stored[..cut], 10_000, &mut content).unwrap_err();
         }
         decompress(&[0xAB; 64], 10_000, &mut content).unwrap_err();
+    }
+
+    /// Whatever a damaged frame unfolds to, it is the announced length or an error, never a panic and never more.
+    #[test]
+    fn frames_with_a_flipped_bit_do_no_harm() {
+        let text: Vec<u8> =
+            (0..600_u32).flat_map(|n| format!("{} {}, ", n % 37, n * n).into_bytes()).collect();
+        let stored = compressed(Compression::Zstd, &text).unwrap();
+        let mut content = Vec::new();
+        for bit in 0..stored.len() * 8 {
+            let mut damaged = stored.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            if decompress(&damaged, text.len(), &mut content).is_ok() {
+                assert_eq!(content.len(), text.len());
+            }
+            assert!(content.len() <= text.len() + 1, "bit {bit}");
+        }
     }
 }
