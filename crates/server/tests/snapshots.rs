@@ -177,7 +177,7 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     let dir = tempfile::tempdir().unwrap();
     let mut configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
     for config in &mut configs {
-        config.snapshots.send_bytes_per_second = 2 << 20;
+        config.snapshots.send_bytes_per_second = 1 << 20;
         config.snapshots.after_entries = 40;
     }
     let mut engines = Vec::new();
@@ -217,6 +217,50 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     engines[2].wait_ready(PATIENCE).await.unwrap();
     let found = engines[2].get(b"k69", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(found.map(|value| value.len()), Some(100_000));
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+/// The archive was whole when it was written, and rots on the leader's disk before anybody needs it: the follower refuses
+/// it, the leader reads it again, and sends another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_has_rotted_is_found_out_and_another_one_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    for engine in &engines {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    engines.remove(0).stop().await;
+    for n in 0..250 {
+        put(&engines, &format!("k{n}"), "v").await;
+    }
+    let mut rotten = 0;
+    for (engine, config) in engines.iter().zip(&configs[1..]) {
+        let newest = engine.take_snapshot().await.unwrap().label();
+        until(engine, "the log is purged", |status| base(status) == newest.index.get()).await;
+        rotten = rotten.max(newest.index.get());
+        let files = std::fs::read_dir(config.data_dir.join("snapshots")).unwrap().flatten();
+        let path = files.map(|entry| entry.path()).filter(|path| path.is_file()).max().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    put(&engines, "behind", "w").await;
+    let back = start(&configs[0]).await;
+    back.wait_ready(PATIENCE).await.unwrap();
+    let status = back.status().await;
+    assert!(status.snapshots.newest.is_some_and(|label| label.index > rotten), "{:?}", status.snapshots);
+    for (key, value) in [("k249", "v"), ("behind", "w")] {
+        let found = back.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+        assert_eq!(found, Some(Bytes::copy_from_slice(value.as_bytes())), "{key}");
+    }
+    engines.push(back);
     for engine in &engines {
         engine.stop().await;
     }

@@ -12,7 +12,7 @@ use d_engine_server::{Config, EmbeddedEngine, MemberConfig};
 mod ports;
 pub(crate) use ports::free_address;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Configurations of a cluster on free ports, data under `dir`.
 pub(crate) fn cluster(dir: &std::path::Path, nodes: u64) -> Vec<Config> {
