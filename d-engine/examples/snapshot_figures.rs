@@ -153,7 +153,11 @@ async fn restart(dir: &Path) -> Outcome<()> {
     for _ in 0..5 {
         let began = Instant::now();
         let node = start(alone).await?.remove(0);
-        println!("ready after {:.2?}, {} keys", began.elapsed(), node.status().await.state_machine_len);
+        println!(
+            "ready after {:.2?}, {} keys",
+            began.elapsed(),
+            node.status().await.state_machine_len.unwrap_or(0)
+        );
         node.stop().await;
     }
     Ok(())

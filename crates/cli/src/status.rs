@@ -149,7 +149,7 @@ fn answered(address: &str, status: &NodeStatus) -> Row {
         commit_index: unless_stopped(status.commit_index),
         applied_index: unless_stopped(status.applied_index),
         persisted_index: unless_stopped(status.persisted_index),
-        records: unless_stopped(status.records),
+        records: status.records.filter(|_| !stopped),
         log_bytes_on_disk: unless_stopped(status.log_bytes_on_disk),
         snapshots: Some(Snapshots::from(status)),
         ready: Some(status.ready),

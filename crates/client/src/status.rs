@@ -42,8 +42,8 @@ pub struct NodeStatus {
     pub log_bytes_written: u64,
     /// Bytes that its log takes up on disk at most.
     pub log_bytes_on_disk: u64,
-    /// How many records its state machine says that it holds.
-    pub records: u64,
+    /// How many records its state machine says that it holds; `None` when it does not answer.
+    pub records: Option<u64>,
     /// Its snapshots.
     pub snapshots: SnapshotStatus,
 }

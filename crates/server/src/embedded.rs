@@ -9,17 +9,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, ReplicaStatus, StateMachine, StopReason, TransferError,
-    Unsupported,
+    ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError, Unsupported,
 };
+use d_engine_storage::Identity;
 use d_engine_storage::snapshot::SnapshotInfo;
-use d_engine_storage::{Identity, LogStats};
 use tokio::sync::{oneshot, watch};
 
 use crate::apply_thread::ASKED_MAX;
+use crate::node_status::AskedMachine;
 use crate::raft_thread::Shared;
 use crate::read_gate::Passage;
-use crate::{Config, NodeBuilder, SnapshotStatus, StartError};
+use crate::{Config, NodeBuilder, NodeStatus, StartError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
 /// node shuts down.
@@ -43,6 +43,9 @@ pub struct EmbeddedEngine {
 /// How long a shutdown waits for clients to take their last answers.
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often a state machine that does not run yet is asked again.
+const MACHINE_LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// How long a transfer of leadership may take to show.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -58,6 +61,7 @@ pub(crate) struct Parts {
 struct Inner {
     identity: Identity,
     machine: Arc<dyn StateMachine>,
+    asked: AskedMachine,
     shared: Arc<Shared>,
     client_addr: Option<SocketAddr>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -78,25 +82,6 @@ impl WeakEngine {
     }
 }
 
-/// What a node tells about itself.
-#[derive(Clone, Debug)]
-pub struct NodeStatus {
-    /// Whose status this is.
-    pub identity: Identity,
-    /// The replica's own account; `None` when the node has stopped.
-    pub replica: Option<ReplicaStatus>,
-    /// What the log has done since the node started, as of its last sync.
-    pub log: LogStats,
-    /// The node's snapshots.
-    pub snapshots: SnapshotStatus,
-    /// Whether the state machine says that it runs.
-    pub state_machine_running: bool,
-    /// How many records the state machine says that it holds.
-    pub state_machine_len: usize,
-    /// Why the node has stopped, if it has.
-    pub stopped: Option<StopReason>,
-}
-
 /// The node did not become ready.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -106,6 +91,14 @@ pub enum WaitError {
         "the node is not ready after {waited_ms} ms: no leader was found, or the log is still being applied"
     )]
     TimedOut {
+        /// How long it was waited for.
+        waited_ms: u128,
+    },
+    /// The node has caught up, but not its state machine: `StateMachine::is_running` says `false`, or has not answered.
+    #[error(
+        "the node is not ready after {waited_ms} ms: its state machine says that it does not run, or says nothing"
+    )]
+    StateMachineDown {
         /// How long it was waited for.
         waited_ms: u128,
     },
@@ -166,6 +159,7 @@ impl EmbeddedEngine {
         Self {
             inner: Arc::new(Inner {
                 identity: parts.identity,
+                asked: AskedMachine::new(parts.machine.clone()),
                 machine: parts.machine,
                 shared: parts.shared,
                 client_addr: parts.client_addr,
@@ -208,20 +202,37 @@ impl EmbeddedEngine {
         });
     }
 
-    /// Waits until the node knows a leader, has everything that leader had committed, and has applied
-    /// it.
+    /// Waits until the node knows a leader, has everything that leader had committed, has applied it, and its state
+    /// machine says that it runs.
     ///
     /// # Errors
     /// See [`WaitError`].
     pub async fn wait_ready(&self, patience: Duration) -> Result<(), WaitError> {
         let mut ready = self.inner.shared.ready.subscribe();
         let mut stopped = self.inner.shared.stopped.subscribe();
-        tokio::select! {
+        let serves = async {
+            // Its sender lives as long as this engine.
+            ready.wait_for(|ready| *ready).await.ok();
+            let mut looks = tokio::time::interval(MACHINE_LOOK_EVERY);
+            while self.inner.asked.ask(|machine| machine.is_running()).await != Some(true) {
+                looks.tick().await;
+            }
+        };
+        let waited = tokio::select! {
             biased;
-            _ = stopped.wait_for(Option::is_some) => Err(WaitError::Stopped { reason: self.stop_reason() }),
-            _ = ready.wait_for(|ready| *ready) => Ok(()),
-            () = tokio::time::sleep(patience) => Err(WaitError::TimedOut { waited_ms: patience.as_millis() }),
-        }
+            _ = stopped.wait_for(Option::is_some) => {
+                return Err(WaitError::Stopped { reason: self.stop_reason() });
+            }
+            waited = tokio::time::timeout(patience, serves) => waited,
+        };
+        waited.map_err(|_| {
+            let waited_ms = patience.as_millis();
+            if *self.inner.shared.ready.borrow() {
+                WaitError::StateMachineDown { waited_ms }
+            } else {
+                WaitError::TimedOut { waited_ms }
+            }
+        })
     }
 
     /// Replicates a command; returns the state machine's reply once a majority has the command on
@@ -416,20 +427,7 @@ impl EmbeddedEngine {
 
     /// What the node knows about itself and its cluster.
     pub async fn status(&self) -> NodeStatus {
-        let replica = match self.inner.shared.inbox.status() {
-            Some(asked) => asked.await.ok(),
-            None => None,
-        };
-        let log = self.inner.shared.log_counters.read();
-        NodeStatus {
-            identity: self.inner.identity.clone(),
-            replica,
-            snapshots: SnapshotStatus::of(&self.inner.shared, &log),
-            log,
-            state_machine_running: self.inner.machine.is_running(),
-            state_machine_len: self.inner.machine.len(),
-            stopped: self.inner.shared.inbox.closed(),
-        }
+        NodeStatus::of(&self.inner.shared, self.inner.identity.clone(), &self.inner.asked).await
     }
 
     /// The state machine, as it was given.

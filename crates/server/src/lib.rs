@@ -19,6 +19,7 @@ mod embedded;
 mod entropy;
 mod error;
 mod inbox;
+mod node_status;
 mod node_threads;
 mod pace;
 mod raft_thread;
@@ -34,8 +35,9 @@ pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferErr
 
 pub use builder::{Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};
-pub use embedded::{EmbeddedEngine, NodeStatus, SnapshotRequestError, WaitError};
+pub use embedded::{EmbeddedEngine, SnapshotRequestError, WaitError};
 pub use error::StartError;
+pub use node_status::NodeStatus;
 pub use snapshot_status::SnapshotStatus;
 pub use transfers::{ReceivingSnapshot, SendingSnapshot};
 

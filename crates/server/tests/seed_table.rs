@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_replica::{ProposeError, ReadConsistency};
-use d_engine_server::{Config, EmbeddedEngine};
+use d_engine_server::{Config, EmbeddedEngine, WaitError};
 use recording::{Calls, Manner, Recording};
 use support::{PATIENCE, cluster};
 
@@ -107,9 +107,24 @@ async fn row_is_running_at_health_checks() {
     assert!(node.engine.status().await.state_machine_running);
     assert_eq!(node.calls.count("is_running"), 1);
     node.stop().await;
-    let node = Alone::start(Recording::with(Manner { is_down: true, ..Manner::default() })).await;
-    assert!(!node.engine.status().await.state_machine_running);
-    node.stop().await;
+}
+
+/// Part of the node's readiness: whoever looks is told that the node does not serve, and why.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_is_running_a_node_whose_state_machine_does_not_run_is_not_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    let machine = Arc::new(Recording::with(Manner { is_down: true, ..Manner::default() }));
+    let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
+    until(async || engine.status().await.replica.unwrap().applied > 0).await;
+    until(async || {
+        let waited = engine.wait_ready(std::time::Duration::from_millis(200)).await;
+        matches!(waited, Err(WaitError::StateMachineDown { .. }))
+    })
+    .await;
+    let status = engine.status().await;
+    assert_eq!((status.state_machine_running, status.replica.unwrap().ready), (false, false));
+    engine.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,8 +219,25 @@ async fn row_len_for_monitoring() {
     node.propose(1).await;
     node.propose(2).await;
     assert_eq!(node.calls.count("len"), 0, "it may be expensive: only when somebody looks");
-    assert_eq!(node.engine.status().await.state_machine_len, 2);
+    assert_eq!(node.engine.status().await.state_machine_len, Some(2));
     assert_eq!(node.calls.count("len"), 1);
+    node.stop().await;
+}
+
+/// A machine may hold its lock for long: that is when somebody looks at the status.
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::await_holding_lock, reason = "the lock that the machine needs for its answer")]
+async fn row_len_a_machine_that_does_not_answer_holds_no_status_up() {
+    let node = Alone::start(Recording::default()).await;
+    let held = node.machine.held();
+    for _ in 0..2 {
+        let status = node.engine.status().await;
+        assert_eq!((status.state_machine_running, status.state_machine_len), (false, None));
+        assert!(!status.replica.unwrap().ready);
+    }
+    assert_eq!(node.calls.count("len"), 1, "one thread waits for it, not one more with every status");
+    drop(held);
+    until(async || node.engine.status().await.state_machine_len == Some(0)).await;
     node.stop().await;
 }
 

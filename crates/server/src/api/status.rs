@@ -7,8 +7,7 @@ use d_engine_proto::client::{
 };
 use d_engine_storage::MemberRole;
 
-use crate::SnapshotStatus;
-use crate::embedded::NodeStatus;
+use crate::{NodeStatus, SnapshotStatus};
 
 /// A node's status in its wire form.
 pub(super) fn reply(status: NodeStatus) -> StatusReply {
@@ -17,7 +16,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
         cluster_id: status.identity.cluster.0.to_vec().into(),
         stopped_reason: status.stopped.map(|reason| reason.to_string()).unwrap_or_default(),
         state_machine_running: status.state_machine_running,
-        state_machine_len: status.state_machine_len as u64,
+        state_machine_len: status.state_machine_len.map(|len| len as u64),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         log_syncs: status.log.syncs,
         log_bytes_written: status.log.bytes_written,

@@ -1,0 +1,89 @@
+//! What a node tells about itself, and what its state machine tells about itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use d_engine_replica::{ReplicaStatus, StateMachine, StopReason};
+use d_engine_storage::{Identity, LogStats};
+use tokio::sync::Semaphore;
+
+use crate::SnapshotStatus;
+use crate::raft_thread::Shared;
+
+/// How long the state machine may take to answer.
+const MACHINE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a node tells about itself.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// Whose status this is.
+    pub identity: Identity,
+    /// The replica's own account; `None` when the node has stopped.
+    pub replica: Option<ReplicaStatus>,
+    /// What the log has done since the node started, as of its last sync.
+    pub log: LogStats,
+    /// The node's snapshots.
+    pub snapshots: SnapshotStatus,
+    /// Whether the state machine says that it runs. `false` as well when it says nothing within a second.
+    pub state_machine_running: bool,
+    /// How many records the state machine says that it holds; `None` when it says nothing within a second.
+    pub state_machine_len: Option<usize>,
+    /// Why the node has stopped, if it has.
+    pub stopped: Option<StopReason>,
+}
+
+impl NodeStatus {
+    pub(crate) async fn of(shared: &Shared, identity: Identity, machine: &AskedMachine) -> Self {
+        let mut replica = match shared.inbox.status() {
+            Some(asked) => asked.await.ok(),
+            None => None,
+        };
+        let says = machine.ask(|machine| (machine.is_running(), machine.len())).await;
+        let state_machine_running = says.is_some_and(|(is_running, _)| is_running);
+        if let Some(replica) = &mut replica {
+            replica.ready &= state_machine_running;
+        }
+        let log = shared.log_counters.read();
+        Self {
+            identity,
+            replica,
+            snapshots: SnapshotStatus::of(shared, &log),
+            log,
+            state_machine_running,
+            state_machine_len: says.map(|(_, len)| len),
+            stopped: shared.inbox.closed(),
+        }
+    }
+}
+
+/// The state machine, asked about itself where nobody else waits for it: it may take its time, or hold a lock that the
+/// answer needs. At most one thread waits for it.
+pub(crate) struct AskedMachine {
+    machine: Arc<dyn StateMachine>,
+    one: Arc<Semaphore>,
+}
+
+impl AskedMachine {
+    pub(crate) fn new(machine: Arc<dyn StateMachine>) -> Self {
+        Self { machine, one: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// `None`: no answer within a second, or a panic.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn StateMachine) -> T + Send + 'static,
+    ) -> Option<T> {
+        let answer = async {
+            let permit = self.one.clone().acquire_owned().await.ok()?;
+            let machine = self.machine.clone();
+            // The permit is given back when the machine has answered, whether anybody waits for it any more or not.
+            let asked = tokio::task::spawn_blocking(move || {
+                let answer = question(&*machine);
+                drop(permit);
+                answer
+            });
+            asked.await.ok()
+        };
+        tokio::time::timeout(MACHINE_PATIENCE, answer).await.ok().flatten()
+    }
+}
