@@ -370,6 +370,72 @@ fn pruning_never_removes_the_last_whole_snapshot() {
     assert_eq!(labels(&store), [log_id(1, 4), log_id(1, 1)], "the damaged ones have made room");
 }
 
+/// Somebody has made room by hand; a disk that refuses one removal must not keep all the others for ever.
+#[test]
+fn pruning_goes_on_behind_what_cannot_be_removed_and_what_is_gone() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    for index in 1..=5 {
+        take(&fs, &store, log_id(1, index)).unwrap();
+    }
+    fs.remove_file(&path_of(log_id(1, 1))).unwrap();
+    fs.fail(FsOp::Remove, 2, Failure::Io);
+    let failed = store.prune(2, &[]).unwrap_err().to_string();
+    assert!(failed.contains("snap-1-2.snap"), "{failed}");
+    assert_eq!(labels(&store), [log_id(1, 5), log_id(1, 4), log_id(1, 2)]);
+    fs.crash(&mut |_| 0);
+    assert_eq!(names(&fs).len(), 3, "what was removed is removed for good");
+    assert_eq!(store.prune(2, &[]).unwrap(), [log_id(1, 2)]);
+}
+
+#[test]
+fn an_archive_that_somebody_has_removed_is_not_counted_on() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    for index in 1..=2 {
+        take(&fs, &store, log_id(1, index)).unwrap();
+    }
+    fs.remove_file(&path_of(log_id(1, 2))).unwrap();
+    assert!(matches!(store.open_archive(log_id(1, 2)), Err(SnapshotError::Missing { .. })));
+    assert_eq!(store.newest_whole().unwrap().label(), log_id(1, 1));
+}
+
+/// What cannot even be listed takes up room like any other file.
+#[test]
+fn an_archive_with_a_damaged_header_makes_room_when_a_newer_one_is_whole() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    for index in [1, 3] {
+        take(&fs, &store, log_id(1, index)).unwrap();
+        assert!(fs.flip_bit(&path_of(log_id(1, index)), 20, 3));
+    }
+    let (store, report) = open(&fs);
+    assert_eq!((report.unusable.len(), store.list().len()), (2, 0));
+    take(&fs, &store, log_id(1, 2)).unwrap();
+    store.prune(0, &[]).unwrap();
+    assert_eq!(
+        names(&fs),
+        ["snap-1-2.snap", "snap-1-3.snap"],
+        "the newer one may be all that somebody can mend"
+    );
+    take(&fs, &store, log_id(1, 3)).unwrap();
+    take(&fs, &store, log_id(1, 4)).unwrap();
+    store.prune(2, &[]).unwrap();
+    assert_eq!(names(&fs), ["snap-1-3.snap", "snap-1-4.snap"], "a whole one has taken its place");
+}
+
+/// The rename has come through, the sync behind it has not: it is there, and nothing rests on it.
+#[test]
+fn an_archive_whose_name_was_not_synced_is_listed_but_not_trusted() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    take(&fs, &store, log_id(1, 1)).unwrap();
+    fs.fail(FsOp::SyncDir, 1, Failure::Io);
+    take(&fs, &store, log_id(1, 2)).unwrap_err();
+    assert_eq!(labels(&store), [log_id(1, 2), log_id(1, 1)]);
+    assert_eq!(store.newest_whole().unwrap().label(), log_id(1, 1));
+}
+
 /// Newer ones that nobody has read do not push out the one that is known to be whole.
 #[test]
 fn pruning_keeps_what_is_known_to_be_whole_beside_newer_ones_that_are_not() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use d_engine_core::LogId;
+use d_engine_core::{LogId, LogIndex, Term};
 
 use super::error::io_error;
 use super::receive::{is_partial, partial_name};
@@ -33,6 +33,8 @@ pub(super) struct Inner {
     busy: Mutex<Busy>,
     /// Why archives that were there at the opening are not in the list.
     pub(super) unusable: Vec<String>,
+    /// The names of those of them that are damaged.
+    damaged: Mutex<Vec<String>>,
 }
 
 /// What is under way.
@@ -47,7 +49,7 @@ pub(super) struct Busy {
 impl Inner {
     pub(super) fn new(fs: Arc<dyn Fs>, dir: &Path, options: SnapshotOptions) -> Self {
         let (list, busy) = (Mutex::default(), Mutex::default());
-        Self { fs, dir: dir.to_owned(), options, list, busy, unusable: Vec::new() }
+        Self { fs, dir: dir.to_owned(), options, list, busy, unusable: Vec::new(), damaged: Mutex::default() }
     }
 
     pub(super) fn list(&self) -> MutexGuard<'_, Vec<SnapshotInfo>> {
@@ -56,6 +58,10 @@ impl Inner {
 
     pub(super) fn busy(&self) -> MutexGuard<'_, Busy> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn damaged(&self) -> MutexGuard<'_, Vec<String>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn name_of(&self, label: LogId, suffix: &str) -> String {
@@ -90,7 +96,12 @@ impl Inner {
                 match self.usable(&path) {
                     Ok(archive) => drop(self.register(&archive, path, Health::Unchecked)),
                     // Also when it cannot be read: a bad sector in one must not hide the others.
-                    Err(error) => report.unusable.push(error),
+                    Err(error) => {
+                        if matches!(error, SnapshotError::Damaged { .. }) {
+                            self.damaged().push(name);
+                        }
+                        report.unusable.push(error);
+                    }
                 }
             }
         }
@@ -144,17 +155,6 @@ impl Inner {
         }
     }
 
-    /// Removes what was received of any offer.
-    pub(super) fn remove_partial(&self) -> Result<(), SnapshotError> {
-        for name in self.fs.list(&self.dir).map_err(io_error("list", &self.dir))? {
-            if is_partial(&name) {
-                let path = self.dir.join(&name);
-                self.fs.remove_file(&path).map_err(io_error("remove", &path))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Whether there is room for what is offered; removes what was received of other offers.
     pub(super) fn admit(&self, offer: &Offer, max_len: u64) -> Result<(), SnapshotError> {
         if offer.len > max_len {
@@ -184,16 +184,30 @@ impl Inner {
         if cfg!(mutant = "snapshot-no-dir-sync") {
             return Ok(());
         }
-        self.sync_dir()
+        self.sync_dir().inspect_err(|_| {
+            // It is there, but nobody knows for how long: nothing may rest on it, and it is not to be forgotten.
+            if let Ok(archive) = self.usable(to) {
+                self.register(&archive, to.to_owned(), Health::Unchecked);
+            }
+        })
     }
 
     /// Puts an archive into the list, in the place of one with the same label.
     pub(super) fn register(&self, archive: &SnapshotArchive, path: PathBuf, health: Health) -> SnapshotInfo {
         let info = SnapshotInfo { path, ..SnapshotInfo::of(archive, health) };
+        let name = self.name_of(info.label(), SUFFIX);
+        self.damaged().retain(|damaged| *damaged != name);
         let mut list = self.list();
         list.retain(|known| known.label() != info.label());
         let at = list.partition_point(|known| known.label() > info.label());
         list.insert(at, info.clone());
         info
     }
+}
+
+/// The label in the name of an archive, or of one on its way in.
+pub(super) fn label_in(name: &str) -> Option<LogId> {
+    let (term, rest) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    let index = rest.split(['-', '.']).next()?;
+    Some(LogId::new(Term::new(term.parse().ok()?), LogIndex::new(index.parse().ok()?)))
 }

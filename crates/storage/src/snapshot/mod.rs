@@ -22,6 +22,7 @@ mod hold;
 mod names;
 mod pace;
 mod pack;
+mod prune;
 mod receive;
 mod store;
 mod unpack;

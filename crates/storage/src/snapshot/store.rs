@@ -1,5 +1,6 @@
 //! The directory of snapshots: what is there, and what comes and goes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,7 +116,7 @@ pub struct SnapshotReport {
 /// can be used from several threads. One snapshot at a time is built, and one received.
 #[derive(Clone, Debug)]
 pub struct SnapshotStore {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl SnapshotStore {
@@ -261,7 +262,14 @@ impl SnapshotStore {
         let known = self.inner.list().iter().find(|info| info.label() == label).map(|info| info.path.clone());
         let dir = || self.inner.dir.clone();
         let path = known.ok_or_else(|| SnapshotError::Missing { label, dir: dir() })?;
-        let archive = SnapshotArchive::open(&*self.inner.fs, &path)?;
+        let archive = match SnapshotArchive::open(&*self.inner.fs, &path) {
+            Err(SnapshotError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                // Somebody else has removed it; it must not be counted on any more.
+                self.inner.list().retain(|info| info.path != path);
+                return Err(SnapshotError::Missing { label, dir: dir() });
+            }
+            opened => opened?,
+        };
         self.inner.check_owner(archive.header(), &path)?;
         if archive.label() != label {
             return Err(SnapshotError::Missing { label, dir: dir() });
@@ -333,39 +341,6 @@ impl SnapshotStore {
         Hold::new(&self.inner, label)
     }
 
-    /// Removes all but the newest `retained` snapshots, or `keep_min` if that is more. Those in
-    /// `never_remove` and those that are held ([`Self::hold`]) stay, and so does the newest one known to be whole. Returns what was removed.
-    ///
-    /// # Errors
-    /// An I/O error; some may have been removed.
-    pub fn prune(&self, keep_min: usize, never_remove: &[LogId]) -> Result<Vec<LogId>, SnapshotError> {
-        let inner = &self.inner;
-        let mut list = inner.list();
-        let whole = list.iter().find(|info| info.health == Health::Whole).map(SnapshotInfo::label);
-        let keep = inner.options.retained.max(keep_min).max(1);
-        let usable = list.iter().filter(|info| info.health != Health::Damaged).map(SnapshotInfo::label);
-        let mut kept: Vec<LogId> =
-            usable.take(keep).chain(whole).chain(never_remove.iter().copied()).collect();
-        if !cfg!(mutant = "held-snapshot-pruned") {
-            kept.extend(inner.busy().held.iter().copied());
-        }
-        if whole.is_none() {
-            kept.extend(list.iter().filter(|info| info.health == Health::Damaged).map(SnapshotInfo::label));
-        }
-        let mut removed = Vec::new();
-        // The oldest first: whatever a crash leaves is what was there, without its oldest.
-        for info in list.iter().rev().filter(|info| !kept.contains(&info.label())) {
-            inner.fs.remove_file(&info.path).map_err(io_error("remove", &info.path))?;
-            removed.push(info.label());
-        }
-        list.retain(|info| !removed.contains(&info.label()));
-        drop(list);
-        if !removed.is_empty() {
-            inner.sync_dir()?;
-        }
-        Ok(removed)
-    }
-
     /// Whether the archive with this header could be used here: ask before anything else of it is
     /// received. The header was read by [`SnapshotArchive::header_bytes`] of the sender.
     ///
@@ -401,19 +376,5 @@ impl SnapshotStore {
             inner.busy().receiving = false;
         }
         receiver
-    }
-
-    /// Removes what was received of a transfer that nobody will finish: the node has caught up in
-    /// another way.
-    ///
-    /// # Errors
-    /// [`SnapshotError::Busy`] while a receiver is held, or an I/O error.
-    pub fn discard_partial(&self) -> Result<(), SnapshotError> {
-        if std::mem::replace(&mut self.inner.busy().receiving, true) {
-            return Err(SnapshotError::Busy { what: "a transfer to this node" });
-        }
-        let removed = self.inner.remove_partial();
-        self.inner.busy().receiving = false;
-        removed
     }
 }
