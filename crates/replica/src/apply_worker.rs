@@ -140,6 +140,12 @@ impl ApplyWorker {
         Ok(Some(task))
     }
 
+    /// The future of [`Self::begin_snapshot`] was dropped before its end.
+    pub fn give_up_snapshot(&mut self) {
+        self.building = None;
+        self.handler.give_up_snapshot();
+    }
+
     /// Whether a snapshot is being built.
     #[must_use]
     pub fn is_building(&self) -> bool {
@@ -162,9 +168,8 @@ impl ApplyWorker {
                 kept.map(Some)
             }
             Err(reason) => {
-                self.building = None;
                 tracing::warn!(%reason, "a snapshot was given up");
-                self.handler.give_up_snapshot();
+                self.give_up_snapshot();
                 Ok(None)
             }
         }

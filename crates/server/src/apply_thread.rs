@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::Duration;
 
 use d_engine_replica::{ApplyJob, ApplySource, ApplyWorker, LogId, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
@@ -48,6 +48,8 @@ pub(crate) struct ApplyThread {
     pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
     pub(crate) store: SnapshotStore,
     pub(crate) progress: Arc<BuildProgress>,
+    /// How long the state machine may hold apply up to write a snapshot's data.
+    pub(crate) pause_max: Duration,
     pub(crate) log_counters: Arc<LogCounters>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) gate: Arc<ReadGate>,
@@ -103,7 +105,9 @@ impl ApplyThread {
                 }
                 self.gate.applied(self.worker.handler().applied().index);
                 self.inbox.report(event);
-                self.begin_snapshot(false, &mut asked);
+                if !closed {
+                    self.begin_snapshot(false, &mut asked);
+                }
             }
             if closed {
                 return self.worker.handler().close();
@@ -129,18 +133,30 @@ impl ApplyThread {
     fn begin_snapshot(&mut self, wanted: bool, asked: &mut Vec<Asked>) {
         if wanted && !self.worker.is_building() {
             let applied = self.worker.handler().applied();
-            if let Some(info) = self.store.newest_whole().filter(|info| LogId::from(info.label()) == applied)
-            {
+            let newest = self.store.newest_whole().filter(|info| LogId::from(info.label()) == applied);
+            // It may have been removed by hand.
+            if let Some(info) = newest.filter(|info| self.store.open_archive(info.label()).is_ok()) {
                 answer(asked, u64::MAX, &Ok(info));
                 return;
             }
         }
         self.worker.handler().log_written(self.log_counters.read().bytes_written);
-        let began = Instant::now();
-        match self.runtime.block_on(self.worker.begin_snapshot(wanted)) {
+        self.progress.may_pause();
+        let limit = self.pause_max;
+        let begun = self
+            .runtime
+            .block_on(async { tokio::time::timeout(limit, self.worker.begin_snapshot(wanted)).await });
+        let begun = begun.unwrap_or_else(|_| {
+            self.worker.give_up_snapshot();
+            Err(StopReason::new(format_args!(
+                "the state machine's generate_snapshot_data had not come to its end after {} ms, while nothing was applied: \
+                 raise snapshots.pause_max_ms, or implement snapshot_view, which lets apply go on",
+                limit.as_millis()
+            )))
+        });
+        self.progress.goes_on(!matches!(begun, Ok(None)));
+        match begun {
             Ok(Some(task)) => {
-                let paused = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.progress.paused_us.store(paused, Ordering::Relaxed);
                 self.snapshots.put(|work| work.task = Some(task));
             }
             Ok(None) if wanted && !self.worker.is_building() => {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use d_engine_core::GroupId;
 use d_engine_replica::{ApplyWorker, LogWorker, Replica, StateMachine, StateMachineHandler};
@@ -101,6 +102,7 @@ impl NodeThreads {
             snapshots: snap.clone(),
             store: snapshots,
             progress: building,
+            pause_max: Duration::from_millis(settings.pause_max_ms),
             log_counters: shared.log_counters.clone(),
             inbox,
             gate,

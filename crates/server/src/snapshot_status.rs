@@ -29,7 +29,7 @@ pub struct SnapshotStatus {
     pub failed: u64,
     /// Why the last one was.
     pub last_failure: Option<String>,
-    /// For how long the newest one has held apply up.
+    /// For how long the newest one has held apply up, or the one that is being built does now.
     pub pause: Duration,
     /// Bytes that the log has grown by since the newest one, or since the node started.
     pub bytes_since: u64,
@@ -49,17 +49,19 @@ impl SnapshotStatus {
         let (sending, receiving) = shared.transfers.status();
         let building = &shared.building;
         let failures = building.failures();
-        let packed = building.packed.load(Ordering::Relaxed);
+        let (pauses, paused) = building.pauses();
+        let is_building = building.is_building.load(Ordering::Relaxed);
+        let packed = if is_building { building.packed.load(Ordering::Relaxed) } else { 0 };
         Self {
             newest: list.first().map(|info| info.label().into()),
             newest_bytes: list.first().map_or(0, |info| info.len),
             count: list.len(),
             disk_bytes: list.iter().map(|info| info.len).sum(),
-            building: building.is_building.load(Ordering::Relaxed).then_some(packed),
+            building: (is_building || pauses.is_some()).then_some(packed),
             built: building.built.load(Ordering::Relaxed),
             failed: failures.count,
             last_failure: failures.last,
-            pause: Duration::from_micros(building.paused_us.load(Ordering::Relaxed)),
+            pause: pauses.unwrap_or(paused),
             bytes_since: building.log_bytes.load(Ordering::Relaxed),
             log_bytes: log.log_bytes,
             overdue: log.log_bytes > shared.max_log_bytes,

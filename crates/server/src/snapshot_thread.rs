@@ -1,9 +1,9 @@
 //! The snapshot thread: writes frozen views, packs archives and removes old ones, beside apply and the log.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use d_engine_replica::{SnapshotTask, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
@@ -29,13 +29,21 @@ pub(crate) struct BuildProgress {
     /// Bytes packed of the snapshot being built.
     pub(crate) packed: AtomicU64,
     pub(crate) is_building: AtomicBool,
-    /// For how long apply has waited for the newest one, in microseconds.
-    pub(crate) paused_us: AtomicU64,
+    pause: Mutex<Pause>,
     pub(crate) built: AtomicU64,
     failures: Mutex<Failures>,
     /// Payload bytes applied since the newest snapshot.
     pub(crate) log_bytes: AtomicU64,
     stops: AtomicBool,
+}
+
+/// How long the state machine holds apply up while its state is frozen.
+#[derive(Clone, Copy, Default)]
+struct Pause {
+    /// For the snapshot that was begun last.
+    last: Duration,
+    /// Since when it does so now.
+    since: Option<Instant>,
 }
 
 /// How many snapshots were given up since the node started, and why the last one was.
@@ -55,6 +63,31 @@ impl BuildProgress {
 
     pub(crate) fn failures(&self) -> Failures {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on apply may be held up.
+    pub(crate) fn may_pause(&self) {
+        self.pause().since = Some(Instant::now());
+    }
+
+    /// It is not any more; it was, if a snapshot was `begun`.
+    pub(crate) fn goes_on(&self, begun: bool) {
+        let mut pause = self.pause();
+        if let Some(since) = pause.since.take().filter(|_| begun) {
+            pause.last = since.elapsed();
+        }
+    }
+
+    /// For how long apply is held up now, and for how long it was the last time.
+    pub(crate) fn pauses(&self) -> (Option<Duration>, Duration) {
+        let pause = *self.pause();
+        // Less is the time of a look at the policy.
+        let now = pause.since.map(|since| since.elapsed()).filter(|now| *now >= Duration::from_millis(10));
+        (now, pause.last)
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The work under way is given up: the node shuts down.

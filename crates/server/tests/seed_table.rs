@@ -2,76 +2,19 @@
 //! writes down what it is asked.
 #![allow(clippy::unwrap_used)]
 
+mod alone;
 #[path = "../../replica/tests/recording/machine.rs"]
 mod recording;
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use alone::{Alone, hold, until};
 use bytes::Bytes;
 use d_engine_replica::{ProposeError, ReadConsistency};
 use d_engine_server::{Config, EmbeddedEngine, WaitError};
-use recording::{Calls, Manner, Recording};
+use recording::{Manner, Recording};
 use support::{PATIENCE, cluster};
-
-/// A node alone, with a data directory that outlives it.
-struct Alone {
-    _dir: Option<tempfile::TempDir>,
-    config: Config,
-    machine: Arc<Recording>,
-    engine: EmbeddedEngine,
-    calls: Calls,
-}
-
-impl Alone {
-    async fn start(machine: Recording) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
-        (config.snapshots.tail_entries, config.snapshots.reserve_bytes) = (0, 0);
-        let mut alone = Self::with(machine, config).await;
-        alone._dir = Some(dir);
-        alone
-    }
-
-    async fn with(machine: Recording, config: Config) -> Self {
-        let (calls, machine) = (machine.calls.clone(), Arc::new(machine));
-        let engine = EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap();
-        engine.wait_ready(PATIENCE).await.unwrap();
-        Self { _dir: None, config, machine, engine, calls }
-    }
-
-    async fn propose(&self, number: u8) -> Bytes {
-        self.engine.propose(vec![number]).await.unwrap()
-    }
-
-    async fn applied(&self) -> u64 {
-        self.engine.status().await.replica.unwrap().applied
-    }
-
-    /// Waits until nothing more comes of its own accord: a new node binds itself in an entry of its own.
-    async fn settle(&self) {
-        until(async || {
-            let replica = self.engine.status().await.replica.unwrap();
-            let bound = replica.membership.members().iter().all(|member| member.incarnation.is_some());
-            bound && replica.applied == replica.core.log.last.index.get()
-        })
-        .await;
-    }
-
-    async fn stop(self) -> (Config, Arc<Recording>, Option<tempfile::TempDir>) {
-        self.engine.stop().await;
-        (self.config, self.machine, self._dir)
-    }
-}
-
-async fn until(mut condition: impl AsyncFnMut() -> bool) {
-    let look = async {
-        while !condition().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, look).await.unwrap();
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn row_start_at_node_initialization() {
@@ -350,64 +293,6 @@ async fn row_generate_snapshot_data_at_a_snapshots_creation() {
     node.stop().await;
 }
 
-/// Keeps views from being written until the sender is dropped.
-fn hold(pen: Arc<Mutex<()>>) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
-    let (holds, held) = std::sync::mpsc::channel();
-    let (let_go, told) = std::sync::mpsc::channel::<()>();
-    let holder = std::thread::spawn(move || {
-        let _pen = pen.lock().unwrap();
-        holds.send(()).unwrap();
-        // Until the other end is dropped.
-        told.recv().ok();
-    });
-    held.recv().unwrap();
-    (let_go, holder)
-}
-
-/// Whoever asks for a snapshot while one is being built gets a later one, if more has been applied.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_was_asked_for_holds_everything_that_was_applied_before() {
-    let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
-    let (let_go, holder) = hold(machine.pen.clone());
-    let node = Alone::start(machine).await;
-    node.propose(1).await;
-    let asks = |engine: EmbeddedEngine| tokio::spawn(async move { engine.take_snapshot().await.unwrap() });
-    let first = asks(node.engine.clone());
-    until(async || node.calls.count("snapshot_view") == 1).await;
-    node.propose(2).await;
-    let index = *node.calls.applied().last().unwrap();
-    let second = asks(node.engine.clone());
-    drop(let_go);
-    let (first, second) =
-        (first.await.unwrap().label().index.get(), second.await.unwrap().label().index.get());
-    assert!(first < index && second >= index, "{first}, {second}: {index}");
-    node.stop().await;
-    holder.join().unwrap();
-}
-
-/// A machine that cannot go on: whoever waits behind the chunk that it failed in is told so too.
-#[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_ever_behind_a_chunk_that_failed() {
-    let machine = Recording::with(Manner { chokes_on: Some(13), ..Manner::default() });
-    let (let_go, holder) = hold(machine.pen.clone());
-    let node = Alone::start(machine).await;
-    node.settle().await;
-    let committed = async || node.engine.status().await.replica.unwrap().core.log.committed.get();
-    let mut calls = tokio::task::JoinSet::new();
-    for number in [13, 1] {
-        let (engine, before) = (node.engine.clone(), committed().await);
-        calls.spawn(async move { engine.propose(vec![number]).await.is_ok() });
-        until(async || committed().await > before && node.calls.count("apply_chunk") == 1).await;
-    }
-    let engine = node.engine.clone();
-    calls.spawn(async move { engine.take_snapshot().await.is_ok() });
-    drop(let_go);
-    let told = tokio::time::timeout(PATIENCE, calls.join_all()).await.unwrap();
-    assert_eq!(told, [false, false, false]);
-    node.stop().await;
-    holder.join().unwrap();
-}
-
 /// Entries that were applied while one snapshot was built count for the next, also when nothing comes after them.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
@@ -529,95 +414,4 @@ async fn rows_of_a_transfer_and_of_an_install() {
     for engine in &engines {
         engine.stop().await;
     }
-}
-
-/// "Either fully applies or fails the entire batch": a machine that cannot go on stops its node, and nobody was told that
-/// any command of the chunk has taken effect.
-#[tokio::test(flavor = "multi_thread")]
-async fn notes_atomic_operations() {
-    let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
-    node.propose(1).await;
-    let told = node.engine.propose(vec![13]).await.unwrap_err();
-    assert!(matches!(told, ProposeError::OutcomeUnknown | ProposeError::Stopped { .. }), "{told}");
-    let reason = node.engine.stopped().await.unwrap_err().to_string();
-    assert!(reason.contains("the backend is gone"), "{reason}");
-    assert_eq!(node.machine.held().numbers.len(), 1);
-    node.stop().await;
-}
-
-/// "Handle duplicate entries safely": the engine delivers nothing again that was applied, and a machine that stands further
-/// than the engine knows is fed from where it says it stands.
-#[tokio::test(flavor = "multi_thread")]
-async fn notes_idempotency() {
-    let node = Alone::start(Recording::durable()).await;
-    for number in 1..=3 {
-        node.propose(number).await;
-    }
-    let (calls, held) = (node.calls.clone(), node.machine.held().clone());
-    let (config, machine, _dir) = node.stop().await;
-    calls.clear();
-    let node = Alone::with(machine.again(), config).await;
-    node.propose(4).await;
-    assert_eq!(calls.applied().len(), 1, "{:?}", calls.all());
-    assert!(held.numbers.iter().all(|(index, number)| node.machine.held().numbers[index] == *number));
-    node.stop().await;
-}
-
-/// "Checksum validation": what the machine says of its files is compared, and a snapshot that is not what it says is none.
-#[tokio::test(flavor = "multi_thread")]
-async fn notes_checksum_validation() {
-    let node = Alone::start(Recording::default()).await;
-    for number in 1..=3 {
-        node.propose(number).await;
-    }
-    node.engine.take_snapshot().await.unwrap();
-    node.propose(4).await;
-    let label = node.engine.take_snapshot().await.unwrap().label();
-    until(async || node.engine.status().await.replica.unwrap().core.log.base == label).await;
-    let (config, machine, _dir) = node.stop().await;
-    // A bit of the newest flips on the disk; the one before it, and the log, are still there.
-    let newest = newest_file(&config);
-    let mut bytes = std::fs::read(&newest).unwrap();
-    let at = bytes.len() - 40;
-    bytes[at] ^= 1;
-    std::fs::write(&newest, bytes).unwrap();
-    machine.calls.clear();
-    // The log begins behind the damaged one, so the one before it does not help: refused, and the machine was given
-    // nothing. Where the log reaches back, the test below shows what happens.
-    let refused =
-        EmbeddedEngine::start_custom(Arc::new(machine.again()), config).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains(newest.file_name().unwrap().to_str().unwrap()), "{refused}");
-    assert!(refused.to_string().contains("bring back a copy of this node's directory"), "{refused}");
-    assert_eq!(machine.calls.count("apply_snapshot_from_file"), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_newest_snapshot_falls_back_to_the_one_before_it_where_the_log_reaches() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
-    config.snapshots.reserve_bytes = 0;
-    let node = Alone::with(Recording::default(), config).await;
-    node.propose(1).await;
-    let first = node.engine.take_snapshot().await.unwrap();
-    node.propose(2).await;
-    node.engine.take_snapshot().await.unwrap();
-    node.propose(4).await;
-    let (config, machine, _) = node.stop().await;
-    let newest = newest_file(&config);
-    let mut bytes = std::fs::read(&newest).unwrap();
-    // In the content, not in what is read at once.
-    let at = bytes.len() / 2;
-    bytes[at] ^= 1;
-    std::fs::write(&newest, bytes).unwrap();
-    machine.calls.clear();
-    let node = Alone::with(machine.again(), config).await;
-    assert_eq!(node.calls.with("apply_snapshot_from_file"), [first.label().index.get().to_string()]);
-    let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
-    assert_eq!(read, Some(Bytes::from_static(b"7")));
-    node.stop().await;
-}
-
-fn newest_file(config: &Config) -> std::path::PathBuf {
-    let files = std::fs::read_dir(config.data_dir.join("snapshots")).unwrap().flatten();
-    files.map(|entry| entry.path()).filter(|path| path.is_file()).max().unwrap()
 }

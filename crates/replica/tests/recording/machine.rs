@@ -89,6 +89,8 @@ pub(crate) struct Manner {
     pub(crate) fails_start: bool,
     /// It freezes its state by a view, which says that it is so many entries further than it is.
     pub(crate) view_ahead_by: Option<u64>,
+    /// It never comes to the end of a snapshot's data.
+    pub(crate) writes_for_ever: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
 }
@@ -269,6 +271,9 @@ impl StateMachine for Recording {
         let is_empty = std::fs::read_dir(&dir)?.next().is_none();
         let empty = if is_empty { "empty" } else { "not empty" };
         self.calls.note(format!("generate_snapshot_data {} {empty}", last_included.index));
+        if self.manner.writes_for_ever {
+            std::future::pending::<()>().await;
+        }
         write(&self.held(), &dir)
     }
 

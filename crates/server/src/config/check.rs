@@ -184,11 +184,12 @@ fn check_snapshots(config: &Config) -> Checked {
         // A snapshot for less than one log file frees nothing.
         in_range("snapshots.after_log_bytes", bytes, segment..=1 << 44, " bytes, or 0: off")?;
     }
-    // The nodes take turns, so one may be as late as twice the measure, and its tail stays.
-    let least = bytes.saturating_mul(2).saturating_add(snapshots.tail_bytes).max(segment);
+    // For a large state one may be as late as twice the measure, for its turn among the nodes once more; and its tail stays.
+    let least = bytes.saturating_mul(3).saturating_add(snapshots.tail_bytes).max(segment);
     in_range("snapshots.max_log_bytes", snapshots.max_log_bytes, least..=1 << 46, " bytes")?;
     in_range("snapshots.tail_bytes", snapshots.tail_bytes, 0..=1 << 40, " bytes")?;
     for (name, value) in [
+        ("pause_max_ms", snapshots.pause_max_ms),
         ("transfer_timeout_ms", snapshots.transfer_timeout_ms),
         ("apply_timeout_ms", snapshots.apply_timeout_ms),
         ("purge_waits_ms", snapshots.purge_waits_ms),

@@ -27,6 +27,8 @@ pub(super) const SNAPSHOTS: &[&str] = &[
     "retained",
     "tail_entries",
     "tail_bytes",
+    "compression",
+    "pause_max_ms",
     "build_bytes_per_second",
     "send_bytes_per_second",
     "transfer_timeout_ms",

@@ -34,6 +34,10 @@ pub struct Snapshots {
     /// Whether archives are compressed: `none` (the default) or `zstd`. It takes processor time on the nodes that build and
     /// install; every node reads both.
     pub compression: SnapshotCompression,
+    /// How long a state machine without [`snapshot_view`](d_engine_replica::StateMachine::snapshot_view) may hold apply up while
+    /// it writes its data, in milliseconds; the snapshot is given up after that. It is looked at where the machine's
+    /// future waits: one that never does is measured, but not stopped. Default 30,000.
+    pub pause_max_ms: u64,
     /// How fast archives are built, in bytes a second, so that the log's writes keep their pace; 0: as fast as
     /// the disk. Default 64 MiB.
     pub build_bytes_per_second: u64,
@@ -85,6 +89,7 @@ impl Default for Snapshots {
             tail_entries: 10_000,
             tail_bytes: 32 << 20,
             compression: SnapshotCompression::None,
+            pause_max_ms: 30_000,
             build_bytes_per_second: 64 << 20,
             send_bytes_per_second: 100 << 20,
             transfer_timeout_ms: 30_000,

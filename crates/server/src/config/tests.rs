@@ -236,6 +236,9 @@ fn the_known_names_are_the_fields_of_the_config() {
     let listed = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
     assert_eq!(names(&table), listed(fields::CONFIG));
     assert_eq!(names(table["limits"].as_table().unwrap()), listed(fields::LIMITS));
+    assert_eq!(names(table["snapshots"].as_table().unwrap()), listed(fields::SNAPSHOTS));
+    let tables: Vec<_> = table.iter().filter(|(_, value)| value.is_table()).map(|(name, _)| name).collect();
+    assert_eq!(tables, ["limits", "snapshots"], "each has its list above");
     assert_eq!(names(table["members"][0].as_table().unwrap()), listed(fields::MEMBER));
 }
 

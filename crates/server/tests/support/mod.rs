@@ -37,7 +37,11 @@ pub(crate) async fn start(config: &Config) -> EmbeddedEngine {
 
 /// Proposes at whichever node leads.
 pub(crate) async fn put(engines: &[EmbeddedEngine], key: &str, value: &str) -> Bytes {
-    let command = KvCommand::put(key.to_owned(), value.to_owned()).encode();
+    propose(engines, KvCommand::put(key.to_owned(), value.to_owned()).encode()).await
+}
+
+/// The same with any command. It may be applied twice.
+pub(crate) async fn propose(engines: &[EmbeddedEngine], command: Bytes) -> Bytes {
     tokio::time::timeout(PATIENCE, async {
         loop {
             for engine in engines {
