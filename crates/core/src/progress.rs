@@ -104,7 +104,7 @@ impl Progress {
         self.matched = self.matched.max(index);
         self.next = self.next.max(index.next());
         match &mut self.flow {
-            // With a snapshot on its way: it has been applied, or the follower was further than it seemed.
+            // With a snapshot on its way: it is in the place of the follower's log, or that was further than it seemed.
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 self.next = self.matched.next();
                 self.flow = Flow::Replicate { inflight: VecDeque::new(), bytes: 0 };

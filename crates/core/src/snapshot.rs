@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use crate::effects::{Appended, Effects};
 use crate::input::Rejected;
 use crate::raft_core::RaftCore;
+use crate::role::Role;
 use crate::{Configuration, Instant, LogId, NodeId, Term};
 
 /// A snapshot that was received.
@@ -24,6 +25,14 @@ impl RaftCore {
     #[must_use]
     pub fn tail_behind(&self, covered: crate::LogIndex, entries: u64, bytes: u64) -> LogId {
         self.log.tail_behind(covered.min(self.log.applied()), entries, bytes)
+    }
+
+    /// Whether a follower, as far as this leader knows, lacks entries that are no longer in the log.
+    #[must_use]
+    pub fn lacks_purged_entries(&self, follower: NodeId) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let base = self.log.summary().base.index;
+        leader.followers.get(&follower).is_some_and(|progress| progress.matched < base)
     }
 
     /// The log begins after `through`: what is before it was applied, and is in a snapshot.

@@ -164,6 +164,7 @@ impl Replica {
             Event::SnapshotSent(to) => self.snapshots.transfer_ended(to),
             Event::SnapshotFailed { to, none_usable } => {
                 // The log is still held for it: it goes on where it was cut.
+                self.snapshots.transfer_cut(to);
                 jobs.snapshot_due |= none_usable;
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }

@@ -19,8 +19,8 @@ pub(crate) struct Snapshots {
     received: Option<(Box<ReceivedSnapshot>, InstallResponder)>,
     /// In the place of the log already, up to this index; whoever sent it waits until it is applied.
     installing: Option<Installing>,
-    /// Followers that a snapshot is on its way to, since when, however often it was cut.
-    sending: BTreeMap<NodeId, Instant>,
+    /// Followers that a snapshot is on its way to, however often it was cut.
+    sending: BTreeMap<NodeId, Sending>,
     /// When it was last looked how far the log may be purged although a transfer runs.
     looked: Instant,
     /// Up to here this node's newest snapshot reaches, verified and durable.
@@ -28,6 +28,12 @@ pub(crate) struct Snapshots {
     /// Something has changed since it was last looked how far the log may be purged.
     is_due: bool,
     is_purging: bool,
+}
+
+struct Sending {
+    since: Instant,
+    /// The last attempt has ended without the follower's word that it has applied the snapshot.
+    is_cut: bool,
 }
 
 struct Installing {
@@ -47,13 +53,21 @@ impl Snapshots {
     /// A follower that cannot be reached keeps the log for one `patience`, then not for as long, then anew: when it comes
     /// back much later, it is to find what it needs.
     pub(crate) fn transfer_begun(&mut self, to: NodeId, now: Instant, patience: Duration) {
-        let since = self.sending.entry(to).or_insert(now);
-        if now.since(*since) >= patience.times(2) {
-            *since = now;
+        let sending = self.sending.entry(to).or_insert(Sending { since: now, is_cut: false });
+        sending.is_cut = false;
+        if now.since(sending.since) >= patience.times(2) {
+            sending.since = now;
         }
     }
 
-    /// The follower has applied a snapshot, or needs none any more.
+    /// An attempt has ended early. It is ordered again, unless the follower turns out to need none.
+    pub(crate) fn transfer_cut(&mut self, to: NodeId) {
+        if let Some(sending) = self.sending.get_mut(&to) {
+            sending.is_cut = true;
+        }
+    }
+
+    /// The follower has applied a snapshot.
     pub(crate) fn transfer_ended(&mut self, to: NodeId) {
         self.sending.remove(&to);
         self.is_due = true;
@@ -62,7 +76,7 @@ impl Snapshots {
     /// Whether followers are being sent a snapshot, and go on from its label.
     fn holds(&self, now: Instant, patience: Duration) -> bool {
         !cfg!(mutant = "purge-during-transfer")
-            && self.sending.values().any(|since| now.since(*since) < patience)
+            && self.sending.values().any(|sending| now.since(sending.since) < patience)
     }
 
     pub(crate) fn lost_leadership(&mut self) {
@@ -128,6 +142,10 @@ impl Replica {
     /// Purges what a snapshot covers, but for a tail. A follower that is being sent a snapshot goes on from its
     /// label: until it has that, or for so long as is bearable, everything stays that the log has room for.
     pub(crate) fn maybe_purge(&mut self, now: Instant, jobs: &mut Jobs) {
+        // A transfer may be cut when only its last word is missing, or because the follower has caught up by itself.
+        let (core, before) = (&self.core, self.snapshots.sending.len());
+        self.snapshots.sending.retain(|to, sending| !sending.is_cut || core.lacks_purged_entries(*to));
+        self.snapshots.is_due |= self.snapshots.sending.len() < before;
         if !self.snapshots.is_due || self.snapshots.is_purging {
             return;
         }

@@ -1,98 +1,20 @@
 //! A replica on a real log, its jobs done by the test: what callers are told when leadership goes.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Arc, Mutex};
+mod leader;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
+use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, Term};
 use d_engine_replica::{
     Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest,
     ReceivedSnapshot, Replica, ReplicaConfig,
 };
+use d_engine_storage::LogEntry;
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
-use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole, Membership,
-    OpenRequest, OpenedStorage, StorageEngine,
-};
-
-type Answers = Arc<Mutex<Vec<Result<Bytes, ProposeError>>>>;
-
-fn n(id: u64) -> NodeId {
-    NodeId::new(id).unwrap()
-}
-
-fn open(nodes: u64) -> OpenedStorage {
-    let member = |node| Member {
-        node,
-        peer_addr: format!("peer:{node}"),
-        client_addr: String::new(),
-        role: MemberRole::Voter,
-        incarnation: None,
-    };
-    let request = OpenRequest {
-        cluster: None,
-        node: n(1),
-        group: GroupId::FIRST,
-        initial: Membership::new((1..=nodes).map(member)).unwrap(),
-        fresh_cluster: ClusterId([1; 16]),
-        fresh_incarnation: Incarnation([2; 16]),
-    };
-    let options = FileStorageOptions { segment_bytes: 64 << 10, ..FileStorageOptions::default() };
-    FileStorageEngine::new("/data", options, Arc::new(SimFs::new())).open(&request).unwrap()
-}
-
-struct Node {
-    replica: Replica,
-    log: LogWorker,
-    now: Instant,
-}
-
-impl Node {
-    fn new(nodes: u64) -> Self {
-        let opened = open(nodes);
-        let now = Instant::from_nanos(1);
-        let config = ReplicaConfig::default();
-        let replica =
-            Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
-        Self { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now }
-    }
-
-    /// Handles an event; writes are stored at once. Returns the jobs other than writes.
-    fn handle(&mut self, event: Event) -> Jobs {
-        let mut jobs = Jobs::default();
-        self.replica.handle(self.now, 0, event, &mut jobs);
-        while !jobs.persist.is_empty() {
-            let writes = std::mem::take(&mut jobs.persist);
-            let stored = self.log.persist(&writes).unwrap().unwrap();
-            self.replica.handle(self.now, 0, Event::Persisted(stored), &mut jobs);
-        }
-        jobs
-    }
-
-    fn receive(&mut self, from: u64, message: PeerMessage) -> Jobs {
-        self.handle(Event::Peer { from: n(from), message })
-    }
-
-    /// Wins the election of the next term.
-    fn lead(&mut self) {
-        self.now = Instant::from_nanos(self.now.as_nanos() + 2_000_000_000);
-        self.handle(Event::Deadline);
-        let term = Term::new(self.replica.core().term().get() + 1);
-        self.receive(2, PeerMessage::PreVoteReply { term, granted: true });
-        self.receive(2, PeerMessage::VoteReply { term, granted: true });
-    }
-
-    fn propose(&mut self, answers: &Answers, number: u8) {
-        let answers = answers.clone();
-        let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
-        self.handle(Event::Propose(vec![Proposal {
-            command: Bytes::from(vec![number]),
-            deadline: None,
-            responder,
-        }]));
-    }
-}
+use leader::{Answers, Node, n, open};
 
 fn entry(term: u64, index: u64) -> LogEntry {
     LogEntry {

@@ -1,6 +1,6 @@
 //! One simulated node: the real replica, log worker and apply worker, on a simulated disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
@@ -89,6 +89,8 @@ pub(crate) struct Running {
     pub(crate) receives: BTreeMap<u64, SnapshotReceiver>,
     /// Followers that a snapshot was ordered for, since when.
     pub(crate) sending: BTreeMap<NodeId, Instant>,
+    /// Those of them whose last attempt has ended early.
+    pub(crate) cut: BTreeSet<NodeId>,
     /// The archive that was chosen for a follower last.
     pub(crate) chosen: BTreeMap<NodeId, LogId>,
     /// The snapshot that was received and not yet installed.
@@ -237,6 +239,7 @@ impl Node {
             sends: BTreeMap::new(),
             receives: BTreeMap::new(),
             sending: BTreeMap::new(),
+            cut: BTreeSet::new(),
             chosen: BTreeMap::new(),
             installing: None,
             incarnation: opened.identity.incarnation,

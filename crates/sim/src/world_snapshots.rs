@@ -212,7 +212,11 @@ impl World {
         let node = self.node(id);
         let clock = node.clock(now);
         let Some(running) = node.running.as_ref() else { return Ok(()) };
-        let held = running.sending.iter().find(|(_, since)| clock.since(**since) < patience);
+        // One that was cut and whose follower goes on with entries is over.
+        let core = running.replica.core();
+        let is_over =
+            |to: &d_engine_core::NodeId| running.cut.contains(to) && !core.lacks_purged_entries(*to);
+        let held = running.sending.iter().find(|(to, since)| clock.since(**since) < patience && !is_over(to));
         match held {
             Some(_) if is_bounded => {
                 self.counts.reached(Sometimes::PurgedDuringTransfer);
@@ -340,10 +344,19 @@ impl Running {
 
     /// Mirrors the replica's own account of the snapshots that it has ordered to be sent.
     pub(crate) fn note_event(&mut self, event: &Event) {
-        if let Event::SnapshotSent(to) = event {
-            self.sending.remove(to);
-            self.chosen.remove(to);
+        match event {
+            Event::SnapshotSent(to) => {
+                self.sending.remove(to);
+                self.chosen.remove(to);
+            }
+            Event::SnapshotFailed { to, .. } => {
+                self.cut.insert(*to);
+            }
+            _ => {}
         }
+        // Begun anew, it is held for anew.
+        let core = self.replica.core();
+        self.sending.retain(|to, _| !self.cut.contains(to) || core.lacks_purged_entries(*to));
     }
 
     pub(crate) fn note_orders(&mut self, jobs: &Jobs, now: Instant, patience: Duration) {
@@ -352,6 +365,7 @@ impl Running {
             self.chosen.clear();
         }
         for order in &jobs.snapshots {
+            self.cut.remove(&order.to);
             let since = self.sending.entry(order.to).or_insert(now);
             if now.since(*since) >= patience.times(2) {
                 *since = now;

@@ -1,0 +1,98 @@
+//! How far a leader's log is purged while a snapshot is on its way to a follower. The jobs are done by the test.
+#![allow(clippy::unwrap_used)]
+
+mod leader;
+
+use std::sync::Arc;
+
+use d_engine_core::{AppendOutcome, LogIndex, Term};
+use d_engine_replica::{Event, LogId, PeerMessage, ReplicaConfig};
+use leader::{Answers, Node, n};
+
+/// Commands that the leader has applied before anything is purged.
+const COMMANDS: u64 = 9;
+
+/// A leader of three whose log begins after entry 5. Node 3 is at entry 1 and is being sent a snapshot.
+fn sends() -> Node {
+    let config = ReplicaConfig { tail_entries: 0, tail_bytes: 0, ..ReplicaConfig::default() };
+    let mut node = Node::with(3, config);
+    node.lead();
+    for number in 0..COMMANDS {
+        node.propose(&Answers::default(), number as u8);
+    }
+    stores(&mut node, 3, 1);
+    stores(&mut node, 2, COMMANDS + 1);
+    let applied = LogId { term: 1, index: COMMANDS + 1 };
+    node.handle(Event::Applied { through: applied, next_expiry_ms: None });
+    assert_eq!(covers(&mut node, 5), Some(5));
+    assert!(asks_for_a_snapshot(&mut node));
+    assert_eq!(covers(&mut node, 7), None, "it goes on from the snapshot's label");
+    node
+}
+
+/// A follower has stored the log up to `index`; returns how far the leader purges its own now.
+fn stores(node: &mut Node, follower: u64, index: u64) -> Option<u64> {
+    let outcome = AppendOutcome::Stored(LogIndex::new(index));
+    let jobs = node.receive(follower, PeerMessage::AppendReply { term: Term::new(1), outcome });
+    jobs.purge.map(|through| through.index.get())
+}
+
+/// The leader has a snapshot up to `index`; returns how far it purges its log, which is done.
+fn covers(node: &mut Node, index: u64) -> Option<u64> {
+    let purge = node.handle(Event::SnapshotKept(LogId { term: 1, index })).purge?;
+    node.handle(Event::Purged(purge));
+    Some(purge.index.get())
+}
+
+/// Node 3 says again and again that it has nothing behind entry 1; whether a snapshot is ordered for it.
+fn asks_for_a_snapshot(node: &mut Node) -> bool {
+    (0..3).any(|_| {
+        node.pass_ms(250);
+        let jobs = node.handle(Event::Deadline);
+        let round = jobs.send.iter().find_map(|sent| match sent.message {
+            PeerMessage::Heartbeat { round, .. } => Some(round),
+            _ => None,
+        });
+        let (term, one, round) = (Term::new(1), LogIndex::new(1), round.unwrap());
+        let reply = PeerMessage::HeartbeatReply { term, round, received: one, stored: one };
+        let answered = node.receive(3, reply);
+        jobs.snapshots.iter().chain(&answered.snapshots).any(|order| order.to == n(3))
+    })
+}
+
+#[test]
+fn the_log_is_held_until_the_follower_has_applied_the_snapshot() {
+    let mut node = sends();
+    node.handle(Event::SnapshotFailed { to: n(3), none_usable: false });
+    assert_eq!(covers(&mut node, 8), None, "it is sent again");
+    assert!(asks_for_a_snapshot(&mut node));
+    let purge = node.handle(Event::SnapshotSent(n(3))).purge;
+    assert_eq!(purge.map(|through| through.index.get()), Some(8));
+}
+
+/// The last word of a transfer is lost, or the follower has caught up by itself: nothing is held for it any more, and the
+/// next transfer is held for anew.
+#[test]
+fn a_transfer_that_is_cut_and_not_needed_any_more_holds_nothing() {
+    let mut node = sends();
+    node.handle(Event::SnapshotFailed { to: n(3), none_usable: false });
+    assert_eq!(stores(&mut node, 3, 6), Some(7));
+}
+
+#[test]
+fn a_follower_that_does_not_come_back_is_waited_for_no_longer_than_is_bearable() {
+    let mut node = sends();
+    node.handle(Event::SnapshotFailed { to: n(3), none_usable: false });
+    node.pass_ms(ReplicaConfig::default().purge_patience.as_millis());
+    assert_eq!(covers(&mut node, 8), Some(8));
+}
+
+#[test]
+fn a_deposed_leader_holds_nothing() {
+    let mut node = sends();
+    let entries: Arc<[_]> = Arc::new([]);
+    let (term, prev) = (Term::new(2), d_engine_core::LogId::new(Term::new(1), LogIndex::new(COMMANDS + 1)));
+    let append = PeerMessage::Append { term, prev, commit: LogIndex::new(1), entries };
+    let purge = node.receive(2, append).purge;
+    assert_eq!(purge.map(|through| through.index.get()), Some(7));
+}
