@@ -15,7 +15,7 @@ use d_engine_core::{HardState, LogId as CoreLogId, LogIndex, Term};
 use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotInfo, SnapshotStore};
 use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
 
-use crate::state_machine_handler::{Applied, check_position, failed};
+use crate::state_machine_handler::{Applied, check_own_snapshot, check_position, failed};
 use crate::{
     Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler, StopReason,
 };
@@ -107,6 +107,9 @@ impl Start<'_> {
     async fn bring_up(&mut self, machine: &dyn StateMachine) -> Result<(Applied, Footing), StopReason> {
         let rebuilt = machine.durability() == Durability::Rebuilt;
         let stands_at = if rebuilt { LogId::default() } else { machine.last_applied() };
+        if !rebuilt {
+            check_own_snapshot(machine, stands_at)?;
+        }
         // It has lost its state, or is new in this directory: the snapshot is nearer than the first entry.
         let is_new = !rebuilt && stands_at == LogId::default() && machine.is_empty();
         let mut damage = Vec::new();
@@ -206,10 +209,16 @@ impl Start<'_> {
         let installed = machine.apply_snapshot_from_file(&meta, path).await;
         // What cannot be removed now is removed at the next start.
         self.snapshots.clear_unpacked().ok();
-        installed
-            .and_then(|()| machine.update_last_snapshot_metadata(&meta))
-            .and_then(|()| machine.persist_last_snapshot_metadata(&meta))
-            .map_err(|error| Restore::Failed(failed("apply_snapshot_from_file", &error)))?;
+        let done = |method, result: crate::Result<()>| {
+            result.map_err(|error| Restore::Failed(failed(method, &error)))
+        };
+        done("apply_snapshot_from_file", installed)?;
+        machine.update_last_applied(meta.last_included);
+        // The log may be purged up to here as soon as the node runs.
+        done("persist_last_applied", machine.persist_last_applied(meta.last_included))?;
+        done("flush", machine.flush())?;
+        done("update_last_snapshot_metadata", machine.update_last_snapshot_metadata(&meta))?;
+        done("persist_last_snapshot_metadata", machine.persist_last_snapshot_metadata(&meta))?;
         let facts = &info.header.facts;
         let membership = Some(facts.membership.clone());
         Ok(Footing { applied: label.index, membership, time_ms: facts.time_ms, covered: label.index })

@@ -279,6 +279,7 @@ impl StateMachineHandler {
         self.snapshot_bytes = info.len;
         // A leader's snapshot that goes further may have been installed meanwhile.
         if info.label().index.get() > self.snapshot.index {
+            self.flush_before_telling()?;
             self.tell_of(&metadata_of(info))?;
         }
         self.persist_applied()?;

@@ -205,7 +205,17 @@ impl StateMachineHandler {
         self.machine.update_last_applied(self.applied.id);
         self.due.installed(self.applied.time_ms);
         self.snapshot_bytes = info.len;
+        self.flush_before_telling()?;
         self.tell_of(&meta)
+    }
+
+    /// A machine that keeps its own state stands at least where the snapshot does that it names, also after a power cut
+    /// (`check_own_snapshot`): the state first.
+    pub(crate) fn flush_before_telling(&self) -> Result<(), StopReason> {
+        match self.machine.durability() {
+            crate::Durability::Durable => self.machine.flush().map_err(|error| failed("flush", &error)),
+            crate::Durability::Rebuilt => Ok(()),
+        }
     }
 
     /// The machine is told of a snapshot that is there, and asked to store that.
@@ -247,6 +257,18 @@ impl StateMachineHandler {
 
 pub(crate) fn failed(method: &str, error: &crate::Error) -> StopReason {
     StopReason::new(format_args!("the state machine's {method} failed: {error}"))
+}
+
+/// A machine that keeps its own state must stand no earlier than the snapshot that it was told of after a flush.
+pub(crate) fn check_own_snapshot(machine: &dyn StateMachine, applied: LogId) -> Result<(), StopReason> {
+    match machine.snapshot_metadata().map(|meta| meta.last_included) {
+        Some(label) if label.index > applied.index => Err(StopReason::new(format_args!(
+            "the state machine stands at {applied}, but names a snapshot of its state up to {label}: it has lost what it had \
+             flushed; restore both from one copy, or remove the state machine's files, so that it begins with the \
+             snapshot (docs/snapshots.md)"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A machine that keeps its own state must stand inside the log that it is given.

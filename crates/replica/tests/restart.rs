@@ -4,7 +4,7 @@
 mod recording;
 
 use d_engine_core::{EntryKind, Term};
-use d_engine_replica::{Never, StopReason};
+use d_engine_replica::{Never, SnapshotMetadata, StopReason};
 use d_engine_storage::LogEntry;
 use recording::node::{Node, command, damage, leader_with_snapshot, purge, send, store};
 use recording::{Ground, Manner, Recording, at, entry, id};
@@ -41,10 +41,13 @@ fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
         "start",
         "reset",
         "apply_snapshot_from_file 4",
+        "update_last_applied 4",
+        "persist_last_applied 4",
+        "flush",
         "update_last_snapshot_metadata 4",
         "persist_last_snapshot_metadata 4",
     ];
-    assert_eq!(node.machine.calls.take()[..5], expected);
+    assert_eq!(node.machine.calls.take()[..8], expected);
     assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2, 3, 4], 4));
     assert_eq!((node.footing.covered.get(), node.footing.time_ms), (4, 1_004));
     assert_eq!(node.footing.membership.as_ref().unwrap().members().len(), 1);
@@ -172,6 +175,18 @@ fn a_snapshot_of_a_newer_format_is_refused_with_both_numbers() {
     // `Ground` opens for a machine of format 0.
     let refused = refusal(ground.again(), Recording::default());
     assert!(refused.contains("version 3") && refused.contains("up to 0"), "{refused}");
+}
+
+/// It was flushed before it was told of the snapshot: what it has lost since, it should not have.
+#[test]
+fn a_durable_machine_that_stands_before_its_own_snapshot_is_refused() {
+    let ground = ground_with_snapshots(Recording::durable());
+    let machine = Recording::durable_at(at(1, 3));
+    let meta = SnapshotMetadata::new(at(1, 4), [0; 32]);
+    machine.held().snapshot = Some(meta);
+    let refused = refusal(ground, machine);
+    assert!(refused.contains("index 3") && refused.contains("index 4"), "{refused}");
+    assert!(refused.contains("remove the state machine's files"), "{refused}");
 }
 
 #[test]
