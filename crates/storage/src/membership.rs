@@ -1,6 +1,8 @@
 //! The members of a cluster with their addresses: the payload of membership entries and part of
 //! the identity file. The core knows only the [`Configuration`] in it.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use d_engine_core::{Configuration, NodeId};
 use serde::{Deserialize, Serialize};
@@ -69,7 +71,7 @@ impl Membership {
     pub fn new(members: impl IntoIterator<Item = Member>) -> Result<Self, MembershipError> {
         let mut members: Vec<Member> = members.into_iter().collect();
         members.sort_by_key(|member| member.node);
-        let mut addresses: Vec<&str> = Vec::new();
+        let mut addresses = BTreeSet::new();
         for (position, member) in members.iter().enumerate() {
             if member.node == 0 {
                 return Err(MembershipError::ReservedId);
@@ -81,10 +83,9 @@ impl Membership {
                 if address.is_empty() {
                     continue;
                 }
-                if addresses.contains(&address) {
+                if !addresses.insert(address) {
                     return Err(MembershipError::DuplicateAddress(address.to_owned()));
                 }
-                addresses.push(address);
             }
         }
         if !members.iter().any(|member| member.role == MemberRole::Voter) {

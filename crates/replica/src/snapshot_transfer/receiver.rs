@@ -82,11 +82,13 @@ impl SnapshotReceiver {
     }
 
     fn on_offer(&mut self, term: Term, archive: Offer, header: &Bytes, pace: &mut dyn Pace) -> ReceiverStep {
+        let mut unpacked = 0;
         if !header.is_empty() {
             let header = match self.store.check_header(header) {
                 Ok(header) => header,
                 Err(error) => return self.refuse(kind_of(&error), error),
             };
+            unpacked = header.content_bytes();
             if archive.label.index <= self.committed && header.facts.label == archive.label {
                 let hold = self.store.hold(archive.label);
                 self.state = State::Behind(Box::new(received(self.from, term, &header, hold)));
@@ -98,7 +100,12 @@ impl SnapshotReceiver {
             self.state = State::Here { info: Box::new(info), term, hold };
             return ReceiverStep::Finish;
         }
-        match self.store.receive(archive, self.len_max, pace) {
+        let received = self.store.receive(archive, self.len_max, pace).and_then(|receiver| {
+            // It will be unpacked beside itself. Without room for that the log would be given up for nothing.
+            self.store.has_room(archive.len.saturating_sub(receiver.received()).saturating_add(unpacked))?;
+            Ok(receiver)
+        });
+        match received {
             Ok(receiver) => {
                 let offset = receiver.received();
                 let whole = offset == archive.len;
@@ -181,7 +188,11 @@ fn received(from: NodeId, term: Term, header: &SnapshotHeader, hold: Hold) -> Re
 /// What the sender is to do about an error here.
 fn kind_of(error: &SnapshotError) -> Refusal {
     match error {
-        SnapshotError::Busy { .. } | SnapshotError::Aborted | SnapshotError::Io { .. } => Refusal::Busy,
+        // Nothing of it is the archive's fault.
+        SnapshotError::Busy { .. }
+        | SnapshotError::Aborted
+        | SnapshotError::NoSpace { .. }
+        | SnapshotError::Io { .. } => Refusal::Busy,
         SnapshotError::PastEnd { .. } | SnapshotError::Overlap { .. } => Refusal::Protocol,
         _ => Refusal::Unusable,
     }

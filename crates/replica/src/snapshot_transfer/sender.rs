@@ -5,6 +5,9 @@ use d_engine_storage::snapshot::{Offer, SnapshotArchive, SnapshotError};
 
 use super::{OFFERED_HEADER_BYTES_MAX, PIECE_BYTES_MAX, Refusal, SnapshotMessage};
 
+/// How much of a follower's reason is kept.
+const REFUSAL_CHARS_MAX: usize = 1_000;
+
 /// How a snapshot is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct SendLimits {
@@ -143,6 +146,8 @@ impl SnapshotSender {
         let len = self.archive.len();
         self.state = match (self.state, message) {
             (_, SnapshotMessage::Refused { refusal, text }) => {
+                // It is shown to people, and kept until the next attempt.
+                let text = text.chars().take(REFUSAL_CHARS_MAX).collect();
                 return Err(SendFailure::Refused { refusal, text });
             }
             (state, SnapshotMessage::Working) => state,

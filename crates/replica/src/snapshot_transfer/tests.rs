@@ -192,6 +192,32 @@ fn what_cannot_be_used_is_refused_before_a_byte_of_it_is_sent() {
     assert!(too_large.on_message(at(1), answer).unwrap_err().to_string().contains("5000"));
 }
 
+/// Room for the archive alone is not enough: it is unpacked beside itself. The archive is as good as ever.
+#[test]
+fn without_room_to_unpack_it_nothing_is_received_and_nobody_doubts_the_archive() {
+    let fs = SimFs::new();
+    let disk: Arc<dyn Fs> = Arc::new(fs.clone());
+    disk.create_dir(Path::new("/data")).unwrap();
+    let options =
+        SnapshotOptions { reserve_bytes: 0, ..SnapshotOptions::new(ClusterId([1; 16]), GroupId::FIRST) };
+    let (store, _) = SnapshotStore::open(disk, Path::new("/data/snapshots"), options).unwrap();
+    let archive = archive(1, id(3, 40), &[7; 10_000]);
+    let mut sender = SnapshotSender::new(archive.clone(), Term::new(4), limits(), at(0));
+    let offer = sender.poll().unwrap().unwrap();
+    for free in [5_000, archive.len(), archive.len() + 9_999] {
+        fs.set_free_bytes(Some(free));
+        let ReceiverStep::Refuse(refused) = receiver(&store).on_message(offer.clone(), &mut FullSpeed) else {
+            panic!("taken with {free} bytes free")
+        };
+        let mut sender = SnapshotSender::new(archive.clone(), Term::new(4), limits(), at(0));
+        sender.poll().unwrap();
+        let told = sender.on_message(at(1), refused).unwrap_err();
+        assert!(matches!(&told, SendFailure::Refused { refusal: Refusal::Busy, .. }), "{told}");
+    }
+    fs.set_free_bytes(Some(archive.len() + 10_000));
+    assert!(matches!(receiver(&store).on_message(offer, &mut FullSpeed), ReceiverStep::Answer(_)));
+}
+
 #[test]
 fn a_damaged_or_misplaced_piece_is_asked_for_again() {
     let (_, store) = store(1);

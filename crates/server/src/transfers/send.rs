@@ -99,7 +99,7 @@ impl Transfers {
         let label = sending.and_then(|sending| sending.label.take());
         drop(state);
         if let Some(label) = label {
-            let mut pace = Throttle::new(0, |_| !self.stops());
+            let mut pace = Throttle::new(self.settings.bytes_per_second, |_| !self.stops());
             if let Err(error) = self.store.verify(label, &mut pace) {
                 tracing::warn!(%error, "a snapshot that was sent is damaged");
             }
@@ -196,7 +196,7 @@ impl Transfers {
         info: &SnapshotInfo,
     ) -> Result<SnapshotArchive, d_engine_storage::snapshot::SnapshotError> {
         if info.health != Health::Whole {
-            let mut pace = Throttle::new(0, |_| !self.stops());
+            let mut pace = Throttle::new(self.settings.bytes_per_second, |_| !self.stops());
             self.store.verify(info.label(), &mut pace)?;
         }
         self.store.open_archive(info.label())

@@ -296,6 +296,14 @@ impl SnapshotStore {
         self.inner.fs.remove_tree(&path).map_err(io_error("remove", &path))
     }
 
+    /// Whether there is room for `bytes` more.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NoSpace`], or an I/O error.
+    pub fn has_room(&self, bytes: u64) -> Result<(), SnapshotError> {
+        self.inner.check_space(bytes)
+    }
+
     /// Whether a snapshot of about `bytes` has room beside the files it is made of; ask before anything is
     /// written.
     ///
