@@ -87,6 +87,7 @@ macro_rules! __each_state_machine_check {
             drop_flushes
             position_and_data_are_stored_together
             power_cuts_lose_nothing_flushed
+            power_cuts_leave_the_old_state_or_the_installed_one
             the_same_commands_give_the_same_state_and_replies
             the_clock_does_not_matter
             equal_states_write_equal_snapshots

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use crate::Violation;
 
 type Open<M> = Box<dyn Fn(&Path) -> M + Send + Sync>;
-type OpenOnFs<M> = Box<dyn Fn(Arc<dyn Fs>, &Path) -> M + Send + Sync>;
+pub(crate) type OpenOnFs<M> = Box<dyn Fn(Arc<dyn Fs>, &Path) -> M + Send + Sync>;
 type Command = Box<dyn Fn(u64) -> Bytes + Send + Sync>;
 type Contents<M> = Box<dyn Fn(&M) -> Vec<u8> + Send + Sync>;
 
@@ -101,6 +101,10 @@ fn io(error: std::io::Error) -> Violation {
     format!("the kit could not do its work: {error}")
 }
 
+fn runtime() -> Result<Runtime, Violation> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().map_err(io)
+}
+
 impl<'a, M: StateMachine> Subject<'a, M> {
     /// A machine in a directory of its own, started, at the beginning.
     fn new(case: &'a StateMachineCase<M>) -> Result<Self, Violation> {
@@ -110,10 +114,22 @@ impl<'a, M: StateMachine> Subject<'a, M> {
 
     fn at(case: &'a StateMachineCase<M>, dir: TempDir) -> Result<Self, Violation> {
         std::fs::create_dir_all(dir.path().join("machine")).map_err(io)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().map_err(io)?;
+        let runtime = runtime()?;
         let mut subject = Self { case, dir, machine: None, runtime };
         subject.open()?;
         Ok(subject)
+    }
+
+    /// One that is opened by somebody else, and started.
+    fn with(case: &'a StateMachineCase<M>, open: impl FnOnce() -> M) -> Result<Self, Violation> {
+        let dir = tempfile::tempdir().map_err(io)?;
+        let runtime = runtime()?;
+        let machine = {
+            let _inside = runtime.enter();
+            Arc::new(open())
+        };
+        machine.start().map_err(|error| format!("start() failed on its own files: {error}"))?;
+        Ok(Self { case, dir, machine: Some(machine), runtime })
     }
 
     fn home(&self) -> PathBuf {
@@ -207,18 +223,24 @@ impl<'a, M: StateMachine> Subject<'a, M> {
     /// Takes a snapshot the way the engine does; the view's, if there is one.
     fn snapshot(&self, label: u64) -> Result<(TempDir, SnapshotMetadata), Violation> {
         let dir = tempfile::tempdir().map_err(io)?;
+        let meta = self.snapshot_into(label, dir.path())?;
+        Ok((dir, meta))
+    }
+
+    /// The same in a directory that is there.
+    fn snapshot_into(&self, label: u64, dir: &Path) -> Result<SnapshotMetadata, Violation> {
         let machine = self.machine();
         let view = machine.snapshot_view().map_err(|error| format!("snapshot_view() failed: {error}"))?;
         let checksum = match view {
-            Some(view) => view.write(dir.path()).map_err(|error| format!("SnapshotView::write: {error}"))?,
+            Some(view) => view.write(dir).map_err(|error| format!("SnapshotView::write: {error}"))?,
             None => {
-                let generated = machine.generate_snapshot_data(dir.path().to_owned(), id(label));
+                let generated = machine.generate_snapshot_data(dir.to_owned(), id(label));
                 self.runtime
                     .block_on(generated)
                     .map_err(|error| format!("generate_snapshot_data: {error}"))?
             }
         };
-        Ok((dir, SnapshotMetadata::new(id(label), checksum)))
+        Ok(SnapshotMetadata::new(id(label), checksum))
     }
 
     fn install(&self, meta: &SnapshotMetadata, dir: &Path) -> Result<(), Violation> {

@@ -41,6 +41,7 @@ fn caught_by(fault: Fault) -> &'static [&'static str] {
         Fault::DoesNotFlushInDrop => &["drop_flushes"],
         Fault::StoresThePositionApart => &["position_and_data_are_stored_together"],
         Fault::DoesNotSync | Fault::WritesOverTheOldFile => &["power_cuts_lose_nothing_flushed"],
+        Fault::RemovesTheOldFileFirst => &["power_cuts_leave_the_old_state_or_the_installed_one"],
         Fault::RepliesInNoOrder => &["the_same_commands_give_the_same_state_and_replies"],
         Fault::WritesInNoOrder => &["equal_states_write_equal_snapshots"],
         Fault::LooksAtTheClock => &["the_clock_does_not_matter"],

@@ -1,6 +1,7 @@
 //! The checks, one for each line of the state machine's contract.
 
 mod durable;
+mod power;
 mod snapshots;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +11,9 @@ use d_engine_replica::{LogId, SnapshotMetadata, StateMachine};
 
 pub use self::durable::{
     drop_flushes, flushed_is_in_the_files, position_and_data_are_stored_together,
-    power_cuts_lose_nothing_flushed, what_is_applied_already_changes_nothing,
+    what_is_applied_already_changes_nothing,
 };
+pub use self::power::{power_cuts_leave_the_old_state_or_the_installed_one, power_cuts_lose_nothing_flushed};
 pub use self::snapshots::{
     a_damaged_snapshot_leaves_the_old_state, a_snapshot_is_exactly_the_state_at_its_label,
     a_view_stays_as_it_was, a_wrong_checksum_is_refused, an_install_leaves_nothing_of_the_old_state,
@@ -35,7 +37,7 @@ pub fn all<M: StateMachine>() -> Vec<(&'static str, Check<M>)> {
     crate::__each_state_machine_check!([named])
 }
 
-/// `start`, `is_running`, `stop` twice, and an end without one.
+/// `start`, `is_running`, `flush`, `stop` twice, and an end without one.
 ///
 /// # Errors
 /// What was found.
@@ -47,6 +49,8 @@ pub fn start_and_stop<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
     if subject.is_durable() && subject.machine().last_applied() != LogId::default() {
         return Err(format!("a new machine says it stands at {}", subject.machine().last_applied()));
     }
+    // Also of a machine that has nothing to flush: an error stops the node.
+    flush(&subject)?;
     for time in ["first", "second"] {
         subject.machine().stop().map_err(|error| format!("the {time} stop() failed: {error}"))?;
     }

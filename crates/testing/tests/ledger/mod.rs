@@ -31,6 +31,7 @@ pub(crate) enum Fault {
     StoresThePositionApart,
     DoesNotSync,
     WritesOverTheOldFile,
+    RemovesTheOldFileFirst,
     RepliesInNoOrder,
     WritesInNoOrder,
     LooksAtTheClock,
@@ -42,7 +43,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::KeepsHalfAChunk,
         Self::AppliesAgain,
         Self::LabelsTheViewWrongly,
@@ -56,6 +57,7 @@ impl Fault {
         Self::StoresThePositionApart,
         Self::DoesNotSync,
         Self::WritesOverTheOldFile,
+        Self::RemovesTheOldFileFirst,
         Self::RepliesInNoOrder,
         Self::WritesInNoOrder,
         Self::LooksAtTheClock,
@@ -92,7 +94,7 @@ impl Ledger {
         if fault == Fault::StoresThePositionApart
             && let Ok(bytes) = d_engine_storage::read_file(&*ledger.fs, &ledger.dir.join("position"))
         {
-            let index: u64 = String::from_utf8(bytes).unwrap().parse().unwrap();
+            let index: u64 = String::from_utf8(bytes).unwrap().parse().unwrap_or(0);
             ledger.state().last = LogId { term: 3, index };
         }
         ledger
@@ -349,6 +351,10 @@ impl StateMachine for Ledger {
         if self.is(Fault::MixesInTheInstalled) {
             let old = self.state().balances.clone();
             next.balances = old.into_iter().chain(next.balances).collect();
+        }
+        if self.is(Fault::RemovesTheOldFileFirst) {
+            self.fs.remove_file(&self.file())?;
+            self.fs.sync_dir(&self.dir)?;
         }
         self.store(&next)?;
         *self.state() = next;

@@ -1,15 +1,9 @@
 //! Machines that keep their state by themselves: what is there after an end of any kind.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use d_engine_replica::StateMachine;
-use d_engine_storage::Fs;
-use d_engine_storage::fs_sim::SimFs;
 
 use super::{Found, SOME, flush};
-use crate::Violation;
-use crate::state_machine::{StateMachineCase, Subject, id, io, shown, states};
+use crate::state_machine::{StateMachineCase, Subject, id, states};
 
 /// A `Durable` machine gets chunks again that it has, in part or as a whole, also after it was opened again.
 ///
@@ -105,54 +99,6 @@ pub fn position_and_data_are_stored_together<M: StateMachine>(case: &StateMachin
         }
         killed
             .holds(&states[usize::try_from(last).unwrap_or(0)], "after it was fed what it said it lacked")?;
-    }
-    Ok(())
-}
-
-/// The power fails at every moment of a flush, on a disk that loses what was not synced. Needs
-/// [`StateMachineCase::on_fs`].
-///
-/// # Errors
-/// What was found.
-pub fn power_cuts_lose_nothing_flushed<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
-    let Some(open) = &case.on_fs else { return Ok(()) };
-    let states = states(case, 8)?;
-    let home = Path::new("/machine");
-    for seed in 1..=8_u64 {
-        let disk = SimFs::new();
-        disk.create_dir(home).map_err(io)?;
-        disk.sync_dir(Path::new("/")).map_err(io)?;
-        let run = |last: u64, first: u64| -> Result<(), Violation> {
-            let subject = Subject::new(case)?;
-            let machine = open(Arc::new(disk.clone()), home);
-            machine.start().map_err(|error| error.to_string())?;
-            let subject = Subject { machine: Some(Arc::new(machine)), ..subject };
-            subject.apply(first, last)?;
-            flush(&subject)
-        };
-        run(4, 1)?;
-        // Further, and the power fails on the way.
-        disk.halt_at(seed);
-        run(8, 5).ok();
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        disk.crash(&mut |below| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            if below == 0 { 0 } else { (state >> 33) % below }
-        });
-        let machine = open(Arc::new(disk.clone()), home);
-        machine.start().map_err(|error| format!("start() after a power cut: {error}"))?;
-        let position = machine.last_applied().index;
-        if !(4..=8).contains(&position) {
-            return Err(format!("{position} is its position after a power cut; {} was flushed", id(4)));
-        }
-        let (found, expected) = ((case.contents)(&machine), &states[usize::try_from(position).unwrap_or(0)]);
-        if found != *expected {
-            return Err(format!(
-                "after a power cut it says it stands at {position} and holds {}, but must hold {}",
-                shown(&found),
-                shown(expected)
-            ));
-        }
     }
     Ok(())
 }

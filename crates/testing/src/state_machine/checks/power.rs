@@ -1,0 +1,184 @@
+//! Machines that keep their state by themselves, on a disk whose power fails: it loses what was not synced.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+use d_engine_replica::StateMachine;
+use d_engine_storage::Fs;
+use d_engine_storage::fs_sim::SimFs;
+
+use super::{Found, flush};
+use crate::Violation;
+use crate::state_machine::{OpenOnFs, StateMachineCase, Subject, id, io, shown, states};
+
+/// Where the machine keeps its files.
+const HOME: &str = "/machine";
+/// What it has flushed before anything goes wrong.
+const FLUSHED: u64 = 4;
+/// Moments at most: a machine that does more to its files is cut in the first of them.
+const MOMENTS_MAX: u64 = 400;
+
+/// The power fails before every operation on a file of `apply_chunk` and `flush`. Needs [`StateMachineCase::on_fs`].
+///
+/// # Errors
+/// What was found.
+pub fn power_cuts_lose_nothing_flushed<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let Some(open) = &case.on_fs else { return Ok(()) };
+    let last = FLUSHED + 4;
+    let goes_on = |subject: &Subject<'_, M>, _: &SimFs| {
+        subject.apply(FLUSHED + 1, last)?;
+        flush(subject)
+    };
+    at_every_moment(case, open, "a flush", FLUSHED..=last, &goes_on)
+}
+
+/// The power fails before every operation on a file of `apply_snapshot_from_file`: the old state is there, or the new one.
+/// Needs [`StateMachineCase::on_fs`].
+///
+/// # Errors
+/// What was found.
+pub fn power_cuts_leave_the_old_state_or_the_installed_one<M: StateMachine>(
+    case: &StateMachineCase<M>,
+) -> Found {
+    let Some(open) = &case.on_fs else { return Ok(()) };
+    let label = FLUSHED + 8;
+    let files = tempfile::tempdir().map_err(io)?;
+    // A machine may read a snapshot through its own file system, or not: it finds the files in both.
+    let source = disk()?;
+    create_dirs(&source, files.path())?;
+    let other = on(case, open, &source)?;
+    if !other.is_durable() {
+        return Ok(());
+    }
+    other.apply(1, label)?;
+    let meta = other.snapshot_into(label, files.path())?;
+    drop(other);
+    let snapshot = source.image().files;
+    let installs = |subject: &Subject<'_, M>, _: &SimFs| subject.install(&meta, files.path());
+    let prepare = |disk: &SimFs| {
+        create_dirs(disk, files.path())?;
+        for (path, bytes) in snapshot.iter().filter(|(path, _)| path.starts_with(files.path())) {
+            let file = disk.open(path, d_engine_storage::OpenMode::CreateNew).map_err(io)?;
+            d_engine_storage::write_all_at(&*file, 0, bytes).map_err(io)?;
+        }
+        Ok(())
+    };
+    at_every_moment_of(case, open, "apply_snapshot_from_file()", &[FLUSHED, label], &prepare, &installs)
+}
+
+type Act<'a, M> = dyn Fn(&Subject<'_, M>, &SimFs) -> Result<(), Violation> + 'a;
+
+fn at_every_moment<M: StateMachine>(
+    case: &StateMachineCase<M>,
+    open: &OpenOnFs<M>,
+    what: &str,
+    allowed: RangeInclusive<u64>,
+    act: &Act<'_, M>,
+) -> Found {
+    let allowed: Vec<u64> = allowed.collect();
+    at_every_moment_of(case, open, what, &allowed, &|_| Ok(()), act)
+}
+
+/// Lets a machine that has flushed [`FLUSHED`] commands do something on a disk that dies before the first, the second, ...
+/// operation of that, until it comes to its end.
+fn at_every_moment_of<M: StateMachine>(
+    case: &StateMachineCase<M>,
+    open: &OpenOnFs<M>,
+    what: &str,
+    allowed: &[u64],
+    prepare: &dyn Fn(&SimFs) -> Result<(), Violation>,
+    act: &Act<'_, M>,
+) -> Found {
+    let states = states(case, allowed.iter().copied().max().unwrap_or(0))?;
+    for moment in 1..=MOMENTS_MAX {
+        let disk = disk()?;
+        prepare(&disk)?;
+        let subject = on(case, open, &disk)?;
+        if !subject.is_durable() {
+            return Ok(());
+        }
+        subject.apply(1, FLUSHED)?;
+        flush(&subject)?;
+        disk.halt_at(moment);
+        let done = act(&subject, &disk);
+        let failed = disk.is_halted();
+        if !failed {
+            done.map_err(|error| format!("{what}: {error}"))?;
+        }
+        // Nothing that it does in its end counts: its process is gone.
+        disk.halt_at(1);
+        drop(subject);
+        cut(&disk, moment);
+        let when = format!("after a power cut at operation {moment} of {what}");
+        holds_one_of(case, open, &disk, (&states, allowed), &when)?;
+        if !failed {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Opened again, it is at one of these positions and holds what belongs there.
+fn holds_one_of<M: StateMachine>(
+    case: &StateMachineCase<M>,
+    open: &OpenOnFs<M>,
+    disk: &SimFs,
+    (states, allowed): (&[Vec<u8>], &[u64]),
+    when: &str,
+) -> Found {
+    let subject = on(case, open, disk).map_err(|error| format!("{when}: {error}"))?;
+    let position = subject.machine().last_applied().index;
+    let Some(expected) = usize::try_from(position).ok().and_then(|at| states.get(at)) else {
+        return Err(format!("{when} it says it stands at {position}"));
+    };
+    if !allowed.contains(&position) {
+        return Err(format!(
+            "{when} it says it stands at {position}; {} was flushed before, and {allowed:?} would do",
+            id(FLUSHED)
+        ));
+    }
+    let found = subject.contents();
+    if found != *expected {
+        return Err(format!(
+            "{when} it says it stands at {position} and holds {}, but must hold {}",
+            shown(&found),
+            shown(expected)
+        ));
+    }
+    Ok(())
+}
+
+fn disk() -> Result<SimFs, Violation> {
+    let disk = SimFs::new();
+    create_dirs(&disk, Path::new(HOME))?;
+    Ok(disk)
+}
+
+fn create_dirs(disk: &SimFs, path: &Path) -> Result<(), Violation> {
+    let mut dirs: Vec<&Path> = path.ancestors().filter(|dir| dir.parent().is_some()).collect();
+    dirs.reverse();
+    for dir in dirs {
+        disk.create_dir(dir).map_err(io)?;
+        disk.sync_dir(dir.parent().unwrap_or(dir)).map_err(io)?;
+    }
+    Ok(())
+}
+
+/// The machine over what is on the disk, started.
+fn on<'a, M: StateMachine>(
+    case: &'a StateMachineCase<M>,
+    open: &OpenOnFs<M>,
+    disk: &SimFs,
+) -> Result<Subject<'a, M>, Violation> {
+    Subject::with(case, || open(Arc::new(disk.clone()), Path::new(HOME)))
+}
+
+/// What was written and not synced is lost, or not, sector by sector.
+fn cut(disk: &SimFs, seed: u64) {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    disk.crash(&mut |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if below == 0 { 0 } else { (state >> 33) % below }
+    });
+}
