@@ -283,9 +283,7 @@ impl From<SnapshotError> for Restore {
             _ => false,
         };
         if is_full {
-            let why = format!(
-                "there is no room to unpack a snapshot: {error}; make room on this disk and start again"
-            );
+            let why = format!("there is no room to unpack a snapshot: {error}, and start again");
             return Self::Failed(StopReason::new(why));
         }
         Self::Unusable(error)

@@ -186,7 +186,15 @@ impl StateMachineHandler {
                 )
             })
             .collect();
-        self.machine.apply_chunk(chunk).await.map_err(|error| failed("apply_chunk", &error))?;
+        self.machine.apply_chunk(chunk).await.map_err(|error| {
+            let index = |entry: Option<&&LogEntry>| entry.map_or(0, |entry| entry.id.index.get());
+            StopReason::new(format_args!(
+                "the state machine's apply_chunk failed at entries {} to {}, which every node applies: {error}; \
+                 when its cause is mended, start the node again",
+                index(commands.first()),
+                index(commands.last())
+            ))
+        })?;
         replies.extend(commands.iter().map(|entry| entry.id.index.get()).zip(sink.take()));
         Ok(())
     }
@@ -222,7 +230,9 @@ impl StateMachineHandler {
     pub(crate) fn tell_of(&mut self, meta: &SnapshotMetadata) -> Result<(), StopReason> {
         self.machine
             .update_last_snapshot_metadata(meta)
-            .and_then(|()| self.machine.persist_last_snapshot_metadata(meta))
+            .map_err(|error| failed("update_last_snapshot_metadata", &error))?;
+        self.machine
+            .persist_last_snapshot_metadata(meta)
             .map_err(|error| failed("persist_last_snapshot_metadata", &error))?;
         self.snapshot = meta.last_included;
         Ok(())

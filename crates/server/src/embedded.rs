@@ -1,6 +1,7 @@
 //! The engine inside the user's own process.
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -19,7 +20,8 @@ use crate::apply_thread::ASKED_MAX;
 use crate::node_status::AskedMachine;
 use crate::raft_thread::Shared;
 use crate::read_gate::Passage;
-use crate::{Config, NodeBuilder, NodeStatus, StartError};
+use crate::worker_threads::{join_all, panic_text};
+use crate::{Config, NodeBuilder, NodeStatus, SnapshotRequestError, StartError, WaitError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
 /// node shuts down.
@@ -45,6 +47,9 @@ const CLIENTS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a state machine that does not run yet is asked again.
 const MACHINE_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long the reason of an end may take to show.
+const REASON_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a transfer of leadership may take to show.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
@@ -80,55 +85,6 @@ impl WeakEngine {
     pub(crate) fn upgrade(&self) -> Option<EmbeddedEngine> {
         self.0.upgrade().map(|inner| EmbeddedEngine { inner })
     }
-}
-
-/// The node did not become ready.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WaitError {
-    /// Not in this time. Are enough of the other nodes running and reachable?
-    #[error(
-        "the node is not ready after {waited_ms} ms: no leader was found, or the log is still being applied"
-    )]
-    TimedOut {
-        /// How long it was waited for.
-        waited_ms: u128,
-    },
-    /// The node has caught up, but not its state machine: `StateMachine::is_running` says `false`, or has not answered.
-    #[error(
-        "the node is not ready after {waited_ms} ms: its state machine says that it does not run, or says nothing"
-    )]
-    StateMachineDown {
-        /// How long it was waited for.
-        waited_ms: u128,
-    },
-    /// The node has stopped.
-    #[error("the node has stopped: {reason}")]
-    Stopped {
-        /// Why.
-        reason: StopReason,
-    },
-}
-
-/// Why there is no snapshot. The state and the snapshots that were there are as they were.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SnapshotRequestError {
-    /// It was given up; the reason says what to mend. Then ask again.
-    #[error("the snapshot was given up: {reason}")]
-    Failed {
-        /// Why.
-        reason: StopReason,
-    },
-    /// Too many callers wait for one already. Ask again after a pause.
-    #[error("too many callers wait for a snapshot already; ask again after a pause")]
-    Busy,
-    /// The node has stopped. Ask another one.
-    #[error("the node has stopped: {reason}")]
-    Stopped {
-        /// Why.
-        reason: StopReason,
-    },
 }
 
 impl EmbeddedEngine {
@@ -286,7 +242,8 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn get(&self, key: &[u8], consistency: ReadConsistency) -> Result<Option<Bytes>, ReadError> {
         self.read_barrier(consistency).await?;
-        self.inner.machine.get(key).map_err(|error| ReadError::StateMachine(error.to_string()))
+        unpanicked("get", || self.inner.machine.get(key))?
+            .map_err(|error| ReadError::StateMachine(error.to_string()))
     }
 
     /// The state machine's answer to a question of its own form.
@@ -305,9 +262,11 @@ impl EmbeddedEngine {
 
     /// The state machine's answer from the state it has.
     pub(crate) fn query_now(&self, request: &[u8]) -> Result<Bytes, ReadError> {
-        self.inner.machine.query(request).map_err(|error| match error.downcast_ref::<Unsupported>() {
-            Some(unsupported) => ReadError::Unsupported { operation: unsupported.operation },
-            None => ReadError::StateMachine(error.to_string()),
+        unpanicked("query", || self.inner.machine.query(request))?.map_err(|error| {
+            match error.downcast_ref::<Unsupported>() {
+                Some(unsupported) => ReadError::Unsupported { operation: unsupported.operation },
+                None => ReadError::StateMachine(error.to_string()),
+            }
         })
     }
 
@@ -421,7 +380,7 @@ impl EmbeddedEngine {
         });
         match asked.await {
             Ok(taken) => taken,
-            Err(_) => Err(SnapshotRequestError::Stopped { reason: self.stop_reason() }),
+            Err(_) => Err(SnapshotRequestError::Stopped { reason: self.reason_of_the_end().await }),
         }
     }
 
@@ -444,7 +403,8 @@ impl EmbeddedEngine {
 
     /// Shuts the node down: takes nothing in any more, answers what is on its way (for at most two
     /// seconds), syncs the log, flushes and stops the state machine, frees the directory lock. Returns
-    /// when all that is done. May be called more than once.
+    /// when all that is done: a state machine that does not return from a call holds it up for as long, and a
+    /// warning every few seconds says so. May be called more than once.
     pub async fn stop(&self) {
         self.inner.shared.inbox.shut_down();
         let _stopping = self.inner.stopping.lock().await;
@@ -458,13 +418,7 @@ impl EmbeddedEngine {
             clients.abort();
         }
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                // A panic was caught inside and reported.
-                thread.join().ok();
-            }
-        });
-        joined.await.ok();
+        join_all(self.inner.identity.node, threads).await;
     }
 
     /// Waits until the node has stopped, for whatever reason.
@@ -479,6 +433,15 @@ impl EmbeddedEngine {
         if reason == StopReason::new(crate::SHUT_DOWN) { Ok(()) } else { Err(StartError::Stopped(reason)) }
     }
 
+    /// Why the node has ended, or is about to: a thread's queue may end before the reason is there.
+    async fn reason_of_the_end(&self) -> StopReason {
+        if self.inner.shared.inbox.closed().is_none() {
+            let mut stopped = self.inner.shared.stopped.subscribe();
+            tokio::time::timeout(REASON_PATIENCE, stopped.wait_for(Option::is_some)).await.ok();
+        }
+        self.stop_reason()
+    }
+
     /// Why the node has stopped, or that it has not.
     #[must_use]
     pub fn stop_reason(&self) -> StopReason {
@@ -487,6 +450,15 @@ impl EmbeddedEngine {
             .or_else(|| self.inner.shared.inbox.closed())
             .unwrap_or_else(|| StopReason::new("it has not stopped"))
     }
+}
+
+/// A read that panics is that read's error: it runs on its caller's thread, and the node has no part in it.
+fn unpanicked<T>(method: &str, read: impl FnOnce() -> T) -> Result<T, ReadError> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|panic| {
+        let text = panic_text(panic.as_ref());
+        tracing::error!(method, "the state machine panicked in a read: {text}");
+        ReadError::StateMachine(format!("its {method} panicked: {text}"))
+    })
 }
 
 impl std::fmt::Debug for EmbeddedEngine {

@@ -1,4 +1,4 @@
-//! What starting a node can fail with.
+//! What starting a node, and the calls of its handle, can fail with.
 
 use d_engine_replica::{ReplicaError, StopReason};
 use d_engine_storage::StorageError;
@@ -44,12 +44,61 @@ pub enum StartError {
     /// The system gave no random numbers.
     #[error("the system gives no random numbers: {0}")]
     Entropy(String),
-    /// The node stopped while it was starting.
-    #[error("the node stopped while it was starting: {0}")]
+    /// The node has stopped with a failure: while it was starting, or while it ran (`run`, `stopped`).
+    #[error("the node has stopped: {0}")]
     Stopped(StopReason),
     /// There is no tokio runtime here. Call from inside one.
     #[error(
         "no tokio runtime is running here; start the node from inside one, for example under #[tokio::main]"
     )]
     NoRuntime,
+}
+
+/// The node did not become ready.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// Not in this time. Are enough of the other nodes running and reachable?
+    #[error(
+        "the node is not ready after {waited_ms} ms: no leader was found, or the log is still being applied"
+    )]
+    TimedOut {
+        /// How long it was waited for.
+        waited_ms: u128,
+    },
+    /// The node has caught up, but not its state machine: `StateMachine::is_running` says `false`, or has not answered.
+    #[error(
+        "the node is not ready after {waited_ms} ms: its state machine says that it does not run, or says nothing"
+    )]
+    StateMachineDown {
+        /// How long it was waited for.
+        waited_ms: u128,
+    },
+    /// The node has stopped.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+/// Why there is no snapshot. The state and the snapshots that were there are as they were.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotRequestError {
+    /// It was given up; the reason says what to mend. Then ask again.
+    #[error("the snapshot was given up: {reason}")]
+    Failed {
+        /// Why.
+        reason: StopReason,
+    },
+    /// Too many callers wait for one already. Ask again after a pause.
+    #[error("too many callers wait for a snapshot already; ask again after a pause")]
+    Busy,
+    /// The node has stopped. Ask another one.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
 }

@@ -35,8 +35,8 @@ pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferErr
 
 pub use builder::{Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};
-pub use embedded::{EmbeddedEngine, SnapshotRequestError, WaitError};
-pub use error::StartError;
+pub use embedded::EmbeddedEngine;
+pub use error::{SnapshotRequestError, StartError, WaitError};
 pub use node_status::NodeStatus;
 pub use snapshot_status::SnapshotStatus;
 pub use transfers::{ReceivingSnapshot, SendingSnapshot};

@@ -27,7 +27,7 @@ pub struct SnapshotStatus {
     pub built: u64,
     /// How many were given up since the node started.
     pub failed: u64,
-    /// Why the last one was.
+    /// Why the last one was, if none has been built since.
     pub last_failure: Option<String>,
     /// For how long the newest one has held apply up, or the one that is being built does now.
     pub pause: Duration,

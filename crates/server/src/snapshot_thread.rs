@@ -46,7 +46,7 @@ struct Pause {
     since: Option<Instant>,
 }
 
-/// How many snapshots were given up since the node started, and why the last one was.
+/// How many snapshots were given up since the node started, and why the last one was; none has been built since.
 #[derive(Clone, Default)]
 pub(crate) struct Failures {
     pub(crate) count: u64,
@@ -59,6 +59,11 @@ impl BuildProgress {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.count += 1;
         failures.last = Some(reason.to_string());
+    }
+
+    /// What was wrong before is over.
+    fn has_come_through(&self) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).last = None;
     }
 
     pub(crate) fn failures(&self) -> Failures {
@@ -151,6 +156,7 @@ impl SnapshotThread {
         progress.is_building.store(false, Ordering::Relaxed);
         if let Ok(info) = &built {
             progress.built.fetch_add(1, Ordering::Relaxed);
+            progress.has_come_through();
             tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
         }
         built

@@ -3,11 +3,12 @@
 //! with the reason, the host process lives.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::thread::{Builder, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
-use d_engine_core::LogId;
+use d_engine_core::{LogId, NodeId};
 use d_engine_replica::{Event, LoadJob, LogWorker, PersistJob, StopReason};
 use d_engine_storage::LogStats;
 
@@ -16,6 +17,8 @@ use crate::inbox::Inbox;
 
 /// How long the log must be quiet before its last group's durability is written down.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
+/// How often it is said what a shutdown waits for.
+const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Calls of `idle` after a burst of writes: each prepares a piece of the next segment.
 const IDLE_CALLS_MAX: u32 = 16;
 
@@ -177,15 +180,41 @@ fn log_loop(
     }
 }
 
+/// Waits until all of a node's threads have ended. Says every few seconds which one it still waits for.
+pub(crate) async fn join_all(node: NodeId, threads: Vec<JoinHandle<()>>) {
+    let names: Vec<_> = threads.iter().map(|thread| thread.thread().clone()).collect();
+    let waited_for = Arc::new(AtomicUsize::new(0));
+    let at = waited_for.clone();
+    let mut joined = tokio::task::spawn_blocking(move || {
+        for (nth, thread) in threads.into_iter().enumerate() {
+            at.store(nth, Ordering::Relaxed);
+            // A panic was caught inside and reported.
+            thread.join().ok();
+        }
+    });
+    let began = Instant::now();
+    while tokio::time::timeout(JOIN_TOLD_EVERY, &mut joined).await.is_err() {
+        let thread = names.get(waited_for.load(Ordering::Relaxed)).and_then(Thread::name);
+        tracing::warn!(
+            %node, thread, seconds = began.elapsed().as_secs(),
+            "the shutdown waits for a thread: the state machine has not returned from a call"
+        );
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
 /// Runs a thread's body; an error or a panic stops the node with the reason.
 pub(crate) fn guarded(thread: &str, inbox: &Inbox, body: impl FnOnce() -> Result<(), StopReason>) {
     let reason = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return,
         Ok(Err(reason)) => reason,
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            StopReason::new(format_args!("the {thread} thread panicked: {text}"))
+            StopReason::new(format_args!("the {thread} thread panicked: {}", panic_text(panic.as_ref())))
         }
     };
     tracing::error!(%reason, "the node stops");

@@ -84,6 +84,7 @@ impl StateMachine for Panicking {
         self.0.is_running()
     }
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        assert!(key != b"panic", "as asked");
         self.0.get(key)
     }
     fn entry_term(&self, entry_id: u64) -> Option<u64> {
@@ -118,6 +119,7 @@ impl StateMachine for Panicking {
         self.0.apply_snapshot_from_file(meta, path).await
     }
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        assert!(self.0.get(b"cursed")?.is_none(), "as asked");
         self.0.generate_snapshot_data(dir, last_included).await
     }
     fn save_hard_state(&self) -> Result<()> {
@@ -129,6 +131,37 @@ impl StateMachine for Panicking {
     async fn reset(&self) -> Result<()> {
         self.0.reset().await
     }
+}
+
+/// It runs on its caller's thread: the node has no part in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_a_read_is_that_reads_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
+    let machine = Arc::new(Panicking(KvStateMachine::new()));
+    let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let told = engine.get(b"panic", ReadConsistency::Linearizable).await.unwrap_err();
+    assert!(
+        matches!(&told, ReadError::StateMachine(text) if text.contains("get panicked: as asked")),
+        "{told}"
+    );
+    put(std::slice::from_ref(&engine), "k", "v").await;
+    let read = engine.get(b"k", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(read, Some(Bytes::from_static(b"v")));
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_a_snapshot_that_panics_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
+    let machine = Arc::new(Panicking(KvStateMachine::new()));
+    let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
+    put(std::slice::from_ref(&engine), "cursed", "v").await;
+    let told = engine.take_snapshot().await.unwrap_err().to_string();
+    assert!(told.contains("panicked: as asked"), "{told}");
+    engine.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

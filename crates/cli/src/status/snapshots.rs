@@ -114,6 +114,9 @@ fn of_node(status: &NodeStatus) -> Vec<String> {
              `d-engine snapshot --node {node}`{why}"
         ));
     }
+    if let Some(why) = snapshots.last_failure.as_deref().filter(|_| !snapshots.overdue) {
+        lines.push(format!("node {node}: {} snapshots were given up, the last one: {why}", snapshots.failed));
+    }
     if let Some(bytes) = snapshots.building {
         lines.push(format!("node {node} takes a snapshot: {} so far", DecimalBytes(bytes)));
     }

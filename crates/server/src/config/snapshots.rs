@@ -23,8 +23,8 @@ pub struct Snapshots {
     /// When the log has more bytes than this, the node's status says that a snapshot is overdue. Default
     /// 512 MiB.
     pub max_log_bytes: u64,
-    /// How many snapshots are kept. Default 2: if the newest turns out to be damaged, the one before it still is
-    /// there.
+    /// How many snapshots are kept. Default 2. If the newest turns out to be damaged, the one before it is used, as far as
+    /// the log reaches back to it: raise `tail_entries` and `tail_bytes` for that. A transfer under way keeps its own.
     pub retained: usize,
     /// Entries that stay in the log although a snapshot covers them, so that a follower that was away for a
     /// moment needs no snapshot. Default 10,000.

@@ -145,6 +145,8 @@ impl Transfers {
         let label = archive.label();
         let dialer = dialer.ok_or_else(|| Failed::Because("it is no member that is dialled".to_owned()))?;
         let mut line = dialer.dial().map_err(Failed::Because)?;
+        let silence = Duration::from_nanos(self.settings.limits.silence.as_nanos());
+        line.set_patience(silence).map_err(|error| Failed::Because(error.to_string()))?;
         let is_current =
             |state: &super::State| state.sending.get(&order.to).is_some_and(|sending| sending.id == id);
         let kept = self.keep_line(id, &line, is_current);

@@ -146,10 +146,14 @@ impl Inner {
     }
 
     pub(super) fn check_space(&self, bytes: u64) -> Result<(), SnapshotError> {
-        let needed = bytes.saturating_add(self.options.reserve_bytes);
+        self.check_space_beyond(self.options.reserve_bytes, bytes)
+    }
+
+    pub(super) fn check_space_beyond(&self, reserve: u64, bytes: u64) -> Result<(), SnapshotError> {
+        let needed = bytes.saturating_add(reserve);
         match self.fs.free_bytes(&self.dir).map_err(io_error("look at the space of", &self.dir))? {
             Some(free) if free < needed => {
-                Err(SnapshotError::NoSpace { path: self.dir.clone(), needed, free })
+                Err(SnapshotError::NoSpace { path: self.dir.clone(), needed, reserve, free })
             }
             _ => Ok(()),
         }

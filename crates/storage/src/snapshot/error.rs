@@ -23,9 +23,7 @@ pub enum SnapshotError {
     },
     /// The archive does not verify. It was not changed. Use the snapshot before it, or let the leader
     /// send one.
-    #[error(
-        "snapshot {path} is damaged at offset {offset}: {what}; use an older snapshot, or let the leader send one"
-    )]
+    #[error("snapshot {path} is damaged at offset {offset}: {what}")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -103,13 +101,15 @@ pub enum SnapshotError {
     },
     /// The disk has too little space. Make room, or let fewer snapshots be kept.
     #[error(
-        "{path}: {needed} bytes are needed, what is reserved for the log included, and {free} are free; make room on this disk, or lower snapshots.reserve_bytes"
+        "{path}: {needed} bytes are needed, with {reserve} that snapshots leave to the log (snapshots.reserve_bytes), and {free} are free; make room on this disk"
     )]
     NoSpace {
         /// The directory.
         path: PathBuf,
         /// Bytes needed, with the reserve for the log.
         needed: u64,
+        /// The part of them that is left to the log.
+        reserve: u64,
         /// Bytes free.
         free: u64,
     },
@@ -128,8 +128,8 @@ pub enum SnapshotError {
     /// it happens again, the state machine computes the checksum in another way than
     /// `snapshot_checksum`.
     #[error(
-        "the files of snapshot {label} have the checksum {found}, but the state machine said {expected}; it was \
-         given up"
+        "the files of snapshot {label} have the checksum {found}, but the state machine said {expected}: it has to return \
+         snapshot_checksum(&dir) after its last write"
     )]
     ContentChecksum {
         /// The snapshot.

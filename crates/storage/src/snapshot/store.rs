@@ -331,7 +331,8 @@ impl SnapshotStore {
         pace: &mut dyn Pace,
     ) -> Result<Arc<SnapshotHeader>, SnapshotError> {
         let archive = self.open_archive(label)?;
-        self.inner.check_space(archive.header().content_bytes())?;
+        // For a moment, and the node cannot go on without it: what is reserved for the log is there for that too.
+        self.inner.check_space_beyond(0, archive.header().content_bytes())?;
         let unpacked = archive.unpack(&*self.inner.fs, into, pace);
         match &unpacked {
             Ok(()) => self.note_health(label, Health::Whole),

@@ -10,7 +10,7 @@ use d_engine_replica::SnapshotMessage;
 
 use super::wire::{self, FrameReader};
 
-/// How long one write may wait for the other side to read.
+/// How long one write may wait for the other side to read, unless [`SnapshotLine::set_patience`] says otherwise.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection for one snapshot, after its handshake. Dropping it closes it.
@@ -30,14 +30,28 @@ impl SnapshotLine {
         Ok(Self { stream, reader })
     }
 
+    /// How long one write may wait for the other side to read.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(patience.max(Duration::from_millis(1))))
+    }
+
     /// Sends a message.
     ///
     /// # Errors
     /// The connection broke, or the other side does not read. Drop the line.
     pub fn send(&mut self, message: &SnapshotMessage) -> io::Result<()> {
         let payload = encode_snapshot_frame(message);
-        self.stream.write_all(&wire::header(&[&payload]))?;
-        self.stream.write_all(&payload)
+        let header = wire::header(&[&payload]);
+        let written = self.stream.write_all(&header).and_then(|()| self.stream.write_all(&payload));
+        written.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                io::Error::new(io::ErrorKind::TimedOut, "the other side has read nothing for too long")
+            }
+            _ => error,
+        })
     }
 
     /// Waits for the next message; `None` when none has come within `wait`.
