@@ -45,11 +45,13 @@ pub use d_engine_replica::{
     ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SnapshotContext, SnapshotMetadata,
     SnapshotPolicy, SnapshotView, StateMachine, StopReason, TransferError, Unsupported, snapshot_checksum,
 };
+pub use d_engine_replica::{ReplicaError, ReplicaStatus};
 pub use d_engine_server::{
     Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus,
     ReceivingSnapshot, SendingSnapshot, SnapshotCompression, SnapshotRequestError, SnapshotStatus, Snapshots,
     StartError, WaitError,
 };
+pub use d_engine_storage::snapshot::{SnapshotError, SnapshotInfo};
 pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};
 
 /// The key-value machine on disk ([`Durability::Durable`]), with the commands, questions and snapshots of

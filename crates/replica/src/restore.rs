@@ -143,13 +143,7 @@ impl Start<'_> {
         let base = self.recovered.base;
         let rebuilt = machine.durability() == Durability::Rebuilt;
         if base != CoreLogId::ZERO && (rebuilt || stands_at.index < base.index.get()) {
-            let known = self.snapshots.unusable().iter().cloned();
-            let damage = known.chain(damage.iter().map(ToString::to_string)).collect::<Vec<_>>().join("; ");
-            let damage = if damage.is_empty() { "there is none".to_owned() } else { damage };
-            return Err(StopReason::new(format_args!(
-                "the state machine stands at {stands_at}, but the log begins after {base} and no snapshot that \
-                 reaches there can be used ({damage}): entries between them are gone; bring back a copy of this node's directory (docs/snapshots.md)"
-            )));
+            return Err(self.does_not_reach(stands_at, damage));
         }
         let mut footing = Footing::default();
         if rebuilt {
@@ -173,6 +167,30 @@ impl Start<'_> {
         }
         let applied = self.facts_at(footing.applied, &footing);
         Ok((applied, footing))
+    }
+
+    /// Why there is nothing to go on from, and what helps.
+    fn does_not_reach(&self, stands_at: LogId, damage: &[SnapshotError]) -> StopReason {
+        let base = self.recovered.base;
+        let unusable: Vec<&SnapshotError> = self.snapshots.unusable().iter().chain(damage).collect();
+        let newer = unusable.iter().any(|error| matches!(error, SnapshotError::NewerFormat { .. }));
+        let mut known: Vec<String> = unusable.iter().map(ToString::to_string).collect();
+        let earlier = self.snapshots.list().into_iter().find(|info| info.label().index < base.index);
+        known.extend(earlier.map(|info| format!("{} ends before that", info.path.display())));
+        let known = if known.is_empty() { "there is none".to_owned() } else { known.join("; ") };
+        let next = if newer {
+            "nothing is lost: start this node with the newer program".to_owned()
+        } else {
+            format!(
+                "entries between them are gone on this node; copy the newest snap-*.snap of another node of this cluster \
+                 into {}, or bring back a copy of this node's directory, and start again (docs/snapshots.md)",
+                self.snapshots.dir().display()
+            )
+        };
+        StopReason::new(format_args!(
+            "the state machine stands at {stands_at}, but the log begins after {base} and no snapshot that reaches there \
+             can be used ({known}): {next}"
+        ))
     }
 
     /// Whether the snapshot is of entries that the log does not hold: it was received, and the log not yet begun

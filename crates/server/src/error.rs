@@ -13,8 +13,8 @@ pub enum StartError {
     /// The configuration is refused. Correct the field that is named.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The data directory cannot be used; the message says what to do.
-    #[error(transparent)]
+    /// The data directory cannot be used. The message names the file; [`StorageError`] says of each what to do about it.
+    #[error("the data directory (`data_dir`) cannot be used: {0}")]
     Storage(#[from] StorageError),
     /// The directory of snapshots cannot be used; the message says what to do.
     #[error(transparent)]

@@ -3,11 +3,12 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
-use d_engine_replica::ReadConsistency;
+use d_engine_replica::{ReadConsistency, StateMachine as _};
 use d_engine_server::{Config, EmbeddedEngine, NodeStatus, SnapshotCompression};
 use support::{PATIENCE, cluster, put, start};
 
@@ -222,6 +223,65 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     }
 }
 
+/// The file of a node's newest snapshot.
+fn newest_file(config: &Config) -> PathBuf {
+    let files = std::fs::read_dir(config.data_dir.join("snapshots")).unwrap().flatten();
+    let index = |path: &PathBuf| -> u64 {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        name.rsplit('-').next().unwrap().parse().unwrap()
+    };
+    let archives =
+        files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|it| it == "snap"));
+    archives.max_by_key(index).unwrap()
+}
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// What docs/snapshots.md tells an operator to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_another_node_brings_back_one_whose_own_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    for n in 0..250 {
+        put(&engines, &format!("k{n}"), "v").await;
+    }
+    let broken = engines.remove(0);
+    let taken = broken.take_snapshot().await.unwrap().label().index.get();
+    until(&broken, "the log is purged", |status| base(status) == taken).await;
+    broken.stop().await;
+    flip_a_bit(&newest_file(&configs[0]));
+    let machine = Arc::new(KvStateMachine::new());
+    let refused =
+        EmbeddedEngine::start_custom(machine, configs[0].clone()).await.map(drop).unwrap_err().to_string();
+    assert!(refused.contains("copy the newest snap-*.snap of another node"), "{refused}");
+
+    put(&engines, "behind", "w").await;
+    engines[0].take_snapshot().await.unwrap();
+    let source = newest_file(&configs[1]);
+    std::fs::copy(&source, configs[0].data_dir.join("snapshots").join(source.file_name().unwrap())).unwrap();
+    let (back, machine) = start_with_machine(&configs[0]).await;
+    back.wait_ready(PATIENCE).await.unwrap();
+    for (key, value) in [("k0", "v"), ("k249", "v"), ("behind", "w")] {
+        let found = back.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+        assert_eq!(found, Some(Bytes::copy_from_slice(value.as_bytes())), "{key}");
+    }
+    engines.push(back);
+    put(&engines, "again", "x").await;
+    until(&engines[2], "it takes part", |_| machine.get(b"again").unwrap().is_some()).await;
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
 /// The archive was whole when it was written, and rots on the leader's disk before anybody needs it: the follower refuses
 /// it, the leader reads it again, and sends another one.
 #[tokio::test(flavor = "multi_thread")]
@@ -244,12 +304,7 @@ async fn an_archive_that_has_rotted_is_found_out_and_another_one_is_sent() {
         let newest = engine.take_snapshot().await.unwrap().label();
         until(engine, "the log is purged", |status| base(status) == newest.index.get()).await;
         rotten = rotten.max(newest.index.get());
-        let files = std::fs::read_dir(config.data_dir.join("snapshots")).unwrap().flatten();
-        let path = files.map(|entry| entry.path()).filter(|path| path.is_file()).max().unwrap();
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
+        flip_a_bit(&newest_file(config));
     }
     put(&engines, "behind", "w").await;
     let back = start(&configs[0]).await;

@@ -3,13 +3,25 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// What to do about an error of the system that says it without a word of advice.
+pub(crate) fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => "; make room on this disk and start the node again",
+        std::io::ErrorKind::PermissionDenied => "; give this process's user the right to it",
+        std::io::ErrorKind::ReadOnlyFilesystem => {
+            "; mount the file system for writing and start the node again"
+        }
+        _ => "",
+    }
+}
+
 /// Errors of the durable log and its directory.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
     /// The operating system refused a file operation. Final for this store: repair the cause (space,
     /// permissions, device) and start the node again; nothing acknowledged is lost.
-    #[error("{operation} {path}: {source}")]
+    #[error("{operation} {path}: {source}{}", advice(source))]
     Io {
         /// What was tried, as a verb: "write", "sync", "rename".
         operation: &'static str,

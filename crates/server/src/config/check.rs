@@ -176,6 +176,10 @@ fn check_listen(config: &Config) -> Checked {
     Ok(())
 }
 
+/// Where the least that is allowed comes from.
+const MAX_LOG_UNIT: &str =
+    " bytes; at least three times `snapshots.after_log_bytes` and `snapshots.tail_bytes` beside that";
+
 fn check_snapshots(config: &Config) -> Checked {
     let snapshots = &config.snapshots;
     in_range("snapshots.retained", snapshots.retained, 1..=1_000, "")?;
@@ -186,7 +190,7 @@ fn check_snapshots(config: &Config) -> Checked {
     }
     // For a large state one may be as late as twice the measure, for its turn among the nodes once more; and its tail stays.
     let least = bytes.saturating_mul(3).saturating_add(snapshots.tail_bytes).max(segment);
-    in_range("snapshots.max_log_bytes", snapshots.max_log_bytes, least..=1 << 46, " bytes")?;
+    in_range("snapshots.max_log_bytes", snapshots.max_log_bytes, least..=1 << 46, MAX_LOG_UNIT)?;
     in_range("snapshots.tail_bytes", snapshots.tail_bytes, 0..=1 << 40, " bytes")?;
     for (name, value) in [
         ("pause_max_ms", snapshots.pause_max_ms),

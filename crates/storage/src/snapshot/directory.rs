@@ -32,7 +32,7 @@ pub(super) struct Inner {
     list: Mutex<Vec<SnapshotInfo>>,
     busy: Mutex<Busy>,
     /// Why archives that were there at the opening are not in the list.
-    pub(super) unusable: Vec<String>,
+    pub(super) unusable: Vec<SnapshotError>,
     /// The names of those of them that are damaged.
     damaged: Mutex<Vec<String>>,
 }
@@ -164,7 +164,7 @@ impl Inner {
         if offer.len > max_len {
             return Err(SnapshotError::TooLarge {
                 path: self.path_of(offer.label),
-                what: "the offered snapshot",
+                what: "the length of the offered snapshot in bytes (snapshots.max_bytes)",
                 found: offer.len,
                 limit: max_len,
             });

@@ -11,7 +11,7 @@ use super::compress::compressed;
 use super::content::ContentHash;
 use super::directory::Inner;
 use super::error::{hex, io_error};
-use super::names::{MAX_DEPTH, MAX_FILES};
+use super::names::{MAX_DEPTH, MAX_FILES, fault_of};
 use super::pace::keep_pace;
 use super::{Compression, ENGINE_FORMAT, Pace, SnapshotError, SnapshotFacts, SnapshotFile, SnapshotHeader};
 use crate::fs::{FileKind, Fs, FsFile, OpenMode, read_up_to, write_all_at};
@@ -62,6 +62,9 @@ fn collect(
             FileKind::Dir if depth < MAX_DEPTH => collect(fs, &path, &name, depth + 1, files)?,
             FileKind::Dir => return refuse("has more than 16 parts"),
             FileKind::File if files.len() < MAX_FILES => {
+                if let Some(what) = fault_of(&name) {
+                    return refuse(what);
+                }
                 let file = fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
                 let len = file.len().map_err(io_error("look at", &path))?;
                 files.push(SnapshotFile { name, len });

@@ -135,7 +135,7 @@ impl SnapshotStore {
         ensure_dir(&*fs, dir).map_err(io_error("create", dir))?;
         let mut inner = Inner::new(fs, dir, options);
         let report = inner.scan()?;
-        inner.unusable = report.unusable.iter().map(ToString::to_string).collect();
+        inner.unusable.clone_from(&report.unusable);
         Ok((Self { inner: Arc::new(inner) }, report))
     }
 
@@ -199,9 +199,15 @@ impl SnapshotStore {
         self.inner.list().clone()
     }
 
+    /// Where they are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
     /// Why archives that were there when the directory was opened are not in the list.
     #[must_use]
-    pub fn unusable(&self) -> &[String] {
+    pub fn unusable(&self) -> &[SnapshotError] {
         &self.inner.unusable
     }
 

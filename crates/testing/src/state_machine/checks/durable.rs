@@ -2,7 +2,7 @@
 
 use d_engine_replica::StateMachine;
 
-use super::{Found, SOME, flush};
+use super::{Found, REBUILT, SOME, flush, skipped};
 use crate::state_machine::{StateMachineCase, Subject, id, states};
 
 /// A `Durable` machine gets chunks again that it has, in part or as a whole, also after it was opened again.
@@ -13,7 +13,7 @@ pub fn what_is_applied_already_changes_nothing<M: StateMachine>(case: &StateMach
     let states = states(case, SOME)?;
     let mut subject = Subject::new(case)?;
     if !subject.is_durable() {
-        return Ok(());
+        return skipped(REBUILT);
     }
     subject.apply(1, 10)?;
     subject.apply(4, 10)?;
@@ -38,7 +38,7 @@ pub fn flushed_is_in_the_files<M: StateMachine>(case: &StateMachineCase<M>) -> F
     let states = states(case, 12)?;
     let subject = Subject::new(case)?;
     if !subject.is_durable() {
-        return Ok(());
+        return skipped(REBUILT);
     }
     for last in [5, 12] {
         subject.apply(if last == 5 { 1 } else { 6 }, last)?;
@@ -59,7 +59,7 @@ pub fn drop_flushes<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
     let states = states(case, 7)?;
     let mut subject = Subject::new(case)?;
     if !subject.is_durable() {
-        return Ok(());
+        return skipped(REBUILT);
     }
     subject.apply(1, 7)?;
     subject.reopen()?;
@@ -75,7 +75,7 @@ pub fn position_and_data_are_stored_together<M: StateMachine>(case: &StateMachin
     let states = states(case, SOME)?;
     let subject = Subject::new(case)?;
     if !subject.is_durable() {
-        return Ok(());
+        return skipped(REBUILT);
     }
     for chunk in 0..SOME / 3 {
         let last = chunk * 3 + 3;

@@ -8,9 +8,11 @@ use d_engine_replica::StateMachine;
 use d_engine_storage::Fs;
 use d_engine_storage::fs_sim::SimFs;
 
-use super::{Found, flush};
+use super::{Found, REBUILT, flush, skipped};
 use crate::Violation;
 use crate::state_machine::{OpenOnFs, StateMachineCase, Subject, id, io, shown, states};
+
+const NOT_ON_FS: &str = "the case has no `on_fs`: no power can be cut";
 
 /// Where the machine keeps its files.
 const HOME: &str = "/machine";
@@ -24,7 +26,7 @@ const MOMENTS_MAX: u64 = 400;
 /// # Errors
 /// What was found.
 pub fn power_cuts_lose_nothing_flushed<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
-    let Some(open) = &case.on_fs else { return Ok(()) };
+    let Some(open) = &case.on_fs else { return skipped(NOT_ON_FS) };
     let last = FLUSHED + 4;
     let goes_on = |subject: &Subject<'_, M>, _: &SimFs| {
         subject.apply(FLUSHED + 1, last)?;
@@ -41,7 +43,7 @@ pub fn power_cuts_lose_nothing_flushed<M: StateMachine>(case: &StateMachineCase<
 pub fn power_cuts_leave_the_old_state_or_the_installed_one<M: StateMachine>(
     case: &StateMachineCase<M>,
 ) -> Found {
-    let Some(open) = &case.on_fs else { return Ok(()) };
+    let Some(open) = &case.on_fs else { return skipped(NOT_ON_FS) };
     let label = FLUSHED + 8;
     let files = tempfile::tempdir().map_err(io)?;
     // A machine may read a snapshot through its own file system, or not: it finds the files in both.
@@ -49,7 +51,7 @@ pub fn power_cuts_leave_the_old_state_or_the_installed_one<M: StateMachine>(
     create_dirs(&source, files.path())?;
     let other = on(case, open, &source)?;
     if !other.is_durable() {
-        return Ok(());
+        return skipped(REBUILT);
     }
     other.apply(1, label)?;
     let meta = other.snapshot_into(label, files.path())?;
@@ -96,7 +98,7 @@ fn at_every_moment_of<M: StateMachine>(
         prepare(&disk)?;
         let subject = on(case, open, &disk)?;
         if !subject.is_durable() {
-            return Ok(());
+            return skipped(REBUILT);
         }
         subject.apply(1, FLUSHED)?;
         flush(&subject)?;
