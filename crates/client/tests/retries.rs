@@ -81,7 +81,7 @@ async fn the_deadline_in_flight_is_unknown_for_a_command_and_harmless_for_a_read
     let (engine, address) = alone(dir.path(), |_| ()).await;
     let wire = Wire::to(&address).await;
     // No ping before the deadline.
-    let options = options().timeout(Duration::from_millis(500)).ping(PATIENCE, PATIENCE);
+    let options = options().timeout(Duration::from_secs(2)).ping(PATIENCE, PATIENCE);
     let client = Client::new([&wire.address], options).unwrap();
     client.propose(put("k", "1")).await.unwrap();
     wire.mute();

@@ -66,14 +66,13 @@ async fn addresses_that_are_dead_or_silent_are_passed_over() {
     let (silent, _listener) = silent();
     let mut endpoints = vec![free_address(), silent];
     endpoints.extend(cluster.addresses.clone());
-    let options =
-        ClientOptions::default().timeout(support::PATIENCE).connect_timeout(Duration::from_millis(300));
+    let options = ClientOptions::default().timeout(support::PATIENCE).connect_timeout(Duration::from_secs(1));
     let client = Client::new(&endpoints, options).unwrap();
     client.propose(put("k", "v")).await.unwrap();
     // From then on the leader is asked at once.
     let began = Instant::now();
     client.propose(put("k", "w")).await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     cluster.stop_all().await;
 }
 
@@ -161,7 +160,7 @@ async fn a_node_that_just_failed_is_not_asked_while_others_answer() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, address) = support::alone(dir.path(), |_| ()).await;
     let (silent, listener) = silent();
-    let options = ClientOptions::default().connect_timeout(Duration::from_millis(200));
+    let options = ClientOptions::default().connect_timeout(Duration::from_millis(500));
     let client = Client::new([silent, address], options).unwrap();
     for _ in 0..3 {
         client.get("k", Consistency::Eventual).await.unwrap();

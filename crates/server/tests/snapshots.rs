@@ -137,8 +137,10 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entri
     .await;
     engines.push(back);
     put(&engines, "after", "w").await;
-    let last = until(&engines[0], "applied", |status| status.replica.is_some()).await;
-    let last = last.replica.unwrap().core.log.last.index.get();
+    let mut last = 0;
+    for engine in &engines {
+        last = last.max(engine.status().await.replica.unwrap().core.log.last.index.get());
+    }
     for engine in &engines {
         until(engine, "everything is applied", |status| {
             status.replica.as_ref().is_some_and(|replica| replica.applied >= last)

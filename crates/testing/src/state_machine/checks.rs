@@ -155,18 +155,23 @@ pub fn reads_see_whole_commands<M: StateMachine>(case: &StateMachineCase<M>) -> 
     let (dir, meta) = source.snapshot(SOME)?;
     for _ in 0..4 {
         let subject = Subject::new(case)?;
-        let over = AtomicBool::new(false);
+        let (looks, over) = (AtomicBool::new(false), AtomicBool::new(false));
         let seen = std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut odd = None;
                 while !over.load(Ordering::Acquire) {
                     let found = subject.contents();
+                    looks.store(true, Ordering::Release);
                     if odd.is_none() && !states.contains(&found) {
                         odd = Some(found);
                     }
                 }
                 odd
             });
+            // A reader that panics has ended.
+            while !looks.load(Ordering::Acquire) && !reader.is_finished() {
+                std::thread::yield_now();
+            }
             let written = (1..=10).try_for_each(|index| subject.apply(index, index).map(drop));
             let installed = written.and_then(|()| subject.install(&meta, dir.path()));
             over.store(true, Ordering::Release);

@@ -445,7 +445,7 @@ async fn a_frame_longer_than_its_senders_share_of_memory_still_gets_through() {
 async fn a_peer_that_leaves_pings_unanswered_is_given_up() {
     let impatient = TransportSettings {
         ping_interval: Duration::from_millis(10),
-        silence_timeout: Duration::from_millis(50),
+        silence_timeout: Duration::from_millis(500),
         ..settings()
     };
     let mut one = Node::start_with(1, CLUSTER, "127.0.0.1:0", impatient).await;
