@@ -10,12 +10,12 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use alone::{Alone, hold, until};
+use alone::{Alone, hold, three_without_a_tail, until};
 use bytes::Bytes;
 use d_engine_replica::{ProposeError, ReadConsistency};
 use d_engine_server::{Config, EmbeddedEngine};
 use recording::{Manner, Recording};
-use support::{PATIENCE, cluster};
+use support::PATIENCE;
 
 /// "Either fully applies or fails the entire batch": a machine that cannot go on stops its node, and nobody was told that
 /// any command of the chunk has taken effect.
@@ -80,15 +80,7 @@ fn sums(numbers: impl IntoIterator<Item = u8>) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn notes_snapshot_isolation() {
     let dir = tempfile::tempdir().unwrap();
-    let mut configs = cluster(dir.path(), 3);
-    for config in &mut configs {
-        (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
-    }
-    let machines: Vec<Arc<Recording>> = (0..3).map(|_| Arc::new(Recording::default())).collect();
-    let mut engines = Vec::new();
-    for (config, machine) in configs.iter().zip(&machines) {
-        engines.push(EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap());
-    }
+    let (configs, machines, mut engines) = three_without_a_tail(dir.path()).await;
     let propose = async |engines: &[EmbeddedEngine], number: u8| {
         support::propose(engines, vec![number].into()).await;
     };

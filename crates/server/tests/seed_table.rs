@@ -9,7 +9,7 @@ mod support;
 
 use std::sync::Arc;
 
-use alone::{Alone, hold, until};
+use alone::{Alone, hold, three_without_a_tail, until};
 use bytes::Bytes;
 use d_engine_replica::{ProposeError, ReadConsistency};
 use d_engine_server::{Config, EmbeddedEngine, WaitError};
@@ -366,15 +366,7 @@ async fn row_reset_before_a_rebuilt_machine_is_built_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_transfer_and_of_an_install() {
     let dir = tempfile::tempdir().unwrap();
-    let mut configs = cluster(dir.path(), 3);
-    for config in &mut configs {
-        (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
-    }
-    let machines: Vec<Arc<Recording>> = (0..3).map(|_| Arc::new(Recording::default())).collect();
-    let mut engines = Vec::new();
-    for (config, machine) in configs.iter().zip(&machines) {
-        engines.push(EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap());
-    }
+    let (configs, machines, mut engines) = three_without_a_tail(dir.path()).await;
     for engine in &engines {
         engine.wait_ready(PATIENCE).await.unwrap();
     }

@@ -53,6 +53,18 @@ async fn settled(engine: &EmbeddedEngine) {
     .await;
 }
 
+/// A cluster that is ready.
+async fn start_all(configs: &[Config]) -> Vec<EmbeddedEngine> {
+    let mut engines = Vec::new();
+    for config in configs {
+        engines.push(start(config).await);
+    }
+    for engine in &engines {
+        engine.wait_ready(PATIENCE).await.unwrap();
+    }
+    engines
+}
+
 /// A node and its state machine.
 async fn start_with_machine(config: &Config) -> (EmbeddedEngine, Arc<KvStateMachine>) {
     let machine = Arc::new(KvStateMachine::new());
@@ -158,12 +170,8 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entri
     }
 
     // All of it again after a restart of everybody.
-    let mut again = Vec::new();
-    for config in &configs {
-        again.push(start(config).await);
-    }
+    let again = start_all(&configs).await;
     for engine in &again {
-        engine.wait_ready(PATIENCE).await.unwrap();
         for (key, value) in [("before", "v"), ("k349", "v"), ("after", "w")] {
             let found = engine.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
             assert_eq!(found, Some(Bytes::copy_from_slice(value.as_bytes())), "{key}");
@@ -183,13 +191,7 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
         config.snapshots.send_bytes_per_second = 1 << 20;
         config.snapshots.after_entries = 40;
     }
-    let mut engines = Vec::new();
-    for config in &configs {
-        engines.push(start(config).await);
-    }
-    for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
-    }
+    let mut engines = start_all(&configs).await;
     engines.remove(0).stop().await;
     let value = "x".repeat(100_000);
     for n in 0..70 {
@@ -249,10 +251,7 @@ fn flip_a_bit(path: &Path) {
 async fn a_snapshot_of_another_node_brings_back_one_whose_own_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
-    let mut engines = Vec::new();
-    for config in &configs {
-        engines.push(start(config).await);
-    }
+    let mut engines = start_all(&configs).await;
     for n in 0..250 {
         put(&engines, &format!("k{n}"), "v").await;
     }
@@ -290,13 +289,7 @@ async fn a_snapshot_of_another_node_brings_back_one_whose_own_is_damaged() {
 async fn an_archive_that_has_rotted_is_found_out_and_another_one_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     let configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
-    let mut engines = Vec::new();
-    for config in &configs {
-        engines.push(start(config).await);
-    }
-    for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
-    }
+    let mut engines = start_all(&configs).await;
     engines.remove(0).stop().await;
     for n in 0..250 {
         put(&engines, &format!("k{n}"), "v").await;

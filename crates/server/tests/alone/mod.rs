@@ -1,13 +1,14 @@
 //! A node alone with a state machine that writes down what it is asked, for tests that look at the calls.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_server::{Config, EmbeddedEngine};
 
 use crate::recording::{Calls, Recording};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, cluster};
 
 /// A node alone, with a data directory that outlives it.
 pub(crate) struct Alone {
@@ -57,6 +58,22 @@ impl Alone {
         self.engine.stop().await;
         (self.config, self.machine, self._dir)
     }
+}
+
+/// Three nodes whose logs keep nothing behind a snapshot, with their state machines.
+pub(crate) async fn three_without_a_tail(
+    dir: &Path,
+) -> (Vec<Config>, Vec<Arc<Recording>>, Vec<EmbeddedEngine>) {
+    let mut configs = cluster(dir, 3);
+    for config in &mut configs {
+        (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
+    }
+    let machines: Vec<Arc<Recording>> = (0..3).map(|_| Arc::new(Recording::default())).collect();
+    let mut engines = Vec::new();
+    for (config, machine) in configs.iter().zip(&machines) {
+        engines.push(EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap());
+    }
+    (configs, machines, engines)
 }
 
 pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
