@@ -93,10 +93,7 @@ impl Engine for Api {
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
         let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
-        let value = engine
-            .state_machine()
-            .get(&request.key)
-            .map_err(|error| read_status(ReadError::StateMachine(error.to_string())))?;
+        let value = engine.get_now(&request.key).map_err(read_status)?;
         Ok(Response::new(GetReply { found: value.is_some(), value: value.unwrap_or_default(), read_index }))
     }
 

@@ -242,8 +242,7 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn get(&self, key: &[u8], consistency: ReadConsistency) -> Result<Option<Bytes>, ReadError> {
         self.read_barrier(consistency).await?;
-        unpanicked("get", || self.inner.machine.get(key))?
-            .map_err(|error| ReadError::StateMachine(error.to_string()))
+        self.get_now(key)
     }
 
     /// The state machine's answer to a question of its own form.
@@ -258,6 +257,12 @@ impl EmbeddedEngine {
     /// When a caller's patience of `patience` will be over.
     pub(crate) fn deadline_after(&self, patience: Option<Duration>) -> Option<d_engine_core::Instant> {
         patience.map(|patience| self.inner.shared.gate.after(patience))
+    }
+
+    /// The value under `key` in the state that the state machine has.
+    pub(crate) fn get_now(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        unpanicked("get", || self.inner.machine.get(key))?
+            .map_err(|error| ReadError::StateMachine(error.to_string()))
     }
 
     /// The state machine's answer from the state it has.

@@ -91,6 +91,8 @@ pub(crate) struct Manner {
     pub(crate) view_ahead_by: Option<u64>,
     /// It never comes to the end of a snapshot's data.
     pub(crate) writes_for_ever: bool,
+    /// It panics in every read.
+    pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
 }
@@ -173,6 +175,7 @@ impl StateMachine for Recording {
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         self.calls.note(format!("get {}", String::from_utf8_lossy(key)));
+        assert!(!self.manner.panics_in_reads, "as asked");
         let sum: u64 = self.held().numbers.values().map(|(_, number)| u64::from(*number)).sum();
         Ok(Some(Bytes::from(sum.to_string())))
     }

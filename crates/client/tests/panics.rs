@@ -1,0 +1,33 @@
+//! A state machine that panics in a read, seen from the other side of the network.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../replica/tests/recording/machine.rs"]
+mod recording;
+mod support;
+
+use std::sync::Arc;
+
+use d_engine_client::{ClientError, Consistency};
+use d_engine_server::{Config, EmbeddedEngine};
+use recording::{Manner, Recording};
+use support::{PATIENCE, client, free_address};
+
+/// The caller is told so, and it is not tried again and again; nothing else suffers by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_a_read_is_told_once_and_the_node_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let config =
+        Config { data_dir: dir.path().to_owned(), client_listen: Some(address.clone()), ..Config::default() };
+    let machine = Recording::with(Manner { panics_in_reads: true, ..Manner::default() });
+    let calls = machine.calls.clone();
+    let engine = EmbeddedEngine::start_custom(Arc::new(machine), config).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let client = client(&[address]);
+    let told = client.get("k", Consistency::Linearizable).await.unwrap_err();
+    assert!(matches!(told, ClientError::StateMachineFailed { .. }), "{told:?}");
+    assert!(told.to_string().contains("get panicked: as asked"), "{told}");
+    assert_eq!(calls.with("get"), ["k"]);
+    client.propose(vec![1]).await.unwrap();
+    engine.stop().await;
+}
