@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::time::Duration;
 
 use support::{Cluster, PATIENCE, run, wait_until};
 
@@ -86,6 +87,8 @@ fn without_room_on_the_disk_there_is_no_snapshot_but_a_reason_and_an_alarm() {
     assert_eq!(told.code, Some(1), "{}", told.out);
     assert!(told.err.contains("3 of 3 nodes took no snapshot"), "{}", told.err);
     assert!(told.err.contains("node 1: ") && told.err.contains("free"), "{}", told.err);
+    let table = run(&["status", "--endpoints", &all]);
+    assert!(table.out.contains("node 1 gave up its last snapshot (1 since it started): "), "{}", table.out);
     // It costs nothing but the snapshot.
     assert_eq!(run(&["put", "--endpoints", &all, "k", "v"]).code, Some(0));
     import(&cluster, &all, 40_000);
@@ -134,4 +137,37 @@ fn kill_9_in_the_middle_of_a_transfer_costs_nothing() {
     let first = held.out.lines().zip(records.lines()).position(|(held, record)| held != record);
     let counted = (held.out.lines().count(), records.lines().count(), first);
     assert!(held.out == records, "records held, imported, first that differs: {counted:?}; {status}");
+}
+
+/// A process that is stopped still has a connection: `transfer_timeout_ms` counts all the same, and when the follower goes
+/// on, so does the transfer.
+#[test]
+fn a_follower_that_hangs_in_a_transfer_is_given_up_and_served_when_it_goes_on() {
+    // More than the buffers of a connection hold, so that the leader has to wait in the middle of a write.
+    let settings = format!("{NO_TAIL}send_bytes_per_second = 5000000\ntransfer_timeout_ms = 1000\n");
+    let mut cluster = Cluster::start_with(&settings);
+    let away = (cluster.leader() + 1) % 3;
+    cluster.nodes[away].take().unwrap().kill();
+    let others: Vec<usize> = (0..3).filter(|i| *i != away).collect();
+    let endpoints: Vec<String> = others.iter().map(|i| cluster.clients[*i].clone()).collect();
+    let records = import(&cluster, &endpoints.join(","), 30_000);
+    for other in &others {
+        wait_until(PATIENCE, || cluster.status(*other).filter(|row| row["records"] == 30_000));
+    }
+    let told = run(&["snapshot", "--endpoints", &endpoints.join(",")]);
+    assert!(told.out.matches("a snapshot up to entry ").count() == 2, "{}{}", told.out, told.err);
+    cluster.start_node(away);
+    let received = |row: &serde_json::Value| row["snapshots"]["receiving"]["received"].as_u64();
+    wait_until(PATIENCE, || cluster.status(away).filter(|row| received(row) > Some(500_000)));
+    cluster.nodes[away].as_ref().unwrap().signal("STOP");
+    // A write alone may wait for thirty seconds, when nobody says otherwise.
+    wait_until(Duration::from_secs(25), || {
+        let mut rows = others.iter().filter_map(|other| cluster.status(*other));
+        let failed = |row: serde_json::Value| row["snapshots"]["sending"][0]["failures"].as_u64() > Some(0);
+        rows.any(failed).then_some(())
+    });
+    cluster.nodes[away].as_ref().unwrap().signal("CONT");
+    cluster.wait_ready(&[0, 1, 2]);
+    let held = run(&["scan", "--consistency", "eventual", "--endpoints", &cluster.clients[away]]);
+    assert!(held.out == records, "{} of {} bytes", held.out.len(), records.len());
 }

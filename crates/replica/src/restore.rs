@@ -295,16 +295,14 @@ enum Restore {
 impl From<SnapshotError> for Restore {
     /// A full disk says nothing of the snapshot: once there is room, it is as good as ever.
     fn from(error: SnapshotError) -> Self {
-        let is_full = match &error {
-            SnapshotError::NoSpace { .. } => true,
-            SnapshotError::Io { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
-            _ => false,
+        let next = match &error {
+            SnapshotError::NoSpace { .. } => ", and start again",
+            SnapshotError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "; make room on this disk, and start again"
+            }
+            _ => return Self::Unusable(error),
         };
-        if is_full {
-            let why = format!("there is no room to unpack a snapshot: {error}, and start again");
-            return Self::Failed(StopReason::new(why));
-        }
-        Self::Unusable(error)
+        Self::Failed(StopReason::new(format_args!("there is no room to unpack a snapshot: {error}{next}")))
     }
 }
 

@@ -149,8 +149,8 @@ pub trait StateMachine: Send + Sync + 'static {
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()>;
 
     /// Writes the state as of `last_included` into the empty directory `dir`; returns the checksum
-    /// of the files ([`snapshot_checksum`](crate::snapshot_checksum)). Apply waits meanwhile, for `snapshots.pause_max_ms` at most; see
-    /// [`StateMachine::snapshot_view`] for the other way.
+    /// of the files ([`snapshot_checksum`](crate::snapshot_checksum)). Apply waits meanwhile, for `snapshots.pause_max_ms` at most: then the
+    /// future is dropped. See [`StateMachine::snapshot_view`] for the other way.
     ///
     /// Regular files in directories of any depth up to 16, at most 65,536 of them; paths of UTF-8, up to 1,024 bytes,
     /// without backslashes and control characters. Equal states should write equal files: then a transfer that was cut goes on from any

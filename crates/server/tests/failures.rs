@@ -49,6 +49,8 @@ async fn row_33_a_failed_sync_stops_the_node_and_nothing_acknowledged_is_lost() 
         put(&all, "during", "2").await;
         let stopped = tokio::time::timeout(PATIENCE, broken.stopped()).await.unwrap().unwrap_err();
         assert!(stopped.to_string().contains("/data"), "{stopped}");
+        let is_full = matches!(failure.1, Failure::NoSpace);
+        assert_eq!(stopped.to_string().contains("make room on this disk"), is_full, "{stopped}");
         let refused = broken.propose(Bytes::new()).await.unwrap_err();
         assert!(matches!(refused, ProposeError::Stopped { .. }), "{refused}");
         let status = broken.status().await;

@@ -115,7 +115,10 @@ fn of_node(status: &NodeStatus) -> Vec<String> {
         ));
     }
     if let Some(why) = snapshots.last_failure.as_deref().filter(|_| !snapshots.overdue) {
-        lines.push(format!("node {node}: {} snapshots were given up, the last one: {why}", snapshots.failed));
+        lines.push(format!(
+            "node {node} gave up its last snapshot ({} since it started): {why}",
+            snapshots.failed
+        ));
     }
     if let Some(bytes) = snapshots.building {
         lines.push(format!("node {node} takes a snapshot: {} so far", DecimalBytes(bytes)));

@@ -46,10 +46,7 @@ impl SnapshotStore {
         if !removed.is_empty() || !matches!(useless, Ok(false)) {
             inner.sync_dir()?;
         }
-        match failed.or(useless.err()) {
-            Some(error) => Err(error),
-            None => Ok(removed),
-        }
+        failed.or(useless.err()).map_or(Ok(removed), Err)
     }
 }
 
@@ -65,17 +62,9 @@ impl Inner {
     /// Removes what is not in the list and was to become, or had been, a snapshot of what `whole` holds. Says whether
     /// there was anything.
     fn remove_useless(&self, whole: LogId) -> Result<bool, SnapshotError> {
-        let is_before = |name: &str| label_in(name).is_some_and(|label| label.index <= whole.index);
-        let mut found = false;
-        let mut failed = None;
-        // One that is being received just now is left to its end.
-        let receives = std::mem::replace(&mut self.busy().receiving, true);
-        let names = if receives { Ok(Vec::new()) } else { self.fs.list(&self.dir) };
-        for name in names.iter().flatten().filter(|name| is_partial(name) && is_before(name)) {
-            found = true;
-            failed = failed.or(self.remove(&self.dir.join(name)).err());
-        }
-        self.busy().receiving = receives;
+        let partial = self.remove_partial(whole);
+        let mut found = matches!(partial, Ok(true));
+        let mut failed = partial.err();
         self.damaged().retain(|name| {
             let is_useless = label_in(name).is_some_and(|label| label.index < whole.index);
             if !is_useless {
@@ -87,9 +76,25 @@ impl Inner {
             failed = failed.take().or(removed.err());
             stays
         });
-        match failed.or(names.err().map(io_error("list", &self.dir))) {
-            Some(error) => Err(error),
-            None => Ok(found),
+        failed.map_or(Ok(found), Err)
+    }
+
+    /// Removes what was received of snapshots of what `whole` holds, unless one is being received just now.
+    fn remove_partial(&self, whole: LogId) -> Result<bool, SnapshotError> {
+        // Whoever has set it takes it back, nobody else.
+        if std::mem::replace(&mut self.busy().receiving, true) {
+            return Ok(false);
         }
+        let removed = self.fs.list(&self.dir).map_err(io_error("list", &self.dir)).and_then(|names| {
+            let is_before = |name: &str| label_in(name).is_some_and(|label| label.index <= whole.index);
+            let mut found = false;
+            for name in names.iter().filter(|name| is_partial(name) && is_before(name)) {
+                found = true;
+                self.remove(&self.dir.join(name))?;
+            }
+            Ok(found)
+        });
+        self.busy().receiving = false;
+        removed
     }
 }
