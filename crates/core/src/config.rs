@@ -31,6 +31,8 @@ pub struct CoreConfig {
     /// By how many percent the rate of any node's monotonic clock may differ from true time. Lease
     /// reads are only as good as this bound; 100 or more turns the lease off.
     pub clock_drift_percent_max: u32,
+    /// How far the wall clocks of a quorum may lie apart to be believed; see [`crate::ClockState`].
+    pub max_clock_offset: Duration,
 }
 
 impl Default for CoreConfig {
@@ -46,6 +48,7 @@ impl Default for CoreConfig {
             uncommitted_bytes_max: 64 << 20,
             waiting_reads_max: 65_536,
             clock_drift_percent_max: 10,
+            max_clock_offset: Duration::from_millis(1000),
         }
     }
 }
@@ -81,13 +84,13 @@ impl fmt::Display for CoreConfigError {
 impl core::error::Error for CoreConfigError {}
 
 impl CoreConfig {
-    /// How long a lease lasts from the sending of its round, by the leader's clock. The followers keep
-    /// their loyalty for the shortest election timeout by theirs, which may run fast while the
+    /// How long a lease lasts from the sending of its round, by the leader's clock. The members that
+    /// answered grant no vote for at least `stickiness` by theirs, which may run fast while the
     /// leader's runs slow.
     #[must_use]
-    pub fn lease_duration(&self) -> Duration {
+    pub fn lease_duration(&self, stickiness: Duration) -> Duration {
         let drift = u64::from(self.clock_drift_percent_max.min(100));
-        let timeout = self.election_timeout_min.as_nanos();
+        let timeout = stickiness.as_nanos();
         if cfg!(mutant = "lease-twice-as-long") {
             return Duration::from_nanos(timeout.saturating_mul(2));
         }
@@ -114,6 +117,7 @@ impl CoreConfig {
             || self.inflight_appends_max == 0
             || self.uncommitted_bytes_max == 0
             || self.waiting_reads_max == 0
+            || self.max_clock_offset == Duration::ZERO
         {
             return Err(CoreConfigError::ZeroLimit);
         }

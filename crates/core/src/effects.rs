@@ -35,6 +35,10 @@ pub struct Effects {
     pub status_changed: bool,
     /// A changed term or vote has become durable.
     pub hard_state_saved: bool,
+    /// The leader has on record that this node stored entries up to this index, and they are not there:
+    /// the directory was rolled back or damaged. The node must stop after this step's messages are sent;
+    /// as a voter it could elect a leader that lacks committed entries.
+    pub log_lost: Option<LogIndex>,
 }
 
 /// Hard state and entries that become durable in one step or not at all.
@@ -122,5 +126,6 @@ impl Effects {
         self.lost_leadership = false;
         self.status_changed = false;
         self.hard_state_saved = false;
+        self.log_lost = None;
     }
 }

@@ -17,7 +17,8 @@ impl RaftCore {
     /// term is raised, so that a node that was cut off does not disturb the others on its return.
     pub(crate) fn on_election_timeout(&mut self, now: Instant) {
         self.draw_election_timeout(now);
-        if !self.log.configuration().is_voter(self.node) {
+        // A node whose disk does not answer could store neither its vote nor an entry.
+        if !self.log.configuration().is_voter(self.node) || self.disk_hangs {
             return;
         }
         self.role = Role::PreCandidate(Votes::from([(self.node, true)]));
@@ -26,6 +27,7 @@ impl RaftCore {
             return;
         }
         let Some(term) = self.hard_state.term.checked_next() else { return };
+        self.pre_votes_asked = now;
         let message = Message::PreVote { term, last: self.log.last() };
         self.send_to_voters(&message);
     }
@@ -42,7 +44,9 @@ impl RaftCore {
         };
         self.hard_state.term = term;
         self.hard_state.vote = Some(self.node);
-        self.role = Role::Candidate(Candidate { votes: Votes::new(), own_vote: self.coming_order() });
+        let own_vote = self.coming_order();
+        self.role = Role::Candidate(Candidate { votes: Votes::new(), own_vote, clock_wait_until: None });
+        self.votes_asked = now;
         self.draw_election_timeout(now);
         let message = Message::RequestVote { term, last: self.log.last(), transfer };
         self.send_to_voters(&message);
@@ -51,7 +55,7 @@ impl RaftCore {
     pub(crate) fn on_pre_vote(&mut self, now: Instant, from: NodeId, term: Term, last: LogId) {
         let granted = term > self.hard_state.term && !self.is_loyal(now) && self.is_up_to_date(last);
         let term = if granted { term } else { self.hard_state.term };
-        self.send(from, Message::PreVoteReply { term, granted });
+        self.send(from, Message::PreVoteReply { term, granted, wall_ms: self.wall_ms });
     }
 
     pub(crate) fn on_pre_vote_reply(&mut self, now: Instant, from: NodeId, term: Term, granted: bool) {
@@ -75,25 +79,37 @@ impl RaftCore {
             // Only a granted vote puts the own campaign off (Raft paper, section 5.2).
             self.draw_election_timeout(now);
         }
-        self.send(from, Message::VoteReply { term: self.hard_state.term, granted });
+        let (term, wall_ms) = (self.hard_state.term, self.wall_ms);
+        self.send(from, Message::VoteReply { term, granted, wall_ms });
     }
 
     /// A vote of the current term; the own one arrives here too, once it is durable.
-    pub(crate) fn on_vote_reply(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        from: NodeId,
-        granted: bool,
-        out: &mut Effects,
-    ) {
+    pub(crate) fn on_vote_reply(&mut self, now: Instant, from: NodeId, granted: bool, out: &mut Effects) {
         let Role::Candidate(candidate) = &mut self.role else { return };
         candidate.votes.insert(from, granted);
         if self.has_won() {
-            self.become_leader(now, wall_ms, out);
+            if !self.waits_for_clocks(now) {
+                self.become_leader(now, out);
+            }
         } else if self.has_lost() {
             self.role = Role::Follower(Follower::default());
         }
+    }
+
+    /// Whether the first entry of the term should wait a little for more answers: the wall clocks heard so
+    /// far do not agree, and voters that have not answered may show which of them is wrong.
+    fn waits_for_clocks(&mut self, now: Instant) -> bool {
+        let until = now.plus(self.config.heartbeat_interval);
+        if self.agreed_clock(now).is_some() {
+            return false;
+        }
+        let members = self.log.configuration().members();
+        let voters = members.iter().filter(|node| self.log.configuration().is_voter(**node)).count();
+        let Role::Candidate(candidate) = &mut self.role else { return false };
+        if candidate.votes.len() >= voters {
+            return false;
+        }
+        now < *candidate.clock_wait_until.get_or_insert(until)
     }
 
     /// The election restriction (Raft paper, section 5.4.1): the candidate's last entry has a later

@@ -4,7 +4,7 @@ use crate::effects::{Appended, Effects};
 use crate::input::{EntryMeta, Rejected};
 use crate::raft_core::RaftCore;
 use crate::role::{Follower, Role};
-use crate::{AppendOutcome, EntryKind, Instant, LogId, LogIndex, Message, NodeId, Term};
+use crate::{AppendOutcome, EntryKind, FollowerReport, Instant, LogId, LogIndex, Message, NodeId, Term};
 
 impl RaftCore {
     /// Takes `from` for the leader of the current term.
@@ -13,7 +13,10 @@ impl RaftCore {
             // Two leaders in one term cannot be (Election Safety); nothing it says is believed.
             return Err(Rejected::SecondLeader);
         }
-        self.loyal_until = now.plus(self.config.election_timeout_min);
+        let stickiness = self.config.election_timeout_min;
+        self.hard_state.stickiness = self.hard_state.stickiness.max(stickiness);
+        // A promise of an earlier run may reach further.
+        self.loyal_until = self.promised_before.max(now.plus(stickiness));
         self.draw_election_timeout(now);
         if !matches!(&self.role, Role::Follower(follower) if follower.leader == Some(from)) {
             self.role = Role::Follower(Follower { leader: Some(from), ..Follower::default() });
@@ -103,6 +106,8 @@ impl RaftCore {
         from: NodeId,
         commit: LogIndex,
         round: u64,
+        matched: LogIndex,
+        out: &mut Effects,
     ) -> Result<(), Rejected> {
         let received = self.accept_leader(now, from)?.verified;
         self.follow_commit(commit);
@@ -111,7 +116,20 @@ impl RaftCore {
         let forgets = cfg!(mutant = "committed-forgotten");
         let matches = if forgets { received } else { received.max(self.log.committed()) };
         let stored = matches.min(self.log.persisted());
-        self.send(from, Message::HeartbeatReply { term: self.hard_state.term, round, received, stored });
+        // What this node acknowledged in this term was on its disk, and only a leader of a later term
+        // may have replaced it.
+        let log_lost = matched > self.log.last_index();
+        if log_lost {
+            out.log_lost = Some(matched);
+        }
+        let report = FollowerReport {
+            applied: self.log.applied(),
+            stickiness: self.config.election_timeout_min,
+            wall_ms: self.wall_ms,
+            log_lost,
+        };
+        let term = self.hard_state.term;
+        self.send(from, Message::HeartbeatReply { term, round, received, stored, report });
         Ok(())
     }
 

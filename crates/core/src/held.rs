@@ -24,6 +24,11 @@ impl Held {
                     || !matches!(earlier.message, Message::HeartbeatReply { term: of, .. } if of == term)
             });
         }
+        // An append that comes again while the disk stands still is acknowledged once: the same message
+        // waits already, and what it promises is on its way to the disk.
+        if self.waiting.iter().any(|(_, waiting)| *waiting == send) {
+            return;
+        }
         self.waiting.push_back((after, send));
     }
 

@@ -88,6 +88,19 @@ pub enum Input {
     Purged(LogId),
     /// Messages on the way to this node may have been lost.
     PeerLost(NodeId),
+    /// An append of [`crate::Effects::appends`] was not sent: there is no connection, no room in the
+    /// queue, or its entries could not be read. Appends before it to the same node are on their way.
+    AppendNotSent {
+        /// The receiver.
+        to: NodeId,
+        /// The term of the plan.
+        term: Term,
+        /// The entry before its first one.
+        prev: LogIndex,
+    },
+    /// Whether this node's disk hangs: a write has not returned for the longest election timeout. A
+    /// leader gives way, and the node does not campaign, until the disk answers again.
+    DiskHangs(bool),
     /// [`crate::RaftCore::next_deadline`] has come.
     Deadline,
 }

@@ -8,17 +8,32 @@ use alloc::vec::Vec;
 use crate::effects::{AppendPlan, Appended, Effects};
 use crate::input::{EntryMeta, ReadId, Rejected};
 use crate::lease::Lease;
+use crate::log_clock::LogClock;
 use crate::log_view::cost;
-use crate::progress::{Flow, Progress};
+use crate::progress::{Flow, PROBE_BYTES_MAX, Progress};
 use crate::raft_core::RaftCore;
 use crate::read::{ReadRounds, Reader};
 use crate::role::{Leader, Role};
-use crate::{AppendOutcome, Configuration, EntryKind, Instant, LogId, LogIndex, Message, NodeId, Term};
+use crate::{
+    AppendOutcome, Configuration, EntryKind, FollowerReport, Instant, LogId, LogIndex, Message, NodeId, Term,
+};
+
+/// After so many longest election timeouts without progress a follower is asked whether appends were
+/// lost without a report of the transport.
+const LAST_RESORT_TIMEOUTS: u64 = 3;
+
+/// The answer to a heartbeat of the current term.
+pub(crate) struct HeartbeatAnswer {
+    pub(crate) round: u64,
+    pub(crate) received: LogIndex,
+    pub(crate) stored: LogIndex,
+    pub(crate) report: FollowerReport,
+}
 
 impl RaftCore {
     /// Opens the term with a no-op: its commit tells what of the earlier terms is committed
     /// (Raft paper, section 8).
-    pub(crate) fn become_leader(&mut self, now: Instant, wall_ms: u64, out: &mut Effects) {
+    pub(crate) fn become_leader(&mut self, now: Instant, out: &mut Effects) {
         let last = self.log.last_index();
         let mut followers = BTreeMap::new();
         for node in self.log.configuration().members() {
@@ -32,9 +47,12 @@ impl RaftCore {
             reads: ReadRounds::default(),
             lease: Lease::default(),
             heartbeat_at: now.plus(self.config.heartbeat_interval),
+            clock: LogClock::new(self.log.time_ms(), now),
+            clock_round: (0, Instant::ZERO),
             transfer: None,
         });
-        self.create(EntryKind::Noop, wall_ms, &[0], None);
+        self.start_clock(now);
+        self.create(EntryKind::Noop, now, &[0], None);
         self.replicate(now, out);
     }
 
@@ -58,7 +76,6 @@ impl RaftCore {
     pub(crate) fn on_propose(
         &mut self,
         now: Instant,
-        wall_ms: u64,
         sizes: &[u32],
         out: &mut Effects,
     ) -> Result<(), Rejected> {
@@ -75,20 +92,20 @@ impl RaftCore {
             return Err(Rejected::TooMuchUncommitted);
         }
         if !sizes.is_empty() {
-            self.create(EntryKind::Command, wall_ms, sizes, None);
+            self.create(EntryKind::Command, now, sizes, None);
             self.replicate(now, out);
         }
         Ok(())
     }
 
     /// An entry that only tells the log's time, for a state machine that waits for it.
-    pub(crate) fn on_tick(&mut self, now: Instant, wall_ms: u64, out: &mut Effects) -> Result<(), Rejected> {
+    pub(crate) fn on_tick(&mut self, now: Instant, out: &mut Effects) -> Result<(), Rejected> {
         match &self.role {
             Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
             Role::Leader(_) => {}
             _ => return Err(self.not_leader()),
         }
-        self.create(EntryKind::Tick, wall_ms, &[0], None);
+        self.create(EntryKind::Tick, now, &[0], None);
         self.replicate(now, out);
         Ok(())
     }
@@ -96,7 +113,6 @@ impl RaftCore {
     pub(crate) fn on_propose_membership(
         &mut self,
         now: Instant,
-        wall_ms: u64,
         configuration: Box<Configuration>,
         bytes: u32,
         out: &mut Effects,
@@ -115,7 +131,7 @@ impl RaftCore {
         if *configuration != *self.log.configuration() {
             return Err(Rejected::MembershipUnsupported);
         }
-        self.create(EntryKind::Membership, wall_ms, &[bytes], Some(configuration));
+        self.create(EntryKind::Membership, now, &[bytes], Some(configuration));
         self.replicate(now, out);
         Ok(())
     }
@@ -124,13 +140,17 @@ impl RaftCore {
     fn create(
         &mut self,
         kind: EntryKind,
-        wall_ms: u64,
+        now: Instant,
         sizes: &[u32],
         configuration: Option<Box<Configuration>>,
     ) {
         let term = self.hard_state.term;
         let first = LogId::new(term, self.log.last_index().next());
-        let time_ms = self.log.next_time_ms(wall_ms);
+        let Role::Leader(leader) = &mut self.role else { return };
+        let time_ms = leader.clock.now_ms(now).max(self.log.time_ms());
+        if kind == EntryKind::Command {
+            leader.clock.command_stamped();
+        }
         for bytes in sizes {
             let configuration = configuration.clone();
             self.log.push(&EntryMeta { term, kind, time_ms, bytes: *bytes, configuration });
@@ -155,6 +175,9 @@ impl RaftCore {
                 let batch =
                     self.log.batch_from(progress.next, config.append_bytes_max, config.append_entries_max);
                 let (last, bytes) = match (batch, &progress.flow) {
+                    (Some((_, bytes)), Flow::Probe { again, .. }) if *again || bytes > PROBE_BYTES_MAX => {
+                        (before, 0)
+                    }
                     (Some(batch), _) => batch,
                     // A probe without entries still tells where the logs meet.
                     (None, Flow::Probe { .. }) => (before, 0),
@@ -171,6 +194,27 @@ impl RaftCore {
                 progress.sent(last, bytes, now);
             }
         }
+    }
+
+    /// The driver could not send an append: no connection, no room, or its entries could not be read.
+    pub(crate) fn on_append_not_sent(&mut self, to: NodeId, term: Term, prev: LogIndex) {
+        if let Role::Leader(leader) = &mut self.role
+            && term == self.hard_state.term
+            && let Some(progress) = leader.followers.get_mut(&to)
+        {
+            progress.not_sent(prev);
+        }
+    }
+
+    /// Asks a follower with an empty append whether everything sent so far has arrived.
+    fn ask_after_everything_sent(&self, to: NodeId, out: &mut Effects) {
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(index) = leader.followers.get(&to).map(|progress| progress.next.previous()) else { return };
+        let Some(term) = self.log.term_at(index) else { return };
+        let prev = LogId::new(term, index);
+        let plan =
+            AppendPlan { to, term: self.hard_state.term, prev, last: prev, commit: self.log.committed() };
+        out.appends.push(plan);
     }
 
     pub(crate) fn on_append_reply(
@@ -277,9 +321,10 @@ impl RaftCore {
         let round = leader.reads.begin(read_index);
         leader.lease.sent(round, now);
         let term = self.hard_state.term;
-        let followers: Vec<NodeId> = leader.followers.keys().copied().collect();
-        for node in followers {
-            self.send(node, Message::Heartbeat { term, commit: committed, round });
+        let followers: Vec<(NodeId, LogIndex)> =
+            leader.followers.iter().map(|(node, progress)| (*node, progress.matched)).collect();
+        for (node, matched) in followers {
+            self.send(node, Message::Heartbeat { term, commit: committed, round, matched });
         }
         self.confirm_reads(out);
     }
@@ -295,7 +340,13 @@ impl RaftCore {
             }
             followers.get(&voter).map_or(0, |progress| progress.round_answered)
         });
-        leader.lease.answered(answered);
+        let configuration = self.log.configuration();
+        let promises = followers
+            .iter()
+            .filter(|(node, progress)| configuration.is_voter(**node) && progress.round_answered >= answered)
+            .map(|(_, progress)| progress.report.stickiness);
+        let own = self.config.election_timeout_min;
+        leader.lease.answered(answered, promises.min().map_or(own, |least| least.min(own)));
         for (reader, index) in leader.reads.confirmed(answered) {
             match reader {
                 Reader::Own(read) => out.reads_confirmed.push((read, index)),
@@ -311,12 +362,12 @@ impl RaftCore {
         &mut self,
         now: Instant,
         from: NodeId,
-        round: u64,
-        received: LogIndex,
-        stored: LogIndex,
+        answer: HeartbeatAnswer,
         out: &mut Effects,
     ) -> Result<(), Rejected> {
-        let patience = self.config.heartbeat_interval.times(2);
+        let HeartbeatAnswer { round, received, stored, report } = answer;
+        let probe_again = self.config.heartbeat_interval.times(2);
+        let last_resort = self.config.election_timeout_max.times(LAST_RESORT_TIMEOUTS);
         let last_index = self.log.last_index();
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         if round > leader.reads.last_round() || received > last_index || stored > last_index {
@@ -324,7 +375,7 @@ impl RaftCore {
         }
         let Some(progress) = leader.followers.get_mut(&from) else { return Ok(()) };
         progress.last_contact = now;
-        progress.round_answered = progress.round_answered.max(round);
+        progress.answered(round, report);
         if stored > progress.matched {
             progress.stored_to(stored);
         }
@@ -332,7 +383,10 @@ impl RaftCore {
             // It has restarted and no longer knows what matches; an empty probe tells it.
             progress.lost();
         }
-        progress.heard(received, patience, now);
+        if progress.heard(received, probe_again, last_resort, now) {
+            self.ask_after_everything_sent(from, out);
+        }
+        self.clock_answer(now, from, round, report.wall_ms);
         self.maybe_commit(now, out);
         self.maybe_tell_target();
         self.confirm_reads(out);
@@ -364,13 +418,14 @@ impl RaftCore {
         if let Role::Leader(leader) = &mut self.role {
             leader.heartbeat_at = now.plus(self.config.heartbeat_interval);
         }
-        self.maybe_give_up_transfer(now);
+        self.maybe_give_up_transfer(now, out);
         if let Role::Leader(leader) = &mut self.role {
             let failed =
                 leader.followers.iter_mut().filter_map(|(node, it)| it.retries_snapshot().then_some(*node));
             out.snapshots.extend(failed);
         }
         self.begin_round(now, out);
+        self.sample_clocks(now);
         self.replicate(now, out);
     }
 

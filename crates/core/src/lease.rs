@@ -1,9 +1,10 @@
 //! The leader's lease: reads without a round (Raft thesis, section 6.4.1).
 //!
 //! Whoever has answered a round of heartbeats has heard this leader after the round was *sent*, and
-//! votes for nobody within the shortest election timeout of that (`loyal_until`, kept over a restart
-//! too). So once a quorum has answered, no other leader can commit anything before that time has passed
-//! since the sending, measured with the fastest of their clocks.
+//! votes for nobody within the vote stickiness that the answer announces (`loyal_until`; it is on stable
+//! storage before it is announced, so a restart keeps to it). So once a quorum has answered, no other
+//! leader can commit anything before the shortest of these times has passed since the sending, measured
+//! with the fastest of their clocks. Nodes may be configured with different election timeouts.
 
 use alloc::collections::VecDeque;
 
@@ -11,7 +12,7 @@ use crate::effects::Effects;
 use crate::input::{ReadId, Rejected};
 use crate::raft_core::RaftCore;
 use crate::role::Role;
-use crate::{CoreConfig, Instant, LogIndex};
+use crate::{CoreConfig, Duration, Instant, LogIndex};
 
 /// Rounds whose send times are kept; of older ones a late answer renews nothing.
 const ROUNDS_MAX: usize = 256;
@@ -20,8 +21,9 @@ const ROUNDS_MAX: usize = 256;
 pub(crate) struct Lease {
     /// When each round that no quorum has answered yet was sent.
     sent: VecDeque<(u64, Instant)>,
-    /// When the last round that a quorum has answered was sent.
-    confirmed: Option<Instant>,
+    /// When the last round that a quorum has answered was sent, and the shortest vote stickiness of the
+    /// members that answered it.
+    confirmed: Option<(Instant, Duration)>,
     /// Another node was told to campaign at once: votes are no longer bound by loyalty, so there is no
     /// lease any more in this term, whatever becomes of the transfer.
     forsworn: bool,
@@ -35,11 +37,15 @@ impl Lease {
         self.sent.push_back((round, now));
     }
 
-    /// A quorum has answered `round` or a later one.
-    pub(crate) fn answered(&mut self, round: u64) {
+    /// A quorum has answered `round` or a later one; its members grant no vote for at least `stickiness`.
+    pub(crate) fn answered(&mut self, round: u64, stickiness: Duration) {
         while let Some((_, at)) = self.sent.pop_front_if(|(number, _)| *number <= round) {
-            self.confirmed = Some(at);
+            self.confirmed = Some((at, stickiness));
         }
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.forsworn
     }
 
     pub(crate) fn forswear(&mut self) {
@@ -48,8 +54,8 @@ impl Lease {
 
     /// Until when, by the own clock, nobody else can lead. Not included itself.
     fn until(&self, config: &CoreConfig) -> Option<Instant> {
-        let sent = self.confirmed.filter(|_| !self.forsworn || cfg!(mutant = "lease-over-transfer"))?;
-        Some(sent.plus(config.lease_duration()))
+        let confirmed = self.confirmed.filter(|_| !self.forsworn || cfg!(mutant = "lease-over-transfer"));
+        confirmed.map(|(sent, stickiness)| sent.plus(config.lease_duration(stickiness)))
     }
 }
 

@@ -15,7 +15,8 @@
 //! `raft_core.rs` has the struct, `step` and the term rule; `election.rs`, `follower.rs` and
 //! `leader.rs` what each role does; `log_view.rs` the log without payloads; `quorum.rs` majorities;
 //! `read.rs` linearizable reads, `forward.rs` those of a follower, `lease.rs` those without a round;
-//! `transfer.rs` handing leadership over; `held.rs` messages that wait for the disk.
+//! `transfer.rs` handing leadership over; `held.rs` messages that wait for the disk; `log_clock.rs`
+//! the time that entries carry.
 #![no_std]
 extern crate alloc;
 
@@ -29,6 +30,7 @@ mod input;
 mod invariants;
 mod leader;
 mod lease;
+mod log_clock;
 mod log_view;
 mod message;
 mod prng;
@@ -46,8 +48,9 @@ mod types;
 pub use config::{CoreConfig, CoreConfigError};
 pub use effects::{AppendPlan, Appended, Effects, PersistOrder, Send};
 pub use input::{EntryMeta, Input, ReadId, Rejected};
+pub use log_clock::ClockState;
 pub use log_view::{InitialLog, LogSummary};
-pub use message::{AppendOutcome, Message};
+pub use message::{AppendOutcome, FollowerReport, MAX_ACCEPTED_TIME_MS, Message};
 pub use quorum::Configuration;
 pub use raft_core::{Initial, RaftCore};
 pub use role::RoleKind;

@@ -190,10 +190,9 @@ impl LogView {
         }
     }
 
-    /// Log time for an entry created when the wall clock shows `wall_ms`: never before an earlier
-    /// entry's.
-    pub(crate) fn next_time_ms(&self, wall_ms: u64) -> u64 {
-        self.time_ms.max(wall_ms)
+    /// The log time of the last entry; no later entry has an earlier one.
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.time_ms
     }
 
     /// Drops the entries from `index` on. Orders on their way no longer make them durable, and the

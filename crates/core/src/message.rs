@@ -2,7 +2,11 @@
 
 use alloc::vec::Vec;
 
-use crate::{EntryMeta, LogId, LogIndex, Term};
+use crate::{Duration, EntryMeta, LogId, LogIndex, Term};
+
+/// The latest time that is accepted from a peer or a file, in UNIX milliseconds: the end of the year
+/// 9999. A later one is damage, or a clock that no node should follow.
+pub const MAX_ACCEPTED_TIME_MS: u64 = 253_402_300_799_999;
 
 /// A message between two nodes of one group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +24,8 @@ pub enum Message {
         term: Term,
         /// Whether the sender would vote.
         granted: bool,
+        /// The sender's wall clock in UNIX milliseconds.
+        wall_ms: u64,
     },
     /// Requests a vote (Raft paper, section 5.2).
     RequestVote {
@@ -36,6 +42,8 @@ pub enum Message {
         term: Term,
         /// Whether the vote was given.
         granted: bool,
+        /// The sender's wall clock in UNIX milliseconds.
+        wall_ms: u64,
     },
     /// Replicates entries (Raft paper, section 5.3). Received only: what is to be sent is an
     /// [`crate::AppendPlan`], because the payloads stay with the driver.
@@ -64,6 +72,9 @@ pub enum Message {
         commit: LogIndex,
         /// The number of this round; an answer confirms all reads of rounds up to it.
         round: u64,
+        /// What the receiver has acknowledged as stored in this term. A receiver that no longer has
+        /// it has lost a part of its log.
+        matched: LogIndex,
     },
     /// The answer to [`Message::Heartbeat`].
     HeartbeatReply {
@@ -75,6 +86,8 @@ pub enum Message {
         received: LogIndex,
         /// The last index stored that is known to match the leader's log, at least what is committed; counts as an ack.
         stored: LogIndex,
+        /// What the leader is told of the sender beside its log.
+        report: FollowerReport,
     },
     /// Campaign at once: the leader hands over to the receiver (Raft thesis, section 3.10).
     TimeoutNow {
@@ -98,6 +111,21 @@ pub enum Message {
         /// room.
         index: Option<LogIndex>,
     },
+}
+
+/// What a follower reports of itself with each answer to a heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FollowerReport {
+    /// The last entry that it has applied.
+    pub applied: LogIndex,
+    /// How long it grants no vote after it has heard a leader, by its own clock. It is on its stable
+    /// storage: also a restart keeps to it (Raft thesis, section 6.4.1).
+    pub stickiness: Duration,
+    /// Its wall clock in UNIX milliseconds.
+    pub wall_ms: u64,
+    /// It no longer has entries that it has acknowledged to this leader: its directory was rolled back
+    /// or damaged. It stops; an operator must look.
+    pub log_lost: bool,
 }
 
 /// What became of an append at a follower.
@@ -143,7 +171,9 @@ impl Message {
                 Self::Append { prev, commit, entries, .. } => {
                     id_ok(prev)
                         && *commit <= LogIndex::MAX_ACCEPTED
-                        && entries.iter().all(|entry| entry.term <= Term::MAX_ACCEPTED)
+                        && entries.iter().all(|entry| {
+                            entry.term <= Term::MAX_ACCEPTED && entry.time_ms <= MAX_ACCEPTED_TIME_MS
+                        })
                 }
                 Self::AppendReply { outcome: AppendOutcome::Stored(index), .. } => {
                     *index <= LogIndex::MAX_ACCEPTED
@@ -151,15 +181,20 @@ impl Message {
                 Self::AppendReply { outcome: AppendOutcome::Conflict { refused, hint }, .. } => {
                     *refused <= LogIndex::MAX_ACCEPTED && id_ok(hint)
                 }
-                Self::Heartbeat { commit, .. } => *commit <= LogIndex::MAX_ACCEPTED,
-                Self::HeartbeatReply { received, stored, .. } => {
-                    *received <= LogIndex::MAX_ACCEPTED && *stored <= LogIndex::MAX_ACCEPTED
+                Self::Heartbeat { commit, matched, .. } => {
+                    *commit <= LogIndex::MAX_ACCEPTED && *matched <= LogIndex::MAX_ACCEPTED
+                }
+                Self::HeartbeatReply { received, stored, report, .. } => {
+                    *received <= LogIndex::MAX_ACCEPTED
+                        && *stored <= LogIndex::MAX_ACCEPTED
+                        && report.applied <= LogIndex::MAX_ACCEPTED
+                        && report.wall_ms <= MAX_ACCEPTED_TIME_MS
                 }
                 Self::ReadReply { index, .. } => index.is_none_or(|index| index <= LogIndex::MAX_ACCEPTED),
-                Self::PreVoteReply { .. }
-                | Self::VoteReply { .. }
-                | Self::ReadRequest { .. }
-                | Self::TimeoutNow { .. } => true,
+                Self::PreVoteReply { wall_ms, .. } | Self::VoteReply { wall_ms, .. } => {
+                    *wall_ms <= MAX_ACCEPTED_TIME_MS
+                }
+                Self::ReadRequest { .. } | Self::TimeoutNow { .. } => true,
             }
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::{Duration, Instant, LogIndex};
+use crate::{Duration, FollowerReport, Instant, LogIndex};
 
 /// How entries are sent to a follower.
 #[derive(Clone, Debug)]
@@ -11,10 +11,18 @@ pub(crate) enum Flow {
     Probe {
         /// When the append on its way was sent.
         sent: Option<Instant>,
+        /// An append at this place was sent before: the next one carries no entries. On a slow link the
+        /// first is only late, and entries that are sent again delay everything after them.
+        again: bool,
     },
     /// The logs are known to match: appends are pipelined (Raft thesis, section 10.2.1) up to a
     /// limit of bytes and messages.
-    Replicate { inflight: VecDeque<Inflight>, bytes: u64 },
+    Replicate {
+        inflight: VecDeque<Inflight>,
+        bytes: u64,
+        /// The driver could not send the last append. Nothing is sent before the follower is heard again.
+        blocked: bool,
+    },
     /// The follower needs entries that are purged here: a snapshot is on its way, and nothing else.
     Snapshot {
         /// Sending it has failed; it is ordered again with the next heartbeat.
@@ -39,9 +47,15 @@ pub(crate) struct Progress {
     pub(crate) last_contact: Instant,
     /// The last round of heartbeats that the follower has answered.
     pub(crate) round_answered: u64,
+    /// What it reported of itself with that answer.
+    pub(crate) report: FollowerReport,
     /// Since when the follower has received nothing new although something was sent.
     stalled: Option<(LogIndex, Instant)>,
 }
+
+/// A probe carries entries only up to this size: what it finds out needs none, and a follower that
+/// does not match gets them in vain.
+pub(crate) const PROBE_BYTES_MAX: u64 = 4 << 10;
 
 impl Progress {
     /// A follower of whom nothing is known but that the log ends at `last`.
@@ -49,9 +63,10 @@ impl Progress {
         Self {
             matched: LogIndex::ZERO,
             next: last.next(),
-            flow: Flow::Probe { sent: None },
+            flow: Flow::Probe { sent: None, again: false },
             last_contact: now,
             round_answered: 0,
+            report: FollowerReport::default(),
             stalled: None,
         }
     }
@@ -59,8 +74,10 @@ impl Progress {
     /// Whether another append may be sent now.
     pub(crate) fn may_send(&self, appends_max: usize, bytes_max: u64) -> bool {
         match &self.flow {
-            Flow::Probe { sent } => sent.is_none(),
-            Flow::Replicate { inflight, bytes } => inflight.len() < appends_max && *bytes < bytes_max,
+            Flow::Probe { sent, .. } => sent.is_none(),
+            Flow::Replicate { inflight, bytes, blocked } => {
+                !blocked && inflight.len() < appends_max && *bytes < bytes_max
+            }
             Flow::Snapshot { .. } => false,
         }
     }
@@ -68,13 +85,39 @@ impl Progress {
     /// An append up to `last` was sent.
     pub(crate) fn sent(&mut self, last: LogIndex, batch_bytes: u64, now: Instant) {
         match &mut self.flow {
-            Flow::Probe { sent } => *sent = Some(now),
-            Flow::Replicate { inflight, bytes } => {
+            Flow::Probe { sent, again } => {
+                *sent = Some(now);
+                *again = true;
+            }
+            Flow::Replicate { inflight, bytes, .. } => {
                 inflight.push_back(Inflight { last, bytes: batch_bytes });
                 *bytes = bytes.saturating_add(batch_bytes);
                 self.next = last.next();
             }
             Flow::Snapshot { .. } => {}
+        }
+    }
+
+    /// The driver could not send an append after `prev`: there is no connection, or no room in its queue.
+    /// Appends before it are on their way, so only what comes after `prev` is planned again, and not
+    /// before the follower is heard: a full queue has to move first.
+    pub(crate) fn not_sent(&mut self, prev: LogIndex) {
+        let Flow::Replicate { inflight, bytes, blocked } = &mut self.flow else { return };
+        if prev.next() >= self.next {
+            return;
+        }
+        while let Some(append) = inflight.pop_back_if(|append| append.last > prev) {
+            *bytes = bytes.saturating_sub(append.bytes);
+        }
+        *blocked = true;
+        self.next = prev.max(self.matched).next();
+    }
+
+    /// The follower has answered `round`. Of its promises the one with the latest round holds.
+    pub(crate) fn answered(&mut self, round: u64, report: FollowerReport) {
+        if round >= self.round_answered {
+            self.round_answered = round;
+            self.report = report;
         }
     }
 
@@ -107,9 +150,10 @@ impl Progress {
             // With a snapshot on its way: it is in the place of the follower's log, or that was further than it seemed.
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 self.next = self.matched.next();
-                self.flow = Flow::Replicate { inflight: VecDeque::new(), bytes: 0 };
+                self.flow = Flow::Replicate { inflight: VecDeque::new(), bytes: 0, blocked: false };
             }
-            Flow::Replicate { inflight, bytes } => {
+            Flow::Replicate { inflight, bytes, blocked } => {
+                *blocked = false;
                 while let Some(done) = inflight.pop_front_if(|append| append.last <= index) {
                     *bytes = bytes.saturating_sub(done.bytes);
                 }
@@ -143,31 +187,51 @@ impl Progress {
 
     fn probe_from(&mut self, next: LogIndex) {
         self.next = next;
-        self.flow = Flow::Probe { sent: None };
+        self.flow = Flow::Probe { sent: None, again: false };
         self.stalled = None;
     }
 
     /// The follower has answered a heartbeat and holds (stored or not) everything up to `received`.
+    /// Returns whether an empty append after everything sent is due.
     ///
-    /// Appends are lost without a word when the network drops them. A follower that answers
-    /// heartbeats but has not received what was sent, for `patience` without any progress, is
-    /// probed again. One whose disk is slow has received everything and is left alone; a probe
-    /// that it has not stored in time is sent again, which costs one message.
-    pub(crate) fn heard(&mut self, received: LogIndex, patience: Duration, now: Instant) {
-        match &self.flow {
-            Flow::Probe { sent: Some(sent) } if now.since(*sent) >= patience => {
-                self.flow = Flow::Probe { sent: None };
+    /// The transport reports what it loses, so this is the last resort. A follower that answers
+    /// heartbeats but has received nothing new for `last_resort` although something was sent is asked
+    /// with an *empty* append after the last entry sent. It refuses that append if something before it
+    /// was lost. If everything is only slow, the append is late too and nothing is sent twice: the
+    /// account of what is on its way stays as it is.
+    ///
+    /// A probe without an answer for `probe_again` is sent again; see [`Flow::Probe`].
+    pub(crate) fn heard(
+        &mut self,
+        received: LogIndex,
+        probe_again: Duration,
+        last_resort: Duration,
+        now: Instant,
+    ) -> bool {
+        match &mut self.flow {
+            Flow::Probe { sent, .. } => {
+                *sent = sent.filter(|sent| now.since(*sent) < probe_again);
+                return false;
             }
-            Flow::Probe { .. } | Flow::Snapshot { .. } => {}
-            Flow::Replicate { .. } if received.next() >= self.next => self.stalled = None,
-            Flow::Replicate { .. } => match self.stalled {
-                Some((before, since)) if before == received => {
-                    if now.since(since) >= patience {
-                        self.probe_from(received.max(self.matched).next());
-                    }
+            Flow::Snapshot { .. } => return false,
+            Flow::Replicate { blocked, .. } => *blocked = false,
+        }
+        if received.next() >= self.next {
+            self.stalled = None;
+            return false;
+        }
+        match self.stalled {
+            Some((before, since)) if before == received => {
+                let is_due = now.since(since) >= last_resort;
+                if is_due {
+                    self.stalled = Some((received, now));
                 }
-                _ => self.stalled = Some((received, now)),
-            },
+                is_due
+            }
+            _ => {
+                self.stalled = Some((received, now));
+                false
+            }
         }
     }
 }

@@ -6,11 +6,16 @@ use crate::effects::{Appended, Effects, PersistOrder, Send};
 use crate::forward::Forwarded;
 use crate::held::Held;
 use crate::input::{Input, Rejected};
+use crate::leader::HeartbeatAnswer;
+use crate::log_clock::PeerClocks;
 use crate::log_view::{InitialLog, LogView};
 use crate::prng::Prng;
 use crate::role::{Follower, Role};
 use crate::status::{CoreStatus, FollowerStatus};
-use crate::{CoreConfig, HardState, Instant, LogIndex, Message, NodeId, PersistId, RoleKind, Term};
+use crate::{
+    CoreConfig, FollowerReport, HardState, Instant, LogIndex, MAX_ACCEPTED_TIME_MS, Message, NodeId,
+    PersistId, RoleKind, Term,
+};
 
 /// What a core starts from.
 #[derive(Clone, Debug)]
@@ -27,6 +32,9 @@ pub struct Initial {
     pub seed: u64,
     /// The time now.
     pub now: Instant,
+    /// Believe the wall clock of a node that is alone however far it is from its log; see
+    /// [`crate::ClockState::Held`].
+    pub accepts_clock: bool,
 }
 
 /// The Raft algorithm of one node in one group.
@@ -55,6 +63,19 @@ pub struct RaftCore {
     // Filled during a step, emptied by `finish`.
     pub(crate) appended: Appended,
     outbox: Vec<(Needs, Send)>,
+    /// The wall clock at this step, in UNIX milliseconds.
+    pub(crate) wall_ms: u64,
+    /// The wall clocks of the others, as far as their answers told.
+    pub(crate) clocks: PeerClocks,
+    /// When votes and pre-votes were last asked for.
+    pub(crate) votes_asked: Instant,
+    pub(crate) pre_votes_asked: Instant,
+    /// A single voter believes its wall clock however far it is from its log.
+    pub(crate) accepts_clock: bool,
+    /// The own disk does not answer.
+    pub(crate) disk_hangs: bool,
+    /// Until then a vote promise of an earlier run of this node may hold.
+    pub(crate) promised_before: Instant,
 }
 
 /// What must be durable before a message may leave, beside term and vote, which always must.
@@ -93,9 +114,18 @@ impl RaftCore {
             held: Held::default(),
             appended: Appended::Nothing,
             outbox: Vec::new(),
+            wall_ms: 0,
+            clocks: PeerClocks::new(&initial.config),
+            votes_asked: initial.now,
+            pre_votes_asked: initial.now,
+            accepts_clock: initial.accepts_clock,
+            disk_hangs: false,
+            promised_before: initial.now,
         };
         if initial.hard_state.term > Term::ZERO {
-            core.loyal_until = initial.now.plus(core.config.election_timeout_min);
+            let promised = initial.hard_state.stickiness.max(core.config.election_timeout_min);
+            core.loyal_until = initial.now.plus(promised);
+            core.promised_before = core.loyal_until;
         }
         // The only voter has nobody to wait for.
         if core.log.configuration().voters() != [core.node] {
@@ -117,18 +147,19 @@ impl RaftCore {
         out: &mut Effects,
     ) -> Result<(), Rejected> {
         out.clear();
+        self.wall_ms = wall_ms.min(MAX_ACCEPTED_TIME_MS);
         let before = (self.role.kind(), self.hard_state.term, self.leader(), self.log.configuration_index());
         let result = match input {
-            Input::Message { from, message } => self.on_message(now, wall_ms, from, message, out),
-            Input::Propose { sizes } => self.on_propose(now, wall_ms, &sizes, out),
+            Input::Message { from, message } => self.on_message(now, from, message, out),
+            Input::Propose { sizes } => self.on_propose(now, &sizes, out),
             Input::ProposeMembership { configuration, bytes } => {
-                self.on_propose_membership(now, wall_ms, configuration, bytes, out)
+                self.on_propose_membership(now, configuration, bytes, out)
             }
             Input::TransferLeadership { to } => self.on_transfer(now, to, out),
-            Input::Tick => self.on_tick(now, wall_ms, out),
+            Input::Tick => self.on_tick(now, out),
             Input::Read { ids, lease: false } => self.on_read(now, ids, out),
             Input::Read { ids, lease: true } => self.on_lease_read(now, ids, out),
-            Input::Persisted(order) => self.on_persisted(now, wall_ms, order, out),
+            Input::Persisted(order) => self.on_persisted(now, order, out),
             Input::Applied(index) => {
                 if self.log.applied_to(index) {
                     Ok(())
@@ -147,6 +178,14 @@ impl RaftCore {
             Input::Purged(through) => self.on_purged(through),
             Input::PeerLost(node) => {
                 self.on_peer_lost(now, node, out);
+                Ok(())
+            }
+            Input::AppendNotSent { to, term, prev } => {
+                self.on_append_not_sent(to, term, prev);
+                Ok(())
+            }
+            Input::DiskHangs(hangs) => {
+                self.on_disk_hangs(now, hangs, out);
                 Ok(())
             }
             Input::Deadline => {
@@ -169,7 +208,11 @@ impl RaftCore {
             _ => {
                 let is_voter = self.log.configuration().is_voter(self.node);
                 let election = is_voter.then_some(self.election_at);
-                [election, self.forwarded.deadline()].into_iter().flatten().min()
+                let clock = match &self.role {
+                    Role::Candidate(candidate) => candidate.clock_wait_until,
+                    _ => None,
+                };
+                [election, self.forwarded.deadline(), clock].into_iter().flatten().min()
             }
         }
     }
@@ -268,6 +311,8 @@ impl RaftCore {
                     matched: progress.matched,
                     next: progress.next,
                     last_contact: progress.last_contact,
+                    applied: progress.report.applied,
+                    log_lost: progress.report.log_lost,
                 })
                 .collect(),
             _ => Vec::new(),
@@ -282,6 +327,8 @@ impl RaftCore {
             configuration: self.log.configuration().clone(),
             followers,
             held_messages: self.held.len(),
+            clock: self.clock_state(),
+            lease_revoked: matches!(&self.role, Role::Leader(leader) if leader.lease.is_revoked()),
         }
     }
 
@@ -289,7 +336,6 @@ impl RaftCore {
     fn on_message(
         &mut self,
         now: Instant,
-        wall_ms: u64,
         from: NodeId,
         message: Message,
         out: &mut Effects,
@@ -314,9 +360,15 @@ impl RaftCore {
         }
         match message {
             Message::PreVote { term, last } => self.on_pre_vote(now, from, term, last),
-            Message::PreVoteReply { term, granted } => self.on_pre_vote_reply(now, from, term, granted),
+            Message::PreVoteReply { term, granted, wall_ms } => {
+                self.clocks.heard(from, wall_ms, self.pre_votes_asked, now);
+                self.on_pre_vote_reply(now, from, term, granted);
+            }
             Message::RequestVote { last, transfer, .. } => self.on_request_vote(now, from, last, transfer),
-            Message::VoteReply { granted, .. } => self.on_vote_reply(now, wall_ms, from, granted, out),
+            Message::VoteReply { granted, wall_ms, .. } => {
+                self.clocks.heard(from, wall_ms, self.votes_asked, now);
+                self.on_vote_reply(now, from, granted, out);
+            }
             Message::TimeoutNow { .. } => self.on_timeout_now(now, from),
             Message::ReadRequest { token, .. } => self.on_read_request(now, from, token, out),
             Message::ReadReply { token, index, .. } => self.on_read_reply(now, token, index, out),
@@ -324,9 +376,12 @@ impl RaftCore {
                 return self.on_append(now, from, prev, commit, &entries, out);
             }
             Message::AppendReply { outcome, .. } => return self.on_append_reply(now, from, outcome, out),
-            Message::Heartbeat { commit, round, .. } => return self.on_heartbeat(now, from, commit, round),
-            Message::HeartbeatReply { round, received, stored, .. } => {
-                return self.on_heartbeat_reply(now, from, round, received, stored, out);
+            Message::Heartbeat { commit, round, matched, .. } => {
+                return self.on_heartbeat(now, from, commit, round, matched, out);
+            }
+            Message::HeartbeatReply { round, received, stored, report, .. } => {
+                let answer = HeartbeatAnswer { round, received, stored, report };
+                return self.on_heartbeat_reply(now, from, answer, out);
             }
         }
         Ok(())
@@ -343,8 +398,12 @@ impl RaftCore {
     ) -> Result<(), Rejected> {
         let term = self.hard_state.term;
         match message {
-            Message::PreVote { .. } => self.send(from, Message::PreVoteReply { term, granted: false }),
-            Message::RequestVote { .. } => self.send(from, Message::VoteReply { term, granted: false }),
+            Message::PreVote { .. } => {
+                self.send(from, Message::PreVoteReply { term, granted: false, wall_ms: self.wall_ms });
+            }
+            Message::RequestVote { .. } => {
+                self.send(from, Message::VoteReply { term, granted: false, wall_ms: self.wall_ms });
+            }
             Message::Append { prev, .. } => {
                 let outcome =
                     crate::AppendOutcome::Conflict { refused: prev.index, hint: crate::LogId::ZERO };
@@ -352,7 +411,8 @@ impl RaftCore {
             }
             Message::Heartbeat { round, .. } => {
                 let (received, stored) = (LogIndex::ZERO, LogIndex::ZERO);
-                self.send(from, Message::HeartbeatReply { term, round: *round, received, stored });
+                let report = FollowerReport::default();
+                self.send(from, Message::HeartbeatReply { term, round: *round, received, stored, report });
             }
             Message::ReadRequest { token, .. } => {
                 self.send(from, Message::ReadReply { term, token: *token, index: None });
@@ -370,13 +430,7 @@ impl RaftCore {
         Ok(())
     }
 
-    fn on_persisted(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        order: PersistId,
-        out: &mut Effects,
-    ) -> Result<(), Rejected> {
+    fn on_persisted(&mut self, now: Instant, order: PersistId, out: &mut Effects) -> Result<(), Rejected> {
         if order > self.last_order {
             return Err(Rejected::UnknownOrder);
         }
@@ -387,7 +441,7 @@ impl RaftCore {
         self.held.release(self.durable_order, self.hard_state.term, &mut out.messages);
         match &self.role {
             Role::Candidate(candidate) if candidate.own_vote <= self.durable_order => {
-                self.on_vote_reply(now, wall_ms, self.node, true, out);
+                self.on_vote_reply(now, self.node, true, out);
             }
             Role::Leader(_) => {
                 self.maybe_commit(now, out);
@@ -406,6 +460,9 @@ impl RaftCore {
             }
             Role::Leader(leader) if now >= leader.heartbeat_at => self.beat(now, out),
             Role::Leader(_) => {}
+            Role::Candidate(candidate) if candidate.clock_wait_until.is_some_and(|until| now >= until) => {
+                self.become_leader(now, out);
+            }
             _ if now >= self.election_at => self.on_election_timeout(now),
             _ => {}
         }
@@ -430,8 +487,10 @@ impl RaftCore {
     fn finish(&mut self, out: &mut Effects) {
         self.drop_forwarded_of_others(out);
         self.hard_state.commit = self.log.committed();
+        // A stickiness that is announced must be stored first; one that falls waits for another write.
         let vote_changed = (self.hard_state.term, self.hard_state.vote)
-            != (self.stored_hard_state.term, self.stored_hard_state.vote);
+            != (self.stored_hard_state.term, self.stored_hard_state.vote)
+            || self.hard_state.stickiness > self.stored_hard_state.stickiness;
         let appended = core::mem::replace(&mut self.appended, Appended::Nothing);
         if vote_changed || appended != Appended::Nothing {
             let id = self.coming_order();
@@ -482,6 +541,9 @@ impl RaftCore {
         if term > self.hard_state.term {
             self.hard_state.term = term;
             self.hard_state.vote = None;
+            if now >= self.promised_before {
+                self.hard_state.stickiness = self.hard_state.stickiness.min(self.config.election_timeout_min);
+            }
         }
         let before = core::mem::replace(&mut self.role, Role::Follower(Follower::default()));
         if let Role::Leader(leader) = before {

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 
 use crate::lease::Lease;
+use crate::log_clock::LogClock;
 use crate::progress::Progress;
 use crate::read::ReadRounds;
 use crate::{Instant, LogIndex, NodeId, PersistId};
@@ -46,6 +47,8 @@ pub(crate) struct Candidate {
     pub(crate) votes: Votes,
     /// The own vote counts once this order is durable.
     pub(crate) own_vote: PersistId,
+    /// The election is won, but the wall clocks heard so far do not agree: others may answer until then.
+    pub(crate) clock_wait_until: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +59,10 @@ pub(crate) struct Leader {
     pub(crate) reads: ReadRounds,
     pub(crate) lease: Lease,
     pub(crate) heartbeat_at: Instant,
+    /// What new entries are stamped with.
+    pub(crate) clock: LogClock,
+    /// The round of heartbeats whose answers are taken as clock samples, and when it was sent.
+    pub(crate) clock_round: (u64, Instant),
     pub(crate) transfer: Option<Transfer>,
 }
 
@@ -67,6 +74,8 @@ pub(crate) struct Transfer {
     pub(crate) until: Instant,
     /// The target has been told to campaign; until then it is brought up to date.
     pub(crate) told: bool,
+    /// This leader cannot serve: if the transfer comes to nothing, it steps down.
+    pub(crate) gives_way: bool,
 }
 
 impl Role {

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{Configuration, Instant, LogIndex, LogSummary, NodeId, RoleKind, Term};
+use crate::{ClockState, Configuration, Instant, LogIndex, LogSummary, NodeId, RoleKind, Term};
 
 /// A picture of the core at one moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +25,11 @@ pub struct CoreStatus {
     pub followers: Vec<FollowerStatus>,
     /// Messages waiting for the disk.
     pub held_messages: usize,
+    /// On a leader: what its log time rests on.
+    pub clock: Option<ClockState>,
+    /// On a leader: its lease is off until the next election, because it has told another node to
+    /// campaign. Lease reads cost a round meanwhile.
+    pub lease_revoked: bool,
 }
 
 /// What a leader knows of a follower.
@@ -38,4 +43,8 @@ pub struct FollowerStatus {
     pub next: LogIndex,
     /// When it was last heard.
     pub last_contact: Instant,
+    /// The last entry that it has applied, as of its last answer to a heartbeat.
+    pub applied: LogIndex,
+    /// It has lost entries that it had acknowledged; an operator must look.
+    pub log_lost: bool,
 }

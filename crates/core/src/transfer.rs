@@ -35,7 +35,7 @@ impl RaftCore {
         let target =
             chosen.filter(|node| leader.followers.contains_key(node) && configuration.is_voter(*node));
         let Some(to) = target else { return Err(Rejected::NoTransferTarget) };
-        leader.transfer = Some(Transfer { to, until, told: false });
+        leader.transfer = Some(Transfer { to, until, told: false, gives_way: self.disk_hangs });
         self.replicate(now, out);
         self.maybe_tell_target();
         Ok(())
@@ -71,19 +71,55 @@ impl RaftCore {
     }
 
     /// Gives a transfer up that has not come to an end: the target may be gone.
-    pub(crate) fn maybe_give_up_transfer(&mut self, now: Instant) {
+    pub(crate) fn maybe_give_up_transfer(&mut self, now: Instant, out: &mut Effects) {
         if let Role::Leader(leader) = &mut self.role
-            && leader.transfer.is_some_and(|transfer| now >= transfer.until)
+            && let Some(transfer) = leader.transfer.take_if(|transfer| now >= transfer.until)
+            && transfer.gives_way
         {
-            leader.transfer = None;
+            self.become_follower(now, self.hard_state.term, out);
         }
+    }
+
+    /// The own disk does not answer, or answers again. A leader whose disk hangs holds every caller of
+    /// the cluster up: the others store and commit, but nothing is applied or answered here. It hands
+    /// leadership over; if that comes to nothing, or nobody is heard who could take it, it steps down.
+    /// A leader that is the only voter stays: nobody else could do better.
+    pub(crate) fn on_disk_hangs(&mut self, now: Instant, hangs: bool, out: &mut Effects) {
+        self.disk_hangs = hangs;
+        let Role::Leader(leader) = &mut self.role else { return };
+        match &mut leader.transfer {
+            Some(transfer) => {
+                transfer.gives_way = hangs;
+                return;
+            }
+            None if !hangs || self.log.configuration().voters() == [self.node] => return,
+            None => {}
+        }
+        if self.on_transfer(now, None, out).is_err() {
+            self.become_follower(now, self.hard_state.term, out);
+        }
+    }
+
+    /// The voter that has applied most, if that is more than this node has: who should lead when this
+    /// node's state machine hangs.
+    #[must_use]
+    pub fn voter_ahead_in_apply(&self, now: Instant) -> Option<NodeId> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let heard_within = self.config.heartbeat_interval.times(3);
+        let best = leader
+            .followers
+            .iter()
+            .filter(|(node, _)| self.log.configuration().is_voter(**node))
+            .filter(|(_, progress)| now.since(progress.last_contact) <= heard_within)
+            .max_by_key(|(_, progress)| progress.report.applied)?;
+        (best.1.report.applied > self.log.applied()).then_some(*best.0)
     }
 
     /// The leader of this term wants this node to lead: campaign at once, without a pre-vote, if it is
     /// a voter. Whoever else says so is not believed.
     pub(crate) fn on_timeout_now(&mut self, now: Instant, from: NodeId) {
         let is_led_by = matches!(&self.role, Role::Follower(follower) if follower.leader.is_none_or(|leader| leader == from));
-        if is_led_by && self.log.configuration().is_voter(self.node) {
+        if is_led_by && self.log.configuration().is_voter(self.node) && !self.disk_hangs {
             self.campaign(now, true);
         }
     }

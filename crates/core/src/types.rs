@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::Duration;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -205,6 +207,9 @@ pub struct HardState {
     /// A commit index known at the time of writing. Only a hint: it may lag behind and is never
     /// needed for safety; at restart it tells how far the log may be applied at once.
     pub commit: LogIndex,
+    /// The longest vote stickiness that this node has announced to a leader whose lease may rest on it
+    /// (Raft thesis, section 6.4.1). A restart grants no vote for that long.
+    pub stickiness: Duration,
 }
 
 /// What a log entry is for. The numbers are those of the file format and of the wire.

@@ -8,7 +8,8 @@
 mod support;
 
 use d_engine_core::{
-    AppendOutcome, Effects, EntryKind, EntryMeta, Input, Instant, LogId, LogIndex, Message, PersistId, Term,
+    AppendOutcome, Duration, Effects, EntryKind, EntryMeta, FollowerReport, Input, Instant, LogId, LogIndex,
+    Message, PersistId, Term,
 };
 use proptest::prelude::*;
 use support::{Node, Setup, cluster, i, n, t};
@@ -59,6 +60,12 @@ fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
     })
 }
 
+fn report() -> impl Strategy<Value = FollowerReport> {
+    (index(), number(), number(), any::<bool>()).prop_map(|(applied, stickiness, wall_ms, log_lost)| {
+        FollowerReport { applied, stickiness: Duration::from_nanos(stickiness), wall_ms, log_lost }
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let entries = prop_oneof![3 => plausible_entries(), 1 => proptest::collection::vec(entry(), 0..4)];
     let outcome = prop_oneof![
@@ -67,13 +74,21 @@ fn message() -> impl Strategy<Value = Message> {
     ];
     prop_oneof![
         (term(), log_id()).prop_map(|(term, last)| Message::PreVote { term, last }),
-        (term(), any::<bool>()).prop_map(|(term, granted)| Message::PreVoteReply { term, granted }),
+        (term(), any::<bool>(), number()).prop_map(|(term, granted, wall_ms)| Message::PreVoteReply {
+            term,
+            granted,
+            wall_ms
+        }),
         (term(), log_id(), any::<bool>()).prop_map(|(term, last, transfer)| Message::RequestVote {
             term,
             last,
             transfer
         }),
-        (term(), any::<bool>()).prop_map(|(term, granted)| Message::VoteReply { term, granted }),
+        (term(), any::<bool>(), number()).prop_map(|(term, granted, wall_ms)| Message::VoteReply {
+            term,
+            granted,
+            wall_ms
+        }),
         (term(), log_id(), index(), entries).prop_map(|(term, prev, commit, entries)| Message::Append {
             term,
             prev,
@@ -81,13 +96,14 @@ fn message() -> impl Strategy<Value = Message> {
             entries
         }),
         (term(), outcome).prop_map(|(term, outcome)| Message::AppendReply { term, outcome }),
-        (term(), index(), number()).prop_map(|(term, commit, round)| Message::Heartbeat {
+        (term(), index(), number(), index()).prop_map(|(term, commit, round, matched)| Message::Heartbeat {
             term,
             commit,
-            round
+            round,
+            matched
         }),
-        (term(), number(), index(), index()).prop_map(|(term, round, received, stored)| {
-            Message::HeartbeatReply { term, round, received, stored }
+        (term(), number(), index(), index(), report()).prop_map(|(term, round, received, stored, report)| {
+            Message::HeartbeatReply { term, round, received, stored, report }
         }),
         term().prop_map(|term| Message::TimeoutNow { term }),
         (term(), number()).prop_map(|(term, token)| Message::ReadRequest { term, token }),
@@ -152,18 +168,20 @@ fn act() -> impl Strategy<Value = Act> {
 fn in_term(message: Message, current: Term) -> Message {
     match message {
         Message::PreVote { last, .. } => Message::PreVote { term: t(current.get().saturating_add(1)), last },
-        Message::PreVoteReply { granted, .. } => {
-            Message::PreVoteReply { term: t(current.get().saturating_add(1)), granted }
+        Message::PreVoteReply { granted, wall_ms, .. } => {
+            Message::PreVoteReply { term: t(current.get().saturating_add(1)), granted, wall_ms }
         }
         Message::RequestVote { last, transfer, .. } => Message::RequestVote { term: current, last, transfer },
-        Message::VoteReply { granted, .. } => Message::VoteReply { term: current, granted },
+        Message::VoteReply { granted, wall_ms, .. } => Message::VoteReply { term: current, granted, wall_ms },
         Message::Append { prev, commit, entries, .. } => {
             Message::Append { term: current, prev, commit, entries }
         }
         Message::AppendReply { outcome, .. } => Message::AppendReply { term: current, outcome },
-        Message::Heartbeat { commit, round, .. } => Message::Heartbeat { term: current, commit, round },
-        Message::HeartbeatReply { round, received, stored, .. } => {
-            Message::HeartbeatReply { term: current, round, received, stored }
+        Message::Heartbeat { commit, round, matched, .. } => {
+            Message::Heartbeat { term: current, commit, round, matched }
+        }
+        Message::HeartbeatReply { round, received, stored, report, .. } => {
+            Message::HeartbeatReply { term: current, round, received, stored, report }
         }
         Message::TimeoutNow { .. } => Message::TimeoutNow { term: current },
         Message::ReadRequest { token, .. } => Message::ReadRequest { term: current, token },
@@ -205,12 +223,12 @@ fn elect(node: &mut Node) -> Result<(), TestCaseError> {
     give(node, Input::Deadline)?;
     let asked = t(node.core.term().get().saturating_add(1));
     for voter in 2..=5 {
-        let message = Message::PreVoteReply { term: asked, granted: true };
+        let message = Message::PreVoteReply { term: asked, granted: true, wall_ms: 0 };
         give(node, Input::Message { from: n(voter), message })?;
     }
     store_all(node)?;
     for voter in 2..=5 {
-        let message = Message::VoteReply { term: node.core.term(), granted: true };
+        let message = Message::VoteReply { term: node.core.term(), granted: true, wall_ms: 0 };
         give(node, Input::Message { from: n(voter), message })?;
     }
     Ok(())

@@ -237,34 +237,13 @@ fn thesis_10_2_a_large_command_is_let_in_alone() {
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
 }
 
-/// Time in the log never goes back, whatever the wall clock or the next leader's does.
-#[test]
-fn log_time_never_goes_back() {
-    let mut setup = Setup::of(1, 1, &[1]);
-    setup.log[0].time_ms = 5_000;
-    let mut node = Node::start(setup);
-    node.wall_ms = 4_000;
-    node.pre_campaign();
-    node.store();
-    node.wall_ms = 6_000;
-    node.propose(1).unwrap();
-    node.wall_ms = 3_000;
-    node.propose(2).unwrap();
-    let created = [
-        (EntryKind::Noop, 2, 1, 5_000),
-        (EntryKind::Command, 3, 1, 6_000),
-        (EntryKind::Command, 4, 2, 6_000),
-    ];
-    assert_eq!(node.created(), created);
-}
-
 /// A tick carries the time and nothing else; it is no command, and a transfer holds it up like one.
 #[test]
 fn a_tick_puts_the_time_into_the_log() {
     let mut node = Node::settled(3, 1, &[1]);
-    node.wall_ms = 7_000;
+    node.pass(700);
     node.step(Input::Tick).unwrap();
-    assert_eq!(node.created(), [(EntryKind::Tick, 3, 1, 7_000)]);
+    assert_eq!(node.created(), [(EntryKind::Tick, 3, 1, 700)]);
     assert_eq!(node.take_appends().len(), 2);
     node.step(Input::TransferLeadership { to: None }).unwrap();
     assert_eq!(node.step(Input::Tick), Err(Rejected::TransferInProgress));
@@ -324,6 +303,6 @@ fn s6_a_restarted_node_uses_the_last_configuration_in_its_log() {
     assert_eq!((node.core.configuration(), node.commit()), (&cluster(5, 0), 0));
     node.pre_campaign();
     assert_eq!(node.take_sent().len(), 4);
-    node.receive(2, Message::PreVoteReply { term: t(2), granted: true }).unwrap();
+    node.receive(2, Message::PreVoteReply { term: t(2), granted: true, wall_ms: 0 }).unwrap();
     assert_eq!(node.role(), d_engine_core::RoleKind::PreCandidate, "two of five");
 }

@@ -4,11 +4,11 @@
 
 mod support;
 
-use d_engine_core::{AppendOutcome, LogId, Message, Rejected, RoleKind};
+use d_engine_core::{AppendOutcome, FollowerReport, LogId, Message, Rejected, RoleKind};
 use support::{Node, Setup, cluster, i, id, t};
 
 fn vote_reply(term: u64, granted: bool) -> Message {
-    Message::VoteReply { term: t(term), granted }
+    Message::VoteReply { term: t(term), granted, wall_ms: 0 }
 }
 
 /// Whoever sees a later term than its own takes it over and becomes a follower; its vote is free.
@@ -31,15 +31,24 @@ fn s5_1_a_request_of_an_earlier_term_is_refused_with_the_current_one() {
     node.ask_vote(2, 4, id(4, 9)).unwrap();
     node.ask_pre_vote(2, 4, id(4, 9)).unwrap();
     node.append(2, 4, id(1, 2), &[4], 3).unwrap();
-    node.receive(2, Message::Heartbeat { term: t(4), commit: i(2), round: 8 }).unwrap();
+    node.receive(2, Message::Heartbeat { term: t(4), commit: i(2), round: 8, matched: i(0) }).unwrap();
     let refused = AppendOutcome::Conflict { refused: i(2), hint: LogId::ZERO };
     assert_eq!(
         node.take_sent(),
         [
             (2, vote_reply(5, false)),
-            (2, Message::PreVoteReply { term: t(5), granted: false }),
+            (2, Message::PreVoteReply { term: t(5), granted: false, wall_ms: 0 }),
             (2, Message::AppendReply { term: t(5), outcome: refused }),
-            (2, Message::HeartbeatReply { term: t(5), round: 8, received: i(0), stored: i(0) }),
+            (
+                2,
+                Message::HeartbeatReply {
+                    term: t(5),
+                    round: 8,
+                    received: i(0),
+                    stored: i(0),
+                    report: FollowerReport::default()
+                }
+            ),
         ]
     );
     assert_eq!((node.log_terms(), node.commit(), node.leader_known()), (vec![1, 1], 0, None));

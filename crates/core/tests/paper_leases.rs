@@ -150,11 +150,11 @@ fn thesis_6_4_1_the_lease_holds_until_the_target_is_told() {
 #[test]
 fn thesis_6_4_1_the_lease_is_shorter_than_the_loyalty_by_the_drift() {
     let lasts = |percent| CoreConfig { clock_drift_percent_max: percent, ..CoreConfig::default() };
-    assert_eq!(lasts(0).lease_duration(), Duration::from_millis(500));
-    assert_eq!(lasts(10).lease_duration().as_millis(), 409);
-    assert_eq!(lasts(50).lease_duration().as_millis(), 166);
-    assert_eq!(lasts(100).lease_duration(), Duration::ZERO);
-    assert_eq!(lasts(u32::MAX).lease_duration(), Duration::ZERO);
+    assert_eq!(lasts(0).lease_duration(Duration::from_millis(500)), Duration::from_millis(500));
+    assert_eq!(lasts(10).lease_duration(Duration::from_millis(500)).as_millis(), 409);
+    assert_eq!(lasts(50).lease_duration(Duration::from_millis(500)).as_millis(), 166);
+    assert_eq!(lasts(100).lease_duration(Duration::from_millis(500)), Duration::ZERO);
+    assert_eq!(lasts(u32::MAX).lease_duration(Duration::from_millis(500)), Duration::ZERO);
     assert!(!confirmed_at_once(&mut with_lease(lasts(100))), "turned off");
 }
 

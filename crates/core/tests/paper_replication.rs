@@ -314,9 +314,15 @@ fn fig2_what_is_known_to_match_is_forgotten_with_the_leader() {
     node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
     node.store();
     node.take_sent();
-    node.receive(3, Message::Heartbeat { term: t(5), commit: i(3), round: 1 }).unwrap();
+    node.receive(3, Message::Heartbeat { term: t(5), commit: i(3), round: 1, matched: i(0) }).unwrap();
     node.store();
-    let answer = Message::HeartbeatReply { term: t(5), round: 1, received: i(0), stored: i(0) };
+    let answer = Message::HeartbeatReply {
+        term: t(5),
+        round: 1,
+        received: i(0),
+        stored: i(0),
+        report: support::reports(0),
+    };
     assert_eq!((node.commit(), node.take_sent()), (0, vec![(3, answer)]));
 }
 
@@ -329,7 +335,13 @@ fn fig2_what_a_leader_replaces_is_no_longer_known_to_match() {
     node.store();
     node.take_sent();
     node.heartbeat(2, 4, 4).unwrap();
-    let answer = Message::HeartbeatReply { term: t(4), round: 1, received: i(3), stored: i(3) };
+    let answer = Message::HeartbeatReply {
+        term: t(4),
+        round: 1,
+        received: i(3),
+        stored: i(3),
+        report: support::reports(0),
+    };
     assert_eq!((node.log_terms(), node.commit(), node.take_sent()), (vec![1, 2, 2], 3, vec![(2, answer)]));
 }
 
@@ -349,7 +361,13 @@ fn s5_3_the_answer_to_a_heartbeat_tells_received_and_stored_apart() {
     let mut node = follower(4, &[1, 1, 1]);
     node.append(2, 4, id(1, 2), &[4, 4], 0).unwrap();
     node.heartbeat(2, 4, 0).unwrap();
-    let answer = |stored| Message::HeartbeatReply { term: t(4), round: 1, received: i(4), stored: i(stored) };
+    let answer = |stored| Message::HeartbeatReply {
+        term: t(4),
+        round: 1,
+        received: i(4),
+        stored: i(stored),
+        report: support::reports(0),
+    };
     assert_eq!(node.take_sent(), [(2, answer(2))]);
     node.store();
     node.take_sent();
@@ -383,7 +401,7 @@ fn s5_1_numbers_out_of_range_are_refused() {
     let mut node = follower(4, &[1]);
     let (far_term, far_index) = (Term::new((1 << 62) + 1), LogIndex::new((1 << 62) + 1));
     let far = [
-        Message::VoteReply { term: far_term, granted: true },
+        Message::VoteReply { term: far_term, granted: true, wall_ms: 0 },
         Message::RequestVote { term: t(5), last: LogId::new(far_term, i(1)), transfer: false },
         Message::PreVote { term: t(5), last: LogId::new(t(1), far_index) },
         Message::Append { term: t(5), prev: LogId::new(t(1), far_index), commit: i(1), entries: vec![] },
@@ -394,8 +412,14 @@ fn s5_1_numbers_out_of_range_are_refused() {
             term: t(5),
             outcome: AppendOutcome::Conflict { refused: far_index, hint: LogId::ZERO },
         },
-        Message::Heartbeat { term: t(5), commit: far_index, round: 1 },
-        Message::HeartbeatReply { term: t(5), round: 1, received: far_index, stored: i(0) },
+        Message::Heartbeat { term: t(5), commit: far_index, round: 1, matched: i(0) },
+        Message::HeartbeatReply {
+            term: t(5),
+            round: 1,
+            received: far_index,
+            stored: i(0),
+            report: support::reports(0),
+        },
     ];
     for message in far {
         let shown = format!("{message:?}");
@@ -428,7 +452,7 @@ fn s5_2_heartbeats_go_to_every_member_in_every_interval() {
         assert_eq!(node.take_sent(), []);
         node.pass(1);
         node.step(Input::Deadline).unwrap();
-        let heartbeat = Message::Heartbeat { term: t(2), commit: i(0), round };
+        let heartbeat = Message::Heartbeat { term: t(2), commit: i(0), round, matched: i(0) };
         let everybody: Vec<_> = (2..=4).map(|member| (member, heartbeat.clone())).collect();
         assert_eq!(node.take_sent(), everybody);
     }
@@ -444,8 +468,8 @@ fn fig2_a_heartbeat_tells_what_the_leader_has_committed() {
     node.take_sent();
     node.pass(100);
     node.step(Input::Deadline).unwrap();
-    let heartbeat = Message::Heartbeat { term: t(2), commit: i(2), round: 1 };
-    assert_eq!(node.take_sent(), [(2, heartbeat.clone()), (3, heartbeat)]);
+    let heartbeat = |matched| Message::Heartbeat { term: t(2), commit: i(2), round: 1, matched: i(matched) };
+    assert_eq!(node.take_sent(), [(2, heartbeat(2)), (3, heartbeat(0))]);
 }
 
 /// Learners receive the log.

@@ -8,7 +8,7 @@ use d_engine_core::{Input, Message, RoleKind};
 use support::{Node, Setup, cluster, id, t};
 
 fn pre_vote_reply(term: u64, granted: bool) -> Message {
-    Message::PreVoteReply { term: t(term), granted }
+    Message::PreVoteReply { term: t(term), granted, wall_ms: 0 }
 }
 
 /// A candidate first asks whether it could win, and raises its term only when a majority says so.
@@ -175,7 +175,7 @@ fn thesis_4_2_3_a_leader_is_not_deposed_by_a_request_for_votes() {
 #[test]
 fn thesis_4_2_3_a_leader_yields_to_an_answer_with_a_later_term() {
     let mut node = Node::settled(3, 1, &[1]);
-    node.receive(3, Message::VoteReply { term: t(9), granted: false }).unwrap();
+    node.receive(3, Message::VoteReply { term: t(9), granted: false, wall_ms: 0 }).unwrap();
     assert_eq!((node.role(), node.term()), (RoleKind::Follower, 9));
 }
 

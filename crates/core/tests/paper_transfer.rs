@@ -19,11 +19,13 @@ fn told(node: &mut Node) -> Vec<u64> {
 fn thesis_3_10_the_target_is_told_only_once_its_log_matches() {
     let mut node = Node::settled(3, 0, &[]);
     node.propose(1).unwrap();
+    node.store();
     node.take_sent();
     let last = node.core.log().last.index.get();
     hand_over(&mut node, Some(3)).unwrap();
     assert_eq!(told(&mut node), [] as [u64; 0]);
     node.stored_by(2, last).unwrap();
+    assert_eq!(node.commit(), last, "everything is committed, only the target lacks it");
     assert_eq!(told(&mut node), [] as [u64; 0]);
     node.stored_by(3, last).unwrap();
     assert_eq!(told(&mut node), [3]);

@@ -25,7 +25,7 @@ fn row_03_a_candidate_records_its_own_vote_in_the_real_election() {
     for mut life in [node, restarted] {
         life.take_sent();
         life.ask_vote(3, 2, id(1, 9)).unwrap();
-        assert_eq!(life.take_sent(), [(3, Message::VoteReply { term: t(2), granted: false })]);
+        assert_eq!(life.take_sent(), [(3, Message::VoteReply { term: t(2), granted: false, wall_ms: 0 })]);
     }
 }
 
@@ -35,13 +35,13 @@ fn row_04_a_late_pre_vote_reply_is_no_vote() {
     let mut node = Node::candidate(5, 1, &[1]);
     assert_eq!((node.role(), node.term()), (RoleKind::Candidate, 2));
     for voter in 2..=5 {
-        node.receive(voter, Message::PreVoteReply { term: t(2), granted: true }).unwrap();
-        node.receive(voter, Message::PreVoteReply { term: t(3), granted: true }).unwrap();
+        node.receive(voter, Message::PreVoteReply { term: t(2), granted: true, wall_ms: 0 }).unwrap();
+        node.receive(voter, Message::PreVoteReply { term: t(3), granted: true, wall_ms: 0 }).unwrap();
     }
     assert_eq!((node.role(), node.term()), (RoleKind::Candidate, 2));
     // Nor does a late refusal end the campaign.
     for voter in 2..=5 {
-        node.receive(voter, Message::PreVoteReply { term: t(2), granted: false }).unwrap();
+        node.receive(voter, Message::PreVoteReply { term: t(2), granted: false, wall_ms: 0 }).unwrap();
     }
     assert_eq!(node.role(), RoleKind::Candidate);
 }
@@ -136,8 +136,8 @@ fn row_16_a_node_that_believes_to_be_a_learner_votes_when_asked() {
     node.ask_vote(2, 2, id(1, 2)).unwrap();
     node.store();
     let granted = [
-        (2, Message::PreVoteReply { term: t(2), granted: true }),
-        (2, Message::VoteReply { term: t(2), granted: true }),
+        (2, Message::PreVoteReply { term: t(2), granted: true, wall_ms: 0 }),
+        (2, Message::VoteReply { term: t(2), granted: true, wall_ms: 0 }),
     ];
     assert_eq!(node.take_sent(), granted);
 }
@@ -174,7 +174,7 @@ fn row_19_a_pre_candidate_has_no_leader_and_refuses_nobody_because_of_one() {
     assert_eq!((node.role(), node.leader_known()), (RoleKind::PreCandidate, None));
     node.take_sent();
     node.ask_pre_vote(3, 5, id(4, 1)).unwrap();
-    assert_eq!(node.take_sent(), [(3, Message::PreVoteReply { term: t(5), granted: true })]);
+    assert_eq!(node.take_sent(), [(3, Message::PreVoteReply { term: t(5), granted: true, wall_ms: 0 })]);
     node.ask_vote(3, 5, id(4, 1)).unwrap();
     assert_eq!(node.vote(), Some(3));
 }
@@ -293,7 +293,13 @@ fn row_42_an_ack_does_not_go_beyond_the_append_it_answers() {
     node.append(2, 4, id(1, 1), &[], 0).unwrap();
     assert_eq!(node.take_acks(), [AppendOutcome::Stored(i(1))]);
     node.heartbeat(2, 4, 0).unwrap();
-    let answer = Message::HeartbeatReply { term: t(4), round: 1, received: i(1), stored: i(1) };
+    let answer = Message::HeartbeatReply {
+        term: t(4),
+        round: 1,
+        received: i(1),
+        stored: i(1),
+        report: support::reports(0),
+    };
     assert_eq!(node.take_sent(), [(2, answer)]);
 }
 

@@ -136,8 +136,8 @@ impl Leader {
             answered: Arc::default(),
         };
         leader.handle(Event::Deadline);
-        leader.receive(2, PeerMessage::PreVoteReply { term: TERM, granted: true });
-        leader.receive(2, PeerMessage::VoteReply { term: TERM, granted: true });
+        leader.receive(2, PeerMessage::PreVoteReply { term: TERM, granted: true, wall_ms: 0 });
+        leader.receive(2, PeerMessage::VoteReply { term: TERM, granted: true, wall_ms: 0 });
         leader.settle();
         leader
     }
@@ -188,7 +188,16 @@ impl Leader {
             _ => None,
         });
         let (round, last) = (round.unwrap(), self.replica.core().log().last.index);
-        self.receive(2, PeerMessage::HeartbeatReply { term: TERM, round, received: last, stored: last });
+        self.receive(
+            2,
+            PeerMessage::HeartbeatReply {
+                term: TERM,
+                round,
+                received: last,
+                stored: last,
+                report: FollowerReport::default(),
+            },
+        );
     }
 }
 

@@ -28,6 +28,9 @@ pub struct ReplicaConfig {
     pub purge_patience: Duration,
     /// So many bytes of the log are kept for it at most.
     pub held_bytes: u64,
+    /// Believe the wall clock of a node that is alone however far it is from its log; see
+    /// [`d_engine_core::ClockState::Held`].
+    pub accept_clock: bool,
 }
 
 impl Default for ReplicaConfig {
@@ -44,6 +47,7 @@ impl Default for ReplicaConfig {
             tail_bytes: 32 << 20,
             purge_patience: Duration::from_millis(600_000),
             held_bytes: 256 << 20,
+            accept_clock: false,
         }
     }
 }

@@ -62,19 +62,25 @@ pub(crate) type Carried = Option<Arc<[LogEntry]>>;
 pub(crate) fn to_core(message: PeerMessage) -> Result<(Message, Carried), MembershipError> {
     Ok(match message {
         PeerMessage::PreVote { term, last } => (Message::PreVote { term, last }, None),
-        PeerMessage::PreVoteReply { term, granted } => (Message::PreVoteReply { term, granted }, None),
+        PeerMessage::PreVoteReply { term, granted, wall_ms } => {
+            (Message::PreVoteReply { term, granted, wall_ms }, None)
+        }
         PeerMessage::RequestVote { term, last, transfer } => {
             (Message::RequestVote { term, last, transfer }, None)
         }
-        PeerMessage::VoteReply { term, granted } => (Message::VoteReply { term, granted }, None),
+        PeerMessage::VoteReply { term, granted, wall_ms } => {
+            (Message::VoteReply { term, granted, wall_ms }, None)
+        }
         PeerMessage::Append { term, prev, commit, entries } => {
             let metas = entries.iter().map(meta).collect::<Result<Vec<_>, _>>()?;
             (Message::Append { term, prev, commit, entries: metas }, Some(entries))
         }
         PeerMessage::AppendReply { term, outcome } => (Message::AppendReply { term, outcome }, None),
-        PeerMessage::Heartbeat { term, commit, round } => (Message::Heartbeat { term, commit, round }, None),
-        PeerMessage::HeartbeatReply { term, round, received, stored } => {
-            (Message::HeartbeatReply { term, round, received, stored }, None)
+        PeerMessage::Heartbeat { term, commit, round, matched } => {
+            (Message::Heartbeat { term, commit, round, matched }, None)
+        }
+        PeerMessage::HeartbeatReply { term, round, received, stored, report } => {
+            (Message::HeartbeatReply { term, round, received, stored, report }, None)
         }
         PeerMessage::TimeoutNow { term } => (Message::TimeoutNow { term }, None),
         PeerMessage::ReadRequest { term, token } => (Message::ReadRequest { term, token }, None),
@@ -86,14 +92,18 @@ pub(crate) fn to_core(message: PeerMessage) -> Result<(Message, Carried), Member
 pub(crate) fn from_core(message: Message) -> Option<PeerMessage> {
     Some(match message {
         Message::PreVote { term, last } => PeerMessage::PreVote { term, last },
-        Message::PreVoteReply { term, granted } => PeerMessage::PreVoteReply { term, granted },
+        Message::PreVoteReply { term, granted, wall_ms } => {
+            PeerMessage::PreVoteReply { term, granted, wall_ms }
+        }
         Message::RequestVote { term, last, transfer } => PeerMessage::RequestVote { term, last, transfer },
-        Message::VoteReply { term, granted } => PeerMessage::VoteReply { term, granted },
+        Message::VoteReply { term, granted, wall_ms } => PeerMessage::VoteReply { term, granted, wall_ms },
         Message::Append { .. } => return None,
         Message::AppendReply { term, outcome } => PeerMessage::AppendReply { term, outcome },
-        Message::Heartbeat { term, commit, round } => PeerMessage::Heartbeat { term, commit, round },
-        Message::HeartbeatReply { term, round, received, stored } => {
-            PeerMessage::HeartbeatReply { term, round, received, stored }
+        Message::Heartbeat { term, commit, round, matched } => {
+            PeerMessage::Heartbeat { term, commit, round, matched }
+        }
+        Message::HeartbeatReply { term, round, received, stored, report } => {
+            PeerMessage::HeartbeatReply { term, round, received, stored, report }
         }
         Message::TimeoutNow { term } => PeerMessage::TimeoutNow { term },
         Message::ReadRequest { term, token } => PeerMessage::ReadRequest { term, token },

@@ -111,6 +111,16 @@ pub enum Event {
         /// The entries; may end before the range that was asked for.
         entries: Arc<[LogEntry]>,
     },
+    /// The transport did not take an append of [`Jobs::send`]: there is no connection, or no room in the
+    /// queue of its receiver. Appends before it to the same node are on their way.
+    AppendNotSent {
+        /// The receiver.
+        to: NodeId,
+        /// The term of the append.
+        term: Term,
+        /// The entry before its first one.
+        prev: LogIndex,
+    },
     /// A snapshot of the leader's has been received whole and is durable here.
     SnapshotReceived {
         /// What it is of.
@@ -130,6 +140,9 @@ pub enum Event {
     /// This node has a new snapshot, verified and durable; the state machine knows of it and, if it keeps its
     /// own state, has flushed everything up to there.
     SnapshotKept(LogId),
+    /// Apply pauses on purpose, for a snapshot of a machine that has no view, or goes on: meanwhile the
+    /// state machine is not taken to hang.
+    ApplyPaused(bool),
     /// The log worker has purged the log up to and including this entry.
     Purged(d_engine_core::LogId),
     /// The time of `Replica::next_deadline` has come.
@@ -147,7 +160,8 @@ pub struct Jobs {
     pub send: Vec<Outgoing>,
     /// For the apply worker, in this order.
     pub apply: Vec<ApplyJob>,
-    /// For the log worker, after the persists: reads for followers that are behind.
+    /// Reads of the log for followers that are behind; not on the thread that writes. A new one for a
+    /// follower replaces one that is still queued.
     pub load: Vec<LoadJob>,
     /// For the log worker, after the persists and loads: how far the log is to be purged.
     pub purge: Option<d_engine_core::LogId>,
@@ -159,6 +173,20 @@ pub struct Jobs {
     pub status_changed: bool,
     /// Term or vote were stored: `StateMachine::save_hard_state` is due, off the write path.
     pub hard_state_saved: bool,
+}
+
+impl Outgoing {
+    /// What is to be told when this message cannot be sent: only a lost append needs it. Votes and
+    /// heartbeats are repeated by themselves.
+    #[must_use]
+    pub fn not_sent(&self) -> Option<Event> {
+        match &self.message {
+            PeerMessage::Append { term, prev, .. } => {
+                Some(Event::AppendNotSent { to: self.to, term: *term, prev: prev.index })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Jobs {

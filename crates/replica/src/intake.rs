@@ -23,8 +23,7 @@ impl Replica {
             return;
         }
         let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
-        let mut accepted = Vec::with_capacity(proposals.len());
-        let mut sizes = Vec::with_capacity(proposals.len());
+        let mut accepted = Batch::default();
         for proposal in proposals {
             let size = proposal.command.len();
             if size > limit {
@@ -35,19 +34,19 @@ impl Replica {
                 (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
             } else {
                 room -= 1;
-                sizes.push(u32::try_from(size).unwrap_or(u32::MAX));
                 accepted.push(proposal);
             }
         }
         // What came in together need not fit together: as much as fits is taken.
         let leads = self.core.role() == RoleKind::Leader;
-        let fitting = if leads { self.core.fitting(&sizes).max(1) } else { sizes.len() };
-        let refused = accepted.split_off(fitting.min(accepted.len()));
-        sizes.truncate(fitting);
-        if !accepted.is_empty() {
-            self.step(now, wall_ms, Input::Propose { sizes }, Payload::Commands(accepted), jobs);
+        let fitting = if leads { self.core.fitting(&accepted.sizes).max(1) } else { accepted.sizes.len() };
+        let refused = accepted.split_off(fitting);
+        while !accepted.commands.is_empty() {
+            let rest = accepted.split_off(accepted.first_step());
+            let Batch { commands, sizes } = std::mem::replace(&mut accepted, rest);
+            self.step(now, wall_ms, Input::Propose { sizes }, Payload::Commands(commands), jobs);
         }
-        proposals::refuse(refused, &ProposeError::Busy { what: "bytes waiting for commit" });
+        proposals::refuse(refused.commands, &ProposeError::Busy { what: "bytes waiting for commit" });
     }
 
     pub(crate) fn on_read(
@@ -102,6 +101,40 @@ impl Replica {
             Rejected::NoTransferTarget => TransferError::NoTarget,
             _ => TransferError::InProgress,
         }
+    }
+}
+
+/// Payload bytes after which the commands of one drain are cut into another step: one step becomes one
+/// write of the log, and that has a longest length.
+const STEP_BYTES_MAX: u64 = 4 << 20;
+
+/// Commands and their sizes.
+#[derive(Default)]
+struct Batch {
+    commands: Vec<Proposal>,
+    sizes: Vec<u32>,
+}
+
+impl Batch {
+    fn push(&mut self, proposal: Proposal) {
+        self.sizes.push(u32::try_from(proposal.command.len()).unwrap_or(u32::MAX));
+        self.commands.push(proposal);
+    }
+
+    /// Keeps the first `count` commands and returns the others.
+    fn split_off(&mut self, count: usize) -> Self {
+        let count = count.min(self.commands.len());
+        Self { commands: self.commands.split_off(count), sizes: self.sizes.split_off(count) }
+    }
+
+    /// How many commands make up the first step: at least one.
+    fn first_step(&self) -> usize {
+        let mut bytes = 0;
+        let fits = self.sizes.iter().take_while(|size| {
+            bytes += u64::from(**size);
+            bytes <= STEP_BYTES_MAX
+        });
+        fits.count().max(1)
     }
 }
 

@@ -15,7 +15,9 @@ mod convert;
 mod entry;
 mod error;
 mod event;
+mod health;
 mod intake;
+mod loads;
 mod log_cache;
 mod log_worker;
 mod members;
@@ -33,6 +35,7 @@ mod state_machine;
 mod state_machine_handler;
 mod status;
 mod ticker;
+mod worker_watch;
 
 pub use apply_worker::ApplyWorker;
 pub use callback_error::{Error, Result, Unsupported};
@@ -43,7 +46,7 @@ pub use event::{
     ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, Outgoing, PersistJob, Proposal,
     ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder, TransferResponder,
 };
-pub use log_worker::LogWorker;
+pub use log_worker::{LogLoader, LogWorker};
 pub use peer_message::PeerMessage;
 pub use reads::ReadConsistency;
 pub use replica::Replica;

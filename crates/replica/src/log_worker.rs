@@ -1,7 +1,9 @@
 //! The log's side of a node: writes what the replica orders, one sync for everything queued.
 
+use std::sync::Arc;
+
 use d_engine_core::{GroupId, LogId, PersistId};
-use d_engine_storage::{LogStats, LogStore, StorageError};
+use d_engine_storage::{LogReader, LogStats, LogStore, StorageError};
 
 use crate::StopReason;
 use crate::event::{Event, LoadJob, PersistJob};
@@ -51,18 +53,10 @@ impl LogWorker {
         Ok(jobs.last().map(|job| job.id))
     }
 
-    /// Reads entries for a follower that is behind. Entries that another leader has superseded since
-    /// they were asked for are no longer there: then none are returned, and the replica drops the plan.
-    ///
-    /// # Errors
-    /// An entry that cannot be read back stops the node: its log is damaged.
-    pub fn load(&self, job: &LoadJob) -> Result<Event, StopReason> {
-        let entries = match self.store.reader().read(self.group, job.first, job.last, job.max_bytes) {
-            Ok(entries) => entries,
-            Err(StorageError::Order(_)) => Vec::new(),
-            Err(error) => return Err(StopReason::new(error)),
-        };
-        Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })
+    /// Reads this log for followers that are behind; on any thread.
+    #[must_use]
+    pub fn loader(&self) -> LogLoader {
+        LogLoader { reader: self.store.reader(), group: self.group }
     }
 
     /// Purges the log up to `through`, which a verified snapshot covers. Nothing may be queued.
@@ -86,5 +80,27 @@ impl LogWorker {
     #[must_use]
     pub fn stats(&self) -> LogStats {
         self.store.stats()
+    }
+}
+
+/// Reads the log for followers that are behind.
+pub struct LogLoader {
+    reader: Arc<dyn LogReader>,
+    group: GroupId,
+}
+
+impl LogLoader {
+    /// Reads entries for a follower that is behind. Entries that another leader has superseded since
+    /// they were asked for are no longer there: then none are returned, and the replica drops the plan.
+    ///
+    /// # Errors
+    /// An entry that cannot be read back stops the node: its log is damaged.
+    pub fn load(&self, job: &LoadJob) -> Result<Event, StopReason> {
+        let entries = match self.reader.read(self.group, job.first, job.last, job.max_bytes) {
+            Ok(entries) => entries,
+            Err(StorageError::Order(_)) => Vec::new(),
+            Err(error) => return Err(StopReason::new(error)),
+        };
+        Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })
     }
 }

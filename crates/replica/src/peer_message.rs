@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use d_engine_core::{LogId, LogIndex, Term};
+use d_engine_core::{FollowerReport, LogId, LogIndex, Term};
 use d_engine_storage::LogEntry;
 
 /// A message between two nodes of one group. `d-engine-proto` turns it into wire bytes and back;
@@ -22,6 +22,8 @@ pub enum PeerMessage {
         term: Term,
         /// Whether the sender would vote.
         granted: bool,
+        /// The sender's wall clock in UNIX milliseconds.
+        wall_ms: u64,
     },
     /// Requests a vote (Raft paper, section 5.2).
     RequestVote {
@@ -38,6 +40,8 @@ pub enum PeerMessage {
         term: Term,
         /// Whether the vote was given.
         granted: bool,
+        /// The sender's wall clock in UNIX milliseconds.
+        wall_ms: u64,
     },
     /// Replicates entries (Raft paper, section 5.3).
     Append {
@@ -65,6 +69,8 @@ pub enum PeerMessage {
         commit: LogIndex,
         /// The number of this round; an answer confirms all reads of rounds up to it.
         round: u64,
+        /// What the receiver has acknowledged as stored in this term.
+        matched: LogIndex,
     },
     /// The answer to [`PeerMessage::Heartbeat`].
     HeartbeatReply {
@@ -76,6 +82,8 @@ pub enum PeerMessage {
         received: LogIndex,
         /// The last index stored that is known to match the leader's log; counts as an ack.
         stored: LogIndex,
+        /// What the leader is told of the sender beside its log.
+        report: FollowerReport,
     },
     /// Campaign at once: the leader hands over to the receiver (Raft thesis, section 3.10).
     TimeoutNow {

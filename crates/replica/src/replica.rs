@@ -13,14 +13,16 @@ use d_engine_storage::{Identity, Incarnation, LogEntry, LogSuffix, Membership, R
 
 use crate::apply_queue::ApplyQueue;
 use crate::convert;
-use crate::event::{Event, Install, Jobs, LoadJob, Outgoing, PersistJob, Proposal, SnapshotOrder};
+use crate::event::{ApplySource, Event, Install, Jobs, Outgoing, PersistJob, Proposal, SnapshotOrder};
 use crate::intake::refuse_event;
+use crate::loads::Loads;
 use crate::log_cache::LogCache;
 use crate::members::Members;
 use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
 use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
+use crate::worker_watch::WorkerWatch;
 use crate::{
     Footing, LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus,
     StopReason,
@@ -38,15 +40,22 @@ pub struct Replica {
     pub(crate) reads: Reads,
     pub(crate) apply: ApplyQueue,
     ticker: Ticker,
-    /// Appends waiting for entries from the log, by token.
-    loads: BTreeMap<u64, AppendPlan>,
-    last_load: u64,
+    /// Appends waiting for entries from the log.
+    loads: Loads,
     /// The data directories of this node and of connected peers.
     incarnations: BTreeMap<NodeId, Incarnation>,
     /// Payload bytes given to the log worker and not reported as stored, by order.
     unsynced: VecDeque<(PersistId, usize)>,
     pub(crate) unsynced_bytes: usize,
     pub(crate) snapshots: Snapshots,
+    /// The log's disk.
+    pub(crate) disk: WorkerWatch,
+    /// The state machine.
+    pub(crate) machine: WorkerWatch,
+    /// When the last attempt was made to hand leadership to a node whose state machine is ahead.
+    pub(crate) gave_way_at: Option<Instant>,
+    /// What the leader has that contradicts what is committed here, once it has shown.
+    contradiction: Option<String>,
     stopped: Option<StopReason>,
 }
 
@@ -89,6 +98,7 @@ impl Replica {
             log: convert::initial_log(identity, recovered, footing)?,
             seed,
             now,
+            accepts_clock: config.accept_clock,
         });
         let applied = footing.applied;
         let mut snapshots = Snapshots::default();
@@ -110,12 +120,15 @@ impl Replica {
             members,
             proposals: Proposals::default(),
             reads: Reads::default(),
-            loads: BTreeMap::new(),
-            last_load: 0,
+            loads: Loads::default(),
             incarnations: BTreeMap::from([(identity.node, identity.incarnation)]),
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
             snapshots,
+            disk: WorkerWatch::default(),
+            machine: WorkerWatch::default(),
+            gave_way_at: None,
+            contradiction: None,
             stopped: None,
             config,
         })
@@ -149,17 +162,22 @@ impl Replica {
                 while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
                     self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
                 }
+                self.disk.came_back(now, self.unsynced.is_empty());
                 self.cache.evict(self.core.log().persisted);
             }
             Event::Applied { through, next_expiry_ms } => {
                 self.ticker.set_expiry(next_expiry_ms);
                 self.apply.done(LogIndex::new(through.index));
+                self.machine.came_back(now, self.apply.is_idle());
                 let applied = self.apply.applied();
                 self.step(now, wall_ms, Input::Applied(applied), Payload::None, jobs);
                 self.reads.applied_to(applied);
                 self.snapshots.applied_to(applied);
             }
-            Event::Loaded { token, entries, .. } => self.on_loaded(token, &entries, jobs),
+            Event::Loaded { to, token, entries } => self.on_loaded(now, wall_ms, (to, token), &entries, jobs),
+            Event::AppendNotSent { to, term, prev } => {
+                self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
+            }
             Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),
             Event::SnapshotSent(to) => self.snapshots.transfer_ended(to),
             Event::SnapshotFailed { to, none_usable } => {
@@ -169,6 +187,9 @@ impl Replica {
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }
             Event::SnapshotKept(label) => self.snapshots.covers(LogIndex::new(label.index)),
+            Event::ApplyPaused(paused) => {
+                self.machine.came_back(now, paused || self.apply.is_idle());
+            }
             Event::Purged(through) => {
                 self.snapshots.purged();
                 self.step(now, wall_ms, Input::Purged(through), Payload::None, jobs);
@@ -183,6 +204,10 @@ impl Replica {
                 return;
             }
         }
+        self.watch_workers(now, wall_ms, jobs);
+        if self.stopped.is_some() {
+            return;
+        }
         self.bind_incarnations(now, wall_ms, jobs);
         self.maybe_install(now, wall_ms, jobs);
         self.maybe_purge(now, jobs);
@@ -191,6 +216,10 @@ impl Replica {
             return;
         }
         while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
+            // An install may take as long as it takes.
+            if !matches!(job.source, ApplySource::Snapshot(_)) {
+                self.machine.given(now);
+            }
             jobs.apply.push(job);
         }
     }
@@ -198,7 +227,12 @@ impl Replica {
     /// When [`Event::Deadline`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        if self.stopped.is_some() { None } else { self.core.next_deadline() }
+        if self.stopped.is_some() {
+            return None;
+        }
+        let limit = self.hang_limit();
+        let workers = [self.disk.deadline(limit), self.machine.deadline(limit)];
+        workers.into_iter().flatten().chain(self.core.next_deadline()).min()
     }
 
     /// Whether this node has caught up with its leader and applied what it knows to be committed.
@@ -254,6 +288,12 @@ impl Replica {
         Some(LeaderHint { node, client_addr })
     }
 
+    /// Why this replica has stopped, if it has.
+    #[must_use]
+    pub fn stopped(&self) -> Option<&StopReason> {
+        self.stopped.as_ref()
+    }
+
     /// A picture of the replica.
     #[must_use]
     pub fn status(&self) -> ReplicaStatus {
@@ -262,6 +302,7 @@ impl Replica {
             applied: self.apply.applied().get(),
             membership: self.members.current().clone(),
             ready: self.is_ready(),
+            alarms: self.alarms(),
             stopped: self.stopped.clone(),
         }
     }
@@ -273,6 +314,30 @@ impl Replica {
         self.loads.clear();
         self.snapshots.stop(&reason);
         self.stopped = Some(reason);
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(crate) fn contradiction(&self) -> Option<&str> {
+        self.contradiction.as_deref()
+    }
+
+    /// The leader's log contradicts what is committed here: some node has lost committed entries. Told
+    /// once; an operator must look.
+    fn note_contradiction(&mut self) {
+        if self.contradiction.is_some() {
+            return;
+        }
+        let text = format!(
+            "the log of the leader of term {} contradicts entries that are committed here (up to {}): a node has lost a \
+             part of its log; stop writing and compare the nodes' data directories",
+            self.core.term(),
+            self.core.log().committed
+        );
+        tracing::error!(node = %self.node, "{text}");
+        self.contradiction = Some(text);
     }
 
     fn on_peer(&mut self, now: Instant, wall_ms: u64, from: NodeId, message: PeerMessage, jobs: &mut Jobs) {
@@ -291,12 +356,13 @@ impl Replica {
     /// is told a time that the state machine waits for.
     fn maybe_tick(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
         let term = self.core.term();
-        if !self.ticker.is_due(wall_ms, term, self.apply.applied()) {
+        let Some(log_time_ms) = self.core.log_time_ms(now) else { return };
+        if !self.ticker.is_due(log_time_ms, term, self.apply.applied()) {
             return;
         }
-        // Refused where this node does not lead: then it is not its business.
+        // Refused while leadership is being handed over: the next leader does it.
         if self.try_step(now, wall_ms, Input::Tick, Payload::None, jobs).is_ok() {
-            self.ticker.proposed(term, self.core.log().last.index, wall_ms);
+            self.ticker.proposed(term, self.core.log().last.index, log_time_ms);
         }
     }
 
@@ -324,6 +390,9 @@ impl Replica {
     ) {
         if let Err(rejected) = self.try_step(now, wall_ms, input, payload, jobs) {
             tracing::debug!(node = %self.node, %rejected, "an input was rejected");
+            if rejected == Rejected::ContradictsCommitted {
+                self.note_contradiction();
+            }
         }
     }
 
@@ -364,7 +433,7 @@ impl Replica {
             self.snapshots.lost_leadership();
         }
         if let Some(order) = effects.persist.take() {
-            self.persist(order, payload, jobs);
+            self.persist(now, order, payload, jobs);
         }
         for send in effects.messages.drain(..) {
             if let Some(message) = convert::from_core(send.message) {
@@ -394,12 +463,21 @@ impl Replica {
         if effects.status_changed && self.core.leader().is_none() {
             self.reads.lose_unapplied(&ReadError::NotLeader { leader: None });
         }
+        if let Some(acknowledged) = effects.log_lost {
+            self.stop(StopReason::new(format_args!(
+                "this node acknowledged entries up to {acknowledged} in term {}, but its log ends at {}: its data \
+                 directory was rolled back or damaged; do not start it again on this directory: as a voter it could \
+                 make committed entries disappear",
+                self.core.term(),
+                self.core.log().last.index,
+            )));
+        }
         jobs.status_changed |= effects.status_changed;
         jobs.hard_state_saved |= effects.hard_state_saved;
     }
 
     /// Gives the core's order its payloads and passes it on to the log worker.
-    fn persist(&mut self, order: PersistOrder, payload: Payload, jobs: &mut Jobs) {
+    fn persist(&mut self, now: Instant, order: PersistOrder, payload: Payload, jobs: &mut Jobs) {
         let mut install = None;
         let entries = match (order.appended, payload) {
             (Appended::Nothing, _) => Vec::new(),
@@ -425,6 +503,7 @@ impl Replica {
         }
         self.cache.append(&entries);
         let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        self.disk.given(now);
         self.unsynced.push_back((order.id, bytes));
         self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
         jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries, install });
@@ -477,34 +556,52 @@ impl Replica {
         }
     }
 
-    /// Fills an append with payloads from memory, or asks the log worker for them.
+    /// Fills an append with payloads from memory, or asks the log for them.
     fn fill(&mut self, plan: AppendPlan, jobs: &mut Jobs) {
-        let first = plan.prev.index.next();
-        let entries: Option<Arc<[LogEntry]>> = if plan.last.index < first {
-            Some(Arc::new([]))
-        } else {
-            self.cache.slice(first, plan.last.index)
-        };
-        let Some(entries) = entries else {
-            self.last_load += 1;
-            self.loads.insert(self.last_load, plan);
-            let (to, token, last) = (plan.to, self.last_load, plan.last.index);
-            jobs.load.push(LoadJob { to, token, first, last, max_bytes: usize::MAX });
+        if self.loads.queue_behind(plan) {
             return;
-        };
-        jobs.send.push(append(plan, entries));
+        }
+        match self.entries_of(&plan) {
+            Some(entries) => jobs.send.push(append(plan, entries)),
+            None => jobs.load.push(self.loads.begin(plan)),
+        }
+    }
+
+    /// The entries of an append, if they are in memory.
+    fn entries_of(&mut self, plan: &AppendPlan) -> Option<Arc<[LogEntry]>> {
+        let first = plan.prev.index.next();
+        if plan.last.index < first { Some(Arc::new([])) } else { self.cache.slice(first, plan.last.index) }
     }
 
     /// Entries have come from the log. The log may have moved on meanwhile: a plan whose last entry
-    /// is gone, or whose term is over, is dropped.
-    fn on_loaded(&mut self, token: u64, entries: &Arc<[LogEntry]>, jobs: &mut Jobs) {
-        let Some(plan) = self.loads.remove(&token) else { return };
-        let leads = self.core.role() == RoleKind::Leader && self.core.term() == plan.term;
+    /// is gone, or whose term is over, is dropped, and the plans behind it with it.
+    fn on_loaded(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        read: (NodeId, u64),
+        entries: &Arc<[LogEntry]>,
+        jobs: &mut Jobs,
+    ) {
+        let Some((plan, mut behind)) = self.loads.ended(read.0, read.1) else { return };
+        if self.core.role() != RoleKind::Leader || self.core.term() != plan.term {
+            return;
+        }
         let is_current = entries.last().is_some_and(|last| last.id == plan.last)
             && self.core.term_at(plan.last.index) == Some(plan.last.term);
-        if leads && is_current {
-            jobs.send.push(append(plan, entries.clone()));
+        if !is_current {
+            let AppendPlan { to, term, prev, .. } = plan;
+            let input = Input::AppendNotSent { to, term, prev: prev.index };
+            self.step(now, wall_ms, input, Payload::None, jobs);
+            return;
         }
+        jobs.send.push(append(plan, entries.clone()));
+        while let Some(next) = behind.front() {
+            let Some(entries) = self.entries_of(next) else { break };
+            jobs.send.push(append(*next, entries));
+            behind.pop_front();
+        }
+        jobs.load.extend(self.loads.go_on(behind));
     }
 }
 

@@ -246,7 +246,8 @@ impl Start<'_> {
     /// most that of its sender, which this node must not fall behind.
     fn begin_log_anew(&mut self, label: CoreLogId) -> Result<(), StopReason> {
         if self.recovered.hard_state.term < label.term {
-            let hard_state = HardState { term: label.term, vote: None, commit: label.index };
+            let hard_state =
+                HardState { term: label.term, vote: None, commit: label.index, ..HardState::default() };
             self.log.append(self.identity.group, Some(hard_state), &[]).map_err(StopReason::new)?;
             self.log.sync().map_err(StopReason::new)?;
             self.recovered.hard_state = hard_state;

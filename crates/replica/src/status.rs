@@ -16,6 +16,8 @@ pub struct ReplicaStatus {
     pub membership: Membership,
     /// Whether the node has caught up and can serve.
     pub ready: bool,
+    /// What an operator must look at, a sentence each; empty when nothing is wrong.
+    pub alarms: Vec<String>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }

@@ -19,17 +19,17 @@ impl Ticker {
     }
 
     /// Whether the leader of `term` whose state machine stands at `applied` should propose a tick now.
-    /// A machine that has been told a time and still wants it is not told again before the clock has
+    /// A machine that has been told a time and still wants it is not told again before log time has
     /// moved on.
-    pub(crate) fn is_due(&self, wall_ms: u64, term: Term, applied: LogIndex) -> bool {
-        let passed = self.next_expiry_ms.is_some_and(|expiry| expiry <= wall_ms);
+    pub(crate) fn is_due(&self, log_time_ms: u64, term: Term, applied: LogIndex) -> bool {
+        let passed = self.next_expiry_ms.is_some_and(|expiry| expiry <= log_time_ms);
         passed
             && self
                 .proposed
-                .is_none_or(|(of, index, time_ms)| of != term || (index <= applied && time_ms < wall_ms))
+                .is_none_or(|(of, index, time_ms)| of != term || (index <= applied && time_ms < log_time_ms))
     }
 
-    pub(crate) fn proposed(&mut self, term: Term, index: LogIndex, wall_ms: u64) {
-        self.proposed = Some((term, index, wall_ms));
+    pub(crate) fn proposed(&mut self, term: Term, index: LogIndex, log_time_ms: u64) {
+        self.proposed = Some((term, index, log_time_ms));
     }
 }

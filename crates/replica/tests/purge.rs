@@ -54,7 +54,13 @@ fn asks_for_a_snapshot(node: &mut Node) -> bool {
             _ => None,
         });
         let (term, one, round) = (Term::new(1), LogIndex::new(1), round.unwrap());
-        let reply = PeerMessage::HeartbeatReply { term, round, received: one, stored: one };
+        let reply = PeerMessage::HeartbeatReply {
+            term,
+            round,
+            received: one,
+            stored: one,
+            report: FollowerReport::default(),
+        };
         let answered = node.receive(3, reply);
         jobs.snapshots.iter().chain(&answered.snapshots).any(|order| order.to == n(3))
     })

@@ -56,7 +56,12 @@ fn a_caller_whose_command_was_committed_is_answered_although_leadership_is_lost(
     node.propose(&answers, 1);
     let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(2));
     let mut jobs = node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
-    let higher = PeerMessage::Heartbeat { term: Term::new(2), commit: LogIndex::ZERO, round: 1 };
+    let higher = PeerMessage::Heartbeat {
+        term: Term::new(2),
+        commit: LogIndex::ZERO,
+        round: 1,
+        matched: LogIndex::ZERO,
+    };
     node.receive(3, higher);
     assert!(answers.lock().unwrap().is_empty());
     assert_eq!(jobs.apply.pop().unwrap().responders.len(), 1);
@@ -78,7 +83,15 @@ fn a_caller_whose_command_comes_with_a_snapshot_is_told_that_its_outcome_is_unkn
     node.propose(&answers, 1);
     let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(2));
     node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
-    node.receive(3, PeerMessage::Heartbeat { term: Term::new(2), commit: LogIndex::ZERO, round: 1 });
+    node.receive(
+        3,
+        PeerMessage::Heartbeat {
+            term: Term::new(2),
+            commit: LogIndex::ZERO,
+            round: 1,
+            matched: LogIndex::ZERO,
+        },
+    );
     assert!(answers.lock().unwrap().is_empty());
     let fs = Arc::new(SimFs::new());
     let options = SnapshotOptions::new(opened.identity.cluster, GroupId::FIRST);
@@ -104,7 +117,9 @@ fn entries_that_were_superseded_meanwhile_are_no_reason_to_stop() {
         last: LogIndex::new(99),
         max_bytes: usize::MAX,
     };
-    let Ok(Event::Loaded { entries, .. }) = node.log.load(&job) else { panic!("the log stops the node") };
+    let Ok(Event::Loaded { entries, .. }) = node.log.loader().load(&job) else {
+        panic!("the log stops the node")
+    };
     assert!(entries.is_empty());
 }
 
@@ -240,7 +255,15 @@ fn a_leader_puts_a_tick_into_the_log_when_the_state_machine_waits_for_the_time()
 #[test]
 fn a_follower_puts_no_tick_into_the_log() {
     let mut node = Node::new(3);
-    node.receive(2, PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round: 1 });
+    node.receive(
+        2,
+        PeerMessage::Heartbeat {
+            term: Term::new(1),
+            commit: LogIndex::ZERO,
+            round: 1,
+            matched: LogIndex::ZERO,
+        },
+    );
     let through = d_engine_replica::LogId::default();
     node.handle(Event::Applied { through, next_expiry_ms: Some(1) });
     let mut jobs = Jobs::default();
@@ -272,7 +295,15 @@ fn what_is_known_to_be_committed_at_the_start_is_applied_without_further_news() 
 #[test]
 fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
     let mut node = Node::new(3);
-    node.receive(2, PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round: 1 });
+    node.receive(
+        2,
+        PeerMessage::Heartbeat {
+            term: Term::new(1),
+            commit: LogIndex::ZERO,
+            round: 1,
+            matched: LogIndex::ZERO,
+        },
+    );
     let (answer, answered) = std::sync::mpsc::channel();
     let responder = Box::new(move |result| answer.send(result).unwrap());
     let jobs = node.handle(Event::Read(vec![ReadRequest { lease: false, deadline: None, responder }]));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use d_engine_replica::{ApplyJob, ApplySource, ApplyWorker, LogId, StopReason};
+use d_engine_replica::{ApplyJob, ApplySource, ApplyWorker, Event, LogId, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -56,6 +56,9 @@ pub(crate) struct ApplyThread {
     /// The user's futures are polled inside it.
     pub(crate) runtime: Handle,
 }
+
+/// A pause for a snapshot that lasts longer is told to the replica: the state machine does not hang.
+const PAUSE_TOLD_AFTER: Duration = Duration::from_millis(50);
 
 impl ApplyThread {
     /// Starts the thread. When its queue is closed, the state machine is flushed and stopped.
@@ -143,9 +146,19 @@ impl ApplyThread {
         self.worker.handler().log_written(self.log_counters.read().bytes_written);
         self.progress.may_pause();
         let limit = self.pause_max;
-        let begun = self
-            .runtime
-            .block_on(async { tokio::time::timeout(limit, self.worker.begin_snapshot(wanted)).await });
+        let inbox = self.inbox.clone();
+        let worker = &mut self.worker;
+        let begun = self.runtime.block_on(async move {
+            let mut beginning = std::pin::pin!(worker.begin_snapshot(wanted));
+            // Most often nothing is due, or a view is frozen at once.
+            if let Ok(begun) = tokio::time::timeout(PAUSE_TOLD_AFTER.min(limit), &mut beginning).await {
+                return Ok(begun);
+            }
+            inbox.report(Event::ApplyPaused(true));
+            let begun = tokio::time::timeout(limit.saturating_sub(PAUSE_TOLD_AFTER), beginning).await;
+            inbox.report(Event::ApplyPaused(false));
+            begun
+        });
         let begun = begun.unwrap_or_else(|_| {
             self.worker.give_up_snapshot();
             Err(StopReason::new(format_args!(

@@ -20,7 +20,7 @@ use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotThread};
 use crate::transfers::{TransferSettings, Transfers};
-use crate::worker_threads::{LogCounters, WorkQueue, log_thread};
+use crate::worker_threads::{LogCounters, WorkQueue, load_thread, log_thread};
 
 /// What the threads are made of.
 pub(crate) struct Materials {
@@ -110,8 +110,18 @@ impl NodeThreads {
         };
         let log_worker = LogWorker::new(materials.log, group);
         let node = identity.node;
-        let raft =
-            RaftThread { replica, group, node, clock, shared: shared.clone(), log, apply, snapshots: snap };
+        let load = Arc::new(WorkQueue::new());
+        let raft = RaftThread {
+            replica,
+            group,
+            node,
+            clock,
+            shared: shared.clone(),
+            log,
+            load,
+            apply,
+            snapshots: snap,
+        };
         Self { shared, raft, applies, builds, log: log_worker }
     }
 
@@ -125,14 +135,17 @@ impl NodeThreads {
     ) -> Result<(Vec<JoinHandle<()>>, HasStarted), StartError> {
         let Self { shared, raft, applies, builds, log } = self;
         let name = |what: &str| format!("{what}-{}", raft.node);
-        let names = [name("log"), name("apply"), name("snap"), name("raft")];
-        let [log_name, apply_name, snap_name, raft_name] = names;
-        let (logs, applying, snaps) = (raft.log.clone(), raft.apply.clone(), raft.snapshots.clone());
+        let names = [name("log"), name("load"), name("apply"), name("snap"), name("raft")];
+        let [log_name, load_name, apply_name, snap_name, raft_name] = names;
+        let (logs, loads) = (raft.log.clone(), raft.load.clone());
+        let (applying, snaps) = (raft.apply.clone(), raft.snapshots.clone());
+        let loader = log.loader();
         let (started, has_started) = oneshot::channel();
         let spawn = || -> Result<_, StartError> {
             let (inbox, counters) = (shared.inbox.clone(), shared.log_counters.clone());
             Ok(vec![
-                log_thread(log_name, log, logs.clone(), inbox, counters)?,
+                log_thread(log_name, log, logs.clone(), inbox.clone(), counters)?,
+                load_thread(load_name, loader, loads.clone(), inbox)?,
                 applies.start(apply_name)?,
                 builds.start(snap_name)?,
                 raft_thread(raft_name, raft, transport, started)?,
@@ -140,6 +153,7 @@ impl NodeThreads {
         };
         let threads = spawn().inspect_err(|_| {
             logs.close();
+            loads.close();
             applying.close();
             snaps.close();
         })?;

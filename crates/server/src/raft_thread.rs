@@ -20,7 +20,7 @@ use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
 use crate::transfers::Transfers;
 use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, SnapshotLine, Transport};
-use crate::worker_threads::{LogCounters, LogWork, WorkQueue};
+use crate::worker_threads::{LoadWork, LogCounters, LogWork, WorkQueue};
 
 /// How long a shutdown waits for commands and reads that are on their way.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,6 +61,7 @@ pub(crate) struct RaftThread {
     pub(crate) clock: Clock,
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Arc<WorkQueue<LogWork>>,
+    pub(crate) load: Arc<WorkQueue<LoadWork>>,
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
 }
@@ -84,7 +85,8 @@ pub(crate) fn raft_thread(
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
     let run = move || {
         let shared = raft.shared.clone();
-        let (log, apply, snapshots) = (raft.log.clone(), raft.apply.clone(), raft.snapshots.clone());
+        let (log, load) = (raft.log.clone(), raft.load.clone());
+        let (apply, snapshots) = (raft.apply.clone(), raft.snapshots.clone());
         let body = || {
             let reason = runtime.block_on(raft.run(transport, started));
             // A name that is being looked up must not hold the end up.
@@ -101,6 +103,7 @@ pub(crate) fn raft_thread(
         shared.building.stop();
         shared.transfers.stop();
         log.close();
+        load.close();
         apply.close();
         snapshots.close();
         shared.stopped.send_replace(Some(reason));
@@ -183,6 +186,14 @@ impl RaftThread {
                 self.handle(Event::Deadline, &mut jobs);
             }
             self.carry_out(&mut jobs, transport.as_mut());
+            if let Some(reason) = self.replica.stopped().cloned() {
+                // The replica has stopped by itself; what it had to say to its peers leaves first.
+                if let Some(transport) = transport.take() {
+                    transport.stop().await;
+                }
+                tracing::error!(node = %self.node, %reason, "the node stops");
+                return reason;
+            }
             if let Some(by) = shutdown_by
                 && (self.has_handed_over() || self.clock.now() >= by)
             {
@@ -285,22 +296,28 @@ impl RaftThread {
     fn carry_out(&mut self, jobs: &mut Jobs, mut transport: Option<&mut FramedTransport>) {
         // The network first: followers write while this node does.
         if let Some(transport) = &mut transport {
+            let mut not_sent = Vec::new();
             for outgoing in jobs.send.drain(..) {
                 match transport.send(outgoing.to, self.group, &outgoing.message) {
-                    // What is lost here is found missing by the next heartbeat's answer, and at the
-                    // latest when the connection stands again: both make the core probe.
-                    Sent::Queued | Sent::Lost => {}
+                    Sent::Queued => {}
+                    Sent::Lost => not_sent.extend(outgoing.not_sent()),
                 }
+            }
+            // These reports only correct the leader's account: no message comes of them.
+            for event in not_sent {
+                self.handle(event, jobs);
             }
         }
         for order in jobs.snapshots.drain(..) {
             let dialer = transport.as_ref().and_then(|transport| transport.snapshot_dialer(order.to));
             self.shared.transfers.send(order, dialer);
         }
-        if !jobs.persist.is_empty() || !jobs.load.is_empty() || jobs.purge.is_some() {
+        if !jobs.load.is_empty() {
+            self.load.put(|work| jobs.load.drain(..).for_each(|job| work.put(job)));
+        }
+        if !jobs.persist.is_empty() || jobs.purge.is_some() {
             self.log.put(|work| {
                 work.writes.append(&mut jobs.persist);
-                work.loads.append(&mut jobs.load);
                 work.purge = jobs.purge.take().or(work.purge);
             });
         }

@@ -38,8 +38,8 @@ pub trait Transport: Send {
 pub enum Sent {
     /// It will be sent, unless the connection breaks first: then [`PeerEvents::down`] is called.
     Queued,
-    /// It is lost: there is no connection, or the queue is full. The core finds out by itself: the answers
-    /// to heartbeats show what was not received, and [`PeerEvents::up`] makes it probe.
+    /// It is lost: there is no connection, or the queue is full. A lost append must be reported to the
+    /// replica ([`d_engine_replica::Event::AppendNotSent`]).
     Lost,
 }
 

@@ -2,6 +2,7 @@
 //! reports to the inbox. A panic on any, the user's state machine included, ends at its boundary: the node stops
 //! with the reason, the host process lives.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use std::thread::{Builder, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use d_engine_core::{LogId, NodeId};
-use d_engine_replica::{Event, LoadJob, LogWorker, PersistJob, StopReason};
+use d_engine_replica::{Event, LoadJob, LogLoader, LogWorker, PersistJob, StopReason};
 use d_engine_storage::LogStats;
 
 use crate::StartError;
@@ -109,7 +110,6 @@ impl<T: Default> WorkQueue<T> {
 #[derive(Default)]
 pub(crate) struct LogWork {
     pub(crate) writes: Vec<PersistJob>,
-    pub(crate) loads: Vec<LoadJob>,
     pub(crate) purge: Option<LogId>,
 }
 
@@ -167,9 +167,6 @@ fn log_loop(
             counters.publish(worker.stats());
             inbox.report(Event::Persisted(order));
         }
-        for job in &work.loads {
-            inbox.report(worker.load(job)?);
-        }
         if let Some(through) = work.purge {
             inbox.report(worker.purge(through)?);
             counters.publish(worker.stats());
@@ -178,6 +175,44 @@ fn log_loop(
             return worker.idle();
         }
     }
+}
+
+/// Reads of the log for followers that are behind: at most one for each follower is queued.
+#[derive(Default)]
+pub(crate) struct LoadWork(BTreeMap<NodeId, LoadJob>);
+
+impl LoadWork {
+    /// Queues a read; it replaces one for the same follower that has not begun.
+    pub(crate) fn put(&mut self, job: LoadJob) {
+        self.0.insert(job.to, job);
+    }
+}
+
+/// Starts the thread that reads the log for followers that are behind. They must not hold up the
+/// thread that writes: on a slow disk a read between two commits costs every caller its time.
+pub(crate) fn load_thread(
+    name: String,
+    loader: LogLoader,
+    queue: Arc<WorkQueue<LoadWork>>,
+    inbox: Arc<Inbox>,
+) -> Result<JoinHandle<()>, StartError> {
+    let body = move || {
+        let run = || loop {
+            let (LoadWork(work), closed) = match queue.take(None) {
+                Found::Work(work) => (work, false),
+                Found::Closed(work) => (work, true),
+                Found::Idle => continue,
+            };
+            if closed {
+                return Ok(());
+            }
+            for job in work.into_values() {
+                inbox.report(loader.load(&job)?);
+            }
+        };
+        guarded("load", &inbox, run);
+    };
+    Builder::new().name(name).spawn(body).map_err(StartError::Thread)
 }
 
 /// Waits until all of a node's threads have ended. Says every few seconds which one it still waits for.

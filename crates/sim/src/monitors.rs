@@ -430,7 +430,7 @@ impl Monitors {
                 }
                 return own.map_or(Ok(()), |own| self.note_vote(node, *term, own));
             }
-            PeerMessage::VoteReply { term, granted: true } => {
+            PeerMessage::VoteReply { term, granted: true, .. } => {
                 if stored.term < *term || (stored.term == *term && stored.vote != Some(to)) {
                     return early("a vote that is not stored");
                 }
@@ -456,7 +456,7 @@ impl Monitors {
             | PeerMessage::Heartbeat { .. } => {}
         }
         let term = match message {
-            PeerMessage::PreVoteReply { term, granted: false }
+            PeerMessage::PreVoteReply { term, granted: false, wall_ms: 0 }
             | PeerMessage::VoteReply { term, .. }
             | PeerMessage::Append { term, .. }
             | PeerMessage::AppendReply { term, .. }

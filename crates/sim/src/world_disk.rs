@@ -42,7 +42,7 @@ impl World {
         self.monitors.on_write_begun(id, &writes);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let stored = running.log.persist(&writes);
-        let loaded: Vec<_> = loads.iter().map(|job| running.log.load(job)).collect();
+        let loaded: Vec<_> = loads.iter().map(|job| running.log.loader().load(job)).collect();
         if installs && !crash_in_write && self.died_in(id, Sometimes::CrashInInstall) {
             return Ok(());
         }

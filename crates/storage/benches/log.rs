@@ -50,7 +50,7 @@ fn entries(first: u64, count: u64) -> Vec<LogEntry> {
 
 fn append(log: &mut dyn LogStore, entries: &[LogEntry]) {
     let commit = entries[0].id.index;
-    let state = HardState { term: Term::new(1), vote: NodeId::new(1), commit };
+    let state = HardState { term: Term::new(1), vote: NodeId::new(1), commit, ..HardState::default() };
     log.append(GroupId::FIRST, Some(state), entries).unwrap();
     log.sync().unwrap();
 }

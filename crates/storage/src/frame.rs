@@ -4,7 +4,7 @@
 //! there before anything is allocated.
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
+use d_engine_core::{Duration, EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
 
 use crate::{Incarnation, LogEntry, SessionSerial};
 
@@ -14,6 +14,8 @@ pub(crate) const FORMAT_VERSION: u16 = 1;
 pub(crate) const GROUP_HEADER_LEN: usize = 84;
 /// Length of a record without session and payload.
 pub(crate) const RECORD_LEN: usize = 44;
+/// A hard state whose vote stickiness has been announced is longer by it.
+const STICKINESS_LEN: usize = 8;
 /// Largest payload of one entry.
 pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 /// Largest body of one group.
@@ -171,9 +173,10 @@ fn decode_content(buffer: &Bytes, at: usize, end: usize) -> Result<Record, Fault
         return Err(Fault::Invalid("the record has unknown flags"));
     }
     match kind {
-        KIND_HARD_STATE if entry_kind == 0 && flags == 0 && rest.0.is_empty() => {
-            let state = HardState { term, vote: NodeId::new(second), commit: LogIndex::new(third) };
-            Ok(Record::HardState { group, state })
+        KIND_HARD_STATE if entry_kind == 0 && flags == 0 && matches!(rest.0.len(), 0 | STICKINESS_LEN) => {
+            let stickiness = Duration::from_nanos(rest.u64().unwrap_or(0));
+            let (vote, commit) = (NodeId::new(second), LogIndex::new(third));
+            Ok(Record::HardState { group, state: HardState { term, vote, commit, stickiness } })
         }
         KIND_ENTRY => {
             let kind = EntryKind::from_number(entry_kind).ok_or(Fault::Invalid("unknown kind of entry"))?;
@@ -249,7 +252,12 @@ impl GroupBuffer {
     pub(crate) fn push_hard_state(&mut self, group: GroupId, state: &HardState) {
         let vote = state.vote.map_or(0, NodeId::get);
         let fields = [group.get(), state.term.get(), vote, state.commit.get()];
-        self.push(RECORD_LEN, [KIND_HARD_STATE, 0, 0, 0], fields);
+        if state.stickiness == Duration::ZERO {
+            self.push(RECORD_LEN, [KIND_HARD_STATE, 0, 0, 0], fields);
+            return;
+        }
+        self.push(RECORD_LEN + STICKINESS_LEN, [KIND_HARD_STATE, 0, 0, 0], fields);
+        self.bytes.extend_from_slice(&state.stickiness.as_nanos().to_le_bytes());
     }
 
     /// Adds an entry and returns the record's number in the group. The payload must not be longer

@@ -26,7 +26,12 @@ fn entry(index: u64, session: Option<SessionSerial>) -> LogEntry {
 
 fn group() -> Vec<u8> {
     let mut buffer = GroupBuffer::new();
-    let state = HardState { term: Term::new(7), vote: NodeId::new(2), commit: LogIndex::new(1) };
+    let state = HardState {
+        term: Term::new(7),
+        vote: NodeId::new(2),
+        commit: LogIndex::new(1),
+        ..HardState::default()
+    };
     buffer.push_hard_state(GroupId::FIRST, &state);
     buffer.push_entry(GroupId::FIRST, &entry(1, None));
     buffer.push_entry(GroupId::FIRST, &entry(2, Some(SessionSerial { session: 1, serial: 9 })));
@@ -70,7 +75,12 @@ fn every_flipped_bit_is_noticed() {
 fn records_of_another_group_do_not_verify() {
     let bytes = group();
     let mut buffer = GroupBuffer::new();
-    let state = HardState { term: Term::new(7), vote: NodeId::new(2), commit: LogIndex::new(1) };
+    let state = HardState {
+        term: Term::new(7),
+        vote: NodeId::new(2),
+        commit: LogIndex::new(1),
+        ..HardState::default()
+    };
     buffer.push_hard_state(GroupId::FIRST, &state);
     buffer.push_entry(GroupId::FIRST, &entry(1, None));
     buffer.push_entry(GroupId::FIRST, &entry(2, Some(SessionSerial { session: 1, serial: 9 })));

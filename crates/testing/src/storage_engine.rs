@@ -88,7 +88,7 @@ fn entries(term: u64, first: u64, last: u64) -> Vec<LogEntry> {
 }
 
 fn hard_state(term: u64) -> HardState {
-    HardState { term: Term::new(term), vote: Some(node(1)), commit: LogIndex::new(0) }
+    HardState { term: Term::new(term), vote: Some(node(1)), commit: LogIndex::new(0), ..HardState::default() }
 }
 
 /// Queues and syncs.

@@ -105,7 +105,7 @@ fn a_snapshot_drops_a_log_that_does_not_hold_its_last_entry() {
         let last = LogId::new(Term::new(3), LogIndex::new(last));
         assert!(!log.install(last, Box::new(voters(3)), 77));
         assert_eq!((log.last(), log.committed()), (last, last.index));
-        assert_eq!((log.uncommitted_bytes(), log.next_time_ms(0)), (0, 77));
+        assert_eq!((log.uncommitted_bytes(), log.time_ms()), (0, 77));
         assert_eq!(log.configuration(), &voters(3));
         log.ordered(PersistId::new(2));
         log.persisted_by(PersistId::new(1));
@@ -286,7 +286,7 @@ proptest! {
             let waiting: u64 = model.log[model.committed..].iter().map(|entry| u64::from(entry.bytes) + 64).sum();
             prop_assert_eq!(log.uncommitted_bytes(), waiting);
             let time_ms = model.log.iter().map(|entry| entry.time_ms).max().unwrap_or(0);
-            prop_assert!(log.next_time_ms(50) >= time_ms.max(50));
+            prop_assert!(log.time_ms() >= time_ms);
             let configuration = (log.configuration_index().get(), log.configuration().clone());
             prop_assert_eq!(configuration, model.configuration());
             for at in 0..model.log.len() + 2 {

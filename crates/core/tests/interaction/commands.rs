@@ -18,6 +18,7 @@ const COMMANDS: &[(&str, &str, Handler)] = &[
     ("start", "NODE TERM [TERM OF EACH ENTRY ...]: the node starts with this on its disk", start),
     ("disk", "NODE slow | fast: whether its writes complete only by `persist`", disk),
     ("timeout", "NODE: time passes until its deadline", timeout),
+    ("rounds", "NODE COUNT: so often its deadline comes and all messages are delivered", rounds),
     ("wait", "MS: time passes, and nobody is told", wait),
     ("deliver", "[LINK]: what is on its way; without a link until nothing is", deliver),
     ("drop", "LINK: what is on its way is lost", drop_letters),
@@ -100,6 +101,16 @@ fn disk(network: &mut Network, words: &[&str]) -> Option<()> {
 fn timeout(network: &mut Network, words: &[&str]) -> Option<()> {
     let [named] = words else { return None };
     network.timeout(node(network, named)?);
+    Some(())
+}
+
+fn rounds(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named, count] = words else { return None };
+    let node = node(network, named)?;
+    for _ in 0..number(count)? {
+        network.timeout(node);
+        network.deliver_all();
+    }
     Some(())
 }
 

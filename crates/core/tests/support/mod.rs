@@ -6,9 +6,15 @@ pub(crate) mod network;
 
 use d_engine_core::{
     AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta,
-    HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, PersistId,
-    PersistOrder, RaftCore, Rejected, RoleKind, Term,
+    FollowerReport, HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId,
+    PersistId, PersistOrder, RaftCore, Rejected, RoleKind, Term,
 };
+
+/// What a follower with the default settings reports of itself once it has applied up to `applied`.
+pub(crate) fn reports(applied: u64) -> FollowerReport {
+    let stickiness = CoreConfig::default().election_timeout_min;
+    FollowerReport { applied: i(applied), stickiness, ..FollowerReport::default() }
+}
 
 pub(crate) fn n(id: u64) -> NodeId {
     NodeId::new(id).unwrap()
@@ -86,16 +92,33 @@ pub(crate) struct Node {
     pub(crate) superseded_from: Option<u64>,
     pub(crate) lost_leadership: bool,
     pub(crate) hard_state_saved: bool,
+    pub(crate) log_lost: Option<u64>,
 }
 
 impl Node {
-    /// Node 1, just started, with everything in `setup` stored.
-    pub(crate) fn start(setup: Setup) -> Self {
+    /// Node 1, just started, with everything in `setup` and its vote stickiness stored.
+    pub(crate) fn start(mut setup: Setup) -> Self {
+        let stickiness = setup.hard_state.stickiness.max(setup.config.election_timeout_min);
+        setup.hard_state.stickiness = stickiness;
+        Self::start_with(setup, false)
+    }
+
+    /// With the stickiness in `setup`.
+    pub(crate) fn start_as_stored(setup: Setup) -> Self {
+        Self::start_with(setup, false)
+    }
+
+    pub(crate) fn start_accepting_the_clock(setup: Setup) -> Self {
+        Self::start_with(setup, true)
+    }
+
+    fn start_with(setup: Setup, accepts_clock: bool) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
         let core = RaftCore::new(Initial {
             node: n(1),
             config: setup.config,
             hard_state: setup.hard_state,
+            accepts_clock,
             log: InitialLog {
                 configuration: setup.configuration,
                 entries: setup.log,
@@ -118,6 +141,7 @@ impl Node {
             superseded_from: None,
             lost_leadership: false,
             hard_state_saved: false,
+            log_lost: None,
         }
     }
 
@@ -182,7 +206,8 @@ impl Node {
         let asked = t(self.core.term().get() + 1);
         let voters = self.core.configuration().voters().len() as u64;
         for voter in 2..=voters / 2 + 1 {
-            self.receive(voter, Message::PreVoteReply { term: asked, granted: true }).unwrap();
+            self.receive(voter, Message::PreVoteReply { term: asked, granted: true, wall_ms: self.wall_ms })
+                .unwrap();
         }
     }
 
@@ -217,6 +242,7 @@ impl Node {
         self.superseded_from = out.superseded_from.map(LogIndex::get).or(self.superseded_from);
         self.lost_leadership |= out.lost_leadership;
         self.hard_state_saved |= out.hard_state_saved;
+        self.log_lost = out.log_lost.map(LogIndex::get).or(self.log_lost);
         result
     }
 
@@ -260,7 +286,10 @@ impl Node {
     }
 
     pub(crate) fn heartbeat(&mut self, from: u64, term: u64, commit: u64) -> Result<(), Rejected> {
-        self.receive(from, Message::Heartbeat { term: t(term), commit: i(commit), round: 1 })
+        self.receive(
+            from,
+            Message::Heartbeat { term: t(term), commit: i(commit), round: 1, matched: LogIndex::ZERO },
+        )
     }
 
     pub(crate) fn ask_vote(&mut self, from: u64, term: u64, last: LogId) -> Result<(), Rejected> {
@@ -273,7 +302,10 @@ impl Node {
 
     /// `from` votes for this node in its current term.
     pub(crate) fn vote_from(&mut self, from: u64) -> Result<(), Rejected> {
-        self.receive(from, Message::VoteReply { term: self.core.term(), granted: true })
+        self.receive(
+            from,
+            Message::VoteReply { term: self.core.term(), granted: true, wall_ms: self.wall_ms },
+        )
     }
 
     /// Follower `from` has stored everything up to `index`.
@@ -325,7 +357,38 @@ impl Node {
         stored: u64,
     ) -> Result<(), Rejected> {
         let (received, stored) = (i(received), i(stored));
-        self.receive(from, Message::HeartbeatReply { term: self.core.term(), round, received, stored })
+        self.receive(
+            from,
+            Message::HeartbeatReply {
+                term: self.core.term(),
+                round,
+                received,
+                stored,
+                report: self.report(),
+            },
+        )
+    }
+
+    /// `from` answers heartbeat `round`, its wall clock shows `wall_ms`.
+    pub(crate) fn heard_with_clock(&mut self, from: u64, round: u64, wall_ms: u64) {
+        let report = FollowerReport { wall_ms, ..self.report() };
+        let (received, stored) = (i(1), i(1));
+        let term = self.core.term();
+        self.receive(from, Message::HeartbeatReply { term, round, received, stored, report }).unwrap();
+    }
+
+    /// `from` answers heartbeat `round`; it has stored up to `index` and applied up to `applied`.
+    pub(crate) fn answers_applied(&mut self, from: u64, round: u64, index: u64, applied: u64) {
+        let report = FollowerReport { applied: i(applied), ..self.report() };
+        let (received, stored) = (i(index), i(index));
+        let term = self.core.term();
+        self.receive(from, Message::HeartbeatReply { term, round, received, stored, report }).unwrap();
+    }
+
+    /// What a follower with the default settings reports.
+    pub(crate) fn report(&self) -> FollowerReport {
+        let stickiness = CoreConfig::default().election_timeout_min;
+        FollowerReport { stickiness, wall_ms: self.wall_ms, ..FollowerReport::default() }
     }
 
     pub(crate) fn commit(&self) -> u64 {

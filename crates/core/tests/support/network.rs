@@ -94,7 +94,8 @@ impl Network {
 
     /// Starts `node` with this term and this log on its disk.
     pub(crate) fn begin(&mut self, node: u64, term: u64, log: &[u64]) {
-        let hard_state = HardState { term: t(term), ..HardState::default() };
+        let stickiness = CoreConfig::default().election_timeout_min;
+        let hard_state = HardState { term: t(term), stickiness, ..HardState::default() };
         let disk = Disk { hard_state, log: entries(log), ..Disk::default() };
         self.stations.insert(node, Station { core: None, log: Vec::new(), disk, starts: 0 });
         self.restart(node);
@@ -116,6 +117,7 @@ impl Network {
             },
             seed: node * 1_000 + station.starts,
             now: self.now,
+            accepts_clock: false,
         }));
     }
 
@@ -330,7 +332,7 @@ fn described(out: &Effects, core: &RaftCore) -> Vec<String> {
 
 fn order_line(order: &PersistOrder) -> String {
     let mut line = format!("  write #{}:", order.id);
-    if let Some(HardState { term, vote, commit }) = order.hard_state {
+    if let Some(HardState { term, vote, commit, .. }) = order.hard_state {
         let vote = vote.map_or("none".to_owned(), |node| node.to_string());
         write!(line, " t{term} vote {vote} commit {commit}").unwrap();
     }
@@ -376,11 +378,11 @@ fn message_line(message: &Message) -> String {
     let answer = |granted: bool| if granted { "yes" } else { "no" };
     match message {
         Message::PreVote { term, last } => format!("PreVote t{term} last {last:?}"),
-        Message::PreVoteReply { term, granted } => format!("PreVoteReply t{term} {}", answer(*granted)),
+        Message::PreVoteReply { term, granted, .. } => format!("PreVoteReply t{term} {}", answer(*granted)),
         Message::RequestVote { term, last, transfer } => {
             format!("RequestVote t{term} last {last:?}{}", if *transfer { " transfer" } else { "" })
         }
-        Message::VoteReply { term, granted } => format!("VoteReply t{term} {}", answer(*granted)),
+        Message::VoteReply { term, granted, .. } => format!("VoteReply t{term} {}", answer(*granted)),
         Message::Append { term, .. } => format!("Append t{term}"),
         Message::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
             format!("AppendReply t{term} stored {index}")
@@ -388,10 +390,10 @@ fn message_line(message: &Message) -> String {
         Message::AppendReply { term, outcome: AppendOutcome::Conflict { refused, hint } } => {
             format!("AppendReply t{term} refused {refused} hint {hint:?}")
         }
-        Message::Heartbeat { term, commit, round } => {
+        Message::Heartbeat { term, commit, round, .. } => {
             format!("Heartbeat t{term} commit {commit} round {round}")
         }
-        Message::HeartbeatReply { term, round, received, stored } => {
+        Message::HeartbeatReply { term, round, received, stored, .. } => {
             format!("HeartbeatReply t{term} round {round} received {received} stored {stored}")
         }
         Message::TimeoutNow { term } => format!("TimeoutNow t{term}"),

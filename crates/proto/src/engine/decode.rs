@@ -1,7 +1,9 @@
 //! Wire bytes to messages. Everything here reads what a stranger may have written.
 
 use bytes::Bytes;
-use d_engine_core::{AppendOutcome, EntryKind, GroupId, LogId, LogIndex, Term};
+use d_engine_core::{
+    AppendOutcome, Duration, EntryKind, FollowerReport, GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term,
+};
 use d_engine_replica::PeerMessage;
 use d_engine_storage::{LogEntry, SessionSerial};
 use prost::Message as _;
@@ -74,7 +76,7 @@ pub enum FrameError {
     },
 }
 
-/// Reads one frame. Payloads of entries are slices of `frame`, not copies, and keep it alive.
+/// Reads one frame. Payloads of entries are copies: they keep nothing of `frame` alive.
 ///
 /// # Errors
 /// See [`FrameError`]: close the connection the frame came from.
@@ -100,13 +102,21 @@ pub fn decode_frame(frame: &Bytes) -> Result<(GroupId, PeerMessage), FrameError>
 fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameError> {
     Ok(match body {
         Body::PreVote(m) => PeerMessage::PreVote { term: term(m.term)?, last: position("last", m.last)? },
-        Body::PreVoteReply(m) => PeerMessage::PreVoteReply { term: term(m.term)?, granted: m.granted },
+        Body::PreVoteReply(m) => PeerMessage::PreVoteReply {
+            term: term(m.term)?,
+            granted: m.granted,
+            wall_ms: time_ms("wall_ms", m.wall_ms)?,
+        },
         Body::RequestVote(m) => PeerMessage::RequestVote {
             term: term(m.term)?,
             last: position("last", m.last)?,
             transfer: m.transfer,
         },
-        Body::VoteReply(m) => PeerMessage::VoteReply { term: term(m.term)?, granted: m.granted },
+        Body::VoteReply(m) => PeerMessage::VoteReply {
+            term: term(m.term)?,
+            granted: m.granted,
+            wall_ms: time_ms("wall_ms", m.wall_ms)?,
+        },
         Body::Append(m) => {
             let (term, prev) = (term(m.term)?, position("prev", m.prev)?);
             PeerMessage::Append {
@@ -126,14 +136,23 @@ fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameEr
                 },
             },
         },
-        Body::Heartbeat(m) => {
-            PeerMessage::Heartbeat { term: term(m.term)?, commit: index("commit", m.commit)?, round: m.round }
-        }
+        Body::Heartbeat(m) => PeerMessage::Heartbeat {
+            term: term(m.term)?,
+            commit: index("commit", m.commit)?,
+            round: m.round,
+            matched: index("matched", m.matched)?,
+        },
         Body::HeartbeatReply(m) => PeerMessage::HeartbeatReply {
             term: term(m.term)?,
             round: m.round,
             received: index("received", m.received)?,
             stored: index("stored", m.stored)?,
+            report: FollowerReport {
+                applied: index("applied", m.applied)?,
+                stickiness: Duration::from_nanos(m.stickiness_ns),
+                wall_ms: time_ms("wall_ms", m.wall_ms)?,
+                log_lost: m.log_lost,
+            },
         },
         Body::TimeoutNow(m) => PeerMessage::TimeoutNow { term: term(m.term)? },
         Body::ReadRequest(m) => PeerMessage::ReadRequest { term: term(m.term)?, token: m.token },
@@ -168,7 +187,11 @@ fn log_entries(leader: Term, prev: LogId, entries: Vec<peer::Entry>) -> Result<V
             .and_then(EntryKind::from_number)
             .ok_or(FrameError::UnknownKind { index: id.index.get(), kind: entry.kind })?;
         let session = entry.session.map(|one| SessionSerial { session: one.session, serial: one.serial });
-        checked.push(LogEntry { id, kind, time_ms: entry.time_ms, session, data: entry.data });
+        let time_ms = time_ms("time of an entry", entry.time_ms)?;
+        // A copy of its own: a slice would keep the whole buffer alive that the frame came in, however
+        // small the entry, for as long as a cache or a state machine holds it.
+        let data = Bytes::copy_from_slice(&entry.data);
+        checked.push(LogEntry { id, kind, time_ms, session, data });
         before = id;
     }
     Ok(checked)
@@ -180,6 +203,10 @@ fn at_most(field: &'static str, value: u64, limit: u64) -> Result<u64, FrameErro
 
 pub(super) fn term(value: u64) -> Result<Term, FrameError> {
     at_most("term", value, Term::MAX_ACCEPTED.get()).map(Term::new)
+}
+
+fn time_ms(field: &'static str, value: u64) -> Result<u64, FrameError> {
+    at_most(field, value, MAX_ACCEPTED_TIME_MS)
 }
 
 fn index(field: &'static str, value: u64) -> Result<LogIndex, FrameError> {

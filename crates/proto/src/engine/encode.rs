@@ -159,16 +159,16 @@ fn small_body(message: &PeerMessage) -> Body {
         PeerMessage::PreVote { term, last } => {
             Body::PreVote(peer::PreVote { term: term.get(), last: Some(position(*last)) })
         }
-        PeerMessage::PreVoteReply { term, granted } => {
-            Body::PreVoteReply(peer::PreVoteReply { term: term.get(), granted: *granted })
+        PeerMessage::PreVoteReply { term, granted, wall_ms } => {
+            Body::PreVoteReply(peer::PreVoteReply { term: term.get(), granted: *granted, wall_ms: *wall_ms })
         }
         PeerMessage::RequestVote { term, last, transfer } => Body::RequestVote(peer::RequestVote {
             term: term.get(),
             last: Some(position(*last)),
             transfer: *transfer,
         }),
-        PeerMessage::VoteReply { term, granted } => {
-            Body::VoteReply(peer::VoteReply { term: term.get(), granted: *granted })
+        PeerMessage::VoteReply { term, granted, wall_ms } => {
+            Body::VoteReply(peer::VoteReply { term: term.get(), granted: *granted, wall_ms: *wall_ms })
         }
         PeerMessage::Append { .. } => unreachable!("appends are encoded with their entries"),
         PeerMessage::AppendReply { term, outcome } => {
@@ -180,15 +180,22 @@ fn small_body(message: &PeerMessage) -> Body {
             };
             Body::AppendReply(peer::AppendReply { term: term.get(), outcome: Some(outcome) })
         }
-        PeerMessage::Heartbeat { term, commit, round } => {
-            Body::Heartbeat(peer::Heartbeat { term: term.get(), commit: commit.get(), round: *round })
-        }
-        PeerMessage::HeartbeatReply { term, round, received, stored } => {
+        PeerMessage::Heartbeat { term, commit, round, matched } => Body::Heartbeat(peer::Heartbeat {
+            term: term.get(),
+            commit: commit.get(),
+            round: *round,
+            matched: matched.get(),
+        }),
+        PeerMessage::HeartbeatReply { term, round, received, stored, report } => {
             Body::HeartbeatReply(peer::HeartbeatReply {
                 term: term.get(),
                 round: *round,
                 received: received.get(),
                 stored: stored.get(),
+                applied: report.applied.get(),
+                stickiness_ns: report.stickiness.as_nanos(),
+                wall_ms: report.wall_ms,
+                log_lost: report.log_lost,
             })
         }
         PeerMessage::TimeoutNow { term } => Body::TimeoutNow(peer::TimeoutNow { term: term.get() }),

@@ -96,13 +96,21 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
     ];
     prop_oneof![
         (any_term(), any_id()).prop_map(|(term, last)| PeerMessage::PreVote { term, last }),
-        (any_term(), any::<bool>()).prop_map(|(term, granted)| PeerMessage::PreVoteReply { term, granted }),
+        (any_term(), any::<bool>()).prop_map(|(term, granted)| PeerMessage::PreVoteReply {
+            term,
+            granted,
+            wall_ms: 0
+        }),
         (any_term(), any_id(), any::<bool>()).prop_map(|(term, last, transfer)| PeerMessage::RequestVote {
             term,
             last,
             transfer
         }),
-        (any_term(), any::<bool>()).prop_map(|(term, granted)| PeerMessage::VoteReply { term, granted }),
+        (any_term(), any::<bool>()).prop_map(|(term, granted)| PeerMessage::VoteReply {
+            term,
+            granted,
+            wall_ms: 0
+        }),
         any_append(),
         (any_term(), outcome).prop_map(|(term, outcome)| PeerMessage::AppendReply { term, outcome }),
         (any_term(), any_index(), any::<u64>()).prop_map(|(term, commit, round)| PeerMessage::Heartbeat {
@@ -111,7 +119,7 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
             round
         }),
         (any_term(), any::<u64>(), any_index(), any_index()).prop_map(|(term, round, received, stored)| {
-            PeerMessage::HeartbeatReply { term, round, received, stored }
+            PeerMessage::HeartbeatReply { term, round, received, stored, report: FollowerReport::default() }
         }),
         any_term().prop_map(|term| PeerMessage::TimeoutNow { term }),
         (any_term(), any::<u64>()).prop_map(|(term, token)| PeerMessage::ReadRequest { term, token }),
@@ -164,7 +172,12 @@ fn followers_with_the_same_entries_share_one_encoding() {
     };
     let mut encoder = FrameEncoder::new();
     let first = encoder.encode(GROUP, &to(8));
-    let heartbeat = PeerMessage::Heartbeat { term: Term::new(7), commit: LogIndex::ZERO, round: 1 };
+    let heartbeat = PeerMessage::Heartbeat {
+        term: Term::new(7),
+        commit: LogIndex::ZERO,
+        round: 1,
+        matched: LogIndex::ZERO,
+    };
     let between = encoder.encode(GROUP, &heartbeat);
     let second = encoder.encode(GROUP, &to(9));
 
@@ -227,7 +240,7 @@ fn an_append_too_long_for_a_frame_is_shortened_to_a_valid_one() {
 
 #[test]
 fn a_frame_without_a_group_or_body_is_refused() {
-    let body = Body::VoteReply(peer::VoteReply { term: 1, granted: true });
+    let body = Body::VoteReply(peer::VoteReply { term: 1, granted: true, wall_ms: 0 });
     let no_group = peer::PeerFrame { group: 0, body: Some(body), entries: Vec::new() };
     assert_eq!(decode_wire(&no_group), Err(FrameError::ReservedGroup));
     let no_body = peer::PeerFrame { group: 1, body: None, entries: Vec::new() };
@@ -239,9 +252,17 @@ fn a_frame_without_a_group_or_body_is_refused() {
 fn numbers_beyond_the_accepted_range_are_refused() {
     let beyond = Term::MAX_ACCEPTED.get() + 1;
     let position = |term, index| Some(peer::LogPosition { term, index });
-    let heartbeat = |term, commit| Body::Heartbeat(peer::Heartbeat { term, commit, round: 1 });
-    let reply =
-        |received, stored| Body::HeartbeatReply(peer::HeartbeatReply { term: 1, round: 1, received, stored });
+    let heartbeat =
+        |term, commit| Body::Heartbeat(peer::Heartbeat { term, commit, round: 1, matched: LogIndex::ZERO });
+    let reply = |received, stored| {
+        Body::HeartbeatReply(peer::HeartbeatReply {
+            term: 1,
+            round: 1,
+            received,
+            stored,
+            report: FollowerReport::default(),
+        })
+    };
     let outcome = |outcome| Body::AppendReply(peer::AppendReply { term: 1, outcome: Some(outcome) });
     let conflict = |refused, hint| peer::append_reply::Outcome::Conflict(peer::Conflict { refused, hint });
     let cases = [
@@ -252,8 +273,8 @@ fn numbers_beyond_the_accepted_range_are_refused() {
         (reply(0, beyond), "stored"),
         (Body::PreVote(peer::PreVote { term: 1, last: position(beyond, 1) }), "term"),
         (Body::PreVote(peer::PreVote { term: 1, last: position(1, beyond) }), "last"),
-        (Body::PreVoteReply(peer::PreVoteReply { term: beyond, granted: true }), "term"),
-        (Body::VoteReply(peer::VoteReply { term: beyond, granted: true }), "term"),
+        (Body::PreVoteReply(peer::PreVoteReply { term: beyond, granted: true, wall_ms: 0 }), "term"),
+        (Body::VoteReply(peer::VoteReply { term: beyond, granted: true, wall_ms: 0 }), "term"),
         (outcome(peer::append_reply::Outcome::Stored(beyond)), "stored"),
         (outcome(conflict(beyond, position(0, 0))), "refused"),
         (outcome(conflict(1, position(0, beyond))), "hint"),
@@ -296,7 +317,7 @@ fn a_head_that_lost_its_entries_is_refused() {
 
 #[test]
 fn entries_beside_another_message_are_refused() {
-    let mut frame = wire(Body::VoteReply(peer::VoteReply { term: 1, granted: true }));
+    let mut frame = wire(Body::VoteReply(peer::VoteReply { term: 1, granted: true, wall_ms: 0 }));
     frame.entries.push(wire_entry(1));
     assert_eq!(decode_wire(&frame), Err(FrameError::EntryCount { announced: 0, found: 1 }));
 }

@@ -84,8 +84,8 @@ impl Node {
         self.pass_ms(2_000);
         self.handle(Event::Deadline);
         let term = Term::new(self.replica.core().term().get() + 1);
-        self.receive(2, PeerMessage::PreVoteReply { term, granted: true });
-        self.receive(2, PeerMessage::VoteReply { term, granted: true });
+        self.receive(2, PeerMessage::PreVoteReply { term, granted: true, wall_ms: 0 });
+        self.receive(2, PeerMessage::VoteReply { term, granted: true, wall_ms: 0 });
     }
 
     pub(crate) fn propose(&mut self, answers: &Answers, number: u8) {

@@ -78,7 +78,8 @@ pub(crate) fn command(index: u64) -> LogEntry {
 
 /// Stores entries, with a term that the node has seen.
 pub(crate) fn store(ground: &mut Ground, term: u64, entries: &[LogEntry]) {
-    let hard_state = HardState { term: Term::new(term), vote: None, commit: LogIndex::new(0) };
+    let hard_state =
+        HardState { term: Term::new(term), vote: None, commit: LogIndex::new(0), ..HardState::default() };
     ground.opened.log.append(GroupId::FIRST, Some(hard_state), entries).unwrap();
     ground.opened.log.sync().unwrap();
 }

@@ -86,7 +86,12 @@ pub fn entries(term: u64, indexes: std::ops::RangeInclusive<u64>) -> Vec<LogEntr
 }
 
 pub fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
-    HardState { term: Term::new(term), vote: NodeId::new(vote), commit: LogIndex::new(commit) }
+    HardState {
+        term: Term::new(term),
+        vote: NodeId::new(vote),
+        commit: LogIndex::new(commit),
+        ..HardState::default()
+    }
 }
 
 /// What a log holds, as a naive model keeps it.

@@ -172,7 +172,7 @@ fn settings() -> TransportSettings {
 }
 
 fn heartbeat(round: u64) -> PeerMessage {
-    PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round }
+    PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round, matched: LogIndex::ZERO }
 }
 
 /// An append of one entry at index `index` with `length` bytes.
@@ -273,7 +273,7 @@ async fn what_was_queued_before_the_end_still_leaves() {
     let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
     one.dial(&two);
     one.up().await;
-    let vote = PeerMessage::VoteReply { term: Term::new(3), granted: true };
+    let vote = PeerMessage::VoteReply { term: Term::new(3), granted: true, wall_ms: 0 };
     assert!(sent(&mut one, 2, &vote));
     one.transport.stop().await;
     assert_eq!(two.message().await, (n(1), vote));
@@ -289,15 +289,21 @@ async fn nodes_exchange_messages_of_every_kind_and_size() {
     let (term, last) = (Term::new(3), LogId::new(Term::new(2), LogIndex::new(9)));
     let messages = [
         PeerMessage::PreVote { term, last },
-        PeerMessage::PreVoteReply { term, granted: true },
+        PeerMessage::PreVoteReply { term, granted: true, wall_ms: 0 },
         PeerMessage::RequestVote { term, last, transfer: true },
-        PeerMessage::VoteReply { term, granted: false },
+        PeerMessage::VoteReply { term, granted: false, wall_ms: 0 },
         append(1, 0),
         append(1, 100),
         append(2, 1 << 20),
         PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(LogIndex::new(4)) },
         heartbeat(1),
-        PeerMessage::HeartbeatReply { term, round: 1, received: LogIndex::ZERO, stored: LogIndex::ZERO },
+        PeerMessage::HeartbeatReply {
+            term,
+            round: 1,
+            received: LogIndex::ZERO,
+            stored: LogIndex::ZERO,
+            report: FollowerReport::default(),
+        },
     ];
     for message in &messages {
         assert!(sent(&mut one, 2, message));
@@ -648,7 +654,12 @@ async fn bad_frames_end_the_connection_and_never_reach_the_node() {
     let mut damaged = framed(&encode_frame(GROUP, &heartbeat(1)).to_bytes());
     let last = damaged.len() - 1;
     damaged[last] ^= 1;
-    let beyond = PeerMessage::Heartbeat { term: Term::new(u64::MAX), commit: LogIndex::ZERO, round: 1 };
+    let beyond = PeerMessage::Heartbeat {
+        term: Term::new(u64::MAX),
+        commit: LogIndex::ZERO,
+        round: 1,
+        matched: LogIndex::ZERO,
+    };
     let four_gib = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
     let cases = [
         (damaged, RefusalKind::Checksum),

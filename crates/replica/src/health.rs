@@ -1,0 +1,88 @@
+//! What is wrong with this node, and what it does about it: a leader whose disk or state machine hangs
+//! gives way, and an operator is told.
+
+use d_engine_core::{ClockState, Duration, Input, Instant};
+
+use crate::event::Jobs;
+use crate::replica::{Payload, Replica};
+
+impl Replica {
+    /// After so long without a sign a worker hangs.
+    pub(crate) fn hang_limit(&self) -> Duration {
+        self.config.core.election_timeout_max
+    }
+
+    /// A hanging disk bars this node from leading. A hanging state machine is a reason to give way only
+    /// if another voter has applied more: otherwise nobody would do better.
+    pub(crate) fn watch_workers(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
+        let limit = self.hang_limit();
+        if let Some(hangs) = self.disk.look(now, limit) {
+            if hangs {
+                tracing::error!(
+                    node = %self.node(), limit_ms = limit.as_millis(),
+                    "a write of the log has not returned for this long; the node neither leads nor campaigns until it does"
+                );
+            } else {
+                tracing::info!(node = %self.node(), "the log's disk answers again");
+            }
+            self.step(now, wall_ms, Input::DiskHangs(hangs), Payload::None, jobs);
+            jobs.status_changed = true;
+        }
+        if let Some(hangs) = self.machine.look(now, limit) {
+            if hangs {
+                tracing::error!(
+                    node = %self.node(), limit_ms = limit.as_millis(),
+                    "apply_chunk of the state machine has not returned for this long"
+                );
+            }
+            jobs.status_changed = true;
+        }
+        let tried_lately = self.gave_way_at.is_some_and(|at| now.since(at) < limit);
+        if self.machine.hangs()
+            && !tried_lately
+            && let Some(to) = self.core.voter_ahead_in_apply(now)
+        {
+            self.gave_way_at = Some(now);
+            // Refused while another transfer is under way.
+            self.try_step(now, wall_ms, Input::TransferLeadership { to: Some(to) }, Payload::None, jobs).ok();
+        }
+    }
+
+    /// What an operator must look at.
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        let mut alarms = Vec::new();
+        let limit = self.hang_limit().as_millis();
+        if self.disk.hangs() {
+            alarms.push(format!(
+                "the log's disk hangs: a write has not returned for more than {limit} ms; check the disk"
+            ));
+        }
+        if self.machine.hangs() {
+            alarms.push(format!(
+                "the state machine hangs: apply_chunk has not returned for more than {limit} ms"
+            ));
+        }
+        let status = self.core.status();
+        match status.clock {
+            Some(ClockState::NoQuorum) => alarms.push(format!(
+                "the wall clocks of a quorum do not agree within {} ms, so log time goes by this leader's monotonic clock \
+                 alone and keys may expire late; correct the clocks",
+                self.config.core.max_clock_offset.as_millis()
+            )),
+            Some(ClockState::Held) => alarms.push(
+                "the wall clock differs by more than an hour from the time in the log, so log time goes on from the log; \
+                 correct the clock, or start with accept_clock if the clock is right"
+                    .to_owned(),
+            ),
+            Some(ClockState::Agreed) | None => {}
+        }
+        for follower in status.followers.iter().filter(|follower| follower.log_lost) {
+            alarms.push(format!(
+                "node {} no longer has entries that it had acknowledged: its data directory was rolled back or damaged",
+                follower.node
+            ));
+        }
+        alarms.extend(self.contradiction().map(str::to_owned));
+        alarms
+    }
+}
