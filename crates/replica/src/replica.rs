@@ -22,8 +22,8 @@ use crate::reads::Reads;
 use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
 use crate::{
-    Footing, LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus,
-    StopReason,
+    Footing, LeaderHint, LogDisk, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError,
+    ReplicaStatus, StopReason,
 };
 
 /// A node of one group without its threads.
@@ -47,6 +47,7 @@ pub struct Replica {
     unsynced: VecDeque<(PersistId, usize)>,
     pub(crate) unsynced_bytes: usize,
     pub(crate) snapshots: Snapshots,
+    log_disk: LogDisk,
     stopped: Option<StopReason>,
 }
 
@@ -116,6 +117,7 @@ impl Replica {
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
             snapshots,
+            log_disk: LogDisk::default(),
             stopped: None,
             config,
         })
@@ -150,6 +152,13 @@ impl Replica {
                     self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
                 }
                 self.cache.evict(self.core.log().persisted);
+            }
+            Event::HardStateStored(id) => {
+                self.step(now, wall_ms, Input::HardStateStored(id), Payload::None, jobs);
+            }
+            Event::LogDisk(disk) => {
+                self.log_disk = disk;
+                jobs.status_changed = true;
             }
             Event::Applied { through, next_expiry_ms } => {
                 self.ticker.set_expiry(next_expiry_ms);
@@ -237,6 +246,12 @@ impl Replica {
     #[must_use]
     pub fn bound_incarnations(&self) -> usize {
         self.members.current().members().iter().filter(|member| member.incarnation.is_some()).count()
+    }
+
+    /// How the log stands with its disk, as far as this replica was told.
+    #[must_use]
+    pub fn log_disk(&self) -> LogDisk {
+        self.log_disk
     }
 
     /// The membership in force.

@@ -198,7 +198,7 @@ fn a_failed_open_can_be_tried_again() {
             assert_eq!(Picture::of(&open(&fs, &roomy()).unwrap()), attempted, "{op:?} {nth}");
         }
     }
-    assert!(failed > 30, "{failed}");
+    assert!(failed >= 20, "{failed}");
 }
 
 /// What must never parse again: bytes of another segment behind the end, as a reused file or block

@@ -46,6 +46,7 @@ pub fn small() -> FileStorageOptions {
         grow_bytes: 1024,
         prepare_bytes: 2048,
         spare_segments: 2,
+        reserve_bytes: 1024,
     }
 }
 
