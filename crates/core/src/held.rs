@@ -9,15 +9,19 @@ use alloc::vec::Vec;
 
 use crate::{AppendOutcome, Message, PersistId, Send, Term};
 
+/// What a message waits for: an order of which term and vote must be durable, and one that must be with all
+/// of its entries.
+pub(crate) type AwaitedOrders = (Option<PersistId>, Option<PersistId>);
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Held {
-    waiting: VecDeque<(PersistId, Send)>,
+    waiting: VecDeque<(AwaitedOrders, Send)>,
 }
 
 impl Held {
     /// Keeps `send` until `after` is durable. Of the answers to one leader's heartbeats only the last is
     /// kept: it covers the earlier rounds, and a disk that stands still must not fill memory.
-    pub(crate) fn hold(&mut self, after: PersistId, send: Send) {
+    pub(crate) fn hold(&mut self, after: AwaitedOrders, send: Send) {
         if let Message::HeartbeatReply { term, .. } = send.message {
             self.waiting.retain(|(_, earlier)| {
                 earlier.to != send.to
@@ -32,15 +36,15 @@ impl Held {
         self.waiting.push_back((after, send));
     }
 
-    /// Moves everything that waited for `durable` or less into `out`.
+    /// Moves everything that waited for no more than what is `durable`, term and vote first, into `out`.
     ///
     /// Acks of an earlier term are dropped: their leader is gone, and nobody has to reason about
     /// them. Of several acks to one leader only the last is sent; it covers the others.
-    pub(crate) fn release(&mut self, durable: PersistId, term: Term, out: &mut Vec<Send>) {
+    pub(crate) fn release(&mut self, durable: (PersistId, PersistId), term: Term, out: &mut Vec<Send>) {
         let first_released = out.len();
         let mut kept = VecDeque::new();
         while let Some((after, send)) = self.waiting.pop_front() {
-            if after > durable {
+            if after.0 > Some(durable.0) || after.1 > Some(durable.1) {
                 kept.push_back((after, send));
             } else if !is_old_ack(&send, term) {
                 match out.get_mut(first_released..).and_then(|new| new.last_mut()) {

@@ -66,6 +66,9 @@ pub enum Input {
     },
     /// Everything ordered up to and including this id is on stable storage.
     Persisted(PersistId),
+    /// Term and vote of everything ordered up to and including this id are on stable storage; entries of
+    /// these orders may not be. A disk without room for entries still stores terms and votes.
+    HardStateStored(PersistId),
     /// Everything up to and including this index has been applied to the state machine.
     Applied(LogIndex),
     /// A snapshot that `from`, the leader of `term`, has sent: received whole, verified, and on stable

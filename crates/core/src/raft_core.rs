@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::effects::{Appended, Effects, PersistOrder, Send};
 use crate::forward::Forwarded;
-use crate::held::Held;
+use crate::held::{AwaitedOrders, Held};
 use crate::input::{Input, Rejected};
 use crate::leader::HeartbeatAnswer;
 use crate::log_clock::PeerClocks;
@@ -56,6 +56,8 @@ pub struct RaftCore {
     last_order: PersistId,
     durable_order: PersistId,
     hard_state_order: PersistId,
+    /// Up to here terms and votes are durable, entries perhaps not; at least `durable_order`.
+    durable_hard_state: PersistId,
     apply_ordered: LogIndex,
     pub(crate) held: Held,
     /// Reads of a follower that its leader is asked about.
@@ -109,6 +111,7 @@ impl RaftCore {
             last_order: PersistId::ZERO,
             durable_order: PersistId::ZERO,
             hard_state_order: PersistId::ZERO,
+            durable_hard_state: PersistId::ZERO,
             apply_ordered: log.applied(),
             log,
             held: Held::default(),
@@ -160,6 +163,7 @@ impl RaftCore {
             Input::Read { ids, lease: false } => self.on_read(now, ids, out),
             Input::Read { ids, lease: true } => self.on_lease_read(now, ids, out),
             Input::Persisted(order) => self.on_persisted(now, order, out),
+            Input::HardStateStored(order) => self.on_hard_state_stored(now, order, out),
             Input::Applied(index) => {
                 if self.log.applied_to(index) {
                     Ok(())
@@ -434,20 +438,32 @@ impl RaftCore {
         if order > self.last_order {
             return Err(Rejected::UnknownOrder);
         }
-        let before = self.durable_order;
         self.durable_order = self.durable_order.max(order);
-        out.hard_state_saved = before < self.hard_state_order && self.hard_state_order <= order;
         self.log.persisted_by(order);
-        self.held.release(self.durable_order, self.hard_state.term, &mut out.messages);
-        match &self.role {
-            Role::Candidate(candidate) if candidate.own_vote <= self.durable_order => {
-                self.on_vote_reply(now, self.node, true, out);
-            }
-            Role::Leader(_) => {
-                self.maybe_commit(now, out);
-                self.maybe_tell_target();
-            }
-            _ => {}
+        self.on_hard_state_stored(now, order, out)?;
+        if matches!(&self.role, Role::Leader(_)) {
+            self.maybe_commit(now, out);
+            self.maybe_tell_target();
+        }
+        Ok(())
+    }
+
+    fn on_hard_state_stored(
+        &mut self,
+        now: Instant,
+        order: PersistId,
+        out: &mut Effects,
+    ) -> Result<(), Rejected> {
+        if order > self.last_order {
+            return Err(Rejected::UnknownOrder);
+        }
+        let before = self.durable_hard_state;
+        self.durable_hard_state = self.durable_hard_state.max(order);
+        out.hard_state_saved = before < self.hard_state_order && self.hard_state_order <= order;
+        let durable = (self.durable_hard_state, self.durable_order);
+        self.held.release(durable, self.hard_state.term, &mut out.messages);
+        if matches!(&self.role, Role::Candidate(candidate) if candidate.own_vote <= self.durable_hard_state) {
+            self.on_vote_reply(now, self.node, true, out);
         }
         Ok(())
     }
@@ -506,8 +522,8 @@ impl RaftCore {
         }
         for (needs, send) in core::mem::take(&mut self.outbox) {
             match self.must_wait_for(needs, &send) {
-                Some(order) => self.held.hold(order, send),
-                None => out.messages.push(send),
+                (None, None) => out.messages.push(send),
+                orders => self.held.hold(orders, send),
             }
         }
         let apply_to = self.log.may_apply_to();
@@ -517,22 +533,23 @@ impl RaftCore {
         }
     }
 
-    /// The order that must be durable before a message may leave; `None` when nothing is missing.
+    /// The orders that must be durable before a message may leave: as far as term and vote go, and with
+    /// their entries. `None` when nothing is missing.
     /// This is the line that keeps "durable before sent" (Raft paper, figure 2: "updated on stable
     /// storage before responding").
-    fn must_wait_for(&self, needs: Needs, send: &Send) -> Option<PersistId> {
-        let for_vote = Some(self.hard_state_order).filter(|order| *order > self.durable_order);
+    fn must_wait_for(&self, needs: Needs, send: &Send) -> AwaitedOrders {
+        let for_vote = Some(self.hard_state_order).filter(|order| *order > self.durable_hard_state);
         let for_log = match needs {
             Needs::TermAndVote => None,
             Needs::LogUpTo(index) => self.log.order_of(index),
         };
         if cfg!(mutant = "ack-before-sync") && matches!(send.message, Message::AppendReply { .. }) {
-            return None;
+            return (None, None);
         }
         if cfg!(mutant = "vote-before-sync") && matches!(send.message, Message::VoteReply { .. }) {
-            return None;
+            return (None, None);
         }
-        for_vote.max(for_log)
+        (for_vote, for_log)
     }
 
     /// Follows whoever leads `term`, which is the current one or a later one. Term and vote change

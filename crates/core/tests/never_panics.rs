@@ -141,6 +141,7 @@ fn act() -> impl Strategy<Value = Act> {
         }),
         1 => proptest::collection::vec(any::<u64>(), 0..3).prop_map(|ids| Input::Read { lease: ids.len() == 1, ids }),
         1 => number().prop_map(|order| Input::Persisted(PersistId::new(order))),
+        1 => number().prop_map(|order| Input::HardStateStored(PersistId::new(order))),
         1 => index().prop_map(Input::Applied),
         1 => from().prop_map(|node| Input::PeerLost(n(node))),
         1 => proptest::option::of(from())

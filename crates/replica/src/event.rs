@@ -61,6 +61,15 @@ pub struct ReadRequest {
     pub responder: ReadResponder,
 }
 
+/// How a log stands with its disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogDisk {
+    /// Whether entries wait for room. Terms and votes are still stored.
+    pub full: bool,
+    /// Bytes that can still be written where the log lies, as of lately; `None` where nobody knows.
+    pub free_bytes: Option<u64>,
+}
+
 /// Everything that can happen to a replica.
 pub enum Event {
     /// A message from a peer whose identity the transport has checked.
@@ -95,6 +104,11 @@ pub enum Event {
     },
     /// The log worker has stored everything up to and including this order.
     Persisted(PersistId),
+    /// The log worker has stored term and vote of everything up to and including this order; its entries
+    /// wait for room on the disk.
+    HardStateStored(PersistId),
+    /// How the log stands with its disk; told when it changes.
+    LogDisk(LogDisk),
     /// The apply worker has applied everything up to and including this entry.
     Applied {
         /// The entry.

@@ -43,8 +43,9 @@ pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
 pub use error::{InstallError, LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError};
 pub use event::{
-    ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, Outgoing, PersistJob, Proposal,
-    ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder, TransferResponder,
+    ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, LogDisk, Outgoing, PersistJob,
+    Proposal, ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder,
+    TransferResponder,
 };
 pub use log_worker::{LogLoader, LogWorker};
 pub use peer_message::PeerMessage;

@@ -2,55 +2,181 @@
 
 use std::sync::Arc;
 
-use d_engine_core::{GroupId, LogId, PersistId};
+use d_engine_core::{GroupId, LogId, NodeId, PersistId, Term};
 use d_engine_storage::{LogReader, LogStats, LogStore, StorageError};
 
 use crate::StopReason;
-use crate::event::{Event, LoadJob, PersistJob};
+use crate::event::{Event, LoadJob, LogDisk, PersistJob};
 
 /// Payload bytes after which a write group is closed and synced, so that what has piled up behind a
 /// slow disk is not one enormous write.
 const GROUP_BYTES_MAX: usize = 64 << 20;
 
 /// Owns the [`LogStore`]. The server runs it on a thread of its own, the simulator in its event loop.
+///
+/// A full disk does not stop it: what does not fit waits here, bounded by what the replica gives out, while terms and
+/// votes go on through the log's reserve. Call [`LogWorker::persist`] again, without jobs, while [`LogWorker::waits`].
 #[derive(Debug)]
 pub struct LogWorker {
     store: Box<dyn LogStore>,
     group: GroupId,
+    /// Jobs that are not durable; empty unless the disk is full.
+    waiting: Vec<PersistJob>,
+    /// How many of them, from the front, the store has been given.
+    appended: usize,
+    /// The purge that waits.
+    purge: Option<LogId>,
+    /// The last term and vote that are known to be durable.
+    stored: Option<(Term, Option<NodeId>)>,
+    reports: Reports,
+    told: LogDisk,
+}
+
+/// What [`LogWorker::events`] will say.
+#[derive(Debug, Default)]
+struct Reports {
+    hard_state: Option<PersistId>,
+    disk: Option<LogDisk>,
+    purged: Option<LogId>,
+}
+
+/// How far a call came.
+struct Progress {
+    durable: usize,
+    appended: usize,
 }
 
 impl LogWorker {
     /// A worker over an open log.
     #[must_use]
     pub fn new(store: Box<dyn LogStore>, group: GroupId) -> Self {
-        Self { store, group }
+        Self {
+            store,
+            group,
+            waiting: Vec::new(),
+            appended: 0,
+            purge: None,
+            stored: None,
+            reports: Reports::default(),
+            told: LogDisk::default(),
+        }
     }
 
-    /// Makes all `jobs` durable with one write and one sync (group commit). Returns the last job's
-    /// id, for [`Event::Persisted`].
+    /// Makes all `jobs` durable with one write and one sync (group commit). Returns the last durable job's
+    /// id, for [`Event::Persisted`]; `None` while the disk is full. What is not durable waits, in its order; without
+    /// `jobs`, that is tried again. Take [`LogWorker::events`] afterwards.
     ///
     /// # Errors
     /// The first I/O error is final: the node must stop with the reason ([`Event::Failed`]).
     pub fn persist(&mut self, jobs: &[PersistJob]) -> Result<Option<PersistId>, StopReason> {
-        let mut queued = 0;
-        for job in jobs {
-            if queued > GROUP_BYTES_MAX {
-                self.store.sync().map_err(StopReason::new)?;
-                queued = 0;
+        if let Some(through) = self.purge.take() {
+            self.reports.purged = self.purge(through)?.is_some().then_some(through);
+        }
+        let durable = if self.waiting.is_empty() {
+            let progress = self.write(jobs, 0)?;
+            self.keep(jobs, &progress)
+        } else {
+            let mut all = std::mem::take(&mut self.waiting);
+            all.extend_from_slice(jobs);
+            let progress = self.write(&all, self.appended)?;
+            self.keep(&all, &progress)
+        };
+        self.store_waiting_hard_state()?;
+        self.tell_disk();
+        Ok(durable)
+    }
+
+    /// Whether something waits for room on the disk.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty() || self.purge.is_some()
+    }
+
+    /// What is to be reported beside the results of the calls.
+    pub fn events(&mut self) -> Vec<Event> {
+        let Reports { hard_state, disk, purged } = std::mem::take(&mut self.reports);
+        let hard_state = hard_state.map(Event::HardStateStored);
+        let (disk, purged) = (disk.map(Event::LogDisk), purged.map(Event::Purged));
+        [hard_state, disk, purged].into_iter().flatten().collect()
+    }
+
+    /// Writes until all is durable or there is no room. `appended` says how many jobs the store has been given.
+    fn write(&mut self, jobs: &[PersistJob], mut appended: usize) -> Result<Progress, StopReason> {
+        let mut durable = 0;
+        while durable < jobs.len() {
+            if appended == durable {
+                let mut queued = 0;
+                for job in jobs.iter().skip(durable) {
+                    if queued > GROUP_BYTES_MAX {
+                        break;
+                    }
+                    self.store.append(self.group, job.hard_state, &job.entries).map_err(StopReason::new)?;
+                    queued += job.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+                    appended += 1;
+                    if job.install.is_some() {
+                        break;
+                    }
+                }
             }
-            self.store.append(self.group, job.hard_state, &job.entries).map_err(StopReason::new)?;
-            queued += job.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
-            if let Some(install) = job.install {
-                // The term in which the snapshot was sent is durable before the log begins behind it.
-                self.store.sync().map_err(StopReason::new)?;
-                queued = 0;
-                self.store.install(self.group, install.base, install.suffix).map_err(StopReason::new)?;
+            let install = appended.checked_sub(1).and_then(|last| jobs.get(last)?.install);
+            // The term in which a snapshot was sent is durable before the log begins behind it.
+            let stored = self.store.sync().and_then(|()| match install {
+                Some(install) => self.store.install(self.group, install.base, install.suffix),
+                None => Ok(()),
+            });
+            match stored {
+                Ok(()) => durable = appended,
+                Err(StorageError::NoRoom { .. }) => break,
+                Err(error) => return Err(StopReason::new(error)),
             }
         }
-        if !jobs.is_empty() {
-            self.store.sync().map_err(StopReason::new)?;
+        Ok(Progress { durable, appended })
+    }
+
+    /// Keeps what is not durable, and returns the last job that is.
+    fn keep(&mut self, jobs: &[PersistJob], progress: &Progress) -> Option<PersistId> {
+        let (durable, waiting) = jobs.split_at_checked(progress.durable)?;
+        self.waiting.extend_from_slice(waiting);
+        self.appended = progress.appended - progress.durable;
+        let last = durable.iter().rev().find_map(|job| job.hard_state);
+        self.stored = last.map(|state| (state.term, state.vote)).or(self.stored);
+        durable.last().map(|job| job.id)
+    }
+
+    /// Terms and votes do not wait behind entries that do not fit: the newest one is stored from the reserve.
+    fn store_waiting_hard_state(&mut self) -> Result<(), StopReason> {
+        let Some(last) = self.waiting.last().map(|job| job.id) else { return Ok(()) };
+        let Some(state) = self.waiting.iter().rev().find_map(|job| job.hard_state) else { return Ok(()) };
+        // A commit index alone is only a hint.
+        if self.stored == Some((state.term, state.vote)) {
+            return Ok(());
         }
-        Ok(jobs.last().map(|job| job.id))
+        match self.store.store_hard_state(self.group, state) {
+            Ok(()) => {}
+            Err(StorageError::NoRoom { .. }) => return Ok(()),
+            Err(error) => return Err(StopReason::new(error)),
+        }
+        for job in &mut self.waiting {
+            job.hard_state = None;
+        }
+        self.stored = Some((state.term, state.vote));
+        self.reports.hard_state = Some(last);
+        Ok(())
+    }
+
+    fn tell_disk(&mut self) {
+        let now = LogDisk { full: !self.waiting.is_empty(), free_bytes: self.store.stats().free_bytes };
+        if now != self.told {
+            if now.full != self.told.full {
+                let free = now.free_bytes;
+                match now.full {
+                    true => tracing::warn!(free, "no room for the log: entries wait, terms and votes do not"),
+                    false => tracing::info!(free, "there is room for the log again"),
+                }
+            }
+            self.told = now;
+            self.reports.disk = Some(now);
+        }
     }
 
     /// Reads this log for followers that are behind; on any thread.
@@ -59,13 +185,20 @@ impl LogWorker {
         LogLoader { reader: self.store.reader(), group: self.group }
     }
 
-    /// Purges the log up to `through`, which a verified snapshot covers. Nothing may be queued.
+    /// Purges the log up to `through`, which a verified snapshot covers. `None` when that has to wait for
+    /// room; [`LogWorker::persist`] tries again.
     ///
     /// # Errors
     /// As [`LogWorker::persist`].
-    pub fn purge(&mut self, through: LogId) -> Result<Event, StopReason> {
-        self.store.purge(self.group, through).map_err(StopReason::new)?;
-        Ok(Event::Purged(through))
+    pub fn purge(&mut self, through: LogId) -> Result<Option<Event>, StopReason> {
+        match self.store.purge(self.group, through) {
+            Ok(()) => Ok(Some(Event::Purged(through))),
+            Err(StorageError::NoRoom { .. }) => {
+                self.purge = Some(through);
+                Ok(None)
+            }
+            Err(error) => Err(StopReason::new(error)),
+        }
     }
 
     /// The log has fallen idle: makes the last group's durability known to a later recovery.
@@ -73,7 +206,12 @@ impl LogWorker {
     /// # Errors
     /// As [`LogWorker::persist`].
     pub fn idle(&mut self) -> Result<(), StopReason> {
-        self.store.idle().map_err(StopReason::new)
+        if self.waits() {
+            return Ok(());
+        }
+        self.store.idle().map_err(StopReason::new)?;
+        self.tell_disk();
+        Ok(())
     }
 
     /// Counters of the log.

@@ -24,8 +24,8 @@ use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
 use crate::worker_watch::WorkerWatch;
 use crate::{
-    Footing, LeaderHint, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError, ReplicaStatus,
-    StopReason,
+    Footing, LeaderHint, LogDisk, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError,
+    ReplicaStatus, StopReason,
 };
 
 /// A node of one group without its threads.
@@ -56,6 +56,7 @@ pub struct Replica {
     pub(crate) gave_way_at: Option<Instant>,
     /// What the leader has that contradicts what is committed here, once it has shown.
     contradiction: Option<String>,
+    log_disk: LogDisk,
     stopped: Option<StopReason>,
 }
 
@@ -129,6 +130,7 @@ impl Replica {
             machine: WorkerWatch::default(),
             gave_way_at: None,
             contradiction: None,
+            log_disk: LogDisk::default(),
             stopped: None,
             config,
         })
@@ -164,6 +166,13 @@ impl Replica {
                 }
                 self.disk.came_back(now, self.unsynced.is_empty());
                 self.cache.evict(self.core.log().persisted);
+            }
+            Event::HardStateStored(id) => {
+                self.step(now, wall_ms, Input::HardStateStored(id), Payload::None, jobs);
+            }
+            Event::LogDisk(disk) => {
+                self.log_disk = disk;
+                jobs.status_changed = true;
             }
             Event::Applied { through, next_expiry_ms } => {
                 self.ticker.set_expiry(next_expiry_ms);
@@ -271,6 +280,12 @@ impl Replica {
     #[must_use]
     pub fn bound_incarnations(&self) -> usize {
         self.members.current().members().iter().filter(|member| member.incarnation.is_some()).count()
+    }
+
+    /// How the log stands with its disk, as far as this replica was told.
+    #[must_use]
+    pub fn log_disk(&self) -> LogDisk {
+        self.log_disk
     }
 
     /// The membership in force.

@@ -18,6 +18,8 @@ use crate::inbox::Inbox;
 
 /// How long the log must be quiet before its last group's durability is written down.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
+/// How often a log without room tries again.
+const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
 /// How often it is said what a shutdown waits for.
 const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Calls of `idle` after a burst of writes: each prepares a piece of the next segment.
@@ -149,12 +151,17 @@ fn log_loop(
     let mut idle_calls = IDLE_CALLS_MAX;
     counters.publish(worker.stats());
     loop {
-        let idle_after = (idle_calls > 0).then_some(IDLE_AFTER);
+        let idle_after = match worker.waits() {
+            true => Some(ROOM_LOOKED_FOR_EVERY),
+            false => (idle_calls > 0).then_some(IDLE_AFTER),
+        };
         let (work, closed) = match queue.take(idle_after) {
             Found::Work(work) => (work, false),
             Found::Closed(work) => (work, true),
+            Found::Idle if worker.waits() => (LogWork::default(), false),
             Found::Idle => {
                 worker.idle()?;
+                report_all(inbox, worker.events());
                 counters.publish(worker.stats());
                 idle_calls -= 1;
                 continue;
@@ -167,8 +174,9 @@ fn log_loop(
             counters.publish(worker.stats());
             inbox.report(Event::Persisted(order));
         }
+        report_all(inbox, worker.events());
         if let Some(through) = work.purge {
-            inbox.report(worker.purge(through)?);
+            report_all(inbox, worker.purge(through)?);
             counters.publish(worker.stats());
         }
         if closed {
@@ -213,6 +221,12 @@ pub(crate) fn load_thread(
         guarded("load", &inbox, run);
     };
     Builder::new().name(name).spawn(body).map_err(StartError::Thread)
+}
+
+fn report_all(inbox: &Inbox, events: impl IntoIterator<Item = Event>) {
+    for event in events {
+        inbox.report(event);
+    }
 }
 
 /// Waits until all of a node's threads have ended. Says every few seconds which one it still waits for.

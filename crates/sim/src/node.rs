@@ -179,6 +179,7 @@ impl Node {
             grow_bytes: 4096,
             prepare_bytes: 8192,
             spare_segments: 2,
+            reserve_bytes: 16 << 10,
         };
         let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
         let engine = FileStorageEngine::new("/data", options, fs);

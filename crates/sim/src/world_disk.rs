@@ -41,7 +41,13 @@ impl World {
         let loads = std::mem::take(&mut running.loads);
         self.monitors.on_write_begun(id, &writes);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let stored = running.log.persist(&writes);
+        let mut stored = running.log.persist(&writes);
+        // A full disk that was only full for one call.
+        while let (true, Ok(earlier)) = (running.log.waits(), &stored) {
+            let earlier = *earlier;
+            stored = running.log.persist(&[]).map(|later| later.or(earlier));
+        }
+        let events = running.log.events();
         let loaded: Vec<_> = loads.iter().map(|job| running.log.loader().load(job)).collect();
         if installs && !crash_in_write && self.died_in(id, Sometimes::CrashInInstall) {
             return Ok(());
@@ -58,6 +64,9 @@ impl World {
         };
         if !writes.is_empty() {
             self.monitors.on_stored(id);
+        }
+        for event in events {
+            self.tell(id, event)?;
         }
         for event in loaded {
             self.counts.reached(Sometimes::EntriesLoadedFromLog);

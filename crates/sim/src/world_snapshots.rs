@@ -195,7 +195,7 @@ impl World {
                 let last = self.monitors.disk(id).terms.is_empty();
                 self.counts.reached(if last { Sometimes::PurgedToZero } else { Sometimes::Purged });
                 if let Some(running) = self.node(id).running.as_mut() {
-                    running.purged = Some(event);
+                    running.purged = event;
                 }
                 Ok(true)
             }

@@ -2,6 +2,7 @@
 //! calls them from a thread of its own.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -78,6 +79,8 @@ pub struct RecoveryReport {
     pub torn_at: Option<(String, u64)>,
     /// Segments read.
     pub segments: usize,
+    /// Records of which one of two copies was damaged or missing; it was written anew from the other.
+    pub mended: Vec<PathBuf>,
 }
 
 /// The log of one directory: entries and hard state in one stream.
@@ -102,10 +105,25 @@ pub trait LogStore: Send + Debug {
     ///
     /// # Errors
     /// Any I/O error; it is final. Nothing queued may be counted as stored.
+    ///
+    /// [`StorageError::NoRoom`] is not final: what is queued waits. Call again when there may be room. Until
+    /// a call has succeeded nothing more can be appended; [`LogStore::store_hard_state`] goes on.
     fn sync(&mut self) -> Result<(), StorageError>;
 
+    /// Stores a term and a vote alone, also while queued records wait for room: there is a reserve for it.
+    /// They count from then on, whatever hard state is queued. The commit hint is lowered to what is stored.
+    /// Returns after the sync has returned.
+    ///
+    /// # Errors
+    /// As [`LogStore::sync`]; [`StorageError::NoRoom`] when the reserve is used up too.
+    fn store_hard_state(&mut self, group: GroupId, hard_state: HardState) -> Result<(), StorageError> {
+        self.append(group, Some(hard_state), &[])?;
+        self.sync()
+    }
+
     /// Called when the log has fallen idle: writes and syncs a group that carries only the durable
-    /// watermark, unless the last group is such a one already. Also prepares the next segment.
+    /// watermark, unless the last group is such a one already. Also prepares the next segment, as far as there
+    /// is room; where there is none, nothing is prepared until a purge.
     ///
     /// # Errors
     /// As [`LogStore::sync`].
@@ -177,6 +195,8 @@ pub struct LogStats {
     pub segments: u64,
     /// Bytes that these segments take up at most.
     pub log_bytes: u64,
+    /// Bytes that can still be written where the log lies, as of lately; `None` where nobody knows.
+    pub free_bytes: Option<u64>,
 }
 
 /// Small records beside the log, each replaced atomically (temporary file, sync, rename, sync of

@@ -30,6 +30,17 @@ pub enum StorageError {
         /// The system's answer.
         source: Arc<std::io::Error>,
     },
+    /// There is no room on the disk, or no file handle left. Not final: nothing is lost, and the same
+    /// call may be made again once there is room.
+    #[error("{operation} {path}: {source}; the log waits until there is room, nothing is lost")]
+    NoRoom {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: Arc<std::io::Error>,
+    },
     /// An earlier error ended this store. See `first`.
     #[error("the log was stopped by an earlier error: {first}")]
     Stopped {

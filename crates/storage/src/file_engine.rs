@@ -9,6 +9,7 @@ use d_engine_core::{GroupId, NodeId};
 use crate::frame::Decoder;
 use crate::fs::{Fs, LockAttempt, RealFs, ensure_dir};
 use crate::fs_latch::{FsLatch, io_error};
+use crate::log_meta::LogMeta;
 use crate::log_record::LogRecord;
 use crate::meta_store::{self, FileMetaStore};
 use crate::recover::{Recovered, recover};
@@ -38,6 +39,9 @@ pub struct FileStorageOptions {
     /// How many purged segments' files are kept, each of up to `segment_bytes`, to be used again:
     /// overwriting them is faster than growing new ones. What is purged beyond that is removed.
     pub spare_segments: usize,
+    /// Zeros that stay written behind the log's end for terms and votes alone: a node that has no room for
+    /// entries still stores these. In use it is made up for with the next group of entries.
+    pub reserve_bytes: u64,
 }
 
 impl Default for FileStorageOptions {
@@ -48,6 +52,7 @@ impl Default for FileStorageOptions {
             grow_bytes: 1 << 20,
             prepare_bytes: 8 << 20,
             spare_segments: 4,
+            reserve_bytes: 64 << 10,
         }
     }
 }
@@ -106,19 +111,17 @@ impl FileStorageEngine {
         self.dir.join(LOG_DIR)
     }
 
-    /// The identity in the directory, or a new one. The identity is the last step of creation that
+    /// The identity in the directory, or a new one; whether it is new, and which copy has to be written anew. The identity is the last step of creation that
     /// matters: a directory without it is empty, or was never used.
     fn identity(
         &self,
         meta: &FileMetaStore,
         request: &OpenRequest,
-    ) -> Result<(Identity, bool), StorageError> {
+    ) -> Result<(Identity, bool, Option<PathBuf>), StorageError> {
         let path = meta.path(meta_store::IDENTITY);
-        if let Some(stored) = meta.read(meta_store::IDENTITY)? {
-            let what = "it verifies, but is not an identity".to_owned();
-            let identity = decode_identity(&stored).ok_or(StorageError::DamagedFile { path, what })?;
+        if let Some((identity, mended)) = self.stored_identity(meta)? {
             self.check_owner(&identity, request)?;
-            return Ok((identity, false));
+            return Ok((identity, false, mended));
         }
         self.refuse_orphans(path)?;
         self.remove_temporaries()?;
@@ -131,8 +134,38 @@ impl FileStorageEngine {
             incarnation: request.fresh_incarnation,
             initial: request.initial.clone(),
         };
-        meta.write(meta_store::IDENTITY, &encode_identity(&identity))?;
-        Ok((identity, true))
+        let encoded = encode_identity(&identity);
+        meta.write_copy(meta_store::IDENTITY, &encoded)?;
+        meta.write(meta_store::IDENTITY, &encoded)?;
+        Ok((identity, true, None))
+    }
+
+    /// The identity in the directory, from the copy that verifies, and which copy has to be written anew.
+    fn stored_identity(
+        &self,
+        meta: &FileMetaStore,
+    ) -> Result<Option<(Identity, Option<PathBuf>)>, StorageError> {
+        let (path, copy_path) = (meta.path(meta_store::IDENTITY), meta.copy_path(meta_store::IDENTITY));
+        let decode = |path: &Path, stored: &Bytes| {
+            let what = "it verifies, but is not an identity".to_owned();
+            decode_identity(stored).ok_or(StorageError::DamagedFile { path: path.to_owned(), what })
+        };
+        let read = meta.read(meta_store::IDENTITY);
+        let copy = meta.read_copy(meta_store::IDENTITY);
+        match (read, copy) {
+            (Ok(Some(stored)), Ok(Some(copy))) if stored != copy => {
+                let what = format!("{} says something else", copy_path.display());
+                Err(StorageError::DamagedFile { path, what })
+            }
+            (Ok(Some(stored)), Ok(Some(_))) => Ok(Some((decode(&path, &stored)?, None))),
+            (Ok(Some(stored)), _) => Ok(Some((decode(&path, &stored)?, Some(copy_path)))),
+            // Its creation did not come to its end, if nothing was ever written into it.
+            (Ok(None), Ok(Some(_))) if self.refuse_orphans(path.clone()).is_ok() => Ok(None),
+            (Err(StorageError::DamagedFile { .. }) | Ok(None), Ok(Some(copy))) => {
+                Ok(Some((decode(&copy_path, &copy)?, Some(path))))
+            }
+            (read, _) => read.map(|_| None),
+        }
     }
 
     /// Whether the directory's creation has come to its end.
@@ -186,15 +219,6 @@ impl FileStorageEngine {
         }
         Ok(())
     }
-
-    fn log_record(meta: &FileMetaStore) -> Result<LogRecord, StorageError> {
-        let Some(stored) = meta.read(meta_store::LOG)? else { return Ok(LogRecord::default()) };
-        let damaged = || StorageError::DamagedFile {
-            path: meta.path(meta_store::LOG),
-            what: "it verifies, but does not say where the log begins".to_owned(),
-        };
-        LogRecord::decode(&stored).ok_or_else(damaged)
-    }
 }
 
 impl StorageEngine for FileStorageEngine {
@@ -211,21 +235,25 @@ impl StorageEngine for FileStorageEngine {
         };
         let latch = Arc::new(FsLatch::default());
         let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch));
-        let (identity, created) = self.identity(&meta, request)?;
-        let record = Self::log_record(&meta)?;
+        let (identity, created, unusable) = self.identity(&meta, request)?;
+        let (log_meta, record) = LogMeta::open(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch))?;
         let log_dir = self.log_dir();
         let mut recovered = recover(&*self.fs, &log_dir, &identity, &record)?;
         let mut report = std::mem::take(&mut recovered.report);
         report.created = created;
+        report.mended = unusable.iter().chain(&log_meta.mended).cloned().collect();
         // From here on the directory is understood, and may be changed.
         self.remove_temporaries()?;
+        if let Some(path) = unusable {
+            meta.write_to(&path, meta_store::IDENTITY, &encode_identity(&identity))?;
+        }
         let known = summary(&mut recovered, &identity, &record);
         let parts = LogParts {
             fs: Arc::clone(&self.fs),
             dir: log_dir,
             options: self.options.clone(),
             identity: identity.clone(),
-            meta: meta.clone(),
+            meta: log_meta,
             latch,
             lock,
         };

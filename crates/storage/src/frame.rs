@@ -234,12 +234,12 @@ impl GroupBuffer {
 
     /// Bytes of all records.
     pub(crate) fn body_len(&self) -> usize {
-        self.bytes.len() - GROUP_HEADER_LEN
+        self.records.last().map_or(0, |(at, len)| at + len - GROUP_HEADER_LEN)
     }
 
     /// Length of the group with its padding.
     pub(crate) fn padded_len(&self, alignment: usize) -> usize {
-        self.bytes.len().next_multiple_of(alignment)
+        (GROUP_HEADER_LEN + self.body_len()).next_multiple_of(alignment)
     }
 
     pub(crate) fn clear(&mut self) {
@@ -277,6 +277,7 @@ impl GroupBuffer {
     }
 
     fn push(&mut self, len: usize, kind: [u8; 4], fields: [u64; 4]) {
+        self.unfinish();
         self.records.push((self.bytes.len(), len));
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&(len as u32).to_le_bytes());
@@ -286,8 +287,17 @@ impl GroupBuffer {
         }
     }
 
-    /// Completes `header` with length and count, chains the records and pads with zeros.
+    /// Takes back what `finish` has added, so that records can be added and the group be finished anew.
+    fn unfinish(&mut self) {
+        let end = self.records.last().map_or(GROUP_HEADER_LEN, |(at, len)| at + len);
+        self.bytes.truncate(end);
+        self.chains.clear();
+    }
+
+    /// Completes `header` with length and count, chains the records and pads with zeros. A group that
+    /// could not be written may be finished again, for the same place or another one.
     pub(crate) fn finish(&mut self, mut header: GroupHeader, alignment: usize) -> &[u8] {
+        self.unfinish();
         header.body_len = self.body_len() as u32;
         header.records = self.records.len() as u32;
         let encoded = header.encode();

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::dir_handles::DirHandles;
+
 /// The kinds of file operations, as they are counted and failed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(usize)]
@@ -333,6 +335,7 @@ fn parent_of(path: &Path) -> Option<&Path> {
 #[derive(Debug, Default)]
 pub struct RealFs {
     counters: Arc<Counters>,
+    directories: DirHandles,
 }
 
 #[derive(Debug, Default)]
@@ -395,7 +398,7 @@ impl Fs for RealFs {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.counters.add(FsOp::SyncDir);
-        File::open(dir)?.sync_all()
+        self.directories.open(dir)?.sync_all()
     }
 
     fn try_lock(&self, path: &Path) -> io::Result<LockAttempt> {

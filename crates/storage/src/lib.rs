@@ -4,6 +4,7 @@
 //! Start at [`StorageEngine`]: it opens a data directory and hands out a [`LogStore`] and a
 //! [`MetaStore`]. `docs/file-format.md` draws every byte.
 
+mod dir_handles;
 mod engine;
 mod entry;
 mod error;
@@ -16,6 +17,7 @@ pub mod fs_sim;
 mod fs_stream;
 mod identity;
 mod index;
+mod log_meta;
 mod log_record;
 mod membership;
 mod meta_store;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::frame::Decoder;
 use crate::fs::{Fs, OpenMode, read_file, write_all_at};
 use crate::fs_latch::{FsLatch, io_error};
+use crate::segment::is_zero;
 use crate::{MetaStore, StorageError};
 
 /// Version of the envelope around every record.
@@ -16,6 +17,8 @@ const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"D-ENGMET";
 const HEADER_LEN: usize = 20;
 const SUFFIX: &str = ".meta";
+/// What the name of a second copy ends with.
+const COPY_SUFFIX: &str = ".2";
 pub(crate) const TEMPORARY_SUFFIX: &str = ".meta.tmp";
 
 /// The record that says whose the directory is.
@@ -45,30 +48,53 @@ impl FileMetaStore {
         file_name.ends_with(SUFFIX)
     }
 
+    /// Where the second copy of a record lies that has one.
+    pub(crate) fn copy_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}{SUFFIX}{COPY_SUFFIX}"))
+    }
+
     /// The record, with the file's name and length taken for nothing: only the checksum counts.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
-        let path = self.path(name);
+        self.read_from(self.path(name), name)
+    }
+
+    /// As [`Self::read`], of the second copy.
+    pub(crate) fn read_copy(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
+        self.read_from(self.copy_path(name), name)
+    }
+
+    fn read_from(&self, path: PathBuf, name: &str) -> Result<Option<Bytes>, StorageError> {
         let content = match read_file(&*self.fs, &path) {
             Ok(content) => content,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error("read", &path)(error)),
         };
-        decode(name, &content).map(Some).map_err(|fault| match fault {
-            MetaFault::Damaged(what) => StorageError::DamagedFile { path, what: what.to_owned() },
-            MetaFault::Newer(found) => StorageError::NewerFormat { path, found, supported: FORMAT_VERSION },
-        })
+        decode(name, &content).map(Some).map_err(|fault| fault_error(path, fault))
     }
 
     /// Replaces the record: the old one or the new one is there at any moment, never half of one.
     pub(crate) fn write(&self, name: &str, record: &[u8]) -> Result<(), StorageError> {
-        let path = self.path(name);
+        self.write_to(&self.path(name), name, record)
+    }
+
+    /// As [`Self::write`], of the second copy.
+    pub(crate) fn write_copy(&self, name: &str, record: &[u8]) -> Result<(), StorageError> {
+        self.write_to(&self.copy_path(name), name, record)
+    }
+
+    /// As [`Self::write`], of one of the copies.
+    pub(crate) fn write_to(&self, path: &Path, name: &str, record: &[u8]) -> Result<(), StorageError> {
         let temporary = self.dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
         self.latch.guard(|| {
             let file =
                 self.fs.open(&temporary, OpenMode::CreateNew).map_err(io_error("create", &temporary))?;
-            write_all_at(&*file, 0, &encode(name, record)).map_err(io_error("write", &temporary))?;
+            if let Err(error) = write_all_at(&*file, 0, &encode(name, record)) {
+                // The old record is there; half a new one helps nobody, and takes room.
+                self.fs.remove_file(&temporary).ok();
+                return Err(io_error("write", &temporary)(error));
+            }
             file.sync_all().map_err(io_error("sync", &temporary))?;
-            self.fs.rename(&temporary, &path).map_err(io_error("rename", &temporary))?;
+            self.fs.rename(&temporary, path).map_err(io_error("rename", &temporary))?;
             self.fs.sync_dir(&self.dir).map_err(io_error("sync", &self.dir))
         })
     }
@@ -96,13 +122,32 @@ fn check_name(name: &str) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// Why a record cannot be read.
 #[derive(PartialEq, Eq, Debug)]
-enum MetaFault {
+pub(crate) enum MetaFault {
     Damaged(&'static str),
     Newer(u32),
 }
 
-fn encode(name: &str, record: &[u8]) -> Vec<u8> {
+pub(crate) fn fault_error(path: PathBuf, fault: MetaFault) -> StorageError {
+    match fault {
+        MetaFault::Damaged(what) => StorageError::DamagedFile { path, what: what.to_owned() },
+        MetaFault::Newer(found) => StorageError::NewerFormat { path, found, supported: FORMAT_VERSION },
+    }
+}
+
+/// As [`decode`], of a file that is padded with zeros.
+pub(crate) fn decode_padded(name: &str, content: &[u8]) -> Result<Bytes, MetaFault> {
+    let mut len = Decoder(content.get(12..).unwrap_or_default());
+    let end = HEADER_LEN.saturating_add(len.u32().unwrap_or_default() as usize);
+    match content.split_at_checked(end) {
+        Some((record, padding)) if is_zero(padding) => decode(name, record),
+        Some(_) => Err(MetaFault::Damaged("bytes behind the record are not zero")),
+        None => Err(MetaFault::Damaged("the file is cut off")),
+    }
+}
+
+pub(crate) fn encode(name: &str, record: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_LEN + record.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());

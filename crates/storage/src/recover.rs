@@ -435,7 +435,9 @@ impl Scan<'_> {
 impl RecoveredGroup {
     fn put(&mut self, entry: &LogEntry, slot: Slot) {
         let index = entry.id.index;
-        let next = self.entries.back().map_or(self.base.index, |(last, _)| last.id.index).next();
+        // What is read may end before the base: the last purged entries were in a group that is torn.
+        let last = self.entries.back().map_or(self.base.index, |(last, _)| last.id.index);
+        let next = last.max(self.base.index).next();
         if index > next && self.gap.is_none() {
             self.gap = Some(Gap { missing: next, before: index, segment: slot.segment, offset: slot.offset });
         }

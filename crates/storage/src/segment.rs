@@ -7,7 +7,7 @@ use d_engine_core::NodeId;
 
 use crate::frame::{Decoder, FORMAT_VERSION, Fault, Position};
 use crate::fs::{Fs, FsFile, OpenMode, write_all_at};
-use crate::fs_latch::io_error;
+use crate::fs_latch::{io_error, room_error};
 use crate::{ClusterId, Incarnation, StorageError};
 
 /// Length of the header; the rest of the first block is zero.
@@ -168,13 +168,26 @@ pub(crate) struct Spare {
 }
 
 impl OpenSegment {
-    /// Creates a segment that is nothing but its header, durable with its name.
-    pub(crate) fn create(fs: &dyn Fs, dir: &Path, header: SegmentHeader) -> Result<Self, StorageError> {
+    /// Creates a segment with its header and `reserve` bytes of zeros behind it, durable with its name. Leaves
+    /// no file behind when there is no room for it.
+    pub(crate) fn create(
+        fs: &dyn Fs,
+        dir: &Path,
+        header: SegmentHeader,
+        reserve: u64,
+    ) -> Result<Self, StorageError> {
         let path = dir.join(file_name(header.number));
-        let file = fs.open(&path, OpenMode::CreateNew).map_err(io_error("create", &path))?;
-        write_header(&*file, &path, &header)?;
+        let file = fs.open(&path, OpenMode::CreateNew).map_err(room_error("create", &path))?;
+        let mut segment = Self::new(path, file, header, 0);
+        let begun = segment.write_header(&header).and_then(|()| segment.zero_fill(segment.end + reserve));
+        if let Err(error) = begun {
+            // Whoever takes that number next must find nothing there.
+            fs.remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
+            return Err(error);
+        }
+        segment.file.sync_all().map_err(io_error("sync", &segment.path))?;
         fs.sync_dir(dir).map_err(io_error("sync", dir))?;
-        Ok(Self::new(path, file, header, 0))
+        Ok(segment)
     }
 
     /// Begins a segment in the file of a purged one (`docs/file-format.md`, "Recycling").
@@ -189,10 +202,19 @@ impl OpenSegment {
         header: SegmentHeader,
     ) -> Result<Self, StorageError> {
         let (from, path) = (dir.join(file_name(spare.number)), dir.join(file_name(header.number)));
-        fs.rename(&from, &path).map_err(io_error("rename", &from))?;
+        fs.rename(&from, &path).map_err(room_error("rename", &from))?;
         fs.sync_dir(dir).map_err(io_error("sync", dir))?;
-        write_header(&*spare.file, &path, &SegmentHeader { recycled: true, ..header })?;
-        Ok(Self::new(path, spare.file, header, spare.len))
+        let segment = Self::new(path, spare.file, header, spare.len);
+        if let Err(error) = segment.write_header(&SegmentHeader { recycled: true, ..header }) {
+            fs.remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
+            return Err(error);
+        }
+        segment.file.sync_all().map_err(io_error("sync", &segment.path))?;
+        Ok(segment)
+    }
+
+    fn write_header(&self, header: &SegmentHeader) -> Result<(), StorageError> {
+        write_all_at(&*self.file, 0, &header.encode()).map_err(room_error("write", &self.path))
     }
 
     fn new(path: PathBuf, file: Arc<dyn FsFile>, header: SegmentHeader, written_to: u64) -> Self {
@@ -215,14 +237,9 @@ impl OpenSegment {
         while self.written_to < to {
             let len = (ZEROS.len() as u64).min(to - self.written_to);
             let chunk = ZEROS.get(..len as usize).unwrap_or(&ZEROS);
-            write_all_at(&*self.file, self.written_to, chunk).map_err(io_error("zero-fill", &self.path))?;
+            write_all_at(&*self.file, self.written_to, chunk).map_err(room_error("zero-fill", &self.path))?;
             self.written_to += len;
         }
         Ok(())
     }
-}
-
-fn write_header(file: &dyn FsFile, path: &Path, header: &SegmentHeader) -> Result<(), StorageError> {
-    write_all_at(file, 0, &header.encode()).map_err(io_error("write", path))?;
-    file.sync_all().map_err(io_error("sync", path))
 }

@@ -15,23 +15,30 @@ pub(crate) struct Spares {
     max: usize,
     /// Length of a full segment.
     full: u64,
+    /// What a segment may have beyond that.
+    reserve: u64,
 }
 
 impl Spares {
-    /// Keeps up to `max` files. `full` is the length of a full segment.
-    pub(crate) fn new(max: usize, full: u64) -> Self {
-        Self { kept: Vec::new(), max, full }
+    /// Keeps up to `max` files. `full` is the length of a full segment, which has `reserve` bytes more at most.
+    pub(crate) fn new(max: usize, full: u64, reserve: u64) -> Self {
+        Self { kept: Vec::new(), max, full, reserve }
     }
 
     /// Whether one more file of this length would be kept: there is room for it, most of the next
     /// segment fits into it, and it does not hold more space than a segment should.
     pub(crate) fn wants(&self, len: u64) -> bool {
-        self.kept.len() < self.max && (self.full / 2..=self.full).contains(&len)
+        self.kept.len() < self.max && (self.full / 2..=self.full + self.reserve).contains(&len)
     }
 
     /// Keeps the file of segment `number`, which is purged.
     pub(crate) fn keep(&mut self, number: u64, file: Arc<dyn FsFile>, len: u64) {
         self.kept.push(Spare { number, file, len });
+    }
+
+    /// Gives one up, so that its space and its handle serve something else.
+    pub(crate) fn give_up(&mut self) -> Option<Spare> {
+        self.kept.pop()
     }
 
     /// A file that nobody reads. A read that was under way when its segment was purged goes on

@@ -4,6 +4,8 @@
 //! appended to; nothing that was acknowledged is written a second time in place.
 
 mod base;
+mod group;
+mod room;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,15 +14,16 @@ use std::sync::Arc;
 use d_engine_core::{GroupId, HardState, LogId, LogIndex};
 
 use crate::file_engine::FileStorageOptions;
-use crate::frame::{GroupBuffer, GroupHeader, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
-use crate::fs::{Fs, FsFile, FsLock, OpenMode, write_all_at};
-use crate::fs_latch::{FsLatch, io_error};
-use crate::index::{FileLogReader, GroupIndex, LogMap, SharedMap, Slot};
+use crate::frame::{GroupBuffer, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
+use crate::fs::{Fs, FsFile, FsLock, OpenMode};
+use crate::fs_latch::{FsLatch, io_error, room_error};
+use crate::index::{FileLogReader, GroupIndex, LogMap, SharedMap};
+use crate::log_meta::LogMeta;
 use crate::log_record::LogRecord;
-use crate::meta_store::{self, FileMetaStore};
 use crate::recover::Recovered;
-use crate::segment::{OpenSegment, SegmentHeader, file_name};
+use crate::segment::{OpenSegment, SegmentHeader, Spare, file_name};
 use crate::spares::Spares;
+use crate::wal::room::Room;
 use crate::{Identity, LogEntry, LogReader, LogStats, LogStore, LogSuffix, StorageError};
 
 /// What a log needs from the directory around it.
@@ -31,7 +34,7 @@ pub(crate) struct LogParts {
     pub(crate) dir: PathBuf,
     pub(crate) options: FileStorageOptions,
     pub(crate) identity: Identity,
-    pub(crate) meta: FileMetaStore,
+    pub(crate) meta: LogMeta,
     pub(crate) latch: Arc<FsLatch>,
     /// Held as long as the log lives.
     #[expect(dead_code, reason = "it is held, not used")]
@@ -39,6 +42,31 @@ pub(crate) struct LogParts {
 }
 
 impl LogParts {
+    /// The segment in which a log goes on that was opened: in the file of a purged one if there is one, because
+    /// the disk may have no room for another. Also says whether it is a new file.
+    fn first_segment(
+        &self,
+        superfluous: &mut Vec<u64>,
+        first: u64,
+        spares: &Spares,
+        header: SegmentHeader,
+    ) -> Result<(OpenSegment, bool), StorageError> {
+        for position in (0..superfluous.len()).rev() {
+            let Some(number) = superfluous.get(position).copied().filter(|number| *number < first) else {
+                continue;
+            };
+            let path = self.dir.join(file_name(number));
+            let file = self.fs.open(&path, OpenMode::Existing).map_err(room_error("open", &path))?;
+            let len = file.len().map_err(io_error("look at", &path))?;
+            if spares.wants(len) {
+                superfluous.remove(position);
+                let spare = Spare { number, file, len };
+                return Ok((OpenSegment::recycle(&*self.fs, &self.dir, spare, header)?, false));
+            }
+        }
+        Ok((OpenSegment::create(&*self.fs, &self.dir, header, self.options.reserve_bytes)?, true))
+    }
+
     /// The header of a new segment.
     fn header(&self, number: u64, epoch: u64) -> SegmentHeader {
         SegmentHeader {
@@ -62,6 +90,7 @@ pub(crate) struct FileLog {
     /// The next segment, synced as far as it goes.
     prepared: Option<OpenSegment>,
     spares: Spares,
+    room: Room,
     next_number: u64,
     next_sequence: u64,
     /// Everything before this place is known to be durable.
@@ -104,8 +133,10 @@ impl FileLog {
         let number = recovered.last_number + 1;
         record.epoch = recovered.last_epoch + 1;
         let header = parts.header(number, record.epoch);
-        let current = OpenSegment::create(&*parts.fs, &parts.dir, header)?;
-        let spares = Spares::new(parts.options.spare_segments, parts.options.segment_bytes);
+        let FileStorageOptions { spare_segments, segment_bytes, reserve_bytes, .. } = parts.options;
+        let spares = Spares::new(spare_segments, segment_bytes, reserve_bytes);
+        let (current, is_new) =
+            parts.first_segment(&mut recovered.superfluous, record.first, &spares, header)?;
         let mut map = LogMap { groups: BTreeMap::new(), files: std::mem::take(&mut recovered.files) };
         map.files.insert(number, Arc::clone(&current.file));
         let mut hard_states = BTreeMap::new();
@@ -120,6 +151,7 @@ impl FileLog {
             current,
             prepared: None,
             spares,
+            room: Room::default(),
             next_number: number + 1,
             next_sequence: recovered.last_sequence + 1,
             durable: recovered.durable,
@@ -133,14 +165,28 @@ impl FileLog {
         for (group, entry) in &recovered.doubtful {
             log.queue_entry(*group, entry);
         }
-        log.write_group()?;
+        log.stats.recycled = u64::from(!is_new);
+        log.write_first_group()?;
         log.clear_away(&recovered.superfluous)?;
         log.cut(recovered.durable)?;
         Ok(log)
     }
 
-    fn store_record(&self) -> Result<(), StorageError> {
-        self.parts.meta.write(meta_store::LOG, &self.record.encode())
+    /// What opening has to make durable before anything may be removed.
+    fn write_first_group(&mut self) -> Result<(), StorageError> {
+        let path = self.current.path.clone();
+        let written = self.write_group();
+        if written.is_err() {
+            // Nothing refers to it. If it cannot be removed, the next start does it.
+            self.parts.fs.remove_file(&path).ok();
+            self.parts.fs.sync_dir(&self.parts.dir).ok();
+        }
+        written?;
+        self.store_due_record()
+    }
+
+    fn store_record(&mut self) -> Result<(), StorageError> {
+        self.parts.meta.store(&self.record)
     }
 
     /// Cuts off what recovery passed over: torn bytes, and groups that were written again. The
@@ -237,121 +283,6 @@ impl FileLog {
         Ok(())
     }
 
-    /// Writes what is queued as one group and syncs it; then it counts.
-    fn write_group(&mut self) -> Result<(), StorageError> {
-        let alignment = self.current.alignment.bytes();
-        let len = self.buffer.padded_len(alignment) as u64;
-        if !self.current.is_unused() && self.current.end + len > self.parts.options.segment_bytes {
-            self.roll()?;
-        }
-        if self.current.is_unused() {
-            // A segment begins with the hard states, so that earlier ones can be removed.
-            for (group, state) in &self.hard_states {
-                if !self.queue.hard_states.contains_key(group) {
-                    self.buffer.push_hard_state(*group, state);
-                }
-            }
-        }
-        self.rests = self.buffer.is_empty();
-        let at = self.current.position();
-        let header = GroupHeader {
-            incarnation: self.parts.identity.incarnation,
-            at,
-            epoch: self.current.epoch,
-            sequence: self.next_sequence,
-            body_len: 0,
-            records: 0,
-            watermark: self.durable,
-        };
-        let bytes = self.buffer.finish(header, alignment);
-        let end = at.offset + bytes.len() as u64;
-        let path = &self.current.path;
-        write_all_at(&*self.current.file, at.offset, bytes).map_err(io_error("write", path))?;
-        self.stats.bytes_written += bytes.len() as u64;
-        if end > self.current.written_to {
-            // Grow in strides: the groups up to the next stride overwrite zeros, which needs no
-            // change of the file's metadata and therefore syncs faster.
-            self.current.written_to = end;
-            let stride = end + self.parts.options.grow_bytes;
-            let to = stride.min(self.parts.options.segment_bytes).next_multiple_of(alignment as u64);
-            self.current.zero_fill(to)?;
-        }
-        self.current.file.sync_data().map_err(io_error("sync", &self.current.path))?;
-        self.current.end = end;
-        self.next_sequence += 1;
-        self.durable = self.current.position();
-        self.stats.groups += 1;
-        self.stats.syncs += 1;
-        self.publish(at);
-        if self.current.number != self.record.opened {
-            // Until now nothing but the segment itself said that it belongs to the log.
-            self.record.opened = self.current.number;
-            self.store_record()?;
-        }
-        Ok(())
-    }
-
-    /// Shows the synced group at `at` to the readers and empties the queue.
-    fn publish(&mut self, at: Position) {
-        let mut map = self.map.write();
-        for entry in &self.queue.entries {
-            let (offset, len, chain) = self.buffer.span(entry.record);
-            let slot =
-                Slot { term: entry.id.term, segment: at.segment, offset: at.offset + offset, len, chain };
-            map.groups.entry(entry.group).or_default().put(entry.id.index, slot);
-        }
-        drop(map);
-        self.stats.entries += self.queue.entries.len() as u64;
-        self.hard_states.append(&mut self.queue.hard_states);
-        self.queue.entries.clear();
-        self.queue.tails.clear();
-        self.buffer.clear();
-    }
-
-    /// Takes the prepared segment as it is, or a new one: never waits for zeros.
-    fn roll(&mut self) -> Result<(), StorageError> {
-        self.current = match self.prepared.take() {
-            Some(segment) => segment,
-            None => self.create_next()?,
-        };
-        let mut map = self.map.write();
-        map.files.insert(self.current.number, Arc::clone(&self.current.file));
-        Ok(())
-    }
-
-    fn create_next(&mut self) -> Result<OpenSegment, StorageError> {
-        let (fs, dir) = (&*self.parts.fs, &self.parts.dir);
-        let header = self.parts.header(self.next_number, self.record.epoch);
-        let segment = match self.spares.take() {
-            Some(spare) => {
-                self.stats.recycled += 1;
-                OpenSegment::recycle(fs, dir, spare, header)?
-            }
-            None => OpenSegment::create(fs, dir, header)?,
-        };
-        self.next_number += 1;
-        Ok(segment)
-    }
-
-    /// Does a bounded piece of what makes later syncs fast: zeros up to the end of the current
-    /// segment, then the next segment.
-    fn prepare(&mut self) -> Result<(), StorageError> {
-        let end = self.parts.options.segment_bytes;
-        let segment = if self.current.written_to < end {
-            &mut self.current
-        } else {
-            if self.prepared.is_none() {
-                self.prepared = Some(self.create_next()?);
-            }
-            match &mut self.prepared {
-                Some(segment) if segment.written_to < end => segment,
-                _ => return Ok(()),
-            }
-        };
-        segment.zero_fill(end.min(segment.written_to + self.parts.options.prepare_bytes))?;
-        segment.file.sync_all().map_err(io_error("sync", &segment.path))
-    }
-
     /// Runs `work` unless this log has failed before, and remembers its failure for ever.
     fn guarded(
         &mut self,
@@ -370,6 +301,7 @@ impl LogStore for FileLog {
         entries: &[LogEntry],
     ) -> Result<(), StorageError> {
         self.parts.latch.check()?;
+        self.check_waiting()?;
         self.check_append(group, entries)?;
         if let Some(state) = hard_state {
             self.buffer.push_hard_state(group, &state);
@@ -382,13 +314,23 @@ impl LogStore for FileLog {
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {
-        self.guarded(|log| if log.buffer.is_empty() { Ok(()) } else { log.write_group() })
+        self.guarded(|log| {
+            log.store_due_record()?;
+            if log.buffer.is_empty() { Ok(()) } else { log.write_queued() }
+        })
+    }
+
+    fn store_hard_state(&mut self, group: GroupId, hard_state: HardState) -> Result<(), StorageError> {
+        self.guarded(|log| log.write_hard_state(group, hard_state))
     }
 
     fn idle(&mut self) -> Result<(), StorageError> {
         self.guarded(|log| {
-            if !log.buffer.is_empty() || !log.rests {
-                log.write_group()?;
+            log.store_due_record()?;
+            if !log.buffer.is_empty() {
+                log.write_queued()?;
+            } else if !log.rests {
+                log.write_watermark()?;
             }
             log.prepare()
         })
@@ -409,6 +351,6 @@ impl LogStore for FileLog {
     fn stats(&self) -> LogStats {
         let segments = self.map.read().files.len() as u64;
         let log_bytes = segments.saturating_mul(self.parts.options.segment_bytes);
-        LogStats { segments, log_bytes, ..self.stats }
+        LogStats { segments, log_bytes, free_bytes: self.room.free_bytes, ..self.stats }
     }
 }

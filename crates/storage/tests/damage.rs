@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{GROUP, Picture, entries, entry, hard_state, log_id, open, segments, small, with_content};
+use common::{
+    GROUP, Picture, entries, entry, goes_on, hard_state, log_id, open, segments, small, with_content,
+};
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::{FileStorageOptions, StorageError};
 
@@ -192,8 +194,9 @@ fn segments_that_were_purged_and_came_back_are_no_part_of_the_log() {
     let come_back = segments(&fs).len();
     assert!(come_back > 4);
     // They may serve again, up to a bound.
+    assert_eq!(goes_on(&fs, &small(), "they came back"), expected);
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
-    assert_eq!(segments(&fs).len(), 4, "two in use and two to spare");
+    assert_eq!(segments(&fs).len(), 3, "two in use, one of them in a file that came back, and one to spare");
     assert_eq!(Picture::of(&open(&fs, &removing).unwrap()), expected);
     assert!(segments(&fs).len() <= 2, "{:?}", segments(&fs));
 }
@@ -206,10 +209,12 @@ fn a_log_that_does_not_begin_where_it_was_purged_is_refused() {
     image.files.remove(&segments(&fs)[0]);
     // The record says that the first segment is purged, but not that its entries are.
     let path = std::path::Path::new(common::DIR).join("log.meta");
+    image.files.remove(&path.with_file_name("log.meta.2")).unwrap();
     let record = image.files.get_mut(&path).unwrap();
-    record[20 + 16..20 + 24].copy_from_slice(&2_u64.to_le_bytes());
+    record[28 + 16..28 + 24].copy_from_slice(&2_u64.to_le_bytes());
+    let len = u32::from_le_bytes(record[12..16].try_into().unwrap()) as usize;
     let checksum = crc32c::crc32c_append(crc32c::crc32c(b"log"), &record[..16]);
-    let checksum = crc32c::crc32c_append(checksum, &record[20..]);
+    let checksum = crc32c::crc32c_append(checksum, &record[20..20 + len]);
     record[16..20].copy_from_slice(&checksum.to_le_bytes());
     let error = refusal(&SimFs::from_image(&image), "the beginning is gone");
     assert!(error.to_string().contains("entry 1 is missing"), "{error}");
@@ -244,6 +249,53 @@ fn a_purged_segment_renamed_for_reuse_is_passed_over() {
     drop(opened);
     let newest = segments(&fs).pop().unwrap();
     let fs = with_content(&fs, &newest.with_file_name("00000000000000000009.seg"), purged);
+    assert_eq!(goes_on(&fs, &small(), "renamed"), expected);
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
     assert!(!segments(&fs).iter().any(|path| path.ends_with("00000000000000000009.seg")));
+}
+
+/// A log in several groups that was purged up to entry `through`, closed without an idle watermark.
+fn purged(through: u64) -> SimFs {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    for index in 1..=9 {
+        opened.log.append(GROUP, Some(hard_state(1, 2, index)), &[entry(1, index)]).unwrap();
+        opened.log.sync().unwrap();
+    }
+    if through > 0 {
+        opened.log.purge(GROUP, log_id(1, through)).unwrap();
+    }
+    drop(opened);
+    fs
+}
+
+/// Damage is refused, or what is left is a log like any other; also when the group that was damaged
+/// held nothing but purged entries, so that the log ends before its own base.
+#[test]
+fn a_log_that_opens_after_any_damage_goes_on() {
+    let (mut opened, mut ends_before_base) = (0, 0);
+    for through in 0..=9 {
+        let fs = purged(through);
+        for path in segments(&fs) {
+            let content = fs.image().files[&path].clone();
+            for sector in (0..content.len()).step_by(512) {
+                let end = content.len().min(sector + 512);
+                let (mut flipped, mut zeroed) = (content.clone(), content.clone());
+                flipped[sector + 17] ^= 4;
+                zeroed[sector..end].fill(0);
+                let changed = [("flip", flipped), ("zero", zeroed), ("cut", content[..sector].to_vec())];
+                for (what, content) in changed {
+                    let context = format!("purged to {through}, {what} at {sector}");
+                    let damaged = with_content(&fs, &path, content);
+                    let Ok(found) = open(&SimFs::from_image(&damaged.image()), &small()) else { continue };
+                    drop(found);
+                    let found = goes_on(&damaged, &small(), &context);
+                    assert_eq!(found.base.index.get(), through, "{context}");
+                    opened += 1;
+                    ends_before_base += u64::from(through == 9);
+                }
+            }
+        }
+    }
+    assert!(opened > 100 && ends_before_base > 10, "{opened}, {ends_before_base}");
 }

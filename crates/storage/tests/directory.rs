@@ -155,7 +155,9 @@ fn a_log_without_an_identity_is_refused() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");
     drop(open(&dir, &request()).unwrap());
-    std::fs::remove_file(dir.join("identity.meta")).unwrap();
+    for name in ["identity.meta", "identity.meta.2"] {
+        std::fs::remove_file(dir.join(name)).unwrap();
+    }
     let before = files(&dir);
     let error = error(open(&dir, &request()));
     assert!(
@@ -172,9 +174,10 @@ fn a_garbled_or_empty_record_is_refused_and_a_newer_one_named() {
     let dir = parent.path().join("data");
     drop(open(&dir, &request()).unwrap());
     for name in ["identity.meta", "log.meta"] {
-        let path = dir.join(name);
+        let (path, copy) = (dir.join(name), dir.join(format!("{name}.2")));
+        std::fs::write(&copy, b"garbled").unwrap();
         let whole = std::fs::read(&path).unwrap();
-        for at in 0..whole.len() {
+        for at in 0..whole.len().min(256) {
             let mut garbled = whole.clone();
             garbled[at] ^= 4;
             std::fs::write(&path, garbled).unwrap();
@@ -191,14 +194,52 @@ fn a_garbled_or_empty_record_is_refused_and_a_newer_one_named() {
         let mut newer = whole.clone();
         newer[8] = 9;
         let checksum = crc32c::crc32c(name.trim_end_matches(".meta").as_bytes());
-        let checksum = crc32c::crc32c_append(crc32c::crc32c_append(checksum, &newer[..16]), &newer[20..]);
+        let len = u32::from_le_bytes(newer[12..16].try_into().unwrap()) as usize;
+        let content = &newer[20..20 + len];
+        let checksum = crc32c::crc32c_append(crc32c::crc32c_append(checksum, &newer[..16]), content);
         newer[16..20].copy_from_slice(&checksum.to_le_bytes());
         std::fs::write(&path, newer).unwrap();
         let error = error(open(&dir, &request()));
         assert!(matches!(error, StorageError::NewerFormat { found: 9, supported: 1, .. }), "{error}");
         std::fs::write(&path, whole).unwrap();
+        drop(open(&dir, &request()).unwrap());
     }
-    open(&dir, &request()).unwrap();
+}
+
+/// Each record has two copies, and each copy is mended from the other: damaged, cut, or gone.
+#[test]
+fn a_record_of_which_one_copy_is_lost_is_read_from_the_other_and_mended() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let mut opened = open(&dir, &request()).unwrap();
+    let identity = opened.identity.clone();
+    opened.log.append(GROUP, None, &entries(1, 1..=3)).unwrap();
+    opened.log.sync().unwrap();
+    opened.log.purge(GROUP, common::log_id(1, 2)).unwrap();
+    drop(opened);
+    for name in ["identity.meta", "identity.meta.2", "log.meta", "log.meta.2"] {
+        let path = dir.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        for damage in 0..3 {
+            match damage {
+                0 => std::fs::remove_file(&path).unwrap(),
+                1 => std::fs::write(&path, &whole[..whole.len().min(60)]).unwrap(),
+                _ => {
+                    let mut flipped = whole.clone();
+                    flipped[30] ^= 8;
+                    std::fs::write(&path, flipped).unwrap();
+                }
+            }
+            let opened = open(&dir, &request()).unwrap();
+            assert_eq!(opened.report.mended, std::slice::from_ref(&path), "{name}, damage {damage}");
+            assert_eq!(opened.identity, identity);
+            assert!(!opened.report.created);
+            assert_eq!(opened.recovered.base, common::log_id(1, 2));
+            drop(opened);
+            let opened = open(&dir, &request()).unwrap();
+            assert!(opened.report.mended.is_empty(), "{name}, damage {damage}, mended");
+        }
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn options() -> FileStorageOptions {
         grow_bytes: 512,
         prepare_bytes: 2048,
         spare_segments: 2,
+        reserve_bytes: 1024,
     }
 }
 

@@ -36,7 +36,45 @@ fn unsynced_sectors_are_seen_and_lost_or_kept_or_torn_by_a_crash() {
         assert_eq!(content(&fs), expected);
     }
     let fs = overwritten();
-    let mut draws = [0, 1, 100, 2, 30, 3].into_iter();
+    let mut draws = [0, 0, 1, 100, 2, 30, 3].into_iter();
+    fs.crash(&mut |n| draws.next().unwrap() % n);
+    let mut expected = vec![1; 2048];
+    expected[512..612].fill(2);
+    expected[1536 - 30..].fill(2);
+    assert_eq!(content(&fs), expected);
+}
+
+/// The sectors of one sync may reach the disk in order, up to where the power fails.
+#[test]
+fn a_crash_may_keep_what_was_written_up_to_some_place() {
+    let fs = overwritten();
+    let mut draws = [2, 3].into_iter();
+    fs.crash(&mut |n| draws.next().unwrap() % n);
+    assert_eq!(content(&fs), [vec![2; 1536], vec![1; 512]].concat());
+}
+
+/// A crash in the middle of a sync is no failed sync: every sector may have been written, or not, or
+/// in part.
+#[test]
+fn a_sync_that_the_crash_interrupts_keeps_loses_or_tears_each_sector() {
+    for sync_all in [false, true] {
+        for (draw, expected) in [(0, vec![1; 2048]), (3, vec![2; 2048])] {
+            let fs = overwritten();
+            let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+            fs.halt_at(1);
+            let synced = if sync_all { file.sync_all() } else { file.sync_data() };
+            synced.unwrap_err();
+            // What the dying process still calls changes nothing.
+            file.sync_data().unwrap_err();
+            fs.crash(&mut |n| draw % n);
+            assert_eq!(content(&fs), expected);
+        }
+    }
+    let fs = overwritten();
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    fs.halt_at(1);
+    file.sync_data().unwrap_err();
+    let mut draws = [0, 0, 1, 100, 2, 30, 3].into_iter();
     fs.crash(&mut |n| draws.next().unwrap() % n);
     let mut expected = vec![1; 2048];
     expected[512..612].fill(2);
@@ -125,4 +163,47 @@ fn errors_say_what_they_are() {
     assert_eq!(kind(fs.open(Path::new("/disk/none"), OpenMode::Existing).map(drop)), ErrorKind::NotFound);
     assert_eq!(kind(fs.create_dir(Path::new("/none/below"))), ErrorKind::NotFound);
     assert_eq!(fs.counts().of(FsOp::CreateDir), 2);
+}
+
+#[test]
+fn a_full_disk_stays_full_until_something_is_freed() {
+    let fs = overwritten();
+    fs.set_capacity(Some(2048 + 1024));
+    let dir = Path::new("/disk");
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(1024));
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    // What does not fit is cut off, and then nothing fits, however often it is tried.
+    assert_eq!(file.write_at(2000, &[3; 2000]).unwrap(), 1072);
+    for _ in 0..3 {
+        assert_eq!(file.write_at(3072, b"x").unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(file.set_len(4000).unwrap_err().kind(), ErrorKind::StorageFull);
+        let created = fs.open(Path::new("/disk/new"), OpenMode::CreateNew).map(drop);
+        assert_eq!(created.unwrap_err().kind(), ErrorKind::StorageFull);
+    }
+    assert_eq!(file.write_at(0, &[4; 3072]).unwrap(), 3072, "what is there can be overwritten");
+    file.set_len(512).unwrap();
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(2560));
+    let other = fs.open(Path::new("/disk/new"), OpenMode::CreateNew).unwrap();
+    write_all_at(&*other, 0, &[5; 2560]).unwrap();
+    // A file without a name takes space until it is closed.
+    fs.remove_file(Path::new("/disk/new")).unwrap();
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(0));
+    drop(other);
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(2560));
+    assert_eq!(fs.used_bytes(), 512);
+}
+
+#[test]
+fn a_process_has_only_so_many_handles() {
+    let fs = overwritten();
+    fs.set_max_open(Some(2));
+    let open = || fs.open(Path::new(FILE), OpenMode::Existing);
+    let (first, _second) = (open().unwrap(), open().unwrap());
+    assert_eq!(open().unwrap_err().raw_os_error(), Some(24));
+    drop(first);
+    open().unwrap();
+    for (failure, errno) in [(Failure::Quota, 122), (Failure::TooManyFilesInSystem, 23)] {
+        fs.fail(FsOp::Open, 1, failure);
+        assert_eq!(open().unwrap_err().raw_os_error(), Some(errno));
+    }
 }

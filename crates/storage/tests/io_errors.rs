@@ -41,6 +41,11 @@ fn after_the_first_error_every_call_fails_with_its_text() {
     let mut failed = 0;
     for op in WRITING {
         for failure in [Failure::Io, Failure::NoSpace] {
+            let is_sync = matches!(op, FsOp::SyncData | FsOp::SyncAll | FsOp::SyncDir);
+            if failure == Failure::NoSpace && !is_sync {
+                // Waited out: `full_disk.rs`.
+                continue;
+            }
             for nth in 1..60 {
                 let fs = SimFs::new();
                 let mut opened = open(&fs, &small()).unwrap();
@@ -75,7 +80,7 @@ fn after_the_first_error_every_call_fails_with_its_text() {
             }
         }
     }
-    assert!(failed > 200, "{failed}");
+    assert!(failed > 150, "{failed}");
 }
 
 #[test]

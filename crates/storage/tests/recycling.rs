@@ -9,14 +9,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use common::{
-    DIR, GROUP, Picture, Random, entries, entry, entry_with, hard_state, log_id, open, segments, small,
-    with_content,
+    DIR, GROUP, Picture, Random, entries, entry, entry_with, goes_on, hard_state, log_id, open, segments,
+    small, with_content,
 };
 use d_engine_core::LogIndex;
 use d_engine_storage::fs::{LockAttempt, OpenMode};
 use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{
-    FileStorageEngine, Fs, FsCounts, FsFile, FsOp, LogStore, OpenedStorage, StorageEngine, StorageError,
+    FileStorageEngine, FileStorageOptions, Fs, FsCounts, FsFile, FsOp, LogStore, OpenedStorage,
+    StorageEngine, StorageError,
 };
 
 /// What may be found after a crash: what was acknowledged, or that and the step under way.
@@ -111,7 +112,7 @@ fn only_files_of_about_the_size_of_a_segment_are_kept() {
     opened.log.purge(GROUP, log_id(1, 20)).unwrap();
     let files = fs.image().files;
     let lens: Vec<_> = segments(&fs).iter().map(|path| files[path].len()).collect();
-    assert!(lens.len() > 1 && lens.iter().all(|len| (2048..=4096).contains(len)), "{lens:?}");
+    assert!(lens.len() > 1 && lens.iter().all(|len| (2048..=4096 + 1024).contains(len)), "{lens:?}");
 }
 
 /// Dies at operation `first`, lives on after the recovery and dies at operation `second` of that life,
@@ -161,10 +162,15 @@ fn nothing_is_lost_and_no_old_life_is_seen_wherever_the_process_dies() {
     assert!(at > 300, "the life has {at} operations");
 }
 
+/// So many files to spare that some are left after an open, which takes one.
+fn many() -> FileStorageOptions {
+    FileStorageOptions { spare_segments: 6, ..small() }
+}
+
 /// A log whose next segment will be begun in the file of a purged one; the files by their numbers.
 fn with_a_spare() -> (SimFs, Picture) {
     let fs = SimFs::new();
-    let mut opened = open(&fs, &small()).unwrap();
+    let mut opened = open(&fs, &many()).unwrap();
     let mut expected = Expected::default();
     live(&mut opened, &mut expected, 2).unwrap();
     (fs, expected.acknowledged)
@@ -174,7 +180,7 @@ fn with_a_spare() -> (SimFs, Picture) {
 #[test]
 fn a_segment_is_renamed_and_its_name_synced_before_its_header_is_written() {
     let (fs, _) = with_a_spare();
-    let opened = |fs: &SimFs| open(fs, &small()).unwrap();
+    let opened = |fs: &SimFs| open(fs, &many()).unwrap();
     drop(opened(&fs));
     let image = fs.image();
     let mut seen = Vec::new();
@@ -201,7 +207,7 @@ fn a_segment_is_renamed_and_its_name_synced_before_its_header_is_written() {
             break;
         }
     }
-    // Rename, sync of the directory, sync of the header; then log.meta is replaced.
+    // Rename, sync of the directory, sync of the header; then log.meta is written.
     seen.dedup();
     assert_eq!(seen[..5], [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2)]);
 }
@@ -218,6 +224,7 @@ fn a_file_that_was_renamed_and_not_begun_holds_nothing() {
     let spare = segments(&fs)[0].clone();
     let next = spare.with_file_name("00000000000000000099.seg");
     fs.rename(&spare, &next).unwrap();
+    assert_eq!(goes_on(&fs, &small(), "renamed"), expected);
     let opened = open(&fs, &small()).unwrap();
     assert_eq!(Picture::of(&opened), expected);
     assert_eq!(opened.report.torn_bytes, 0, "{:?}", opened.report);
@@ -236,7 +243,7 @@ fn a_header_torn_while_it_was_written_anew_begins_nothing() {
         let mut torn = content.clone();
         torn[at] ^= 0x55;
         let fs = with_content(&fs, &next, torn);
-        assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected, "byte {at}");
+        assert_eq!(goes_on(&fs, &small(), &format!("byte {at}")), expected);
     }
 }
 
@@ -273,7 +280,7 @@ fn a_torn_group_in_a_recycled_segment_is_reported() {
     let mut opened = open(&fs, &small()).unwrap();
     let mut expected = Picture::of(&opened);
     for _ in 0..20 {
-        if opened.log.stats().recycled > 0 {
+        if opened.log.stats().recycled > 1 {
             break;
         }
         let stored = [entry_with(9, expected.last() + 1, vec![9; 300])];
@@ -292,8 +299,9 @@ fn a_torn_group_in_a_recycled_segment_is_reported() {
     // Header, a first group of one block, the lost one: its header stays, a record of it does not.
     let mut torn = content;
     torn[1024 + 100] ^= 1;
-    let opened = open(&with_content(&fs, &newest, torn), &small()).unwrap();
-    assert_eq!(Picture::of(&opened), expected);
+    let fs = with_content(&fs, &newest, torn);
+    assert_eq!(goes_on(&fs, &small(), "torn"), expected);
+    let opened = open(&fs, &small()).unwrap();
     assert_eq!(opened.report.torn_at.as_ref().map(|(_, at)| *at), Some(1024), "{:?}", opened.report);
 }
 

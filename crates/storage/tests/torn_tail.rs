@@ -117,6 +117,7 @@ fn the_report_names_the_segment_and_the_bytes_that_were_cut() {
     let (fs, acknowledged, _, end) = interrupted();
     let path = segments(&fs).pop().unwrap();
     assert!(fs.flip_bit(&path, end as u64 + 90, 0));
+    assert_opens_twice(&SimFs::from_image(&fs.image()), &[&acknowledged], "flipped");
     let opened = open(&fs, &roomy()).unwrap();
     assert_eq!(Picture::of(&opened), acknowledged);
     let (segment, offset) = opened.report.torn_at.clone().unwrap();
@@ -197,7 +198,7 @@ fn a_failed_open_can_be_tried_again() {
             assert_eq!(Picture::of(&open(&fs, &roomy()).unwrap()), attempted, "{op:?} {nth}");
         }
     }
-    assert!(failed > 30, "{failed}");
+    assert!(failed >= 20, "{failed}");
 }
 
 /// What must never parse again: bytes of another segment behind the end, as a reused file or block
@@ -254,7 +255,9 @@ fn a_group_of_another_epoch_or_out_of_sequence_ends_the_log() {
         changed[field] += 1;
         let checksum = crc32c::crc32c(&changed[group..group + 80]);
         changed[group + 80..group + 84].copy_from_slice(&checksum.to_le_bytes());
-        let opened = open(&with_content(&fs, &path, changed), &roomy()).unwrap();
+        let fs = with_content(&fs, &path, changed);
+        common::goes_on(&fs, &roomy(), what);
+        let opened = open(&fs, &roomy()).unwrap();
         assert_eq!(opened.report.torn_at.unwrap().1, group as u64, "{what}");
         assert_eq!(opened.recovered.entries.len(), 1);
     }

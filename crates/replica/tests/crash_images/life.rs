@@ -150,7 +150,7 @@ impl Life {
                 events.push_back(Event::Persisted(stored));
             }
             if let Some(through) = jobs.purge {
-                events.push_back(self.log.purge(through).map_err(text)?);
+                events.extend(self.log.purge(through).map_err(text)?);
             }
             for job in jobs.apply {
                 events.push_back(now(self.apply.run(job)).map_err(text)?);

@@ -2,13 +2,15 @@
 //! is decided by the numbers that the test or the simulator draws.
 //!
 //! It is stricter than any real one:
-//! - unsynced writes are kept apart per 512-byte sector; a crash loses, keeps or tears each by itself;
+//! - unsynced writes are kept apart per 512-byte sector; a crash keeps all of a file's, keeps those up
+//!   to some place, or loses, keeps or tears each by itself, also when it interrupts their sync;
 //! - names (create, rename, remove) are durable only after the directory is synced; a crash loses
 //!   or keeps each change by itself;
 //! - after a failed sync the data stays readable and is gone at the next power cut, although later
 //!   syncs succeed.
 
 mod disk;
+mod space;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,8 +31,14 @@ pub struct SimFs {
 pub enum Failure {
     /// EIO. A failed sync drops the dirty pages: they stay readable and will never be durable.
     Io,
-    /// ENOSPC. Nothing is written.
+    /// ENOSPC. Nothing is written. A failed sync drops the dirty pages as with [`Failure::Io`].
     NoSpace,
+    /// EDQUOT, as [`Failure::NoSpace`].
+    Quota,
+    /// EMFILE: the process has no descriptor left.
+    TooManyFiles,
+    /// ENFILE: the system has no descriptor left.
+    TooManyFilesInSystem,
     /// A write takes only half of the bytes and says so. Other operations succeed.
     Short,
 }
@@ -105,9 +113,29 @@ impl SimFs {
         self.disk().surviving(dir)
     }
 
-    /// Says what [`Fs::free_bytes`] answers from now on. At first nobody knows.
+    /// Gives the disk a size in bytes; at first, and with `None`, it has no end. A write that does not
+    /// fit is cut short, and one that finds no room at all fails with ENOSPC, until something is freed:
+    /// a file by being cut, or by losing its last name and its last handle. Space counts in sectors
+    /// of 512 bytes, and an empty file takes one. Files that are larger than the new size stay.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.disk().space.capacity = bytes;
+    }
+
+    /// Bytes taken by files that have a name or are open.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.disk().used_bytes()
+    }
+
+    /// Lets at most so many handles be open at a time; opening another one fails with EMFILE.
+    pub fn set_max_open(&self, handles: Option<usize>) {
+        self.disk().space.max_open = handles;
+    }
+
+    /// Says what [`Fs::free_bytes`] answers from now on, whatever there really is. With `None` it
+    /// answers what is left of [`SimFs::set_capacity`]; without a capacity, nobody knows.
     pub fn set_free_bytes(&self, free: Option<u64>) {
-        self.disk().free = free;
+        self.disk().space.claimed = free;
     }
 
     /// Turns one bit of a file around, durably. Returns whether there is such a byte.
@@ -184,7 +212,7 @@ impl Fs for SimFs {
     fn free_bytes(&self, dir: &Path) -> io::Result<Option<u64>> {
         let mut disk = self.disk();
         disk.begin(FsOp::FreeBytes)?;
-        disk.kind(dir).map(|_| disk.free)
+        disk.kind(dir).map(|_| disk.free_bytes())
     }
 
     fn counts(&self) -> FsCounts {
@@ -226,7 +254,9 @@ impl SimFile {
         match disk.begin(op) {
             Ok(step) => Ok((disk, step)),
             Err(error) => {
-                if matches!(op, FsOp::SyncData | FsOp::SyncAll) {
+                // Only a system that goes on drops pages. A sync that the crash interrupts may have
+                // written any of them: they stay unsynced, and the crash decides.
+                if matches!(op, FsOp::SyncData | FsOp::SyncAll) && !disk.is_halted() {
                     disk.drop_dirty_pages(self.inode);
                 }
                 Err(error)
@@ -247,6 +277,7 @@ impl FsFile for SimFile {
             Step::Short => bytes.len().div_ceil(2),
             Step::Whole => bytes.len(),
         };
+        let taken = disk.room_for(self.inode, offset, taken)?;
         disk.write(self.inode, offset, bytes.get(..taken).unwrap_or(bytes));
         Ok(taken)
     }
@@ -265,6 +296,10 @@ impl FsFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let (mut disk, _) = self.begin(FsOp::SetLen)?;
+        let grown = usize::try_from(len.saturating_sub(disk.len(self.inode))).unwrap_or(usize::MAX);
+        if disk.room_for(self.inode, len - grown as u64, grown)? < grown {
+            return Err(space::no_space());
+        }
         disk.set_len(self.inode, len);
         Ok(())
     }

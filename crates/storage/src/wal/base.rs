@@ -101,12 +101,14 @@ impl FileLog {
         self.record.first = self.record.first.max(oldest);
         let first = self.record.first;
         self.record.starts.retain(|_, start| start.segment >= first);
-        self.store_record()?;
+        self.making_room(|log| log.store_record())?;
         let mut map = self.map.write();
         change(map.groups.entry(group).or_default());
         let kept = map.files.split_off(&first);
         let purged = std::mem::replace(&mut map.files, kept);
         drop(map);
-        self.retire(purged, Vec::new())
+        self.retire(purged, Vec::new())?;
+        self.has_purged();
+        Ok(())
     }
 }

@@ -46,6 +46,7 @@ pub fn small() -> FileStorageOptions {
         grow_bytes: 1024,
         prepare_bytes: 2048,
         spare_segments: 2,
+        reserve_bytes: 1024,
     }
 }
 
@@ -160,6 +161,31 @@ pub fn with_content(fs: &SimFs, path: &std::path::Path, content: Vec<u8>) -> Sim
     let mut image = fs.image();
     image.files.insert(path.to_owned(), content);
     SimFs::from_image(&image)
+}
+
+/// What a log holds that was opened after damage. It is no less a log than any other: it takes entries,
+/// keeps them, is closed, and opens again, before and after a power cut. Works on a copy of the disk.
+pub fn goes_on(fs: &SimFs, options: &FileStorageOptions, context: &str) -> Picture {
+    let fs = SimFs::from_image(&fs.image());
+    let open = |when: &str| open(&fs, options).unwrap_or_else(|error| panic!("{context}, {when}: {error}"));
+    let mut opened = open("at first");
+    let found = Picture::of(&opened);
+    let mut expected = found.clone();
+    for round in 0..2 {
+        let next = entries(90 + round, expected.last() + 1..=expected.last() + 2);
+        let state = Some(hard_state(90 + round, 2, found.base.index.get()));
+        opened.log.append(GROUP, state, &next).unwrap();
+        opened.log.sync().unwrap();
+        expected.append(state, &next);
+        drop(opened);
+        if round == 1 {
+            fs.crash(&mut |_| 0);
+        }
+        opened = open("after it has taken entries");
+        assert_eq!(Picture::of(&opened), expected, "{context}");
+        assert_eq!(opened.report.torn_bytes, 0, "{context}");
+    }
+    found
 }
 
 /// SplitMix64: a seed that makes a run.

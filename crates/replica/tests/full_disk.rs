@@ -1,0 +1,120 @@
+//! A node whose log has no room: entries wait, terms and votes do not, and it goes on by itself.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
+
+use std::sync::Arc;
+
+use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId, PersistId, Term};
+use d_engine_replica::{Event, LogDisk, LogWorker, PersistJob};
+use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::{
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry, Member, MemberRole,
+    Membership, OpenRequest, OpenedStorage, StorageEngine,
+};
+
+fn open(fs: &SimFs) -> OpenedStorage {
+    let member = Member {
+        node: 1,
+        peer_addr: "127.0.0.1:1".to_owned(),
+        client_addr: String::new(),
+        role: MemberRole::Voter,
+        incarnation: None,
+    };
+    let request = OpenRequest {
+        cluster: None,
+        node: NodeId::new(1).unwrap(),
+        group: GroupId::FIRST,
+        initial: Membership::new([member]).unwrap(),
+        fresh_cluster: ClusterId([1; 16]),
+        fresh_incarnation: Incarnation([2; 16]),
+    };
+    let options = FileStorageOptions { segment_bytes: 256 << 10, ..FileStorageOptions::default() };
+    let fs: Arc<dyn Fs> = Arc::new(fs.clone());
+    FileStorageEngine::new("/data", options, fs).open(&request).unwrap()
+}
+
+fn state(term: u64, vote: u64, commit: u64) -> Option<HardState> {
+    let (term, vote, commit) = (Term::new(term), NodeId::new(vote), LogIndex::new(commit));
+    Some(HardState { term, vote, commit })
+}
+
+fn job(id: u64, hard_state: Option<HardState>, entries: Vec<LogEntry>) -> PersistJob {
+    PersistJob { id: PersistId::new(id), hard_state, entries, install: None }
+}
+
+fn entry(index: u64) -> LogEntry {
+    LogEntry {
+        id: LogId::new(Term::new(1), LogIndex::new(index)),
+        kind: d_engine_core::EntryKind::Command,
+        time_ms: 1,
+        session: None,
+        data: vec![5; 8 << 10].into(),
+    }
+}
+
+fn told(events: &[Event]) -> (Vec<u64>, Vec<bool>) {
+    let stored = |event: &Event| match event {
+        Event::HardStateStored(id) => Some(id.get()),
+        _ => None,
+    };
+    let full = |event: &Event| match event {
+        Event::LogDisk(LogDisk { full, .. }) => Some(*full),
+        _ => None,
+    };
+    (events.iter().filter_map(stored).collect(), events.iter().filter_map(full).collect())
+}
+
+#[test]
+fn a_vote_is_stored_while_entries_wait_and_both_are_told_apart() {
+    let fs = SimFs::new();
+    fs.set_capacity(Some(2 << 20));
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    let mut id = 0;
+    let stored = loop {
+        id += 1;
+        let stored = worker.persist(&[job(id, state(1, 1, id - 1), vec![entry(id)])]).unwrap();
+        if worker.waits() {
+            break stored;
+        }
+        assert_eq!(stored, Some(PersistId::new(id)));
+    };
+    assert_eq!(stored, None);
+    let (votes, full) = told(&worker.events());
+    assert_eq!((votes.len(), full.last()), (0, Some(&true)), "the commit index alone costs no reserve");
+
+    let jobs = [job(id + 1, state(1, 1, id), vec![entry(id + 1)]), job(id + 2, state(7, 3, id), vec![])];
+    assert_eq!(worker.persist(&jobs).unwrap(), None);
+    assert_eq!(told(&worker.events()).0, [id + 2], "term and vote of everything so far");
+    assert_eq!(worker.persist(&[]).unwrap(), None);
+    assert_eq!(told(&worker.events()).0, [0; 0], "it is not stored twice");
+
+    fs.set_capacity(Some(4 << 20));
+    assert_eq!(worker.persist(&[]).unwrap(), Some(PersistId::new(id + 2)));
+    assert_eq!(told(&worker.events()).1, [false]);
+    assert!(!worker.waits());
+    drop(worker);
+    fs.crash(&mut |_| 0);
+    let recovered = open(&fs).recovered;
+    assert_eq!(recovered.entries.len() as u64, id + 1);
+    assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(7), NodeId::new(3)));
+}
+
+/// What waits is bounded by what the replica gives out, and nothing of it is acknowledged after a crash.
+#[test]
+fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
+    let fs = SimFs::new();
+    fs.set_capacity(Some(1 << 20));
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    let mut id = 0;
+    while !worker.waits() {
+        id += 1;
+        worker.persist(&[job(id, state(1, 1, 0), vec![entry(id)])]).unwrap();
+    }
+    worker.persist(&[job(id + 1, state(2, 2, 0), vec![])]).unwrap();
+    assert_eq!(told(&worker.events()).0, [id + 1]);
+    drop(worker);
+    fs.crash(&mut |_| 0);
+    fs.set_capacity(None);
+    let recovered = open(&fs).recovered;
+    assert_eq!(recovered.entries.len() as u64, id - 1);
+    assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(2), NodeId::new(2)));
+}

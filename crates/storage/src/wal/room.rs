@@ -1,0 +1,150 @@
+//! What a log does about a disk that is full, or nearly so.
+//!
+//! Zeros ahead are for speed: where there is no room for them they are left out. A group that does not fit waits,
+//! after everything that is kept for later was given up. Terms and votes have a reserve of zeros behind the log's end.
+
+use super::FileLog;
+use crate::StorageError;
+use crate::fs_latch::io_error;
+use crate::segment::file_name;
+
+/// Where the log stands with its disk.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Whether a group waits for room.
+    pub(super) waits: bool,
+    /// The segment for whose first group the hard states are in the buffer.
+    pub(super) opened_in: u64,
+    /// Whether `log.meta` does not say yet what it should.
+    pub(super) record_due: bool,
+    /// Nothing is prepared until the next purge: there was no room for it.
+    pub(super) is_tight: bool,
+    /// As of the last look.
+    pub(super) free_bytes: Option<u64>,
+    /// Bytes written since the last look.
+    unseen: u64,
+}
+
+/// How much is written between two looks at the free space.
+const LOOK_EVERY_BYTES: u64 = 1 << 20;
+
+impl FileLog {
+    /// While a group waits for room, nothing more can be queued.
+    pub(super) fn check_waiting(&self) -> Result<(), StorageError> {
+        if !self.room.waits {
+            return Ok(());
+        }
+        Err(StorageError::Order(
+            "records wait for room; nothing can be appended before they are synced".into(),
+        ))
+    }
+
+    /// Writes `log.meta` if that is due.
+    pub(super) fn store_due_record(&mut self) -> Result<(), StorageError> {
+        if !self.room.record_due {
+            return Ok(());
+        }
+        self.record.opened = self.current.number;
+        self.store_record()?;
+        self.room.record_due = false;
+        Ok(())
+    }
+
+    /// Does `work`, again and again as long as there is no room for it and something can be given up.
+    pub(super) fn making_room(
+        &mut self,
+        work: impl Fn(&mut Self) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        loop {
+            match work(self) {
+                Err(error @ StorageError::NoRoom { .. }) => {
+                    if !self.give_something_up()? {
+                        return Err(error);
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Gives up one file that is kept for later. Returns whether there was one.
+    fn give_something_up(&mut self) -> Result<bool, StorageError> {
+        self.room.is_tight = true;
+        let path = match self.prepared.take() {
+            Some(segment) => segment.path,
+            None => match self.spares.give_up() {
+                Some(spare) => self.parts.dir.join(file_name(spare.number)),
+                None => {
+                    self.room.free_bytes = self.free_bytes();
+                    return Ok(false);
+                }
+            },
+        };
+        self.parts.fs.remove_file(&path).map_err(io_error("remove", &path))?;
+        let dir = &self.parts.dir;
+        self.parts.fs.sync_dir(dir).map_err(io_error("sync", dir))?;
+        Ok(true)
+    }
+
+    /// Does a bounded piece of what makes later syncs fast: zeros up to the end of the current
+    /// segment, then the next segment. None of it where it would take the last room.
+    pub(super) fn prepare(&mut self) -> Result<(), StorageError> {
+        let options = &self.parts.options;
+        let full = options.segment_bytes + options.reserve_bytes;
+        if self.prepared.as_ref().is_some_and(|segment| segment.written_to >= full) {
+            return Ok(());
+        }
+        let needed = options.prepare_bytes + options.segment_bytes;
+        self.room.free_bytes = self.free_bytes();
+        if self.room.is_tight || self.room.free_bytes.is_some_and(|free| free < needed) {
+            return Ok(());
+        }
+        match self.prepare_piece() {
+            Err(StorageError::NoRoom { .. }) => {
+                self.room.is_tight = true;
+                if self.prepared.is_some() {
+                    self.give_something_up()?;
+                }
+                Ok(())
+            }
+            prepared => prepared,
+        }
+    }
+
+    fn prepare_piece(&mut self) -> Result<(), StorageError> {
+        let end = self.parts.options.segment_bytes + self.parts.options.reserve_bytes;
+        let segment = if self.current.written_to < end {
+            &mut self.current
+        } else {
+            if self.prepared.is_none() {
+                self.prepared = Some(self.create_next()?);
+            }
+            match &mut self.prepared {
+                Some(segment) if segment.written_to < end => segment,
+                _ => return Ok(()),
+            }
+        };
+        segment.zero_fill(end.min(segment.written_to + self.parts.options.prepare_bytes))?;
+        segment.file.sync_all().map_err(io_error("sync", &segment.path))
+    }
+
+    /// Looks at the free space from time to time.
+    pub(super) fn look_at_free_bytes(&mut self, written: u64) {
+        self.room.unseen += written;
+        if self.room.unseen >= LOOK_EVERY_BYTES {
+            self.room.unseen = 0;
+            self.room.free_bytes = self.free_bytes();
+        }
+    }
+
+    /// Bytes that can still be written where the log lies; `None` where nobody knows.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        self.parts.fs.free_bytes(&self.parts.dir).ok().flatten()
+    }
+
+    /// A purge has freed something, or will have.
+    pub(super) fn has_purged(&mut self) {
+        self.room.is_tight = false;
+        self.room.free_bytes = self.free_bytes();
+    }
+}
