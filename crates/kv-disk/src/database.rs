@@ -67,6 +67,11 @@ impl Database {
         Ok(Self { path: dir.join(FILE_NAME), file: RwLock::new(Some(file)) })
     }
 
+    /// Bytes of its file.
+    pub(crate) fn bytes(&self, fs: &dyn Fs) -> std::io::Result<u64> {
+        fs.open(&self.path, OpenMode::Existing)?.len()
+    }
+
     /// Gives it its name; whatever had that is gone. Durable only after a sync of the directory.
     pub(crate) fn take_place(&self, fs: &dyn Fs, dir: &Path) -> Result<(), DiskKvError> {
         let renamed = fs.rename(&dir.join(UNFINISHED_NAME), &self.path);
@@ -114,7 +119,7 @@ impl Database {
     pub(crate) fn commit_durably(&self, state: &State) -> Result<(), DiskKvError> {
         let transaction = self.begin_durable()?;
         // The tables are there from the beginning: readers need not ask.
-        Tables::open(&transaction, state.time_ms)
+        Tables::open(&transaction, state)
             .map(drop)
             .and_then(|()| state.store(&transaction))
             .and_then(|()| Ok(transaction.commit()?))

@@ -50,6 +50,12 @@ pub enum DiskKvError {
         /// Who, as far as the lock tells.
         holder: String,
     },
+    /// A snapshot takes the place of the records, and there was no room for both. Ask again when it is installed.
+    #[error("the machine in {dir} is being filled from a snapshot; ask again later")]
+    BeingFilled {
+        /// Its directory.
+        dir: PathBuf,
+    },
     /// The machine has not been started. The engine does that; call `start` where there is none.
     #[error("the machine in {dir} has not been started")]
     NotStarted {

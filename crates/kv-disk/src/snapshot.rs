@@ -82,13 +82,14 @@ pub(crate) fn fill(
 ) -> Result<Option<u64>> {
     state.position = input.head().label;
     state.time_ms = input.head().time_ms;
+    state.content_bytes = 0;
     let mut first_expiry: Option<u64> = None;
     let mut is_whole = false;
     while !is_whole {
         let transaction = database.begin_lazy()?;
         let failed = |failure| database.failed(failure);
         {
-            let mut tables = Tables::open(&transaction, state.time_ms).map_err(failed)?;
+            let mut tables = Tables::open(&transaction, state).map_err(failed)?;
             let mut bytes = 0;
             while bytes < BYTES_AT_A_TIME {
                 let Some(SnapshotRecord { key, value, expires_ms }) = input.next()? else {
@@ -102,6 +103,7 @@ pub(crate) fn fill(
                 }
                 bytes += key.len() + value.len();
             }
+            state.content_bytes = tables.content_bytes();
         }
         transaction.commit().map_err(|error| database.failed(error.into()))?;
     }

@@ -6,12 +6,14 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use d_engine_proto::key_value::rules::{KvRead, KvTable, Pair, Replaced};
+use d_engine_proto::key_value::snapshot_file::record_bytes;
 use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
     WriteTransaction,
 };
 
 use crate::error::Failure;
+use crate::state::State;
 
 /// Key → when it vanishes (UNIX milliseconds of log time; 0: never) and its value.
 type Records = TableDefinition<'static, &'static [u8], (u64, &'static [u8])>;
@@ -25,13 +27,27 @@ pub(crate) struct Tables<'txn> {
     expiries: Table<'txn, (u64, &'static [u8]), ()>,
     /// The log time; whoever ends the transaction stores it.
     time_ms: u64,
+    /// Bytes of all records in a snapshot; stored likewise.
+    content_bytes: u64,
 }
 
 impl<'txn> Tables<'txn> {
     /// The tables, made if they are missing, at this log time.
-    pub(crate) fn open(transaction: &'txn WriteTransaction, time_ms: u64) -> Result<Self, Failure> {
+    pub(crate) fn open(transaction: &'txn WriteTransaction, state: &State) -> Result<Self, Failure> {
         let records = transaction.open_table(RECORDS)?;
-        Ok(Self { records, expiries: transaction.open_table(EXPIRIES)?, time_ms })
+        let expiries = transaction.open_table(EXPIRIES)?;
+        Ok(Self { records, expiries, time_ms: state.time_ms, content_bytes: state.content_bytes })
+    }
+
+    /// Bytes of all records in a snapshot.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.content_bytes
+    }
+
+    /// A record was replaced or removed.
+    fn lose(&mut self, key: &[u8], before: &Replaced<Bytes>) {
+        let bytes = before.as_ref().map_or(0, |(value, _)| record_bytes(key, value));
+        self.content_bytes = self.content_bytes.saturating_sub(bytes);
     }
 }
 
@@ -132,11 +148,16 @@ impl KvTable for Tables<'_> {
         expires_ms: Option<NonZeroU64>,
     ) -> Result<Replaced<Bytes>, Failure> {
         let stored = (expires_ms.map_or(0, NonZeroU64::get), value);
-        Ok(self.records.insert(key, stored)?.map(|before| replaced(before.value())))
+        let before = self.records.insert(key, stored)?.map(|before| replaced(before.value()));
+        self.content_bytes = self.content_bytes.saturating_add(record_bytes(key, value));
+        self.lose(key, &before);
+        Ok(before)
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<Replaced<Bytes>, Failure> {
-        Ok(self.records.remove(key)?.map(|before| replaced(before.value())))
+        let before = self.records.remove(key)?.map(|before| replaced(before.value()));
+        self.lose(key, &before);
+        Ok(before)
     }
 
     fn note_expiry(&mut self, at_ms: NonZeroU64, key: &[u8]) -> Result<(), Failure> {

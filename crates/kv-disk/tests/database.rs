@@ -5,12 +5,14 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand};
-use d_engine_replica::{SnapshotMetadata, StateMachine, snapshot_checksum};
+use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand, PutOptions};
+use d_engine_replica::{Binding, SnapshotMetadata, StateMachine, snapshot_checksum};
 use d_engine_storage::fs::ensure_dir;
 use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::{ClusterId, Incarnation};
 use support::{apply, at_once, id, install, snapshot, started};
 
 #[test]
@@ -192,4 +194,149 @@ fn a_crash_anywhere_in_an_install_or_a_reset_leaves_the_old_state_or_the_new_one
         }
         assert!(old >= 5 && new >= 1, "{old} crashes left the old state, {new} the new one");
     }
+}
+
+fn binding(incarnation: u8) -> Binding {
+    Binding::new(ClusterId([1; 16]), 1, Incarnation([incarnation; 16]))
+}
+
+/// A start with what the engine tells of its directory.
+fn bound(dir: &Path, incarnation: u8) -> Result<DiskKvStateMachine, String> {
+    let machine = DiskKvStateMachine::new(dir);
+    machine.bind(&binding(incarnation)).and_then(|()| machine.start()).map_err(|error| error.to_string())?;
+    Ok(machine)
+}
+
+#[test]
+fn the_file_belongs_to_one_data_directory_also_after_a_reset_and_an_install() {
+    let (home, others, dir) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = bound(others.path(), 8).unwrap();
+    apply(&source, 1, &[KvCommand::put("a", "1")]);
+    let meta = snapshot(&source, dir.path());
+    // What was made without an engine is bound by the first one.
+    apply(&started(home.path()), 1, &[KvCommand::put("a", "0")]);
+    let refused = |what: &str| {
+        let refused = bound(home.path(), 8).map(drop).unwrap_err();
+        assert!(
+            refused.contains("incarnation 07070707") && refused.contains("incarnation 08080808"),
+            "{what}: {refused}"
+        );
+    };
+    drop(bound(home.path(), 7).unwrap());
+    refused("as it was");
+    let machine = bound(home.path(), 7).unwrap();
+    at_once(machine.reset()).unwrap();
+    drop(machine);
+    refused("after a reset");
+    let machine = bound(home.path(), 7).unwrap();
+    install(&machine, &meta, dir.path()).unwrap();
+    let error = machine.bind(&binding(8)).unwrap_err().to_string();
+    assert!(error.contains("incarnation 07070707"), "{error}");
+    drop(machine);
+    refused("after the install of another node's snapshot");
+    assert_eq!(bound(home.path(), 7).unwrap().last_applied(), id(1));
+    // A recovered directory says whose history it goes on with.
+    let machine = DiskKvStateMachine::new(home.path());
+    let mut continuing = binding(8);
+    continuing.continues.push((ClusterId([1; 16]), Incarnation([7; 16])));
+    machine.bind(&continuing).unwrap();
+    machine.start().unwrap();
+    drop(machine);
+    assert!(bound(home.path(), 7).is_err(), "it was bound anew");
+    bound(home.path(), 8).unwrap();
+}
+
+#[test]
+fn the_machine_knows_how_large_its_snapshot_will_be() {
+    let (home, memory) = (tempfile::tempdir().unwrap(), d_engine_kv::KvStateMachine::new());
+    let machine = started(home.path());
+    let commands = [
+        KvCommand::put("a", "1"),
+        KvCommand::put("b", "a longer value"),
+        KvCommand::put("a", "another value"),
+        KvCommand::put_with("c", "soon gone", PutOptions::default().ttl(Duration::from_millis(5))),
+        KvCommand::delete("b"),
+    ];
+    let is_told = |when: &str| {
+        for machine in [&machine as &dyn StateMachine, &memory] {
+            let dir = tempfile::tempdir().unwrap();
+            machine.snapshot_view().unwrap().unwrap().write(dir.path()).unwrap();
+            let written = std::fs::metadata(dir.path().join("kv.data")).unwrap().len();
+            assert_eq!(machine.snapshot_bytes(), Some(written), "{when}");
+        }
+    };
+    is_told("empty");
+    apply(&machine, 1, &commands);
+    apply(&memory, 1, &commands);
+    is_told("after commands");
+    for machine in [&machine as &dyn StateMachine, &memory] {
+        machine.advance_time(id(9), 100).unwrap();
+    }
+    is_told("after a key has vanished");
+    let dir = tempfile::tempdir().unwrap();
+    let meta = snapshot(&memory, dir.path());
+    at_once(memory.reset()).unwrap();
+    install(&machine, &meta, dir.path()).unwrap();
+    install(&memory, &meta, dir.path()).unwrap();
+    is_told("after an install");
+}
+
+/// Without room for two databases the old records go first. Whenever the power fails, the machine stands at the
+/// beginning with nothing, or at the snapshot with all of it: the next start installs it again.
+#[test]
+fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
+    let dir = Path::new("/snapshot");
+    let (mut old, mut empty, mut new, mut nth) = (0, 0, 0, 0);
+    loop {
+        nth += 1;
+        let fs = Arc::new(SimFs::new());
+        ensure_dir(&*fs, dir).unwrap();
+        let open = |home: &str| {
+            let machine = DiskKvStateMachine::with_fs(fs.clone(), home);
+            machine.bind(&binding(7)).unwrap();
+            machine.start().unwrap();
+            machine
+        };
+        let source = open("/source");
+        apply(&source, 1, &["a", "b", "c"].map(|key| KvCommand::put(key, "new")));
+        let meta = snapshot(&source, dir);
+        let machine = open("/machine");
+        apply(&machine, 1, &[KvCommand::put("a", "old")]);
+        machine.persist_last_snapshot_metadata(&SnapshotMetadata::new(id(1), [0; 32])).unwrap();
+        assert!(machine.install_bytes(&meta, 1 << 30) > 1 << 30, "it asks for what it needs");
+        fs.set_free_bytes(Some(1 << 20));
+        fs.halt_at(nth);
+        let done = install(&machine, &meta, dir).is_ok();
+        if !done {
+            assert!(
+                machine.get(b"a").is_err() || machine.get(b"a").unwrap().as_deref() == Some(b"old"),
+                "no half"
+            );
+        }
+        drop((machine, source));
+        let mut state = nth;
+        fs.crash(&mut |below| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if below == 0 { 0 } else { (state >> 33) % below }
+        });
+        fs.set_free_bytes(None);
+        let machine = open("/machine");
+        let named = machine.snapshot_metadata().map(|meta| meta.last_included.index);
+        match (machine.last_applied().index, machine.get(b"a").unwrap().as_deref(), machine.len(), named) {
+            (1, Some(b"old"), 1, Some(1)) if !done => old += 1,
+            (0, None, 0, None) if !done => empty += 1,
+            (3, Some(b"new"), 3, Some(1)) => new += 1,
+            found => panic!("{found:?} after a crash at operation {nth}"),
+        }
+        install(&machine, &meta, dir).unwrap();
+        assert_eq!(machine.get(b"a").unwrap().as_deref(), Some(&b"new"[..]));
+        if done {
+            break;
+        }
+    }
+    assert!(
+        old >= 3 && empty >= 5 && new >= 1,
+        "{old} crashes left the old state, {empty} none, {new} the new one"
+    );
 }

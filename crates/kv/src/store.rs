@@ -7,6 +7,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use d_engine_proto::key_value::rules::{self, KvRead, KvTable, Replaced};
+use d_engine_proto::key_value::snapshot_file::record_bytes;
 use d_engine_proto::key_value::{KvAnswer, KvCommand, KvQuery, KvReply, QueryLimitError};
 use imbl::{OrdMap, OrdSet};
 use sha2::{Digest, Sha256};
@@ -30,6 +31,8 @@ pub(crate) struct Store {
     expiries: OrdSet<(NonZeroU64, Blob)>,
     /// The latest log time that was told.
     time_ms: u64,
+    /// Bytes of all records in a snapshot.
+    content_bytes: u64,
 }
 
 /// The result of what cannot fail.
@@ -56,6 +59,10 @@ impl Store {
         always(rules::answer(self, query))
     }
 
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.content_bytes
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
         self.map.get(key).map(|stored| stored.value.clone().into())
     }
@@ -78,7 +85,9 @@ impl Store {
     pub(crate) fn from_records(records: Vec<(Blob, Stored)>, time_ms: u64) -> Self {
         let expiry = |(key, stored): &(Blob, Stored)| Some((stored.expires_ms?, key.clone()));
         let expiries = records.iter().filter_map(expiry).collect();
-        Self { expiries, map: records.into_iter().collect(), time_ms }
+        let bytes = |(key, stored): &(Blob, Stored)| record_bytes(key, &stored.value);
+        let content_bytes = records.iter().map(bytes).sum();
+        Self { expiries, map: records.into_iter().collect(), time_ms, content_bytes }
     }
 
     /// SHA-256 over the log time and all records in order of their keys, each with its lengths and expiry.
@@ -124,8 +133,10 @@ impl KvTable for Store {
         expires_ms: Option<NonZeroU64>,
     ) -> Result<Replaced<Blob>, Infallible> {
         let stored = Stored { value: value.into(), expires_ms };
+        self.content_bytes += record_bytes(key, value);
         if let Some(current) = self.map.get_mut(key) {
             let before = std::mem::replace(current, stored);
+            self.content_bytes -= record_bytes(key, &before.value);
             return Ok(Some((before.value, before.expires_ms)));
         }
         self.map.insert(key.into(), stored);
@@ -133,7 +144,10 @@ impl KvTable for Store {
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<Replaced<Blob>, Infallible> {
-        Ok(self.map.remove(key).map(|before| (before.value, before.expires_ms)))
+        let before = self.map.remove(key);
+        let bytes = before.as_ref().map_or(0, |before| record_bytes(key, &before.value));
+        self.content_bytes -= bytes;
+        Ok(before.map(|before| (before.value, before.expires_ms)))
     }
 
     /// Under the map's own copy of the key.

@@ -9,6 +9,7 @@
 
 mod apply_queue;
 mod apply_worker;
+mod binding;
 mod callback_error;
 mod config;
 mod convert;
@@ -35,6 +36,7 @@ mod status;
 mod ticker;
 
 pub use apply_worker::ApplyWorker;
+pub use binding::{Binding, Bound};
 pub use callback_error::{Error, Result, Unsupported};
 pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};

@@ -12,12 +12,15 @@
 use std::sync::Arc;
 
 use d_engine_core::{HardState, LogId as CoreLogId, LogIndex, Term};
-use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{
+    FullSpeed, Health, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotStore,
+};
 use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
 
 use crate::state_machine_handler::{Applied, check_own_snapshot, check_position, failed};
 use crate::{
-    Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler, StopReason,
+    Binding, Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler,
+    StopReason,
 };
 
 /// Where the log and the state machine of a node stand at its start.
@@ -56,6 +59,7 @@ impl StateMachineHandler {
         policy: Arc<dyn SnapshotPolicy>,
         mut start: Start<'_>,
     ) -> Result<(Self, Footing), StopReason> {
+        machine.bind(&Binding::of(start.identity)).map_err(|error| failed("bind", &error))?;
         machine
             .start()
             .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
@@ -308,6 +312,11 @@ impl From<SnapshotError> for Restore {
 
 /// What a state machine is told of an archive.
 pub(crate) fn metadata_of(info: &SnapshotInfo) -> SnapshotMetadata {
-    let facts = &info.header.facts;
-    SnapshotMetadata::new(LogId::from(info.label()), facts.checksum).with_format(facts.user_format)
+    metadata_in(&info.header)
+}
+
+/// The same of a header.
+pub(crate) fn metadata_in(header: &SnapshotHeader) -> SnapshotMetadata {
+    let facts = &header.facts;
+    SnapshotMetadata::new(LogId::from(facts.label), facts.checksum).with_format(facts.user_format)
 }

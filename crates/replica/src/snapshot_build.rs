@@ -116,6 +116,7 @@ pub struct SnapshotTask {
     core_label: d_engine_core::LogId,
     time_ms: u64,
     membership: Membership,
+    machine: String,
     format: u32,
 }
 
@@ -153,6 +154,7 @@ impl SnapshotTask {
             time_ms: self.time_ms,
             membership: self.membership,
             envelope: Bytes::new(),
+            machine: self.machine,
             user_format: self.format,
             checksum,
         };
@@ -221,8 +223,9 @@ impl StateMachineHandler {
     }
 
     async fn freeze(&self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
+        let before = store.newest().map_or(0, |info| info.header.content_bytes());
         store
-            .has_room_for(store.newest().map_or(0, |info| info.header.content_bytes()))
+            .has_room_for(self.machine.snapshot_bytes().map_or(before, |bytes| bytes.max(before)))
             .map_err(StopReason::new)?;
         let staging = store.staging().map_err(StopReason::new)?;
         let label = self.applied.id;
@@ -254,6 +257,7 @@ impl StateMachineHandler {
             core_label: labelled.into(),
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
+            machine: self.machine.name().to_owned(),
             format: self.machine.snapshot_format(),
         })
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Entry, Error, LogId, Result};
+use crate::{Binding, Entry, Error, LogId, Result};
 
 /// How a state machine survives a restart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -143,6 +143,9 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Replaces the whole state by a snapshot, atomically: a crash leaves the old state or the new
     /// one. `path` is a directory with the files that `generate_snapshot_data` wrote.
     ///
+    /// A `Durable` machine that has no room for two copies may give the old state up first, if it stands at position 0,
+    /// durably, until the new one is whole: the next start then installs the snapshot again. Nobody may see a half.
+    ///
     /// # Errors
     /// The old state must stay. The node stops with the reason: its log lies behind the snapshot already, and the next
     /// start offers the same one again.
@@ -197,6 +200,52 @@ pub trait StateMachine: Send + Sync + 'static {
     /// The snapshot is given up.
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         Ok(None)
+    }
+
+    /// What kind of state machine this is, as `organisation/name`: carried in snapshots and told to other nodes, which
+    /// refuse a node that runs another kind. At most 255 bytes; must not change while the node runs. Empty (the
+    /// default): not compared.
+    fn name(&self) -> &str {
+        ""
+    }
+
+    /// Whether these bytes are a command. Asked before a command is proposed; what is refused here never reaches the
+    /// log. It judges the bytes alone, never the state, in bounded time: other nodes may be asked the same, and the
+    /// state may have changed before the command is applied.
+    ///
+    /// A machine that takes everything must still answer every command in [`StateMachine::apply_chunk`]: a command in
+    /// the log was accepted by the program that led then, which may have been a newer or an older one.
+    ///
+    /// # Errors
+    /// `ProposeError::Refused` with this text for the caller, as for a panic; the node goes on.
+    fn check(&self, command: &[u8]) -> Result<()> {
+        let _ = command;
+        Ok(())
+    }
+
+    /// Told once, before [`StateMachine::start`], which history the node's data directory holds. A `Durable` machine
+    /// stores it with its data and refuses files that are bound to another one: [`Binding::compare`] decides. A binding
+    /// outlives [`StateMachine::reset`] and an install.
+    ///
+    /// # Errors
+    /// Refuses the node's start. `start` may refuse in its place, if the files are opened only there.
+    fn bind(&self, binding: &Binding) -> Result<()> {
+        let _ = binding;
+        Ok(())
+    }
+
+    /// About how many bytes the files of the next snapshot will have, if the machine can tell: room is asked for before
+    /// anything is written.
+    fn snapshot_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// How many bytes of the disk the machine itself needs while it installs a snapshot whose files have `file_bytes`,
+    /// beside the archive and those files: for a second copy, which takes the place of the old state. A snapshot for
+    /// which there is no room is not received.
+    fn install_bytes(&self, meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
+        let _ = (meta, file_bytes);
+        0
     }
 
     /// A question richer than one key, answered from one applied state.

@@ -3,7 +3,13 @@
 
 mod recording;
 
-use d_engine_replica::{AfterEntries, Event, Never, SnapshotContext, SnapshotPolicy};
+use std::sync::Arc;
+
+use d_engine_core::{LogIndex, NodeId, Term};
+use d_engine_replica::{
+    AfterEntries, Event, Never, ReceiverStep, SendLimits, SnapshotContext, SnapshotPolicy, SnapshotReceiver,
+    SnapshotSender,
+};
 use d_engine_storage::snapshot::FullSpeed;
 use recording::node::{Node, leader_with_snapshot, now, send};
 use recording::{Calls, Ground, Manner, Recording, at};
@@ -43,6 +49,7 @@ fn the_calls_come_in_the_order_of_the_life_cycle_diagram() {
     drop(node);
 
     let expected = [
+        "bind",
         "start",
         "reset",
         "apply_chunk [1, 2]",
@@ -193,4 +200,36 @@ fn the_snapshot_that_the_machine_was_told_of_is_not_pruned() {
     node.take_snapshot();
     node.ground.store.prune(1, &[]).unwrap();
     assert!(!labels(&node).contains(&3), "it was told of a newer one: {:?}", labels(&node));
+}
+
+/// The machine knows better than the snapshot before how large the next one will be.
+#[test]
+fn a_snapshot_that_the_machine_says_will_not_fit_is_not_begun() {
+    let machine = Recording::with(Manner { snapshot_bytes: Some(u64::MAX / 4), ..Manner::default() });
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    let refused = now(node.worker.begin_snapshot(true)).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("free"), "{refused}");
+    assert_eq!(node.machine.calls.count("generate_snapshot_data"), 0);
+    node.commit(4, 5);
+}
+
+/// Archive and files would fit, but not what the machine makes of them: without an answer to that the log would be given
+/// up for a snapshot that cannot be installed.
+#[test]
+fn a_snapshot_for_whose_install_there_is_no_room_is_not_received() {
+    let (leader, info) = leader_with_snapshot(9);
+    let receiving = Ground::new();
+    let offered = |needs: Option<u64>| {
+        let archive = leader.ground.store.open_archive(info.label()).unwrap();
+        let mut sender =
+            SnapshotSender::new(archive, Term::new(1), SendLimits::default(), d_engine_core::Instant::ZERO);
+        let machine = Recording::with(Manner { snapshot_bytes: needs, ..Manner::default() });
+        let from = NodeId::new(2).unwrap();
+        let receiver = SnapshotReceiver::new(receiving.store.clone(), from, 1 << 30, LogIndex::new(0));
+        let offer = sender.poll().unwrap().unwrap();
+        receiver.for_machine(Arc::new(machine)).on_message(offer, &mut FullSpeed)
+    };
+    assert!(matches!(offered(Some(u64::MAX / 4)), ReceiverStep::Refuse(_)));
+    assert!(matches!(offered(None), ReceiverStep::Answer(_)));
 }

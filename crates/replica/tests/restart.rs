@@ -38,6 +38,7 @@ fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
     purge(&mut ground, 4);
     let node = start(ground.again(), Recording::default()).unwrap();
     let expected = [
+        "bind",
         "start",
         "reset",
         "apply_snapshot_from_file 4",
@@ -47,7 +48,7 @@ fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
         "update_last_snapshot_metadata 4",
         "persist_last_snapshot_metadata 4",
     ];
-    assert_eq!(node.machine.calls.take()[..8], expected);
+    assert_eq!(node.machine.calls.take()[..9], expected);
     assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2, 3, 4], 4));
     assert_eq!((node.footing.covered.get(), node.footing.time_ms), (4, 1_004));
     assert_eq!(node.footing.membership.as_ref().unwrap().members().len(), 1);
@@ -194,4 +195,21 @@ fn a_durable_machine_that_contradicts_its_log_is_refused() {
     let ground = ground_with_snapshots(Recording::default());
     let refused = refusal(ground.again(), Recording::durable_at(at(1, 7)));
     assert!(refused.contains("index 7") && refused.contains("index 6"), "{refused}");
+}
+
+/// The files of another node, or of this one before its data directory was wiped.
+#[test]
+fn a_machine_whose_files_are_bound_to_another_history_is_not_started() {
+    let machine = Recording::durable();
+    let node = start(Ground::new(), machine.again()).unwrap();
+    let Node { ground, .. } = node;
+    drop(start(ground.again(), machine.again()).unwrap());
+    let elsewhere = Ground::new_with_incarnation(9);
+    machine.calls.clear();
+    let refused = start(elsewhere, machine.again()).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        refused.contains("incarnation 09090909") && refused.contains("remove the state machine's files"),
+        "{refused}"
+    );
+    assert_eq!((machine.calls.count("start"), machine.calls.count("stop")), (0, 0));
 }

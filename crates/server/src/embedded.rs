@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError, Unsupported,
+    Proposal, ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError, Unsupported,
 };
 use d_engine_storage::Identity;
 use d_engine_storage::snapshot::SnapshotInfo;
@@ -225,15 +225,24 @@ impl EmbeddedEngine {
         deadline: Option<d_engine_core::Instant>,
     ) -> Result<Bytes, ProposeError> {
         let (answer, answered) = oneshot::channel();
-        self.inner.shared.inbox.propose(
-            command,
-            deadline,
-            Box::new(move |result| {
-                // Whoever asked may have gone away.
-                answer.send(result).ok();
-            }),
-        );
+        let checked = self.check(&command);
+        let responder = Box::new(move |result| {
+            // Whoever asked may have gone away.
+            answer.send(result).ok();
+        });
+        self.inner.shared.inbox.propose(Proposal { command, deadline, checked, responder });
         answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// What the state machine says of a command, on the caller's thread.
+    fn check(&self, command: &[u8]) -> Result<(), Arc<str>> {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.inner.machine.check(command)));
+        let said = asked.unwrap_or_else(|panic| {
+            let text = panic_text(panic.as_ref());
+            tracing::error!("the state machine panicked in check: {text}");
+            Err(d_engine_replica::Error::msg(format_args!("its check panicked: {text}")))
+        });
+        said.map_err(|error| Arc::from(error.to_string()))
     }
 
     /// The value under `key`.

@@ -19,7 +19,7 @@ use support::{PATIENCE, cluster};
 #[tokio::test(flavor = "multi_thread")]
 async fn row_start_at_node_initialization() {
     let node = Alone::start(Recording::default()).await;
-    assert_eq!(node.calls.first("start"), Some(0), "before anything else");
+    assert_eq!((node.calls.first("bind"), node.calls.first("start")), (Some(0), Some(1)), "before anything else");
     node.propose(1).await;
     assert_eq!(node.calls.count("start"), 1);
     node.stop().await;
@@ -350,7 +350,7 @@ async fn row_flush_before_a_purge_before_shutdown_and_in_drop() {
 async fn row_reset_before_a_rebuilt_machine_is_built_anew() {
     let node = Alone::start(Recording::default()).await;
     node.propose(5).await;
-    assert_eq!((node.calls.first("reset"), node.calls.count("reset")), (Some(1), 1));
+    assert_eq!((node.calls.first("reset"), node.calls.count("reset")), (Some(2), 1));
     let calls = node.calls.clone();
     let (config, machine, _dir) = node.stop().await;
     calls.clear();
@@ -411,4 +411,22 @@ async fn rows_of_a_transfer_and_of_an_install() {
     for engine in &engines {
         engine.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_check_before_a_command_is_proposed() {
+    let manner = Manner { refuses: Some(13), panics_on: Some(14), ..Manner::default() };
+    let node = Alone::start(Recording::with(manner)).await;
+    node.propose(1).await;
+    node.settle().await;
+    let before = node.applied().await;
+    for (number, said) in [(13, "an unlucky number"), (14, "its check panicked: as asked")] {
+        let refused = node.engine.propose(vec![number]).await.unwrap_err();
+        assert!(matches!(&refused, ProposeError::Refused { .. }), "{refused}");
+        assert!(refused.to_string().contains(said), "{refused}");
+    }
+    assert_eq!(node.applied().await, before, "nothing was logged");
+    assert_eq!(node.propose(2).await, Bytes::from_static(b"3"));
+    assert_eq!(node.calls.applied().len(), 2);
+    node.stop().await;
 }

@@ -248,6 +248,16 @@ impl StateMachine for Bank {
         *self.books_mut() = Books::default();
         Ok(())
     }
+
+    fn name(&self) -> &str {
+        "d-engine-examples/bank"
+    }
+
+    /// Asked before a command is proposed: what is no command never reaches the log.
+    fn check(&self, command: &[u8]) -> Result<()> {
+        postcard::from_bytes::<Command>(command)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_replica::{
-    Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum,
+    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
+    snapshot_checksum,
 };
 
 /// The calls, in order; shared by all machines of one test.
@@ -74,6 +75,8 @@ pub(crate) struct Held {
     pub(crate) numbers: BTreeMap<u64, (u64, u8)>,
     pub(crate) last: LogId,
     pub(crate) snapshot: Option<SnapshotMetadata>,
+    /// What its files are bound to.
+    pub(crate) binding: Option<[u8; Binding::BYTES]>,
 }
 
 /// How a machine behaves.
@@ -95,6 +98,12 @@ pub(crate) struct Manner {
     pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
+    pub(crate) name: &'static str,
+    /// Numbers that it takes for no command, or that its `check` panics about.
+    pub(crate) refuses: Option<u8>,
+    pub(crate) panics_on: Option<u8>,
+    /// What it says its next snapshot will have; so many it needs for an install, its files included.
+    pub(crate) snapshot_bytes: Option<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -260,7 +269,8 @@ impl StateMachine for Recording {
         if snapshot_checksum(&path)? != meta.checksum {
             return Err(Error::msg("wrong checksum"));
         }
-        let mut next = Held { last: meta.last_included, ..Held::default() };
+        let binding = self.held().binding;
+        let mut next = Held { last: meta.last_included, binding, ..Held::default() };
         for line in std::fs::read_to_string(path.join("numbers"))?.lines() {
             let fields: Vec<u64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
             let [index, term, number] = fields[..] else { return Err(Error::msg("no line of numbers")) };
@@ -288,6 +298,39 @@ impl StateMachine for Recording {
     fn flush(&self) -> Result<()> {
         self.calls.note("flush");
         Ok(())
+    }
+
+    fn bind(&self, binding: &Binding) -> Result<()> {
+        self.calls.note("bind");
+        let mut held = self.held();
+        let bound = held.binding.as_ref().map(<[u8; _]>::as_slice);
+        if binding.compare(bound)? == Bound::Store {
+            held.binding = Some(binding.to_bytes());
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        self.manner.name
+    }
+
+    fn check(&self, command: &[u8]) -> Result<()> {
+        match command.first() {
+            Some(number) if Some(*number) == self.manner.refuses => Err(Error::msg("an unlucky number")),
+            Some(number) => {
+                assert!(Some(*number) != self.manner.panics_on, "as asked");
+                Ok(())
+            }
+            None => Err(Error::msg("a command without a number")),
+        }
+    }
+
+    fn snapshot_bytes(&self) -> Option<u64> {
+        self.manner.snapshot_bytes
+    }
+
+    fn install_bytes(&self, _meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
+        self.manner.snapshot_bytes.map_or(0, |bytes| bytes.saturating_sub(file_bytes))
     }
 
     async fn reset(&self) -> Result<()> {

@@ -27,6 +27,8 @@ pub struct SnapshotOptions {
     pub group: GroupId,
     /// How many snapshots [`SnapshotStore::prune`] leaves; at least one always stays.
     pub retained: usize,
+    /// The name of the state machine; snapshots of another one are refused. Empty: not compared.
+    pub machine: String,
     /// Newest version of the state machine's data that its code reads. Newer snapshots are refused.
     pub user_format: u32,
     /// So many bytes of the disk are left to the log: a snapshot that would need them is refused.
@@ -48,6 +50,7 @@ impl SnapshotOptions {
             cluster,
             group,
             retained: 2,
+            machine: String::new(),
             user_format: 0,
             reserve_bytes: 64 << 20,
             compression: Compression::None,
