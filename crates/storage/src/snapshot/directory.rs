@@ -13,7 +13,7 @@ use super::{
 };
 use crate::fs::{FileKind, Fs, OpenMode};
 
-/// Where a state machine writes.
+/// Where a state machine writes: each attempt in a directory of its own below it.
 pub(super) const STAGING_DIR: &str = "staging";
 /// Where a snapshot is unpacked for a moment.
 pub(super) const UNPACKED_DIR: &str = "unpacked";
