@@ -44,10 +44,10 @@ fn waiting(answers: &Answers, indexes: &[u64]) -> Vec<(LogIndex, ProposeResponde
 }
 
 #[test]
-fn a_rebuilt_machine_is_started_and_reset_and_its_old_position_is_not_asked_for() {
+fn a_rebuilt_machine_is_started_and_reset() {
     let machine = Arc::new(Recording::default());
     let handler = open(&machine, 3).unwrap();
-    assert_eq!(machine.calls.take(), ["bind", "start", "reset"]);
+    assert_eq!(machine.calls.take(), ["bind", "start", "last_applied", "reset"]);
     assert_eq!(handler.applied(), at(0, 0));
 }
 

@@ -251,7 +251,7 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn get(&self, key: &[u8], consistency: ReadConsistency) -> Result<Option<Bytes>, ReadError> {
         self.read_barrier(consistency).await?;
-        self.get_now(key)
+        self.get_applied(key).await
     }
 
     /// The state machine's answer to a question of its own form.
@@ -260,7 +260,7 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn query(&self, request: &[u8], consistency: ReadConsistency) -> Result<Bytes, ReadError> {
         self.read_barrier(consistency).await?;
-        self.query_now(request)
+        self.query_applied(request).await
     }
 
     /// When a caller's patience of `patience` will be over.
@@ -269,14 +269,34 @@ impl EmbeddedEngine {
     }
 
     /// The value under `key` in the state that the state machine has.
-    pub(crate) fn get_now(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        unpanicked("get", || self.inner.machine.get(key))?
-            .map_err(|error| ReadError::StateMachine(error.to_string()))
+    pub(crate) async fn get_applied(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        let read = |machine: &dyn StateMachine, key: &[u8]| machine.get(key);
+        let read = self.read_machine("get", key, read).await?;
+        read.map_err(|error| ReadError::StateMachine(error.to_string()))
+    }
+
+    /// Reads the state machine here, or on a thread for blocking work if it may wait for a disk: here it would hold up
+    /// whatever else runs on this thread of the runtime.
+    async fn read_machine<T: Send + 'static>(
+        &self,
+        method: &'static str,
+        request: &[u8],
+        read: impl FnOnce(&dyn StateMachine, &[u8]) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        if !self.inner.machine.reads_block() {
+            return unpanicked(method, || read(self.inner.machine.as_ref(), request));
+        }
+        let (machine, request) = (self.inner.machine.clone(), Bytes::copy_from_slice(request));
+        let blocking = move || unpanicked(method, || read(machine.as_ref(), &request));
+        let done = tokio::task::spawn_blocking(blocking).await;
+        // Only a runtime that ends takes such a thread away.
+        done.unwrap_or_else(|_| Err(ReadError::Stopped { reason: self.stop_reason() }))
     }
 
     /// The state machine's answer from the state it has.
-    pub(crate) fn query_now(&self, request: &[u8]) -> Result<Bytes, ReadError> {
-        unpanicked("query", || self.inner.machine.query(request))?.map_err(|error| {
+    pub(crate) async fn query_applied(&self, request: &[u8]) -> Result<Bytes, ReadError> {
+        let read = |machine: &dyn StateMachine, request: &[u8]| machine.query(request);
+        self.read_machine("query", request, read).await?.map_err(|error| {
             match error.downcast_ref::<Unsupported>() {
                 Some(unsupported) => ReadError::Unsupported { operation: unsupported.operation },
                 None => ReadError::StateMachine(error.to_string()),

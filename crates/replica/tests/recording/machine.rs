@@ -92,8 +92,13 @@ pub(crate) struct Manner {
     pub(crate) fails_start: bool,
     /// It freezes its state by a view, which says that it is so many entries further than it is.
     pub(crate) view_ahead_by: Option<u64>,
+    /// Its first snapshot's data never come to their end.
+    pub(crate) writes_first_for_ever: bool,
     /// It never comes to the end of a snapshot's data.
     pub(crate) writes_for_ever: bool,
+    pub(crate) replies_twice: bool,
+    /// Its reads wait for the pen, as for a disk.
+    pub(crate) reads_wait: bool,
     /// It panics in every read.
     pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
@@ -113,12 +118,15 @@ pub(crate) struct Recording {
     pub(crate) manner: Manner,
     /// Whoever holds it keeps views from being written, and what cannot be applied from failing.
     pub(crate) pen: Arc<Mutex<()>>,
+    /// Where its snapshots were written, in order.
+    pub(crate) places: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl Recording {
     pub(crate) fn with(manner: Manner) -> Self {
-        let (calls, held, pen) = (Calls::default(), Arc::default(), Arc::default());
-        Self { calls, held, manner, pen }
+        let mut machine = Self::default();
+        machine.manner = manner;
+        machine
     }
 
     /// A machine that keeps its state by itself.
@@ -138,15 +146,20 @@ impl Recording {
         self.held().numbers.values().map(|(_, number)| *number).collect()
     }
 
-    /// The same machine after its process has ended and begun again.
+    /// The same machine after its process has ended and begun again: one that is rebuilt has nothing then.
     pub(crate) fn again(&self) -> Self {
-        self.clone()
+        let mut again = self.clone();
+        if !self.manner.is_durable {
+            again.held = Arc::default();
+        }
+        again
     }
 
     /// The same, behaving otherwise.
     pub(crate) fn again_as(&self, manner: Manner) -> Self {
-        let (calls, held, pen) = (self.calls.clone(), self.held.clone(), self.pen.clone());
-        Self { calls, held, manner, pen }
+        let mut again = self.clone();
+        again.manner = manner;
+        again
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
@@ -185,6 +198,7 @@ impl StateMachine for Recording {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         self.calls.note(format!("get {}", String::from_utf8_lossy(key)));
         assert!(!self.manner.panics_in_reads, "as asked");
+        let _pen = self.manner.reads_wait.then(|| self.pen.lock().unwrap());
         let sum: u64 = self.held().numbers.values().map(|(_, number)| u64::from(*number)).sum();
         Ok(Some(Bytes::from(sum.to_string())))
     }
@@ -215,6 +229,9 @@ impl StateMachine for Recording {
             next.last = LogId { term: entry.term, index: entry.index };
             let sum: u64 = next.numbers.values().map(|(_, number)| u64::from(*number)).sum();
             entry.reply(sum.to_string());
+            if self.manner.replies_twice {
+                entry.reply("again");
+            }
             if Some(number) == self.manner.chokes_on {
                 return Err(Error::msg("the backend is gone"));
             }
@@ -284,7 +301,12 @@ impl StateMachine for Recording {
         let is_empty = std::fs::read_dir(&dir)?.next().is_none();
         let empty = if is_empty { "empty" } else { "not empty" };
         self.calls.note(format!("generate_snapshot_data {} {empty}", last_included.index));
-        if self.manner.writes_for_ever {
+        let is_first = {
+            let mut places = self.places.lock().unwrap();
+            places.push(dir.clone());
+            places.len() == 1
+        };
+        if self.manner.writes_for_ever || (self.manner.writes_first_for_ever && is_first) {
             std::future::pending::<()>().await;
         }
         write(&self.held(), &dir)
@@ -308,6 +330,10 @@ impl StateMachine for Recording {
             held.binding = Some(binding.to_bytes());
         }
         Ok(())
+    }
+
+    fn reads_block(&self) -> bool {
+        self.manner.reads_wait
     }
 
     fn name(&self) -> &str {

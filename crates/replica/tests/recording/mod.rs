@@ -15,7 +15,7 @@ use d_engine_storage::{
     MemberRole, Membership, OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 
-pub(crate) use self::machine::{Calls, Manner, Recording};
+pub(crate) use self::machine::{Calls, Held, Manner, Recording};
 
 pub(crate) fn id(term: u64, index: u64) -> d_engine_core::LogId {
     d_engine_core::LogId::new(Term::new(term), LogIndex::new(index))
