@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{self, KvRead, KvTable};
+use d_engine_proto::key_value::rules::{self, KvRead as _, KvTable as _};
 use d_engine_proto::key_value::snapshot_file::{
     SnapshotFileError, SnapshotFileReader, check_files, file_bytes,
 };
@@ -19,7 +19,7 @@ use d_engine_storage::{Fs, FsLock, LockAttempt, RealFs};
 
 use crate::database::{self, Database};
 use crate::error::{DiskKvError, Failure};
-use crate::snapshot::{self, View};
+use crate::snapshot::{self, Frozen, View};
 use crate::state::State;
 use crate::tables::{FrozenRecords, Tables};
 
@@ -36,6 +36,10 @@ fn database_bytes(file_bytes: u64) -> u64 {
     file_bytes.saturating_mul(2).saturating_add(4 << 20)
 }
 
+/// Bytes that the file may grow by while a view is held, unless told otherwise; or by as much as it had, if that is more.
+/// Every page that is changed then is written elsewhere: a small put costs up to 30 KiB.
+pub const VIEW_GROWTH_BYTES_DEFAULT: u64 = 1 << 30;
+
 const LOCK_NAME: &str = "lock";
 
 /// Ordered keys on disk ([`Durability::Durable`]), with the commands, replies, questions and snapshots of
@@ -46,12 +50,16 @@ const LOCK_NAME: &str = "lock";
 /// with its position, and the engine applies the rest again.
 ///
 /// It needs its directory for itself, locks it while it is started, and makes it when it is missing. A damaged file is
-/// found when a damaged part of it is read: the node then stops with the reason. Remove the directory to have
-/// it filled anew from the snapshot and the log.
+/// found: every record has a checksum that is compared whenever it is read, and a start reads the whole file twice (page
+/// by page, then record by record; see `docs/performance.md` for the time per GiB), as [`DiskKvStateMachine::scrub`] and every snapshot do with the records. Damage stops
+/// the node with the reason; the next start puts the file aside as `kv.redb.damaged` and begins empty, so that the
+/// engine fills it from the snapshot and the log.
 pub struct DiskKvStateMachine {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     cache_bytes: usize,
+    view_growth_bytes: u64,
+    sync_every_bytes: usize,
     running: AtomicBool,
     /// What the engine has told of its directory.
     binding: Mutex<Option<Binding>>,
@@ -69,6 +77,8 @@ struct Open {
     next_expiry_ms: Option<u64>,
     /// Bytes of commands since the last durable transaction; `None`: nothing has changed since.
     not_durable: Option<usize>,
+    /// The view that was taken last.
+    view: Weak<Frozen>,
     /// The records were given up to make room for those of a snapshot, which are not there yet.
     is_filling: bool,
     _lock: Mutex<Box<dyn FsLock>>,
@@ -88,6 +98,8 @@ impl DiskKvStateMachine {
             fs,
             dir: dir.into(),
             cache_bytes: CACHE_BYTES_DEFAULT,
+            view_growth_bytes: VIEW_GROWTH_BYTES_DEFAULT,
+            sync_every_bytes: SYNC_EVERY_BYTES,
             running: AtomicBool::new(false),
             binding: Mutex::default(),
             writing: Mutex::default(),
@@ -100,6 +112,36 @@ impl DiskKvStateMachine {
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self
+    }
+
+    /// Another number than [`SYNC_EVERY_BYTES`].
+    #[must_use]
+    pub fn sync_every_bytes(mut self, bytes: usize) -> Self {
+        self.sync_every_bytes = bytes;
+        self
+    }
+
+    /// Another bound than [`VIEW_GROWTH_BYTES_DEFAULT`] for what the file may grow by while a snapshot is written.
+    #[must_use]
+    pub fn view_growth_bytes(mut self, bytes: u64) -> Self {
+        self.view_growth_bytes = bytes;
+        self
+    }
+
+    /// Reads every page's records as a start does, beside whatever goes on: the same look that every snapshot takes at the
+    /// records that it writes. Returns how many there are.
+    ///
+    /// # Errors
+    /// [`DiskKvError::Damaged`]; the machine then changes nothing any more, which stops the node with the reason.
+    pub fn scrub(&self) -> Result<u64, DiskKvError> {
+        let database = self.database()?;
+        let transaction = database.begin_read()?;
+        let scrubbed = State::read_bytes_in(&transaction).and_then(|(time_ms, content_bytes)| {
+            let records = FrozenRecords::open(&transaction, time_ms)?;
+            records.verify(content_bytes)?;
+            records.len()
+        });
+        scrubbed.map_err(|failure| database.failed(failure))
     }
 
     /// The directory with the machine's files.
@@ -128,8 +170,10 @@ impl DiskKvStateMachine {
         if is_filling {
             return Err(DiskKvError::BeingFilled { dir: self.dir.clone() });
         }
-        let records =
-            FrozenRecords::open(&database.begin_read()?).map_err(|failure| database.failed(failure))?;
+        let transaction = database.begin_read()?;
+        let records = State::time_ms_in(&transaction)
+            .and_then(|time_ms| FrozenRecords::open(&transaction, time_ms))
+            .map_err(|failure| database.failed(failure))?;
         Ok((database, records))
     }
 
@@ -151,8 +195,7 @@ impl DiskKvStateMachine {
                 return Err(DiskKvError::InUse { dir: self.dir.clone(), holder }.into());
             }
         };
-        let database = Database::open(&*self.fs, &self.dir, self.cache_bytes)?;
-        let mut state = database.state()?;
+        let (database, mut state) = Database::open(&*self.fs, &self.dir, self.cache_bytes)?;
         if let Some(binding) = &*self.bound_to()
             && binding.compare(state.binding.as_ref().map(<[u8; _]>::as_slice))? == Bound::Store
         {
@@ -161,7 +204,8 @@ impl DiskKvStateMachine {
         }
         let next_expiry_ms = database.first_expiry_ms()?;
         let (database, is_filling) = (Arc::new(database), false);
-        Ok(Open { database, state, next_expiry_ms, not_durable: None, is_filling, _lock: lock })
+        let (not_durable, view) = (None, Weak::new());
+        Ok(Open { database, state, next_expiry_ms, not_durable, view, is_filling, _lock: lock })
     }
 
     fn bound_to(&self) -> MutexGuard<'_, Option<Binding>> {
@@ -178,7 +222,7 @@ impl DiskKvStateMachine {
         let (database, mut state, waiting) =
             self.read(|open| (Arc::clone(&open.database), open.state.clone(), open.not_durable))?;
         let not_durable = waiting.unwrap_or(0).saturating_add(bytes);
-        let is_durable = not_durable >= SYNC_EVERY_BYTES;
+        let is_durable = not_durable >= self.sync_every_bytes;
         let transaction = if is_durable { database.begin_durable()? } else { database.begin_lazy()? };
         let done = (|| {
             let mut tables = Tables::open(&transaction, &state)?;
@@ -196,7 +240,23 @@ impl DiskKvStateMachine {
             open.next_expiry_ms = next_expiry_ms;
             open.not_durable = (!is_durable).then_some(not_durable);
         })?;
+        self.bound_view(&database)?;
         Ok(done)
+    }
+
+    /// Gives a view up for which the file has grown too far: the pages that it reads are needed.
+    fn bound_view(&self, database: &Database) -> Result<(), DiskKvError> {
+        let Some(view) = self.read(|open| open.view.upgrade())? else { return Ok(()) };
+        let bytes = database.bytes();
+        if bytes.saturating_sub(view.began_at) > self.view_growth_bytes.max(view.began_at) {
+            tracing::warn!(
+                began_at = view.began_at,
+                bytes,
+                "a snapshot is given up: the database grows beside it"
+            );
+            view.give_up(bytes);
+        }
+        Ok(())
     }
 
     /// Puts a new database in the place of the open one.
@@ -245,8 +305,9 @@ impl DiskKvStateMachine {
         let _writing = self.writing();
         let (database, label, time_ms) =
             self.read(|open| (Arc::clone(&open.database), open.state.position, open.state.time_ms))?;
-        let transaction = database.begin_read()?;
-        Ok(View { fs: Arc::clone(&self.fs), label, time_ms, transaction, database })
+        let frozen = Arc::new(Frozen::new(database.begin_read()?, database.bytes()));
+        self.change(|open| open.view = Arc::downgrade(&frozen))?;
+        Ok(View { fs: Arc::clone(&self.fs), label, time_ms, frozen, database })
     }
 }
 
@@ -294,12 +355,13 @@ impl StateMachine for DiskKvStateMachine {
     }
 
     fn is_running(&self) -> bool {
-        self.running.load(Ordering::Acquire)
+        // A damaged file serves nothing more; the next entry stops the node with the reason.
+        self.running.load(Ordering::Acquire) && self.database().is_ok_and(|database| !database.is_damaged())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         let (database, records) = self.records()?;
-        Ok(records.value(key).map_err(|failure| database.failed(failure))?)
+        Ok(rules::value(&records, key).map_err(|failure| database.failed(failure))?)
     }
 
     fn entry_term(&self, entry_id: u64) -> Option<u64> {
@@ -329,7 +391,7 @@ impl StateMachine for DiskKvStateMachine {
                 let reply = match command {
                     Ok(command) => rules::apply(tables, command, entry.time_ms())?,
                     Err(error) => {
-                        rules::advance_to(tables, entry.time_ms())?;
+                        rules::pass_time(tables, entry.time_ms())?;
                         KvReply::Rejected { reason: error.to_string() }
                     }
                 };
@@ -477,8 +539,13 @@ impl StateMachine for DiskKvStateMachine {
     /// Room for a second database; or, where there is none, what the new one needs beyond the old one.
     fn install_bytes(&self, _meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
         let needed = database_bytes(file_bytes);
-        let own = self.database().ok().and_then(|database| database.bytes(&*self.fs).ok()).unwrap_or(0);
+        let own = self.database().map_or(0, |database| database.bytes());
         needed.saturating_sub(own)
+    }
+
+    /// The disk may be asked: not on an async thread.
+    fn reads_block(&self) -> bool {
+        true
     }
 
     /// Always one: the database keeps the pages of the state that is read, and writes others.

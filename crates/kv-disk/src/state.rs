@@ -6,7 +6,7 @@ use redb::{ReadTransaction, TableDefinition, TableError, WriteTransaction};
 use crate::error::Failure;
 
 /// The form of the tables. Another one needs another number.
-pub(crate) const FORMAT_VERSION: u64 = 1;
+pub(crate) const FORMAT_VERSION: u64 = 2;
 
 /// One record under one key: numbers, little-endian. They change together, in the transaction that changes the data.
 const STATE: TableDefinition<'static, u8, &'static [u8]> = TableDefinition::new("state");
@@ -60,6 +60,21 @@ impl State {
             table.insert(BINDING, binding.as_slice())?;
         }
         Ok(())
+    }
+
+    /// The log time alone: what a reader judges expiries by, of the same moment as the records.
+    pub(crate) fn time_ms_in(transaction: &ReadTransaction) -> Result<u64, Failure> {
+        Self::read_bytes_in(transaction).map(|(time_ms, _)| time_ms)
+    }
+
+    /// Log time, and bytes of all records in a snapshot.
+    pub(crate) fn read_bytes_in(transaction: &ReadTransaction) -> Result<(u64, u64), Failure> {
+        let table = transaction.open_table(STATE)?;
+        let applied = table.get(APPLIED)?;
+        let numbers = applied.as_ref().and_then(|record| numbers::<4>(record.value()));
+        numbers
+            .map(|[_, _, time_ms, bytes]| (time_ms, bytes))
+            .ok_or_else(|| Failure::Damaged("its log time cannot be read".to_owned()))
     }
 
     pub(crate) fn read(transaction: &ReadTransaction) -> Result<Self, ReadError> {

@@ -114,7 +114,10 @@ impl SnapshotView for View {
 
 #[async_trait]
 impl StateMachine for KvStateMachine {
+    /// What an earlier start of this value has left is forgotten: the machine is rebuilt.
     fn start(&self) -> Result<()> {
+        let before = std::mem::take(&mut *self.write());
+        drop(before);
         self.running.store(true, Ordering::Release);
         Ok(())
     }
@@ -153,7 +156,7 @@ impl StateMachine for KvStateMachine {
                 let reply = match command {
                     Ok(command) => state.store.apply(command, entry.time_ms()),
                     Err(error) => {
-                        state.store.advance_to(entry.time_ms());
+                        state.store.pass_time(entry.time_ms());
                         KvReply::Rejected { reason: error.to_string() }
                     }
                 };

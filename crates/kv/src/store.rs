@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{self, KvRead, KvTable, Replaced};
+use d_engine_proto::key_value::rules::{self, KvRead, KvTable, Pair, Replaced};
 use d_engine_proto::key_value::snapshot_file::record_bytes;
 use d_engine_proto::key_value::{KvAnswer, KvCommand, KvQuery, KvReply, QueryLimitError};
 use imbl::{OrdMap, OrdSet};
@@ -44,9 +44,14 @@ fn always<T>(result: Result<T, Infallible>) -> T {
 }
 
 impl Store {
-    /// Moves log time forward: every key whose expiry it has reached is gone.
+    /// Moves log time forward at a tick: every key whose expiry it has reached is absent.
     pub(crate) fn advance_to(&mut self, time_ms: u64) {
         always(rules::advance_to(self, time_ms));
+    }
+
+    /// The same at a command that cannot be decoded.
+    pub(crate) fn pass_time(&mut self, time_ms: u64) {
+        always(rules::pass_time(self, time_ms));
     }
 
     /// Carries out one command of this log time.
@@ -64,9 +69,10 @@ impl Store {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
-        self.map.get(key).map(|stored| stored.value.clone().into())
+        always(rules::value(self, key)).map(Into::into)
     }
 
+    /// Records, with those that are due and not removed yet.
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
@@ -109,17 +115,21 @@ impl KvRead for Store {
     type Value = Blob;
     type Error = Infallible;
 
-    fn value(&self, key: &[u8]) -> Result<Option<Blob>, Infallible> {
-        Ok(self.map.get(key).map(|stored| stored.value.clone()))
+    fn stored(&self, key: &[u8]) -> Result<Option<rules::Stored<Blob>>, Infallible> {
+        Ok(self.map.get(key).map(|stored| (stored.value.clone(), stored.expires_ms)))
+    }
+
+    fn time_ms(&self) -> u64 {
+        self.time_ms
     }
 
     fn between(
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = Result<(Blob, Blob), Infallible>>, Infallible> {
+    ) -> Result<impl Iterator<Item = Pair<Blob, Infallible>>, Infallible> {
         let records = self.map.range::<_, [u8]>((from, to));
-        Ok(records.map(|(key, stored)| Ok((key.clone(), stored.value.clone()))))
+        Ok(records.map(|(key, stored)| Ok((key.clone(), (stored.value.clone(), stored.expires_ms)))))
     }
 }
 
@@ -165,10 +175,6 @@ impl KvTable for Store {
 
     fn first_expiry(&self) -> Result<Option<(NonZeroU64, Blob)>, Infallible> {
         Ok(self.expiries.get_min().cloned())
-    }
-
-    fn time_ms(&self) -> u64 {
-        self.time_ms
     }
 
     fn set_time_ms(&mut self, time_ms: u64) -> Result<(), Infallible> {
