@@ -41,8 +41,8 @@ pub use d_engine_kv::{
     QueryLimitError, Record, Scan, UndecodableError,
 };
 pub use d_engine_replica::{
-    AfterBytes, AfterEntries, AfterTime, AnyOf, Durability, Entry, Error, LeaderHint, LogId, Never,
-    ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SnapshotContext, SnapshotMetadata,
+    AfterBytes, AfterEntries, AfterTime, AnyOf, Binding, Bound, Durability, Entry, Error, LeaderHint, LogId,
+    Never, ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SnapshotContext, SnapshotMetadata,
     SnapshotPolicy, SnapshotView, StateMachine, StopReason, TransferError, Unsupported, snapshot_checksum,
 };
 pub use d_engine_replica::{ReplicaError, ReplicaStatus};

@@ -82,6 +82,7 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
             return Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason });
         }
         Kind::TooLarge(large) => ClientError::TooLarge { size: large.size, limit: Some(large.limit) },
+        Kind::Refused(refused) => ClientError::Refused { endpoint, reason: refused.reason },
         Kind::Unsupported(unsupported) => {
             ClientError::Unsupported { endpoint, operation: unsupported.operation }
         }
@@ -217,6 +218,10 @@ mod tests {
         assert_eq!(
             told(Kind::Invalid(wire::Invalid { reason: reason() })),
             ClientError::Invalid { endpoint: endpoint(), reason: reason() }
+        );
+        assert_eq!(
+            told(Kind::Refused(wire::Refused { reason: reason() })),
+            ClientError::Refused { endpoint: endpoint(), reason: reason() }
         );
         assert_eq!(
             told(Kind::StateMachineFailed(wire::StateMachineFailed { reason: reason() })),

@@ -66,6 +66,18 @@ pub enum ClientError {
         /// The bytes that are taken, if it is known.
         limit: Option<u64>,
     },
+    /// The cluster's state machine takes the bytes for no command. Not done. Correct the command, or send it to the
+    /// cluster that runs its state machine.
+    #[error(
+        "the state machine at {endpoint} refused the command: {reason}; correct it, or check that this is the right \
+             cluster"
+    )]
+    Refused {
+        /// The node.
+        endpoint: String,
+        /// What its state machine said.
+        reason: String,
+    },
     /// The node or its state machine does not offer this. Not done; do not retry.
     #[error("the node at {endpoint} does not offer {operation}")]
     Unsupported {

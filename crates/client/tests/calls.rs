@@ -237,3 +237,22 @@ async fn leadership_goes_where_it_is_sent_and_the_client_follows() {
     assert!(matches!(error, ClientError::Invalid { .. }), "{error}");
     cluster.stop_all().await;
 }
+
+/// The node's state machine is asked before the log is: bytes that are no command of it have no effect, on no node.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_state_machine_takes_for_no_command_is_refused_over_the_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, address) = alone(dir.path(), |_| ()).await;
+    let client = client(std::slice::from_ref(&address));
+    client.propose(put("k", "v")).await.unwrap();
+    let last = || async { engine.status().await.replica.unwrap().core.log.last };
+    let before = last().await;
+    let refused = client.propose(vec![0xFF; 24]).await.unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Refused { reason, .. } if reason.contains("no key-value message")),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("right cluster"), "{refused}");
+    assert_eq!(last().await, before);
+    engine.stop().await;
+}

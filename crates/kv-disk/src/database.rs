@@ -1,20 +1,23 @@
 //! One database in one file. It is made under another name, and takes the place of the one before by a rename: a crash
 //! leaves the one or the other.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use d_engine_storage::Fs;
 use d_engine_storage::fs::OpenMode;
+use d_engine_storage::{Fs, FsFile};
 use redb::{Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use crate::backend::Backend;
 use crate::error::{DiskKvError, Failure};
 use crate::state::{FORMAT_VERSION, ReadError, State};
-use crate::tables::{self, Tables};
+use crate::tables::{self, FrozenRecords, Tables};
 
 /// The file's name in the machine's directory.
 pub(crate) const FILE_NAME: &str = "kv.redb";
+/// What a damaged one is put aside as; the next one takes its place.
+pub(crate) const DAMAGED_NAME: &str = "kv.redb.damaged";
 /// The name of one that is being made.
 pub(crate) const UNFINISHED_NAME: &str = "kv.redb.new";
 
@@ -22,13 +25,18 @@ pub(crate) const UNFINISHED_NAME: &str = "kv.redb.new";
 pub(crate) struct Database {
     /// Where it will be found at the next start.
     path: PathBuf,
+    /// The open file, for its length.
+    backend: Arc<dyn FsFile>,
+    /// What was found wrong with it while it was in use.
+    damage: OnceLock<String>,
     /// `None`: closed. The lock is held for as long as a transaction takes to begin.
     file: RwLock<Option<redb::Database>>,
 }
 
 impl Database {
-    /// Opens the one in `dir`, or makes an empty one.
-    pub(crate) fn open(fs: &dyn Fs, dir: &Path, cache_bytes: usize) -> Result<Self, DiskKvError> {
+    /// Opens the one in `dir`, or makes an empty one. One that is there is read whole; when it is damaged, it is put aside,
+    /// and an empty one takes its place: the engine fills that from the snapshot and the log, or refuses to start.
+    pub(crate) fn open(fs: &dyn Fs, dir: &Path, cache_bytes: usize) -> Result<(Self, State), DiskKvError> {
         let is_there = |name| fs.list(dir).map(|names| names.iter().any(|found| found == name));
         let io = |source| DiskKvError::Io { path: dir.to_owned(), source };
         if is_there(UNFINISHED_NAME).map_err(io)? {
@@ -37,13 +45,60 @@ impl Database {
         if is_there(FILE_NAME).map_err(io)? {
             // A crash may have come between the rename and this.
             fs.sync_dir(dir).map_err(io)?;
-            return Self::at(fs, dir, FILE_NAME, OpenMode::Existing, cache_bytes);
+            match Self::open_whole(fs, dir, cache_bytes) {
+                Err(error) if error.is_damage() => {
+                    let aside = dir.join(DAMAGED_NAME);
+                    tracing::error!(%error, aside = %aside.display(), "the key-value database is damaged and put aside");
+                    fs.rename(&dir.join(FILE_NAME), &aside).map_err(io)?;
+                    fs.sync_dir(dir).map_err(io)?;
+                }
+                opened => return opened,
+            }
         }
         let new = Self::create(fs, dir, cache_bytes)?;
         new.commit_durably(&State::default())?;
         new.take_place(fs, dir)?;
         fs.sync_dir(dir).map_err(io)?;
-        Ok(new)
+        Ok((new, State::default()))
+    }
+
+    /// The one that is there, if every page and every record of it is as it was written. The database may panic about pages
+    /// that it cannot make sense of.
+    fn open_whole(fs: &dyn Fs, dir: &Path, cache_bytes: usize) -> Result<(Self, State), DiskKvError> {
+        let path = dir.join(FILE_NAME);
+        let damaged = |what: String| DiskKvError::Damaged { path: path.clone(), what };
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let database = Self::at(fs, dir, FILE_NAME, OpenMode::Existing, cache_bytes)?;
+            database.check_pages()?;
+            let state = database.verify()?;
+            Ok((database, state))
+        }));
+        opened.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text =
+                text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it says nothing more");
+            Err(damaged(format!("the database panicked: {text}")))
+        })
+    }
+
+    /// Compares the checksum of every page. Nobody may be reading.
+    fn check_pages(&self) -> Result<(), DiskKvError> {
+        let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        let checked = file.as_mut().map_or(Ok(true), redb::Database::check_integrity);
+        drop(file);
+        match checked.map_err(|error| self.failed(error.into()))? {
+            true => Ok(()),
+            // What it calls repaired may be an earlier state, or one without the pages that could not be read.
+            false => Err(self.failed(Failure::Damaged("the checksum of a page does not match".to_owned()))),
+        }
+    }
+
+    /// Reads every record, and compares them with what is noted of the whole; returns the state that they are of.
+    pub(crate) fn verify(&self) -> Result<State, DiskKvError> {
+        let state = self.state()?;
+        let records = FrozenRecords::open(&self.begin_read()?, state.time_ms);
+        let verified = records.and_then(|records| records.verify(state.content_bytes));
+        verified.map(|()| state).map_err(|failure| self.failed(failure))
     }
 
     /// An empty one in `dir`, under the name of one that is being made.
@@ -62,9 +117,40 @@ impl Database {
         let path = dir.join(name);
         let file = fs.open(&path, mode).map_err(|source| DiskKvError::Io { path: path.clone(), source })?;
         let mut builder = redb::Builder::new();
+        let backend = Arc::clone(&file);
         let opened = builder.set_cache_size(cache_bytes).create_with_backend(Backend(file));
         let file = opened.map_err(|error| failed(&path, error.into()))?;
-        Ok(Self { path: dir.join(FILE_NAME), file: RwLock::new(Some(file)) })
+        let (file, damage) = (RwLock::new(Some(file)), OnceLock::new());
+        Ok(Self { path: dir.join(FILE_NAME), backend, damage, file })
+    }
+
+    /// Bytes of its file; 0 when the system does not tell.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.backend.len().unwrap_or(0)
+    }
+
+    /// Where it will be found at the next start.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps damage in mind: nothing is changed any more in a file that is not what was written.
+    fn note(&self, error: DiskKvError) -> DiskKvError {
+        if error.is_damage() {
+            self.damage.get_or_init(|| error.to_string());
+        }
+        error
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damage.get().is_some()
+    }
+
+    fn refuse_if_damaged(&self) -> Result<(), DiskKvError> {
+        match self.damage.get() {
+            Some(what) => Err(DiskKvError::Damaged { path: self.path.clone(), what: what.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Gives it its name; whatever had that is gone. Durable only after a sync of the directory.
@@ -97,6 +183,7 @@ impl Database {
 
     /// A change that is durable once a later durable one is.
     pub(crate) fn begin_lazy(&self) -> Result<WriteTransaction, DiskKvError> {
+        self.refuse_if_damaged()?;
         let mut transaction = self.with(redb::Database::begin_write)?;
         transaction.set_durability(Durability::None).map_err(|error| self.failed(error.into()))?;
         Ok(transaction)
@@ -104,6 +191,7 @@ impl Database {
 
     /// A change that is durable when it is committed.
     pub(crate) fn begin_durable(&self) -> Result<WriteTransaction, DiskKvError> {
+        self.refuse_if_damaged()?;
         let mut transaction = self.with(redb::Database::begin_write)?;
         // Otherwise the start after a crash would read the whole file.
         transaction.set_quick_repair(true);
@@ -114,7 +202,7 @@ impl Database {
     pub(crate) fn commit_durably(&self, state: &State) -> Result<(), DiskKvError> {
         let transaction = self.begin_durable()?;
         // The tables are there from the beginning: readers need not ask.
-        Tables::open(&transaction, state.time_ms)
+        Tables::open(&transaction, state)
             .map(drop)
             .and_then(|()| state.store(&transaction))
             .and_then(|()| Ok(transaction.commit()?))
@@ -138,14 +226,17 @@ impl Database {
         tables::first_expiry_ms(&self.begin_read()?).map_err(|failure| self.failed(failure))
     }
 
-    /// A failure with the file that it is about.
+    /// A failure with the file that it is about; damage is kept in mind.
     pub(crate) fn failed(&self, failure: Failure) -> DiskKvError {
-        failed(&self.path, failure)
+        self.note(failed(&self.path, failure))
     }
 }
 
 fn failed(path: &Path, failure: Failure) -> DiskKvError {
-    DiskKvError::Database { path: path.to_owned(), source: failure.0 }
+    match failure {
+        Failure::Database(source) => DiskKvError::Database { path: path.to_owned(), source },
+        Failure::Damaged(what) => DiskKvError::Damaged { path: path.to_owned(), what },
+    }
 }
 
 /// Removes one that was not finished, if there is one. What cannot be removed is in the way of the next one, which

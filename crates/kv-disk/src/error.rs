@@ -15,8 +15,8 @@ pub enum DiskKvError {
         /// The failure.
         source: io::Error,
     },
-    /// The database failed: the disk did, or its file is damaged. Mend the disk and start the node again; if the file
-    /// is damaged, remove the directory: the machine is rebuilt from the snapshot and the log, or from another node.
+    /// The database failed. Mend the disk and start the node again. A damaged file is found at the start, put aside, and
+    /// the machine filled anew from the snapshot and the log.
     #[error("the database {path}: {source}")]
     Database {
         /// Its file.
@@ -24,8 +24,12 @@ pub enum DiskKvError {
         /// The failure.
         source: Box<redb::Error>,
     },
-    /// A record of the machine's own has another form than this program writes. As a damaged database.
-    #[error("the database {path} is damaged: {what}")]
+    /// The file is damaged. Look at the disk, and start the node again: the file is put aside, and the machine filled anew
+    /// from the snapshot and the log.
+    #[error(
+        "the database {path} is damaged: {what}; look at the disk, and start the node again: it puts the file \
+             aside and is filled anew from the snapshot and the log"
+    )]
     Damaged {
         /// Its file.
         path: PathBuf,
@@ -50,6 +54,26 @@ pub enum DiskKvError {
         /// Who, as far as the lock tells.
         holder: String,
     },
+    /// While a snapshot was written, the file has grown beyond the bound: pages that the snapshot reads are not written
+    /// anew. The snapshot is tried again; write less meanwhile, or raise `view_growth_bytes`.
+    #[error(
+        "the database {path} has grown from {began_at} to {grown_to} bytes while a snapshot of it was written, which \
+             was given up; it is tried again when less is written, or raise view_growth_bytes"
+    )]
+    ViewGivenUp {
+        /// Its file.
+        path: PathBuf,
+        /// Bytes when the snapshot was begun.
+        began_at: u64,
+        /// Bytes when it was given up.
+        grown_to: u64,
+    },
+    /// A snapshot takes the place of the records, and there was no room for both. Ask again when it is installed.
+    #[error("the machine in {dir} is being filled from a snapshot; ask again later")]
+    BeingFilled {
+        /// Its directory.
+        dir: PathBuf,
+    },
     /// The machine has not been started. The engine does that; call `start` where there is none.
     #[error("the machine in {dir} has not been started")]
     NotStarted {
@@ -58,15 +82,42 @@ pub enum DiskKvError {
     },
 }
 
+impl DiskKvError {
+    /// Whether it is the file that is wrong, not the disk or the moment.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Database { source, .. } => match &**source {
+                redb::Error::Corrupted(_)
+                | redb::Error::TableTypeMismatch { .. }
+                | redb::Error::TypeDefinitionChanged { .. }
+                | redb::Error::TableIsMultimap(_)
+                | redb::Error::TableDoesNotExist(_)
+                | redb::Error::UpgradeRequired(_)
+                | redb::Error::RepairAborted => true,
+                redb::Error::Io(error) => {
+                    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
 /// A failure of the database, without its file: the rules do not know that.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) Box<redb::Error>);
+pub(crate) enum Failure {
+    Database(Box<redb::Error>),
+    /// What is wrong with a record.
+    Damaged(String),
+}
 
 macro_rules! from {
     ($($error:ident)*) => {
         $(impl From<redb::$error> for Failure {
             fn from(error: redb::$error) -> Self {
-                Self(Box::new(error.into()))
+                Self::Database(Box::new(error.into()))
             }
         })*
     };

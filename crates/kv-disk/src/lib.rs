@@ -23,4 +23,4 @@ pub use d_engine_proto::key_value::{
     SCAN_PAGE_BYTES, Scan, UndecodableError, snapshot_file::SnapshotFileError,
 };
 pub use error::DiskKvError;
-pub use machine::{CACHE_BYTES_DEFAULT, DiskKvStateMachine, SYNC_EVERY_BYTES};
+pub use machine::{CACHE_BYTES_DEFAULT, DiskKvStateMachine, SYNC_EVERY_BYTES, VIEW_GROWTH_BYTES_DEFAULT};

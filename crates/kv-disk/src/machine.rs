@@ -2,20 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{self, KvRead, KvTable};
-use d_engine_proto::key_value::snapshot_file::{SnapshotFileError, SnapshotFileReader, check_files};
-use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply};
-use d_engine_replica::{Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine};
+use d_engine_proto::key_value::rules::{self, KvRead as _, KvTable as _};
+use d_engine_proto::key_value::snapshot_file::{
+    SnapshotFileError, SnapshotFileReader, check_files, file_bytes,
+};
+use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
+use d_engine_replica::{
+    Binding, Bound, Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
+};
 use d_engine_storage::fs::ensure_dir;
 use d_engine_storage::{Fs, FsLock, LockAttempt, RealFs};
 
 use crate::database::{self, Database};
 use crate::error::{DiskKvError, Failure};
-use crate::snapshot::{self, View};
+use crate::snapshot::{self, Frozen, View};
 use crate::state::State;
 use crate::tables::{FrozenRecords, Tables};
 
@@ -25,6 +29,16 @@ pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 /// Bytes of commands after which the machine makes its changes durable without being asked: a crash takes away
 /// no more than this, to be applied again from the log, and the file need not grow for more than this.
 pub const SYNC_EVERY_BYTES: usize = 64 << 20;
+
+/// What a new database needs for records whose snapshot has `file_bytes`: pages are filled in the order of the keys, but
+/// what one transaction writes anew is free only after it. Measured: 1.1 to 1.7 times.
+fn database_bytes(file_bytes: u64) -> u64 {
+    file_bytes.saturating_mul(2).saturating_add(4 << 20)
+}
+
+/// Bytes that the file may grow by while a view is held, unless told otherwise; or by as much as it had, if that is more.
+/// Every page that is changed then is written elsewhere: a small put costs up to 30 KiB.
+pub const VIEW_GROWTH_BYTES_DEFAULT: u64 = 1 << 30;
 
 const LOCK_NAME: &str = "lock";
 
@@ -36,13 +50,19 @@ const LOCK_NAME: &str = "lock";
 /// with its position, and the engine applies the rest again.
 ///
 /// It needs its directory for itself, locks it while it is started, and makes it when it is missing. A damaged file is
-/// found when a damaged part of it is read: the node then stops with the reason. Remove the directory to have
-/// it filled anew from the snapshot and the log.
+/// found: every record has a checksum that is compared whenever it is read, and a start reads the whole file twice (page
+/// by page, then record by record; see `docs/performance.md` for the time per GiB), as [`DiskKvStateMachine::scrub`] and every snapshot do with the records. Damage stops
+/// the node with the reason; the next start puts the file aside as `kv.redb.damaged` and begins empty, so that the
+/// engine fills it from the snapshot and the log.
 pub struct DiskKvStateMachine {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
     cache_bytes: usize,
+    view_growth_bytes: u64,
+    sync_every_bytes: usize,
     running: AtomicBool,
+    /// What the engine has told of its directory.
+    binding: Mutex<Option<Binding>>,
     /// Taken by whoever changes the state, for as long as that takes. Readers do not.
     writing: Mutex<()>,
     /// `None`: not started yet.
@@ -57,6 +77,10 @@ struct Open {
     next_expiry_ms: Option<u64>,
     /// Bytes of commands since the last durable transaction; `None`: nothing has changed since.
     not_durable: Option<usize>,
+    /// The view that was taken last.
+    view: Weak<Frozen>,
+    /// The records were given up to make room for those of a snapshot, which are not there yet.
+    is_filling: bool,
     _lock: Mutex<Box<dyn FsLock>>,
 }
 
@@ -74,7 +98,10 @@ impl DiskKvStateMachine {
             fs,
             dir: dir.into(),
             cache_bytes: CACHE_BYTES_DEFAULT,
+            view_growth_bytes: VIEW_GROWTH_BYTES_DEFAULT,
+            sync_every_bytes: SYNC_EVERY_BYTES,
             running: AtomicBool::new(false),
+            binding: Mutex::default(),
             writing: Mutex::default(),
             open: RwLock::default(),
         }
@@ -85,6 +112,36 @@ impl DiskKvStateMachine {
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self
+    }
+
+    /// Another number than [`SYNC_EVERY_BYTES`].
+    #[must_use]
+    pub fn sync_every_bytes(mut self, bytes: usize) -> Self {
+        self.sync_every_bytes = bytes;
+        self
+    }
+
+    /// Another bound than [`VIEW_GROWTH_BYTES_DEFAULT`] for what the file may grow by while a snapshot is written.
+    #[must_use]
+    pub fn view_growth_bytes(mut self, bytes: u64) -> Self {
+        self.view_growth_bytes = bytes;
+        self
+    }
+
+    /// Reads every page's records as a start does, beside whatever goes on: the same look that every snapshot takes at the
+    /// records that it writes. Returns how many there are.
+    ///
+    /// # Errors
+    /// [`DiskKvError::Damaged`]; the machine then changes nothing any more, which stops the node with the reason.
+    pub fn scrub(&self) -> Result<u64, DiskKvError> {
+        let database = self.database()?;
+        let transaction = database.begin_read()?;
+        let scrubbed = State::read_bytes_in(&transaction).and_then(|(time_ms, content_bytes)| {
+            let records = FrozenRecords::open(&transaction, time_ms)?;
+            records.verify(content_bytes)?;
+            records.len()
+        });
+        scrubbed.map_err(|failure| database.failed(failure))
     }
 
     /// The directory with the machine's files.
@@ -109,9 +166,14 @@ impl DiskKvStateMachine {
     }
 
     fn records(&self) -> Result<(Arc<Database>, FrozenRecords), DiskKvError> {
-        let database = self.database()?;
-        let records =
-            FrozenRecords::open(&database.begin_read()?).map_err(|failure| database.failed(failure))?;
+        let (database, is_filling) = self.read(|open| (Arc::clone(&open.database), open.is_filling))?;
+        if is_filling {
+            return Err(DiskKvError::BeingFilled { dir: self.dir.clone() });
+        }
+        let transaction = database.begin_read()?;
+        let records = State::time_ms_in(&transaction)
+            .and_then(|time_ms| FrozenRecords::open(&transaction, time_ms))
+            .map_err(|failure| database.failed(failure))?;
         Ok((database, records))
     }
 
@@ -124,19 +186,30 @@ impl DiskKvStateMachine {
         DiskKvError::Io { path: self.dir.clone(), source }
     }
 
-    /// Locks the directory and opens what is in it.
-    fn open(&self) -> Result<Open, DiskKvError> {
+    /// Locks the directory and opens what is in it, if it belongs to the node.
+    fn open(&self) -> Result<Open> {
         ensure_dir(&*self.fs, &self.dir).map_err(|source| self.io(source))?;
         let lock = match self.fs.try_lock(&self.dir.join(LOCK_NAME)).map_err(|source| self.io(source))? {
             LockAttempt::Held(lock) => Mutex::new(lock),
             LockAttempt::InUse { holder } => {
-                return Err(DiskKvError::InUse { dir: self.dir.clone(), holder });
+                return Err(DiskKvError::InUse { dir: self.dir.clone(), holder }.into());
             }
         };
-        let database = Database::open(&*self.fs, &self.dir, self.cache_bytes)?;
-        let state = database.state()?;
+        let (database, mut state) = Database::open(&*self.fs, &self.dir, self.cache_bytes)?;
+        if let Some(binding) = &*self.bound_to()
+            && binding.compare(state.binding.as_ref().map(<[u8; _]>::as_slice))? == Bound::Store
+        {
+            state.binding = Some(binding.to_bytes());
+            database.commit_durably(&state)?;
+        }
         let next_expiry_ms = database.first_expiry_ms()?;
-        Ok(Open { database: Arc::new(database), state, next_expiry_ms, not_durable: None, _lock: lock })
+        let (database, is_filling) = (Arc::new(database), false);
+        let (not_durable, view) = (None, Weak::new());
+        Ok(Open { database, state, next_expiry_ms, not_durable, view, is_filling, _lock: lock })
+    }
+
+    fn bound_to(&self) -> MutexGuard<'_, Option<Binding>> {
+        self.binding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One transaction: what `work` does to the tables, and the position that it comes to. `bytes` is how much of the
@@ -149,12 +222,12 @@ impl DiskKvStateMachine {
         let (database, mut state, waiting) =
             self.read(|open| (Arc::clone(&open.database), open.state.clone(), open.not_durable))?;
         let not_durable = waiting.unwrap_or(0).saturating_add(bytes);
-        let is_durable = not_durable >= SYNC_EVERY_BYTES;
+        let is_durable = not_durable >= self.sync_every_bytes;
         let transaction = if is_durable { database.begin_durable()? } else { database.begin_lazy()? };
         let done = (|| {
-            let mut tables = Tables::open(&transaction, state.time_ms)?;
+            let mut tables = Tables::open(&transaction, &state)?;
             let done = work(&mut tables, &mut state.position)?;
-            state.time_ms = tables.time_ms();
+            (state.time_ms, state.content_bytes) = (tables.time_ms(), tables.content_bytes());
             let next_expiry_ms = tables.first_expiry()?.map(|(at, _)| at.get());
             drop(tables);
             state.store(&transaction)?;
@@ -167,7 +240,23 @@ impl DiskKvStateMachine {
             open.next_expiry_ms = next_expiry_ms;
             open.not_durable = (!is_durable).then_some(not_durable);
         })?;
+        self.bound_view(&database)?;
         Ok(done)
+    }
+
+    /// Gives a view up for which the file has grown too far: the pages that it reads are needed.
+    fn bound_view(&self, database: &Database) -> Result<(), DiskKvError> {
+        let Some(view) = self.read(|open| open.view.upgrade())? else { return Ok(()) };
+        let bytes = database.bytes();
+        if bytes.saturating_sub(view.began_at) > self.view_growth_bytes.max(view.began_at) {
+            tracing::warn!(
+                began_at = view.began_at,
+                bytes,
+                "a snapshot is given up: the database grows beside it"
+            );
+            view.give_up(bytes);
+        }
+        Ok(())
     }
 
     /// Puts a new database in the place of the open one.
@@ -190,12 +279,35 @@ impl DiskKvStateMachine {
         database::discard(&*self.fs, &self.dir);
     }
 
+    /// Whether a second database has room beside the open one. What the disk does not tell is not asked for.
+    fn has_room(&self, bytes: u64) -> Result<bool, DiskKvError> {
+        let free = self.fs.free_bytes(&self.dir).map_err(|source| self.io(source))?;
+        Ok(free.is_none_or(|free| free >= bytes))
+    }
+
+    /// Gives the records up, durably: the machine stands at the beginning, so that whatever happens until a snapshot
+    /// has been installed, the next start installs it again.
+    fn make_room(&self) -> Result<(), DiskKvError> {
+        let before = self.database()?;
+        let state = State { binding: self.read(|open| open.state.binding)?, ..State::default() };
+        let empty = Database::create(&*self.fs, &self.dir, self.cache_bytes)?;
+        if let Err(error) = empty.commit_durably(&state) {
+            self.give_up(&empty);
+            return Err(error);
+        }
+        self.change(|open| open.is_filling = true)?;
+        self.replace(empty, state, None)?;
+        // Also when a view still reads from it: the room is needed.
+        before.close()
+    }
+
     fn freeze(&self) -> Result<View, DiskKvError> {
         let _writing = self.writing();
         let (database, label, time_ms) =
             self.read(|open| (Arc::clone(&open.database), open.state.position, open.state.time_ms))?;
-        let transaction = database.begin_read()?;
-        Ok(View { fs: Arc::clone(&self.fs), label, time_ms, transaction, database })
+        let frozen = Arc::new(Frozen::new(database.begin_read()?, database.bytes()));
+        self.change(|open| open.view = Arc::downgrade(&frozen))?;
+        Ok(View { fs: Arc::clone(&self.fs), label, time_ms, frozen, database })
     }
 }
 
@@ -212,6 +324,20 @@ impl Drop for DiskKvStateMachine {
 
 #[async_trait]
 impl StateMachine for DiskKvStateMachine {
+    /// Compared and stored by `start`, which opens the files.
+    fn bind(&self, binding: &Binding) -> Result<()> {
+        *self.bound_to() = Some(binding.clone());
+        let Ok(bound) = self.read(|open| open.state.binding) else { return Ok(()) };
+        if binding.compare(bound.as_ref().map(<[u8; _]>::as_slice))? == Bound::Store {
+            self.change(|open| {
+                open.state.binding = Some(binding.to_bytes());
+                open.not_durable.get_or_insert(0);
+            })?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
     /// Opens the database; after a `stop`, the machine just goes on.
     fn start(&self) -> Result<()> {
         let _writing = self.writing();
@@ -229,12 +355,13 @@ impl StateMachine for DiskKvStateMachine {
     }
 
     fn is_running(&self) -> bool {
-        self.running.load(Ordering::Acquire)
+        // A damaged file serves nothing more; the next entry stops the node with the reason.
+        self.running.load(Ordering::Acquire) && self.database().is_ok_and(|database| !database.is_damaged())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         let (database, records) = self.records()?;
-        Ok(records.value(key).map_err(|failure| database.failed(failure))?)
+        Ok(rules::value(&records, key).map_err(|failure| database.failed(failure))?)
     }
 
     fn entry_term(&self, entry_id: u64) -> Option<u64> {
@@ -264,7 +391,7 @@ impl StateMachine for DiskKvStateMachine {
                 let reply = match command {
                     Ok(command) => rules::apply(tables, command, entry.time_ms())?,
                     Err(error) => {
-                        rules::advance_to(tables, entry.time_ms())?;
+                        rules::pass_time(tables, entry.time_ms())?;
                         KvReply::Rejected { reason: error.to_string() }
                     }
                 };
@@ -323,15 +450,22 @@ impl StateMachine for DiskKvStateMachine {
         self.flush()
     }
 
-    /// Fills a new database beside the open one, which takes its place by a rename. Needs room on the disk for both.
+    /// Fills a new database beside the open one, which takes its place by a rename. Without room on the disk for both,
+    /// the records are given up first; reads fail until the new ones are there.
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         let _writing = self.writing();
         check_files(&*self.fs, meta, &path)?;
         let mut input = SnapshotFileReader::open(&*self.fs, &path, meta.last_included)?;
         let mut state = self.read(|open| open.state.clone())?;
+        if !self.has_room(database_bytes(file_bytes(input.left())))? {
+            self.make_room()?;
+        }
         let new = Database::create(&*self.fs, &self.dir, self.cache_bytes)?;
         match snapshot::fill(&new, &mut input, &mut state) {
-            Ok(next_expiry_ms) => Ok(self.replace(new, state, next_expiry_ms)?),
+            Ok(next_expiry_ms) => {
+                self.replace(new, state, next_expiry_ms)?;
+                Ok(self.change(|open| open.is_filling = false)?)
+            }
             Err(error) => {
                 self.give_up(&new);
                 Err(error)
@@ -377,16 +511,41 @@ impl StateMachine for DiskKvStateMachine {
         let _writing = self.writing();
         self.database()?;
         let new = Database::create(&*self.fs, &self.dir, self.cache_bytes)?;
-        let state = State::default();
+        let state = State { binding: self.read(|open| open.state.binding)?, ..State::default() };
         if let Err(error) = new.commit_durably(&state) {
             self.give_up(&new);
             return Err(error.into());
         }
-        Ok(self.replace(new, state, None)?)
+        self.replace(new, state, None)?;
+        Ok(self.change(|open| open.is_filling = false)?)
     }
 
     fn durability(&self) -> Durability {
         Durability::Durable
+    }
+
+    fn name(&self) -> &str {
+        MACHINE_NAME
+    }
+
+    fn check(&self, command: &[u8]) -> Result<()> {
+        Ok(KvCommand::check(command)?)
+    }
+
+    fn snapshot_bytes(&self) -> Option<u64> {
+        self.read(|open| file_bytes(open.state.content_bytes)).ok()
+    }
+
+    /// Room for a second database; or, where there is none, what the new one needs beyond the old one.
+    fn install_bytes(&self, _meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
+        let needed = database_bytes(file_bytes);
+        let own = self.database().map_or(0, |database| database.bytes());
+        needed.saturating_sub(own)
+    }
+
+    /// The disk may be asked: not on an async thread.
+    fn reads_block(&self) -> bool {
+        true
     }
 
     /// Always one: the database keeps the pages of the state that is read, and writes others.

@@ -1,18 +1,19 @@
 //! What a database holds beside its records: position, log time, the newest snapshot.
 
-use d_engine_replica::{LogId, SnapshotMetadata};
+use d_engine_replica::{Binding, LogId, SnapshotMetadata};
 use redb::{ReadTransaction, TableDefinition, TableError, WriteTransaction};
 
 use crate::error::Failure;
 
 /// The form of the tables. Another one needs another number.
-pub(crate) const FORMAT_VERSION: u64 = 1;
+pub(crate) const FORMAT_VERSION: u64 = 2;
 
 /// One record under one key: numbers, little-endian. They change together, in the transaction that changes the data.
 const STATE: TableDefinition<'static, u8, &'static [u8]> = TableDefinition::new("state");
 const FORMAT: u8 = 0;
 const APPLIED: u8 = 1;
 const SNAPSHOT: u8 = 2;
+const BINDING: u8 = 3;
 
 /// Where a database stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -21,8 +22,12 @@ pub(crate) struct State {
     pub(crate) position: LogId,
     /// The latest log time that was told, in UNIX milliseconds.
     pub(crate) time_ms: u64,
+    /// Bytes of all records in a snapshot.
+    pub(crate) content_bytes: u64,
     /// The newest snapshot that the engine has told of.
     pub(crate) snapshot: Option<SnapshotMetadata>,
+    /// The history that the records belong to; `None`: not bound yet.
+    pub(crate) binding: Option<[u8; Binding::BYTES]>,
 }
 
 /// Why a state could not be read.
@@ -43,14 +48,33 @@ impl State {
     pub(crate) fn store(&self, transaction: &WriteTransaction) -> Result<(), Failure> {
         let mut table = transaction.open_table(STATE)?;
         table.insert(FORMAT, FORMAT_VERSION.to_le_bytes().as_slice())?;
-        let applied = [self.position.term, self.position.index, self.time_ms].map(u64::to_le_bytes);
+        let applied =
+            [self.position.term, self.position.index, self.time_ms, self.content_bytes].map(u64::to_le_bytes);
         table.insert(APPLIED, applied.concat().as_slice())?;
         if let Some(SnapshotMetadata { last_included, checksum, format, .. }) = &self.snapshot {
             let numbers = [last_included.term, last_included.index, u64::from(*format)].map(u64::to_le_bytes);
             let record = [&numbers.concat()[..], &checksum[..]].concat();
             table.insert(SNAPSHOT, record.as_slice())?;
         }
+        if let Some(binding) = &self.binding {
+            table.insert(BINDING, binding.as_slice())?;
+        }
         Ok(())
+    }
+
+    /// The log time alone: what a reader judges expiries by, of the same moment as the records.
+    pub(crate) fn time_ms_in(transaction: &ReadTransaction) -> Result<u64, Failure> {
+        Self::read_bytes_in(transaction).map(|(time_ms, _)| time_ms)
+    }
+
+    /// Log time, and bytes of all records in a snapshot.
+    pub(crate) fn read_bytes_in(transaction: &ReadTransaction) -> Result<(u64, u64), Failure> {
+        let table = transaction.open_table(STATE)?;
+        let applied = table.get(APPLIED)?;
+        let numbers = applied.as_ref().and_then(|record| numbers::<4>(record.value()));
+        numbers
+            .map(|[_, _, time_ms, bytes]| (time_ms, bytes))
+            .ok_or_else(|| Failure::Damaged("its log time cannot be read".to_owned()))
     }
 
     pub(crate) fn read(transaction: &ReadTransaction) -> Result<Self, ReadError> {
@@ -67,14 +91,24 @@ impl State {
             None => return Err(ReadError::Damaged("it has no format version")),
         }
         let applied = record(APPLIED)?;
-        let Some([term, index, time_ms]) = applied.as_deref().and_then(numbers::<3>) else {
+        let Some([term, index, time_ms, content_bytes]) = applied.as_deref().and_then(numbers::<4>) else {
             return Err(ReadError::Damaged("its position cannot be read"));
         };
         let snapshot = match record(SNAPSHOT)? {
             None => None,
             Some(record) => Some(metadata(&record).ok_or(ReadError::Damaged("its snapshot cannot be read"))?),
         };
-        Ok(Self { position: LogId { term, index }, time_ms, snapshot })
+        let binding = match record(BINDING)? {
+            None => None,
+            Some(record) => {
+                let binding = record.try_into();
+                Some(
+                    binding
+                        .map_err(|_| ReadError::Damaged("the history that it is bound to cannot be read"))?,
+                )
+            }
+        };
+        Ok(Self { position: LogId { term, index }, time_ms, content_bytes, snapshot, binding })
     }
 }
 

@@ -5,57 +5,157 @@ use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{KvRead, KvTable, Pair, Replaced};
+use d_engine_proto::key_value::rules::{KvRead, KvTable, Pair, Replaced, Stored};
+use d_engine_proto::key_value::snapshot_file::record_bytes;
 use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
     WriteTransaction,
 };
 
 use crate::error::Failure;
+use crate::state::State;
 
-/// Key → when it vanishes (UNIX milliseconds of log time; 0: never) and its value.
-type Records = TableDefinition<'static, &'static [u8], (u64, &'static [u8])>;
+/// When a record vanishes (UNIX milliseconds of log time; 0: never), CRC-32C over key, that and value, and the value. The
+/// database has checksums of its own over whole pages, which it compares when it is asked to, not when it reads.
+type Value = (u64, u32, &'static [u8]);
+type Records = TableDefinition<'static, &'static [u8], Value>;
 const RECORDS: Records = TableDefinition::new("records");
-/// When it vanishes and key, in the order in which they vanish.
-const EXPIRIES: TableDefinition<'static, (u64, &'static [u8]), ()> = TableDefinition::new("expiries");
+/// When it vanishes and key, in the order in which they vanish → CRC-32C over both.
+const EXPIRIES: TableDefinition<'static, (u64, &'static [u8]), u32> = TableDefinition::new("expiries");
+
+/// The checksum of a record; with an empty value that of an expiry.
+fn checksum(key: &[u8], expires_ms: u64, value: &[u8]) -> u32 {
+    let mut sum = crc32c::crc32c(&(key.len() as u64).to_le_bytes());
+    for part in [key, &expires_ms.to_le_bytes(), value] {
+        sum = crc32c::crc32c_append(sum, part);
+    }
+    sum
+}
+
+/// What is stored in a record that is as it was written.
+fn checked<'a>(key: &[u8], stored: (u64, u32, &'a [u8])) -> Result<(&'a [u8], Option<NonZeroU64>), Failure> {
+    let (expires_ms, expected, value) = stored;
+    let found = checksum(key, expires_ms, value);
+    if found == expected {
+        return Ok((value, NonZeroU64::new(expires_ms)));
+    }
+    let key = key.escape_ascii();
+    Err(Failure::Damaged(format!("the record of \"{key}\" has checksum {found:08x}, not {expected:08x}")))
+}
+
+/// The key of an expiry that is as it was written.
+fn checked_expiry((at_ms, key): (u64, &[u8]), expected: u32) -> Result<(NonZeroU64, &[u8]), Failure> {
+    let found = checksum(key, at_ms, &[]);
+    match NonZeroU64::new(at_ms).filter(|_| found == expected) {
+        Some(at_ms) => Ok((at_ms, key)),
+        None => {
+            let key = key.escape_ascii();
+            Err(Failure::Damaged(format!(
+                "the expiry of \"{key}\" has checksum {found:08x}, not {expected:08x}"
+            )))
+        }
+    }
+}
+
+/// What a record that is replaced or removed held, copied out of the page that is about to change.
+fn replaced(key: &[u8], stored: (u64, u32, &[u8])) -> Result<Stored<Bytes>, Failure> {
+    let (value, expires_ms) = checked(key, stored)?;
+    Ok((Bytes::copy_from_slice(value), expires_ms))
+}
 
 /// The tables in a transaction that changes them.
 pub(crate) struct Tables<'txn> {
-    records: Table<'txn, &'static [u8], (u64, &'static [u8])>,
-    expiries: Table<'txn, (u64, &'static [u8]), ()>,
+    records: Table<'txn, &'static [u8], Value>,
+    expiries: Table<'txn, (u64, &'static [u8]), u32>,
     /// The log time; whoever ends the transaction stores it.
     time_ms: u64,
+    /// Bytes of all records in a snapshot; stored likewise.
+    content_bytes: u64,
 }
 
 impl<'txn> Tables<'txn> {
     /// The tables, made if they are missing, at this log time.
-    pub(crate) fn open(transaction: &'txn WriteTransaction, time_ms: u64) -> Result<Self, Failure> {
+    pub(crate) fn open(transaction: &'txn WriteTransaction, state: &State) -> Result<Self, Failure> {
         let records = transaction.open_table(RECORDS)?;
-        Ok(Self { records, expiries: transaction.open_table(EXPIRIES)?, time_ms })
+        let expiries = transaction.open_table(EXPIRIES)?;
+        Ok(Self { records, expiries, time_ms: state.time_ms, content_bytes: state.content_bytes })
+    }
+
+    /// Bytes of all records in a snapshot.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.content_bytes
+    }
+
+    /// A record was replaced or removed.
+    fn lose(&mut self, key: &[u8], before: Option<&Stored<Bytes>>) {
+        let bytes = before.map_or(0, |(value, _)| record_bytes(key, value));
+        self.content_bytes = self.content_bytes.saturating_sub(bytes);
     }
 }
 
 /// The records of one moment.
-pub(crate) struct FrozenRecords(ReadOnlyTable<&'static [u8], (u64, &'static [u8])>);
+pub(crate) struct FrozenRecords {
+    records: ReadOnlyTable<&'static [u8], Value>,
+    expiries: ReadOnlyTable<(u64, &'static [u8]), u32>,
+    time_ms: u64,
+}
 
 impl FrozenRecords {
-    pub(crate) fn open(transaction: &ReadTransaction) -> Result<Self, Failure> {
-        Ok(Self(transaction.open_table(RECORDS)?))
+    /// Those of a transaction, as of this log time.
+    pub(crate) fn open(transaction: &ReadTransaction, time_ms: u64) -> Result<Self, Failure> {
+        let records = transaction.open_table(RECORDS)?;
+        Ok(Self { records, expiries: transaction.open_table(EXPIRIES)?, time_ms })
     }
 
     pub(crate) fn len(&self) -> Result<u64, Failure> {
-        Ok(self.0.len()?)
+        Ok(self.records.len()?)
     }
 
-    /// Gives every record in the order of the keys, with when it vanishes, until `each` fails.
+    /// Gives every record in the order of the keys, with when it vanishes, until `each` fails. That there are as many as the
+    /// tree says and in order is checked too: a damaged page above the records loses some of them and touches none.
     pub(crate) fn try_for_each<E: From<Failure>>(
         &self,
         mut each: impl FnMut(&[u8], &[u8], Option<NonZeroU64>) -> Result<(), E>,
     ) -> Result<(), E> {
-        for record in self.0.iter().map_err(Failure::from)? {
+        let mut left = self.len()?;
+        let mut before: Option<Vec<u8>> = None;
+        for record in self.records.iter().map_err(Failure::from)? {
             let (key, stored) = record.map_err(Failure::from)?;
-            let (expires_ms, value) = stored.value();
-            each(key.value(), value, NonZeroU64::new(expires_ms))?;
+            let key = key.value();
+            let (value, expires_ms) = checked(key, stored.value())?;
+            let is_next = before.as_deref().is_none_or(|before| before < key);
+            left = left.checked_sub(1).filter(|_| is_next).ok_or_else(|| {
+                Failure::Damaged(format!("the record of \"{}\" is one too many", key.escape_ascii()))
+            })?;
+            let copy = before.get_or_insert_default();
+            copy.clear();
+            copy.extend_from_slice(key);
+            each(key, value, expires_ms)?;
+        }
+        match left {
+            0 => Ok(()),
+            left => Err(Failure::Damaged(format!("{left} records are missing")).into()),
+        }
+    }
+
+    /// Reads everything, and compares it with what is known of the whole.
+    pub(crate) fn verify(&self, content_bytes: u64) -> Result<(), Failure> {
+        let (mut bytes, mut expiring) = (0_u64, 0_u64);
+        self.try_for_each(|key, value, expires_ms| {
+            bytes = bytes.saturating_add(record_bytes(key, value));
+            expiring += u64::from(expires_ms.is_some());
+            Ok::<_, Failure>(())
+        })?;
+        let mut noted = 0_u64;
+        for entry in self.expiries.iter()? {
+            let (key, expected) = entry?;
+            checked_expiry(key.value(), expected.value())?;
+            noted += 1;
+        }
+        if (bytes, expiring, noted) != (content_bytes, noted, self.expiries.len()?) {
+            return Err(Failure::Damaged(format!(
+                "{bytes} bytes of records with {expiring} expiries were found, but {content_bytes} and {noted} are noted"
+            )));
         }
         Ok(())
     }
@@ -63,25 +163,33 @@ impl FrozenRecords {
 
 /// When the first record vanishes, in UNIX milliseconds of log time.
 pub(crate) fn first_expiry_ms(transaction: &ReadTransaction) -> Result<Option<u64>, Failure> {
-    Ok(transaction.open_table(EXPIRIES)?.first()?.map(|(noted, _)| noted.value().0))
+    first_in(&transaction.open_table(EXPIRIES)?).map(|first| first.map(|(at, _)| at.get()))
 }
 
-fn value_in(
-    records: &impl ReadableTable<&'static [u8], (u64, &'static [u8])>,
+fn first_in(
+    expiries: &impl ReadableTable<(u64, &'static [u8]), u32>,
+) -> Result<Option<(NonZeroU64, Bytes)>, Failure> {
+    let Some((noted, expected)) = expiries.first()? else { return Ok(None) };
+    let (at, key) = checked_expiry(noted.value(), expected.value())?;
+    Ok(Some((at, Bytes::copy_from_slice(key))))
+}
+
+fn stored_in(
+    records: &impl ReadableTable<&'static [u8], Value>,
     key: &[u8],
-) -> Result<Option<Bytes>, Failure> {
-    Ok(records.get(key)?.map(|stored| Bytes::copy_from_slice(stored.value().1)))
+) -> Result<Option<Stored<Bytes>>, Failure> {
+    records.get(key)?.map(|stored| replaced(key, stored.value())).transpose()
 }
 
 fn between_in(
-    records: &impl ReadableTable<&'static [u8], (u64, &'static [u8])>,
+    records: &impl ReadableTable<&'static [u8], Value>,
     from: Bound<&[u8]>,
     to: Bound<&[u8]>,
 ) -> Result<impl Iterator<Item = Pair<Bytes, Failure>>, Failure> {
     let range = records.range::<&[u8]>((from, to))?;
     Ok(range.map(|record| {
         let (key, stored) = record?;
-        Ok((Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(stored.value().1)))
+        Ok((Bytes::copy_from_slice(key.value()), replaced(key.value(), stored.value())?))
     }))
 }
 
@@ -89,25 +197,12 @@ impl KvRead for FrozenRecords {
     type Value = Bytes;
     type Error = Failure;
 
-    fn value(&self, key: &[u8]) -> Result<Option<Bytes>, Failure> {
-        value_in(&self.0, key)
+    fn stored(&self, key: &[u8]) -> Result<Option<Stored<Bytes>>, Failure> {
+        stored_in(&self.records, key)
     }
 
-    fn between(
-        &self,
-        from: Bound<&[u8]>,
-        to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = Pair<Bytes, Failure>>, Failure> {
-        between_in(&self.0, from, to)
-    }
-}
-
-impl KvRead for Tables<'_> {
-    type Value = Bytes;
-    type Error = Failure;
-
-    fn value(&self, key: &[u8]) -> Result<Option<Bytes>, Failure> {
-        value_in(&self.records, key)
+    fn time_ms(&self) -> u64 {
+        self.time_ms
     }
 
     fn between(
@@ -119,9 +214,25 @@ impl KvRead for Tables<'_> {
     }
 }
 
-/// What a table held, copied out of the page that is about to change.
-fn replaced(stored: (u64, &[u8])) -> (Bytes, Option<NonZeroU64>) {
-    (Bytes::copy_from_slice(stored.1), NonZeroU64::new(stored.0))
+impl KvRead for Tables<'_> {
+    type Value = Bytes;
+    type Error = Failure;
+
+    fn stored(&self, key: &[u8]) -> Result<Option<Stored<Bytes>>, Failure> {
+        stored_in(&self.records, key)
+    }
+
+    fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    fn between(
+        &self,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+    ) -> Result<impl Iterator<Item = Pair<Bytes, Failure>>, Failure> {
+        between_in(&self.records, from, to)
+    }
 }
 
 impl KvTable for Tables<'_> {
@@ -131,16 +242,23 @@ impl KvTable for Tables<'_> {
         value: &[u8],
         expires_ms: Option<NonZeroU64>,
     ) -> Result<Replaced<Bytes>, Failure> {
-        let stored = (expires_ms.map_or(0, NonZeroU64::get), value);
-        Ok(self.records.insert(key, stored)?.map(|before| replaced(before.value())))
+        let expires_ms = expires_ms.map_or(0, NonZeroU64::get);
+        let stored = (expires_ms, checksum(key, expires_ms, value), value);
+        let before =
+            self.records.insert(key, stored)?.map(|before| replaced(key, before.value())).transpose()?;
+        self.content_bytes = self.content_bytes.saturating_add(record_bytes(key, value));
+        self.lose(key, before.as_ref());
+        Ok(before)
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<Replaced<Bytes>, Failure> {
-        Ok(self.records.remove(key)?.map(|before| replaced(before.value())))
+        let before = self.records.remove(key)?.map(|before| replaced(key, before.value())).transpose()?;
+        self.lose(key, before.as_ref());
+        Ok(before)
     }
 
     fn note_expiry(&mut self, at_ms: NonZeroU64, key: &[u8]) -> Result<(), Failure> {
-        self.expiries.insert((at_ms.get(), key), ())?;
+        self.expiries.insert((at_ms.get(), key), checksum(key, at_ms.get(), &[]))?;
         Ok(())
     }
 
@@ -150,15 +268,7 @@ impl KvTable for Tables<'_> {
     }
 
     fn first_expiry(&self) -> Result<Option<(NonZeroU64, Bytes)>, Failure> {
-        let first = self.expiries.first()?;
-        Ok(first.and_then(|(noted, _)| {
-            let (at, key) = noted.value();
-            Some((NonZeroU64::new(at)?, Bytes::copy_from_slice(key)))
-        }))
-    }
-
-    fn time_ms(&self) -> u64 {
-        self.time_ms
+        first_in(&self.expiries)
     }
 
     fn set_time_ms(&mut self, time_ms: u64) -> Result<(), Failure> {

@@ -5,12 +5,14 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand};
-use d_engine_replica::{SnapshotMetadata, StateMachine, snapshot_checksum};
+use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand, PutOptions};
+use d_engine_replica::{Binding, SnapshotMetadata, StateMachine, snapshot_checksum};
 use d_engine_storage::fs::ensure_dir;
 use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::{ClusterId, Fs as _, Incarnation, OpenMode, read_file, write_all_at};
 use support::{apply, at_once, id, install, snapshot, started};
 
 #[test]
@@ -135,14 +137,194 @@ fn a_flipped_bit_or_a_cut_anywhere_is_refused_and_the_old_state_stays() {
     assert_eq!(started(home.path()).get(b"old").unwrap(), Some(Bytes::from_static(b"state")));
 }
 
+/// The engine fills an empty machine from the snapshot and the log, or says what is missing: nothing is lost, and the
+/// file is kept.
 #[test]
-fn a_file_that_is_no_database_refuses_the_start() {
-    let home = tempfile::tempdir().unwrap();
+fn a_file_that_is_no_database_is_put_aside() {
     for content in [&b"something else"[..], &[0; 8192]] {
+        let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("kv.redb"), content).unwrap();
-        let error = DiskKvStateMachine::new(home.path()).start().unwrap_err();
-        assert!(error.to_string().contains("kv.redb"), "{error}");
+        let machine = started(home.path());
+        assert_eq!((machine.last_applied().index, machine.len()), (0, 0));
+        assert_eq!(std::fs::read(home.path().join("kv.redb.damaged")).unwrap(), content);
+        apply(&machine, 1, &[KvCommand::put("a", "1")]);
+        drop(machine);
+        assert_eq!(started(home.path()).len(), 1);
     }
+}
+
+/// A bit is flipped in every byte of a small file, one after the other: what the machine then serves and writes into
+/// snapshots is what it was, or nothing.
+#[test]
+fn a_flipped_bit_anywhere_in_the_file_is_never_served() {
+    let home = tempfile::tempdir().unwrap();
+    let machine = started(home.path());
+    let commands: Vec<KvCommand> = (0..8)
+        .map(|n| match n % 4 {
+            0 => {
+                KvCommand::put_with(format!("k{n}"), "x", PutOptions::default().ttl(Duration::from_secs(60)))
+            }
+            _ => KvCommand::put(format!("k{n}"), format!("value {n}")),
+        })
+        .collect();
+    apply(&machine, 1, &commands);
+    let dir = tempfile::tempdir().unwrap();
+    let expected = snapshot(&machine, dir.path());
+    drop(machine);
+    let whole = std::fs::read(home.path().join("kv.redb")).unwrap();
+    let (mut given_up, mut harmless) = (0, 0);
+    // Pages that the tree does not use are zeros, and most of the file.
+    let used = |at: usize| whole[at / 512 * 512..].iter().take(512).any(|byte| *byte != 0);
+    for at in (0..whole.len()).filter(|at| used(*at)) {
+        let fs = SimFs::new();
+        let place = Path::new("/machine");
+        ensure_dir(&fs, place).unwrap();
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let file = fs.open(&place.join("kv.redb"), OpenMode::CreateNew).unwrap();
+        write_all_at(&*file, 0, &flipped).unwrap();
+        drop(file);
+        let machine = DiskKvStateMachine::with_fs(Arc::new(fs.clone()), place).cache_bytes(1 << 20);
+        machine.start().unwrap();
+        if machine.last_applied().index == 0 {
+            assert!(machine.is_empty(), "byte {at}");
+            given_up += 1;
+            continue;
+        }
+        ensure_dir(&fs, Path::new("/snapshot")).unwrap();
+        let meta = snapshot(&machine, Path::new("/snapshot"));
+        assert_eq!(meta, expected, "byte {at}");
+        harmless += 1;
+    }
+    assert!(given_up > 1_000, "{given_up} flips were noticed, {harmless} did no harm");
+}
+
+/// Damage that comes while the machine runs: the read says so, the machine is not ready, the next entry stops the node
+/// with the reason, and the next start begins empty.
+#[test]
+fn a_record_that_is_damaged_while_the_machine_runs_stops_it() {
+    let fs = Arc::new(SimFs::new());
+    let place = Path::new("/machine");
+    let open = || DiskKvStateMachine::with_fs(fs.clone(), place).cache_bytes(0);
+    let machine = open();
+    machine.start().unwrap();
+    let value = "a value that is long enough to be found in the file again";
+    apply(&machine, 1, &[KvCommand::put("a", value), KvCommand::put("b", "2")]);
+    machine.flush().unwrap();
+    let path = place.join("kv.redb");
+    let mut bytes = read_file(&*fs, &path).unwrap();
+    let found: Vec<usize> =
+        (0..bytes.len() - value.len()).filter(|at| bytes[*at..].starts_with(value.as_bytes())).collect();
+    let file = fs.open(&path, OpenMode::Existing).unwrap();
+    for at in found {
+        bytes[at] ^= 1;
+        write_all_at(&*file, at as u64, &bytes[at..=at]).unwrap();
+    }
+    let told = machine.get(b"a").unwrap_err().to_string();
+    assert!(told.contains("the record of \"a\"") && told.contains("filled anew"), "{told}");
+    assert!(!machine.is_running());
+    let next = vec![(0, KvCommand::put("c", "3").encode())];
+    assert!(support::apply_at(&machine, 3, &next).unwrap_err().to_string().contains("the record of"));
+    drop(machine);
+    let machine = open();
+    machine.start().unwrap();
+    assert_eq!((machine.last_applied().index, machine.len()), (0, 0));
+    assert!(fs.kind(&place.join("kv.redb.damaged")).is_ok());
+}
+
+/// Until the engine asks for it nothing is synced, but for every so many bytes: a power cut must not take more.
+#[test]
+fn what_was_applied_long_ago_survives_a_power_cut_without_a_flush() {
+    for survives in [0, 1] {
+        let fs = Arc::new(SimFs::new());
+        let open = || {
+            let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").sync_every_bytes(10_000);
+            machine.start().unwrap();
+            machine
+        };
+        let machine = open();
+        for index in 1..=50 {
+            apply(&machine, index, &[KvCommand::put(format!("k{index}"), "x".repeat(500))]);
+        }
+        fs.halt_at(1);
+        drop(machine);
+        fs.crash(&mut |below| if below == 0 { 0 } else { survives % below });
+        let machine = open();
+        let position = machine.last_applied().index;
+        assert!((30..=50).contains(&position), "it stands at {position} of 50");
+        assert_eq!(machine.len() as u64, position);
+    }
+}
+
+/// The installed state has its name for good when the machine says so.
+#[test]
+fn an_installed_state_survives_whatever_a_power_cut_takes() {
+    for survives in 0..4 {
+        let fs = Arc::new(SimFs::new());
+        let dir = Path::new("/snapshot");
+        ensure_dir(&*fs, dir).unwrap();
+        let open = |home: &str| {
+            let machine = DiskKvStateMachine::with_fs(fs.clone(), home);
+            machine.start().unwrap();
+            machine
+        };
+        let source = open("/source");
+        apply(&source, 1, &["a", "b", "c"].map(|key| KvCommand::put(key, "new")));
+        let meta = snapshot(&source, dir);
+        let machine = open("/machine");
+        apply(&machine, 1, &[KvCommand::put("a", "old")]);
+        machine.flush().unwrap();
+        if survives < 2 {
+            install(&machine, &meta, dir).unwrap();
+        } else {
+            at_once(machine.reset()).unwrap();
+        }
+        fs.halt_at(1);
+        drop((machine, source));
+        fs.crash(&mut |below| if below == 0 { 0 } else { survives % 2 % below });
+        let machine = open("/machine");
+        let expected = if survives < 2 { (3, 3) } else { (0, 0) };
+        assert_eq!((machine.last_applied().index, machine.len()), expected);
+    }
+}
+
+/// The pages that a view reads are not written anew: beyond a bound the view goes, not the disk.
+#[test]
+fn a_view_for_which_the_file_grows_too_far_is_given_up_with_the_figures() {
+    let home = tempfile::tempdir().unwrap();
+    let machine = DiskKvStateMachine::new(home.path()).view_growth_bytes(1 << 20);
+    machine.start().unwrap();
+    apply(&machine, 1, &[KvCommand::put("a", "1")]);
+    machine.flush().unwrap();
+    let held = machine.snapshot_view().unwrap().unwrap();
+    let length = || std::fs::metadata(home.path().join("kv.redb")).unwrap().len();
+    let before = length();
+    let mut index = 1;
+    while length() < before + before.max(1 << 20) + (1 << 20) && index < 100_000 {
+        index += 1;
+        apply(&machine, index, &[KvCommand::put(format!("k{}", index % 500), "x".repeat(100))]);
+        if index % 50 == 0 {
+            machine.flush().unwrap();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let given_up = held.write(dir.path()).unwrap_err().to_string();
+    assert!(
+        given_up.contains(&format!("from {before} to")) && given_up.contains("view_growth_bytes"),
+        "{given_up}"
+    );
+    // What was held is free: the file grows no more.
+    machine.flush().unwrap();
+    let (after, last) = (length(), index);
+    for index in last + 1..last + 2_000 {
+        apply(&machine, index, &[KvCommand::put(format!("k{}", index % 500), "x".repeat(100))]);
+        if index % 50 == 0 {
+            machine.flush().unwrap();
+        }
+    }
+    assert!(length() <= after + (1 << 20), "{} bytes after {after}", length());
+    let dir = tempfile::tempdir().unwrap();
+    machine.snapshot_view().unwrap().unwrap().write(dir.path()).unwrap();
 }
 
 /// The power fails, or the disk does, at any operation of an install or a reset: the state is the old or the new one.
@@ -192,4 +374,149 @@ fn a_crash_anywhere_in_an_install_or_a_reset_leaves_the_old_state_or_the_new_one
         }
         assert!(old >= 5 && new >= 1, "{old} crashes left the old state, {new} the new one");
     }
+}
+
+fn binding(incarnation: u8) -> Binding {
+    Binding::new(ClusterId([1; 16]), 1, Incarnation([incarnation; 16]))
+}
+
+/// A start with what the engine tells of its directory.
+fn bound(dir: &Path, incarnation: u8) -> Result<DiskKvStateMachine, String> {
+    let machine = DiskKvStateMachine::new(dir);
+    machine.bind(&binding(incarnation)).and_then(|()| machine.start()).map_err(|error| error.to_string())?;
+    Ok(machine)
+}
+
+#[test]
+fn the_file_belongs_to_one_data_directory_also_after_a_reset_and_an_install() {
+    let (home, others, dir) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = bound(others.path(), 8).unwrap();
+    apply(&source, 1, &[KvCommand::put("a", "1")]);
+    let meta = snapshot(&source, dir.path());
+    // What was made without an engine is bound by the first one.
+    apply(&started(home.path()), 1, &[KvCommand::put("a", "0")]);
+    let refused = |what: &str| {
+        let refused = bound(home.path(), 8).map(drop).unwrap_err();
+        assert!(
+            refused.contains("incarnation 07070707") && refused.contains("incarnation 08080808"),
+            "{what}: {refused}"
+        );
+    };
+    drop(bound(home.path(), 7).unwrap());
+    refused("as it was");
+    let machine = bound(home.path(), 7).unwrap();
+    at_once(machine.reset()).unwrap();
+    drop(machine);
+    refused("after a reset");
+    let machine = bound(home.path(), 7).unwrap();
+    install(&machine, &meta, dir.path()).unwrap();
+    let error = machine.bind(&binding(8)).unwrap_err().to_string();
+    assert!(error.contains("incarnation 07070707"), "{error}");
+    drop(machine);
+    refused("after the install of another node's snapshot");
+    assert_eq!(bound(home.path(), 7).unwrap().last_applied(), id(1));
+    // A recovered directory says whose history it goes on with.
+    let machine = DiskKvStateMachine::new(home.path());
+    let mut continuing = binding(8);
+    continuing.continues.push((ClusterId([1; 16]), Incarnation([7; 16])));
+    machine.bind(&continuing).unwrap();
+    machine.start().unwrap();
+    drop(machine);
+    assert!(bound(home.path(), 7).is_err(), "it was bound anew");
+    bound(home.path(), 8).unwrap();
+}
+
+#[test]
+fn the_machine_knows_how_large_its_snapshot_will_be() {
+    let (home, memory) = (tempfile::tempdir().unwrap(), d_engine_kv::KvStateMachine::new());
+    let machine = started(home.path());
+    let commands = [
+        KvCommand::put("a", "1"),
+        KvCommand::put("b", "a longer value"),
+        KvCommand::put("a", "another value"),
+        KvCommand::put_with("c", "soon gone", PutOptions::default().ttl(Duration::from_millis(5))),
+        KvCommand::delete("b"),
+    ];
+    let is_told = |when: &str| {
+        for machine in [&machine as &dyn StateMachine, &memory] {
+            let dir = tempfile::tempdir().unwrap();
+            machine.snapshot_view().unwrap().unwrap().write(dir.path()).unwrap();
+            let written = std::fs::metadata(dir.path().join("kv.data")).unwrap().len();
+            assert_eq!(machine.snapshot_bytes(), Some(written), "{when}");
+        }
+    };
+    is_told("empty");
+    apply(&machine, 1, &commands);
+    apply(&memory, 1, &commands);
+    is_told("after commands");
+    for machine in [&machine as &dyn StateMachine, &memory] {
+        machine.advance_time(id(9), 100).unwrap();
+    }
+    is_told("after a key has vanished");
+    let dir = tempfile::tempdir().unwrap();
+    let meta = snapshot(&memory, dir.path());
+    at_once(memory.reset()).unwrap();
+    install(&machine, &meta, dir.path()).unwrap();
+    install(&memory, &meta, dir.path()).unwrap();
+    is_told("after an install");
+}
+
+/// Without room for two databases the old records go first. Whenever the power fails, the machine stands at the
+/// beginning with nothing, or at the snapshot with all of it: the next start installs it again.
+#[test]
+fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
+    let dir = Path::new("/snapshot");
+    let (mut old, mut empty, mut new, mut nth) = (0, 0, 0, 0);
+    loop {
+        nth += 1;
+        let fs = Arc::new(SimFs::new());
+        ensure_dir(&*fs, dir).unwrap();
+        let open = |home: &str| {
+            let machine = DiskKvStateMachine::with_fs(fs.clone(), home);
+            machine.bind(&binding(7)).unwrap();
+            machine.start().unwrap();
+            machine
+        };
+        let source = open("/source");
+        apply(&source, 1, &["a", "b", "c"].map(|key| KvCommand::put(key, "new")));
+        let meta = snapshot(&source, dir);
+        let machine = open("/machine");
+        apply(&machine, 1, &[KvCommand::put("a", "old")]);
+        machine.persist_last_snapshot_metadata(&SnapshotMetadata::new(id(1), [0; 32])).unwrap();
+        assert!(machine.install_bytes(&meta, 1 << 30) > 1 << 30, "it asks for what it needs");
+        fs.set_free_bytes(Some(1 << 20));
+        fs.halt_at(nth);
+        let done = install(&machine, &meta, dir).is_ok();
+        if !done {
+            assert!(
+                machine.get(b"a").is_err() || machine.get(b"a").unwrap().as_deref() == Some(b"old"),
+                "no half"
+            );
+        }
+        drop((machine, source));
+        let mut state = nth;
+        fs.crash(&mut |below| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            if below == 0 { 0 } else { (state >> 33) % below }
+        });
+        fs.set_free_bytes(None);
+        let machine = open("/machine");
+        let named = machine.snapshot_metadata().map(|meta| meta.last_included.index);
+        match (machine.last_applied().index, machine.get(b"a").unwrap().as_deref(), machine.len(), named) {
+            (1, Some(b"old"), 1, Some(1)) if !done => old += 1,
+            (0, None, 0, None) if !done => empty += 1,
+            (3, Some(b"new"), 3, Some(1)) => new += 1,
+            found => panic!("{found:?} after a crash at operation {nth}"),
+        }
+        install(&machine, &meta, dir).unwrap();
+        assert_eq!(machine.get(b"a").unwrap().as_deref(), Some(&b"new"[..]));
+        if done {
+            break;
+        }
+    }
+    assert!(
+        old >= 3 && empty >= 5 && new >= 1,
+        "{old} crashes left the old state, {empty} none, {new} the new one"
+    );
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
-use d_engine_kv_disk::{DiskKvStateMachine, KvCommand, KvOperation, KvQuery, PutOptions, Scan};
+use d_engine_kv_disk::{DiskKvStateMachine, KvCommand, KvOperation, KvQuery, KvReply, PutOptions, Scan};
 use d_engine_replica::StateMachine;
 use proptest::prelude::*;
 use support::{apply_at, at_once, id, install, snapshot, started};
@@ -163,4 +163,66 @@ proptest! {
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         prop_assert_eq!(snapshot(&disk, one.path()), snapshot(&memory, other.path()));
     }
+}
+
+/// Many keys that expire at once are removed little by little, and all of them are absent from that moment on, on both
+/// machines alike: in reads, to commands, and after a snapshot in the middle.
+#[test]
+fn of_many_keys_that_are_due_each_entry_removes_some_and_nobody_sees_the_others() {
+    const KEYS: u64 = 2_500;
+    let home = tempfile::tempdir().unwrap();
+    let (disk, memory) = (started(home.path()), KvStateMachine::new());
+    memory.start().unwrap();
+    let both: [&dyn StateMachine; 2] = [&disk, &memory];
+    let ttl = PutOptions::default().ttl(Duration::from_millis(100));
+    let puts: Vec<_> =
+        (0..KEYS).map(|n| (1_000, KvCommand::put_with(format!("k{n:04}"), "x", ttl).encode())).collect();
+    apply_at(&disk, 1, &puts).unwrap();
+    apply_at(&memory, 1, &puts).unwrap();
+    let all = |machine: &dyn StateMachine| machine.query(&KvQuery::Scan(Scan::all()).encode()).unwrap();
+    for machine in both {
+        machine.advance_time(id(KEYS + 1), 1_099).unwrap();
+        assert_eq!(machine.len() as u64, KEYS);
+        machine.advance_time(id(KEYS + 2), 1_100).unwrap();
+        assert_eq!(machine.len() as u64, KEYS - 1_000, "so many go with one tick");
+        assert_eq!(machine.next_expiry_ms(), Some(1_100), "the next tick is wanted at once");
+        assert_eq!(machine.get(b"k2499").unwrap(), None);
+    }
+    assert_eq!(all(&disk), all(&KvStateMachine::new()), "nothing is there");
+    assert_eq!(all(&disk), all(&memory));
+    // To commands they are absent as well; each command removes a few before its own work.
+    let commands = vec![
+        (1_100, KvCommand::put("k2498", "new").encode()),
+        (1_100, KvCommand::compare_and_swap("k2497", Some(Bytes::from_static(b"x")), None).encode()),
+        (1_100, KvCommand::delete("k2496").encode()),
+        (1_100, KvCommand::put_with("k2495", "y", PutOptions::default().previous()).encode()),
+    ];
+    let replies = apply_at(&disk, KEYS + 3, &commands).unwrap();
+    assert_eq!(replies, apply_at(&memory, KEYS + 3, &commands).unwrap());
+    let decoded: Vec<_> =
+        replies.iter().map(|reply| KvReply::decode(reply.as_ref().unwrap()).unwrap()).collect();
+    let expected = [
+        KvReply::Done { existed: false },
+        KvReply::CompareFailed { current: None },
+        KvReply::Done { existed: false },
+        KvReply::Replaced { previous: None },
+    ];
+    assert_eq!(decoded, expected);
+    // k2496 is gone by its delete, and the two that were put anew stay.
+    let left = KEYS - 1_000 - 4 * 32 - 1;
+    for machine in both {
+        assert_eq!(machine.len() as u64, left);
+    }
+    // A snapshot holds those that are left, and so does the machine that installs it.
+    let dir = tempfile::tempdir().unwrap();
+    let meta = snapshot(&memory, dir.path());
+    install(&disk, &meta, dir.path()).unwrap();
+    assert_eq!(disk.len() as u64, left);
+    for machine in both {
+        machine.advance_time(id(KEYS + 7), 1_101).unwrap();
+        machine.advance_time(id(KEYS + 8), 1_101).unwrap();
+        assert_eq!((machine.len(), machine.next_expiry_ms()), (2, None));
+        assert_eq!(machine.get(b"k2498").unwrap(), Some(Bytes::from_static(b"new")));
+    }
+    assert_eq!(all(&disk), all(&memory));
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_proto::key_value::snapshot_file::{SnapshotFileError, check_files};
-use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply};
+use d_engine_proto::key_value::snapshot_file::{SnapshotFileError, check_files, file_bytes};
+use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
 use d_engine_replica::{
     Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum_in,
 };
@@ -114,7 +114,10 @@ impl SnapshotView for View {
 
 #[async_trait]
 impl StateMachine for KvStateMachine {
+    /// What an earlier start of this value has left is forgotten: the machine is rebuilt.
     fn start(&self) -> Result<()> {
+        let before = std::mem::take(&mut *self.write());
+        drop(before);
         self.running.store(true, Ordering::Release);
         Ok(())
     }
@@ -153,7 +156,7 @@ impl StateMachine for KvStateMachine {
                 let reply = match command {
                     Ok(command) => state.store.apply(command, entry.time_ms()),
                     Err(error) => {
-                        state.store.advance_to(entry.time_ms());
+                        state.store.pass_time(entry.time_ms());
                         KvReply::Rejected { reason: error.to_string() }
                     }
                 };
@@ -238,6 +241,18 @@ impl StateMachine for KvStateMachine {
 
     fn durability(&self) -> Durability {
         Durability::Rebuilt
+    }
+
+    fn name(&self) -> &str {
+        MACHINE_NAME
+    }
+
+    fn check(&self, command: &[u8]) -> Result<()> {
+        Ok(KvCommand::check(command)?)
+    }
+
+    fn snapshot_bytes(&self) -> Option<u64> {
+        Some(file_bytes(self.read().store.content_bytes()))
     }
 
     /// Always one: a copy of the map costs nothing, and what is changed afterwards is changed beside it.

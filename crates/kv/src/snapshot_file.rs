@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use d_engine_proto::key_value::rules::KvTable;
+use d_engine_proto::key_value::rules::KvRead;
 use d_engine_proto::key_value::snapshot_file::{
     SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotHead, SnapshotRecord,
 };
@@ -13,7 +13,7 @@ use crate::store::{Store, Stored};
 
 /// Writes the store as of `label` into `dir`; whole and synced before it has its name.
 pub(crate) fn write(fs: &dyn Fs, dir: &Path, label: LogId, store: &Store) -> Result<(), SnapshotFileError> {
-    let head = SnapshotHead { label, records: store.len() as u64, time_ms: KvTable::time_ms(store) };
+    let head = SnapshotHead { label, records: store.len() as u64, time_ms: KvRead::time_ms(store) };
     let mut out = SnapshotFileWriter::create(fs, dir, &head)?;
     for (key, Stored { value, expires_ms }) in store.records() {
         let (key, value) = (key.as_ref(), value.as_ref());

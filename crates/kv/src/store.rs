@@ -6,7 +6,8 @@ use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{self, KvRead, KvTable, Replaced};
+use d_engine_proto::key_value::rules::{self, KvRead, KvTable, Pair, Replaced};
+use d_engine_proto::key_value::snapshot_file::record_bytes;
 use d_engine_proto::key_value::{KvAnswer, KvCommand, KvQuery, KvReply, QueryLimitError};
 use imbl::{OrdMap, OrdSet};
 use sha2::{Digest, Sha256};
@@ -30,6 +31,8 @@ pub(crate) struct Store {
     expiries: OrdSet<(NonZeroU64, Blob)>,
     /// The latest log time that was told.
     time_ms: u64,
+    /// Bytes of all records in a snapshot.
+    content_bytes: u64,
 }
 
 /// The result of what cannot fail.
@@ -41,9 +44,14 @@ fn always<T>(result: Result<T, Infallible>) -> T {
 }
 
 impl Store {
-    /// Moves log time forward: every key whose expiry it has reached is gone.
+    /// Moves log time forward at a tick: every key whose expiry it has reached is absent.
     pub(crate) fn advance_to(&mut self, time_ms: u64) {
         always(rules::advance_to(self, time_ms));
+    }
+
+    /// The same at a command that cannot be decoded.
+    pub(crate) fn pass_time(&mut self, time_ms: u64) {
+        always(rules::pass_time(self, time_ms));
     }
 
     /// Carries out one command of this log time.
@@ -56,10 +64,15 @@ impl Store {
         always(rules::answer(self, query))
     }
 
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
-        self.map.get(key).map(|stored| stored.value.clone().into())
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.content_bytes
     }
 
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
+        always(rules::value(self, key)).map(Into::into)
+    }
+
+    /// Records, with those that are due and not removed yet.
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
@@ -78,7 +91,9 @@ impl Store {
     pub(crate) fn from_records(records: Vec<(Blob, Stored)>, time_ms: u64) -> Self {
         let expiry = |(key, stored): &(Blob, Stored)| Some((stored.expires_ms?, key.clone()));
         let expiries = records.iter().filter_map(expiry).collect();
-        Self { expiries, map: records.into_iter().collect(), time_ms }
+        let bytes = |(key, stored): &(Blob, Stored)| record_bytes(key, &stored.value);
+        let content_bytes = records.iter().map(bytes).sum();
+        Self { expiries, map: records.into_iter().collect(), time_ms, content_bytes }
     }
 
     /// SHA-256 over the log time and all records in order of their keys, each with its lengths and expiry.
@@ -100,17 +115,21 @@ impl KvRead for Store {
     type Value = Blob;
     type Error = Infallible;
 
-    fn value(&self, key: &[u8]) -> Result<Option<Blob>, Infallible> {
-        Ok(self.map.get(key).map(|stored| stored.value.clone()))
+    fn stored(&self, key: &[u8]) -> Result<Option<rules::Stored<Blob>>, Infallible> {
+        Ok(self.map.get(key).map(|stored| (stored.value.clone(), stored.expires_ms)))
+    }
+
+    fn time_ms(&self) -> u64 {
+        self.time_ms
     }
 
     fn between(
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
-    ) -> Result<impl Iterator<Item = Result<(Blob, Blob), Infallible>>, Infallible> {
+    ) -> Result<impl Iterator<Item = Pair<Blob, Infallible>>, Infallible> {
         let records = self.map.range::<_, [u8]>((from, to));
-        Ok(records.map(|(key, stored)| Ok((key.clone(), stored.value.clone()))))
+        Ok(records.map(|(key, stored)| Ok((key.clone(), (stored.value.clone(), stored.expires_ms)))))
     }
 }
 
@@ -124,8 +143,10 @@ impl KvTable for Store {
         expires_ms: Option<NonZeroU64>,
     ) -> Result<Replaced<Blob>, Infallible> {
         let stored = Stored { value: value.into(), expires_ms };
+        self.content_bytes += record_bytes(key, value);
         if let Some(current) = self.map.get_mut(key) {
             let before = std::mem::replace(current, stored);
+            self.content_bytes -= record_bytes(key, &before.value);
             return Ok(Some((before.value, before.expires_ms)));
         }
         self.map.insert(key.into(), stored);
@@ -133,7 +154,10 @@ impl KvTable for Store {
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<Replaced<Blob>, Infallible> {
-        Ok(self.map.remove(key).map(|before| (before.value, before.expires_ms)))
+        let before = self.map.remove(key);
+        let bytes = before.as_ref().map_or(0, |before| record_bytes(key, &before.value));
+        self.content_bytes -= bytes;
+        Ok(before.map(|before| (before.value, before.expires_ms)))
     }
 
     /// Under the map's own copy of the key.
@@ -151,10 +175,6 @@ impl KvTable for Store {
 
     fn first_expiry(&self) -> Result<Option<(NonZeroU64, Blob)>, Infallible> {
         Ok(self.expiries.get_min().cloned())
-    }
-
-    fn time_ms(&self) -> u64 {
-        self.time_ms
     }
 
     fn set_time_ms(&mut self, time_ms: u64) -> Result<(), Infallible> {

@@ -22,7 +22,7 @@ impl ErrorDetail {
             Some(Kind::NotLeader(_)) => Code::FailedPrecondition,
             Some(Kind::Busy(_)) => Code::ResourceExhausted,
             Some(Kind::OutcomeUnknown(_) | Kind::Stopped(_)) | None => Code::Unknown,
-            Some(Kind::TooLarge(_) | Kind::Invalid(_)) => Code::InvalidArgument,
+            Some(Kind::TooLarge(_) | Kind::Invalid(_) | Kind::Refused(_)) => Code::InvalidArgument,
             Some(Kind::Unsupported(_)) => Code::Unimplemented,
             Some(Kind::StateMachineFailed(_) | Kind::SnapshotFailed(_)) => Code::Internal,
             Some(Kind::Expired(_)) => Code::DeadlineExceeded,

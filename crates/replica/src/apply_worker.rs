@@ -4,7 +4,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-use d_engine_core::{GroupId, LogIndex, NodeId};
+use d_engine_core::{GroupId, Instant, LogIndex, NodeId};
 use d_engine_storage::LogReader;
 use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
 
@@ -49,6 +49,11 @@ impl ApplyWorker {
     fn hold_told(&mut self) {
         let label = self.handler.snapshot;
         self.told = self.snapshots.as_ref().filter(|_| label.index > 0).map(|store| store.hold(label.into()));
+    }
+
+    /// The worker's own clock shows this: pauses between snapshots go by it. Tell it between jobs.
+    pub fn at(&mut self, now: Instant) {
+        self.handler.due.at(now);
     }
 
     /// The handler, for what is not applying.

@@ -133,14 +133,20 @@ impl fmt::Debug for Entry {
 #[derive(Debug)]
 pub struct ReplySink {
     slots: Mutex<Option<Vec<Option<Bytes>>>>,
-    ignored: AtomicU64,
+    ignored: Arc<AtomicU64>,
 }
 
 impl ReplySink {
     /// A sink for a chunk of `count` entries.
     #[must_use]
     pub fn with_slots(count: usize) -> Arc<Self> {
-        Arc::new(Self { slots: Mutex::new(Some(vec![None; count])), ignored: AtomicU64::new(0) })
+        Self::counting(count, Arc::default())
+    }
+
+    /// The same, adding what it ignores to `ignored`.
+    #[must_use]
+    pub fn counting(count: usize, ignored: Arc<AtomicU64>) -> Arc<Self> {
+        Arc::new(Self { slots: Mutex::new(Some(vec![None; count])), ignored })
     }
 
     fn put(&self, slot: usize, answer: Bytes) {

@@ -64,6 +64,15 @@ pub enum ProposeError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// The state machine takes these bytes for no command. It was not proposed; correct it.
+    #[error(
+        "the state machine refused the command before it was proposed: {reason}; correct the command, or send it to \
+             the cluster that runs its state machine"
+    )]
+    Refused {
+        /// What its `check` said.
+        reason: Arc<str>,
+    },
     /// The caller's deadline had passed before the command was proposed: it was not, and will not be.
     /// Retry with more patience, or send less at a time.
     #[error("the deadline had passed before the command was proposed; it has no effect")]

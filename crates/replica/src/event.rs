@@ -47,8 +47,19 @@ pub struct Proposal {
     pub command: Bytes,
     /// When nobody waits for it any more: from then on it is not proposed. `None`: never.
     pub deadline: Option<Instant>,
+    /// What the state machine's [`check`](crate::StateMachine::check) said on the caller's thread. A refused command is
+    /// not proposed; a node that does not lead answers `NotLeader` all the same: its program may be an older one.
+    pub checked: Result<(), Arc<str>>,
     /// Who waits for the reply.
     pub responder: ProposeResponder,
+}
+
+impl Proposal {
+    /// A command that the state machine has not refused.
+    #[must_use]
+    pub fn new(command: Bytes, deadline: Option<Instant>, responder: ProposeResponder) -> Self {
+        Self { command, deadline, checked: Ok(()), responder }
+    }
 }
 
 /// A read on its way to confirmation.

@@ -16,6 +16,7 @@ impl Replica {
         jobs: &mut Jobs,
     ) {
         let limit = self.config.command_bytes_max;
+        let leads = self.core.role() == RoleKind::Leader;
         // The others may commit while this node's own disk stands still: what waits for it is bounded
         // like what waits for commit.
         if self.unsynced_bytes as u64 > self.config.core.uncommitted_bytes_max {
@@ -30,6 +31,9 @@ impl Replica {
                 (proposal.responder)(Err(ProposeError::TooLarge { size, limit }));
             } else if is_over(proposal.deadline, now) {
                 (proposal.responder)(Err(ProposeError::Expired));
+            } else if let (true, Err(reason)) = (leads, &proposal.checked) {
+                let reason = reason.clone();
+                (proposal.responder)(Err(ProposeError::Refused { reason }));
             } else if room == 0 {
                 (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
             } else {
@@ -38,7 +42,6 @@ impl Replica {
             }
         }
         // What came in together need not fit together: as much as fits is taken.
-        let leads = self.core.role() == RoleKind::Leader;
         let fitting = if leads { self.core.fitting(&accepted.sizes).max(1) } else { accepted.sizes.len() };
         let refused = accepted.split_off(fitting);
         while !accepted.commands.is_empty() {

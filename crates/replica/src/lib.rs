@@ -9,6 +9,7 @@
 
 mod apply_queue;
 mod apply_worker;
+mod binding;
 mod callback_error;
 mod config;
 mod convert;
@@ -38,6 +39,7 @@ mod ticker;
 mod worker_watch;
 
 pub use apply_worker::ApplyWorker;
+pub use binding::{Binding, Bound};
 pub use callback_error::{Error, Result, Unsupported};
 pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};

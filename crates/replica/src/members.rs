@@ -59,3 +59,63 @@ impl Members {
         bound
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
+    use d_engine_storage::{Member, MemberRole};
+
+    use super::*;
+
+    fn node(number: u64) -> NodeId {
+        NodeId::new(number).unwrap()
+    }
+
+    fn at(index: u64) -> LogIndex {
+        LogIndex::new(index)
+    }
+
+    /// Three members, of which the first `bound` are bound to directories.
+    fn members(bound: u64) -> Membership {
+        let member = |number: u64| Member {
+            node: number,
+            peer_addr: format!("peer:{number}"),
+            client_addr: String::new(),
+            role: MemberRole::Voter,
+            incarnation: (number <= bound).then_some(Incarnation([1; 16])),
+        };
+        Membership::new((1..=3).map(member)).unwrap()
+    }
+
+    fn bound(members: &Members) -> usize {
+        members.current().members().iter().filter(|member| member.incarnation.is_some()).count()
+    }
+
+    /// Row 51: a directory that was bound stays bound when the entry that said so leaves the log.
+    #[test]
+    fn bound_directories_outlive_a_purge_and_an_install() {
+        let mut log = Members::new(members(0));
+        log.push(at(3), members(1));
+        log.push(at(5), members(3));
+        log.push(at(9), members(3));
+        log.purge_to(at(5));
+        log.truncate_from(at(9));
+        assert_eq!(bound(&log), 3, "the entry at 5 was purged, and the one at 9 was superseded");
+
+        let mut installed = Members::new(members(0));
+        installed.push(at(3), members(1));
+        installed.install(at(7), members(3), false);
+        assert_eq!(bound(&installed), 3, "as the snapshot says");
+        installed.push(at(8), members(2));
+        installed.install(at(7), members(3), true);
+        assert_eq!(bound(&installed), 2, "the suffix stays, and is newer");
+        installed.install(at(9), members(1), true);
+        assert_eq!(bound(&installed), 1, "nothing behind it");
+
+        let seen: BTreeMap<NodeId, Incarnation> = [(node(3), Incarnation([9; 16]))].into();
+        let named = log.with_bound(seen.iter());
+        assert!(named.is_none(), "another directory does not take the place of one that is bound");
+    }
+}

@@ -9,15 +9,20 @@
 //! | a `Durable` machine inside the log | the log from where it stands |
 //! | a log that begins later than every whole snapshot ends | refused: entries between them are gone |
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use d_engine_core::{HardState, LogId as CoreLogId, LogIndex, Term};
-use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{
+    FullSpeed, Health, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotStore,
+};
 use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
 
 use crate::state_machine_handler::{Applied, check_own_snapshot, check_position, failed};
 use crate::{
-    Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler, StopReason,
+    Binding, Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler,
+    StopReason,
 };
 
 /// Where the log and the state machine of a node stand at its start.
@@ -56,9 +61,14 @@ impl StateMachineHandler {
         policy: Arc<dyn SnapshotPolicy>,
         mut start: Start<'_>,
     ) -> Result<(Self, Footing), StopReason> {
+        machine.bind(&Binding::of(start.identity)).map_err(|error| failed("bind", &error))?;
         machine
             .start()
             .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
+        if let Err(reason) = check_rebuilt(machine.as_ref()) {
+            machine.stop().ok();
+            return Err(reason);
+        }
         match start.bring_up(machine.as_ref()).await {
             Ok((applied, footing)) => {
                 let mut handler = Self::new(machine, policy, applied);
@@ -89,9 +99,6 @@ impl StateMachineHandler {
             self.due.applied(head.data_len as usize);
         }
         let Some(newest) = newest else { return Ok(()) };
-        if covered.get() < applied {
-            self.due.since(newest.header.facts.time_ms);
-        }
         self.snapshot_bytes = newest.len;
         let meta = metadata_of(&newest);
         let known = self.machine().snapshot_metadata().map(|meta| meta.last_included);
@@ -214,13 +221,15 @@ impl Start<'_> {
     async fn restore(&mut self, machine: &dyn StateMachine, info: &SnapshotInfo) -> Result<Footing, Restore> {
         let label = info.label();
         let path = self.snapshots.unpack_dir();
-        self.snapshots.clear_unpacked().map_err(Restore::from)?;
+        self.snapshots.clear_unpacked().map_err(|error| Restore::of(error, &path))?;
         // Every checksum is compared here: nothing is dropped for a snapshot that cannot take its place.
-        self.snapshots.unpack(label, &path, &mut FullSpeed).map_err(Restore::from)?;
+        self.snapshots.unpack(label, &path, &mut FullSpeed).map_err(|error| Restore::of(error, &path))?;
         if self.is_past_log(info) {
             self.begin_log_anew(label).map_err(Restore::Failed)?;
         }
-        if machine.durability() == Durability::Rebuilt {
+        // One that keeps its own state, and is to get all of it anew because it stands outside its log, begins anew too: what
+        // it has left is of no use to anybody.
+        if machine.durability() == Durability::Rebuilt || machine.last_applied() != LogId::default() {
             machine.reset().await.map_err(|error| Restore::Failed(failed("reset", &error)))?;
         }
         let meta = metadata_of(info);
@@ -274,6 +283,22 @@ impl Start<'_> {
     }
 }
 
+/// A machine that is rebuilt at every start has nothing yet. One that does has loaded a state of its own, which a reset
+/// would take away without a word.
+fn check_rebuilt(machine: &dyn StateMachine) -> Result<(), StopReason> {
+    if machine.durability() == Durability::Durable {
+        return Ok(());
+    }
+    let stands_at = machine.last_applied();
+    if stands_at.index == 0 {
+        return Ok(());
+    }
+    Err(StopReason::new(format_args!(
+        "the state machine says that it is rebuilt at every start, but it stands at {stands_at} right after start(): if it \
+         keeps its state by itself, return Durability::Durable from durability(); if it does not, begin empty in start()"
+    )))
+}
+
 /// Where a machine stands that has installed a snapshot. One that keeps its own state must say the same.
 pub(crate) fn installed(machine: &dyn StateMachine, info: &SnapshotInfo) -> Result<Applied, String> {
     let label = LogId::from(info.label());
@@ -293,22 +318,69 @@ enum Restore {
     Failed(StopReason),
 }
 
-impl From<SnapshotError> for Restore {
-    /// A full disk says nothing of the snapshot: once there is room, it is as good as ever.
-    fn from(error: SnapshotError) -> Self {
+impl Restore {
+    /// Why an archive was not unpacked into `unpacked`. A disk that is full, a process without descriptors, and whatever
+    /// goes wrong with the files that are written say nothing of the archive: once that is mended, it is as good as ever.
+    fn of(error: SnapshotError, unpacked: &Path) -> Self {
+        const NO_DESCRIPTORS: [i32; 2] = [23, 24];
         let next = match &error {
             SnapshotError::NoSpace { .. } => ", and start again",
-            SnapshotError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            SnapshotError::Io { source, .. }
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
                 "; make room on this disk, and start again"
+            }
+            SnapshotError::Io { source, .. }
+                if source.raw_os_error().is_some_and(|number| NO_DESCRIPTORS.contains(&number)) =>
+            {
+                "; raise the limit of open files (ulimit -n), and start again"
+            }
+            SnapshotError::Io { path, .. } if path.starts_with(unpacked) => {
+                "; look at this disk, and start again"
             }
             _ => return Self::Unusable(error),
         };
-        Self::Failed(StopReason::new(format_args!("there is no room to unpack a snapshot: {error}{next}")))
+        Self::Failed(StopReason::new(format_args!("a snapshot could not be unpacked: {error}{next}")))
     }
 }
 
 /// What a state machine is told of an archive.
 pub(crate) fn metadata_of(info: &SnapshotInfo) -> SnapshotMetadata {
-    let facts = &info.header.facts;
-    SnapshotMetadata::new(LogId::from(info.label()), facts.checksum).with_format(facts.user_format)
+    metadata_in(&info.header)
+}
+
+/// The same of a header.
+pub(crate) fn metadata_in(header: &SnapshotHeader) -> SnapshotMetadata {
+    let facts = &header.facts;
+    SnapshotMetadata::new(LogId::from(facts.label), facts.checksum).with_format(facts.user_format)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// Only what is wrong with the archive itself makes an older one the better choice.
+    #[test]
+    fn an_error_of_the_disk_or_the_process_is_not_taken_for_damage_of_the_archive() {
+        let (archive, unpacked) = ("/data/snapshots/snap-1-9.snap", Path::new("/data/snapshots/unpacked"));
+        let of = |path: &str, source: io::Error| {
+            let error =
+                SnapshotError::Io { operation: "write", path: PathBuf::from(path), source: Arc::new(source) };
+            match Restore::of(error, unpacked) {
+                Restore::Failed(reason) => Some(reason.to_string()),
+                Restore::Unusable(_) => None,
+            }
+        };
+        for (number, advice) in
+            [(28, "make room"), (122, "make room"), (24, "ulimit"), (23, "ulimit"), (5, "this disk")]
+        {
+            let told = of("/data/snapshots/unpacked/kv.data", io::Error::from_raw_os_error(number));
+            assert!(told.as_ref().is_some_and(|told| told.contains(advice)), "{number}: {told:?}");
+        }
+        assert!(of(archive, io::Error::from_raw_os_error(24)).is_some());
+        assert_eq!(of(archive, io::Error::from_raw_os_error(5)), None, "a bad sector in the archive");
+    }
 }

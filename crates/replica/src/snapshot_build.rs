@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use d_engine_core::Instant;
 use d_engine_storage::Membership;
 use d_engine_storage::snapshot::{Pace, SnapshotFacts, SnapshotInfo, SnapshotStore, Staging};
 
@@ -15,7 +16,7 @@ use crate::{Event, LogId, SnapshotView, StateMachineHandler, StopReason};
 
 /// Bytes of the log that an entry takes beside its payload, about.
 const ENVELOPE_BYTES: u64 = 32;
-/// Log time after a failed attempt until the next; doubled each time, up to the last.
+/// Time after a failed attempt until the next; doubled each time, up to the last.
 const RETRY_AFTER_MS: [u64; 7] = [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000];
 
 /// What decides whether a snapshot is due.
@@ -27,13 +28,16 @@ pub(crate) struct SnapshotDue {
     /// written when the newest snapshot was begun.
     written: u64,
     written_before: Option<u64>,
-    since_ms: u64,
+    /// The time of the worker's own clock, which no leader and no wall clock moves.
+    now: Instant,
+    /// Since when the policy counts: the newest snapshot, or the first entry that was applied here.
+    since: Option<Instant>,
     /// This node's place among the members, while it has not built one itself.
     first: bool,
     /// One is being built; the counters as of its label.
     building: Option<Counted>,
     failures: usize,
-    not_before_ms: u64,
+    not_before: Option<Instant>,
 }
 
 /// The counters as of a label.
@@ -41,28 +45,22 @@ pub(crate) struct SnapshotDue {
 struct Counted {
     log_bytes: u64,
     written: u64,
-    time_ms: u64,
+    at: Instant,
 }
 
 impl SnapshotDue {
-    pub(crate) fn new(time_ms: u64) -> Self {
-        Self { since_ms: time_ms, first: true, ..Self::default() }
+    pub(crate) fn new() -> Self {
+        Self { first: true, ..Self::default() }
     }
 
-    /// Log time counts from here.
-    pub(crate) fn since(&mut self, time_ms: u64) {
-        self.since_ms = time_ms;
-    }
-
-    /// Log time counts from the first entry of a new log.
-    pub(crate) fn began(&mut self, time_ms: u64) {
-        if self.since_ms == 0 {
-            self.since_ms = time_ms;
-        }
+    /// The worker's clock shows this; it never goes back.
+    pub(crate) fn at(&mut self, now: Instant) {
+        self.now = self.now.max(now);
     }
 
     /// An entry with so many bytes of payload was applied.
     pub(crate) fn applied(&mut self, payload: usize) {
+        self.since.get_or_insert(self.now);
         self.log_bytes = self.log_bytes.saturating_add(payload as u64 + ENVELOPE_BYTES);
     }
 
@@ -79,31 +77,32 @@ impl SnapshotDue {
     }
 
     /// A leader's snapshot was installed. One that is being built still is.
-    pub(crate) fn installed(&mut self, time_ms: u64) {
-        let written = self.written;
-        let building = self.building.map(|_| Counted { log_bytes: 0, written, time_ms });
-        *self = Self { building, written, written_before: Some(written), ..Self::new(time_ms) };
+    pub(crate) fn installed(&mut self) {
+        let (written, now) = (self.written, self.now);
+        let building = self.building.map(|_| Counted { log_bytes: 0, written, at: now });
+        *self =
+            Self { building, written, written_before: Some(written), now, since: Some(now), ..Self::new() };
     }
 
-    fn begun(&mut self, time_ms: u64) {
-        self.building = Some(Counted { log_bytes: self.log_bytes, written: self.written, time_ms });
+    fn begun(&mut self) {
+        self.building = Some(Counted { log_bytes: self.log_bytes, written: self.written, at: self.now });
     }
 
     fn kept(&mut self) {
         if let Some(counted) = self.building.take() {
             self.log_bytes = self.log_bytes.saturating_sub(counted.log_bytes);
             self.written_before = Some(counted.written);
-            self.since_ms = counted.time_ms;
+            self.since = Some(counted.at);
         }
         self.first = false;
-        (self.failures, self.not_before_ms) = (0, 0);
+        (self.failures, self.not_before) = (0, None);
     }
 
-    fn failed(&mut self, time_ms: u64) {
+    fn failed(&mut self) {
         self.building = None;
         let wait = RETRY_AFTER_MS.get(self.failures).or(RETRY_AFTER_MS.last()).copied().unwrap_or_default();
         self.failures += 1;
-        self.not_before_ms = time_ms.saturating_add(wait);
+        self.not_before = Some(self.now.plus(d_engine_core::Duration::from_millis(wait)));
     }
 }
 
@@ -116,6 +115,7 @@ pub struct SnapshotTask {
     core_label: d_engine_core::LogId,
     time_ms: u64,
     membership: Membership,
+    machine: String,
     format: u32,
 }
 
@@ -153,6 +153,7 @@ impl SnapshotTask {
             time_ms: self.time_ms,
             membership: self.membership,
             envelope: Bytes::new(),
+            machine: self.machine,
             user_format: self.format,
             checksum,
         };
@@ -170,7 +171,9 @@ impl StateMachineHandler {
             last_snapshot: self.snapshot,
             log_bytes: self.due.bytes(),
             snapshot_bytes: self.snapshot_bytes,
-            log_time: Duration::from_millis(self.applied.time_ms.saturating_sub(self.due.since_ms)),
+            elapsed: Duration::from_nanos(
+                self.due.since.map_or(0, |since| self.due.now.since(since).as_nanos()),
+            ),
             stagger_permille: u32::try_from(share).unwrap_or(0),
         }
     }
@@ -190,7 +193,7 @@ impl StateMachineHandler {
     /// Whether a snapshot should be begun now. Not while one is being built, and not too soon after one has
     /// failed.
     pub(crate) fn wants_snapshot(&self, node: u64) -> bool {
-        if self.due.building.is_some() || self.applied.time_ms < self.due.not_before_ms {
+        if self.due.building.is_some() || self.due.not_before.is_some_and(|at| self.due.now < at) {
             return false;
         }
         let members = self.applied.membership.members();
@@ -214,15 +217,16 @@ impl StateMachineHandler {
             self.tell_of(&crate::SnapshotMetadata::new(self.applied.id, [0; 32]))?;
         }
         match &begun {
-            Ok(_) => self.due.begun(self.applied.time_ms),
-            Err(_) => self.due.failed(self.applied.time_ms),
+            Ok(_) => self.due.begun(),
+            Err(_) => self.due.failed(),
         }
         begun
     }
 
     async fn freeze(&self, store: &SnapshotStore) -> Result<SnapshotTask, StopReason> {
+        let before = store.newest().map_or(0, |info| info.header.content_bytes());
         store
-            .has_room_for(store.newest().map_or(0, |info| info.header.content_bytes()))
+            .has_room_for(self.machine.snapshot_bytes().map_or(before, |bytes| bytes.max(before)))
             .map_err(StopReason::new)?;
         let staging = store.staging().map_err(StopReason::new)?;
         let label = self.applied.id;
@@ -254,6 +258,7 @@ impl StateMachineHandler {
             core_label: labelled.into(),
             time_ms: self.applied.time_ms,
             membership: self.applied.membership.clone(),
+            machine: self.machine.name().to_owned(),
             format: self.machine.snapshot_format(),
         })
     }
@@ -292,6 +297,6 @@ impl StateMachineHandler {
 
     /// A snapshot was given up.
     pub(crate) fn give_up_snapshot(&mut self) {
-        self.due.failed(self.applied.time_ms);
+        self.due.failed();
     }
 }

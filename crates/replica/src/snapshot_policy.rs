@@ -17,8 +17,9 @@ pub struct SnapshotContext {
     pub log_bytes: u64,
     /// Bytes of the newest snapshot; 0 when there is none.
     pub snapshot_bytes: u64,
-    /// Log time that has passed since the newest snapshot, or since the first entry.
-    pub log_time: Duration,
+    /// Time that has passed since the newest snapshot, or since the first entry that the node has applied since its start.
+    /// By the node's own clock, which goes on steadily whatever any wall clock does.
+    pub elapsed: Duration,
     /// This node's share of the nodes' wait, in thousandths of the policy's own measure: it is later by that, so
     /// that the nodes of a cluster do not build at once. Zero once this node has built one itself; from then on
     /// equal distances keep the nodes apart.
@@ -76,15 +77,15 @@ impl SnapshotPolicy for AfterBytes {
     }
 }
 
-/// Each time so much log time has passed since the last one, if anything was applied since. Log time moves
-/// with entries, so an idle cluster takes none.
+/// Each time so much time has passed since the last one, if anything was applied since: asked at the next entry, so an
+/// idle cluster takes none.
 #[derive(Clone, Copy, Debug)]
 pub struct AfterTime(pub Duration);
 
 impl SnapshotPolicy for AfterTime {
     fn should_snapshot(&self, context: &SnapshotContext) -> bool {
         let wait = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
-        context.log_bytes > 0 && context.log_time.as_millis() >= u128::from(context.staggered(wait))
+        context.log_bytes > 0 && context.elapsed.as_millis() >= u128::from(context.staggered(wait))
     }
 }
 
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_log_time_count_once_something_was_applied() {
+    fn bytes_and_time_count_once_something_was_applied() {
         let grown = SnapshotContext { log_bytes: 100, ..context(5, 0) };
         assert!(AfterBytes(100).should_snapshot(&grown));
         assert!(!AfterBytes(101).should_snapshot(&grown));
@@ -126,7 +127,7 @@ mod tests {
         assert!(AfterBytes(50).should_snapshot(&of_a_large_state), "twice as many at most");
         assert!(!AfterBytes(51).should_snapshot(&of_a_large_state));
         assert!(AfterBytes(100).should_snapshot(&SnapshotContext { snapshot_bytes: 99, ..grown }));
-        let later = SnapshotContext { log_time: Duration::from_secs(60), ..grown };
+        let later = SnapshotContext { elapsed: Duration::from_secs(60), ..grown };
         assert!(AfterTime(Duration::from_secs(60)).should_snapshot(&later));
         assert!(!AfterTime(Duration::from_secs(61)).should_snapshot(&later));
         assert!(!AfterTime(Duration::ZERO).should_snapshot(&SnapshotContext { log_bytes: 0, ..later }));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Entry, Error, LogId, Result};
+use crate::{Binding, Entry, Error, LogId, Result};
 
 /// How a state machine survives a restart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -63,9 +63,19 @@ pub trait SnapshotView: Send {
 /// Everything that changes state must come from the entries alone, so that every replica has the
 /// same state: no clock (use [`Entry::time_ms`]), no random source, no unordered iteration.
 ///
-/// Methods may be called from several threads: [`StateMachine::get`] and [`StateMachine::query`]
-/// run beside [`StateMachine::apply_chunk`]. The methods that change state are called by one worker
-/// at a time.
+/// # Threads
+/// Methods are called from several threads, beside one another. What changes state is called by one worker at a time.
+///
+/// | method | thread | may it wait, for a disk or a lock? |
+/// |---|---|---|
+/// | `bind`, `start`, `reset` and an install at a start | one for blocking work | yes: the start waits |
+/// | `apply_chunk`, `advance_time`, `update_*`, `persist_*`, `flush`, `stop`, `save_hard_state`, `next_expiry_ms`, `snapshot_view`, `apply_snapshot_from_file`, `entry_term`, `last_applied`, `snapshot_metadata` | the apply thread of the group | yes, but whatever waits for apply waits too; a node whose machine hangs for longer than an election timeout gives leadership up |
+/// | `generate_snapshot_data` | the apply thread, up to `snapshots.pause_max_ms` | yes; apply waits |
+/// | `SnapshotView::write` | the snapshot thread | yes |
+/// | `get`, `query` | the caller's own, beside apply | no, unless [`StateMachine::reads_block`] says so: then a thread for blocking work |
+/// | `check` | the caller's own | no |
+/// | `is_running`, `len`, `is_empty` | one that asks for the status | yes; a status does not wait for long |
+/// | `install_bytes`, `snapshot_bytes`, `snapshot_format`, `name`, `durability` | any | no |
 #[async_trait]
 pub trait StateMachine: Send + Sync + 'static {
     /// Called once, before anything else.
@@ -95,7 +105,7 @@ pub trait StateMachine: Send + Sync + 'static {
     fn entry_term(&self, entry_id: u64) -> Option<u64>;
 
     /// Applies committed commands in order, all or nothing. Answers travel through
-    /// [`Entry::reply`]. A refused command (a failed compare, an unknown account) is a reply, not
+    /// [`Entry::reply`]; one that comes after the return is dropped and counted (`late_replies` in the node's status). A refused command (a failed compare, an unknown account) is a reply, not
     /// an error.
     ///
     /// A `Durable` machine must ignore entries up to its `last_applied()`, so that a chunk
@@ -131,7 +141,8 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Stops the node with the reason.
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()>;
 
-    /// The newest snapshot that the machine was told of.
+    /// The newest snapshot that the machine was told of. Its archive is kept for as long as that lasts, but may be gone or
+    /// damaged after a start: then the machine is told of the newest one that is there.
     fn snapshot_metadata(&self) -> Option<SnapshotMetadata>;
 
     /// Asks the machine to store what `update_last_snapshot_metadata` told it.
@@ -141,7 +152,11 @@ pub trait StateMachine: Send + Sync + 'static {
     fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()>;
 
     /// Replaces the whole state by a snapshot, atomically: a crash leaves the old state or the new
-    /// one. `path` is a directory with the files that `generate_snapshot_data` wrote.
+    /// one. `path` is a directory with the files that `generate_snapshot_data` wrote; it is removed as soon as the
+    /// future has returned, so what is to stay of them must be copied or moved, not linked to.
+    ///
+    /// A `Durable` machine that has no room for two copies may give the old state up first, if it stands at position 0,
+    /// durably, until the new one is whole: the next start then installs the snapshot again. Nobody may see a half.
     ///
     /// # Errors
     /// The old state must stay. The node stops with the reason: its log lies behind the snapshot already, and the next
@@ -153,7 +168,12 @@ pub trait StateMachine: Send + Sync + 'static {
     /// future is dropped. See [`StateMachine::snapshot_view`] for the other way.
     ///
     /// Regular files in directories of any depth up to 16, at most 65,536 of them; paths of UTF-8, up to 1,024 bytes,
-    /// without backslashes and control characters. Equal states should write equal files: then a transfer that was cut goes on from any
+    /// without backslashes and control characters.
+    ///
+    /// `dir` is of this attempt alone and never used again. A future that is dropped may leave blocking work behind
+    /// (`spawn_blocking`, `tokio::fs`); that may go on writing into its own `dir`, and must touch nothing else: neither the
+    /// machine's state nor anything that a later attempt uses. `dir` may be gone by then, so such work ends at its
+    /// first error. Equal states should write equal files: then a transfer that was cut goes on from any
     /// node.
     ///
     /// # Errors
@@ -173,7 +193,9 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Stops the node with the reason.
     fn flush(&self) -> Result<()>;
 
-    /// Back to the initial state, also after a crash in the middle.
+    /// Back to the initial state, also after a crash in the middle; what [`StateMachine::bind`] stored stays. Called at
+    /// every start of a `Rebuilt` machine, and of a `Durable` one before it is filled anew from a snapshot because it stands
+    /// outside its log.
     ///
     /// # Errors
     /// Refuses the node's start.
@@ -197,6 +219,58 @@ pub trait StateMachine: Send + Sync + 'static {
     /// The snapshot is given up.
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         Ok(None)
+    }
+
+    /// What kind of state machine this is, as `organisation/name`: carried in snapshots and told to other nodes, which
+    /// refuse a node that runs another kind. At most 255 bytes; must not change while the node runs. Empty (the
+    /// default): not compared.
+    fn name(&self) -> &str {
+        ""
+    }
+
+    /// Whether these bytes are a command. Asked before a command is proposed; what is refused here never reaches the
+    /// log. It judges the bytes alone, never the state, in bounded time: other nodes may be asked the same, and the
+    /// state may have changed before the command is applied.
+    ///
+    /// A machine that takes everything must still answer every command in [`StateMachine::apply_chunk`]: a command in
+    /// the log was accepted by the program that led then, which may have been a newer or an older one.
+    ///
+    /// # Errors
+    /// `ProposeError::Refused` with this text for the caller, as for a panic; the node goes on.
+    fn check(&self, command: &[u8]) -> Result<()> {
+        let _ = command;
+        Ok(())
+    }
+
+    /// Told once, before [`StateMachine::start`], which history the node's data directory holds. A `Durable` machine
+    /// stores it with its data and refuses files that are bound to another one: [`Binding::compare`] decides. A binding
+    /// outlives [`StateMachine::reset`] and an install.
+    ///
+    /// # Errors
+    /// Refuses the node's start. `start` may refuse in its place, if the files are opened only there.
+    fn bind(&self, binding: &Binding) -> Result<()> {
+        let _ = binding;
+        Ok(())
+    }
+
+    /// Whether [`StateMachine::get`] and [`StateMachine::query`] may wait for a disk: they then run on threads for blocking
+    /// work, which costs each read some ten microseconds, and not on the caller's.
+    fn reads_block(&self) -> bool {
+        false
+    }
+
+    /// About how many bytes the files of the next snapshot will have, if the machine can tell: room is asked for before
+    /// anything is written.
+    fn snapshot_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// How many bytes of the disk the machine itself needs while it installs a snapshot whose files have `file_bytes`,
+    /// beside the archive and those files: for a second copy, which takes the place of the old state. A snapshot for
+    /// which there is no room is not received.
+    fn install_bytes(&self, meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
+        let _ = (meta, file_bytes);
+        0
     }
 
     /// A question richer than one key, answered from one applied state.

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use d_engine_core::{EntryKind, LogIndex};
 use d_engine_storage::snapshot::SnapshotInfo;
@@ -32,6 +33,7 @@ pub struct StateMachineHandler {
     /// Bytes of its archive; 0 when that is not known.
     pub(crate) snapshot_bytes: u64,
     pub(crate) due: SnapshotDue,
+    late_replies: Arc<AtomicU64>,
 }
 
 /// The place in the log whose state the machine holds.
@@ -52,7 +54,7 @@ impl StateMachineHandler {
         applied: Applied,
     ) -> Self {
         let applied_persisted = applied.id.index;
-        let due = SnapshotDue::new(applied.time_ms);
+        let due = SnapshotDue::new();
         Self {
             machine,
             policy,
@@ -61,6 +63,7 @@ impl StateMachineHandler {
             snapshot: LogId::default(),
             snapshot_bytes: 0,
             due,
+            late_replies: Arc::default(),
         }
     }
 
@@ -68,6 +71,13 @@ impl StateMachineHandler {
     #[must_use]
     pub fn applied(&self) -> LogId {
         self.applied.id
+    }
+
+    /// Replies that came after their chunk was applied, or second to their command: nobody gets them. Shared with
+    /// whoever shows it.
+    #[must_use]
+    pub fn late_replies(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.late_replies)
     }
 
     /// The state machine.
@@ -145,7 +155,6 @@ impl StateMachineHandler {
         self.applied.id = last;
         for entry in entries {
             self.applied.time_ms = self.applied.time_ms.max(entry.time_ms);
-            self.due.began(entry.time_ms);
             self.due.applied(entry.data.len());
             if entry.kind == EntryKind::Membership
                 && let Ok(membership) = Membership::decode(&entry.data)
@@ -173,7 +182,7 @@ impl StateMachineHandler {
         if commands.is_empty() {
             return Ok(());
         }
-        let sink = ReplySink::with_slots(commands.len());
+        let sink = ReplySink::counting(commands.len(), self.late_replies());
         let chunk = commands
             .iter()
             .enumerate()
@@ -211,7 +220,7 @@ impl StateMachineHandler {
             .map_err(|error| failed("apply_snapshot_from_file", &error))?;
         self.applied = restore::installed(self.machine.as_ref(), info).map_err(StopReason::new)?;
         self.machine.update_last_applied(self.applied.id);
-        self.due.installed(self.applied.time_ms);
+        self.due.installed();
         self.snapshot_bytes = info.len;
         self.flush_before_telling()?;
         self.tell_of(&meta)

@@ -44,10 +44,10 @@ fn waiting(answers: &Answers, indexes: &[u64]) -> Vec<(LogIndex, ProposeResponde
 }
 
 #[test]
-fn a_rebuilt_machine_is_started_and_reset_and_its_old_position_is_not_asked_for() {
+fn a_rebuilt_machine_is_started_and_reset() {
     let machine = Arc::new(Recording::default());
     let handler = open(&machine, 3).unwrap();
-    assert_eq!(machine.calls.take(), ["start", "reset"]);
+    assert_eq!(machine.calls.take(), ["bind", "start", "last_applied", "reset"]);
     assert_eq!(handler.applied(), at(0, 0));
 }
 
@@ -148,7 +148,7 @@ fn the_position_is_persisted_periodically() {
 fn a_durable_machine_goes_on_from_where_it_stands() {
     let machine = Arc::new(Recording::durable_at(at(1, 2)));
     let mut handler = open(&machine, 3).unwrap();
-    assert_eq!(machine.calls.take(), ["start", "last_applied", "snapshot_metadata", "entry_term 2"]);
+    assert_eq!(machine.calls.take(), ["bind", "start", "last_applied", "snapshot_metadata", "entry_term 2"]);
     now(handler.apply(&[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)], Vec::new()))
         .unwrap();
     assert_eq!(machine.numbers(), [1]);

@@ -3,7 +3,15 @@
 
 mod recording;
 
-use d_engine_replica::{AfterEntries, Event, Never, SnapshotContext, SnapshotPolicy};
+use std::future::Future as _;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use d_engine_core::{LogIndex, NodeId, Term};
+use d_engine_replica::{
+    AfterEntries, AfterTime, ApplyJob, ApplySource, Event, Never, ReceiverStep, SendLimits, SnapshotContext,
+    SnapshotPolicy, SnapshotReceiver, SnapshotSender,
+};
 use d_engine_storage::snapshot::FullSpeed;
 use recording::node::{Node, leader_with_snapshot, now, send};
 use recording::{Calls, Ground, Manner, Recording, at};
@@ -43,7 +51,9 @@ fn the_calls_come_in_the_order_of_the_life_cycle_diagram() {
     drop(node);
 
     let expected = [
+        "bind",
         "start",
+        "last_applied",
         "reset",
         "apply_chunk [1, 2]",
         "update_last_applied 2",
@@ -129,11 +139,24 @@ fn while_one_is_built_no_other_is_begun_and_a_failure_is_followed_by_a_pause() {
     assert!(
         node.worker.end_snapshot(Err(d_engine_replica::StopReason::new("a full disk"))).unwrap().is_none()
     );
-    // A millisecond of log time later the policy would say yes.
-    node.commit(3, 3);
+    // The policy would say yes. It is the worker's clock that counts: the leader's may say anything.
+    node.worker.at(d_engine_core::Instant::from_nanos(999_999_999));
+    let mut far = recording::node::command(3);
+    far.time_ms = u64::MAX;
+    recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
+    let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
+    now(node.worker.run(job)).unwrap();
     assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none(), "not before a second has passed");
     // An operator may insist.
     assert_eq!(node.take_snapshot().label().index.get(), 3);
+    node.commit(4, 4);
+    drop(now(node.worker.begin_snapshot(true)).unwrap());
+    node.worker.end_snapshot(Err(d_engine_replica::StopReason::new("a full disk"))).unwrap();
+    node.worker.at(d_engine_core::Instant::from_nanos(2_000_000_000));
+    assert!(
+        now(node.worker.begin_snapshot(false)).unwrap().is_some(),
+        "tried again, although log time stands still"
+    );
 }
 
 /// A snapshot that was begun before a leader's was installed ends after it: the machine's newest stays the newest.
@@ -193,4 +216,94 @@ fn the_snapshot_that_the_machine_was_told_of_is_not_pruned() {
     node.take_snapshot();
     node.ground.store.prune(1, &[]).unwrap();
     assert!(!labels(&node).contains(&3), "it was told of a newer one: {:?}", labels(&node));
+}
+
+/// The machine knows better than the snapshot before how large the next one will be.
+#[test]
+fn a_snapshot_that_the_machine_says_will_not_fit_is_not_begun() {
+    let machine = Recording::with(Manner { snapshot_bytes: Some(u64::MAX / 4), ..Manner::default() });
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    let refused = now(node.worker.begin_snapshot(true)).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("free"), "{refused}");
+    assert_eq!(node.machine.calls.count("generate_snapshot_data"), 0);
+    node.commit(4, 5);
+}
+
+/// Archive and files would fit, but not what the machine makes of them: without an answer to that the log would be given
+/// up for a snapshot that cannot be installed.
+#[test]
+fn a_snapshot_for_whose_install_there_is_no_room_is_not_received() {
+    let (leader, info) = leader_with_snapshot(9);
+    let receiving = Ground::new();
+    let offered = |needs: Option<u64>| {
+        let archive = leader.ground.store.open_archive(info.label()).unwrap();
+        let mut sender =
+            SnapshotSender::new(archive, Term::new(1), SendLimits::default(), d_engine_core::Instant::ZERO);
+        let machine = Recording::with(Manner { snapshot_bytes: needs, ..Manner::default() });
+        let from = NodeId::new(2).unwrap();
+        let receiver = SnapshotReceiver::new(receiving.store.clone(), from, 1 << 30, LogIndex::new(0));
+        let offer = sender.poll().unwrap().unwrap();
+        receiver.for_machine(Arc::new(machine)).on_message(offer, &mut FullSpeed)
+    };
+    assert!(matches!(offered(Some(u64::MAX / 4)), ReceiverStep::Refuse(_)));
+    assert!(matches!(offered(None), ReceiverStep::Answer(_)));
+}
+
+/// The blocking half of an attempt that took too long lives on: what it writes comes into no other snapshot.
+#[test]
+fn an_attempt_that_was_given_up_writes_into_no_other_one() {
+    let machine = Recording::with(Manner { writes_first_for_ever: true, ..Manner::default() });
+    let places = machine.places.clone();
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    {
+        let mut attempt = std::pin::pin!(node.worker.begin_snapshot(true));
+        let polled = attempt.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending());
+    }
+    node.worker.give_up_snapshot();
+    let late = |place: usize| {
+        // What it needs of its directory it makes anew.
+        let dir = places.lock().unwrap()[place].clone();
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("numbers"), "1 1 99\n").unwrap();
+    };
+    node.commit(4, 5);
+    let task = now(node.worker.begin_snapshot(true)).unwrap().unwrap();
+    late(0);
+    let built = task.build(&node.ground.store, &mut FullSpeed);
+    node.worker.end_snapshot(built).unwrap();
+    late(1);
+    node.commit(6, 6);
+    assert_eq!(node.take_snapshot().label().index.get(), 6);
+    late(0);
+    let mut distinct = places.lock().unwrap().clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!(distinct.len(), 3, "no directory is used twice");
+    let Node { ground, .. } = node;
+    let node = Node::start(ground.again(), Recording::default(), Never).unwrap();
+    assert_eq!(node.machine.numbers(), [1, 2, 3, 4, 5, 6], "as it was, from the snapshot");
+    assert!(!node.ground.dir.path().join("data/snapshots/staging").exists(), "a start removes what is left");
+}
+
+/// One entry of a leader whose wall clock is years ahead brings no snapshot, and keeps none back.
+#[test]
+fn the_time_between_snapshots_is_that_of_the_nodes_own_clock() {
+    let policy = AfterTime(std::time::Duration::from_secs(60));
+    let mut node = Node::start(Ground::new(), Recording::default(), policy).unwrap();
+    let at_second = |second: u64| d_engine_core::Instant::from_nanos(second * 1_000_000_000);
+    node.worker.at(at_second(1_000));
+    let mut far = recording::node::command(1);
+    far.time_ms = u64::MAX;
+    recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
+    let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
+    now(node.worker.run(job)).unwrap();
+    assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none(), "nothing was applied before");
+    node.worker.at(at_second(1_059));
+    assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none());
+    node.worker.at(at_second(1_060));
+    node.worker.at(at_second(1_000));
+    assert!(now(node.worker.begin_snapshot(false)).unwrap().is_some(), "the clock does not go back");
 }

@@ -139,7 +139,7 @@ fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
     for index in 2..=4 {
         let collected = answers.clone();
         let responder = Box::new(move |answer| collected.lock().unwrap().push(answer));
-        let proposal = Proposal { command: Bytes::from(vec![0; 600]), deadline: None, responder };
+        let proposal = Proposal::new(Bytes::from(vec![0; 600]), None, responder);
         // Nothing is stored here, but the other two store and commit everything.
         node.replica.handle(node.now, 0, Event::Propose(vec![proposal]), &mut jobs);
         for from in [2, 3] {
@@ -167,7 +167,7 @@ fn of_a_batch_that_does_not_fit_as_much_as_fits_is_proposed() {
     let batch = (0..4).map(|_| {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
-        Proposal { command: Bytes::from(vec![0; 600]), deadline: None, responder }
+        Proposal::new(Bytes::from(vec![0; 600]), None, responder)
     });
     let before = node.replica.core().log().last.index;
     node.handle(Event::Propose(batch.collect()));
@@ -188,7 +188,7 @@ fn a_command_whose_deadline_has_passed_is_not_proposed() {
         let responder = Box::new(move |answer| collected.lock().unwrap().push(answer));
         let deadline = Some(Instant::from_nanos(deadline));
         let command = Bytes::from_static(b"late");
-        node.handle(Event::Propose(vec![Proposal { command, deadline, responder }]));
+        node.handle(Event::Propose(vec![Proposal::new(command, deadline, responder)]));
         assert_eq!(answers.lock().unwrap().pop() == Some(Err(ProposeError::Expired)), expected);
         assert_eq!(node.replica.core().log().last == last, expected);
     }
@@ -317,4 +317,27 @@ fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
     node.now = Instant::from_nanos(node.now.as_nanos() + 5_000_000_000);
     node.handle(Event::Deadline);
     assert_eq!(answered.try_recv(), Ok(Err(ReadError::NotLeader { leader: None })));
+}
+
+/// What the state machine takes for no command never reaches the log. A node that does not lead says who does: its own
+/// program may be older than the leader's.
+#[test]
+fn a_command_that_the_state_machine_refuses_is_not_logged() {
+    let mut node = Node::new(3);
+    let answers = Answers::default();
+    let refused = |answers: &Answers| {
+        let answers = answers.clone();
+        let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
+        let checked = Err(Arc::from("no command"));
+        Event::Propose(vec![Proposal { checked, ..Proposal::new(Bytes::from_static(b"?"), None, responder) }])
+    };
+    node.handle(refused(&answers));
+    assert!(matches!(answers.lock().unwrap().pop(), Some(Err(ProposeError::NotLeader { .. }))));
+    node.lead();
+    let last = node.replica.core().log().last;
+    node.handle(refused(&answers));
+    let answer = answers.lock().unwrap().pop().unwrap().unwrap_err();
+    assert!(matches!(answer, ProposeError::Refused { .. }), "{answer}");
+    assert!(answer.to_string().contains("no command"), "{answer}");
+    assert_eq!(node.replica.core().log().last, last);
 }

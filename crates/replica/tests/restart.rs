@@ -4,9 +4,9 @@
 mod recording;
 
 use d_engine_core::{EntryKind, Term};
-use d_engine_replica::{Never, SnapshotMetadata, StopReason};
+use d_engine_replica::{ApplyJob, ApplySource, Never, SnapshotMetadata, StopReason};
 use d_engine_storage::LogEntry;
-use recording::node::{Node, command, damage, leader_with_snapshot, purge, send, store};
+use recording::node::{Node, command, damage, leader_with_snapshot, now, purge, send, store};
 use recording::{Ground, Manner, Recording, at, entry, id};
 
 /// A node that has applied six entries, with snapshots at 2 and 4.
@@ -38,7 +38,9 @@ fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
     purge(&mut ground, 4);
     let node = start(ground.again(), Recording::default()).unwrap();
     let expected = [
+        "bind",
         "start",
+        "last_applied",
         "reset",
         "apply_snapshot_from_file 4",
         "update_last_applied 4",
@@ -47,7 +49,7 @@ fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
         "update_last_snapshot_metadata 4",
         "persist_last_snapshot_metadata 4",
     ];
-    assert_eq!(node.machine.calls.take()[..8], expected);
+    assert_eq!(node.machine.calls.take()[..10], expected);
     assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2, 3, 4], 4));
     assert_eq!((node.footing.covered.get(), node.footing.time_ms), (4, 1_004));
     assert_eq!(node.footing.membership.as_ref().unwrap().members().len(), 1);
@@ -96,7 +98,7 @@ fn a_durable_machine_before_the_log_gets_a_snapshot() {
     purge(&mut ground, 4);
     let node = start(ground.again(), Recording::durable_at(at(1, 3))).unwrap();
     assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["4"]);
-    assert_eq!(node.machine.calls.count("reset"), 0, "the install is atomic by itself");
+    assert_eq!(node.machine.calls.count("reset"), 1, "what it had is of no use");
     assert_eq!(node.machine.numbers(), [1, 2, 3, 4]);
 }
 
@@ -194,4 +196,132 @@ fn a_durable_machine_that_contradicts_its_log_is_refused() {
     let ground = ground_with_snapshots(Recording::default());
     let refused = refusal(ground.again(), Recording::durable_at(at(1, 7)));
     assert!(refused.contains("index 7") && refused.contains("index 6"), "{refused}");
+}
+
+/// The files of another node, or of this one before its data directory was wiped.
+#[test]
+fn a_machine_whose_files_are_bound_to_another_history_is_not_started() {
+    let machine = Recording::durable();
+    let node = start(Ground::new(), machine.again()).unwrap();
+    let Node { ground, .. } = node;
+    drop(start(ground.again(), machine.again()).unwrap());
+    let elsewhere = Ground::new_with_incarnation(9);
+    machine.calls.clear();
+    let refused = start(elsewhere, machine.again()).map(|_| ()).unwrap_err().to_string();
+    assert!(
+        refused.contains("incarnation 09090909") && refused.contains("remove the state machine's files"),
+        "{refused}"
+    );
+    assert_eq!((machine.calls.count("start"), machine.calls.count("stop")), (0, 0));
+}
+
+/// Otherwise a machine whose author forgot to say `Durable` would lose its state at every start, without a word.
+#[test]
+fn a_machine_that_is_rebuilt_and_stands_somewhere_is_refused_with_the_advice() {
+    let machine = Recording::default();
+    machine.held().last = at(1, 7);
+    let refused = refusal(Ground::new(), machine.clone());
+    assert!(refused.contains("index 7") && refused.contains("Durability::Durable"), "{refused}");
+    assert_eq!(machine.calls.count("reset"), 0, "it is as it was");
+}
+
+/// It begins anew before it is filled anew; an empty one needs no reset.
+#[test]
+fn a_durable_machine_is_reset_before_it_is_filled_anew() {
+    let machine = Recording::durable();
+    let mut ground = ground_with_snapshots(machine.again());
+    purge(&mut ground, 4);
+    let mut held = machine.held();
+    (held.last, held.snapshot) = (at(1, 1), None);
+    drop(held);
+    machine.calls.clear();
+    let node = start(ground.again(), machine.again()).unwrap();
+    assert!(machine.calls.first("reset") < machine.calls.first("apply_snapshot_from_file 4"));
+    assert_eq!(machine.calls.count("reset"), 1);
+    let Node { ground, .. } = node;
+    let binding = machine.held().binding;
+    *machine.held() = recording::Held { binding, ..recording::Held::default() };
+    machine.calls.clear();
+    start(ground.again(), machine.again()).unwrap();
+    assert_eq!((machine.calls.count("apply_snapshot_from_file"), machine.calls.count("reset")), (1, 0));
+}
+
+/// The members with node 1 bound to its directory, in an entry of the log.
+fn bound_at(index: u64) -> LogEntry {
+    let member = d_engine_storage::Member {
+        node: 1,
+        peer_addr: "peer:1".to_owned(),
+        client_addr: String::new(),
+        role: d_engine_storage::MemberRole::Voter,
+        incarnation: Some(d_engine_storage::Incarnation([2; 16])),
+    };
+    let data = d_engine_storage::Membership::new([member]).unwrap().encode();
+    LogEntry { data: data.into(), ..entry(index, EntryKind::Membership, 0) }
+}
+
+fn is_bound(membership: &d_engine_storage::Membership) -> bool {
+    membership.members().iter().all(|member| member.incarnation.is_some())
+}
+
+/// Row 51: what the log once said about directories is in the next snapshot, and after an install in those that follow.
+#[test]
+fn bound_directories_are_in_every_snapshot_from_then_on() {
+    for machine in [Recording::default(), Recording::durable()] {
+        let mut node = start(Ground::new(), machine).unwrap();
+        let bound = bound_at(1);
+        store(&mut node.ground, 1, std::slice::from_ref(&bound));
+        let job = ApplyJob { source: ApplySource::Entries(vec![bound]), responders: Vec::new() };
+        now(node.worker.run(job)).unwrap();
+        node.commit(2, 3);
+        let info = node.take_snapshot();
+        assert!(is_bound(&info.header.facts.membership), "in the header");
+        node.commit(4, 4);
+        let machine = node.machine.again();
+        let Node { ground, .. } = node;
+        let mut node = start(ground.again(), machine).unwrap();
+        if node.footing.applied.get() < 4 {
+            // The entries behind the snapshot come again from the log.
+            let (first, last) = (node.footing.applied.next(), d_engine_core::LogIndex::new(4));
+            let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new() };
+            now(node.worker.run(job)).unwrap();
+        }
+        node.commit(5, 5);
+        assert!(is_bound(&node.take_snapshot().header.facts.membership), "after a restart");
+        purge(&mut node.ground, 5);
+        let machine = node.machine.again();
+        let Node { ground, .. } = node;
+        let mut node = start(ground.again(), machine).unwrap();
+        assert!(is_bound(node.footing.membership.as_ref().unwrap()), "after a purge and a restart");
+        node.commit(6, 6);
+        let last = node.take_snapshot();
+        assert!(is_bound(&last.header.facts.membership), "after a purge");
+        let mut other = start(Ground::new(), Recording::default()).unwrap();
+        send(&node, &last, &other.ground.store);
+        other.install(at(1, 6)).unwrap();
+        let job = ApplyJob { source: ApplySource::Entries(vec![command(7)]), responders: Vec::new() };
+        now(other.worker.run(job)).unwrap();
+        assert!(is_bound(&other.take_snapshot().header.facts.membership), "after an install");
+    }
+}
+
+/// Log time stands where it stood when the log was purged: it must not begin again at nothing.
+#[test]
+fn log_time_does_not_go_back_over_a_purge_and_a_restart() {
+    let machine = Recording::durable();
+    let mut ground = ground_with_snapshots(machine.again());
+    purge(&mut ground, 4);
+    let mut node = start(ground.again(), machine.again()).unwrap();
+    assert_eq!((node.footing.applied.get(), node.footing.time_ms), (6, 1_004));
+    node.commit(7, 7);
+    node.take_snapshot();
+    let Node { mut ground, .. } = node;
+    purge(&mut ground, 7);
+    let mut node = start(ground.again(), machine.again()).unwrap();
+    assert_eq!(node.footing.time_ms, 1_007, "that of the snapshot");
+    let mut early = command(8);
+    early.time_ms = 1;
+    store(&mut node.ground, 1, std::slice::from_ref(&early));
+    let job = ApplyJob { source: ApplySource::Entries(vec![early]), responders: Vec::new() };
+    now(node.worker.run(job)).unwrap();
+    assert_eq!(node.take_snapshot().header.facts.time_ms, 1_007);
 }

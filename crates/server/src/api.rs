@@ -93,7 +93,7 @@ impl Engine for Api {
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
         let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
-        let value = engine.get_now(&request.key).map_err(read_status)?;
+        let value = engine.get_applied(&request.key).await.map_err(read_status)?;
         Ok(Response::new(GetReply { found: value.is_some(), value: value.unwrap_or_default(), read_index }))
     }
 
@@ -103,7 +103,7 @@ impl Engine for Api {
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
         let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
-        let reply = engine.query_now(&request.request).map_err(read_status)?;
+        let reply = engine.query_applied(&request.request).await.map_err(read_status)?;
         Ok(Response::new(QueryReply { reply, read_index }))
     }
 

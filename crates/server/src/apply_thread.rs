@@ -10,6 +10,7 @@ use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::clock::Clock;
 use crate::inbox::Inbox;
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
@@ -53,6 +54,7 @@ pub(crate) struct ApplyThread {
     pub(crate) log_counters: Arc<LogCounters>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) gate: Arc<ReadGate>,
+    pub(crate) clock: Clock,
     /// The user's futures are polled inside it.
     pub(crate) runtime: Handle,
 }
@@ -90,6 +92,7 @@ impl ApplyThread {
                 Found::Closed(work) => (work, true),
                 Found::Idle => continue,
             };
+            self.worker.at(self.clock.now());
             if work.hard_state_saved {
                 self.worker.handler().hard_state_saved();
             }
@@ -101,6 +104,7 @@ impl ApplyThread {
                 }
             }
             for job in work.jobs {
+                self.worker.at(self.clock.now());
                 let installs = matches!(job.source, ApplySource::Snapshot(_));
                 let event = self.runtime.block_on(self.worker.run(job))?;
                 if installs {

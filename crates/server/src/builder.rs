@@ -252,6 +252,7 @@ impl Node {
         let options = SnapshotOptions {
             retained: settings.retained,
             reserve_bytes: settings.reserve_bytes,
+            machine: self.machine.name().to_owned(),
             user_format: self.machine.snapshot_format(),
             compression: settings.compression.into(),
             ..SnapshotOptions::new(identity.cluster, identity.group)

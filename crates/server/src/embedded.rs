@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError, Unsupported,
+    Proposal, ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError, Unsupported,
 };
 use d_engine_storage::Identity;
 use d_engine_storage::snapshot::SnapshotInfo;
@@ -225,15 +225,24 @@ impl EmbeddedEngine {
         deadline: Option<d_engine_core::Instant>,
     ) -> Result<Bytes, ProposeError> {
         let (answer, answered) = oneshot::channel();
-        self.inner.shared.inbox.propose(
-            command,
-            deadline,
-            Box::new(move |result| {
-                // Whoever asked may have gone away.
-                answer.send(result).ok();
-            }),
-        );
+        let checked = self.check(&command);
+        let responder = Box::new(move |result| {
+            // Whoever asked may have gone away.
+            answer.send(result).ok();
+        });
+        self.inner.shared.inbox.propose(Proposal { command, deadline, checked, responder });
         answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// What the state machine says of a command, on the caller's thread.
+    fn check(&self, command: &[u8]) -> Result<(), Arc<str>> {
+        let asked = catch_unwind(AssertUnwindSafe(|| self.inner.machine.check(command)));
+        let said = asked.unwrap_or_else(|panic| {
+            let text = panic_text(panic.as_ref());
+            tracing::error!("the state machine panicked in check: {text}");
+            Err(d_engine_replica::Error::msg(format_args!("its check panicked: {text}")))
+        });
+        said.map_err(|error| Arc::from(error.to_string()))
     }
 
     /// The value under `key`.
@@ -242,7 +251,7 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn get(&self, key: &[u8], consistency: ReadConsistency) -> Result<Option<Bytes>, ReadError> {
         self.read_barrier(consistency).await?;
-        self.get_now(key)
+        self.get_applied(key).await
     }
 
     /// The state machine's answer to a question of its own form.
@@ -251,7 +260,7 @@ impl EmbeddedEngine {
     /// [`ReadError`]; every read may be retried.
     pub async fn query(&self, request: &[u8], consistency: ReadConsistency) -> Result<Bytes, ReadError> {
         self.read_barrier(consistency).await?;
-        self.query_now(request)
+        self.query_applied(request).await
     }
 
     /// When a caller's patience of `patience` will be over.
@@ -260,14 +269,34 @@ impl EmbeddedEngine {
     }
 
     /// The value under `key` in the state that the state machine has.
-    pub(crate) fn get_now(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        unpanicked("get", || self.inner.machine.get(key))?
-            .map_err(|error| ReadError::StateMachine(error.to_string()))
+    pub(crate) async fn get_applied(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        let read = |machine: &dyn StateMachine, key: &[u8]| machine.get(key);
+        let read = self.read_machine("get", key, read).await?;
+        read.map_err(|error| ReadError::StateMachine(error.to_string()))
+    }
+
+    /// Reads the state machine here, or on a thread for blocking work if it may wait for a disk: here it would hold up
+    /// whatever else runs on this thread of the runtime.
+    async fn read_machine<T: Send + 'static>(
+        &self,
+        method: &'static str,
+        request: &[u8],
+        read: impl FnOnce(&dyn StateMachine, &[u8]) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        if !self.inner.machine.reads_block() {
+            return unpanicked(method, || read(self.inner.machine.as_ref(), request));
+        }
+        let (machine, request) = (self.inner.machine.clone(), Bytes::copy_from_slice(request));
+        let blocking = move || unpanicked(method, || read(machine.as_ref(), &request));
+        let done = tokio::task::spawn_blocking(blocking).await;
+        // Only a runtime that ends takes such a thread away.
+        done.unwrap_or_else(|_| Err(ReadError::Stopped { reason: self.stop_reason() }))
     }
 
     /// The state machine's answer from the state it has.
-    pub(crate) fn query_now(&self, request: &[u8]) -> Result<Bytes, ReadError> {
-        unpanicked("query", || self.inner.machine.query(request))?.map_err(|error| {
+    pub(crate) async fn query_applied(&self, request: &[u8]) -> Result<Bytes, ReadError> {
+        let read = |machine: &dyn StateMachine, request: &[u8]| machine.query(request);
+        self.read_machine("query", request, read).await?.map_err(|error| {
             match error.downcast_ref::<Unsupported>() {
                 Some(unsupported) => ReadError::Unsupported { operation: unsupported.operation },
                 None => ReadError::StateMachine(error.to_string()),

@@ -7,11 +7,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use d_engine_core::{Instant, NodeId};
 use d_engine_replica::{
-    Event, PeerMessage, Proposal, ProposeError, ProposeResponder, ReadError, ReadRequest, ReadResponder,
-    ReplicaStatus, StopReason, TransferError, TransferResponder,
+    Event, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest, ReadResponder, ReplicaStatus,
+    StopReason, TransferError, TransferResponder,
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -65,14 +64,14 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A caller's command. `responder` is called with a refusal right here.
-    pub(crate) fn propose(&self, command: Bytes, deadline: Option<Instant>, responder: ProposeResponder) {
+    /// A caller's command. Its responder is called with a refusal right here.
+    pub(crate) fn propose(&self, proposal: Proposal) {
         let mut state = self.lock();
         let refusal = if let Some(reason) = &state.closed {
             Some(ProposeError::Stopped { reason: reason.clone() })
         } else if state.incoming.proposals.len() >= self.limits.proposals {
             Some(ProposeError::Busy { what: "proposals waiting to be taken up" })
-        } else if state.incoming.proposal_bytes.saturating_add(command.len()) > self.limits.bytes
+        } else if state.incoming.proposal_bytes.saturating_add(proposal.command.len()) > self.limits.bytes
             && !state.incoming.proposals.is_empty()
         {
             Some(ProposeError::Busy { what: "bytes of proposals waiting to be taken up" })
@@ -81,11 +80,11 @@ impl Inbox {
         };
         if let Some(refusal) = refusal {
             drop(state);
-            responder(Err(refusal));
+            (proposal.responder)(Err(refusal));
             return;
         }
-        state.incoming.proposal_bytes += command.len();
-        state.incoming.proposals.push(Proposal { command, deadline, responder });
+        state.incoming.proposal_bytes += proposal.command.len();
+        state.incoming.proposals.push(proposal);
         drop(state);
         self.wake.notify_one();
     }

@@ -1,6 +1,7 @@
 //! What a node tells about itself, and what its state machine tells about itself.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use d_engine_replica::{ReplicaStatus, StateMachine, StopReason};
@@ -28,6 +29,9 @@ pub struct NodeStatus {
     pub state_machine_running: bool,
     /// How many records the state machine says that it holds; `None` when it says nothing within a second.
     pub state_machine_len: Option<usize>,
+    /// Replies of the state machine since the start that came after `apply_chunk` had returned, or second to a command:
+    /// nobody got them. More than 0 is a fault of the state machine.
+    pub late_replies: u64,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }
@@ -51,6 +55,7 @@ impl NodeStatus {
             log,
             state_machine_running,
             state_machine_len: says.map(|(_, len)| len),
+            late_replies: shared.late_replies.load(Ordering::Relaxed),
             stopped: shared.inbox.closed(),
         }
     }

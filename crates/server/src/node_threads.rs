@@ -80,6 +80,7 @@ impl NodeThreads {
             transfers: transfers.clone(),
             apply: apply.clone(),
             log_counters: Arc::new(LogCounters::default()),
+            late_replies: materials.handler.late_replies(),
             membership: RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
             leader: watch::Sender::new((0, None)),
@@ -106,6 +107,7 @@ impl NodeThreads {
             log_counters: shared.log_counters.clone(),
             inbox,
             gate,
+            clock,
             runtime: materials.runtime,
         };
         let log_worker = LogWorker::new(materials.log, group);

@@ -42,6 +42,7 @@ pub(crate) struct Shared {
     /// For whoever asks for a snapshot.
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     /// What the log has written.
+    pub(crate) late_replies: Arc<std::sync::atomic::AtomicU64>,
     pub(crate) log_counters: Arc<LogCounters>,
     /// The membership in force, for the transport's handshakes.
     pub(crate) membership: RwLock<Membership>,

@@ -272,21 +272,13 @@ async fn an_address_that_is_taken_is_refused_by_name_and_nothing_is_left_running
     engine.stop().await;
 }
 
-/// Row 51: a node whose directory was wiped must not pass for the one it was.
-#[tokio::test(flavor = "multi_thread")]
-async fn row_51_a_node_with_a_wiped_directory_is_not_let_in_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let configs = cluster(dir.path(), 3);
-    let mut engines = Vec::new();
-    for config in &configs {
-        engines.push(start(config).await);
-    }
-    // The leader binds every directory that it has seen.
+/// Waits until the leader has bound every directory that it has seen.
+async fn bind_all(engines: &[EmbeddedEngine]) {
     let bound = async {
         loop {
-            put(&engines, "k", "v").await;
+            put(engines, "k", "v").await;
             let mut all = true;
-            for engine in &engines {
+            for engine in engines {
                 let members = engine.status().await.replica.unwrap().membership;
                 all &= members.members().iter().all(|member| member.incarnation.is_some());
             }
@@ -296,6 +288,53 @@ async fn row_51_a_node_with_a_wiped_directory_is_not_let_in_again() {
         }
     };
     tokio::time::timeout(PATIENCE, bound).await.unwrap();
+}
+
+/// Row 51, when the entry that bound the directory has left the others' logs, and they were started again since.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_51_a_bound_directory_stays_bound_over_a_snapshot_a_purge_and_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut configs = cluster(dir.path(), 3);
+    for config in &mut configs {
+        (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
+        config.snapshots.reserve_bytes = 0;
+    }
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    bind_all(&engines).await;
+    for engine in &engines {
+        engine.take_snapshot().await.unwrap();
+    }
+    put(&engines, "k", "behind the snapshots").await;
+    for engine in engines {
+        engine.stop().await;
+    }
+    std::fs::remove_dir_all(&configs[2].data_dir).unwrap();
+    let engines = [start(&configs[0]).await, start(&configs[1]).await];
+    let wiped = start(&configs[2]).await;
+    put(&engines, "k", "w").await;
+    for engine in &engines {
+        assert!(engine.status().await.replica.unwrap().core.log.base.index.get() > 0, "its log was purged");
+    }
+    let waited = wiped.wait_ready(Duration::from_secs(3)).await;
+    assert!(matches!(waited, Err(WaitError::TimedOut { .. })), "{waited:?}");
+    for engine in engines.iter().chain([&wiped]) {
+        engine.stop().await;
+    }
+}
+
+/// Row 51: a node whose directory was wiped must not pass for the one it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn row_51_a_node_with_a_wiped_directory_is_not_let_in_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = cluster(dir.path(), 3);
+    let mut engines = Vec::new();
+    for config in &configs {
+        engines.push(start(config).await);
+    }
+    bind_all(&engines).await;
     engines.remove(2).stop().await;
     std::fs::remove_dir_all(&configs[2].data_dir).unwrap();
     let wiped = start(&configs[2]).await;

@@ -100,7 +100,7 @@ async fn notes_snapshot_isolation() {
     let numbers = machines[1].numbers();
 
     machines[0].calls.clear();
-    let back = EmbeddedEngine::start_custom(machines[0].clone(), configs[0].clone()).await.unwrap();
+    let back = EmbeddedEngine::start_custom(Arc::new(machines[0].again()), configs[0].clone()).await.unwrap();
     let ends = Arc::new(AtomicBool::new(false));
     let reader = tokio::spawn(reads_whole_states(back.clone(), sums(numbers), ends.clone()));
     back.wait_ready(PATIENCE).await.unwrap();

@@ -19,7 +19,11 @@ use support::{PATIENCE, cluster};
 #[tokio::test(flavor = "multi_thread")]
 async fn row_start_at_node_initialization() {
     let node = Alone::start(Recording::default()).await;
-    assert_eq!(node.calls.first("start"), Some(0), "before anything else");
+    assert_eq!(
+        (node.calls.first("bind"), node.calls.first("start")),
+        (Some(0), Some(1)),
+        "before anything else"
+    );
     node.propose(1).await;
     assert_eq!(node.calls.count("start"), 1);
     node.stop().await;
@@ -227,7 +231,7 @@ async fn row_last_applied_at_recovery_and_restart() {
         let applied = calls.applied();
         calls.clear();
         let node = Alone::with(machine.again(), config).await;
-        assert_eq!(calls.count("last_applied") > 0, is_durable, "only a durable machine is believed");
+        assert!(calls.count("last_applied") > 0);
         // What it has is not delivered again; what another one lost is.
         assert_eq!(calls.applied(), if is_durable { Vec::new() } else { applied });
         node.stop().await;
@@ -350,7 +354,7 @@ async fn row_flush_before_a_purge_before_shutdown_and_in_drop() {
 async fn row_reset_before_a_rebuilt_machine_is_built_anew() {
     let node = Alone::start(Recording::default()).await;
     node.propose(5).await;
-    assert_eq!((node.calls.first("reset"), node.calls.count("reset")), (Some(1), 1));
+    assert_eq!((node.calls.first("reset"), node.calls.count("reset")), (Some(3), 1));
     let calls = node.calls.clone();
     let (config, machine, _dir) = node.stop().await;
     calls.clear();
@@ -390,7 +394,7 @@ async fn rows_of_a_transfer_and_of_an_install() {
     let receiver = machines[away].calls.clone();
     machines.iter().for_each(|machine| machine.calls.clear());
     engines[away] =
-        EmbeddedEngine::start_custom(machines[away].clone(), configs[away].clone()).await.unwrap();
+        EmbeddedEngine::start_custom(Arc::new(machines[away].again()), configs[away].clone()).await.unwrap();
     until(async || receiver.count("persist_last_snapshot_metadata") > 0).await;
     let told = others.iter().find(|other| machines[**other].calls.count("snapshot_metadata") > 0);
     assert!(told.is_some(), "nobody looked which snapshot to send");
@@ -411,4 +415,50 @@ async fn rows_of_a_transfer_and_of_an_install() {
     for engine in &engines {
         engine.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_check_before_a_command_is_proposed() {
+    let manner = Manner { refuses: Some(13), panics_on: Some(14), ..Manner::default() };
+    let node = Alone::start(Recording::with(manner)).await;
+    node.propose(1).await;
+    node.settle().await;
+    let before = node.applied().await;
+    for (number, said) in [(13, "an unlucky number"), (14, "its check panicked: as asked")] {
+        let refused = node.engine.propose(vec![number]).await.unwrap_err();
+        assert!(matches!(&refused, ProposeError::Refused { .. }), "{refused}");
+        assert!(refused.to_string().contains(said), "{refused}");
+    }
+    assert_eq!(node.applied().await, before, "nothing was logged");
+    assert_eq!(node.propose(2).await, Bytes::from_static(b"3"));
+    assert_eq!(node.calls.applied().len(), 2);
+    node.stop().await;
+}
+
+/// A reply that nobody gets is a fault of the machine, and shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_comes_second_is_counted_in_the_status() {
+    let node = Alone::start(Recording::with(Manner { replies_twice: true, ..Manner::default() })).await;
+    assert_eq!(node.propose(7).await, Bytes::from_static(b"7"));
+    assert_eq!(node.engine.status().await.late_replies, 1);
+    node.stop().await;
+}
+
+/// A machine that may wait for a disk in a read holds up nothing else that runs on the caller's threads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn reads_that_may_wait_for_a_disk_leave_the_callers_threads_free() {
+    let manner = Manner { reads_wait: true, ..Manner::default() };
+    let node = Alone::start(Recording::with(manner)).await;
+    node.propose(5).await;
+    let (let_go, holder) = hold(node.machine.pen.clone());
+    let engine = node.engine.clone();
+    let read = tokio::spawn(async move { engine.get(b"sum", ReadConsistency::Linearizable).await });
+    until(async || node.calls.count("get") > 0).await;
+    // The only thread for tasks is free.
+    tokio::time::timeout(PATIENCE, tokio::spawn(async {})).await.unwrap().unwrap();
+    assert!(!read.is_finished());
+    drop(let_go);
+    holder.join().unwrap();
+    assert_eq!(read.await.unwrap().unwrap(), Some(Bytes::from_static(b"5")));
+    node.stop().await;
 }

@@ -194,7 +194,7 @@ impl Clients {
             }
         };
         let responder = Box::new(move |result| put(Answer::Command(result)));
-        Some(ToNode::Propose(Proposal { command: command.encode(), deadline: None, responder }))
+        Some(ToNode::Propose(Proposal::new(command.encode(), None, responder)))
     }
 
     /// Nobody answered in time: a write may yet take effect.

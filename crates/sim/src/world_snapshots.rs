@@ -76,8 +76,10 @@ impl World {
         if asked {
             self.arm(id, 20);
         }
-        let life = self.node(id).life;
+        let now = self.now;
+        let (life, clock) = (self.node(id).life, self.node(id).clock(now));
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        running.apply.at(clock);
         let begun = now_or_never(running.apply.begin_snapshot(asked));
         if self.died_in(id, Sometimes::CrashInBuild) {
             return Ok(());

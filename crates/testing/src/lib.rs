@@ -88,6 +88,18 @@ macro_rules! __each_state_machine_check {
             position_and_data_are_stored_together
             power_cuts_lose_nothing_flushed
             power_cuts_leave_the_old_state_or_the_installed_one
+            power_cuts_leave_the_old_state_or_none_after_a_reset
+            flipped_bits_are_noticed
+            the_position_never_goes_back
+            foreign_bytes_stop_nothing
+            its_own_commands_pass_its_check
+            every_command_is_answered
+            the_length_is_told
+            answers_are_equal_on_two_machines
+            what_expires_vanishes_at_its_log_time
+            expiries_travel_in_snapshots
+            both_ways_of_a_snapshot_give_the_same_state
+            a_dropped_snapshot_touches_nothing
             the_same_commands_give_the_same_state_and_replies
             the_clock_does_not_matter
             equal_states_write_equal_snapshots

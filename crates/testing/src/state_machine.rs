@@ -26,6 +26,17 @@ pub struct StateMachineCase<M> {
     contents: Contents<M>,
     undecodable: Vec<Bytes>,
     equal_files: bool,
+    expiring: Option<Expiring>,
+    question: Option<Command>,
+    answers_all: bool,
+    stops_on_undecodable: bool,
+    notices_flips: bool,
+}
+
+/// A command whose effect ends by itself, and after how many milliseconds of log time.
+struct Expiring {
+    command: Bytes,
+    after_ms: u64,
 }
 
 impl<M: StateMachine> StateMachineCase<M> {
@@ -39,6 +50,11 @@ impl<M: StateMachine> StateMachineCase<M> {
             contents: Box::new(|machine| machine.len().to_string().into_bytes()),
             undecodable: vec![Bytes::from_static(&[0xFF; 24]), Bytes::new()],
             equal_files: true,
+            expiring: None,
+            question: None,
+            answers_all: true,
+            stops_on_undecodable: false,
+            notices_flips: false,
         }
     }
 
@@ -58,11 +74,48 @@ impl<M: StateMachine> StateMachineCase<M> {
         self
     }
 
-    /// A command that the machine cannot apply: it must fail as a whole chunk or count as refused, but change nothing.
-    /// Default: 24 bytes of 0xFF, and none at all.
+    /// A command that the machine cannot apply: it counts as refused and changes nothing. Default: 24 bytes of 0xFF, and
+    /// none at all.
     #[must_use]
     pub fn undecodable(mut self, command: impl Into<Bytes>) -> Self {
         self.undecodable.push(command.into());
+        self
+    }
+
+    /// The machine's `apply_chunk` fails on bytes that it cannot decode, which stops the node, here and at every start: its
+    /// `check` must then refuse them, and it must never be given commands of another version.
+    #[must_use]
+    pub fn stops_on_undecodable(mut self) -> Self {
+        self.stops_on_undecodable = true;
+        self
+    }
+
+    /// A command whose effect on `contents` ends by itself `after_ms` milliseconds of log time (at least 10,000) later, and
+    /// nothing else with it. For machines that offer `next_expiry_ms` and `advance_time`.
+    #[must_use]
+    pub fn expiring(mut self, command: impl Into<Bytes>, after_ms: u64) -> Self {
+        self.expiring = Some(Expiring { command: command.into(), after_ms });
+        self
+    }
+
+    /// The question with this number, for `query`. Two machines with the same state must answer alike.
+    #[must_use]
+    pub fn questions<Q: Into<Bytes>>(mut self, question: impl Fn(u64) -> Q + Send + Sync + 'static) -> Self {
+        self.question = Some(Box::new(move |n| question(n).into()));
+        self
+    }
+
+    /// The machine replies to no command, or not to all: callers get an empty answer.
+    #[must_use]
+    pub fn leaves_commands_unanswered(mut self) -> Self {
+        self.answers_all = false;
+        self
+    }
+
+    /// A durable machine whose files carry checksums: the kit flips bits in them and expects that none is served.
+    #[must_use]
+    pub fn notices_flipped_bits(mut self) -> Self {
+        self.notices_flips = true;
         self
     }
 
@@ -95,6 +148,11 @@ struct Subject<'a, M> {
 
 fn id(index: u64) -> LogId {
     LogId { term: if index == 0 { 0 } else { TERM }, index }
+}
+
+/// Log time of an entry: seconds apart, and the same in every run.
+fn time_ms(index: u64) -> u64 {
+    1_700_000_000_000 + index * 1_000
 }
 
 fn io(error: std::io::Error) -> Violation {
@@ -189,8 +247,7 @@ impl<'a, M: StateMachine> Subject<'a, M> {
         let (chunk, probes): (Vec<Entry>, Vec<_>) = commands
             .map(|(index, command)| {
                 let (entry, probe) = Entry::with_reply_probe(index, TERM, command);
-                // Log time: seconds apart, and the same in every run.
-                (entry.at_time_ms(1_700_000_000_000 + index * 1_000), probe)
+                (entry.at_time_ms(time_ms(index)), probe)
             })
             .unzip();
         let last = chunk.last().map_or(0, |entry| entry.index);
@@ -217,7 +274,13 @@ impl<'a, M: StateMachine> Subject<'a, M> {
         if found == expected {
             return Ok(());
         }
-        Err(format!("{when}, the machine holds {}, but it must hold {}", shown(&found), shown(expected)))
+        let at = found.iter().zip(expected).take_while(|(one, other)| one == other).count();
+        let from = |contents: &[u8]| shown(contents.get(at.saturating_sub(20)..).unwrap_or_default());
+        Err(format!(
+            "{when}, the machine holds {}, but it must hold {} (the first difference is at byte {at})",
+            from(&found),
+            from(expected)
+        ))
     }
 
     /// Takes a snapshot the way the engine does; the view's, if there is one.
@@ -241,6 +304,23 @@ impl<'a, M: StateMachine> Subject<'a, M> {
             }
         };
         Ok(SnapshotMetadata::new(id(label), checksum))
+    }
+
+    /// Takes a snapshot the other way, also where there is a view.
+    fn generate(&self, label: u64) -> Result<(TempDir, SnapshotMetadata), Violation> {
+        let dir = tempfile::tempdir().map_err(io)?;
+        let generated = self.machine().generate_snapshot_data(dir.path().to_owned(), id(label));
+        let checksum = self.runtime.block_on(generated);
+        let checksum = checksum.map_err(|error| format!("generate_snapshot_data: {error}"))?;
+        Ok((dir, SnapshotMetadata::new(id(label), checksum)))
+    }
+
+    /// Tells log time at an entry, as a tick does.
+    fn tick(&self, index: u64, time_ms: u64) -> Result<(), Violation> {
+        let told = self.machine().advance_time(id(index), time_ms);
+        told.map_err(|error| format!("advance_time({index}) failed: {error}"))?;
+        self.machine().update_last_applied(id(index));
+        Ok(())
     }
 
     fn install(&self, meta: &SnapshotMetadata, dir: &Path) -> Result<(), Violation> {

@@ -10,11 +10,18 @@ use d_engine_testing::{StateMachineCase, check_state_machine, state_machine_suit
 use ledger::{Fault, Ledger};
 
 fn case(fault: Fault) -> StateMachineCase<Ledger> {
-    StateMachineCase::new(move |dir| Ledger::open(fault, Arc::new(RealFs::new()), dir))
+    let case = StateMachineCase::new(move |dir| Ledger::open(fault, Arc::new(RealFs::new()), dir))
         .commands(|n| format!("account-{} {n}", n % 9))
         .contents(Ledger::contents)
         .undecodable("a command of another program")
-        .on_fs(move |fs, dir| Ledger::open(fault, fs, dir))
+        .expiring("held 7 20000", 20_000)
+        .questions(|n| format!("account-{}", n % 9))
+        .on_fs(move |fs, dir| Ledger::open(fault, fs, dir));
+    match fault {
+        Fault::KeepsHalfAChunk | Fault::LetsGarbageIntoTheLog => case.stops_on_undecodable(),
+        Fault::None | Fault::ServesFlippedBits => case.notices_flipped_bits(),
+        _ => case,
+    }
 }
 
 mod a_right_one {
@@ -50,6 +57,21 @@ fn caught_by(fault: Fault) -> &'static [&'static str] {
         Fault::ForgetsTheMetadata => &["snapshot_metadata_is_kept"],
         Fault::InventsTerms => &["terms_are_right_or_unknown"],
         Fault::NeverRuns => &["start_and_stop"],
+        Fault::StopsOnGarbage | Fault::LetsGarbageIntoTheLog => &["foreign_bytes_stop_nothing"],
+        Fault::RefusesItsOwn => &["its_own_commands_pass_its_check"],
+        Fault::AnswersNobody => &["every_command_is_answered"],
+        Fault::HasNoLength => &["the_length_is_told"],
+        Fault::AnswersAtRandom => &["answers_are_equal_on_two_machines"],
+        Fault::GoesBack => &["the_position_never_goes_back"],
+        Fault::ExpiresByItsOwnClock => &["the_clock_does_not_matter"],
+        Fault::NeverExpires | Fault::WantsTimeAlways | Fault::WantsTimeNever => {
+            &["what_expires_vanishes_at_its_log_time"]
+        }
+        Fault::ForgetsExpiriesInSnapshots => &["expiries_travel_in_snapshots"],
+        Fault::GeneratesNothing => &["both_ways_of_a_snapshot_give_the_same_state"],
+        Fault::WritesAfterItsEnd => &["a_dropped_snapshot_touches_nothing"],
+        Fault::ServesFlippedBits => &["flipped_bits_are_noticed"],
+        Fault::ResetsByHalves => &["power_cuts_leave_the_old_state_or_none_after_a_reset"],
     }
 }
 

@@ -136,7 +136,9 @@ impl Drop for Bank {
 
 #[async_trait]
 impl StateMachine for Bank {
+    /// Begins empty: the engine brings everything back from the last snapshot and the log.
     fn start(&self) -> Result<()> {
+        *self.books_mut() = Books::default();
         self.running.store(true, Ordering::Release);
         Ok(())
     }
@@ -162,24 +164,28 @@ impl StateMachine for Bank {
     }
 
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
-        // Work on a copy and swap it in: all or nothing, and readers never see a half-applied chunk.
-        let mut next = self.books().clone();
+        // What may fail comes before the lock; under it nothing does, so the chunk is applied as a whole, in place. Readers
+        // wait for the lock and never see a half of it.
+        let decode = |entry: &Entry| postcard::from_bytes::<Command>(&entry.data);
+        let commands: Vec<_> = chunk.iter().map(decode).collect();
         let mut replies = Vec::with_capacity(chunk.len());
-        for entry in chunk {
-            if entry.index <= next.last_index {
-                continue;
+        {
+            let mut books = self.books_mut();
+            for (entry, command) in chunk.iter().zip(commands) {
+                if entry.index <= books.last_index {
+                    continue;
+                }
+                let reply = match command {
+                    Ok(command) => books.execute(command),
+                    // Whoever can propose must not be able to stop a node.
+                    Err(error) => refused(format!("not a command: {error}")),
+                };
+                (books.last_index, books.last_term) = (entry.index, entry.term);
+                replies.push((entry, reply));
             }
-            let reply = match postcard::from_bytes::<Command>(&entry.data) {
-                Ok(command) => next.execute(command),
-                // Whoever can propose must not be able to stop a node.
-                Err(error) => refused(format!("not a command: {error}")),
-            };
-            (next.last_index, next.last_term) = (entry.index, entry.term);
-            replies.push((postcard::to_allocvec(&reply)?, entry));
         }
-        *self.books_mut() = next;
-        for (reply, entry) in replies {
-            entry.reply(reply);
+        for (entry, reply) in replies {
+            entry.reply(postcard::to_allocvec(&reply)?);
         }
         Ok(())
     }
@@ -246,6 +252,16 @@ impl StateMachine for Bank {
 
     async fn reset(&self) -> Result<()> {
         *self.books_mut() = Books::default();
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        "d-engine-examples/bank"
+    }
+
+    /// Asked before a command is proposed: what is no command never reaches the log.
+    fn check(&self, command: &[u8]) -> Result<()> {
+        postcard::from_bytes::<Command>(command)?;
         Ok(())
     }
 }

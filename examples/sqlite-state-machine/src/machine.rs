@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine::{
-    Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum,
+    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
+    snapshot_checksum,
 };
 use rusqlite::{Connection, ErrorCode};
 
@@ -222,6 +223,35 @@ impl StateMachine for SqliteMachine {
 
     fn durability(&self) -> Durability {
         Durability::Durable
+    }
+
+    fn name(&self) -> &str {
+        "d-engine-examples/sqlite"
+    }
+
+    /// A [`Command`] of any SQL: whether SQLite takes it depends on the tables, and those are not to be looked at here.
+    fn check(&self, command: &[u8]) -> Result<()> {
+        postcard::from_bytes::<Command>(command)?;
+        Ok(())
+    }
+
+    /// The history that the databases in this directory belong to, in a file beside them: it stays the same for every
+    /// database that takes the place of another one.
+    fn bind(&self, binding: &Binding) -> Result<()> {
+        let bound = store::binding(&self.dir)?;
+        match binding.compare(bound.as_deref())? {
+            Bound::Here => Ok(()),
+            Bound::Store => store::bind(&self.dir, &binding.to_bytes()),
+        }
+    }
+
+    fn snapshot_bytes(&self) -> Option<u64> {
+        lock(&self.reader).query_row(store::SIZE, [], |row| row.get::<_, i64>(0)).ok().map(i64::cast_unsigned)
+    }
+
+    /// The database of a snapshot is copied beside the open one.
+    fn install_bytes(&self, _meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
+        file_bytes
     }
 
     /// SQLite keeps what a reader sees while a writer goes on.

@@ -20,6 +20,9 @@ pub(crate) const OWN_TABLE: &str = "_d_engine";
 /// The database's name in its folder, and in a snapshot.
 pub(crate) const FILE: &str = "state.db";
 const POINTER: &str = "CURRENT";
+const BINDING: &str = "BINDING";
+/// Bytes of the database, and so of a snapshot of it.
+pub(crate) const SIZE: &str = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
 
 /// Where a database stands.
 #[derive(Clone, Default)]
@@ -102,12 +105,7 @@ impl Store {
         let folder = self.path.parent().ok_or_else(|| Error::msg("a database without a folder"))?;
         File::open(folder)?.sync_all()?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let unfinished = dir.join("CURRENT.new");
-        let mut file = File::create(&unfinished)?;
-        file.write_all(name.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(unfinished, dir.join(POINTER))?;
-        Ok(File::open(dir)?.sync_all()?)
+        replace(dir, POINTER, name.as_bytes())
     }
 
     /// The folder of the database that comes after this one.
@@ -256,6 +254,30 @@ impl Store {
         }
         Ok(rows)
     }
+}
+
+/// What [`bind`] has stored; `None`: nothing yet.
+pub(crate) fn binding(dir: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(dir.join(BINDING)) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Stores which history the databases in this directory belong to.
+pub(crate) fn bind(dir: &Path, binding: &[u8]) -> Result<()> {
+    replace(dir, BINDING, binding)
+}
+
+/// Gives a small file other bytes, in one durable step.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let unfinished = dir.join(format!("{name}.new"));
+    let mut file = File::create(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(unfinished, dir.join(name))?;
+    Ok(File::open(dir)?.sync_all()?)
 }
 
 fn new_folder(dir: &Path, folder: &str) -> Result<PathBuf> {

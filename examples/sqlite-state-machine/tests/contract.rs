@@ -1,8 +1,9 @@
 //! Every line of the contract, each as a test.
 #![allow(clippy::unwrap_used)]
 
-use d_engine::StateMachine as _;
+use d_engine::storage::{ClusterId, Incarnation};
 use d_engine::testing::{StateMachineCase, state_machine_suite};
+use d_engine::{Binding, StateMachine as _};
 use sqlite_state_machine::{Command, SqliteMachine};
 
 const SCHEMA: &str = "CREATE TABLE notes (k INTEGER PRIMARY KEY, v INTEGER, at_ms INTEGER)";
@@ -25,6 +26,29 @@ state_machine_suite!(
         .contents(contents)
         .undecodable(Command::new("INSERT INTO nowhere VALUES (1)", []).encode().unwrap())
         .undecodable(Command::new("INSERT INTO notes VALUES (random(), 0, 0)", []).encode().unwrap())
+        .questions(|n| Command::new("SELECT v FROM notes WHERE k = ?1", [(n.cast_signed() % 7).into()])
+            .encode()
+            .unwrap())
         // Pages that are free hold what was there before.
         .snapshots_may_differ()
 );
+
+/// Databases of another node, or of this one before its data directory was wiped, are refused by name.
+#[test]
+fn its_files_belong_to_one_data_directory() {
+    let binding = |incarnation| Binding::new(ClusterId([1; 16]), 1, Incarnation([incarnation; 16]));
+    let dir = tempfile::tempdir().unwrap();
+    let open = || SqliteMachine::open(dir.path(), SCHEMA).unwrap();
+    open().bind(&binding(7)).unwrap();
+    let machine = open();
+    machine.bind(&binding(7)).unwrap();
+    let refused = machine.bind(&binding(8)).unwrap_err().to_string();
+    assert!(
+        refused.contains("incarnation 07070707") && refused.contains("incarnation 08080808"),
+        "{refused}"
+    );
+    // A reset puts another database in the place of this one, of the same history.
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(machine.reset()).unwrap();
+    drop(machine);
+    assert!(open().bind(&binding(8)).is_err());
+}

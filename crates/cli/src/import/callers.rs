@@ -193,7 +193,8 @@ impl Shared {
                 Err(error) => {
                     let key = String::from_utf8_lossy(&record.key);
                     return Err(match error {
-                        KvError::Rejected { .. } | KvError::Client(ClientError::TooLarge { .. }) => {
+                        KvError::Rejected { .. }
+                        | KvError::Client(ClientError::TooLarge { .. } | ClientError::Refused { .. }) => {
                             NotPut::Refused(error.to_string())
                         }
                         error => {

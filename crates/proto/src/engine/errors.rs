@@ -14,6 +14,7 @@ pub fn propose_error_detail(error: &ProposeError) -> ErrorDetail {
             Kind::TooLarge(client::TooLarge { size: *size as u64, limit: *limit as u64 })
         }
         ProposeError::Stopped { reason } => stopped(reason),
+        ProposeError::Refused { reason } => Kind::Refused(client::Refused { reason: reason.to_string() }),
         ProposeError::Expired => Kind::Expired(client::Expired {}),
         // An error unknown here must be read as the most careful one.
         _ => Kind::OutcomeUnknown(client::OutcomeUnknown {}),

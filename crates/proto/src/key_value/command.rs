@@ -136,6 +136,14 @@ impl KvCommand {
         wire::KvCommand { format: FORMAT_VERSION, verb: Some(verb) }.encode_to_vec().into()
     }
 
+    /// Whether the bytes are a command that this program carries out.
+    ///
+    /// # Errors
+    /// As [`KvCommand::decode`].
+    pub fn check(command: &[u8]) -> Result<(), UndecodableError> {
+        Self::decode(&Bytes::copy_from_slice(command)).map(drop)
+    }
+
     /// Reads what [`KvCommand::encode`] wrote. Keys and values are slices of `data`.
     ///
     /// # Errors

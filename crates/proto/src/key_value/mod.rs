@@ -24,6 +24,9 @@ pub use reply::KvReply;
 
 use crate::kv::FORMAT_VERSION;
 
+/// The name of the state machine that carries these commands out, in memory or on disk.
+pub const MACHINE_NAME: &str = "d-engine/key-value";
+
 /// Why bytes are no command, reply, question or answer.
 ///
 /// The texts are part of replies, and every replica must give the same reply: they hold nothing

@@ -12,23 +12,37 @@ use super::{
     Record, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX, SCAN_PAGE_BYTES, Scan,
 };
 
-/// A key and its value, or why they could not be read.
-pub type Pair<V, E> = Result<(V, V), E>;
+/// A value, and when it vanishes, in UNIX milliseconds of log time.
+pub type Stored<V> = (V, Option<NonZeroU64>);
 
-/// A table as questions see it: one state, which does not change while it is read.
+/// A key and what is stored under it, or why they could not be read.
+pub type Pair<V, E> = Result<(V, Stored<V>), E>;
+
+/// Records that one command removes because their time is over, before its own work. What is due beyond that is absent
+/// all the same: no question and no command sees it. Every replica must remove alike, so both numbers are part of
+/// the format.
+pub const EXPIRIES_PER_COMMAND_MAX: usize = 32;
+/// The same of a tick.
+pub const EXPIRIES_PER_TICK_MAX: usize = 1_000;
+
+/// A table as questions see it: one state, which does not change while it is read. It gives what is due like anything
+/// else; what that means is decided in this module.
 pub trait KvRead {
     /// A key or a value, owned.
     type Value: AsRef<[u8]> + Into<Bytes>;
     /// Why the table could not be read. A table in memory has none ([`std::convert::Infallible`]).
     type Error;
 
-    /// The value under a key.
+    /// What is stored under a key.
     ///
     /// # Errors
     /// The table could not be read.
-    fn value(&self, key: &[u8]) -> Result<Option<Self::Value>, Self::Error>;
+    fn stored(&self, key: &[u8]) -> Result<Option<Stored<Self::Value>>, Self::Error>;
 
-    /// Keys and values between two bounds, in order. The bounds leave something between them.
+    /// The latest log time that was told, in UNIX milliseconds.
+    fn time_ms(&self) -> u64;
+
+    /// Keys and what is stored under them between two bounds, in order. The bounds leave something between them.
     ///
     /// # Errors
     /// The table could not be read.
@@ -40,7 +54,7 @@ pub trait KvRead {
 }
 
 /// A value that a change has taken the place of, and when it would have vanished.
-pub type Replaced<V> = Option<(V, Option<NonZeroU64>)>;
+pub type Replaced<V> = Option<Stored<V>>;
 
 /// A table as commands see it: records, the order in which they vanish, and the log time. Only moves data; what a
 /// command means is decided in this module alone.
@@ -81,9 +95,6 @@ pub trait KvTable: KvRead {
     /// The table could not be read.
     fn first_expiry(&self) -> Result<Option<(NonZeroU64, Self::Value)>, Self::Error>;
 
-    /// The latest log time that was told.
-    fn time_ms(&self) -> u64;
-
     /// Stores the log time.
     ///
     /// # Errors
@@ -91,22 +102,50 @@ pub trait KvTable: KvRead {
     fn set_time_ms(&mut self, time_ms: u64) -> Result<(), Self::Error>;
 }
 
-/// Moves log time forward: every key whose expiry it has reached is gone. Log time never goes back, so an earlier one
-/// changes nothing.
+/// Moves log time forward at a tick: every key whose expiry it has reached is absent from then on. Log time never goes
+/// back, so an earlier one changes nothing.
 ///
 /// # Errors
 /// The table failed.
 pub fn advance_to<T: KvTable>(table: &mut T, time_ms: u64) -> Result<(), T::Error> {
+    advance(table, time_ms, EXPIRIES_PER_TICK_MAX)
+}
+
+/// The same at a command, also at one that cannot be decoded.
+///
+/// # Errors
+/// The table failed.
+pub fn pass_time<T: KvTable>(table: &mut T, time_ms: u64) -> Result<(), T::Error> {
+    advance(table, time_ms, EXPIRIES_PER_COMMAND_MAX)
+}
+
+fn advance<T: KvTable>(table: &mut T, time_ms: u64, removals_max: usize) -> Result<(), T::Error> {
     if time_ms > table.time_ms() {
         table.set_time_ms(time_ms)?;
     }
-    while let Some((at, key)) = table.first_expiry()?
-        && at.get() <= table.time_ms()
-    {
+    for _ in 0..removals_max {
+        let Some((at, key)) = table.first_expiry()? else { break };
+        if at.get() > table.time_ms() {
+            break;
+        }
         table.forget_expiry(at, key.as_ref())?;
         table.remove(key.as_ref())?;
     }
     Ok(())
+}
+
+/// What is there of a record at this log time: nothing once it is due, whether it has been removed or not.
+fn present<V>(stored: Option<Stored<V>>, time_ms: u64) -> Option<V> {
+    let (value, expires_ms) = stored?;
+    expires_ms.is_none_or(|at| at.get() > time_ms).then_some(value)
+}
+
+/// The value under a key.
+///
+/// # Errors
+/// The table failed.
+pub fn value<T: KvRead>(table: &T, key: &[u8]) -> Result<Option<T::Value>, T::Error> {
+    Ok(present(table.stored(key)?, table.time_ms()))
 }
 
 /// Carries out one command of this log time; everything that expires by then is gone before it.
@@ -114,7 +153,7 @@ pub fn advance_to<T: KvTable>(table: &mut T, time_ms: u64) -> Result<(), T::Erro
 /// # Errors
 /// The table failed; a part of the command may have been carried out.
 pub fn apply<T: KvTable>(table: &mut T, command: &KvCommand, time_ms: u64) -> Result<KvReply, T::Error> {
-    advance_to(table, time_ms)?;
+    pass_time(table, time_ms)?;
     Ok(match command {
         KvCommand::Single(operation) => match compare(table, operation, None)? {
             Err(current) => KvReply::CompareFailed { current },
@@ -155,7 +194,7 @@ fn compare<T: KvRead>(
     if let Some(current) = so_far.and_then(|so_far| so_far.get(key)) {
         return Ok(if *current == expected.as_ref() { Ok(()) } else { Err(current.cloned()) });
     }
-    let current = table.value(key)?;
+    let current = value(table, key)?;
     let is_expected = current.as_ref().map(AsRef::as_ref) == expected.as_deref();
     Ok(if is_expected { Ok(()) } else { Err(current.map(Into::into)) })
 }
@@ -187,15 +226,15 @@ fn put<T: KvTable>(
             table.note_expiry(at, key)?;
         }
     }
-    Ok(before.map(|(value, _)| value))
+    Ok(present(before, table.time_ms()))
 }
 
 fn delete<T: KvTable>(table: &mut T, key: &Bytes) -> Result<Option<T::Value>, T::Error> {
-    let Some((value, expires_ms)) = table.remove(key)? else { return Ok(None) };
-    if let Some(at) = expires_ms {
+    let before = table.remove(key)?;
+    if let Some(at) = before.as_ref().and_then(|(_, at)| *at) {
         table.forget_expiry(at, key)?;
     }
-    Ok(Some(value))
+    Ok(present(before, table.time_ms()))
 }
 
 /// The key that an operation changes, and what it has afterwards.
@@ -227,7 +266,7 @@ fn get_many<T: KvRead>(table: &T, keys: &[Bytes]) -> Result<Result<Values, Query
     let mut bytes = 0;
     let mut values = Vec::with_capacity(keys.len());
     for key in keys {
-        let value = table.value(key)?;
+        let value = value(table, key)?;
         bytes += value.as_ref().map_or(0, |value| value.as_ref().len());
         if bytes > GET_MANY_BYTES_MAX {
             return Ok(Err(QueryLimitError::Bytes));
@@ -263,11 +302,12 @@ pub fn page<T: KvRead>(table: &T, scan: &Scan) -> Result<Page, T::Error> {
     }
     let mut bytes = 0;
     for record in table.between(from, end.map_or(Bound::Unbounded, Bound::Excluded))? {
+        let (key, stored) = record?;
+        let Some(value) = present(Some(stored), table.time_ms()) else { continue };
         if page.records.len() >= limit || bytes >= SCAN_PAGE_BYTES {
             page.next = page.records.last().map(|record| record.key.clone());
             break;
         }
-        let (key, value) = record?;
         let value: Option<Bytes> = (!scan.keys_only).then(|| value.into());
         bytes += key.as_ref().len() + value.as_ref().map_or(0, Bytes::len);
         page.records.push(Record { key: key.into(), value });

@@ -25,6 +25,9 @@ const FORMAT_VERSION: u32 = 2;
 /// The oldest format that is read: without log time and expiries.
 const FORMAT_WITHOUT_TIME: u32 = 1;
 const HEADER_BYTES: u64 = 40;
+/// Log time, behind the header of the older format.
+const TIME_BYTES: u64 = 8;
+const RECORD_HEAD_BYTES: u64 = 16;
 const HASH_BYTES: u64 = 32;
 
 /// Why a snapshot was not written or not installed. No state is lost; the file must not be used.
@@ -96,6 +99,18 @@ fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").unwrap_or_default();
         text
     })
+}
+
+/// Bytes that a record takes in the file.
+#[must_use]
+pub fn record_bytes(key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> u64 {
+    RECORD_HEAD_BYTES + key.as_ref().len() as u64 + value.as_ref().len() as u64
+}
+
+/// Bytes of a file whose records take so many.
+#[must_use]
+pub fn file_bytes(records: u64) -> u64 {
+    records.saturating_add(HEADER_BYTES + TIME_BYTES + HASH_BYTES)
 }
 
 /// What the file says before its records.
@@ -248,6 +263,12 @@ impl SnapshotFileReader {
     #[must_use]
     pub fn head(&self) -> &SnapshotHead {
         &self.head
+    }
+
+    /// Bytes of records that have not been read.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
     }
 
     /// The next record; `None` when all have been read and the file has been found whole.

@@ -1,5 +1,7 @@
 //! The follower's side of a transfer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use d_engine_core::{LogIndex, NodeId, Term};
 use d_engine_storage::snapshot::{
@@ -7,7 +9,8 @@ use d_engine_storage::snapshot::{
 };
 
 use super::{PIECE_BYTES_MAX, Refusal, SnapshotMessage};
-use crate::{InstallError, ReceivedSnapshot};
+use crate::restore::metadata_in;
+use crate::{InstallError, ReceivedSnapshot, StateMachine};
 
 /// What is to be done after a message.
 #[derive(Debug)]
@@ -39,13 +42,20 @@ enum State {
 }
 
 /// The follower's side of one transfer. Dropping it keeps what was received.
-#[derive(Debug)]
 pub struct SnapshotReceiver {
     store: SnapshotStore,
     from: NodeId,
     len_max: u64,
     committed: LogIndex,
+    /// Who will install it, and may need room for that.
+    machine: Option<Arc<dyn StateMachine>>,
     state: State,
+}
+
+impl std::fmt::Debug for SnapshotReceiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotReceiver").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl SnapshotReceiver {
@@ -53,7 +63,14 @@ impl SnapshotReceiver {
     /// at or before `committed`, which is committed here.
     #[must_use]
     pub fn new(store: SnapshotStore, from: NodeId, len_max: u64, committed: LogIndex) -> Self {
-        Self { store, from, len_max, committed, state: State::New }
+        Self { store, from, len_max, committed, machine: None, state: State::New }
+    }
+
+    /// The same, asking also for the room that `machine` needs to install it.
+    #[must_use]
+    pub fn for_machine(mut self, machine: Arc<dyn StateMachine>) -> Self {
+        self.machine = Some(machine);
+        self
     }
 
     /// The sender has said something. Files are read and written, which may take long: `pace` is asked between.
@@ -88,7 +105,10 @@ impl SnapshotReceiver {
                 Ok(header) => header,
                 Err(error) => return self.refuse(kind_of(&error), error),
             };
-            unpacked = header.content_bytes();
+            let files = header.content_bytes();
+            let install = self.machine.as_ref();
+            let install = install.map_or(0, |machine| machine.install_bytes(&metadata_in(&header), files));
+            unpacked = files.saturating_add(install);
             if archive.label.index <= self.committed && header.facts.label == archive.label {
                 let hold = self.store.hold(archive.label);
                 self.state = State::Behind(Box::new(received(self.from, term, &header, hold)));
@@ -101,7 +121,8 @@ impl SnapshotReceiver {
             return ReceiverStep::Finish;
         }
         let received = self.store.receive(archive, self.len_max, pace).and_then(|receiver| {
-            // It will be unpacked beside itself. Without room for that the log would be given up for nothing.
+            // It will be unpacked beside itself, and the machine may need room of its own. Without that the log would
+            // be given up for nothing.
             self.store.has_room(archive.len.saturating_sub(receiver.received()).saturating_add(unpacked))?;
             Ok(receiver)
         });

@@ -58,6 +58,7 @@ fn archive(cluster: u8, label: LogId, content: &[u8]) -> SnapshotArchive {
         time_ms: 77,
         membership: Membership::new([member]).unwrap(),
         envelope: Bytes::new(),
+        machine: "one".to_owned(),
         user_format: 0,
         checksum: hash.finalize().into(),
     };
@@ -326,5 +327,31 @@ fn an_answer_that_cannot_be_is_an_error_and_never_a_success() {
     ] {
         let answer = SnapshotReceiver::outcome(Err(error));
         assert!(matches!(answer, SnapshotMessage::Refused { refusal: found, .. } if found == refusal));
+    }
+}
+
+/// The state of another kind of machine is refused by name before a byte of it is sent.
+#[test]
+fn a_snapshot_of_another_state_machine_is_refused_by_name() {
+    let archive = archive(1, id(3, 40), &[7; 1_000]);
+    for (machine, is_taken) in [("two", false), ("one", true), ("", true)] {
+        let disk: Arc<dyn Fs> = Arc::new(SimFs::new());
+        disk.create_dir(Path::new("/data")).unwrap();
+        let options = SnapshotOptions {
+            reserve_bytes: 0,
+            machine: machine.to_owned(),
+            ..SnapshotOptions::new(ClusterId([1; 16]), GroupId::FIRST)
+        };
+        let (store, _) = SnapshotStore::open(disk, Path::new("/data/snapshots"), options).unwrap();
+        let mut sender = SnapshotSender::new(archive.clone(), Term::new(4), limits(), at(0));
+        let step = receiver(&store).on_message(sender.poll().unwrap().unwrap(), &mut FullSpeed);
+        match step {
+            ReceiverStep::Answer(_) => assert!(is_taken, "{machine:?}"),
+            ReceiverStep::Refuse(answer) => {
+                let told = sender.on_message(at(1), answer).unwrap_err().to_string();
+                assert!(!is_taken && told.contains("one") && told.contains("two"), "{told}");
+            }
+            ReceiverStep::Finish => panic!("nothing was sent"),
+        }
     }
 }

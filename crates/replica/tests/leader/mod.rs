@@ -91,10 +91,6 @@ impl Node {
     pub(crate) fn propose(&mut self, answers: &Answers, number: u8) {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
-        self.handle(Event::Propose(vec![Proposal {
-            command: Bytes::from(vec![number]),
-            deadline: None,
-            responder,
-        }]));
+        self.handle(Event::Propose(vec![Proposal::new(Bytes::from(vec![number]), None, responder)]));
     }
 }

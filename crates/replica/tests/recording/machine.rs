@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_replica::{
-    Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum,
+    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
+    snapshot_checksum,
 };
 
 /// The calls, in order; shared by all machines of one test.
@@ -74,6 +75,8 @@ pub(crate) struct Held {
     pub(crate) numbers: BTreeMap<u64, (u64, u8)>,
     pub(crate) last: LogId,
     pub(crate) snapshot: Option<SnapshotMetadata>,
+    /// What its files are bound to.
+    pub(crate) binding: Option<[u8; Binding::BYTES]>,
 }
 
 /// How a machine behaves.
@@ -89,12 +92,23 @@ pub(crate) struct Manner {
     pub(crate) fails_start: bool,
     /// It freezes its state by a view, which says that it is so many entries further than it is.
     pub(crate) view_ahead_by: Option<u64>,
+    /// Its first snapshot's data never come to their end.
+    pub(crate) writes_first_for_ever: bool,
     /// It never comes to the end of a snapshot's data.
     pub(crate) writes_for_ever: bool,
+    pub(crate) replies_twice: bool,
+    /// Its reads wait for the pen, as for a disk.
+    pub(crate) reads_wait: bool,
     /// It panics in every read.
     pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
+    pub(crate) name: &'static str,
+    /// Numbers that it takes for no command, or that its `check` panics about.
+    pub(crate) refuses: Option<u8>,
+    pub(crate) panics_on: Option<u8>,
+    /// What it says its next snapshot will have; so many it needs for an install, its files included.
+    pub(crate) snapshot_bytes: Option<u64>,
 }
 
 #[derive(Clone, Default)]
@@ -104,12 +118,15 @@ pub(crate) struct Recording {
     pub(crate) manner: Manner,
     /// Whoever holds it keeps views from being written, and what cannot be applied from failing.
     pub(crate) pen: Arc<Mutex<()>>,
+    /// Where its snapshots were written, in order.
+    pub(crate) places: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl Recording {
     pub(crate) fn with(manner: Manner) -> Self {
-        let (calls, held, pen) = (Calls::default(), Arc::default(), Arc::default());
-        Self { calls, held, manner, pen }
+        let mut machine = Self::default();
+        machine.manner = manner;
+        machine
     }
 
     /// A machine that keeps its state by itself.
@@ -129,15 +146,20 @@ impl Recording {
         self.held().numbers.values().map(|(_, number)| *number).collect()
     }
 
-    /// The same machine after its process has ended and begun again.
+    /// The same machine after its process has ended and begun again: one that is rebuilt has nothing then.
     pub(crate) fn again(&self) -> Self {
-        self.clone()
+        let mut again = self.clone();
+        if !self.manner.is_durable {
+            again.held = Arc::default();
+        }
+        again
     }
 
     /// The same, behaving otherwise.
     pub(crate) fn again_as(&self, manner: Manner) -> Self {
-        let (calls, held, pen) = (self.calls.clone(), self.held.clone(), self.pen.clone());
-        Self { calls, held, manner, pen }
+        let mut again = self.clone();
+        again.manner = manner;
+        again
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
@@ -176,6 +198,7 @@ impl StateMachine for Recording {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         self.calls.note(format!("get {}", String::from_utf8_lossy(key)));
         assert!(!self.manner.panics_in_reads, "as asked");
+        let _pen = self.manner.reads_wait.then(|| self.pen.lock().unwrap());
         let sum: u64 = self.held().numbers.values().map(|(_, number)| u64::from(*number)).sum();
         Ok(Some(Bytes::from(sum.to_string())))
     }
@@ -206,6 +229,9 @@ impl StateMachine for Recording {
             next.last = LogId { term: entry.term, index: entry.index };
             let sum: u64 = next.numbers.values().map(|(_, number)| u64::from(*number)).sum();
             entry.reply(sum.to_string());
+            if self.manner.replies_twice {
+                entry.reply("again");
+            }
             if Some(number) == self.manner.chokes_on {
                 return Err(Error::msg("the backend is gone"));
             }
@@ -260,7 +286,8 @@ impl StateMachine for Recording {
         if snapshot_checksum(&path)? != meta.checksum {
             return Err(Error::msg("wrong checksum"));
         }
-        let mut next = Held { last: meta.last_included, ..Held::default() };
+        let binding = self.held().binding;
+        let mut next = Held { last: meta.last_included, binding, ..Held::default() };
         for line in std::fs::read_to_string(path.join("numbers"))?.lines() {
             let fields: Vec<u64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
             let [index, term, number] = fields[..] else { return Err(Error::msg("no line of numbers")) };
@@ -274,7 +301,12 @@ impl StateMachine for Recording {
         let is_empty = std::fs::read_dir(&dir)?.next().is_none();
         let empty = if is_empty { "empty" } else { "not empty" };
         self.calls.note(format!("generate_snapshot_data {} {empty}", last_included.index));
-        if self.manner.writes_for_ever {
+        let is_first = {
+            let mut places = self.places.lock().unwrap();
+            places.push(dir.clone());
+            places.len() == 1
+        };
+        if self.manner.writes_for_ever || (self.manner.writes_first_for_ever && is_first) {
             std::future::pending::<()>().await;
         }
         write(&self.held(), &dir)
@@ -288,6 +320,43 @@ impl StateMachine for Recording {
     fn flush(&self) -> Result<()> {
         self.calls.note("flush");
         Ok(())
+    }
+
+    fn bind(&self, binding: &Binding) -> Result<()> {
+        self.calls.note("bind");
+        let mut held = self.held();
+        let bound = held.binding.as_ref().map(<[u8; _]>::as_slice);
+        if binding.compare(bound)? == Bound::Store {
+            held.binding = Some(binding.to_bytes());
+        }
+        Ok(())
+    }
+
+    fn reads_block(&self) -> bool {
+        self.manner.reads_wait
+    }
+
+    fn name(&self) -> &str {
+        self.manner.name
+    }
+
+    fn check(&self, command: &[u8]) -> Result<()> {
+        match command.first() {
+            Some(number) if Some(*number) == self.manner.refuses => Err(Error::msg("an unlucky number")),
+            Some(number) => {
+                assert!(Some(*number) != self.manner.panics_on, "as asked");
+                Ok(())
+            }
+            None => Err(Error::msg("a command without a number")),
+        }
+    }
+
+    fn snapshot_bytes(&self) -> Option<u64> {
+        self.manner.snapshot_bytes
+    }
+
+    fn install_bytes(&self, _meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
+        self.manner.snapshot_bytes.map_or(0, |bytes| bytes.saturating_sub(file_bytes))
     }
 
     async fn reset(&self) -> Result<()> {

@@ -15,7 +15,7 @@ use d_engine_storage::{
     MemberRole, Membership, OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 
-pub(crate) use self::machine::{Calls, Manner, Recording};
+pub(crate) use self::machine::{Calls, Held, Manner, Recording};
 
 pub(crate) fn id(term: u64, index: u64) -> d_engine_core::LogId {
     d_engine_core::LogId::new(Term::new(term), LogIndex::new(index))
@@ -54,7 +54,15 @@ impl Ground {
         Self::at(tempfile::tempdir().unwrap())
     }
 
+    pub(crate) fn new_with_incarnation(incarnation: u8) -> Self {
+        Self::open(tempfile::tempdir().unwrap(), Incarnation([incarnation; 16]))
+    }
+
     pub(crate) fn at(dir: tempfile::TempDir) -> Self {
+        Self::open(dir, Incarnation([2; 16]))
+    }
+
+    fn open(dir: tempfile::TempDir, fresh_incarnation: Incarnation) -> Self {
         let member = Member {
             node: 1,
             peer_addr: "peer:1".to_owned(),
@@ -68,7 +76,7 @@ impl Ground {
             group: GroupId::FIRST,
             initial: Membership::new([member]).unwrap(),
             fresh_cluster: ClusterId([1; 16]),
-            fresh_incarnation: Incarnation([2; 16]),
+            fresh_incarnation,
         };
         let fs: Arc<dyn Fs> = Arc::new(RealFs::new());
         let options = FileStorageOptions { segment_bytes: 64 << 10, ..FileStorageOptions::default() };

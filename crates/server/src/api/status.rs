@@ -17,6 +17,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
         stopped_reason: status.stopped.map(|reason| reason.to_string()).unwrap_or_default(),
         state_machine_running: status.state_machine_running,
         state_machine_len: status.state_machine_len.map(|len| len as u64),
+        late_replies: status.late_replies,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         log_syncs: status.log.syncs,
         log_bytes_written: status.log.bytes_written,

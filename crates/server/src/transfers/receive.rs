@@ -48,7 +48,8 @@ impl Transfers {
         }
         tracing::info!(%from, %label, "the leader sends a snapshot");
         let committed = self.gate.committed();
-        let mut receiver = SnapshotReceiver::new(self.store.clone(), from, self.settings.len_max, committed);
+        let mut receiver = SnapshotReceiver::new(self.store.clone(), from, self.settings.len_max, committed)
+            .for_machine(self.machine.clone());
         let mut message = offer;
         let line = RefCell::new(line);
         let mut told = Instant::now();

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::fs::{FileKind, Fs, OpenMode};
 
-/// Where a state machine writes.
+/// Where a state machine writes: each attempt in a directory of its own below it.
 pub(super) const STAGING_DIR: &str = "staging";
 /// Where a snapshot is unpacked for a moment.
 pub(super) const UNPACKED_DIR: &str = "unpacked";
@@ -136,6 +136,8 @@ impl Inner {
             wrong("cluster", &header.cluster, &options.cluster)
         } else if header.group != options.group {
             wrong("group", &header.group, &options.group)
+        } else if differ(&header.facts.machine, &options.machine) {
+            wrong("state machine", &header.facts.machine, &options.machine)
         } else if header.facts.user_format > options.user_format {
             let (found, supported) = (header.facts.user_format, options.user_format);
             let what = "the state machine's data";
@@ -207,6 +209,11 @@ impl Inner {
         list.insert(at, info.clone());
         info
     }
+}
+
+/// Whether two names of state machines are known and differ.
+fn differ(one: &str, other: &str) -> bool {
+    !one.is_empty() && !other.is_empty() && one != other
 }
 
 /// The label in the name of an archive, or of one on its way in.

@@ -15,6 +15,8 @@ use crate::{ClusterId, Membership};
 pub(super) const FORMAT_VERSION: u32 = 1;
 /// Version of what the engine itself stores in an archive: membership and envelope state.
 pub const ENGINE_FORMAT: u32 = 1;
+/// Longest name of a state machine, in bytes.
+const MACHINE_NAME_BYTES_MAX: usize = 255;
 /// Largest header: it is read as a whole.
 pub(super) const MAX_HEADER_BYTES: u32 = 64 << 20;
 /// Largest chunk: it is read as a whole.
@@ -57,6 +59,8 @@ pub struct SnapshotFacts {
     pub membership: Membership,
     /// State of the engine beside the state machine's (client sessions), opaque here; may be empty.
     pub envelope: Bytes,
+    /// Which state machine this is of, at most 255 bytes; empty: unknown.
+    pub machine: String,
     /// Version of the state machine's data, chosen by its author.
     pub user_format: u32,
     /// What the state machine returned: `snapshot_checksum` over its files.
@@ -111,7 +115,12 @@ impl SnapshotHeader {
         check_files(path, &self.files)?;
         let membership = self.facts.membership.encode();
         let names: usize = self.files.iter().map(|file| 10 + file.name.len()).sum();
-        let len = FIXED_LEN + membership.len() + self.facts.envelope.len() + names + 4;
+        let machine = self.facts.machine.len();
+        if machine > MACHINE_NAME_BYTES_MAX {
+            let limit = MACHINE_NAME_BYTES_MAX as u64;
+            return Err(too_large(path, "the state machine's name in bytes", machine as u64, limit));
+        }
+        let len = FIXED_LEN + membership.len() + self.facts.envelope.len() + machine + names + 4;
         if len > MAX_HEADER_BYTES as usize {
             return Err(too_large(path, "the header", len as u64, MAX_HEADER_BYTES.into()));
         }
@@ -137,7 +146,7 @@ impl SnapshotHeader {
             membership.len() as u32,
             facts.envelope.len() as u32,
             self.files.len() as u32,
-            0,
+            facts.machine.len() as u32,
             0,
             0,
         ] {
@@ -145,6 +154,7 @@ impl SnapshotHeader {
         }
         bytes.extend_from_slice(membership);
         bytes.extend_from_slice(&facts.envelope);
+        bytes.extend_from_slice(facts.machine.as_bytes());
         for file in &self.files {
             bytes.extend_from_slice(&(file.name.len() as u16).to_le_bytes());
             bytes.extend_from_slice(&file.len.to_le_bytes());
@@ -255,7 +265,8 @@ impl Fields<'_> {
         self.need((1..=MAX_CHUNK_BYTES).contains(&chunk_bytes).then_some(()), "possible length of chunks")?;
         let (membership, envelope) = (self.u32("membership")?, self.u32("envelope")?);
         let count = self.u32("files")? as usize;
-        for _ in 0..3 {
+        let machine = self.u32("state machine")?;
+        for _ in 0..2 {
             let reserved = self.u32("reserved field")?;
             self.need((reserved == 0).then_some(()), "reserved field of zero")?;
         }
@@ -265,9 +276,12 @@ impl Fields<'_> {
         let membership = Membership::decode(&self.take(membership, "membership")?);
         let membership = self.need(membership.ok(), "membership that this program reads")?;
         let envelope = self.take(envelope, "envelope")?;
+        let machine = self.take(machine, "state machine")?;
+        let machine = std::str::from_utf8(&machine).ok().filter(|name| name.len() <= MACHINE_NAME_BYTES_MAX);
+        let machine = self.need(machine.map(str::to_owned), "name of a state machine")?;
         let files = self.files(count)?;
         self.need(self.rest.0.is_empty().then_some(()), "end where its length says")?;
-        let facts = SnapshotFacts { label, time_ms, membership, envelope, user_format, checksum };
+        let facts = SnapshotFacts { label, time_ms, membership, envelope, machine, user_format, checksum };
         Ok(SnapshotHeader { cluster, group, facts, engine_format, compression, chunk_bytes, files })
     }
 

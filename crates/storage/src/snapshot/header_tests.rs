@@ -28,6 +28,7 @@ fn header(files: &[(&str, u64)]) -> SnapshotHeader {
             time_ms: 1_700_000_000_000,
             membership: Membership::new([member]).unwrap(),
             envelope: Bytes::from_static(b"sessions"),
+            machine: String::new(),
             user_format: 2,
             checksum: [0xAB; 32],
         },

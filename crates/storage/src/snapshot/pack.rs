@@ -16,7 +16,7 @@ use super::pace::keep_pace;
 use super::{Compression, ENGINE_FORMAT, Pace, SnapshotError, SnapshotFacts, SnapshotFile, SnapshotHeader};
 use crate::fs::{FileKind, Fs, FsFile, OpenMode, read_up_to, write_all_at};
 
-/// An empty directory for a state machine to write a snapshot into. Dropping it removes the directory.
+/// An empty directory for a state machine to write a snapshot into, of its own. Dropping it removes the directory.
 #[derive(Debug)]
 pub struct Staging {
     pub(super) inner: Arc<Inner>,
@@ -33,8 +33,13 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What stays is removed at the next start, or by the next `staging`.
+        // What stays is removed at the next start, or by the next `staging`: somebody may still write there.
         self.inner.fs.remove_tree(&self.path).ok();
+        if let Some(attempts) = self.path.parent()
+            && self.inner.fs.list(attempts).is_ok_and(|left| left.is_empty())
+        {
+            self.inner.fs.remove_tree(attempts).ok();
+        }
         self.inner.busy().staging = false;
     }
 }

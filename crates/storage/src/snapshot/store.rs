@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use d_engine_core::{GroupId, LogId};
@@ -27,6 +28,8 @@ pub struct SnapshotOptions {
     pub group: GroupId,
     /// How many snapshots [`SnapshotStore::prune`] leaves; at least one always stays.
     pub retained: usize,
+    /// The name of the state machine; snapshots of another one are refused. Empty: not compared.
+    pub machine: String,
     /// Newest version of the state machine's data that its code reads. Newer snapshots are refused.
     pub user_format: u32,
     /// So many bytes of the disk are left to the log: a snapshot that would need them is refused.
@@ -48,6 +51,7 @@ impl SnapshotOptions {
             cluster,
             group,
             retained: 2,
+            machine: String::new(),
             user_format: 0,
             reserve_bytes: 64 << 20,
             compression: Compression::None,
@@ -56,6 +60,12 @@ impl SnapshotOptions {
         }
     }
 }
+
+/// Attempts at a snapshot that were given up and whose directories cannot be removed, at most.
+const GIVEN_UP_MAX: usize = 2;
+
+/// The next attempt in this process, of whatever store: blocking work may outlive even the node that began it.
+static ATTEMPT: AtomicU64 = AtomicU64::new(0);
 
 /// What is known about the content of an archive. Its header verifies in any case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,19 +149,27 @@ impl SnapshotStore {
         Ok((Self { inner: Arc::new(inner) }, report))
     }
 
-    /// The empty directory for the next snapshot.
+    /// The empty directory for the next snapshot. No directory is ever used again: an attempt that was given up may have
+    /// left blocking work behind, which goes on writing into its own one. What such work keeps from being removed is
+    /// removed at the next open; with two of them no other attempt is begun.
     ///
     /// # Errors
-    /// [`SnapshotError::Busy`] while another one is held; an I/O error.
+    /// [`SnapshotError::Busy`] while another one is held, or while two that were given up cannot be removed;
+    /// an I/O error.
     pub fn staging(&self) -> Result<Staging, SnapshotError> {
         let inner = &self.inner;
         if std::mem::replace(&mut inner.busy().staging, true) {
             return Err(SnapshotError::Busy { what: "a snapshot" });
         }
         // From here on, dropping it makes room for the next one.
-        let staging = Staging { inner: Arc::clone(inner), path: inner.dir.join(STAGING_DIR) };
-        if inner.fs.kind(&staging.path).is_ok() {
-            inner.fs.remove_tree(&staging.path).map_err(io_error("remove", &staging.path))?;
+        let attempts = inner.dir.join(STAGING_DIR);
+        let number = ATTEMPT.fetch_add(1, Ordering::Relaxed);
+        let staging = Staging { inner: Arc::clone(inner), path: attempts.join(format!("{number:016x}")) };
+        ensure_dir(&*inner.fs, &attempts).map_err(io_error("create", &attempts))?;
+        let before = inner.fs.list(&attempts).map_err(io_error("list", &attempts))?;
+        let is_left = |name: &&String| inner.fs.remove_tree(&attempts.join(name)).is_err();
+        if before.iter().filter(is_left).count() >= GIVEN_UP_MAX {
+            return Err(SnapshotError::Busy { what: "the writing of two snapshots that were given up" });
         }
         inner.fs.create_dir(&staging.path).map_err(io_error("create", &staging.path))?;
         Ok(staging)

@@ -81,6 +81,7 @@ pub fn facts(label: LogId, files: &Files) -> SnapshotFacts {
         time_ms: 1_000 + label.index.get(),
         membership: Membership::new([member]).unwrap(),
         envelope: Bytes::from_static(b"envelope"),
+        machine: String::new(),
         user_format: 0,
         checksum: checksum(files),
     }

@@ -1,23 +1,35 @@
 //! The checks, one for each line of the state machine's contract.
 
 mod durable;
+mod foreign;
 mod power;
 mod snapshots;
+mod time;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
 
 use d_engine_replica::{LogId, SnapshotMetadata, StateMachine};
 
 pub use self::durable::{
-    drop_flushes, flushed_is_in_the_files, position_and_data_are_stored_together,
-    what_is_applied_already_changes_nothing,
+    drop_flushes, flipped_bits_are_noticed, flushed_is_in_the_files, position_and_data_are_stored_together,
+    the_position_never_goes_back, what_is_applied_already_changes_nothing,
 };
-pub use self::power::{power_cuts_leave_the_old_state_or_the_installed_one, power_cuts_lose_nothing_flushed};
+pub use self::foreign::{
+    answers_are_equal_on_two_machines, every_command_is_answered, foreign_bytes_stop_nothing,
+    its_own_commands_pass_its_check, the_length_is_told,
+};
+pub use self::power::{
+    power_cuts_leave_the_old_state_or_none_after_a_reset,
+    power_cuts_leave_the_old_state_or_the_installed_one, power_cuts_lose_nothing_flushed,
+};
 pub use self::snapshots::{
-    a_damaged_snapshot_leaves_the_old_state, a_snapshot_is_exactly_the_state_at_its_label,
-    a_view_stays_as_it_was, a_wrong_checksum_is_refused, an_install_leaves_nothing_of_the_old_state,
+    a_damaged_snapshot_leaves_the_old_state, a_dropped_snapshot_touches_nothing,
+    a_snapshot_is_exactly_the_state_at_its_label, a_view_stays_as_it_was, a_wrong_checksum_is_refused,
+    an_install_leaves_nothing_of_the_old_state, both_ways_of_a_snapshot_give_the_same_state,
     equal_states_write_equal_snapshots, the_checksum_is_that_of_the_files,
+};
+pub use self::time::{
+    expiries_travel_in_snapshots, the_clock_does_not_matter, what_expires_vanishes_at_its_log_time,
 };
 use super::{StateMachineCase, Subject, TERM, id, shown, states};
 use crate::Violation;
@@ -120,28 +132,6 @@ pub fn the_same_commands_give_the_same_state_and_replies<M: StateMachine>(
         ));
     }
     other.holds(&one.contents(), "after the same commands as another machine")
-}
-
-/// The same commands more than a second later: the clock that counts is the log's.
-///
-/// # Errors
-/// What was found.
-pub fn the_clock_does_not_matter<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
-    let (one, other) = (Subject::new(case)?, Subject::new(case)?);
-    let replies = one.apply(1, SOME)?;
-    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let began = now();
-    while now() < began + 2 {
-        // Clocks are to move; nothing else is waited for.
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
-    if other.apply(1, SOME)? != replies {
-        return Err(
-            "the same commands are answered otherwise two seconds later: take time from Entry::time_ms"
-                .to_owned(),
-        );
-    }
-    other.holds(&one.contents(), "two seconds after another machine with the same commands")
 }
 
 /// Reads go on while entries are applied and a snapshot is installed: each sees the state between two commands.

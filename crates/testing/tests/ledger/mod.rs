@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -40,10 +42,26 @@ pub(crate) enum Fault {
     ForgetsTheMetadata,
     InventsTerms,
     NeverRuns,
+    StopsOnGarbage,
+    LetsGarbageIntoTheLog,
+    RefusesItsOwn,
+    AnswersNobody,
+    HasNoLength,
+    AnswersAtRandom,
+    GoesBack,
+    ExpiresByItsOwnClock,
+    NeverExpires,
+    WantsTimeAlways,
+    WantsTimeNever,
+    ForgetsExpiriesInSnapshots,
+    GeneratesNothing,
+    WritesAfterItsEnd,
+    ServesFlippedBits,
+    ResetsByHalves,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 38] = [
         Self::KeepsHalfAChunk,
         Self::AppliesAgain,
         Self::LabelsTheViewWrongly,
@@ -66,12 +84,31 @@ impl Fault {
         Self::ForgetsTheMetadata,
         Self::InventsTerms,
         Self::NeverRuns,
+        Self::StopsOnGarbage,
+        Self::LetsGarbageIntoTheLog,
+        Self::RefusesItsOwn,
+        Self::AnswersNobody,
+        Self::HasNoLength,
+        Self::AnswersAtRandom,
+        Self::GoesBack,
+        Self::ExpiresByItsOwnClock,
+        Self::NeverExpires,
+        Self::WantsTimeAlways,
+        Self::WantsTimeNever,
+        Self::ForgetsExpiriesInSnapshots,
+        Self::GeneratesNothing,
+        Self::WritesAfterItsEnd,
+        Self::ServesFlippedBits,
+        Self::ResetsByHalves,
     ];
 }
 
 #[derive(Clone, Default)]
 struct State {
     balances: BTreeMap<String, u64>,
+    /// What is reserved until a log time, by that and the account.
+    reserved: BTreeMap<(u64, String), u64>,
+    time_ms: u64,
     last: LogId,
     snapshot: Option<SnapshotMetadata>,
 }
@@ -83,13 +120,32 @@ pub(crate) struct Ledger {
     state: Arc<Mutex<State>>,
     /// What a broken flush believes to have written.
     buffer: Mutex<Vec<u8>>,
+    /// Where the newest snapshot is generated, and what lets the one before go on.
+    place: Arc<Mutex<PathBuf>>,
+    signal: Mutex<Option<Sender<()>>>,
+    asked: AtomicU64,
+    /// Why its file cannot be read; `start` says so.
+    damage: Mutex<Option<String>>,
 }
 
 impl Ledger {
     pub(crate) fn open(fault: Fault, fs: Arc<dyn Fs>, dir: &Path) -> Self {
-        let ledger = Self { fault, fs, dir: dir.to_owned(), state: Arc::default(), buffer: Mutex::default() };
+        let ledger = Self {
+            fault,
+            fs,
+            dir: dir.to_owned(),
+            state: Arc::default(),
+            buffer: Mutex::default(),
+            place: Arc::default(),
+            signal: Mutex::default(),
+            asked: AtomicU64::new(0),
+            damage: Mutex::default(),
+        };
         if let Ok(bytes) = d_engine_storage::read_file(&*ledger.fs, &ledger.file()) {
-            *ledger.state() = decode(&String::from_utf8(bytes).unwrap()).unwrap();
+            match String::from_utf8(bytes).map_err(Error::from).and_then(|text| decode(fault, &text)) {
+                Ok(state) => *ledger.state() = state,
+                Err(error) => *ledger.damage.lock().unwrap() = Some(error.to_string()),
+            }
         }
         if fault == Fault::StoresThePositionApart
             && let Ok(bytes) = d_engine_storage::read_file(&*ledger.fs, &ledger.dir.join("position"))
@@ -108,6 +164,26 @@ impl Ledger {
         self.dir.join("ledger")
     }
 
+    fn stops_on_garbage(&self) -> bool {
+        [Fault::StopsOnGarbage, Fault::LetsGarbageIntoTheLog, Fault::KeepsHalfAChunk].contains(&self.fault)
+    }
+
+    /// Leaves blocking work behind that writes where snapshots go by then.
+    fn begin_late(&self, dir: &Path) {
+        *self.place.lock().unwrap() = dir.to_owned();
+        let (signal, told) = std::sync::mpsc::channel();
+        let mut waiting = self.signal.lock().unwrap();
+        if waiting.is_some() {
+            return;
+        }
+        *waiting = Some(signal);
+        let place = self.place.clone();
+        tokio::task::spawn_blocking(move || {
+            told.recv().ok();
+            std::fs::write(place.lock().unwrap().join("late"), "x").ok();
+        });
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -115,7 +191,17 @@ impl Ledger {
     /// All balances, in order.
     pub(crate) fn contents(&self) -> String {
         let state = self.state();
-        state.balances.iter().map(|(name, balance)| format!("{name}={balance} ")).collect()
+        let reserved =
+            state.reserved.iter().map(|((until, name), amount)| format!("{name}-{amount}<{until} "));
+        state.balances.iter().map(|(name, balance)| format!("{name}={balance} ")).chain(reserved).collect()
+    }
+
+    /// What was reserved until then is free.
+    fn advance(&self, state: &mut State, time_ms: u64) {
+        state.time_ms = state.time_ms.max(time_ms);
+        if !self.is(Fault::NeverExpires) {
+            state.reserved = state.reserved.split_off(&(state.time_ms + 1, String::new()));
+        }
     }
 
     /// Writes everything into a new file that takes the place of the old one.
@@ -154,11 +240,16 @@ impl Ledger {
         self.write(&*file, index.to_string().as_bytes())
     }
 
-    /// Carries out one command: `<account> <amount>`.
+    /// Carries out one command: `<account> <amount>`, or `<account> <amount> <milliseconds>` for what is reserved so long.
     fn execute(&self, state: &mut State, entry: &Entry) -> Result<()> {
-        let text = std::str::from_utf8(&entry.data)?;
-        let (name, amount) = text.split_once(' ').ok_or_else(|| Error::msg("no command"))?;
-        let mut amount: u64 = amount.parse()?;
+        self.advance(state, entry.time_ms());
+        let (name, mut amount, until_ms) = command(&entry.data)?;
+        if let Some(after_ms) = until_ms {
+            state.reserved.insert((entry.time_ms() + after_ms, name.to_owned()), amount);
+            state.last = entry.log_id();
+            entry.reply("reserved");
+            return Ok(());
+        }
         if self.is(Fault::LooksAtTheClock) {
             amount += SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() % 1_000;
         }
@@ -178,18 +269,36 @@ impl Ledger {
         } else {
             state.balances[name].to_string()
         };
-        entry.reply(reply);
+        if !self.is(Fault::AnswersNobody) {
+            entry.reply(reply);
+        }
         Ok(())
     }
 }
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        if !self.is(Fault::DoesNotFlushInDrop) {
+        // A file that could not be read stays as it is.
+        if !self.is(Fault::DoesNotFlushInDrop) && self.damage.lock().unwrap().is_none() {
             let state = self.state().clone();
             self.store(&state).ok();
         }
     }
+}
+
+fn command(data: &[u8]) -> Result<(&str, u64, Option<u64>)> {
+    let fields: Vec<&str> = std::str::from_utf8(data)?.split(' ').collect();
+    match fields[..] {
+        [name, amount] => Ok((name, amount.parse()?, None)),
+        [name, amount, after_ms] => Ok((name, amount.parse()?, Some(after_ms.parse()?))),
+        _ => Err(Error::msg("no command")),
+    }
+}
+
+/// FNV-1a, which notices any one bit.
+fn checksum(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
 }
 
 fn encode(state: &State, unordered: bool) -> String {
@@ -206,18 +315,24 @@ fn encode(state: &State, unordered: bool) -> String {
     } else {
         lines.extend(state.balances.iter().map(line));
     }
-    lines.push("end".to_owned());
-    lines.join("\n")
+    lines.push(format!("time {}", state.time_ms));
+    lines.extend(
+        state.reserved.iter().map(|((until, name), amount)| format!("reserved {name} {amount} {until}")),
+    );
+    let text = lines.join("\n");
+    let sum = checksum(&text);
+    format!("{text}\nend {sum}")
 }
 
-fn decode(text: &str) -> Result<State> {
+fn decode(fault: Fault, text: &str) -> Result<State> {
     let mut state = State::default();
-    decode_into(text, &mut state)?;
+    decode_into(fault, text, &mut state)?;
     Ok(state)
 }
 
-fn decode_into(text: &str, state: &mut State) -> Result<()> {
+fn decode_into(fault: Fault, text: &str, state: &mut State) -> Result<()> {
     let mut ended = false;
+    let sum = text.rsplit_once("\nend ").map_or(0, |(before, _)| checksum(before));
     for line in text.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
         match fields[..] {
@@ -226,7 +341,11 @@ fn decode_into(text: &str, state: &mut State) -> Result<()> {
                 let label = LogId { term: term.parse()?, index: index.parse()? };
                 state.snapshot = Some(SnapshotMetadata::new(label, [first.parse()?; 32]));
             }
-            ["end"] => ended = true,
+            ["end", found] => ended = fault == Fault::ServesFlippedBits || found.parse() == Ok(sum),
+            ["time", time_ms] => state.time_ms = time_ms.parse()?,
+            ["reserved", name, amount, until] => {
+                state.reserved.insert((until.parse()?, name.to_owned()), amount.parse()?);
+            }
             [name, balance] => {
                 state.balances.insert(name.to_owned(), balance.parse()?);
             }
@@ -254,6 +373,9 @@ impl SnapshotView for View {
             state.balances.clone_from(&self.live.lock().unwrap().balances);
         }
         state.snapshot = None;
+        if self.fault == Fault::ForgetsExpiriesInSnapshots {
+            state.reserved.clear();
+        }
         std::fs::write(dir.join("ledger"), encode(&state, self.fault == Fault::WritesInNoOrder))?;
         let mut checksum = snapshot_checksum(dir)?;
         checksum[0] ^= u8::from(self.fault == Fault::ReturnsAnotherChecksum);
@@ -264,7 +386,7 @@ impl SnapshotView for View {
 #[async_trait]
 impl StateMachine for Ledger {
     fn start(&self) -> Result<()> {
-        Ok(())
+        self.damage.lock().unwrap().as_ref().map_or(Ok(()), |damage| Err(Error::msg(damage)))
     }
 
     fn stop(&self) -> Result<()> {
@@ -293,7 +415,16 @@ impl StateMachine for Ledger {
         let last = next.last.index;
         let new = chunk.iter().filter(|entry| self.is(Fault::AppliesAgain) || entry.index > last);
         for entry in new {
-            let executed = self.execute(&mut next, entry);
+            let executed = match command(&entry.data) {
+                // It is in the log, so it is answered; the position moves on.
+                Err(error) if !self.stops_on_garbage() => {
+                    self.advance(&mut next, entry.time_ms());
+                    next.last = entry.log_id();
+                    entry.reply(format!("refused: {error}"));
+                    continue;
+                }
+                _ => self.execute(&mut next, entry),
+            };
             if executed.is_err() && self.is(Fault::KeepsHalfAChunk) {
                 *self.state() = next;
                 return executed;
@@ -308,11 +439,14 @@ impl StateMachine for Ledger {
     }
 
     fn len(&self) -> usize {
-        self.state().balances.len()
+        if self.is(Fault::HasNoLength) { 0 } else { self.state().balances.len() }
     }
 
     fn update_last_applied(&self, last: LogId) {
-        self.state().last = last;
+        let mut state = self.state();
+        if last.index > state.last.index || self.is(Fault::GoesBack) {
+            state.last = last;
+        }
     }
 
     fn last_applied(&self) -> LogId {
@@ -344,10 +478,10 @@ impl StateMachine for Ledger {
         if self.is(Fault::InstallsByHalves) {
             let mut state = self.state();
             state.balances.clear();
-            decode_into(&text, &mut state)?;
+            decode_into(self.fault, &text, &mut state)?;
             return Ok(());
         }
-        let mut next = decode(&text)?;
+        let mut next = decode(self.fault, &text)?;
         if self.is(Fault::MixesInTheInstalled) {
             let old = self.state().balances.clone();
             next.balances = old.into_iter().chain(next.balances).collect();
@@ -362,6 +496,18 @@ impl StateMachine for Ledger {
     }
 
     async fn generate_snapshot_data(&self, dir: PathBuf, _last_included: LogId) -> Result<[u8; 32]> {
+        if self.is(Fault::GeneratesNothing) {
+            return Ok(snapshot_checksum(&dir)?);
+        }
+        if self.is(Fault::WritesAfterItsEnd) {
+            self.begin_late(&dir);
+            tokio::task::yield_now().await;
+            let view = self.snapshot_view()?.ok_or_else(|| Error::msg("no view"))?;
+            let written = view.write(&dir);
+            // Dropped: whoever waits writes now.
+            *self.signal.lock().unwrap() = None;
+            return written;
+        }
         let view = self.snapshot_view()?.ok_or_else(|| Error::msg("no view"))?;
         view.write(&dir)
     }
@@ -382,11 +528,54 @@ impl StateMachine for Ledger {
     async fn reset(&self) -> Result<()> {
         let mut state = self.state();
         let last = state.last;
+        if self.is(Fault::ResetsByHalves) {
+            state.balances.clear();
+            self.store(&state)?;
+        }
         *state = State::default();
         if self.is(Fault::KeepsThePositionInReset) {
             state.last = last;
         }
         self.store(&state)
+    }
+
+    fn check(&self, data: &[u8]) -> Result<()> {
+        if self.is(Fault::LetsGarbageIntoTheLog) {
+            return Ok(());
+        }
+        if self.is(Fault::RefusesItsOwn) && self.state().balances.len() > 5 {
+            return Err(Error::msg("the books are full"));
+        }
+        command(data).map(drop)
+    }
+
+    fn query(&self, request: &[u8]) -> Result<Bytes> {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.get(request)? {
+            Some(_) if self.is(Fault::AnswersAtRandom) => Ok(Bytes::from(asked.to_string())),
+            balance => Ok(balance.unwrap_or_default()),
+        }
+    }
+
+    fn next_expiry_ms(&self) -> Option<u64> {
+        match self.fault {
+            Fault::WantsTimeAlways => Some(1),
+            Fault::WantsTimeNever => None,
+            _ => self.state().reserved.keys().next().map(|(until, _)| *until),
+        }
+    }
+
+    fn advance_time(&self, at: LogId, time_ms: u64) -> Result<()> {
+        let mut state = self.state();
+        let by_itself = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
+        let own = self.is(Fault::ExpiresByItsOwnClock);
+        if own {
+            // What it shows is what its clock says.
+            state.balances.insert("seen".to_owned(), u64::try_from(by_itself)? / 1_000);
+        }
+        self.advance(&mut state, time_ms);
+        state.last = at;
+        Ok(())
     }
 
     fn durability(&self) -> Durability {

@@ -1,9 +1,13 @@
 //! Machines that keep their state by themselves: what is there after an end of any kind.
 
-use d_engine_replica::StateMachine;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use d_engine_replica::StateMachine;
+use tempfile::TempDir;
+
+use super::snapshots::files_in;
 use super::{Found, REBUILT, SOME, flush, skipped};
-use crate::state_machine::{StateMachineCase, Subject, id, states};
+use crate::state_machine::{StateMachineCase, Subject, id, io, states};
 
 /// A `Durable` machine gets chunks again that it has, in part or as a whole, also after it was opened again.
 ///
@@ -99,6 +103,87 @@ pub fn position_and_data_are_stored_together<M: StateMachine>(case: &StateMachin
         }
         killed
             .holds(&states[usize::try_from(last).unwrap_or(0)], "after it was fed what it said it lacked")?;
+    }
+    Ok(())
+}
+
+/// `update_last_applied` comes also from a start that is behind what the machine knows.
+///
+/// # Errors
+/// What was found.
+pub fn the_position_never_goes_back<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let subject = Subject::new(case)?;
+    if !subject.is_durable() {
+        return skipped(REBUILT);
+    }
+    subject.apply(1, 5)?;
+    for told in [8, 6] {
+        subject.machine().update_last_applied(id(told));
+    }
+    subject.stands_at(8, "after update_last_applied() of 8 and then of 6")
+}
+
+/// Places in each file at which a bit is flipped.
+const FLIPS: usize = 150;
+
+/// One bit of the machine's files is wrong: it refuses to start, or has given up what it holds, or holds and writes into
+/// snapshots exactly what it did. Needs [`StateMachineCase::notices_flipped_bits`].
+///
+/// # Errors
+/// What was found.
+pub fn flipped_bits_are_noticed<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    if !case.notices_flips {
+        return skipped("the case does not say `notices_flipped_bits`");
+    }
+    let states = states(case, SOME)?;
+    let mut subject = Subject::new(case)?;
+    subject.apply(1, SOME)?;
+    flush(&subject)?;
+    subject.machine = None;
+    let home = subject.home();
+    let mut files = Vec::new();
+    files_in(&home, &mut files).map_err(io)?;
+    for (len, path) in files.iter().filter(|(len, _)| *len > 0) {
+        let len = usize::try_from(*len).unwrap_or(usize::MAX);
+        for at in (0..len).step_by((len / FLIPS).max(1)) {
+            let dir = tempfile::tempdir().map_err(io)?;
+            let copy = dir.path().join("machine");
+            crate::copy::copy_dir(&home, &copy).map_err(io)?;
+            let file = copy.join(path.strip_prefix(&home).unwrap_or(path));
+            let mut bytes = std::fs::read(&file).map_err(io)?;
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 1 << (at % 8);
+            }
+            std::fs::write(&file, bytes).map_err(io)?;
+            let looked = catch_unwind(AssertUnwindSafe(|| looks_right(case, dir, &states)));
+            // One that panics serves nothing either.
+            if let Ok(Err(found)) = looked {
+                let name = path.file_name().unwrap_or_default().display();
+                return Err(format!("with a bit flipped in byte {at} of {name} {found}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a damaged machine serves, if it starts.
+fn looks_right<M: StateMachine>(case: &StateMachineCase<M>, dir: TempDir, states: &[Vec<u8>]) -> Found {
+    let Ok(subject) = Subject::at(case, dir) else { return Ok(()) };
+    let position = subject.machine().last_applied().index;
+    let Some(expected) = usize::try_from(position).ok().and_then(|at| states.get(at)) else {
+        return Err(format!("it says it stands at {position}"));
+    };
+    subject.holds(expected, "it starts, and then")?;
+    if position == 0 {
+        return Ok(());
+    }
+    for way in [Subject::snapshot, Subject::generate] {
+        // An error is noticed by the engine.
+        let Ok((files, meta)) = way(&subject, position) else { continue };
+        let target = Subject::new(case)?;
+        if target.install(&meta, files.path()).is_ok() {
+            target.holds(expected, "it writes a snapshot; after that is installed")?;
+        }
     }
     Ok(())
 }

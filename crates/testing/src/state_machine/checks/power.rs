@@ -69,6 +69,19 @@ pub fn power_cuts_leave_the_old_state_or_the_installed_one<M: StateMachine>(
     at_every_moment_of(case, open, "apply_snapshot_from_file()", &[FLUSHED, label], &prepare, &installs)
 }
 
+/// The power fails before every operation on a file of `reset`: the old state is there, or the initial one. Needs
+/// [`StateMachineCase::on_fs`].
+///
+/// # Errors
+/// What was found.
+pub fn power_cuts_leave_the_old_state_or_none_after_a_reset<M: StateMachine>(
+    case: &StateMachineCase<M>,
+) -> Found {
+    let Some(open) = &case.on_fs else { return skipped(NOT_ON_FS) };
+    let resets = |subject: &Subject<'_, M>, _: &SimFs| subject.reset();
+    at_every_moment_of(case, open, "reset()", &[0, FLUSHED], &|_| Ok(()), &resets)
+}
+
 type Act<'a, M> = dyn Fn(&Subject<'_, M>, &SimFs) -> Result<(), Violation> + 'a;
 
 fn at_every_moment<M: StateMachine>(

@@ -1,12 +1,13 @@
 //! Snapshots: what is written, what is taken, and what is refused.
 
 use std::path::{Path, PathBuf};
+use std::task::Poll;
 
 use d_engine_replica::{SnapshotMetadata, StateMachine, snapshot_checksum};
 
-use super::{Found, SOME, flush};
+use super::{Found, SOME, flush, skipped};
 use crate::Violation;
-use crate::state_machine::{StateMachineCase, Subject, id, io, states};
+use crate::state_machine::{StateMachineCase, Subject, id, io, runtime, states};
 
 /// A snapshot is installed elsewhere, at several places of the log.
 ///
@@ -41,6 +42,59 @@ pub fn a_snapshot_is_exactly_the_state_at_its_label<M: StateMachine>(case: &Stat
         }
     }
     Ok(())
+}
+
+/// The engine uses the view where there is one; but a view may be refused once, and `generate_snapshot_data` is called by
+/// others.
+///
+/// # Errors
+/// What was found.
+pub fn both_ways_of_a_snapshot_give_the_same_state<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let states = states(case, SOME)?;
+    let source = Subject::new(case)?;
+    source.apply(1, SOME)?;
+    let (dir, meta) = source.generate(SOME)?;
+    if snapshot_checksum(dir.path()).map_err(io)? != meta.checksum {
+        return Err("generate_snapshot_data() returns another checksum than that of its files".to_owned());
+    }
+    let target = Subject::new(case)?;
+    target.install(&meta, dir.path()).map_err(|error| format!("its own snapshot is refused: {error}"))?;
+    let all = &states[usize::try_from(SOME).unwrap_or(0)];
+    target.holds(all, "after a snapshot of generate_snapshot_data() was installed")
+}
+
+/// An attempt that takes too long is dropped, and its blocking work lives on: it may write where it was told to, and must
+/// touch nothing else.
+///
+/// # Errors
+/// What was found.
+pub fn a_dropped_snapshot_touches_nothing<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let states = states(case, 9)?;
+    let subject = Subject::new(case)?;
+    subject.apply(1, 5)?;
+    let runtime = runtime()?;
+    let (first, second) = (tempfile::tempdir().map_err(io)?, tempfile::tempdir().map_err(io)?);
+    let is_done = runtime.block_on(async {
+        let mut attempt = subject.machine().generate_snapshot_data(first.path().to_owned(), id(5));
+        std::future::poll_fn(|context| Poll::Ready(attempt.as_mut().poll(context).is_ready())).await
+    });
+    if is_done {
+        return skipped("generate_snapshot_data never waits: there is nothing to drop");
+    }
+    subject.apply(6, 9)?;
+    let generated = subject.machine().generate_snapshot_data(second.path().to_owned(), id(9));
+    let checksum = runtime.block_on(generated).map_err(|error| format!("generate_snapshot_data: {error}"))?;
+    // Ends when what was left behind does.
+    drop(runtime);
+    if snapshot_checksum(second.path()).map_err(io)? != checksum {
+        return Err(
+            "an attempt at a snapshot that was dropped has written into the next one's directory".to_owned()
+        );
+    }
+    subject.holds(&states[9], "after an attempt at a snapshot was dropped")?;
+    let target = Subject::new(case)?;
+    target.install(&SnapshotMetadata::new(id(9), checksum), second.path())?;
+    target.holds(&states[9], "after a snapshot was installed before which an attempt was dropped")
 }
 
 /// Entries are applied between the freezing of a view and its writing.
@@ -228,7 +282,7 @@ fn damaged(dir: &Path, damage: Damage) -> Result<tempfile::TempDir, Violation> {
     Ok(copy)
 }
 
-fn files_in(dir: &Path, files: &mut Vec<(u64, PathBuf)>) -> std::io::Result<()> {
+pub(super) fn files_in(dir: &Path, files: &mut Vec<(u64, PathBuf)>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
