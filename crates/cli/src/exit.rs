@@ -49,6 +49,14 @@ impl Failure {
         self.exit == Exit::Interrupted
     }
 
+    /// Has `say` say why; only the exit code is left to be reported.
+    pub(crate) fn said_by(self, say: impl FnOnce(String)) -> Self {
+        if !self.message.is_empty() {
+            say(format!("{PREFIX}{self}"));
+        }
+        Self { message: String::new(), ..self }
+    }
+
     /// Says why, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
@@ -86,6 +94,9 @@ impl From<KvError> for Failure {
     }
 }
 
+/// Before what people are told on stderr.
+const PREFIX: &str = "d-engine: ";
+
 /// Prints a line. A reader that has gone away is no reason to fail.
 pub(crate) fn say(line: impl Display) {
     let mut out = std::io::stdout().lock();
@@ -94,5 +105,5 @@ pub(crate) fn say(line: impl Display) {
 
 /// Tells people something on stderr that is no failure. Nobody may be listening any more.
 pub(crate) fn note(line: impl Display) {
-    writeln!(std::io::stderr(), "d-engine: {line}").ok();
+    writeln!(std::io::stderr(), "{PREFIX}{line}").ok();
 }

@@ -1,6 +1,7 @@
 //! The `d-engine` command: a node, its clients, a cluster to work against, and a demonstration of a failover.
 //!
-//! `args/` is what can be typed. `serve.rs` runs a node. `key_value.rs`, `scan.rs` and `import/` work with
+//! `args/` is what can be typed. `serve.rs` runs a node, whose log goes through
+//! `log_lines.rs`. `key_value.rs`, `scan.rs` and `import/` work with
 //! records, `status.rs`, `snapshot.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
 //! `cluster/` starts and stops. `bench/` measures one. `exit.rs` is what the exit codes mean.
 
@@ -13,6 +14,7 @@ mod exit;
 mod import;
 mod json;
 mod key_value;
+mod log_lines;
 mod place;
 mod progress;
 mod scan;
