@@ -9,6 +9,7 @@ mod args;
 mod bench;
 mod cluster;
 mod demo;
+mod descriptors;
 mod dev;
 mod exit;
 mod import;

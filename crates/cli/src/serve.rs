@@ -9,6 +9,7 @@ use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError};
 use tokio::sync::{oneshot, watch};
 
 use crate::args::{ServeArgs, StateMachineKind};
+use crate::descriptors;
 use crate::exit::{Exit, Failure, say};
 use crate::log_lines::LogLines;
 use crate::signals::StopSignals;
@@ -32,6 +33,7 @@ async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     let stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
     let id = config.node_id;
+    descriptors::raise_limit();
     // The signals are handled here; the engine is stopped by its handle.
     let (_shutdown, never) = watch::channel(());
     let node = with_machine(config, args.state_machine, never)?.build().map_err(start_failure)?;

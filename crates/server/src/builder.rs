@@ -241,7 +241,13 @@ impl Node {
             return Err(error);
         }
         if let Some(listener) = client_listener {
-            engine.serves_clients(api::serve(listener, engine.weak(), limits, engine.stop_signal()));
+            engine.serves_clients(api::serve(
+                self.config.node_id,
+                listener,
+                engine.weak(),
+                limits,
+                engine.stop_signal(),
+            ));
         }
         Ok(engine)
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use d_engine_core::NodeId;
@@ -19,6 +20,8 @@ use tokio::time::{sleep, timeout};
 use super::line::SnapshotLine;
 use super::wire::{self, FrameReader};
 use super::{RefusalKind, Shared};
+use crate::descriptors;
+use crate::seldom::Seldom;
 use crate::transport::{Admission, Room};
 
 /// Why a connection ends.
@@ -49,7 +52,7 @@ type Accepted = Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>;
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(shared.settings.max_handshakes));
     let accepted = Accepted::default();
-    let mut connections = JoinSet::new();
+    let (mut connections, mut told) = (JoinSet::new(), Seldom::default());
     loop {
         tokio::select! {
             incoming = listener.accept() => match incoming {
@@ -63,7 +66,10 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 }
                 // Out of file descriptors, most likely: give others time to free some.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept peer connections");
+                    if let Some(kept_back) = told.due(Instant::now()) {
+                        let (node, why) = (shared.identity.node, descriptors::explain(&error));
+                        tracing::warn!(%node, kept_back, "a peer's connection could not be accepted: {why}");
+                    }
                     sleep(shared.settings.backoff_max).await;
                 }
             },
