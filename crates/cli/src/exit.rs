@@ -1,8 +1,9 @@
 //! How the command ends, and what it says on its way.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use d_engine_client::{ClientError, KvError};
 
@@ -97,10 +98,32 @@ impl From<KvError> for Failure {
 /// Before what people are told on stderr.
 const PREFIX: &str = "d-engine: ";
 
-/// Prints a line. A reader that has gone away is no reason to fail.
+/// Why a line was not printed, if one was not: the command fails in the end.
+static NOT_PRINTED: OnceLock<String> = OnceLock::new();
+
+/// Prints a line. A reader that has gone away is no reason to fail; a line that cannot be written is, and `unprinted`
+/// says so at the end.
 pub(crate) fn say(line: impl Display) {
+    if let Err(error) = try_say(line)
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        // The first one counts.
+        NOT_PRINTED.get_or_init(|| error.to_string());
+    }
+}
+
+/// Prints a line that is not what the command is for.
+pub(crate) fn try_say(line: impl Display) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).ok();
+    writeln!(out, "{line}").and_then(|()| out.flush())
+}
+
+/// The failure of a command that has done everything but printed not all of it.
+pub(crate) fn unprinted() -> Result<(), Failure> {
+    match NOT_PRINTED.get() {
+        None => Ok(()),
+        Some(error) => Err(Failure::failed(format_args!("the output cannot be written: {error}"))),
+    }
 }
 
 /// Tells people something on stderr that is no failure. Nobody may be listening any more.

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(run(cli.verb));
+            let result = runtime.block_on(run(cli.verb)).and_then(|()| exit::unprinted());
             runtime.shutdown_timeout(SHUTDOWN_PATIENCE);
             result
         }

@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::args::{ServeArgs, StateMachineKind};
 use crate::descriptors;
-use crate::exit::{Exit, Failure, say};
+use crate::exit::{Exit, Failure, try_say};
 use crate::log_lines::LogLines;
 use crate::signals::StopSignals;
 
@@ -83,7 +83,7 @@ async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
         let clients = engine.client_addr().map(|addr| format!(", clients at {addr}")).unwrap_or_default();
         // Once, on a thread of its own: stdout may be a pipe that nobody reads.
         let line = format!("node {id} is ready{clients}");
-        let told = std::thread::Builder::new().name("ready".to_owned()).spawn(move || say(line));
+        let told = std::thread::Builder::new().name("ready".to_owned()).spawn(move || try_say(line).ok());
         if let Err(error) = told {
             tracing::warn!(node = id, %error, "stdout was not told that the node is ready");
         }

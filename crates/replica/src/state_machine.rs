@@ -199,6 +199,13 @@ pub trait StateMachine: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// What kind of state machine this is, as `organisation/name`: carried in snapshots and told to other nodes, which
+    /// refuse a node that runs another kind. At most 255 bytes; must not change while the node runs. Empty (the
+    /// default): not compared.
+    fn name(&self) -> &str {
+        ""
+    }
+
     /// A question richer than one key, answered from one applied state.
     ///
     /// # Errors

@@ -94,20 +94,20 @@ impl Engine for Api {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         let engine = self.engine()?;
-        let deadline = engine.deadline_after(patience(&request));
+        let patience = patience(&request);
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
-        let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
+        let read_index = barrier(&engine, consistency, patience).await?;
         let value = engine.get_now(&request.key).map_err(read_status)?;
         Ok(Response::new(GetReply { found: value.is_some(), value: value.unwrap_or_default(), read_index }))
     }
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
         let engine = self.engine()?;
-        let deadline = engine.deadline_after(patience(&request));
+        let patience = patience(&request);
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
-        let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
+        let read_index = barrier(&engine, consistency, patience).await?;
         let reply = engine.query_now(&request.request).map_err(read_status)?;
         Ok(Response::new(QueryReply { reply, read_index }))
     }
@@ -139,6 +139,19 @@ impl Engine for Api {
             sha256: Bytes::copy_from_slice(&taken.sha256),
         }))
     }
+}
+
+/// Waits for as long as the caller does.
+async fn barrier(
+    engine: &EmbeddedEngine,
+    consistency: ReadConsistency,
+    patience: Option<Duration>,
+) -> Result<u64, Status> {
+    let confirmed = match patience {
+        Some(patience) => engine.read_barrier_within(consistency, patience).await,
+        None => engine.read_barrier(consistency).await,
+    };
+    confirmed.map_err(read_status)
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's handlers return its Status by value")]

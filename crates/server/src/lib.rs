@@ -23,6 +23,7 @@ mod inbox;
 mod node_status;
 mod node_threads;
 mod pace;
+mod peer_refusals;
 mod raft_thread;
 mod read_gate;
 mod seldom;
@@ -33,9 +34,9 @@ pub mod transport;
 mod worker_threads;
 
 // What the handle's methods take and give.
-pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError};
+pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError, UnknownBecause};
 
-pub use builder::{Node, NodeBuilder};
+pub use builder::{IntoStateMachine, Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};
 pub use embedded::EmbeddedEngine;
 pub use error::{SnapshotRequestError, StartError, WaitError};

@@ -153,7 +153,7 @@ async fn row_apply_chunk_when_entries_are_committed() {
     assert_eq!(calls.applied().len(), 2);
     leader.stop().await;
     let told = proposed.await.unwrap().unwrap_err();
-    assert!(matches!(told, ProposeError::OutcomeUnknown | ProposeError::Stopped { .. }), "{told}");
+    assert!(matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
