@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use d_engine_client::{ClientOptions, KvClient};
-use support::{PATIENCE, Process, free_address};
+use support::{PATIENCE, Process, free_address, run};
 
 /// With what every HTTP/2 connection begins, and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -30,7 +30,7 @@ fn limited(dir: &Path, ulimit: &str) -> (Process, String) {
     (Process::start(&mut command), clients)
 }
 
-/// More clients than the process may have descriptors, who say that they speak HTTP/2 and nothing more, while another
+/// As many clients as the process may have descriptors, who say that they speak HTTP/2 and nothing more, while another
 /// writes so much that the log needs new files.
 #[test]
 fn idle_clients_leave_the_node_its_own_descriptors() {
@@ -41,7 +41,8 @@ fn idle_clients_leave_the_node_its_own_descriptors() {
     runtime.block_on(async {
         let kv = KvClient::connect([&address], ClientOptions::default().timeout(PATIENCE)).unwrap();
         kv.put("first", "value").await.unwrap();
-        let idle: Vec<TcpStream> = (0..400)
+        // Those that are not let in wait in the system's queue, which is short.
+        let idle: Vec<TcpStream> = (0..245)
             .map(|_| {
                 let mut client = TcpStream::connect(&address).unwrap();
                 client.write_all(PREFACE).unwrap();
@@ -70,4 +71,20 @@ fn a_node_raises_its_soft_limit_at_the_start() {
     let mut numbers = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
     let (soft, hard) = (numbers.next().unwrap(), numbers.next().unwrap());
     assert_eq!(soft, hard.min(65_536), "{line}");
+}
+
+/// Without a handler the system ends the process, and nobody learns why.
+#[test]
+fn a_limit_on_the_size_of_files_ends_the_node_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    // In blocks of 512 or 1,024 bytes: less than a segment of the log.
+    let (node, address) = limited(dir.path(), "-f 400");
+    let value = "x".repeat(60_000);
+    for n in 0..10 {
+        // The node may be gone already.
+        run(&["put", "--timeout", "1s", "--endpoints", &address, &format!("key {n}"), &value]);
+    }
+    let ended = node.finish();
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
+    assert!(ended.err.contains("File too large"), "{}", ended.err);
 }
