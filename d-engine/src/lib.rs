@@ -36,6 +36,8 @@
 //! `docs/durability.md` lists every promise with the line that keeps it and the test that fails
 //! without it.
 
+/// What [`ReplicaStatus`] holds.
+pub use d_engine_core::{CoreStatus, FollowerStatus, RoleKind};
 pub use d_engine_kv::{
     Keys, KvAnswer, KvCommand, KvOperation, KvQuery, KvReply, KvStateMachine, Page, PutOptions,
     QueryLimitError, Record, Scan, UndecodableError,
@@ -43,13 +45,14 @@ pub use d_engine_kv::{
 pub use d_engine_replica::{
     AfterBytes, AfterEntries, AfterTime, AnyOf, Binding, Bound, Durability, Entry, Error, LeaderHint, LogId,
     Never, ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SnapshotContext, SnapshotMetadata,
-    SnapshotPolicy, SnapshotView, StateMachine, StopReason, TransferError, Unsupported, snapshot_checksum,
+    SnapshotPolicy, SnapshotView, StateMachine, StopReason, TransferError, UnknownBecause, Unsupported,
+    snapshot_checksum,
 };
 pub use d_engine_replica::{ReplicaError, ReplicaStatus};
 pub use d_engine_server::{
-    Config, ConfigError, EmbeddedEngine, Limits, MemberConfig, Node, NodeBuilder, NodeStatus,
-    ReceivingSnapshot, SendingSnapshot, SnapshotCompression, SnapshotRequestError, SnapshotStatus, Snapshots,
-    StartError, WaitError,
+    Config, ConfigError, EmbeddedEngine, IntoStateMachine, Limits, MemberConfig, Node, NodeBuilder,
+    NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotCompression, SnapshotRequestError,
+    SnapshotStatus, Snapshots, StartError, WaitError,
 };
 pub use d_engine_storage::snapshot::{SnapshotError, SnapshotInfo};
 pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};

@@ -1,8 +1,9 @@
 //! How the command ends, and what it says on its way.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use d_engine_client::{ClientError, KvError};
 
@@ -49,6 +50,14 @@ impl Failure {
         self.exit == Exit::Interrupted
     }
 
+    /// Has `say` say why; only the exit code is left to be reported.
+    pub(crate) fn said_by(self, say: impl FnOnce(String)) -> Self {
+        if !self.message.is_empty() {
+            say(format!("{PREFIX}{self}"));
+        }
+        Self { message: String::new(), ..self }
+    }
+
     /// Says why, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
@@ -86,13 +95,38 @@ impl From<KvError> for Failure {
     }
 }
 
-/// Prints a line. A reader that has gone away is no reason to fail.
+/// Before what people are told on stderr.
+const PREFIX: &str = "d-engine: ";
+
+/// Why a line was not printed, if one was not: the command fails in the end.
+static NOT_PRINTED: OnceLock<String> = OnceLock::new();
+
+/// Prints a line. A reader that has gone away is no reason to fail; a line that cannot be written is, and `unprinted`
+/// says so at the end.
 pub(crate) fn say(line: impl Display) {
+    if let Err(error) = try_say(line)
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        // The first one counts.
+        NOT_PRINTED.get_or_init(|| error.to_string());
+    }
+}
+
+/// Prints a line that is not what the command is for.
+pub(crate) fn try_say(line: impl Display) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).ok();
+    writeln!(out, "{line}").and_then(|()| out.flush())
+}
+
+/// The failure of a command that has done everything but printed not all of it.
+pub(crate) fn unprinted() -> Result<(), Failure> {
+    match NOT_PRINTED.get() {
+        None => Ok(()),
+        Some(error) => Err(Failure::failed(format_args!("the output cannot be written: {error}"))),
+    }
 }
 
 /// Tells people something on stderr that is no failure. Nobody may be listening any more.
 pub(crate) fn note(line: impl Display) {
-    writeln!(std::io::stderr(), "d-engine: {line}").ok();
+    writeln!(std::io::stderr(), "{PREFIX}{line}").ok();
 }

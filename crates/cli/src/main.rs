@@ -1,6 +1,7 @@
 //! The `d-engine` command: a node, its clients, a cluster to work against, and a demonstration of a failover.
 //!
-//! `args/` is what can be typed. `serve.rs` runs a node. `key_value.rs`, `scan.rs` and `import/` work with
+//! `args/` is what can be typed. `serve.rs` runs a node, whose log goes through
+//! `log_lines.rs`. `key_value.rs`, `scan.rs` and `import/` work with
 //! records, `status.rs`, `snapshot.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
 //! `cluster/` starts and stops. `bench/` measures one. `exit.rs` is what the exit codes mean.
 
@@ -8,11 +9,13 @@ mod args;
 mod bench;
 mod cluster;
 mod demo;
+mod descriptors;
 mod dev;
 mod exit;
 mod import;
 mod json;
 mod key_value;
+mod log_lines;
 mod place;
 mod progress;
 mod scan;
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(run(cli.verb));
+            let result = runtime.block_on(run(cli.verb)).and_then(|()| exit::unprinted());
             runtime.shutdown_timeout(SHUTDOWN_PATIENCE);
             result
         }

@@ -3,10 +3,10 @@
 use std::io::{ErrorKind, Write as _};
 
 use bytes::Bytes;
-use d_engine_client::{Page, Scan};
+use d_engine_client::{Page, Record, Scan};
 
 use crate::args::ScanArgs;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, note};
 use crate::key_value::write_record;
 use crate::signals::StopSignals;
 
@@ -30,19 +30,35 @@ async fn print_pages(args: ScanArgs) -> Result<(), Failure> {
     };
     scan.keys_only = args.keys_only;
     let mut left = args.limit.unwrap_or(u64::MAX);
-    while left > 0 {
+    let mut torn = 0;
+    let mut pages = true;
+    while left > 0 && pages {
         scan.limit = u32::try_from(left).unwrap_or(PAGE).min(PAGE);
         let page = kv.scan(scan.clone(), args.consistency.into()).await?;
         if !print(&page, args.json)? {
             return Ok(());
         }
+        torn += page.records.iter().filter(|record| !args.json && !fits_a_line(record)).count();
         left = left.saturating_sub(page.records.len() as u64);
         match page.next {
             Some(next) => scan.after = Some(next),
-            None => return Ok(()),
+            None => pages = false,
         }
     }
+    if torn > 0 {
+        note(format_args!(
+            "{torn} records have tabs or line breaks where a line cannot carry them: `import` would not read them back; \
+             scan with --json, and import with --format json"
+        ));
+    }
     Ok(())
+}
+
+/// Whether `import` reads the record back from its line.
+fn fits_a_line(record: &Record) -> bool {
+    let has_break = |bytes: &[u8]| bytes.contains(&b'\n');
+    let value = record.value.as_deref().unwrap_or_default();
+    !record.key.is_empty() && !record.key.contains(&b'\t') && !has_break(&record.key) && !has_break(value)
 }
 
 /// Prints the records; whether anybody still reads.

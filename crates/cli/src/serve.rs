@@ -1,16 +1,17 @@
 //! `d-engine serve`: one node.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_kv_disk::DiskKvStateMachine;
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError};
 use tokio::sync::{oneshot, watch};
-use tracing_subscriber::EnvFilter;
 
 use crate::args::{ServeArgs, StateMachineKind};
-use crate::exit::{Exit, Failure, say};
+use crate::descriptors;
+use crate::exit::{Exit, Failure, try_say};
+use crate::log_lines::LogLines;
 use crate::signals::StopSignals;
 
 /// Below the data directory, where the records lie on disk.
@@ -18,11 +19,21 @@ const DISK_DIR: &str = "kv-disk";
 
 pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::from_file(&args.config).map_err(|error| Failure::new(Exit::Refused, error))?;
-    log_to_stderr()?;
+    let lines = LogLines::to_stderr()?;
+    let ended = node(args, config).await;
+    // From here on stderr may be something that nobody reads: the last words go where the log lines go.
+    let ended = ended.map_err(|failure| failure.said_by(|words| lines.say(words)));
+    lines.finish();
+    ended
+}
+
+/// One node, until it is asked to stop or fails.
+async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
     // Before anything else is started, so that an early signal is not the end without a farewell.
     let mut signals = StopSignals::listen()?;
     let stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
     let id = config.node_id;
+    descriptors::raise_limit();
     // The signals are handled here; the engine is stopped by its handle.
     let (_shutdown, never) = watch::channel(());
     let node = with_machine(config, args.state_machine, never)?.build().map_err(start_failure)?;
@@ -70,7 +81,12 @@ fn with_machine(
 async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
     if engine.wait_ready(Duration::MAX).await.is_ok() {
         let clients = engine.client_addr().map(|addr| format!(", clients at {addr}")).unwrap_or_default();
-        say(format_args!("node {id} is ready{clients}"));
+        // Once, on a thread of its own: stdout may be a pipe that nobody reads.
+        let line = format!("node {id} is ready{clients}");
+        let told = std::thread::Builder::new().name("ready".to_owned()).spawn(move || try_say(line).ok());
+        if let Err(error) = told {
+            tracing::warn!(node = id, %error, "stdout was not told that the node is ready");
+        }
     }
     engine.stopped().await.map_err(|error| Failure::failed(format!("node {id} has stopped: {error}")))
 }
@@ -78,20 +94,6 @@ async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
 fn start_failure(error: StartError) -> Failure {
     let exit = if matches!(error, StartError::Config(_)) { Exit::Refused } else { Exit::Failed };
     Failure::new(exit, error)
-}
-
-fn log_to_stderr() -> Result<(), Failure> {
-    let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Refused, format!("RUST_LOG: {error}"));
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter).map_err(|error| wrong(&error))?,
-        _ => EnvFilter::new("info"),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init()
-        .map_err(|error| wrong(&error))
 }
 
 /// Resolves when stdin ends. A thread of its own: a blocked read must not hold up the runtime's end.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use d_engine_client::{Client, TakenSnapshot};
+use d_engine_client::{Client, ClientError, TakenSnapshot};
 use indicatif::{DecimalBytes, ProgressBar};
 use serde::Serialize;
 
@@ -87,7 +87,14 @@ async fn take_at(client: &Client, address: &str, patience: Duration) -> Result<T
         }
     };
     bar.finish_and_clear();
-    taken.map_err(|error| error.to_string())
+    taken.map_err(|error| match error {
+        ClientError::DeadlineElapsed { .. } => {
+            format!(
+                "no snapshot within {patience:?}; one that was begun goes on: allow more time with --wait"
+            )
+        }
+        error => error.to_string(),
+    })
 }
 
 async fn show(client: &Client, address: &str, bar: &ProgressBar) {

@@ -1,5 +1,6 @@
 //! `d-engine status`: every node of the cluster, as a table or as JSON.
 
+mod contradictions;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use indicatif::DecimalBytes;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
+use self::contradictions::contradictions;
 use self::snapshots::Snapshots;
 use crate::args::StatusArgs;
 use crate::exit::{Failure, say};
@@ -25,14 +27,18 @@ struct Row {
     leader: Option<u64>,
     commit_index: Option<u64>,
     applied_index: Option<u64>,
+    /// Entries that are committed, as far as the node knows, and not applied yet.
+    apply_lag: Option<u64>,
     persisted_index: Option<u64>,
     records: Option<u64>,
     log_bytes_on_disk: Option<u64>,
     snapshots: Option<Snapshots>,
     ready: Option<bool>,
     version: Option<String>,
-    /// Why the node has stopped, or why it cannot be reached.
+    /// Why the node has stopped, why it cannot be reached, or who refuses it.
     reason: Option<String>,
+    /// Peers that refuse the node or are refused by it, and why.
+    refusals: Vec<String>,
 }
 
 /// The whole answer.
@@ -40,13 +46,19 @@ struct Row {
 struct Report {
     /// The node that leads, with a majority that says so.
     leader: Option<u64>,
+    /// What nodes say that cannot all be true of one cluster.
+    contradictions: Vec<String>,
     nodes: Vec<Row>,
 }
 
 pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let client = args.cluster.client()?;
     let asked = ask_everybody(&client, args.cluster.endpoints.addresses()).await;
-    let report = Report { leader: leader_with_quorum(&asked), nodes: rows(&asked) };
+    let report = Report {
+        leader: leader_with_quorum(&asked),
+        contradictions: contradictions(&asked),
+        nodes: rows(&asked),
+    };
     if args.json {
         let json = serde_json::to_string_pretty(&report);
         say(json.map_err(|error| Failure::failed(format!("no JSON can be made: {error}")))?);
@@ -55,6 +67,12 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
         for line in snapshots::lines(statuses_by_node(&asked).into_values()) {
             say(line);
         }
+        for line in &report.contradictions {
+            say(format_args!("CONTRADICTION: {line}"));
+        }
+    }
+    if let Some(first) = report.contradictions.first() {
+        return Err(Failure::failed(format_args!("the nodes contradict each other: {first}")));
     }
     match report.leader {
         Some(_) => Ok(()),
@@ -148,13 +166,18 @@ fn answered(address: &str, status: &NodeStatus) -> Row {
         leader: status.leader,
         commit_index: unless_stopped(status.commit_index),
         applied_index: unless_stopped(status.applied_index),
+        apply_lag: unless_stopped(status.commit_index.saturating_sub(status.applied_index)),
         persisted_index: unless_stopped(status.persisted_index),
         records: status.records.filter(|_| !stopped),
         log_bytes_on_disk: unless_stopped(status.log_bytes_on_disk),
         snapshots: Some(Snapshots::from(status)),
         ready: Some(status.ready),
         version: Some(status.version.clone()),
-        reason: status.stopped.clone(),
+        reason: status
+            .stopped
+            .clone()
+            .or_else(|| Some(status.refusals.join("; ")).filter(|refusals| !refusals.is_empty())),
+        refusals: status.refusals.clone(),
     }
 }
 
@@ -168,6 +191,7 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
         leader: None,
         commit_index: None,
         applied_index: None,
+        apply_lag: None,
         persisted_index: None,
         records: None,
         log_bytes_on_disk: None,
@@ -175,6 +199,7 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
         ready: None,
         version: None,
         reason: Some(reason.to_owned()),
+        refusals: Vec::new(),
     }
 }
 

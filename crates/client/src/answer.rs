@@ -31,12 +31,17 @@ pub(crate) enum Effect {
 pub(crate) enum Next {
     /// Ask the leader, at this address if it is known.
     Leader(Option<String>),
+    /// Leadership is on its way to another node, at this address if it is known: ask there. The error is for the case
+    /// that the time is up.
+    Successor(Option<String>, ClientError),
     /// Ask the same node after a pause. The error is for the case that the time is up.
     Pause(ClientError),
     /// Ask another node: this one is of no use now.
     Elsewhere(ClientError),
     /// It may have been done or not. Only what may be done twice goes on.
     Unknown(ClientError),
+    /// The caller's time is up.
+    Late(ClientError),
     /// Tell the caller.
     Tell(ClientError),
 }
@@ -77,10 +82,16 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
             let what = "the deadline passed before the command was taken up".to_owned();
             return Next::Pause(ClientError::Busy { endpoint, what });
         }
-        Kind::OutcomeUnknown(_) => {
-            let reason = "leadership was lost while the command was in flight".to_owned();
-            return Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason });
+        Kind::OutcomeUnknown(unknown) => {
+            return Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason: unknown.reason });
         }
+        Kind::TransferInProgress(transfer) => {
+            let address = transfer.successor_client_addr;
+            let successor = Some(transfer.successor).filter(|node| *node != 0);
+            let error = ClientError::TransferInProgress { endpoint, successor };
+            return Next::Successor((!address.is_empty()).then_some(address), error);
+        }
+        Kind::TransferFailed(failed) => ClientError::TransferFailed { endpoint, reason: failed.reason },
         Kind::TooLarge(large) => ClientError::TooLarge { size: large.size, limit: Some(large.limit) },
         Kind::Refused(refused) => ClientError::Refused { endpoint, reason: refused.reason },
         Kind::Unsupported(unsupported) => {
@@ -140,9 +151,11 @@ fn names(status: &Status, bound: usize) -> bool {
     numbers.any(|number| number.parse() == Ok(bound))
 }
 
-/// Whether the call's own time ran out here, before an answer came.
-pub(crate) fn is_out_of_time(status: &Status) -> bool {
-    has_cause::<TimeoutExpired>(status)
+/// Whether the call's own time ran out, before an answer came: here, or at the node, which was told how much there is.
+pub(crate) fn is_out_of_time(status: &Status, is_over: bool) -> bool {
+    let ended_there = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)
+        && ErrorDetail::from_status(status).is_none();
+    has_cause::<TimeoutExpired>(status) || (is_over && ended_there)
 }
 
 /// Whether the status says that there was no connection to send anything on.
@@ -231,8 +244,28 @@ mod tests {
 
     #[test]
     fn a_lost_leadership_leaves_the_outcome_unknown() {
-        let next = after(Kind::OutcomeUnknown(wire::OutcomeUnknown {}), COMMAND);
-        assert!(matches!(next, Next::Unknown(ClientError::OutcomeUnknown { .. })), "{next:?}");
+        let why = || "leadership was lost".to_owned();
+        let next = after(Kind::OutcomeUnknown(wire::OutcomeUnknown { reason: why() }), COMMAND);
+        let Next::Unknown(ClientError::OutcomeUnknown { reason, .. }) = next else { panic!("{next:?}") };
+        assert_eq!(reason, why());
+    }
+
+    #[test]
+    fn a_leader_that_hands_over_sends_its_clients_to_the_successor() {
+        let transfer = || {
+            Kind::TransferInProgress(wire::TransferInProgress {
+                successor: 3,
+                successor_client_addr: "n3:1".to_owned(),
+            })
+        };
+        for effect in [COMMAND, Effect::Handover] {
+            let next = after(transfer(), effect);
+            let Next::Successor(Some(address), error) = next else { panic!("{next:?}") };
+            assert_eq!(address, "n3:1");
+            let expected =
+                ClientError::TransferInProgress { endpoint: "n1:1".to_owned(), successor: Some(3) };
+            assert_eq!(error, expected);
+        }
     }
 
     /// A command is only ever sent again when it certainly was not taken, whatever code gRPC chose.

@@ -116,7 +116,7 @@ impl Client {
         self.route(effect).run(call).await
     }
 
-    fn check_size(&self, sent: &Bytes) -> Result<(), ClientError> {
+    pub(crate) fn check_size(&self, sent: &Bytes) -> Result<(), ClientError> {
         let (size, limit) = (sent.len() as u64, self.nodes.options.max_command_bytes as u64);
         if size > limit { Err(ClientError::TooLarge { size, limit: Some(limit) }) } else { Ok(()) }
     }
@@ -198,9 +198,9 @@ impl Client {
     /// leads once it does. Commands of others are delayed meanwhile, by no more than an election.
     ///
     /// # Errors
-    /// [`ClientError::Invalid`] when `to` cannot lead or already does, or did not take over in time;
-    /// [`ClientError::Busy`] when leadership is being handed over already; after
-    /// [`ClientError::OutcomeUnknown`] look who leads.
+    /// [`ClientError::Invalid`] when `to` cannot lead or already does; [`ClientError::TransferFailed`] when the leader
+    /// has not heard from it lately, or it did not take over in time; [`ClientError::TransferInProgress`] when leadership
+    /// is being handed over already; after [`ClientError::OutcomeUnknown`] look who leads.
     pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, ClientError> {
         let request = TransferLeadershipRequest { to: to.unwrap_or(0) };
         let call = |mut calls: Calls, left| {

@@ -38,6 +38,24 @@ pub enum ClientError {
         /// The bound that was reached.
         what: String,
     },
+    /// Leadership is being handed over, and nobody led until the deadline. Not done. Retry after an election timeout.
+    #[error(
+        "the node at {endpoint} is handing leadership over{}; retry after an election timeout", to_node(*successor)
+    )]
+    TransferInProgress {
+        /// Who said so.
+        endpoint: String,
+        /// Who is to lead.
+        successor: Option<u64>,
+    },
+    /// Leadership was not handed over; the reason says who leads.
+    #[error("leadership was not handed over: {reason} (asked {endpoint})")]
+    TransferFailed {
+        /// Who said so.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
     /// The command was sent and not answered: it may have taken effect, may still do so, or may never.
     /// Read the state before trying again, unless the command may safely take effect twice.
     #[error("the outcome is unknown: {reason} ({endpoint}); read the state before trying again")]
@@ -128,6 +146,10 @@ pub enum ClientError {
         /// The node that was being asked.
         endpoint: String,
     },
+}
+
+fn to_node(successor: Option<u64>) -> String {
+    successor.map(|node| format!(" to node {node}")).unwrap_or_default()
 }
 
 fn at_most(limit: Option<u64>) -> String {

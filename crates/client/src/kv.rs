@@ -1,5 +1,7 @@
 //! The calls of the key-value machine.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +33,8 @@ use crate::{Client, ClientError, ClientOptions, Consistency};
 pub struct KvClient {
     client: Client,
     repeats: Repeats,
+    /// Whether the cluster has answered a question of the key-value machine; for all clones.
+    is_known: Arc<AtomicBool>,
 }
 
 /// What becomes of a command whose outcome is unknown.
@@ -93,6 +97,14 @@ pub enum KvError {
         /// Why.
         reason: String,
     },
+    /// The cluster runs another state machine. Nothing was proposed; use its own commands.
+    #[error(
+        "the cluster runs another state machine than the key-value machine: {reason}; nothing was sent to its log"
+    )]
+    OtherMachine {
+        /// What it answered to a question of the key-value machine.
+        reason: String,
+    },
     /// A question beyond what is answered at once. Nothing was sent; ask for less.
     #[error(transparent)]
     Limit(#[from] QueryLimitError),
@@ -120,7 +132,7 @@ impl KvClient {
     /// The key-value calls through `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, repeats: Repeats::Never }
+        Self { client, repeats: Repeats::Never, is_known: Arc::default() }
     }
 
     /// A client of the cluster that has nodes at `endpoints`; see [`Client::new`].
@@ -143,14 +155,14 @@ impl KvClient {
     /// The same client with another deadline for its calls.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { client: self.client.with_timeout(timeout), repeats: self.repeats }
+        Self { client: self.client.with_timeout(timeout), ..self.clone() }
     }
 
     /// The same client, whose commands the caller says may take effect more than once: see
     /// [`Client::propose_idempotent`] for what that means.
     #[must_use]
     pub fn idempotent(&self) -> Self {
-        Self { client: self.client.clone(), repeats: Repeats::UntilTheDeadline }
+        Self { repeats: Repeats::UntilTheDeadline, ..self.clone() }
     }
 
     /// Gives `key` a value; returns whether it had one before. It has no expiry afterwards.
@@ -271,8 +283,29 @@ impl KvClient {
         Pages { kv: self.clone(), scan: Some(scan), consistency }
     }
 
+    /// Before the first command: another machine may take anything for a command of its own.
+    async fn check_machine(&self) -> Result<(), KvError> {
+        if self.is_known.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let question = KvQuery::get_many([Bytes::new()]);
+        match self.question(&question, Consistency::Eventual).await {
+            Ok(_) => self.is_known.store(true, Ordering::Relaxed),
+            Err(
+                error @ (KvError::Unreadable(_)
+                | KvError::Client(
+                    ClientError::Unsupported { .. } | ClientError::StateMachineFailed { .. },
+                )),
+            ) => return Err(KvError::OtherMachine { reason: error.to_string() }),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     async fn command(&self, command: &KvCommand) -> Result<KvReply, KvError> {
         let bytes = command.encode();
+        self.client.check_size(&bytes)?;
+        self.check_machine().await?;
         let reply = match self.repeats {
             Repeats::Never => self.client.propose(bytes).await?,
             Repeats::UntilTheDeadline => self.client.propose_idempotent(bytes).await?,

@@ -30,7 +30,15 @@ pub(crate) struct Node {
     connection: tokio::sync::Mutex<Option<Connection>>,
     /// Counts failed attempts to connect, and keeps the last error.
     attempts: Mutex<(u64, Option<ClientError>)>,
-    failed_at: Mutex<Option<Instant>>,
+    failed_at: Mutex<Option<Failure>>,
+}
+
+/// When the node was of no use, and how.
+#[derive(Clone, Copy)]
+struct Failure {
+    at: Instant,
+    /// No connection came about.
+    is_unreachable: bool,
 }
 
 /// A connection on which the node has answered at least once.
@@ -136,7 +144,16 @@ impl Node {
 
     /// Notes that the node was of no use just now.
     pub(crate) fn failed(&self) {
-        *self.failed_at() = Some(Instant::now());
+        self.note_failure(false);
+    }
+
+    /// Notes that no connection came about just now.
+    pub(crate) fn unreachable(&self) {
+        self.note_failure(true);
+    }
+
+    fn note_failure(&self, is_unreachable: bool) {
+        *self.failed_at() = Some(Failure { at: Instant::now(), is_unreachable });
     }
 
     /// Notes that the node answered.
@@ -146,7 +163,12 @@ impl Node {
 
     /// Whether the node failed so lately that others are asked first.
     pub(crate) fn is_doubtful(&self) -> bool {
-        self.failed_at().is_some_and(|at| at.elapsed() < DOUBT)
+        self.failed_at().is_some_and(|failure| failure.at.elapsed() < DOUBT)
+    }
+
+    /// Whether no connection came about so lately that it is not tried again.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.failed_at().is_some_and(|failure| failure.is_unreachable && failure.at.elapsed() < DOUBT)
     }
 
     // Nothing panics while it holds these locks.
@@ -154,7 +176,7 @@ impl Node {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed_at(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    fn failed_at(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
         self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

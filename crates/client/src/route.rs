@@ -20,6 +20,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// A repetition with less time than this is not sent: it could only become an unknown outcome.
 const LAST_CALL: Duration = Duration::from_millis(100);
 
+/// By so much a node's clock may end a call earlier than this client's.
+const ROUNDING: Duration = Duration::from_millis(2);
+
 /// One call on its way.
 pub(crate) struct Route<'a> {
     nodes: &'a Nodes,
@@ -108,7 +111,12 @@ impl<'a> Route<'a> {
         F: Future<Output = Result<T, Status>>,
     {
         self.ask(node, &call).await.map_err(|next| match next {
-            Next::Pause(error) | Next::Elsewhere(error) | Next::Unknown(error) | Next::Tell(error) => error,
+            Next::Pause(error)
+            | Next::Successor(_, error)
+            | Next::Elsewhere(error)
+            | Next::Unknown(error)
+            | Next::Late(error)
+            | Next::Tell(error) => error,
             Next::Leader(_) => self.no_leader(node),
         })
     }
@@ -121,13 +129,16 @@ impl<'a> Route<'a> {
         // Up to here nothing is sent, so the time being up is no unknown outcome.
         let connection = match timeout_at(self.deadline, node.connection()).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(Next::Elsewhere(error)),
-            Err(_) => return Err(Next::Tell(self.time_is_up(node))),
+            Ok(Err(error)) => {
+                node.unreachable();
+                return Err(Next::Elsewhere(error));
+            }
+            Err(_) => return Err(Next::Late(self.time_is_up(node))),
         };
         let left = self.deadline.saturating_duration_since(Instant::now());
         match timeout_at(self.deadline, call(connection.calls.clone(), left)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) if !is_out_of_time(&status) => {
+            Ok(Err(status)) if !is_out_of_time(&status, self.deadline - ROUNDING <= Instant::now()) => {
                 let max_reply_bytes = self.nodes.options.max_reply_bytes;
                 let (next, connection_lost) = next_step(&node.address, self.effect, &status, max_reply_bytes);
                 if connection_lost {
@@ -136,17 +147,15 @@ impl<'a> Route<'a> {
                 }
                 Err(next)
             }
-            // The time that is left is watched twice, here and by the channel that carries it.
-            Err(_) | Ok(Err(_)) => {
-                node.failed();
-                Err(Next::Tell(match self.effect {
-                    Effect::Read => self.time_is_up(node),
-                    _ => ClientError::OutcomeUnknown {
-                        endpoint: node.address.to_string(),
-                        reason: format!("no answer within {:?}", self.timeout),
-                    },
-                }))
-            }
+            // The time that is left is watched twice, here and by the channel that carries it. That this caller had so
+            // little time says nothing about the node: a dead connection shows by its pings.
+            Err(_) | Ok(Err(_)) => Err(Next::Late(match self.effect {
+                Effect::Read => self.time_is_up(node),
+                _ => ClientError::OutcomeUnknown {
+                    endpoint: node.address.to_string(),
+                    reason: format!("no answer within {:?}", self.timeout),
+                },
+            })),
         }
     }
 
@@ -162,7 +171,15 @@ impl<'a> Route<'a> {
                 Ok(())
             }
             // Afterwards somebody else leads, whom this order does not concern.
-            Next::Pause(error) if self.effect == Effect::Handover => Err(error),
+            Next::Pause(error) | Next::Successor(_, error) if self.effect == Effect::Handover => Err(error),
+            Next::Successor(address, error) => {
+                node.answered();
+                self.nodes.is_no_leader(node);
+                self.hint = address.and_then(|address| self.nodes.at(&address).ok());
+                self.last = Some(error);
+                Ok(())
+            }
+            Next::Late(error) => Err(error),
             Next::Pause(error) => {
                 node.answered();
                 // The same node after the pause: others do not lead.
@@ -172,7 +189,9 @@ impl<'a> Route<'a> {
                 Ok(())
             }
             Next::Elsewhere(error) => {
-                node.failed();
+                if !node.is_unreachable() {
+                    node.failed();
+                }
                 self.nodes.is_no_leader(node);
                 // Another node's answer says more about the cluster than one that is down.
                 if !matches!(self.last, Some(ClientError::NoLeader { .. })) {
@@ -206,8 +225,10 @@ impl<'a> Route<'a> {
         let everybody = self.nodes.all();
         let fresh = |node: &&Arc<Node>| !self.asked.iter().any(|asked| Arc::ptr_eq(asked, node));
         let leader = self.nodes.leader();
-        let promising = self.hint.iter().chain(&leader).chain(&everybody);
-        let next = promising.filter(fresh).find(|node| !node.is_doubtful()).or_else(|| {
+        // Whom a node names as the leader is asked, unless no connection came about just now.
+        let named = self.hint.iter().filter(fresh).find(|node| !node.is_unreachable());
+        let promising = leader.iter().chain(&everybody);
+        let next = named.or_else(|| promising.filter(fresh).find(|node| !node.is_doubtful())).or_else(|| {
             let nobody_else = self.asked.iter().all(|node| node.is_doubtful());
             everybody.iter().filter(fresh).find(|_| nobody_else)
         });
@@ -263,6 +284,20 @@ fn jittered(pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It may lead again: a lost connection is no reason to look elsewhere, an address that takes none is.
+    #[test]
+    fn whoever_is_named_as_the_leader_is_asked_unless_no_connection_comes_about() {
+        let nodes = Nodes::new(["n1:1", "n2:1"], crate::ClientOptions::default()).unwrap();
+        let mut route = Route::new(&nodes, Effect::Read, Duration::from_secs(1));
+        let named = nodes.at("n2:1").unwrap();
+        named.failed();
+        assert_eq!(route.next_node().unwrap().address, nodes.told()[0].address);
+        route.hint = Some(named.clone());
+        assert!(Arc::ptr_eq(&route.next_node().unwrap(), &named));
+        named.unreachable();
+        assert_eq!(route.next_node().unwrap().address, nodes.told()[0].address);
+    }
 
     #[test]
     fn pauses_differ_and_stay_in_bounds() {

@@ -32,7 +32,9 @@ pub struct NodeStatus {
     pub members: Vec<Member>,
     /// Why it has stopped for good, if it has.
     pub stopped: Option<String>,
-    /// Whether it has caught up with its leader once since it started.
+    /// Peers that refuse it or are refused by it just now, and why; for people.
+    pub refusals: Vec<String>,
+    /// Whether it has caught up with its leader once since it started, and its state machine runs.
     pub ready: bool,
     /// The version of its program.
     pub version: String,
@@ -117,6 +119,7 @@ impl From<wire::StatusReply> for NodeStatus {
             last_index: reply.last_index,
             members: reply.members.into_iter().map(Member::from).collect(),
             stopped: some_text(reply.stopped_reason),
+            refusals: reply.refusals,
             ready: reply.ready,
             version: reply.version,
             log_syncs: reply.log_syncs,

@@ -112,7 +112,8 @@ async fn only_commands_declared_idempotent_are_sent_again() {
         let wire = Wire::to(&address).await;
         let kv = KvClient::new(client(std::slice::from_ref(&wire.address)));
         let kv = if idempotent { kv.idempotent() } else { kv };
-        kv.get(key, LINEARIZABLE).await.unwrap();
+        // The first command asks what the machine is.
+        kv.delete("nothing").await.unwrap();
         wire.mute();
         let call = tokio::spawn(async move { kv.put(key, "v").await });
         wait_until(support::PATIENCE, async || direct.get(key, LINEARIZABLE).await.unwrap()).await;

@@ -7,7 +7,7 @@ mod support;
 
 use std::sync::Arc;
 
-use d_engine_client::{ClientError, Consistency};
+use d_engine_client::{ClientError, Consistency, KvClient, KvError};
 use d_engine_server::{Config, EmbeddedEngine};
 use recording::{Manner, Recording};
 use support::{PATIENCE, client, free_address};
@@ -29,5 +29,25 @@ async fn a_panic_in_a_read_is_told_once_and_the_node_goes_on() {
     assert!(told.to_string().contains("get panicked: as asked"), "{told}");
     assert_eq!(calls.with("get"), ["k"]);
     client.propose(vec![1]).await.unwrap();
+    engine.stop().await;
+}
+
+/// Another machine may take anything for a command of its own: nothing may reach its log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_at_another_state_machine_is_refused_before_it_is_proposed() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let config =
+        Config { data_dir: dir.path().to_owned(), client_listen: Some(address.clone()), ..Config::default() };
+    let machine = Recording::with(Manner::default());
+    let calls = machine.calls.clone();
+    let engine = EmbeddedEngine::start_custom(Arc::new(machine), config).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    let kv = KvClient::new(client(&[address]));
+    for _ in 0..2 {
+        let refused = kv.put("k", "v").await.unwrap_err();
+        assert!(matches!(refused, KvError::OtherMachine { .. }) && !refused.is_unknown(), "{refused}");
+    }
+    assert!(calls.with("apply_chunk").is_empty());
     engine.stop().await;
 }

@@ -170,3 +170,31 @@ async fn a_node_that_just_failed_is_not_asked_while_others_answer() {
     assert_eq!(tried, 1, "the silent node was tried again");
     engine.stop().await;
 }
+
+/// A caller with little time says nothing about the node: the others go on to ask it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missed_deadline_does_not_send_other_callers_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, address) = support::alone(dir.path(), |_| ()).await;
+    let (silent, listener) = silent();
+    let client = Client::new([address, silent], ClientOptions::default()).unwrap();
+    client.propose(put("k", "v")).await.unwrap();
+    let hasty = client.with_timeout(Duration::from_nanos(1));
+    let late = hasty.get("k", Consistency::Eventual).await.unwrap_err();
+    assert!(matches!(late, ClientError::DeadlineElapsed { .. }), "{late}");
+    let late = hasty.propose(put("k", "w")).await.unwrap_err();
+    // Or the node says first that there was no time left.
+    assert!(matches!(late, ClientError::OutcomeUnknown { .. } | ClientError::Busy { .. }), "{late}");
+    assert!(client.leader().is_some());
+    client.get("k", Consistency::Eventual).await.unwrap();
+    client.propose(put("k", "x")).await.unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(std::iter::from_fn(|| listener.accept().ok()).count(), 0, "the other address was tried");
+    engine.stop().await;
+}
+
+#[test]
+fn a_client_may_have_as_many_calls_in_flight_as_a_node_takes_on_its_connection() {
+    let node = d_engine_server::Limits::default().max_calls_per_connection;
+    assert_eq!(ClientOptions::default().max_in_flight, node);
+}

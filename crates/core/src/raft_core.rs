@@ -286,6 +286,15 @@ impl RaftCore {
         matches!(&self.role, Role::Leader(leader) if leader.transfer.is_some())
     }
 
+    /// Whom this node is handing leadership over to.
+    #[must_use]
+    pub fn handing_over_to(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Leader(leader) => leader.transfer.map(|transfer| transfer.to),
+            _ => None,
+        }
+    }
+
     /// Whether this node knows of everything that was committed before the last word of its leader. That
     /// takes an entry of the leader's own term, on the leader as on a follower: before it a new leader may know of
     /// less than an earlier one had committed (Raft thesis, section 6.4, step 1). A follower also has to know as

@@ -85,10 +85,12 @@ struct Open {
 }
 
 impl DiskKvStateMachine {
-    /// A machine in `dir`. Nothing is touched before [`StateMachine::start`].
+    /// A machine in `dir`; a relative path starts at the working directory of this moment. Nothing is touched before
+    /// [`StateMachine::start`].
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self::with_fs(Arc::new(RealFs::new()), dir)
+        let dir = dir.into();
+        Self::with_fs(Arc::new(RealFs::new()), std::path::absolute(&dir).unwrap_or(dir))
     }
 
     /// A machine whose files, snapshots included, go through `fs`.

@@ -19,7 +19,9 @@ impl ErrorDetail {
     #[must_use]
     pub fn to_status(&self, message: impl Into<String>) -> Status {
         let code = match &self.kind {
-            Some(Kind::NotLeader(_)) => Code::FailedPrecondition,
+            Some(Kind::NotLeader(_) | Kind::TransferInProgress(_) | Kind::TransferFailed(_)) => {
+                Code::FailedPrecondition
+            }
             Some(Kind::Busy(_)) => Code::ResourceExhausted,
             Some(Kind::OutcomeUnknown(_) | Kind::Stopped(_)) | None => Code::Unknown,
             Some(Kind::TooLarge(_) | Kind::Invalid(_) | Kind::Refused(_)) => Code::InvalidArgument,
@@ -60,7 +62,7 @@ mod tests {
 
     #[test]
     fn an_unknown_outcome_has_no_code_that_generic_clients_retry() {
-        let status = ErrorDetail::new(Kind::OutcomeUnknown(OutcomeUnknown {})).to_status("unknown");
+        let status = ErrorDetail::new(Kind::OutcomeUnknown(OutcomeUnknown::default())).to_status("unknown");
         assert!(!matches!(status.code(), Code::Unavailable | Code::Aborted | Code::ResourceExhausted));
     }
 

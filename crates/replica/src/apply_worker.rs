@@ -10,7 +10,7 @@ use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
 
 use crate::event::{ApplyJob, ApplySource, Event, ProposeResponder};
 use crate::snapshot_build::SnapshotTask;
-use crate::{LogId, ProposeError, StateMachineHandler, StopReason};
+use crate::{LogId, ProposeError, StateMachineHandler, StopReason, UnknownBecause};
 
 /// Payload bytes read from the log at a time while a backlog is applied.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -72,7 +72,7 @@ impl ApplyWorker {
                 let mut responders = job.responders.into_iter().peekable();
                 let result = self.run_stored(first, last, &mut responders).await;
                 for (_, responder) in responders {
-                    responder(Err(ProposeError::OutcomeUnknown));
+                    responder(Err(ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped }));
                 }
                 result?;
             }

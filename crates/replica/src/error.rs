@@ -40,6 +40,29 @@ fn leader_words(leader: Option<&LeaderHint>) -> String {
     }
 }
 
+fn successor_words(successor: Option<&LeaderHint>) -> String {
+    match successor {
+        Some(hint) if hint.client_addr.is_empty() => format!("retry at node {}", hint.node),
+        Some(hint) => format!("retry at node {} at {}", hint.node, hint.client_addr),
+        None => "retry after an election timeout".to_owned(),
+    }
+}
+
+/// Why nobody knows whether a command takes effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnknownBecause {
+    /// Another node leads now. The next leaders decide.
+    #[error("leadership was lost while the command was in flight")]
+    LeadershipLost,
+    /// The command was proposed, and no answer came within the caller's deadline. It may still take effect.
+    #[error("the deadline passed while the command was in flight")]
+    DeadlinePassed,
+    /// This node has stopped. The others decide.
+    #[error("the node stopped while the command was in flight")]
+    NodeStopped,
+}
+
 /// The outcome of a proposal that was not answered by the state machine.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -77,12 +100,19 @@ pub enum ProposeError {
     /// Retry with more patience, or send less at a time.
     #[error("the deadline had passed before the command was proposed; it has no effect")]
     Expired,
-    /// The command may or may not take effect: leadership was lost while it was in flight. Read the
-    /// state before trying again, unless the command may safely take effect twice.
-    #[error(
-        "the outcome is unknown: leadership was lost while the command was in flight; read the state before retrying"
-    )]
-    OutcomeUnknown,
+    /// The command was not proposed: this leader is handing leadership over. Retry at its successor.
+    #[error("leadership is being handed over; {}", successor_words(successor.as_ref()))]
+    TransferInProgress {
+        /// Who is to lead.
+        successor: Option<LeaderHint>,
+    },
+    /// The command may or may not take effect. Read the state before trying again, unless the command may safely
+    /// take effect twice.
+    #[error("the outcome is unknown: {why}; read the state before retrying")]
+    OutcomeUnknown {
+        /// What has happened.
+        why: UnknownBecause,
+    },
     /// The node has stopped and the command was not proposed. Use another node; restart this one after
     /// mending the reason. (Commands that were in flight when it stopped got `OutcomeUnknown`.)
     #[error("the node has stopped: {reason}")]
@@ -108,8 +138,9 @@ pub enum ReadError {
         /// The bound that was reached.
         what: &'static str,
     },
-    /// The caller's deadline had passed before the read began.
-    #[error("the deadline had passed before the read began")]
+    /// The deadline passed before the read was confirmed. Retry with more patience; if it stays so, a majority of
+    /// the nodes is down or cut off.
+    #[error("the deadline passed before the read was confirmed")]
     Expired,
     /// The node has stopped. Use another node.
     #[error("the node has stopped: {reason}")]
@@ -128,6 +159,14 @@ pub enum ReadError {
     StateMachine(String),
 }
 
+fn target_words(target: Option<u64>) -> String {
+    target.map_or_else(|| "no other node".to_owned(), |target| format!("node {target}"))
+}
+
+fn leads_words(leader: Option<u64>) -> String {
+    leader.map_or_else(|| "nobody leads now".to_owned(), |leader| format!("node {leader} leads now"))
+}
+
 /// Why leadership was not handed over. Nothing has changed, unless the error says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -144,10 +183,27 @@ pub enum TransferError {
     /// Choose a voter other than the leader.
     #[error("there is no such voter to hand leadership over to")]
     NoTarget,
-    /// Nobody has taken over in time. The target may still do so, or the old leader go on, or an election be
-    /// under way: look who leads. Is the target running and reachable?
-    #[error("nobody has taken over in time; look who leads, and whether the target can be reached")]
-    TimedOut,
+    /// The leader has not heard from the target lately, so it was not even tried. Start the target, or choose
+    /// another one.
+    #[error(
+        "node {target} has not been heard from for {silent_ms} ms, so leadership stays; start that node or choose another"
+    )]
+    TargetSilent {
+        /// The target.
+        target: u64,
+        /// For how long it has been silent.
+        silent_ms: u64,
+    },
+    /// The target has not taken over in time. Is it running and reachable?
+    #[error("{} has not taken over within {waited_ms} ms; {}", target_words(*target), leads_words(*leader))]
+    TimedOut {
+        /// The target, if one was named.
+        target: Option<u64>,
+        /// Who leads now, as far as this node knows.
+        leader: Option<u64>,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {reason}")]
     Stopped {

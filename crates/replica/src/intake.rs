@@ -93,7 +93,9 @@ impl Replica {
     pub(crate) fn propose_error(&self, rejected: Rejected) -> ProposeError {
         match rejected {
             Rejected::NotLeader { .. } => ProposeError::NotLeader { leader: self.leader_hint() },
-            Rejected::TransferInProgress => ProposeError::Busy { what: "leadership is being handed over" },
+            Rejected::TransferInProgress => ProposeError::TransferInProgress {
+                successor: self.core.handing_over_to().map(|node| self.hint(node)),
+            },
             _ => ProposeError::Busy { what: "bytes waiting for commit" },
         }
     }

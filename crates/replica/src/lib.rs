@@ -43,7 +43,10 @@ pub use binding::{Binding, Bound};
 pub use callback_error::{Error, Result, Unsupported};
 pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
-pub use error::{InstallError, LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError};
+pub use error::{
+    InstallError, LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError,
+    UnknownBecause,
+};
 pub use event::{
     ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, LogDisk, Outgoing, PersistJob,
     Proposal, ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder,

@@ -9,11 +9,15 @@ use d_engine_storage::{Incarnation, Membership};
 pub(crate) struct Members {
     history: Vec<(LogIndex, Membership)>,
     initial: Membership,
+    /// Where this node's configuration finds the members: that, not what was written into the log when another
+    /// configuration held.
+    addresses: Membership,
 }
 
 impl Members {
-    pub(crate) fn new(initial: Membership) -> Self {
-        Self { history: Vec::new(), initial }
+    pub(crate) fn new(initial: &Membership, addresses: &Membership) -> Self {
+        let initial = initial.with_addresses_of(addresses);
+        Self { history: Vec::new(), initial, addresses: addresses.clone() }
     }
 
     /// The membership in force: the last one appended.
@@ -23,7 +27,7 @@ impl Members {
 
     pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
         self.truncate_from(index);
-        self.history.push((index, membership));
+        self.history.push((index, membership.with_addresses_of(&self.addresses)));
     }
 
     pub(crate) fn truncate_from(&mut self, index: LogIndex) {
@@ -39,9 +43,9 @@ impl Members {
     }
 
     /// A snapshot takes the place of the log up to `label`.
-    pub(crate) fn install(&mut self, label: LogIndex, membership: Membership, keeps_suffix: bool) {
+    pub(crate) fn install(&mut self, label: LogIndex, membership: &Membership, keeps_suffix: bool) {
         self.history.retain(|(at, _)| keeps_suffix && *at > label);
-        self.initial = membership;
+        self.initial = membership.with_addresses_of(&self.addresses);
     }
 
     /// The membership with every incarnation bound that `seen` knows and the log does not; `None`

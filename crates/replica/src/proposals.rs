@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use d_engine_core::{LogId, LogIndex};
 
 use crate::event::ProposeResponder;
-use crate::{ProposeError, StopReason};
+use crate::{ProposeError, StopReason, UnknownBecause};
 
 /// Who waits for which entry. Indexes rise; terms never fall.
 #[derive(Default)]
@@ -33,18 +33,22 @@ impl Proposals {
     /// leader may have put another entry at the same index and committed that. Committed entries will
     /// still be applied and answered here.
     pub(crate) fn lose_unless(&mut self, is_committed: impl Fn(LogId) -> bool) {
+        self.lose(UnknownBecause::LeadershipLost, is_committed);
+    }
+
+    fn lose(&mut self, why: UnknownBecause, is_committed: impl Fn(LogId) -> bool) {
         for (entry, responder) in std::mem::take(&mut self.waiting) {
             if is_committed(entry) {
                 self.waiting.push_back((entry, responder));
             } else {
-                responder(Err(ProposeError::OutcomeUnknown));
+                responder(Err(ProposeError::OutcomeUnknown { why }));
             }
         }
     }
 
     /// The node has stopped: nobody here learns the outcome any more.
     pub(crate) fn lose_all(&mut self) {
-        self.lose_unless(|_| false);
+        self.lose(UnknownBecause::NodeStopped, |_| false);
     }
 }
 

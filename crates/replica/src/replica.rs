@@ -25,7 +25,7 @@ use crate::ticker::Ticker;
 use crate::worker_watch::WorkerWatch;
 use crate::{
     Footing, LeaderHint, LogDisk, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError,
-    ReplicaStatus, StopReason,
+    ReplicaStatus, StopReason, UnknownBecause,
 };
 
 /// A node of one group without its threads.
@@ -86,7 +86,8 @@ impl Replica {
         now: Instant,
     ) -> Result<Self, ReplicaError> {
         config.core.validate()?;
-        let mut members = Members::new(footing.membership.as_ref().unwrap_or(&identity.initial).clone());
+        let mut members =
+            Members::new(footing.membership.as_ref().unwrap_or(&identity.initial), &identity.initial);
         for (index, payload) in &recovered.memberships {
             let membership = Membership::decode(payload)
                 .map_err(|source| ReplicaError::Membership { index: index.get(), source })?;
@@ -297,10 +298,13 @@ impl Replica {
     /// Where the leader is, if known.
     #[must_use]
     pub fn leader_hint(&self) -> Option<LeaderHint> {
-        let node = self.core.leader()?;
+        self.core.leader().map(|node| self.hint(node))
+    }
+
+    pub(crate) fn hint(&self, node: NodeId) -> LeaderHint {
         let client_addr =
             self.members.current().member(node).map(|m| m.client_addr.clone()).unwrap_or_default();
-        Some(LeaderHint { node, client_addr })
+        LeaderHint { node, client_addr }
     }
 
     /// Why this replica has stopped, if it has.
@@ -529,11 +533,11 @@ impl Replica {
         if !keeps_suffix {
             self.cache.restart_after(last.index);
         }
-        self.members.install(last.index, membership, keeps_suffix);
+        self.members.install(last.index, &membership, keeps_suffix);
         self.apply.install(last);
         // These entries will not be applied one by one here: nobody has their replies.
         for (_, responder) in self.proposals.take_to(last.index) {
-            responder(Err(ProposeError::OutcomeUnknown));
+            responder(Err(ProposeError::OutcomeUnknown { why: UnknownBecause::LeadershipLost }));
         }
         Install { base: last, suffix: if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop } }
     }

@@ -15,7 +15,9 @@ use crate::event::ProposeResponder;
 use crate::restore;
 use crate::snapshot_build::SnapshotDue;
 use crate::snapshot_policy::SnapshotPolicy;
-use crate::{Entry, LogId, ProposeError, ReplySink, SnapshotMetadata, StateMachine, StopReason};
+use crate::{
+    Entry, LogId, ProposeError, ReplySink, SnapshotMetadata, StateMachine, StopReason, UnknownBecause,
+};
 
 /// After how many entries [`StateMachine::persist_last_applied`] is called.
 const PERSIST_APPLIED_EVERY: u64 = 10_000;
@@ -106,7 +108,7 @@ impl StateMachineHandler {
             while replies.next_if(|(at, _)| *at < index.get()).is_some() {}
             let answer = match (&result, replies.next_if(|(at, _)| *at == index.get())) {
                 (Ok(_), Some((_, reply))) => Ok(reply.clone().unwrap_or_default()),
-                _ => Err(ProposeError::OutcomeUnknown),
+                _ => Err(ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped }),
             };
             responder(answer);
         }

@@ -10,7 +10,9 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use d_engine_core::{EntryKind, LogIndex};
-use d_engine_replica::{Never, ProposeError, ProposeResponder, StateMachineHandler, StopReason};
+use d_engine_replica::{
+    Never, ProposeError, ProposeResponder, StateMachineHandler, StopReason, UnknownBecause,
+};
 use d_engine_storage::RecoveredLog;
 use recording::{Ground, Manner, Recording, at, entry, recovered};
 
@@ -109,7 +111,8 @@ fn no_reply_leaves_before_its_chunk_is_applied() {
     assert!(stopped.to_string().contains("the backend is gone"), "{stopped}");
     // Both replied inside the chunk; neither may be seen, because the chunk is undone.
     let answers = answers.lock().unwrap();
-    assert_eq!(*answers, [(1, Err(ProposeError::OutcomeUnknown)), (2, Err(ProposeError::OutcomeUnknown))]);
+    let unknown = || Err(ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped });
+    assert_eq!(*answers, [(1, unknown()), (2, unknown())]);
     assert_eq!(handler.applied(), at(0, 0));
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, Term};
 use d_engine_replica::{
     Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest,
-    ReceivedSnapshot, Replica, ReplicaConfig,
+    ReceivedSnapshot, Replica, ReplicaConfig, UnknownBecause,
 };
 use d_engine_storage::LogEntry;
 use d_engine_storage::fs_sim::SimFs;
@@ -43,8 +43,8 @@ fn a_caller_never_gets_the_reply_to_another_leaders_command() {
     };
     let jobs = node.receive(2, append);
     assert_eq!(node.replica.core().log().committed, LogIndex::new(3));
-    let expected = [Err(ProposeError::OutcomeUnknown), Err(ProposeError::OutcomeUnknown)];
-    assert_eq!(*answers.lock().unwrap(), expected);
+    let lost = Err(ProposeError::OutcomeUnknown { why: UnknownBecause::LeadershipLost });
+    assert_eq!(*answers.lock().unwrap(), [lost.clone(), lost]);
     assert!(jobs.apply.iter().all(|job| job.responders.is_empty()));
 }
 
@@ -102,7 +102,8 @@ fn a_caller_whose_command_comes_with_a_snapshot_is_told_that_its_outcome_is_unkn
     let snapshot = ReceivedSnapshot { from, term, label, time_ms: 0, membership, hold };
     node.handle(Event::SnapshotReceived { snapshot: Box::new(snapshot), responder: Box::new(|_| {}) });
     assert_eq!(node.replica.core().log().base, label);
-    assert_eq!(*answers.lock().unwrap(), [Err(ProposeError::OutcomeUnknown)]);
+    let lost = ProposeError::OutcomeUnknown { why: UnknownBecause::LeadershipLost };
+    assert_eq!(*answers.lock().unwrap(), [Err(lost)]);
     assert!(!node.replica.has_callers());
 }
 
@@ -340,4 +341,19 @@ fn a_command_that_the_state_machine_refuses_is_not_logged() {
     assert!(matches!(answer, ProposeError::Refused { .. }), "{answer}");
     assert!(answer.to_string().contains("no command"), "{answer}");
     assert_eq!(node.replica.core().log().last, last);
+}
+
+/// Each takes memory until a round confirms it.
+#[test]
+fn reads_on_their_way_are_bounded() {
+    let mut node = Node::with(3, ReplicaConfig { reads_max: 2, ..ReplicaConfig::default() });
+    node.lead();
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let reads = (0..3).map(|_| {
+        let told = told.clone();
+        let responder = Box::new(move |result| told.lock().unwrap().push(result));
+        ReadRequest { lease: false, deadline: None, responder }
+    });
+    node.handle(Event::Read(reads.collect()));
+    assert_eq!(*told.lock().unwrap(), [Err(ReadError::Busy { what: "reads on their way" })]);
 }

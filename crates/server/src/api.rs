@@ -25,6 +25,7 @@ use crate::SnapshotRequestError;
 use crate::client_bytes::BoundedBytes;
 use crate::client_connections;
 use crate::config::Limits;
+use crate::descriptors;
 use crate::embedded::{EmbeddedEngine, WeakEngine};
 
 /// Bytes around a command in its message.
@@ -33,6 +34,7 @@ const MESSAGE_OVERHEAD: usize = 64 << 10;
 /// Serves clients on `listener` until `stopped` says why the node has stopped; calls on their way are
 /// answered first.
 pub(crate) fn serve(
+    node: u64,
     listener: TcpListener,
     engine: WeakEngine,
     limits: &Limits,
@@ -42,7 +44,10 @@ pub(crate) fn serve(
         .max_decoding_message_size(limits.max_command_bytes.saturating_add(MESSAGE_OVERHEAD));
     let service = BoundedBytes::new(service, limits.max_client_bytes);
     let (to, connections) = mpsc::channel(1);
-    tokio::spawn(client_connections::accept(listener, limits.max_client_connections, to));
+    let limit = descriptors::limit();
+    descriptors::warn_if_short(node, limits.max_client_connections, limit);
+    let places = descriptors::client_places(limits.max_client_connections, limit);
+    tokio::spawn(client_connections::accept(node, listener, places, to));
     let calls = u32::try_from(limits.max_calls_per_connection).unwrap_or(u32::MAX);
     tokio::spawn(async move {
         let served = tonic::transport::Server::builder()
@@ -55,7 +60,7 @@ pub(crate) fn serve(
             })
             .await;
         if let Err(error) = served {
-            tracing::error!(%error, "the client service ended");
+            tracing::error!(node, %error, "the client service ended");
         }
     })
 }
@@ -89,20 +94,20 @@ impl Engine for Api {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         let engine = self.engine()?;
-        let deadline = engine.deadline_after(patience(&request));
+        let patience = patience(&request);
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
-        let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
+        let read_index = barrier(&engine, consistency, patience).await?;
         let value = engine.get_applied(&request.key).await.map_err(read_status)?;
         Ok(Response::new(GetReply { found: value.is_some(), value: value.unwrap_or_default(), read_index }))
     }
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
         let engine = self.engine()?;
-        let deadline = engine.deadline_after(patience(&request));
+        let patience = patience(&request);
         let request = request.into_inner();
         let consistency = consistency(request.consistency)?;
-        let read_index = engine.read_barrier_by(consistency, deadline).await.map_err(read_status)?;
+        let read_index = barrier(&engine, consistency, patience).await?;
         let reply = engine.query_applied(&request.request).await.map_err(read_status)?;
         Ok(Response::new(QueryReply { reply, read_index }))
     }
@@ -134,6 +139,19 @@ impl Engine for Api {
             sha256: Bytes::copy_from_slice(&taken.sha256),
         }))
     }
+}
+
+/// Waits for as long as the caller does.
+async fn barrier(
+    engine: &EmbeddedEngine,
+    consistency: ReadConsistency,
+    patience: Option<Duration>,
+) -> Result<u64, Status> {
+    let confirmed = match patience {
+        Some(patience) => engine.read_barrier_within(consistency, patience).await,
+        None => engine.read_barrier(consistency).await,
+    };
+    confirmed.map_err(read_status)
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's handlers return its Status by value")]

@@ -1,10 +1,12 @@
 //! The apply thread: gives committed entries to the state machine, and begins snapshots between them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use d_engine_core::LogIndex;
 use d_engine_replica::{ApplyJob, ApplySource, ApplyWorker, Event, LogId, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 use tokio::runtime::Handle;
@@ -14,7 +16,7 @@ use crate::clock::Clock;
 use crate::inbox::Inbox;
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
-use crate::worker_threads::{Found, LogCounters, WorkQueue, guarded};
+use crate::worker_threads::{Found, LogCounters, WorkQueue, guarded, panic_text, start_thread};
 use crate::{SnapshotRequestError, StartError};
 
 /// Callers that wait for one snapshot; more are refused.
@@ -72,14 +74,16 @@ impl ApplyThread {
             // However it has ended, nobody waits for what it has not done.
             queue.end();
         };
-        Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+        start_thread(name, run).map_err(StartError::Thread)
     }
 
     fn run(&mut self) -> Result<(), StopReason> {
         let ended = self.work();
         if ended.is_err() {
             // The machine has failed; what it holds is flushed and stopped all the same.
-            self.worker.handler().close().ok();
+            let closes = AssertUnwindSafe(|| self.worker.handler().close().ok());
+            // The first reason counts, whatever the machine does now.
+            catch_unwind(closes).ok();
         }
         ended
     }
@@ -106,7 +110,12 @@ impl ApplyThread {
             for job in work.jobs {
                 self.worker.at(self.clock.now());
                 let installs = matches!(job.source, ApplySource::Snapshot(_));
-                let event = self.runtime.block_on(self.worker.run(job))?;
+                let what = named(&job.source);
+                let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run(job)));
+                let event = catch_unwind(run).unwrap_or_else(|panic| {
+                    let text = panic_text(panic.as_ref());
+                    Err(StopReason::new(format_args!("the state machine panicked in {what}: {text}")))
+                })?;
                 if installs {
                     self.snapshots.put(|work| work.prune = true);
                 }
@@ -208,6 +217,19 @@ impl ApplyThread {
         let label = result.as_ref().map_or(u64::MAX, |info| info.label().index.get());
         answer(asked, label, &result);
         Ok(())
+    }
+}
+
+/// What the state machine is given, for people.
+fn named(source: &ApplySource) -> String {
+    let entries = |first: LogIndex, last: LogIndex| format!("apply_chunk, entries {first} to {last}");
+    match source {
+        ApplySource::Entries(entries_here) => match (entries_here.first(), entries_here.last()) {
+            (Some(first), Some(last)) => entries(first.id.index, last.id.index),
+            _ => "apply_chunk without entries".to_owned(),
+        },
+        ApplySource::Stored(first, last) => entries(*first, *last),
+        ApplySource::Snapshot(label) => format!("apply_snapshot_from_file, the snapshot {label}"),
     }
 }
 

@@ -10,20 +10,39 @@ use d_engine_replica::{
 };
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogStore, OpenRequest,
-    OpenedStorage, RealFs, RecoveredLog, StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogStore, Membership,
+    OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::config::absolute;
 use crate::embedded::{EmbeddedEngine, Parts};
 use crate::inbox::InboxLimits;
 use crate::node_threads::{Materials, NodeThreads};
-use crate::raft_thread::TransportStart;
+use crate::raft_thread::{Patience, TransportStart};
 use crate::transfers::TransferSettings;
 use crate::transport::{TransportIdentity, TransportSettings};
 use crate::{Config, StartError, api, entropy};
+
+/// A state machine behind an `Arc`, of a type of its own or as `Arc<dyn StateMachine>`.
+pub trait IntoStateMachine {
+    /// The machine as the engine keeps it.
+    fn into_state_machine(self) -> Arc<dyn StateMachine>;
+}
+
+impl<M: StateMachine> IntoStateMachine for Arc<M> {
+    fn into_state_machine(self) -> Arc<dyn StateMachine> {
+        self
+    }
+}
+
+impl IntoStateMachine for Arc<dyn StateMachine> {
+    fn into_state_machine(self) -> Self {
+        self
+    }
+}
 
 /// Puts a node together. Without [`NodeBuilder::storage_engine`] and [`NodeBuilder::state_machine`] it
 /// takes the file-based log in `config.data_dir` and the key-value state machine.
@@ -59,8 +78,8 @@ impl NodeBuilder {
     }
 
     /// The state machine to replicate.
-    pub fn state_machine(mut self, machine: Arc<impl StateMachine>) -> Self {
-        self.machine = Some(machine);
+    pub fn state_machine(mut self, machine: impl IntoStateMachine) -> Self {
+        self.machine = Some(machine.into_state_machine());
         self
     }
 
@@ -87,8 +106,9 @@ impl NodeBuilder {
     ///
     /// # Errors
     /// [`StartError::Config`] names the field that is wrong.
-    pub fn build(self) -> Result<Node, StartError> {
+    pub fn build(mut self) -> Result<Node, StartError> {
         self.config.validate()?;
+        self.config.data_dir = absolute(&self.config.data_dir);
         let storage = self.storage.unwrap_or_else(|| {
             let options = FileStorageOptions {
                 segment_bytes: self.config.limits.segment_bytes as u64,
@@ -100,6 +120,17 @@ impl NodeBuilder {
         let policy = self.policy.unwrap_or_else(|| self.config.snapshots.policy());
         Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy, fs: self.fs })
     }
+}
+
+/// Whether the runtime has what the node's handle needs: tokio says so only by panicking.
+fn check_runtime(serves_clients: bool) -> Result<(), StartError> {
+    let has_all = std::panic::catch_unwind(|| {
+        drop(tokio::time::sleep(std::time::Duration::ZERO));
+        if serves_clients {
+            drop(tokio::net::TcpSocket::new_v4().and_then(|socket| socket.listen(1)));
+        }
+    });
+    has_all.map_err(|_| StartError::NoRuntime)
 }
 
 /// What a node goes on from.
@@ -140,6 +171,7 @@ impl Node {
     /// See [`StartError`]. Nothing is left running.
     pub async fn start(self) -> Result<EmbeddedEngine, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        check_runtime(self.config.client_listen_addr().is_some())?;
         let group = GroupId::FIRST;
         let opened = self.open_storage(group).await?;
         let OpenedStorage { identity, mut log, mut recovered, report, .. } = opened;
@@ -227,6 +259,7 @@ impl Node {
             settings: self.config.snapshots.clone(),
             transfers: self.transfer_settings(),
             intake,
+            patience: Patience::of(&self.config),
             runtime,
         });
         let client_listener = self.bind_clients().await?;
@@ -241,7 +274,13 @@ impl Node {
             return Err(error);
         }
         if let Some(listener) = client_listener {
-            engine.serves_clients(api::serve(listener, engine.weak(), limits, engine.stop_signal()));
+            engine.serves_clients(api::serve(
+                self.config.node_id,
+                listener,
+                engine.weak(),
+                limits,
+                engine.stop_signal(),
+            ));
         }
         Ok(engine)
     }
@@ -285,6 +324,8 @@ impl Node {
                 group: identity.group,
                 node: identity.node,
                 incarnation: identity.incarnation,
+                start: entropy::seed()?.max(1),
+                state_machine: self.machine.name().to_owned(),
             },
             settings: TransportSettings {
                 queue_frames: self.config.limits.peer_queue_frames,
@@ -315,11 +356,31 @@ impl Node {
             fresh_cluster: ClusterId(entropy::sixteen_bytes()?),
             fresh_incarnation: Incarnation(entropy::sixteen_bytes()?),
         };
-        let storage = self.storage.clone();
+        let (storage, configured) = (self.storage.clone(), request.initial.clone());
         let opened = tokio::task::spawn_blocking(move || storage.open(&request)).await;
-        opened
-            .map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))?
-            .map_err(Into::into)
+        let mut opened =
+            opened.map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))??;
+        self.take_addresses(&mut opened.identity, configured)?;
+        Ok(opened)
+    }
+
+    /// Who the members are was settled when the directory was made; where they are found is what the configuration says
+    /// today.
+    fn take_addresses(&self, identity: &mut Identity, configured: Membership) -> Result<(), StartError> {
+        let ids = |membership: &Membership| -> Vec<u64> {
+            membership.members().iter().map(|member| member.node).collect()
+        };
+        let (stored, wanted) = (ids(&identity.initial), ids(&configured));
+        // A storage engine of the user's need not keep them.
+        if !stored.is_empty() && stored != wanted {
+            return Err(StartError::OtherMembers {
+                dir: self.config.data_dir.clone(),
+                stored,
+                configured: wanted,
+            });
+        }
+        identity.initial = configured;
+        Ok(())
     }
 
     async fn bind_clients(&self) -> Result<Option<tokio::net::TcpListener>, StartError> {

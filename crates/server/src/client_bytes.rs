@@ -268,6 +268,38 @@ mod tests {
         assert!(next(&mut second).is_some_and(|frame| frame.is_ok()));
     }
 
+    /// Answers everything at once, with a body that does not fit into any budget left.
+    #[derive(Clone)]
+    struct Answers;
+
+    impl Service<Request<Body>> for Answers {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Body>) -> Self::Future {
+            std::future::ready(Ok(Response::new(Body::new(Frames(vec![UNIT])))))
+        }
+    }
+
+    /// Its command has taken effect: a client that was told `Busy` would send it again.
+    #[tokio::test]
+    async fn the_answer_to_a_command_is_never_refused() {
+        let mut service = BoundedBytes::new(Answers, 4 * UNIT);
+        let _used_up = service.answers.take(4 * UNIT);
+        for (call, is_refused) in [("Propose", false), ("Get", true), ("Query", true), ("Status", true)] {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = format!("/d_engine.client.v1.Engine/{call}").parse().unwrap();
+            let mut answered = service.call(request).await.unwrap().into_body();
+            let first = next(&mut answered).and_then(Result::ok).unwrap();
+            assert_eq!(first.is_trailers(), is_refused, "{call}");
+        }
+    }
+
     #[test]
     fn what_is_taken_is_given_back_and_more_than_all_needs_all() {
         let budget = Budget::new(10 * UNIT, "bytes of this test");

@@ -5,13 +5,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::descriptors;
+use crate::seldom::Seldom;
 
 /// A connection and its place among those allowed.
 pub(crate) struct ClientConnection {
@@ -29,11 +32,13 @@ const PREFACE_BYTES: usize = 24;
 
 /// Takes connections in while there are places. Ends when nobody takes them any more.
 pub(crate) async fn accept(
+    node: u64,
     listener: TcpListener,
     places: usize,
     to: mpsc::Sender<io::Result<ClientConnection>>,
 ) {
     let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+    let mut told = Seldom::default();
     loop {
         let place = tokio::select! {
             place = places.clone().acquire_owned() => place,
@@ -56,7 +61,10 @@ pub(crate) async fn accept(
             }
             Err(error) => {
                 // Out of file descriptors, most likely: a moment later there may be some again.
-                tracing::warn!(%error, "a client's connection could not be accepted");
+                if let Some(kept_back) = told.due(Instant::now()) {
+                    let why = descriptors::explain(&error);
+                    tracing::warn!(node, kept_back, "a client's connection could not be accepted: {why}");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }

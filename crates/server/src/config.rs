@@ -41,8 +41,9 @@ pub struct Config {
     /// Where to listen for clients, as `host:port`. Default: this node's `client_addr` in
     /// `members`. Empty: no client service.
     pub client_listen: Option<String>,
-    /// The first members of the cluster, this node among them, the same list on every node.
-    /// Empty: this node alone. Only the first start of a data directory reads it.
+    /// The members of the cluster, this node among them, the same list on every node. Empty: this node alone. Their ids
+    /// are settled by the first start of a data directory, and later starts with others are refused; their addresses are
+    /// read at every start.
     pub members: Vec<MemberConfig>,
     /// How often a leader shows that it is alive, in milliseconds. Default 100.
     pub heartbeat_interval_ms: u64,
@@ -92,7 +93,8 @@ pub struct Limits {
     /// Requests of clients that are being taken up, in bytes, and answers to reads that have not been written to
     /// the socket yet: as much of each. Default 64 MiB.
     pub max_client_bytes: usize,
-    /// Calls on their way on one connection of a client; more wait at the client. Default 1,024.
+    /// Calls on their way on one connection of a client; more wait at the client. Default 4,096, as many as a client
+    /// has in flight at most.
     pub max_calls_per_connection: usize,
     /// Entries of the leader that are not committed yet, in bytes. Default 64 MiB.
     pub max_uncommitted_bytes: usize,
@@ -141,7 +143,7 @@ impl Default for Limits {
             max_pending_reads: 65_536,
             max_client_connections: 1_024,
             max_client_bytes: 64 << 20,
-            max_calls_per_connection: 1_024,
+            max_calls_per_connection: 4_096,
             max_uncommitted_bytes: 64 << 20,
             max_inflight_bytes: 4 << 20,
             max_append_bytes: 256 << 10,
@@ -152,6 +154,12 @@ impl Default for Limits {
             peer_queue_bytes: 16 << 20,
         }
     }
+}
+
+/// The path from the root: where a process stands later does not matter then. Symbolic links stay as they are.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    // It fails for an empty path, which is refused with its own reason, and where there is no working directory.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Where a node listens that is not told anything.
@@ -167,11 +175,17 @@ impl Config {
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { file: path.to_owned(), source })?;
         let mut config = Self::parse(&text).map_err(|error| error.in_file(path))?;
-        if config.data_dir.is_relative()
-            && !config.data_dir.as_os_str().is_empty()
-            && let Some(folder) = path.parent()
-        {
-            config.data_dir = folder.join(&config.data_dir);
+        if config.data_dir.is_relative() {
+            // A pipe lies in no directory that anybody means.
+            let folder = path.parent().filter(|_| path.is_file()).ok_or_else(|| ConfigError::Refused {
+                file: Some(path.to_owned()),
+                field: "data_dir".to_owned(),
+                value: config.data_dir.display().to_string(),
+                allowed: "a relative path starts at the config's own directory, and this config is no file: write the \
+                          whole path"
+                    .to_owned(),
+            })?;
+            config.data_dir = absolute(&folder.join(&config.data_dir));
         }
         Ok(config)
     }

@@ -10,18 +10,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{
-    Proposal, ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError, Unsupported,
+    Proposal, ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError,
+    UnknownBecause, Unsupported,
 };
 use d_engine_storage::Identity;
 use d_engine_storage::snapshot::SnapshotInfo;
 use tokio::sync::{oneshot, watch};
 
 use crate::apply_thread::ASKED_MAX;
+use crate::inbox::Ticket;
 use crate::node_status::AskedMachine;
 use crate::raft_thread::Shared;
 use crate::read_gate::Passage;
-use crate::worker_threads::{join_all, panic_text};
-use crate::{Config, NodeBuilder, NodeStatus, SnapshotRequestError, StartError, WaitError};
+use crate::worker_threads::{Ending, panic_text};
+use crate::{Config, IntoStateMachine, NodeBuilder, NodeStatus, SnapshotRequestError, StartError, WaitError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
 /// node shuts down.
@@ -51,8 +53,8 @@ const MACHINE_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long the reason of an end may take to show.
 const REASON_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a transfer of leadership may take to show.
-const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
+/// The answer to a command whose responder was dropped: its thread is gone, and with it the node.
+const LOST: ProposeError = ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped };
 
 /// What a node consists of once its threads run.
 pub(crate) struct Parts {
@@ -69,10 +71,9 @@ struct Inner {
     asked: AskedMachine,
     shared: Arc<Shared>,
     client_addr: Option<SocketAddr>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Held while the threads are joined, so that a second caller of `stop` waits too.
-    stopping: tokio::sync::Mutex<()>,
-    clients: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// One end for every caller of `stop`, however many come and go.
+    ending: Ending,
+    clients: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Keeps the shutdown channel of an engine that was started without one open.
     keeps: Mutex<Option<watch::Sender<()>>>,
 }
@@ -104,7 +105,7 @@ impl EmbeddedEngine {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start_custom(machine: Arc<impl StateMachine>, config: Config) -> Result<Self, StartError> {
+    pub async fn start_custom(machine: impl IntoStateMachine, config: Config) -> Result<Self, StartError> {
         let (keep, shutdown) = watch::channel(());
         let engine = NodeBuilder::new(config, shutdown).state_machine(machine).build()?.start().await?;
         engine.keep(keep);
@@ -119,9 +120,8 @@ impl EmbeddedEngine {
                 machine: parts.machine,
                 shared: parts.shared,
                 client_addr: parts.client_addr,
-                threads: Mutex::new(parts.threads),
-                stopping: tokio::sync::Mutex::new(()),
-                clients: Mutex::new(None),
+                ending: Ending::of(parts.threads),
+                clients: tokio::sync::Mutex::new(None),
                 keeps: Mutex::new(None),
             }),
         }
@@ -141,7 +141,10 @@ impl EmbeddedEngine {
     }
 
     pub(crate) fn serves_clients(&self, task: tokio::task::JoinHandle<()>) {
-        *self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        // Called once, before anybody has the handle.
+        if let Ok(mut clients) = self.inner.clients.try_lock() {
+            *clients = Some(task);
+        }
     }
 
     /// Shuts down when `shutdown` changes or its sender is dropped.
@@ -170,7 +173,7 @@ impl EmbeddedEngine {
             // Its sender lives as long as this engine.
             ready.wait_for(|ready| *ready).await.ok();
             let mut looks = tokio::time::interval(MACHINE_LOOK_EVERY);
-            while self.inner.asked.ask(|machine| machine.is_running()).await != Some(true) {
+            while self.inner.asked.is_running().await != Some(true) {
                 looks.tick().await;
             }
         };
@@ -214,8 +217,15 @@ impl EmbeddedEngine {
         patience: Duration,
     ) -> Result<Bytes, ProposeError> {
         let deadline = self.inner.shared.gate.after(patience);
-        let proposed = self.propose_by(command.into(), Some(deadline));
-        tokio::time::timeout(patience, proposed).await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        let (ticket, answered) = self.hand_in(command.into(), Some(deadline));
+        match tokio::time::timeout(patience, answered).await {
+            Ok(answer) => answer.unwrap_or(Err(LOST)),
+            // Nobody has looked at it yet, so nobody will propose it.
+            Err(_) if ticket.is_some_and(|ticket| self.inner.shared.inbox.withdraw(ticket)) => {
+                Err(ProposeError::Expired)
+            }
+            Err(_) => Err(ProposeError::OutcomeUnknown { why: UnknownBecause::DeadlinePassed }),
+        }
     }
 
     /// Proposes unless `deadline` has passed before the command is taken up.
@@ -224,14 +234,23 @@ impl EmbeddedEngine {
         command: Bytes,
         deadline: Option<d_engine_core::Instant>,
     ) -> Result<Bytes, ProposeError> {
+        self.hand_in(command, deadline).1.await.unwrap_or(Err(LOST))
+    }
+
+    /// Puts a command into the inbox; returns its place there, and where its answer will come.
+    fn hand_in(
+        &self,
+        command: Bytes,
+        deadline: Option<d_engine_core::Instant>,
+    ) -> (Option<Ticket>, oneshot::Receiver<Result<Bytes, ProposeError>>) {
         let (answer, answered) = oneshot::channel();
         let checked = self.check(&command);
         let responder = Box::new(move |result| {
             // Whoever asked may have gone away.
             answer.send(result).ok();
         });
-        self.inner.shared.inbox.propose(Proposal { command, deadline, checked, responder });
-        answered.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        let ticket = self.inner.shared.inbox.propose(Proposal { command, deadline, checked, responder });
+        (ticket, answered)
     }
 
     /// What the state machine says of a command, on the caller's thread.
@@ -245,7 +264,8 @@ impl EmbeddedEngine {
         said.map_err(|error| Arc::from(error.to_string()))
     }
 
-    /// The value under `key`.
+    /// The value under `key`. Waits for a leader for no longer than ten of the longest election timeouts; see
+    /// [`EmbeddedEngine::get_within`].
     ///
     /// # Errors
     /// [`ReadError`]; every read may be retried.
@@ -254,12 +274,40 @@ impl EmbeddedEngine {
         self.get_applied(key).await
     }
 
-    /// The state machine's answer to a question of its own form.
+    /// The same with a limit of time.
+    ///
+    /// # Errors
+    /// [`ReadError::Expired`] when the read was not confirmed in time; otherwise as [`EmbeddedEngine::get`].
+    pub async fn get_within(
+        &self,
+        key: &[u8],
+        consistency: ReadConsistency,
+        patience: Duration,
+    ) -> Result<Option<Bytes>, ReadError> {
+        self.read_barrier_within(consistency, patience).await?;
+        self.get_applied(key).await
+    }
+
+    /// The state machine's answer to a question of its own form. Waits as [`EmbeddedEngine::get`] does.
     ///
     /// # Errors
     /// [`ReadError`]; every read may be retried.
     pub async fn query(&self, request: &[u8], consistency: ReadConsistency) -> Result<Bytes, ReadError> {
         self.read_barrier(consistency).await?;
+        self.query_applied(request).await
+    }
+
+    /// The same with a limit of time.
+    ///
+    /// # Errors
+    /// [`ReadError::Expired`] when the read was not confirmed in time; otherwise as [`EmbeddedEngine::query`].
+    pub async fn query_within(
+        &self,
+        request: &[u8],
+        consistency: ReadConsistency,
+        patience: Duration,
+    ) -> Result<Bytes, ReadError> {
+        self.read_barrier_within(consistency, patience).await?;
         self.query_applied(request).await
     }
 
@@ -284,10 +332,11 @@ impl EmbeddedEngine {
         read: impl FnOnce(&dyn StateMachine, &[u8]) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         if !self.inner.machine.reads_block() {
-            return unpanicked(method, || read(self.inner.machine.as_ref(), request));
+            return unpanicked(self.node_id(), method, || read(self.inner.machine.as_ref(), request));
         }
         let (machine, request) = (self.inner.machine.clone(), Bytes::copy_from_slice(request));
-        let blocking = move || unpanicked(method, || read(machine.as_ref(), &request));
+        let node = self.node_id();
+        let blocking = move || unpanicked(node, method, || read(machine.as_ref(), &request));
         let done = tokio::task::spawn_blocking(blocking).await;
         // Only a runtime that ends takes such a thread away.
         done.unwrap_or_else(|_| Err(ReadError::Stopped { reason: self.stop_reason() }))
@@ -310,10 +359,24 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`ReadError`].
     pub async fn read_barrier(&self, consistency: ReadConsistency) -> Result<u64, ReadError> {
-        self.read_barrier_by(consistency, None).await
+        self.read_barrier_within(consistency, self.inner.shared.patience.read).await
     }
 
-    pub(crate) async fn read_barrier_by(
+    /// The same with a limit of time.
+    ///
+    /// # Errors
+    /// [`ReadError::Expired`] when the read was not confirmed in time; otherwise as [`EmbeddedEngine::read_barrier`].
+    pub async fn read_barrier_within(
+        &self,
+        consistency: ReadConsistency,
+        patience: Duration,
+    ) -> Result<u64, ReadError> {
+        let deadline = Some(self.inner.shared.gate.after(patience));
+        let confirmed = self.read_barrier_by(consistency, deadline);
+        tokio::time::timeout(patience, confirmed).await.unwrap_or(Err(ReadError::Expired))
+    }
+
+    async fn read_barrier_by(
         &self,
         consistency: ReadConsistency,
         deadline: Option<d_engine_core::Instant>,
@@ -348,10 +411,10 @@ impl EmbeddedEngine {
     }
 
     /// Hands leadership over to node `to`, or to the voter that is furthest; asked of the leader. Returns
-    /// the node that leads once it does. Commands are answered `Busy` meanwhile.
+    /// the node that leads once it does. Commands are answered [`ProposeError::TransferInProgress`] meanwhile.
     ///
     /// # Errors
-    /// [`TransferError`]: nothing has changed, but for [`TransferError::TimedOut`].
+    /// [`TransferError`]: leadership stays where it was, but after [`TransferError::TimedOut`], which says who leads.
     pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, TransferError> {
         let own = self.inner.identity.node;
         let target = match to {
@@ -368,11 +431,16 @@ impl EmbeddedEngine {
         );
         let stopped = || TransferError::Stopped { reason: self.stop_reason() };
         answered.await.unwrap_or_else(|_| Err(stopped()))?;
+        let patience = self.inner.shared.patience.transfer;
         let moved = leader.wait_for(|(_, leader)| leader.is_some_and(|leader| leader != own));
-        match tokio::time::timeout(TRANSFER_PATIENCE, moved).await {
+        match tokio::time::timeout(patience, moved).await {
             Ok(Ok(seen)) => Ok(seen.1.map_or(0, NodeId::get)),
             Ok(Err(_)) => Err(stopped()),
-            Err(_) => Err(TransferError::TimedOut),
+            Err(_) => Err(TransferError::TimedOut {
+                target: to,
+                leader: self.leader(),
+                waited_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+            }),
         }
     }
 
@@ -382,7 +450,8 @@ impl EmbeddedEngine {
         self.inner.identity.node.get()
     }
 
-    /// The node that leads, as far as this node knows; may be out of date at any moment.
+    /// The node that leads, as far as this node knows; may be out of date at any moment. `None` once the node has
+    /// stopped.
     #[must_use]
     pub fn leader(&self) -> Option<u64> {
         self.inner.shared.leader.borrow().1.map(NodeId::get)
@@ -394,8 +463,9 @@ impl EmbeddedEngine {
         self.leader() == Some(self.node_id())
     }
 
-    /// Takes a snapshot of everything applied so far, whatever the policy says, and waits until it is durable. One that
-    /// is being built already is waited for first; the newest one is the answer if nothing was applied since.
+    /// Takes a snapshot of everything acknowledged so far, whatever the policy says, and waits until it is durable: like a
+    /// linearizable read, it waits until this node has applied what any client was told before. One that is being built
+    /// already is waited for first; the newest one is the answer if nothing was applied since.
     ///
     /// # Errors
     /// See [`SnapshotRequestError`]; no state is lost by any of them.
@@ -404,6 +474,15 @@ impl EmbeddedEngine {
         if let Some(reason) = shared.inbox.closed() {
             return Err(SnapshotRequestError::Stopped { reason });
         }
+        self.read_barrier(ReadConsistency::Linearizable).await.map_err(|error| match error {
+            ReadError::Stopped { reason } => SnapshotRequestError::Stopped { reason },
+            ReadError::Busy { .. } => SnapshotRequestError::Busy,
+            error => SnapshotRequestError::Failed {
+                reason: StopReason::new(format_args!(
+                    "this node does not know what has been acknowledged, so the snapshot might lack some of it: {error}"
+                )),
+            },
+        })?;
         let (answer, asked) = oneshot::channel();
         shared.apply.put(move |work| {
             if work.asked.len() < ASKED_MAX {
@@ -441,18 +520,20 @@ impl EmbeddedEngine {
     /// warning every few seconds says so. May be called more than once.
     pub async fn stop(&self) {
         self.inner.shared.inbox.shut_down();
-        let _stopping = self.inner.stopping.lock().await;
-        let clients = self.inner.clients.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut stopped = self.inner.shared.stopped.subscribe();
         // The sender lives in `shared`, which this handle keeps.
         stopped.wait_for(Option::is_some).await.ok();
-        if let Some(mut clients) = clients
-            && tokio::time::timeout(CLIENTS_PATIENCE, &mut clients).await.is_err()
         {
-            clients.abort();
+            // Left in its place until it has ended: whoever calls after a call that was dropped waits too.
+            let mut clients = self.inner.clients.lock().await;
+            if let Some(task) = clients.as_mut()
+                && tokio::time::timeout(CLIENTS_PATIENCE, &mut *task).await.is_err()
+            {
+                task.abort();
+            }
+            *clients = None;
         }
-        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        join_all(self.inner.identity.node, threads).await;
+        self.inner.ending.wait(self.inner.identity.node).await;
     }
 
     /// Waits until the node has stopped, for whatever reason.
@@ -486,15 +567,6 @@ impl EmbeddedEngine {
     }
 }
 
-/// A read that panics is that read's error: it runs on its caller's thread, and the node has no part in it.
-fn unpanicked<T>(method: &str, read: impl FnOnce() -> T) -> Result<T, ReadError> {
-    catch_unwind(AssertUnwindSafe(read)).map_err(|panic| {
-        let text = panic_text(panic.as_ref());
-        tracing::error!(method, "the state machine panicked in a read: {text}");
-        ReadError::StateMachine(format!("its {method} panicked: {text}"))
-    })
-}
-
 impl std::fmt::Debug for EmbeddedEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EmbeddedEngine").field("identity", &self.inner.identity).finish_non_exhaustive()
@@ -505,7 +577,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The threads see it, finish, and end by themselves.
         self.shared.inbox.shut_down();
-        if let Some(clients) = self.clients.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(clients) = self.clients.get_mut().take() {
             clients.abort();
         }
     }

@@ -22,6 +22,21 @@ pub enum StartError {
     /// The first members cannot be: two listening addresses of this node are the same, for example.
     #[error("the first members of the cluster are refused: {0}")]
     Members(#[from] d_engine_storage::MembershipError),
+    /// The configuration names other members than the data directory was made with. Put the list back: the members of a
+    /// cluster cannot be changed yet.
+    #[error(
+        "`members` names the nodes {}, but the data directory {} was made for {}: put the list back, because the members \
+         of a cluster cannot be changed yet (addresses can); a new cluster needs an empty directory and a cluster_id of \
+         its own", list(configured), dir.display(), list(stored)
+    )]
+    OtherMembers {
+        /// The data directory.
+        dir: std::path::PathBuf,
+        /// The ids in it.
+        stored: Vec<u64>,
+        /// The ids in the configuration.
+        configured: Vec<u64>,
+    },
     /// The state machine refused, or does not fit the log.
     #[error("{0}")]
     StateMachine(StopReason),
@@ -47,11 +62,16 @@ pub enum StartError {
     /// The node has stopped with a failure: while it was starting, or while it ran (`run`, `stopped`).
     #[error("the node has stopped: {0}")]
     Stopped(StopReason),
-    /// There is no tokio runtime here. Call from inside one.
+    /// There is no tokio runtime here, or one without timers or sockets. Call from inside one with everything enabled.
     #[error(
-        "no tokio runtime is running here; start the node from inside one, for example under #[tokio::main]"
+        "no tokio runtime with timers and sockets is running here; start the node from inside one, for example under \
+         #[tokio::main] or with Builder::enable_all"
     )]
     NoRuntime,
+}
+
+fn list(ids: &[u64]) -> String {
+    ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The node did not become ready.

@@ -43,9 +43,22 @@ pub(crate) struct Incoming {
 
 struct State {
     incoming: Incoming,
+    /// Commands that the raft thread has taken up since the start.
+    taken_up: u64,
     /// Set once nothing is taken in any more.
     closed: Option<StopReason>,
 }
+
+impl State {
+    fn take(&mut self) -> Incoming {
+        self.taken_up += self.incoming.proposals.len() as u64;
+        std::mem::take(&mut self.incoming)
+    }
+}
+
+/// A command's place among all that have come in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket(u64);
 
 pub(crate) struct Inbox {
     state: Mutex<State>,
@@ -56,7 +69,7 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub(crate) fn new(limits: InboxLimits, gate: Arc<ReadGate>) -> Self {
-        let state = State { incoming: Incoming::default(), closed: None };
+        let state = State { incoming: Incoming::default(), taken_up: 0, closed: None };
         Self { state: Mutex::new(state), wake: Notify::new(), limits, gate }
     }
 
@@ -65,7 +78,7 @@ impl Inbox {
     }
 
     /// A caller's command. Its responder is called with a refusal right here.
-    pub(crate) fn propose(&self, proposal: Proposal) {
+    pub(crate) fn propose(&self, proposal: Proposal) -> Option<Ticket> {
         let mut state = self.lock();
         let refusal = if let Some(reason) = &state.closed {
             Some(ProposeError::Stopped { reason: reason.clone() })
@@ -81,12 +94,23 @@ impl Inbox {
         if let Some(refusal) = refusal {
             drop(state);
             (proposal.responder)(Err(refusal));
-            return;
+            return None;
         }
+        let ticket = Ticket(state.taken_up + state.incoming.proposals.len() as u64);
         state.incoming.proposal_bytes += proposal.command.len();
         state.incoming.proposals.push(proposal);
         drop(state);
         self.wake.notify_one();
+        Some(ticket)
+    }
+
+    /// Takes a command back if the raft thread has not taken it up yet: its deadline is over for everybody. `false`: it
+    /// has been taken up.
+    pub(crate) fn withdraw(&self, ticket: Ticket) -> bool {
+        let mut state = self.lock();
+        let place = ticket.0.checked_sub(state.taken_up).and_then(|place| usize::try_from(place).ok());
+        let waiting = place.and_then(|place| state.incoming.proposals.get_mut(place));
+        waiting.map(|proposal| proposal.deadline = Some(Instant::from_nanos(0))).is_some()
     }
 
     /// A caller's read. `responder` is called with a refusal right here.
@@ -167,7 +191,7 @@ impl Inbox {
         let mut state = self.lock();
         self.gate.close();
         let reason = state.closed.get_or_insert_with(|| reason.clone()).clone();
-        let left = std::mem::take(&mut state.incoming);
+        let left = state.take();
         // Whoever asks for shutdown after this is heard all the same.
         state.incoming.shutdown = left.shutdown;
         state.incoming.reports = left.reports;
@@ -190,11 +214,85 @@ impl Inbox {
 
     /// Takes everything that has come in.
     pub(crate) fn take(&self) -> Incoming {
-        std::mem::take(&mut self.lock().incoming)
+        self.lock().take()
     }
 
     /// Waits until something comes in.
     pub(crate) async fn filled(&self) {
         self.wake.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::clock::Clock;
+
+    fn inbox() -> Inbox {
+        let limits = InboxLimits { proposals: 3, bytes: 10, reads: 2 };
+        Inbox::new(limits, Arc::new(ReadGate::new(Clock::start())))
+    }
+
+    /// What a command of so many bytes is told at once, if anything; its place.
+    fn propose(inbox: &Inbox, bytes: usize) -> (Option<Ticket>, Receiver<Result<Bytes, ProposeError>>) {
+        let (tell, told) = channel();
+        let responder = Box::new(move |result| tell.send(result).unwrap());
+        (inbox.propose(Bytes::from(vec![0; bytes]), None, responder), told)
+    }
+
+    fn busy_with(told: &Receiver<Result<Bytes, ProposeError>>) -> Option<&'static str> {
+        match told.try_recv() {
+            Ok(Err(ProposeError::Busy { what })) => Some(what),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn commands_that_wait_are_bounded_by_bytes_and_by_number() {
+        let bytes = Some("bytes of proposals waiting to be taken up");
+        let inbox = inbox();
+        assert_eq!(busy_with(&propose(&inbox, 6).1), None);
+        assert_eq!(busy_with(&propose(&inbox, 5).1), bytes);
+        assert_eq!(busy_with(&propose(&inbox, 4).1), None);
+        assert_eq!(busy_with(&propose(&inbox, 1).1), bytes);
+        assert_eq!(inbox.take().proposals.len(), 2);
+        // One that is longer than the bound goes alone.
+        assert_eq!(busy_with(&propose(&inbox, 11).1), None);
+        assert_eq!(busy_with(&propose(&inbox, 0).1), bytes);
+        inbox.take();
+        for _ in 0..3 {
+            assert_eq!(busy_with(&propose(&inbox, 1).1), None);
+        }
+        assert_eq!(busy_with(&propose(&inbox, 1).1), Some("proposals waiting to be taken up"));
+    }
+
+    #[test]
+    fn reads_that_wait_are_bounded_by_number() {
+        let inbox = inbox();
+        let read = || {
+            let (tell, told) = channel();
+            inbox.read(false, None, Box::new(move |result| tell.send(result).unwrap()));
+            told.try_recv().ok()
+        };
+        assert_eq!((read(), read()), (None, None));
+        assert!(matches!(read(), Some(Err(ReadError::Busy { .. }))));
+        assert_eq!(inbox.take().reads.len(), 2);
+        assert_eq!(read(), None);
+    }
+
+    /// Nobody has looked at it, so nobody will propose it.
+    #[test]
+    fn a_command_can_be_withdrawn_until_it_is_taken_up() {
+        let inbox = inbox();
+        let first = propose(&inbox, 1).0.unwrap();
+        assert_eq!(inbox.take().proposals.len(), 1);
+        let (second, third) = (propose(&inbox, 1).0.unwrap(), propose(&inbox, 1).0.unwrap());
+        assert!(!inbox.withdraw(first), "it has been taken up");
+        assert!(inbox.withdraw(third));
+        let deadlines: Vec<_> = inbox.take().proposals.into_iter().map(|one| one.deadline).collect();
+        assert_eq!(deadlines, [None, Some(Instant::from_nanos(0))]);
+        assert!(!inbox.withdraw(second) && !inbox.withdraw(third));
     }
 }

@@ -15,6 +15,7 @@ mod client_bytes;
 mod client_connections;
 mod clock;
 mod config;
+mod descriptors;
 mod embedded;
 mod entropy;
 mod error;
@@ -22,8 +23,10 @@ mod inbox;
 mod node_status;
 mod node_threads;
 mod pace;
+mod peer_refusals;
 mod raft_thread;
 mod read_gate;
+mod seldom;
 mod snapshot_status;
 mod snapshot_thread;
 mod transfers;
@@ -31,9 +34,9 @@ pub mod transport;
 mod worker_threads;
 
 // What the handle's methods take and give.
-pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError};
+pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError, UnknownBecause};
 
-pub use builder::{Node, NodeBuilder};
+pub use builder::{IntoStateMachine, Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};
 pub use embedded::EmbeddedEngine;
 pub use error::{SnapshotRequestError, StartError, WaitError};

@@ -25,6 +25,9 @@ pub struct NodeStatus {
     pub log: LogStats,
     /// The node's snapshots.
     pub snapshots: SnapshotStatus,
+    /// Whether the node has caught up with its leader once since it started, and its state machine runs. How far it is
+    /// behind now is told by numbers: `replica` has commit index and applied index.
+    pub ready: bool,
     /// Whether the state machine says that it runs. `false` as well when it says nothing within a second.
     pub state_machine_running: bool,
     /// How many records the state machine says that it holds; `None` when it says nothing within a second.
@@ -32,54 +35,69 @@ pub struct NodeStatus {
     /// Replies of the state machine since the start that came after `apply_chunk` had returned, or second to a command:
     /// nobody got them. More than 0 is a fault of the state machine.
     pub late_replies: u64,
+    /// Peers that refuse this node or are refused by it just now, and why; for people.
+    pub refusals: Vec<String>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }
 
 impl NodeStatus {
     pub(crate) async fn of(shared: &Shared, identity: Identity, machine: &AskedMachine) -> Self {
-        let mut replica = match shared.inbox.status() {
+        let replica = match shared.inbox.status() {
             Some(asked) => asked.await.ok(),
             None => None,
         };
-        let says = machine.ask(|machine| (machine.is_running(), machine.len())).await;
-        let state_machine_running = says.is_some_and(|(is_running, _)| is_running);
-        if let Some(replica) = &mut replica {
-            replica.ready &= state_machine_running;
-        }
+        // Beside each other: one that takes its time over counting runs all the same.
+        let (runs, state_machine_len) = tokio::join!(machine.is_running(), machine.len());
+        let state_machine_running = runs == Some(true);
+        let stopped = shared.inbox.closed();
+        let ready = *shared.ready.borrow() && stopped.is_none() && state_machine_running;
         let log = shared.log_counters.read();
         Self {
             identity,
             replica,
             snapshots: SnapshotStatus::of(shared, &log),
             log,
+            ready,
             state_machine_running,
-            state_machine_len: says.map(|(_, len)| len),
+            state_machine_len,
             late_replies: shared.late_replies.load(Ordering::Relaxed),
-            stopped: shared.inbox.closed(),
+            refusals: shared.refusals.texts(),
+            stopped,
         }
     }
 }
 
 /// The state machine, asked about itself where nobody else waits for it: it may take its time, or hold a lock that the
-/// answer needs. At most one thread waits for it.
+/// answer needs. At most one thread waits for each answer.
 pub(crate) struct AskedMachine {
     machine: Arc<dyn StateMachine>,
-    one: Arc<Semaphore>,
+    runs: Arc<Semaphore>,
+    counts: Arc<Semaphore>,
 }
 
 impl AskedMachine {
     pub(crate) fn new(machine: Arc<dyn StateMachine>) -> Self {
-        Self { machine, one: Arc::new(Semaphore::new(1)) }
+        Self { machine, runs: Arc::new(Semaphore::new(1)), counts: Arc::new(Semaphore::new(1)) }
     }
 
-    /// `None`: no answer within a second, or a panic.
-    pub(crate) async fn ask<T: Send + 'static>(
+    /// Whether it says that it runs; `None`: no answer within a second, or a panic.
+    pub(crate) async fn is_running(&self) -> Option<bool> {
+        self.ask(&self.runs, |machine| machine.is_running()).await
+    }
+
+    /// How many records it says that it holds; `None`: no answer within a second, or a panic.
+    pub(crate) async fn len(&self) -> Option<usize> {
+        self.ask(&self.counts, |machine| machine.len()).await
+    }
+
+    async fn ask<T: Send + 'static>(
         &self,
+        one: &Arc<Semaphore>,
         question: impl FnOnce(&dyn StateMachine) -> T + Send + 'static,
     ) -> Option<T> {
         let answer = async {
-            let permit = self.one.clone().acquire_owned().await.ok()?;
+            let permit = one.clone().acquire_owned().await.ok()?;
             let machine = self.machine.clone();
             // The permit is given back when the machine has answered, whether anybody waits for it any more or not.
             let asked = tokio::task::spawn_blocking(move || {

@@ -16,7 +16,8 @@ use crate::apply_thread::ApplyThread;
 use crate::clock::Clock;
 use crate::config::Snapshots;
 use crate::inbox::{Inbox, InboxLimits};
-use crate::raft_thread::{RaftThread, Shared, TransportStart, raft_thread};
+use crate::peer_refusals::PeerRefusals;
+use crate::raft_thread::{Patience, RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotThread};
 use crate::transfers::{TransferSettings, Transfers};
@@ -37,6 +38,7 @@ pub(crate) struct Materials {
     pub(crate) settings: Snapshots,
     pub(crate) transfers: TransferSettings,
     pub(crate) intake: InboxLimits,
+    pub(crate) patience: Patience,
     pub(crate) runtime: Handle,
 }
 
@@ -75,12 +77,14 @@ impl NodeThreads {
             inbox: inbox.clone(),
             gate: gate.clone(),
             snapshots: snapshots.clone(),
+            patience: materials.patience,
             max_log_bytes: settings.max_log_bytes,
             building: building.clone(),
             transfers: transfers.clone(),
             apply: apply.clone(),
             log_counters: Arc::new(LogCounters::default()),
             late_replies: materials.handler.late_replies(),
+            refusals: PeerRefusals::default(),
             membership: RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
             leader: watch::Sender::new((0, None)),
@@ -136,6 +140,8 @@ impl NodeThreads {
         transport: TransportStart,
     ) -> Result<(Vec<JoinHandle<()>>, HasStarted), StartError> {
         let Self { shared, raft, applies, builds, log } = self;
+        // An error's span, so that no filter of lines leaves it out.
+        let _inside = tracing::error_span!("engine", node = %raft.node).entered();
         let name = |what: &str| format!("{what}-{}", raft.node);
         let names = [name("log"), name("load"), name("apply"), name("snap"), name("raft")];
         let [log_name, load_name, apply_name, snap_name, raft_name] = names;

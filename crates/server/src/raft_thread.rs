@@ -3,11 +3,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use d_engine_core::{GroupId, NodeId};
-use d_engine_replica::{Event, Jobs, PeerMessage, Replica, StopReason};
+use d_engine_replica::{Event, Jobs, PeerMessage, Replica, StopReason, TransferError};
 use d_engine_storage::snapshot::SnapshotStore;
 use d_engine_storage::{Incarnation, Membership};
 use tokio::sync::watch;
@@ -16,11 +16,14 @@ use crate::StartError;
 use crate::apply_thread::ApplyWork;
 use crate::clock::Clock;
 use crate::inbox::{Inbox, Incoming};
+use crate::peer_refusals::PeerRefusals;
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
 use crate::transfers::Transfers;
-use crate::transport::{Admission, FramedTransport, PeerEvents, Room, Sent, SnapshotLine, Transport};
-use crate::worker_threads::{LoadWork, LogCounters, LogWork, WorkQueue};
+use crate::transport::{
+    Admission, FramedTransport, PeerEvents, PeerRefusal, Room, Sent, SnapshotLine, Transport,
+};
+use crate::worker_threads::{LoadWork, LogCounters, LogWork, WorkQueue, start_thread};
 
 /// How long a shutdown waits for commands and reads that are on their way.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(2);
@@ -33,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<ReadGate>,
     /// The node's snapshots.
     pub(crate) snapshots: SnapshotStore,
+    /// How long its callers are waited for, and others.
+    pub(crate) patience: Patience,
     /// When the log has more bytes, a snapshot is overdue.
     pub(crate) max_log_bytes: u64,
     /// What the building of snapshots has come to.
@@ -44,6 +49,8 @@ pub(crate) struct Shared {
     /// What the log has written.
     pub(crate) late_replies: Arc<std::sync::atomic::AtomicU64>,
     pub(crate) log_counters: Arc<LogCounters>,
+    /// Who refuses this node, and whom it refuses.
+    pub(crate) refusals: PeerRefusals,
     /// The membership in force, for the transport's handshakes.
     pub(crate) membership: RwLock<Membership>,
     /// Whether the node has caught up; never goes back to false.
@@ -52,6 +59,29 @@ pub(crate) struct Shared {
     pub(crate) leader: watch::Sender<(u64, Option<NodeId>)>,
     /// Why the node has stopped, once it has.
     pub(crate) stopped: watch::Sender<Option<StopReason>>,
+}
+
+/// Times that follow from the configured ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For a read whose caller has set no limit.
+    pub(crate) read: Duration,
+    /// For a transfer of leadership to show: the leader's own patience, and an election.
+    pub(crate) transfer: Duration,
+    /// A follower that the leader has not heard from for as long would not take over.
+    pub(crate) silence: Duration,
+}
+
+impl Patience {
+    pub(crate) fn of(config: &crate::Config) -> Self {
+        let shortest = Duration::from_millis(config.election_timeout_min_ms);
+        let longest = Duration::from_millis(config.election_timeout_max_ms);
+        Self {
+            read: longest.saturating_mul(10),
+            transfer: shortest.saturating_add(longest.saturating_mul(2)),
+            silence: shortest,
+        }
+    }
 }
 
 /// The raft thread's own things.
@@ -107,9 +137,11 @@ pub(crate) fn raft_thread(
         load.close();
         apply.close();
         snapshots.close();
+        // Whatever it was, this node leads no more.
+        shared.leader.send_modify(|(_, leader)| *leader = None);
         shared.stopped.send_replace(Some(reason));
     };
-    Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+    start_thread(name, run).map_err(StartError::Thread)
 }
 
 impl PeerEvents for Shared {
@@ -134,7 +166,18 @@ impl PeerEvents for Shared {
         self.transfers.receive(from, line);
     }
 
+    fn members(&self) -> Vec<u64> {
+        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        // Sorted by id.
+        membership.members().iter().map(|member| member.node).collect()
+    }
+
+    fn refused(&self, refusal: PeerRefusal) {
+        self.refusals.note(refusal);
+    }
+
     fn up(&self, node: NodeId, incarnation: Incarnation) {
+        self.refusals.welcomed_by(node);
         self.inbox.report(Event::PeerUp { node, incarnation });
     }
 
@@ -277,13 +320,36 @@ impl RaftThread {
             self.handle(Event::Read(incoming.reads), jobs);
         }
         for (to, responder) in incoming.transfers {
-            self.handle(Event::TransferLeadership { to, responder }, jobs);
+            match self.silent_target(to) {
+                Some(silent) => responder(Err(silent)),
+                None => self.handle(Event::TransferLeadership { to, responder }, jobs),
+            }
         }
         for answer in incoming.status {
             // Whoever asked may have gone away.
             answer.send(self.replica.status()).ok();
         }
         failure
+    }
+
+    /// Why leadership cannot go to `to`, or to any voter, if the leader has not heard from there lately: waiting for such
+    /// a target is waiting in vain.
+    fn silent_target(&self, to: Option<NodeId>) -> Option<TransferError> {
+        let (now, core) = (self.clock.now(), self.replica.core().status());
+        let may_lead = |node: NodeId| to.is_none_or(|to| to == node) && core.configuration.is_voter(node);
+        let targets = core.followers.iter().filter(|follower| may_lead(follower.node));
+        let nearest = targets.max_by_key(|follower| follower.last_contact)?;
+        let silent_ms = now.since(nearest.last_contact).as_nanos() / 1_000_000;
+        let is_silent = u128::from(silent_ms) > self.shared.patience.silence.as_millis();
+        is_silent.then(|| TransferError::TargetSilent { target: nearest.node.get(), silent_ms })
+    }
+
+    /// Whether this node has never known anything committed, and a peer says that it does not belong to its cluster:
+    /// together with others like it, it would found a second one under the same name. It neither asks for votes nor
+    /// gives any until the peers agree; to the others that is as if its messages were lost.
+    fn founds_nothing(&self) -> bool {
+        let log = self.replica.core().log();
+        log.committed.get() == 0 && log.last.index.get() == 0 && self.shared.refusals.is_no_member()
     }
 
     fn handle(&mut self, event: Event, jobs: &mut Jobs) {
@@ -298,7 +364,11 @@ impl RaftThread {
         // The network first: followers write while this node does.
         if let Some(transport) = &mut transport {
             let mut not_sent = Vec::new();
+            let founds_nothing = self.founds_nothing();
             for outgoing in jobs.send.drain(..) {
+                if founds_nothing && is_about_votes(&outgoing.message) {
+                    continue;
+                }
                 match transport.send(outgoing.to, self.group, &outgoing.message) {
                     Sent::Queued => {}
                     Sent::Lost => not_sent.extend(outgoing.not_sent()),
@@ -349,6 +419,16 @@ impl RaftThread {
         }
         jobs.clear();
     }
+}
+
+fn is_about_votes(message: &PeerMessage) -> bool {
+    matches!(
+        message,
+        PeerMessage::PreVote { .. }
+            | PeerMessage::PreVoteReply { .. }
+            | PeerMessage::RequestVote { .. }
+            | PeerMessage::VoteReply { .. }
+    )
 }
 
 fn patience() -> d_engine_core::Duration {

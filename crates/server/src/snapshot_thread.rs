@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use d_engine_replica::{SnapshotTask, StopReason};
@@ -13,7 +13,7 @@ use crate::apply_thread::ApplyWork;
 use crate::inbox::Inbox;
 use crate::pace::Throttle;
 use crate::transfers::Transfers;
-use crate::worker_threads::{Found, WorkQueue, guarded};
+use crate::worker_threads::{Found, WorkQueue, guarded, start_thread};
 
 /// Work for the snapshot thread. One snapshot at a time is begun.
 #[derive(Default)]
@@ -116,7 +116,7 @@ impl SnapshotThread {
     /// Starts the thread. It ends when its queue is closed; what it is at then is given up.
     pub(crate) fn start(self, name: String) -> Result<JoinHandle<()>, StartError> {
         let run = move || guarded("snapshot", &self.inbox, || self.run());
-        Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+        start_thread(name, run).map_err(StartError::Thread)
     }
 
     fn run(&self) -> Result<(), StopReason> {

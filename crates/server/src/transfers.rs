@@ -7,7 +7,7 @@ mod send;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use d_engine_core::{LogId, NodeId, Term};
@@ -206,7 +206,7 @@ impl Transfers {
                 Ok(())
             });
         };
-        match Builder::new().name(name).spawn(guarded) {
+        match crate::worker_threads::start_thread(name, guarded) {
             Ok(thread) => {
                 let mut state = self.lock();
                 state.threads.retain(|thread| !thread.is_finished());

@@ -55,11 +55,30 @@ pub trait PeerEvents: Send + Sync + 'static {
     /// A peer whose handshake was accepted wants to send a snapshot.
     fn snapshot(&self, from: NodeId, line: SnapshotLine);
 
+    /// The ids of the members that this node knows, rising. Told in every handshake; whoever knows others is refused.
+    fn members(&self) -> Vec<u64>;
+
+    /// A peer was refused, or has refused this node. Told again at every attempt.
+    fn refused(&self, refusal: PeerRefusal);
+
     /// The connection on which messages to `node` go stands.
     fn up(&self, node: NodeId, incarnation: Incarnation);
 
     /// The connection on which messages to `node` go was lost, and with it what was queued.
     fn down(&self, node: NodeId);
+}
+
+/// A handshake between two nodes that came to nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerRefusal {
+    /// The other node.
+    pub node: NodeId,
+    /// Whether the other node refused this one, or this one the other.
+    pub by_peer: bool,
+    /// Why.
+    pub kind: RefusalKind,
+    /// The same for people.
+    pub text: String,
 }
 
 /// The answer of [`PeerEvents::admit`].

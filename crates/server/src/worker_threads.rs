@@ -13,6 +13,8 @@ use d_engine_core::{LogId, NodeId};
 use d_engine_replica::{Event, LoadJob, LogLoader, LogWorker, PersistJob, StopReason};
 use d_engine_storage::LogStats;
 
+use tokio::sync::watch;
+
 use crate::StartError;
 use crate::inbox::Inbox;
 
@@ -139,7 +141,7 @@ pub(crate) fn log_thread(
     counters: Arc<LogCounters>,
 ) -> Result<JoinHandle<()>, StartError> {
     let run = move || guarded("log", &inbox, || log_loop(worker, &queue, &inbox, &counters));
-    Builder::new().name(name).spawn(run).map_err(StartError::Thread)
+    start_thread(name, run).map_err(StartError::Thread)
 }
 
 fn log_loop(
@@ -220,7 +222,7 @@ pub(crate) fn load_thread(
         };
         guarded("load", &inbox, run);
     };
-    Builder::new().name(name).spawn(body).map_err(StartError::Thread)
+    start_thread(name, body).map_err(StartError::Thread)
 }
 
 fn report_all(inbox: &Inbox, events: impl IntoIterator<Item = Event>) {
@@ -229,26 +231,62 @@ fn report_all(inbox: &Inbox, events: impl IntoIterator<Item = Event>) {
     }
 }
 
-/// Waits until all of a node's threads have ended. Says every few seconds which one it still waits for.
-pub(crate) async fn join_all(node: NodeId, threads: Vec<JoinHandle<()>>) {
-    let names: Vec<_> = threads.iter().map(|thread| thread.thread().clone()).collect();
-    let waited_for = Arc::new(AtomicUsize::new(0));
-    let at = waited_for.clone();
-    let mut joined = tokio::task::spawn_blocking(move || {
-        for (nth, thread) in threads.into_iter().enumerate() {
-            at.store(nth, Ordering::Relaxed);
-            // A panic was caught inside and reported.
-            thread.join().ok();
-        }
-    });
-    let began = Instant::now();
-    while tokio::time::timeout(JOIN_TOLD_EVERY, &mut joined).await.is_err() {
-        let thread = names.get(waited_for.load(Ordering::Relaxed)).and_then(Thread::name);
-        tracing::warn!(
-            %node, thread, seconds = began.elapsed().as_secs(),
-            "the shutdown waits for a thread: the state machine has not returned from a call"
-        );
+/// The end of a node's threads: one for everybody who waits for it.
+pub(crate) struct Ending {
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The threads, for telling which one is waited for.
+    names: Vec<Thread>,
+    waited_for: Arc<AtomicUsize>,
+    ended: Arc<watch::Sender<bool>>,
+}
+
+impl Ending {
+    pub(crate) fn of(threads: Vec<JoinHandle<()>>) -> Self {
+        let names: Vec<_> = threads.iter().map(|thread| thread.thread().clone()).collect();
+        let ended = Arc::new(watch::Sender::new(names.is_empty()));
+        Self { threads: Mutex::new(threads), names, waited_for: Arc::default(), ended }
     }
+
+    /// Waits until all threads have ended. Says every few seconds which one it still waits for. May be dropped: the
+    /// next caller waits for the same end.
+    pub(crate) async fn wait(&self, node: NodeId) {
+        self.join();
+        let mut ended = self.ended.subscribe();
+        let began = Instant::now();
+        while tokio::time::timeout(JOIN_TOLD_EVERY, ended.wait_for(|ended| *ended)).await.is_err() {
+            let thread = self.names.get(self.waited_for.load(Ordering::Relaxed)).and_then(Thread::name);
+            tracing::warn!(
+                %node, thread, seconds = began.elapsed().as_secs(),
+                "the shutdown waits for a thread: the state machine has not returned from a call"
+            );
+        }
+    }
+
+    /// The first caller has the threads joined, where nobody is held up by it.
+    fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if threads.is_empty() {
+            return;
+        }
+        let (at, ended) = (self.waited_for.clone(), self.ended.clone());
+        tokio::task::spawn_blocking(move || {
+            for (nth, thread) in threads.into_iter().enumerate() {
+                at.store(nth, Ordering::Relaxed);
+                // A panic was caught inside and reported.
+                thread.join().ok();
+            }
+            ended.send_replace(true);
+        });
+    }
+}
+
+/// Starts a thread whose log lines say what those of its starter say: which node it belongs to.
+pub(crate) fn start_thread(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    let span = tracing::Span::current();
+    Builder::new().name(name).spawn(move || span.in_scope(run))
 }
 
 /// What a panic said.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
 use d_engine_replica::{
     Entry, LogId, ProposeError, ReadConsistency, ReadError, Result, SnapshotMetadata, StateMachine,
+    UnknownBecause,
 };
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError, WaitError};
 use d_engine_storage::fs_sim::{Failure, SimFs};
@@ -174,9 +175,13 @@ async fn a_panic_in_the_state_machine_stops_the_node_and_not_the_process() {
     let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
     engine.wait_ready(PATIENCE).await.unwrap();
     let answer = engine.propose("panic").await.unwrap_err();
-    assert_eq!(answer, ProposeError::OutcomeUnknown);
+    assert_eq!(answer, ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped });
     let reason = tokio::time::timeout(PATIENCE, engine.stopped()).await.unwrap().unwrap_err().to_string();
-    assert!(reason.contains("apply thread panicked") && reason.contains("as asked"), "{reason}");
+    assert!(
+        reason.contains("panicked in apply_chunk, entries ") && reason.ends_with(": as asked"),
+        "{reason}"
+    );
+    assert!(!engine.is_leader(), "a node that has stopped leads nothing");
     let read = engine.get(b"k", ReadConsistency::Eventual).await.unwrap_err();
     assert!(matches!(read, ReadError::Stopped { .. }), "{read}");
     // The directory is free again: another node can be started on it.
@@ -230,6 +235,10 @@ async fn a_dropped_shutdown_sender_shuts_down_and_frees_the_directory() {
 
     let in_use = EmbeddedEngine::start(dir.path().join("data")).await.unwrap_err();
     assert!(matches!(in_use, StartError::Storage(StorageError::InUse { .. })), "{in_use}");
+    assert!(
+        in_use.to_string().contains("that is this process") && in_use.to_string().contains("stop()"),
+        "{in_use}"
+    );
 
     drop(shutdown);
     tokio::time::timeout(PATIENCE, engine.stopped()).await.unwrap().unwrap();

@@ -84,7 +84,7 @@ async fn a_command_without_time_left_has_no_effect() {
     engine.wait_ready(PATIENCE).await.unwrap();
     let late = KvCommand::put("k", "late").encode();
     let refused = engine.propose_within(late, Duration::ZERO).await.unwrap_err();
-    assert!(matches!(refused, ProposeError::Expired | ProposeError::OutcomeUnknown), "{refused}");
+    assert!(matches!(refused, ProposeError::Expired | ProposeError::OutcomeUnknown { .. }), "{refused}");
     engine.propose_within(KvCommand::put("l", "in time").encode(), PATIENCE).await.unwrap();
     assert_eq!(engine.get(b"k", ReadConsistency::Linearizable).await.unwrap(), None);
     engine.stop().await;

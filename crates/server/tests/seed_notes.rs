@@ -24,7 +24,7 @@ async fn notes_atomic_operations() {
     let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
     node.propose(1).await;
     let told = node.engine.propose(vec![13]).await.unwrap_err();
-    assert!(matches!(told, ProposeError::OutcomeUnknown | ProposeError::Stopped { .. }), "{told}");
+    assert!(matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }), "{told}");
     let reason = node.engine.stopped().await.unwrap_err().to_string();
     assert!(reason.contains("the backend is gone"), "{reason}");
     assert_eq!(node.machine.held().numbers.len(), 1);

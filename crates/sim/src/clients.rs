@@ -234,7 +234,7 @@ impl Clients {
                 let action = self.action(&request, reply)?;
                 self.finish(operation, Some(now), Some(action));
             }
-            Answer::Command(Err(ProposeError::OutcomeUnknown)) => {
+            Answer::Command(Err(ProposeError::OutcomeUnknown { .. })) => {
                 self.finish(operation, None, None);
                 self.retarget(operation, None, nodes);
             }

@@ -494,7 +494,7 @@ impl World {
             use crate::clients::Answer;
             use d_engine_replica::{ProposeError, ReadError};
             match &answer {
-                Answer::Command(Err(ProposeError::OutcomeUnknown)) => {
+                Answer::Command(Err(ProposeError::OutcomeUnknown { .. })) => {
                     self.counts.reached(Sometimes::OutcomeUnknown);
                 }
                 Answer::Barrier(Ok(_)) if !self.leads(node) => self.counts.reached(Sometimes::FollowerRead),

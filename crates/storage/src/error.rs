@@ -67,7 +67,7 @@ pub enum StorageError {
         what: String,
     },
     /// Another process holds the directory.
-    #[error("data directory {path} is in use by {holder}; stop that process or choose another directory")]
+    #[error("data directory {path} is in use by {holder}; {}", in_use_advice(holder))]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -99,4 +99,13 @@ pub enum StorageError {
     /// The caller broke the order of the log (a gap, an unknown index). A defect of the engine.
     #[error("log order: {0}")]
     Order(String),
+}
+
+/// Whoever drops an engine and opens its directory at once meets itself.
+fn in_use_advice(holder: &str) -> &'static str {
+    if holder == format!("process {}", std::process::id()) {
+        "that is this process: a node that was dropped ends in the background, so await its `stop()` before"
+    } else {
+        "stop that process or choose another directory"
+    }
 }

@@ -104,6 +104,8 @@ impl FileStorageEngine {
     /// The directory `dir` on the machine's file system, with the default options.
     #[must_use]
     pub fn at(dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
         Self::new(dir, FileStorageOptions::default(), Arc::new(RealFs::new()))
     }
 
@@ -192,7 +194,8 @@ impl FileStorageEngine {
         }
         let what = format!(
             "it is missing, but the directory holds {segments} log segments and {records} other records; put it \
-             back, or choose an empty directory"
+             back from a copy of this directory: the other nodes know this node by it, and refuse a new directory under the \
+             same node id"
         );
         Err(StorageError::DamagedFile { path, what })
     }

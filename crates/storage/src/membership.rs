@@ -115,6 +115,19 @@ impl Membership {
         Configuration::new(with_role(MemberRole::Voter), with_role(MemberRole::Learner))
     }
 
+    /// The same members, found where `other` says, as far as it knows them.
+    #[must_use]
+    pub fn with_addresses_of(&self, other: &Self) -> Self {
+        let mut moved = self.clone();
+        for member in &mut moved.members {
+            if let Some(known) = other.members.iter().find(|known| known.node == member.node) {
+                member.peer_addr.clone_from(&known.peer_addr);
+                member.client_addr.clone_from(&known.client_addr);
+            }
+        }
+        moved
+    }
+
     /// The same members, with `incarnation` bound to `node`. Unchanged when `node` is no member.
     #[must_use]
     pub fn with_incarnation(&self, node: NodeId, incarnation: Incarnation) -> Self {

@@ -108,3 +108,23 @@ fn nothing_can_be_published_under_a_name_that_is_taken() {
     }
     assert!(read("Cargo.toml").contains("publish = false"));
 }
+
+/// `benches/compare` is a workspace of its own, so that no build of ours notices when its lock file falls behind: it
+/// is built with `--locked`.
+#[test]
+fn the_lock_file_of_the_comparison_knows_the_dependencies_of_what_it_measures() {
+    let lock: Table = read("benches/compare/Cargo.lock").parse().unwrap();
+    let locked = |name: &str| -> BTreeSet<String> {
+        let packages = lock["package"].as_array().unwrap();
+        let package = packages.iter().find(|one| one["name"].as_str() == Some(name)).unwrap();
+        let names = package.get("dependencies").and_then(toml::Value::as_array).into_iter().flatten();
+        // With a version behind the name where there are several.
+        names.map(|one| one.as_str().unwrap().split(' ').next().unwrap().to_owned()).collect()
+    };
+    let manifests = manifests();
+    for name in ["d-engine-core", "d-engine-storage"] {
+        let wanted: BTreeSet<String> = dependencies(&manifests[name]).into_keys().collect();
+        let advice = "run `cargo update --workspace` in benches/compare";
+        assert_eq!(locked(name), wanted, "{name}: {advice}");
+    }
+}

@@ -39,7 +39,7 @@ pub(crate) async fn leader(nodes: &[EmbeddedEngine]) -> Outcome<EmbeddedEngine> 
                 return Ok(node.clone());
             }
         }
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -18,6 +18,8 @@ const ACCOUNTS: u64 = 10;
 const OPENING_BALANCE: u64 = 1_000;
 const TRANSFERS: u64 = 400;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two rounds of asking who leads.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -123,10 +125,12 @@ async fn propose(nodes: &[Running], command: &Command) -> Outcome<Reply> {
             for node in nodes {
                 match node.engine.propose(encoded.clone()).await {
                     Ok(reply) => return Ok(postcard::from_bytes(&reply)?),
-                    Err(ProposeError::NotLeader { .. }) => tokio::task::yield_now().await,
+                    Err(ProposeError::NotLeader { .. } | ProposeError::TransferInProgress { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
+            // Nobody leads yet: that takes about an election timeout.
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     tokio::time::timeout(PATIENCE, asked).await?

@@ -14,6 +14,8 @@ use sqlite_state_machine::{Command, Reply, SqliteMachine, Value};
 
 const SCHEMA: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL, amount INTEGER NOT NULL, at_ms INTEGER NOT NULL)";
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two rounds of asking who leads.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -112,10 +114,12 @@ async fn propose(nodes: &[Running], command: &Command) -> Outcome<Reply> {
             for node in nodes {
                 match node.engine.propose(encoded.clone()).await {
                     Ok(reply) => return Ok(Reply::decode(&reply)?),
-                    Err(ProposeError::NotLeader { .. }) => tokio::task::yield_now().await,
+                    Err(ProposeError::NotLeader { .. } | ProposeError::TransferInProgress { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
+            // Nobody leads yet: that takes about an election timeout.
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     };
     tokio::time::timeout(PATIENCE, asked).await?

@@ -37,8 +37,9 @@ Examples:
     d-engine status
     d-engine status --endpoints 127.0.0.1:7001 --json
 
-One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, and a majority of \
-the voters answers and follows it. Exit 1: otherwise.";
+One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, a majority of \
+the voters answers and follows it, and no nodes contradict each other (different clusters, different members, two \
+leaders of one term). Exit 1: otherwise.";
 
 #[derive(Args, Debug)]
 #[command(after_help = STATUS_HELP)]
@@ -83,7 +84,8 @@ Examples:
     d-engine transfer-leader --to 2
 
 Commands of others wait meanwhile, for much less than an election; none fails. Exit 0: the node that is \
-printed leads. Exit 1: refused, nothing has changed. Exit 4: the outcome is unknown, also when nobody took over in time; look with `status`.";
+printed leads. Exit 1: refused, because the node is silent for example, or it did not take over in time; the message says who leads. \
+Exit 4: the outcome is unknown; look with `status`.";
 
 #[derive(Args, Debug)]
 #[command(after_help = TRANSFER_HELP)]

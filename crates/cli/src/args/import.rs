@@ -13,8 +13,10 @@ Examples:
     d-engine import --callers 256 words.tsv
     d-engine import --skip 5000 words.tsv      # go on where an import ended
     d-engine import --json words.tsv > summary.json
+    d-engine scan --json > all.jsonl && d-engine import --format json all.jsonl
 
-A file has one record in a line, `key<TAB>value`; of a key that is there twice the last value counts. Records are \
+A file has one record in a line, `key<TAB>value`, taken byte for byte; of a key that is there twice the last value \
+counts. With --format json a line is what `scan --json` prints, which holds any record. Records are \
 put in the order of their keys, many at once. A put of unknown outcome is sent again: the value is the same. \
 Ctrl-C lets the puts in flight finish and says how to go on (exit 130); importing everything again does no \
 harm either.
@@ -27,6 +29,9 @@ Exit 0: every record is acknowledged. Exit 1: some were refused, or the cluster 
 pub(crate) struct ImportArgs {
     /// The file.
     pub(crate) file: PathBuf,
+    /// What a line is: `tsv` is `key<TAB>value`, `json` is what `scan --json` prints.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "tsv")]
+    pub(crate) format: InputFormat,
     /// Leave out so many records at the beginning, in the order of their keys.
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     pub(crate) skip: usize,
@@ -41,4 +46,13 @@ pub(crate) struct ImportArgs {
     /// How long to try with one record, for example while a new leader is elected.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
+}
+
+/// What a line of the input is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum InputFormat {
+    /// `key<TAB>value`.
+    Tsv,
+    /// As `scan --json` prints it.
+    Json,
 }

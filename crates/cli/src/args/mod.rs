@@ -14,7 +14,7 @@ use d_engine_client::{Client, ClientError, ClientOptions, Consistency, KvClient}
 
 pub(crate) use self::bench::{BenchArgs, Workload};
 pub(crate) use self::cluster::{DemoArgs, DevArgs, SnapshotArgs, StatusArgs, TransferArgs};
-pub(crate) use self::import::ImportArgs;
+pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
 use self::units::duration;

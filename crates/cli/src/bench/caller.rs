@@ -229,7 +229,7 @@ fn propose_error(nodes: &EmbeddedNodes, error: &ProposeError) -> Failed {
             nodes.look_for_leader();
             Class::NotLeader
         }
-        ProposeError::OutcomeUnknown => Class::Unknown,
+        ProposeError::OutcomeUnknown { .. } => Class::Unknown,
         ProposeError::Expired => Class::Deadline,
         _ => Class::Other,
     };

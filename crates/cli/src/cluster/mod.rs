@@ -28,6 +28,12 @@ pub(crate) struct Cluster {
     nodes: Vec<Node>,
 }
 
+/// A path may hold a line break; a comment ends there.
+fn in_a_comment(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
 impl Cluster {
     /// Writes a config for each node into `dir`. `verb` is who says so in them.
     pub(crate) fn prepare(dir: &Path, count: u64, ports: Ports, verb: &str) -> Result<Self, Failure> {
@@ -54,7 +60,7 @@ impl Cluster {
             let text = format!(
                 "# Written by `d-engine {verb}`; start with `{}`.\n\
                  node_id = {id}\ncluster_id = \"{cluster_id}\"\ndata_dir = \"node-{id}\"\n{members}",
-                node.start_command(),
+                in_a_comment(&node.start_command()),
                 id = node.id(),
             );
             std::fs::write(node.config(), text).map_err(|error| {

@@ -15,7 +15,7 @@ use d_engine_client::{Client, ClientOptions, KvClient};
 
 use self::failover::Failover;
 use self::verify::Lost;
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, InputFormat};
 use crate::cluster::{Cluster, Ports};
 use crate::exit::{Exit, Failure, say};
 use crate::import::{Import, Input, Manner, Record};
@@ -42,7 +42,7 @@ unsynced writes away at crashes: `cargo run --release -p d-engine-sim`.";
 
 pub(crate) async fn demo(args: DemoArgs) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
-    let input = Input::read(args.input.as_deref())?;
+    let input = Input::read(args.input.as_deref(), InputFormat::Tsv)?;
     let place = Place::empty(args.dir.as_deref(), "d-engine-demo-")?;
     // The nodes are children of this future: when it is dropped, they are killed.
     let result = tokio::select! {

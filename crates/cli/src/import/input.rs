@@ -1,4 +1,4 @@
-//! What is imported: `key<TAB>value`, one record in a line.
+//! What is imported: one record in a line, as `key<TAB>value` or as JSON. Bytes are taken as they are.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::args::InputFormat;
 use crate::exit::{Exit, Failure};
+use crate::json;
 
 /// The bundled file: 8,192 Unicode characters and their names.
 const BUNDLED: &str = include_str!("../../data/unicode-names.tsv");
@@ -31,39 +33,37 @@ pub(crate) struct Record {
 
 impl Input {
     /// The bundled file, or the one at `path`.
-    pub(crate) fn read(path: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn read(path: Option<&Path>, format: InputFormat) -> Result<Self, Failure> {
         let Some(path) = path else {
-            return Self::parse("the bundled Unicode names", BUNDLED.as_bytes());
+            return Self::parse("the bundled Unicode names", BUNDLED.as_bytes(), InputFormat::Tsv);
         };
         let name = path.display().to_string();
         let bytes = fs::read(path)
             .map_err(|error| Failure::new(Exit::Refused, format!("{name} cannot be read: {error}")))?;
-        Self::parse(&name, &bytes)
+        Self::parse(&name, &bytes, format)
     }
 
-    fn parse(source: &str, bytes: &[u8]) -> Result<Self, Failure> {
+    fn parse(source: &str, bytes: &[u8], format: InputFormat) -> Result<Self, Failure> {
         let refused = |what: String| Err(Failure::new(Exit::Refused, format!("{source}{what}")));
         let mut records = BTreeMap::new();
         let mut lines = 0;
         for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
             if line.is_empty() {
                 continue;
             }
-            let Some(tab) = line.iter().position(|byte| *byte == b'\t') else {
-                return refused(format!(", line {number}: there is no tab; a line is `key<TAB>value`"));
+            let record = match format {
+                InputFormat::Tsv => tab_separated(line),
+                InputFormat::Json => json::parse(line),
             };
-            let (key, value) = line.split_at(tab);
-            if key.is_empty() {
-                return refused(format!(", line {number}: the key is empty; a line is `key<TAB>value`"));
-            }
-            // The value begins behind the tab; further tabs are part of it.
-            let value = value.get(1..).unwrap_or_default();
+            let (key, value) = match record {
+                Ok(record) => record,
+                Err(what) => return refused(format!(", line {number}: {what}")),
+            };
             lines += 1;
-            records.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+            records.insert(key, value);
         }
         if records.is_empty() {
-            return refused(" holds no records; a line is `key<TAB>value`".to_owned());
+            return refused(" holds no records".to_owned());
         }
         let records = records.into_iter().map(|(key, value)| Record { key, value }).collect();
         Ok(Self { source: source.to_owned(), lines, records })
@@ -73,6 +73,18 @@ impl Input {
     pub(crate) fn replaced(&self) -> usize {
         self.lines - self.records.len()
     }
+}
+
+fn tab_separated(line: &[u8]) -> Result<(Bytes, Bytes), String> {
+    let Some(tab) = line.iter().position(|byte| *byte == b'\t') else {
+        return Err("there is no tab; a line is `key<TAB>value`".to_owned());
+    };
+    let (key, value) = line.split_at(tab);
+    if key.is_empty() {
+        return Err("the key is empty; a line is `key<TAB>value`".to_owned());
+    }
+    // The value begins behind the tab; further tabs are part of it.
+    Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value.get(1..).unwrap_or_default())))
 }
 
 #[cfg(test)]
@@ -88,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_bundled_file_has_thousands_of_unique_keys() {
-        let input = Input::read(None).unwrap();
+        let input = Input::read(None, InputFormat::Tsv).unwrap();
         assert!(input.records.len() >= 5_000);
         assert_eq!(input.replaced(), 0);
         assert!(input.records.contains(&record("U+0041", "LATIN CAPITAL LETTER A")));
@@ -96,18 +108,24 @@ mod tests {
 
     #[test]
     fn of_a_key_that_is_there_twice_the_last_value_counts() {
-        let input = Input::parse("f", b"a\t1\r\nb\t2\n\na\t3\t4\nc\t").unwrap();
+        let input = Input::parse("f", b"a\t1\nb\t2\n\na\t3\t4\nc\t", InputFormat::Tsv).unwrap();
         assert_eq!(input.records, [record("a", "3\t4"), record("b", "2"), record("c", "")]);
         assert_eq!((input.lines, input.replaced()), (4, 1));
     }
 
     #[test]
+    fn bytes_are_taken_as_they_are() {
+        let input = Input::parse("f", b"\xef\xbb\xbfa\t1\r\n", InputFormat::Tsv).unwrap();
+        assert_eq!(input.records, [record("\u{feff}a", "1\r")]);
+    }
+
+    #[test]
     fn a_bad_line_is_named_with_its_file_and_number() {
-        let told = |bytes: &[u8]| Input::parse("words.tsv", bytes).unwrap_err().to_string();
+        let told = |bytes: &[u8]| Input::parse("words.tsv", bytes, InputFormat::Tsv).unwrap_err().to_string();
         assert!(told(b"a\t1\n\nno tab\n").starts_with("words.tsv, line 3: there is no tab"));
         assert!(told(b"\tvalue").starts_with("words.tsv, line 1: the key is empty"));
         assert!(told(b"\n").starts_with("words.tsv holds no records"));
-        let missing = Input::read(Some(Path::new("/nonexistent/words.tsv"))).unwrap_err();
+        let missing = Input::read(Some(Path::new("/nonexistent/words.tsv")), InputFormat::Tsv).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/words.tsv"));
     }
 }

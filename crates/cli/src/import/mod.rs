@@ -45,7 +45,7 @@ struct Summary {
 
 pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
-    let input = Input::read(Some(&args.file))?;
+    let input = Input::read(Some(&args.file), args.format)?;
     let kv = KvClient::new(args.endpoints.client(args.timeout)?);
     let left = input.records.get(args.skip..).unwrap_or_default();
     let records = Arc::new(left.to_vec());

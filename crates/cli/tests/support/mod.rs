@@ -166,6 +166,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Option<Process>>,
     /// What every node is started with beside its config.
     pub(crate) args: Vec<String>,
+    /// Where every node's stderr goes; a file beside its config otherwise.
+    pub(crate) stderr: Option<Box<dyn Fn() -> Stdio>>,
 }
 
 impl Cluster {
@@ -181,6 +183,21 @@ impl Cluster {
 
     /// The same with more arguments of `serve`.
     pub(crate) fn start_with_args(settings: &str, args: &[&str]) -> Self {
+        let mut cluster = Self::prepare(settings, args);
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts every node and waits until all are ready.
+    pub(crate) fn start_all(&mut self) {
+        for i in 0..3 {
+            self.start_node(i);
+        }
+        self.wait_ready(&[0, 1, 2]);
+    }
+
+    /// Writes the configs and starts nothing.
+    pub(crate) fn prepare(settings: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clients: Vec<String> = (0..3).map(|_| free_address()).collect();
         let mut members = String::new();
@@ -196,13 +213,8 @@ impl Cluster {
             );
             fs::write(dir.path().join(format!("node-{id}.toml")), text).unwrap();
         }
-        let mut cluster = Self { dir, clients, nodes: vec![None, None, None], args: Vec::new() };
-        cluster.args.extend(args.iter().map(ToString::to_string));
-        for i in 0..3 {
-            cluster.start_node(i);
-        }
-        cluster.wait_ready(&[0, 1, 2]);
-        cluster
+        let args = args.iter().map(ToString::to_string).collect();
+        Self { dir, clients, nodes: vec![None, None, None], args, stderr: None }
     }
 
     pub(crate) fn config(&self, i: usize) -> PathBuf {
@@ -210,7 +222,8 @@ impl Cluster {
     }
 
     pub(crate) fn start_node(&mut self, i: usize) {
-        self.nodes[i] = Some(serve_with(&self.config(i), &self.args));
+        let stderr = self.stderr.as_ref().map(|stderr| stderr());
+        self.nodes[i] = Some(serve_with(&self.config(i), &self.args, stderr));
     }
 
     /// Waits until these nodes say that they are ready.
@@ -247,15 +260,16 @@ impl Cluster {
 
 /// Starts `serve` with logs to a file beside the config, so that no pipe fills up.
 pub(crate) fn serve(config: &Path) -> Process {
-    serve_with(config, &[])
+    serve_with(config, &[], None)
 }
 
-/// The same with more arguments.
-fn serve_with(config: &Path, args: &[String]) -> Process {
-    let log = fs::File::options().create(true).append(true).open(config.with_extension("log")).unwrap();
+/// The same with more arguments, and stderr elsewhere.
+fn serve_with(config: &Path, args: &[String], stderr: Option<Stdio>) -> Process {
+    let log =
+        || fs::File::options().create(true).append(true).open(config.with_extension("log")).unwrap().into();
     let mut command = d_engine();
     command.args(["serve", "--config"]).arg(config).args(args);
-    Process { child: command.stdout(Stdio::piped()).stderr(log).spawn().unwrap() }
+    Process { child: command.stdout(Stdio::piped()).stderr(stderr.unwrap_or_else(log)).spawn().unwrap() }
 }
 
 /// A cluster that `dev` runs, on free ports.

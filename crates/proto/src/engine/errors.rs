@@ -16,8 +16,10 @@ pub fn propose_error_detail(error: &ProposeError) -> ErrorDetail {
         ProposeError::Stopped { reason } => stopped(reason),
         ProposeError::Refused { reason } => Kind::Refused(client::Refused { reason: reason.to_string() }),
         ProposeError::Expired => Kind::Expired(client::Expired {}),
+        ProposeError::TransferInProgress { successor } => transfer_in_progress(successor.as_ref()),
+        ProposeError::OutcomeUnknown { why } => outcome_unknown(why.to_string()),
         // An error unknown here must be read as the most careful one.
-        _ => Kind::OutcomeUnknown(client::OutcomeUnknown {}),
+        other => outcome_unknown(other.to_string()),
     })
 }
 
@@ -42,9 +44,10 @@ pub fn transfer_error_detail(error: &TransferError) -> ErrorDetail {
     detail(match error {
         TransferError::NotLeader { leader } => not_leader(leader.as_ref()),
         TransferError::Stopped { reason } => stopped(reason),
-        TransferError::InProgress => busy("leadership is being handed over already"),
-        // The target may still take over.
-        TransferError::TimedOut => Kind::OutcomeUnknown(client::OutcomeUnknown {}),
+        TransferError::InProgress => transfer_in_progress(None),
+        TransferError::TargetSilent { .. } | TransferError::TimedOut { .. } => {
+            Kind::TransferFailed(client::TransferFailed { reason: error.to_string() })
+        }
         other => Kind::Invalid(client::Invalid { reason: other.to_string() }),
     })
 }
@@ -58,6 +61,17 @@ fn not_leader(leader: Option<&LeaderHint>) -> Kind {
         leader: leader.map_or(0, |hint| hint.node.get()),
         leader_client_addr: leader.map(|hint| hint.client_addr.clone()).unwrap_or_default(),
     })
+}
+
+fn transfer_in_progress(successor: Option<&LeaderHint>) -> Kind {
+    Kind::TransferInProgress(client::TransferInProgress {
+        successor: successor.map_or(0, |hint| hint.node.get()),
+        successor_client_addr: successor.map(|hint| hint.client_addr.clone()).unwrap_or_default(),
+    })
+}
+
+fn outcome_unknown(reason: String) -> Kind {
+    Kind::OutcomeUnknown(client::OutcomeUnknown { reason })
 }
 
 fn busy(what: &str) -> Kind {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Who dials whom: the checked form of [`Hello`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     /// The cluster both must belong to.
     pub cluster: ClusterId,
@@ -25,6 +25,12 @@ pub struct Greeting {
     pub incarnation: Incarnation,
     /// What the connection is for.
     pub purpose: Purpose,
+    /// The ids of the members that the node that dials knows, rising.
+    pub members: Vec<u64>,
+    /// Drawn at every start of the node that dials; never 0.
+    pub start: u64,
+    /// What its state machine calls itself; empty: not compared.
+    pub state_machine: String,
 }
 
 /// Why a handshake message cannot be used. Refuse the connection.
@@ -58,6 +64,9 @@ pub fn encode_hello(greeting: &Greeting) -> Bytes {
         to_node: greeting.to.get(),
         incarnation: Bytes::copy_from_slice(&greeting.incarnation.0),
         purpose: greeting.purpose.into(),
+        members: greeting.members.clone(),
+        start: greeting.start,
+        state_machine: greeting.state_machine.clone(),
     }
     .encode_to_vec()
     .into()
@@ -81,6 +90,11 @@ pub fn decode_hello(bytes: &Bytes) -> Result<Greeting, GreetingError> {
             .map(Incarnation)
             .ok_or(GreetingError::Field("incarnation"))?,
         purpose: Purpose::try_from(hello.purpose).map_err(|_| GreetingError::Field("purpose"))?,
+        members: Some(hello.members)
+            .filter(|members| !members.is_empty() && members.is_sorted_by(|one, next| one < next))
+            .ok_or(GreetingError::Field("members"))?,
+        start: Some(hello.start).filter(|start| *start != 0).ok_or(GreetingError::Field("start"))?,
+        state_machine: hello.state_machine,
     })
 }
 

@@ -381,6 +381,9 @@ fn greeting() -> Greeting {
         to: NodeId::new(3).unwrap(),
         incarnation: Incarnation([9; 16]),
         purpose: crate::peer::Purpose::Snapshot,
+        members: vec![2, 3, 7],
+        start: 11,
+        state_machine: "example/bank".to_owned(),
     }
 }
 
@@ -399,7 +402,11 @@ fn a_greeting_with_an_unusable_field_is_refused() {
         (peer::Hello { incarnation: short, ..good.clone() }, GreetingError::Field("incarnation")),
         (peer::Hello { group: 0, ..good.clone() }, GreetingError::Field("group")),
         (peer::Hello { from_node: 0, ..good.clone() }, GreetingError::Field("from_node")),
-        (peer::Hello { to_node: 0, ..good }, GreetingError::Field("to_node")),
+        (peer::Hello { to_node: 0, ..good.clone() }, GreetingError::Field("to_node")),
+        (peer::Hello { members: Vec::new(), ..good.clone() }, GreetingError::Field("members")),
+        (peer::Hello { members: vec![3, 2], ..good.clone() }, GreetingError::Field("members")),
+        (peer::Hello { members: vec![2, 2], ..good.clone() }, GreetingError::Field("members")),
+        (peer::Hello { start: 0, ..good }, GreetingError::Field("start")),
     ];
     for (hello, refusal) in cases {
         assert_eq!(decode_hello(&hello.encode_to_vec().into()), Err(refusal));

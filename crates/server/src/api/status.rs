@@ -15,6 +15,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
         node: status.identity.node.get(),
         cluster_id: status.identity.cluster.0.to_vec().into(),
         stopped_reason: status.stopped.map(|reason| reason.to_string()).unwrap_or_default(),
+        ready: status.ready,
         state_machine_running: status.state_machine_running,
         state_machine_len: status.state_machine_len.map(|len| len as u64),
         late_replies: status.late_replies,
@@ -23,6 +24,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
         log_bytes_written: status.log.bytes_written,
         log_bytes_on_disk: status.log.log_bytes,
         snapshots: Some(snapshots(status.snapshots)),
+        refusals: status.refusals,
         ..StatusReply::default()
     };
     let Some(replica) = status.replica else { return reply };
@@ -42,7 +44,6 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
     reply.applied_index = replica.applied;
     reply.persisted_index = core.log.persisted.get();
     reply.last_index = core.log.last.index.get();
-    reply.ready = replica.ready;
     reply.members = replica.membership.members().iter().map(member).collect();
     reply
 }

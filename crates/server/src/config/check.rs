@@ -46,6 +46,10 @@ fn check_paths(config: &Config) -> Checked {
         let allowed = "`~` is not expanded: write the whole path";
         return Err(refused("data_dir", path.display(), allowed));
     }
+    if path.iter().any(|part| part.as_encoded_bytes().first() == Some(&b'$')) {
+        let allowed = "variables such as $HOME are not expanded: write the whole path";
+        return Err(refused("data_dir", path.display(), allowed));
+    }
     if path.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(refused("data_dir", format!("{path:?}"), "a path holds no NUL byte"));
     }

@@ -28,12 +28,13 @@ mod batch;
 mod dial;
 mod line;
 mod outbox;
+mod places;
 mod refusals;
 mod wire;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ const SEND_BUFFER_BYTES: u32 = 256 << 10;
 const FLUSH_WITHIN: Duration = Duration::from_millis(100);
 
 /// Who this node is, as told in every handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportIdentity {
     /// The cluster.
     pub cluster: ClusterId,
@@ -70,6 +71,10 @@ pub struct TransportIdentity {
     pub node: NodeId,
     /// This node's data directory.
     pub incarnation: Incarnation,
+    /// Drawn at every start; never 0.
+    pub start: u64,
+    /// What the state machine calls itself; empty: not compared.
+    pub state_machine: String,
 }
 
 /// Bounds and times of a [`FramedTransport`].
@@ -93,7 +98,8 @@ pub struct TransportSettings {
     pub backoff_min: Duration,
     /// The longest wait before dialling again.
     pub backoff_max: Duration,
-    /// Connections that have not finished their handshake yet; more are closed at once.
+    /// Connections that have not finished their handshake yet; one more ends the oldest, of a stranger's address if there
+    /// is one.
     pub max_handshakes: usize,
     /// Where the jitter comes from; different for every start.
     pub entropy: u64,
@@ -123,6 +129,8 @@ struct Shared {
     settings: TransportSettings,
     events: Arc<dyn PeerEvents>,
     refusals: Refusals,
+    /// Where members were found when they were dialled.
+    known_hosts: std::sync::Mutex<BTreeMap<NodeId, IpAddr>>,
     /// Some peer has dialled this node: whoever waits to dial it again need not wait longer.
     greeted: tokio::sync::Notify,
 }
@@ -174,6 +182,7 @@ impl FramedTransport {
             settings,
             events,
             refusals: Refusals::default(),
+            known_hosts: std::sync::Mutex::default(),
             greeted: tokio::sync::Notify::new(),
         });
         let runtime = Handle::current();

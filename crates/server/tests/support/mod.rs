@@ -49,7 +49,7 @@ pub(crate) async fn propose(engines: &[EmbeddedEngine], command: Bytes) -> Bytes
                     Ok(reply) => return reply,
                     Err(
                         ProposeError::NotLeader { .. }
-                        | ProposeError::OutcomeUnknown
+                        | ProposeError::OutcomeUnknown { .. }
                         | ProposeError::Stopped { .. },
                     ) => {
                         tokio::task::yield_now().await;

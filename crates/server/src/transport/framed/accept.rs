@@ -1,9 +1,9 @@
 //! The side that is dialled: checks the handshake, then only reads.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use d_engine_core::NodeId;
@@ -12,14 +12,17 @@ use d_engine_proto::peer::{HelloReply, Purpose, Refusal};
 use d_engine_proto::{Message as _, PROTOCOL_VERSION};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::line::SnapshotLine;
+use super::places::{Accepted, HandshakePlace, Handshakes};
 use super::wire::{self, FrameReader};
 use super::{RefusalKind, Shared};
-use crate::transport::{Admission, Room};
+use crate::descriptors;
+use crate::seldom::Seldom;
+use crate::transport::{Admission, PeerRefusal, Room};
 
 /// Why a connection ends.
 pub(super) enum End {
@@ -41,29 +44,24 @@ impl From<(RefusalKind, String)> for End {
     }
 }
 
-/// The connection of each peer. A newer one takes the place of the older, which ends when its sender
-/// here is dropped: the peer has given it up.
-type Accepted = Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>;
-
 /// Accepts connections for ever. Dropped with all of them when the task is aborted.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(shared.settings.max_handshakes));
-    let accepted = Accepted::default();
-    let mut connections = JoinSet::new();
+    let handshakes = Arc::new(Handshakes::default());
+    let accepted = Arc::new(Accepted::default());
+    let (mut connections, mut told) = (JoinSet::new(), Seldom::default());
     loop {
         tokio::select! {
             incoming = listener.accept() => match incoming {
                 Ok((stream, address)) => {
-                    let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-                        let text = "too many connections have not finished their handshake";
-                        shared.refusals.note(&address.ip().to_string(), RefusalKind::TooManyHandshakes, text);
-                        continue;
-                    };
-                    connections.spawn(serve(stream, address, shared.clone(), permit, accepted.clone()));
+                    let place = handshakes.begin(address.ip(), &shared);
+                    connections.spawn(serve(stream, address, shared.clone(), place, accepted.clone()));
                 }
                 // Out of file descriptors, most likely: give others time to free some.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept peer connections");
+                    if let Some(kept_back) = told.due(Instant::now()) {
+                        let (node, why) = (shared.identity.node, descriptors::explain(&error));
+                        tracing::warn!(%node, kept_back, "a peer's connection could not be accepted: {why}");
+                    }
                     sleep(shared.settings.backoff_max).await;
                 }
             },
@@ -77,27 +75,33 @@ async fn serve(
     mut stream: TcpStream,
     address: SocketAddr,
     shared: Arc<Shared>,
-    handshaking: OwnedSemaphorePermit,
-    accepted: Accepted,
+    mut place: HandshakePlace,
+    accepted: Arc<Accepted>,
 ) {
     let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
     let limit = shared.settings.handshake_timeout;
-    let greeted = timeout(limit, handshake(&mut stream, &mut reader, &shared)).await;
-    drop(handshaking);
+    let greeted = tokio::select! {
+        greeted = timeout(limit, handshake(&mut stream, &mut reader, &shared, &accepted)) => greeted,
+        () = place.is_lost() => {
+            let text = "too many connections have not finished their handshake, and it was the oldest".to_owned();
+            Ok(Err(End::Refused(RefusalKind::TooManyHandshakes, text)))
+        }
+    };
+    drop(place);
     let end = match greeted {
         Err(_) => End::Refused(RefusalKind::HandshakeTimeout, "it did not finish its handshake".to_owned()),
         Ok(Err(end)) => end,
-        Ok(Ok((from, Purpose::Snapshot))) => match SnapshotLine::new(stream, reader) {
+        Ok(Ok((from, _, Purpose::Snapshot))) => match SnapshotLine::new(stream, reader) {
             Ok(line) => {
                 shared.events.snapshot(from, line);
                 End::Closed
             }
             Err(error) => error.into(),
         },
-        Ok(Ok((from, Purpose::Messages))) => {
+        Ok(Ok((from, start, Purpose::Messages))) => {
             shared.greeted.notify_waiters();
             reader.allow(shared.settings.max_frame_bytes);
-            let replaced = replace(&accepted, from);
+            let replaced = accepted.take_place(from, start);
             tokio::select! {
                 end = read_messages(stream, reader, from, &shared) => end,
                 _ = replaced => End::Closed,
@@ -109,19 +113,13 @@ async fn serve(
     }
 }
 
-/// Ends the older connection of this peer; resolves when a newer one does the same to this.
-fn replace(accepted: &Accepted, from: NodeId) -> oneshot::Receiver<()> {
-    let (mine, replaced) = oneshot::channel();
-    accepted.lock().unwrap_or_else(PoisonError::into_inner).insert(from, mine);
-    replaced
-}
-
 /// Returns who dialled and what for, or why it is refused; a refusal has been told to the other side.
 async fn handshake(
     stream: &mut TcpStream,
     reader: &mut FrameReader,
     shared: &Shared,
-) -> Result<(NodeId, Purpose), End> {
+    accepted: &Accepted,
+) -> Result<(NodeId, u64, Purpose), End> {
     stream.set_nodelay(true)?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
     stream.read_exact(&mut theirs).await?;
@@ -132,7 +130,13 @@ async fn handshake(
     }
     checked?;
     let hello = read_frame(stream, reader).await?;
-    let checked = decode_hello(&hello).map_err(refuse_greeting).and_then(|hello| check(&hello, shared));
+    let checked = match decode_hello(&hello) {
+        Err(error) => Err(refuse_greeting(error)),
+        Ok(hello) => check(&hello, shared, accepted).inspect_err(|(_, kind, text)| {
+            let (node, kind, text) = (hello.from, *kind, text.clone());
+            shared.events.refused(PeerRefusal { node, by_peer: false, kind, text });
+        }),
+    };
     let mut reply = HelloReply {
         protocol_version: PROTOCOL_VERSION,
         node: shared.identity.node.get(),
@@ -161,7 +165,11 @@ fn refuse_greeting(error: GreetingError) -> Unwelcome {
     }
 }
 
-fn check(hello: &Greeting, shared: &Shared) -> Result<(NodeId, Purpose), Unwelcome> {
+fn check(
+    hello: &Greeting,
+    shared: &Shared,
+    accepted: &Accepted,
+) -> Result<(NodeId, u64, Purpose), Unwelcome> {
     let own = &shared.identity;
     let refuse = |refusal, kind, text| Err((refusal, kind, text));
     if hello.cluster != own.cluster {
@@ -177,8 +185,34 @@ fn check(hello: &Greeting, shared: &Shared) -> Result<(NodeId, Purpose), Unwelco
         let text = format!("node {} dialled node {}; this is node {}", hello.from, hello.to, own.node);
         return refuse(Refusal::NotTheExpectedNode, RefusalKind::NotTheExpectedNode, text);
     }
+    let members = shared.events.members();
+    if hello.members != members {
+        let text = format!(
+            "node {} knows the members {}, node {} knows {}: give every node of a cluster the same `members`",
+            hello.from,
+            list(&hello.members),
+            own.node,
+            list(&members)
+        );
+        return refuse(Refusal::OtherMembers, RefusalKind::OtherMembers, text);
+    }
+    let (theirs, ours) = (&hello.state_machine, &own.state_machine);
+    if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
+        let text = format!(
+            "node {} runs the state machine {theirs:?}, node {} runs {ours:?}: all nodes of a cluster must run the same",
+            hello.from, own.node
+        );
+        return refuse(Refusal::OtherStateMachine, RefusalKind::OtherStateMachine, text);
+    }
     match shared.events.admit(hello.from, hello.incarnation) {
-        Admission::Welcome => Ok((hello.from, hello.purpose)),
+        Admission::Welcome if accepted.is_replaced(hello.from, hello.start) => {
+            let text = format!(
+                "node {} runs twice: another process with its data directory has taken its place; stop one of them",
+                hello.from
+            );
+            refuse(Refusal::RunsTwice, RefusalKind::RunsTwice, text)
+        }
+        Admission::Welcome => Ok((hello.from, hello.start, hello.purpose)),
         Admission::UnknownNode => {
             let text =
                 format!("node {} is no member of the cluster that node {} knows", hello.from, own.node);
@@ -189,6 +223,10 @@ fn check(hello: &Greeting, shared: &Shared) -> Result<(NodeId, Purpose), Unwelco
             refuse(Refusal::OtherIncarnation, RefusalKind::OtherIncarnation, text)
         }
     }
+}
+
+fn list(members: &[u64]) -> String {
+    members.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The same words on both sides.

@@ -1,7 +1,7 @@
 //! The side that dials: keeps a connection to one peer and writes what waits for it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bytes::Buf as _;
 use d_engine_core::NodeId;
@@ -21,7 +21,7 @@ use super::line::SnapshotLine;
 use super::outbox::Outbox;
 use super::wire::{self, FrameReader};
 use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared};
-use crate::transport::Admission;
+use crate::transport::{Admission, PeerRefusal};
 
 /// Dials one peer for ever.
 pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, outbox: Arc<Outbox>) {
@@ -47,6 +47,7 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
             Ok(Err(End::Refused(kind, text))) => {
                 backoff.raise();
                 shared.refusals.note(&address, kind, &text);
+                shared.events.refused(PeerRefusal { node: peer, by_peer: true, kind, text });
             }
             // Not there yet, or not any more: the usual case while nodes start and stop.
             Ok(Err(End::Closed)) => tracing::debug!(%peer, %address, "peer cannot be reached"),
@@ -81,7 +82,7 @@ async fn connect(
     address: &str,
     purpose: Purpose,
 ) -> Result<(TcpStream, FrameReader, Incarnation), End> {
-    let mut stream = open(address).await?;
+    let mut stream = open(shared, peer, address).await?;
     stream.set_nodelay(true)?;
     let own = &shared.identity;
     let hello = encode_hello(&Greeting {
@@ -91,6 +92,9 @@ async fn connect(
         to: peer,
         incarnation: own.incarnation,
         purpose,
+        members: shared.events.members(),
+        start: own.start,
+        state_machine: own.state_machine.clone(),
     });
     stream.write_all(&[&wire::preamble()[..], &wire::header(&[&hello]), &hello].concat()).await?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
@@ -104,11 +108,12 @@ async fn connect(
 }
 
 /// Tries every address that the name stands for.
-async fn open(address: &str) -> io::Result<TcpStream> {
+async fn open(shared: &Shared, peer: NodeId, address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::other("the name stands for no address");
     for target in lookup_host(address).await? {
         let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        shared.known_hosts.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, target.ip());
         match socket.connect(target).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
@@ -127,6 +132,9 @@ fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnatio
         Refusal::UnknownNode => Some(RefusalKind::UnknownNode),
         Refusal::NotTheExpectedNode => Some(RefusalKind::NotTheExpectedNode),
         Refusal::OtherIncarnation => Some(RefusalKind::OtherIncarnation),
+        Refusal::OtherMembers => Some(RefusalKind::OtherMembers),
+        Refusal::OtherStateMachine => Some(RefusalKind::OtherStateMachine),
+        Refusal::RunsTwice => Some(RefusalKind::RunsTwice),
         // Also a refusal of a newer version that has no number here.
         Refusal::Malformed | Refusal::None => Some(RefusalKind::MalformedFrame),
     };

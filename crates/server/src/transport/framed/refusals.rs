@@ -31,6 +31,12 @@ pub enum RefusalKind {
     HandshakeTimeout,
     /// Too many handshakes were going on.
     TooManyHandshakes,
+    /// It knows other members.
+    OtherMembers,
+    /// It runs another state machine.
+    OtherStateMachine,
+    /// Another process that says it is the same node has taken its place.
+    RunsTwice,
 }
 
 /// How many (address, kind) pairs are remembered as logged. Beyond that refusals are only counted, so

@@ -1,0 +1,183 @@
+//! Places of accepted connections: of those that have not finished their handshake, which are few, and of the one of
+//! each peer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use d_engine_core::NodeId;
+use tokio::sync::oneshot;
+
+use super::Shared;
+
+/// Connections that have not finished their handshake, the oldest first.
+#[derive(Default)]
+pub(super) struct Handshakes {
+    state: Mutex<Unfinished>,
+}
+
+#[derive(Default)]
+struct Unfinished {
+    begun: u64,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    number: u64,
+    host: IpAddr,
+    /// Dropped: the connection has lost its place.
+    _keeps: oneshot::Sender<()>,
+}
+
+/// The place of one connection, until it is dropped.
+pub(super) struct HandshakePlace {
+    handshakes: Arc<Handshakes>,
+    number: u64,
+    lost: oneshot::Receiver<()>,
+}
+
+impl Handshakes {
+    // Nobody panics while holding the lock.
+    fn lock(&self) -> MutexGuard<'_, Unfinished> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a connection from `host`. If there are too many, the oldest loses its own: whoever says nothing
+    /// cannot keep those out who come later. Hosts of members go last.
+    pub(super) fn begin(self: &Arc<Self>, host: IpAddr, shared: &Shared) -> HandshakePlace {
+        let known: Vec<IpAddr> = {
+            let hosts = shared.known_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            hosts.values().copied().collect()
+        };
+        self.begin_among(host, shared.settings.max_handshakes, &known)
+    }
+
+    fn begin_among(self: &Arc<Self>, host: IpAddr, max: usize, known: &[IpAddr]) -> HandshakePlace {
+        let mut state = self.lock();
+        while state.waiting.len() >= max.max(1) {
+            let stranger = state.waiting.iter().position(|one| !known.contains(&one.host));
+            state.waiting.remove(stranger.unwrap_or(0));
+        }
+        state.begun += 1;
+        let (number, (keeps, lost)) = (state.begun, oneshot::channel());
+        state.waiting.push_back(Waiting { number, host, _keeps: keeps });
+        HandshakePlace { handshakes: self.clone(), number, lost }
+    }
+}
+
+impl HandshakePlace {
+    /// Resolves when somebody else has got the place.
+    pub(super) async fn is_lost(&mut self) {
+        // Nothing is ever sent: the sender is dropped.
+        (&mut self.lost).await.unwrap_or(());
+    }
+}
+
+impl Drop for HandshakePlace {
+    fn drop(&mut self) {
+        self.handshakes.lock().waiting.retain(|one| one.number != self.number);
+    }
+}
+
+/// Starts of a node that are remembered as replaced.
+const REPLACED_MAX: usize = 8;
+
+/// The connection of each peer. A newer one takes the place of the older, which ends when its sender here is dropped:
+/// the peer has given it up.
+#[derive(Default)]
+pub(super) struct Accepted {
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
+}
+
+struct Peer {
+    /// Which start of the peer the connection is of.
+    start: u64,
+    ends: oneshot::Sender<()>,
+    /// Earlier starts whose place was taken. A process that was restarted never comes back as an earlier start; one that
+    /// runs beside another with the same directory does.
+    replaced: VecDeque<u64>,
+}
+
+impl Accepted {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the connection that stands is of a later start of this peer.
+    pub(super) fn is_replaced(&self, node: NodeId, start: u64) -> bool {
+        let peers = self.lock();
+        peers.get(&node).is_some_and(|peer| {
+            peer.start != start && !peer.ends.is_closed() && peer.replaced.contains(&start)
+        })
+    }
+
+    /// Ends the older connection of this peer; resolves when a newer one does the same to this.
+    pub(super) fn take_place(&self, node: NodeId, start: u64) -> oneshot::Receiver<()> {
+        let (ends, replaced) = oneshot::channel();
+        let mut peers = self.lock();
+        let mut earlier = VecDeque::new();
+        if let Some(before) = peers.remove(&node) {
+            earlier = before.replaced;
+            earlier.push_back(before.start);
+        }
+        earlier.retain(|one| *one != start);
+        while earlier.len() > REPLACED_MAX {
+            earlier.pop_front();
+        }
+        peers.insert(node, Peer { start, ends, replaced: earlier });
+        replaced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn is_lost(place: &mut HandshakePlace) -> bool {
+        place.lost.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+    }
+
+    #[test]
+    fn the_oldest_unfinished_handshake_gives_its_place_to_the_newest() {
+        let handshakes = Arc::new(Handshakes::default());
+        let begin = || handshakes.begin_among(host(9), 2, &[]);
+        let (mut first, second) = (begin(), begin());
+        assert!(!is_lost(&mut first));
+        let mut third = begin();
+        assert!(is_lost(&mut first) && !is_lost(&mut third));
+        drop(second);
+        let mut fourth = begin();
+        assert!(!is_lost(&mut third) && !is_lost(&mut fourth));
+        assert_eq!(handshakes.lock().waiting.len(), 2);
+        drop((first, third, fourth));
+        assert_eq!(handshakes.lock().waiting.len(), 0);
+    }
+
+    #[test]
+    fn members_keep_their_places_while_there_are_strangers() {
+        let handshakes = Arc::new(Handshakes::default());
+        let begin = |from| handshakes.begin_among(host(from), 3, &[host(1)]);
+        let (mut member, mut stranger) = (begin(1), begin(9));
+        let mut others: Vec<_> = (0..5).map(|_| begin(9)).collect();
+        assert!(is_lost(&mut stranger) && !is_lost(&mut member));
+        assert_eq!(others.iter_mut().map(is_lost).filter(|is_lost| !is_lost).count(), 2);
+    }
+
+    #[test]
+    fn a_start_that_was_replaced_is_known_while_the_other_is_connected() {
+        let node = NodeId::new(2).unwrap();
+        let accepted = Accepted::default();
+        let _first = accepted.take_place(node, 1);
+        assert!(!accepted.is_replaced(node, 1) && !accepted.is_replaced(node, 2), "a restart");
+        let second = accepted.take_place(node, 2);
+        assert!(accepted.is_replaced(node, 1) && !accepted.is_replaced(node, 2));
+        drop(second);
+        assert!(!accepted.is_replaced(node, 1), "the other has gone");
+        let _again = accepted.take_place(node, 1);
+        assert!(accepted.is_replaced(node, 2) && !accepted.is_replaced(node, 1));
+    }
+}

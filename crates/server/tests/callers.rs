@@ -1,0 +1,227 @@
+//! What callers are told: deadlines, readiness, transfers of leadership, and the end of a node.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/held.rs"]
+mod held;
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d_engine_kv::KvCommand;
+use d_engine_replica::StateMachine;
+use d_engine_server::{
+    Config, EmbeddedEngine, ProposeError, ReadConsistency, ReadError, StartError, TransferError,
+    UnknownBecause,
+};
+use held::Held;
+use support::{PATIENCE, cluster, put, start};
+
+fn command(key: &str) -> bytes::Bytes {
+    KvCommand::put(key.to_owned(), "v").encode()
+}
+
+async fn held(dir: &std::path::Path) -> (Arc<Held>, EmbeddedEngine) {
+    let machine = Arc::new(Held::default());
+    let config = Config { data_dir: dir.join("data"), ..Config::default() };
+    // Of any type, or of none that is known.
+    let any: Arc<dyn StateMachine> = machine.clone();
+    let engine = EmbeddedEngine::start_custom(any, config).await.unwrap();
+    engine.wait_ready(PATIENCE).await.unwrap();
+    (machine, engine)
+}
+
+/// The place of the node that leads.
+async fn leader(engines: &[EmbeddedEngine]) -> usize {
+    let mut leader = None;
+    let found = async {
+        while leader.is_none() {
+            leader = engines.iter().position(EmbeddedEngine::is_leader);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap();
+    leader.unwrap()
+}
+
+/// Three nodes with timeouts so long that nothing but the test moves leadership.
+async fn calm(dir: &std::path::Path) -> Vec<EmbeddedEngine> {
+    let mut engines = Vec::new();
+    for mut config in cluster(dir, 3) {
+        config.election_timeout_min_ms = 2_000;
+        config.election_timeout_max_ms = 2_500;
+        engines.push(start(&config).await);
+    }
+    put(&engines, "k", "v").await;
+    engines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_to_a_node_that_has_just_died_says_who_leads_and_sends_callers_to_it_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let engines = calm(dir.path()).await;
+    let leads = leader(&engines).await;
+    let (target, number) = ((leads + 1) % 3, ((leads + 1) % 3) as u64 + 1);
+    engines[target].stop().await;
+    let transfer = engines[leads].transfer_leadership(Some(number));
+    let propose = async {
+        loop {
+            match engines[leads].propose(command("k")).await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) => return error,
+            }
+        }
+    };
+    let (moved, refused) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(transfer, propose) }).await.unwrap();
+    let ProposeError::TransferInProgress { successor: Some(successor) } = refused else {
+        panic!("{refused}")
+    };
+    assert_eq!((successor.node.get(), successor.client_addr), (number, format!("127.0.0.1:{number}")));
+    let TransferError::TimedOut { target: Some(named), leader: Some(still), waited_ms } = moved.unwrap_err()
+    else {
+        panic!("no timeout")
+    };
+    // The leader's own patience and two elections.
+    assert_eq!((named, still, waited_ms), (number, leads as u64 + 1, 2_000 + 2 * 2_500));
+
+    // By now the leader knows that nobody is there.
+    let began = Instant::now();
+    let refused = engines[leads].transfer_leadership(Some(number)).await.unwrap_err();
+    assert!(matches!(refused, TransferError::TargetSilent { target, .. } if target == number), "{refused}");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    engines[leads].propose(command("k")).await.unwrap();
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_no_majority_confirms_ends_with_its_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let engines = calm(dir.path()).await;
+    let leads = leader(&engines).await;
+    for other in [(leads + 1) % 3, (leads + 2) % 3] {
+        engines[other].stop().await;
+    }
+    let patience = Duration::from_millis(20);
+    let late = engines[leads].get_within(b"k", ReadConsistency::Linearizable, patience).await.unwrap_err();
+    assert_eq!(late, ReadError::Expired);
+    let late = engines[leads].query_within(b"k", ReadConsistency::Linearizable, patience).await.unwrap_err();
+    assert_eq!(late, ReadError::Expired);
+    let now = engines[leads].get_within(b"k", ReadConsistency::Eventual, patience).await.unwrap();
+    assert_eq!(now, Some("v".into()));
+    engines[leads].stop().await;
+}
+
+/// The command is in the log, and its caller is not told that leadership was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_not_applied_in_time_has_an_unknown_outcome_with_the_right_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    machine.apply.close();
+    let late = engine.propose_within(command("k"), Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!(late, ProposeError::OutcomeUnknown { why: UnknownBecause::DeadlinePassed });
+    machine.apply.open();
+    engine.stop().await;
+}
+
+/// A new leader's lease is no leave to answer from a state that lacks what was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    machine.apply.close();
+    let late = engine.propose_within(command("k"), Duration::from_millis(200)).await.unwrap_err();
+    assert!(matches!(late, ProposeError::OutcomeUnknown { .. }), "{late}");
+    let patience = Duration::from_millis(200);
+    for consistency in [ReadConsistency::Lease, ReadConsistency::Linearizable] {
+        let read = engine.get_within(b"k", consistency, patience).await;
+        assert_eq!(read, Err(ReadError::Expired), "{consistency:?}");
+    }
+    machine.apply.open();
+    let read = engine.get_within(b"k", ReadConsistency::Lease, PATIENCE).await.unwrap();
+    assert_eq!(read, Some("v".into()));
+    engine.stop().await;
+}
+
+/// A state machine that takes its time over counting its records runs all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_count_does_not_make_a_node_unready() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    machine.len.close();
+    for _ in 0..2 {
+        let status = engine.status().await;
+        assert!(status.ready && status.state_machine_running);
+        assert_eq!(status.state_machine_len, None);
+    }
+    machine.len.open();
+    engine.stop().await;
+}
+
+/// Readiness is about having caught up once; how far a node is behind is told by numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_stays_ready_while_it_applies() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    machine.apply.close();
+    let behind = engine.propose_within(command("k"), Duration::from_millis(1)).await;
+    assert!(behind.is_err());
+    let lag = async {
+        loop {
+            let status = engine.status().await;
+            let replica = status.replica.as_ref().unwrap();
+            if replica.core.log.committed.get() > replica.applied {
+                return status.ready;
+            }
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, lag).await.unwrap());
+    machine.apply.open();
+    engine.stop().await;
+    assert!(!engine.status().await.ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_call_of_stop_does_not_let_the_next_one_return_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    machine.apply.close();
+    assert!(engine.propose_within(command("k"), Duration::from_millis(200)).await.is_err());
+    // Long enough for the node's patience with its callers: the threads are being joined by then.
+    let patience = Duration::from_secs(4);
+    for _ in 0..2 {
+        assert!(tokio::time::timeout(patience, engine.stop()).await.is_err(), "the apply thread still runs");
+    }
+    machine.apply.open();
+    tokio::time::timeout(PATIENCE, engine.stop()).await.unwrap();
+    assert!(!engine.is_leader() && engine.leader().is_none(), "a node that has stopped leads nothing");
+}
+
+/// A follower learns of a commit with the next message: its snapshot must not be taken before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_at_a_follower_has_everything_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let engines = calm(dir.path()).await;
+    let leads = leader(&engines).await;
+    let follower = &engines[(leads + 1) % 3];
+    for n in 0..20 {
+        put(&engines, &n.to_string(), "v").await;
+        let committed = engines[leads].status().await.replica.unwrap().core.log.committed;
+        let taken = follower.take_snapshot().await.unwrap();
+        assert!(taken.label().index >= committed, "{taken:?} after {committed:?}");
+    }
+    for engine in &engines {
+        engine.stop().await;
+    }
+}
+
+#[test]
+fn a_runtime_without_timers_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let refused = runtime.block_on(EmbeddedEngine::start(dir.path().join("data"))).unwrap_err();
+    assert!(matches!(refused, StartError::NoRuntime), "{refused}");
+    assert!(!dir.path().join("data").exists(), "nothing may be opened");
+}

@@ -1,0 +1,100 @@
+//! A key-value machine whose calls can be held up.
+
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use d_engine_kv::KvStateMachine;
+use d_engine_replica::{Entry, LogId, Result, SnapshotMetadata, StateMachine};
+
+/// Lets calls pass, or holds them.
+#[derive(Default)]
+pub(crate) struct Gate {
+    is_closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        *self.is_closed.lock().unwrap() = true;
+    }
+
+    pub(crate) fn open(&self) {
+        *self.is_closed.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let is_closed = self.is_closed.lock().unwrap();
+        drop(self.opened.wait_while(is_closed, |is_closed| *is_closed).unwrap());
+    }
+}
+
+/// The machine; open its gates before the end of the test.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) kv: KvStateMachine,
+    pub(crate) apply: Gate,
+    pub(crate) len: Gate,
+}
+
+#[async_trait]
+impl StateMachine for Held {
+    fn start(&self) -> Result<()> {
+        self.kv.start()
+    }
+    fn stop(&self) -> Result<()> {
+        self.kv.stop()
+    }
+    fn is_running(&self) -> bool {
+        self.kv.is_running()
+    }
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.kv.get(key)
+    }
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        self.kv.entry_term(entry_id)
+    }
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        self.apply.pass();
+        self.kv.apply_chunk(chunk).await
+    }
+    fn len(&self) -> usize {
+        self.len.pass();
+        self.kv.len()
+    }
+    fn update_last_applied(&self, last: LogId) {
+        self.kv.update_last_applied(last);
+    }
+    fn last_applied(&self) -> LogId {
+        self.kv.last_applied()
+    }
+    fn persist_last_applied(&self, last: LogId) -> Result<()> {
+        self.kv.persist_last_applied(last)
+    }
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.kv.update_last_snapshot_metadata(meta)
+    }
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        self.kv.snapshot_metadata()
+    }
+    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.kv.persist_last_snapshot_metadata(meta)
+    }
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        self.kv.apply_snapshot_from_file(meta, path).await
+    }
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        self.kv.generate_snapshot_data(dir, last_included).await
+    }
+    fn save_hard_state(&self) -> Result<()> {
+        self.kv.save_hard_state()
+    }
+    fn flush(&self) -> Result<()> {
+        self.kv.flush()
+    }
+    async fn reset(&self) -> Result<()> {
+        self.kv.reset().await
+    }
+}
