@@ -36,7 +36,45 @@ fn unsynced_sectors_are_seen_and_lost_or_kept_or_torn_by_a_crash() {
         assert_eq!(content(&fs), expected);
     }
     let fs = overwritten();
-    let mut draws = [0, 1, 100, 2, 30, 3].into_iter();
+    let mut draws = [0, 0, 1, 100, 2, 30, 3].into_iter();
+    fs.crash(&mut |n| draws.next().unwrap() % n);
+    let mut expected = vec![1; 2048];
+    expected[512..612].fill(2);
+    expected[1536 - 30..].fill(2);
+    assert_eq!(content(&fs), expected);
+}
+
+/// The sectors of one sync may reach the disk in order, up to where the power fails.
+#[test]
+fn a_crash_may_keep_what_was_written_up_to_some_place() {
+    let fs = overwritten();
+    let mut draws = [2, 3].into_iter();
+    fs.crash(&mut |n| draws.next().unwrap() % n);
+    assert_eq!(content(&fs), [vec![2; 1536], vec![1; 512]].concat());
+}
+
+/// A crash in the middle of a sync is no failed sync: every sector may have been written, or not, or
+/// in part.
+#[test]
+fn a_sync_that_the_crash_interrupts_keeps_loses_or_tears_each_sector() {
+    for sync_all in [false, true] {
+        for (draw, expected) in [(0, vec![1; 2048]), (3, vec![2; 2048])] {
+            let fs = overwritten();
+            let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+            fs.halt_at(1);
+            let synced = if sync_all { file.sync_all() } else { file.sync_data() };
+            synced.unwrap_err();
+            // What the dying process still calls changes nothing.
+            file.sync_data().unwrap_err();
+            fs.crash(&mut |n| draw % n);
+            assert_eq!(content(&fs), expected);
+        }
+    }
+    let fs = overwritten();
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    fs.halt_at(1);
+    file.sync_data().unwrap_err();
+    let mut draws = [0, 0, 1, 100, 2, 30, 3].into_iter();
     fs.crash(&mut |n| draws.next().unwrap() % n);
     let mut expected = vec![1; 2048];
     expected[512..612].fill(2);

@@ -411,9 +411,20 @@ impl Inode {
         if self.durable.len() < self.seen.len() && random(3) > 0 {
             self.durable.resize(self.seen.len(), 0);
         }
-        for sector in dirty {
+        if dirty.is_empty() {
+            self.seen = self.durable.clone();
+            return;
+        }
+        // Sector by sector alone, a large write would hardly ever survive as a whole.
+        let in_order = match random(4) {
+            0 | 1 => None,
+            2 => Some(random(dirty.len() as u64 + 1) as usize),
+            _ => Some(dirty.len()),
+        };
+        for (position, sector) in dirty.into_iter().enumerate() {
             let range = sector_range(sector, self.seen.len());
-            let kept = match random(4) {
+            let kept = match in_order.map_or_else(|| random(4), |up_to| if position < up_to { 3 } else { 0 })
+            {
                 0 => range.start..range.start,
                 1 => range.start..range.start + random(range.len() as u64) as usize,
                 2 => range.end - random(range.len() as u64) as usize..range.end,

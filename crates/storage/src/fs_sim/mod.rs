@@ -2,7 +2,8 @@
 //! is decided by the numbers that the test or the simulator draws.
 //!
 //! It is stricter than any real one:
-//! - unsynced writes are kept apart per 512-byte sector; a crash loses, keeps or tears each by itself;
+//! - unsynced writes are kept apart per 512-byte sector; a crash keeps all of a file's, keeps those up
+//!   to some place, or loses, keeps or tears each by itself, also when it interrupts their sync;
 //! - names (create, rename, remove) are durable only after the directory is synced; a crash loses
 //!   or keeps each change by itself;
 //! - after a failed sync the data stays readable and is gone at the next power cut, although later
@@ -226,7 +227,9 @@ impl SimFile {
         match disk.begin(op) {
             Ok(step) => Ok((disk, step)),
             Err(error) => {
-                if matches!(op, FsOp::SyncData | FsOp::SyncAll) {
+                // Only a system that goes on drops pages. A sync that the crash interrupts may have
+                // written any of them: they stay unsynced, and the crash decides.
+                if matches!(op, FsOp::SyncData | FsOp::SyncAll) && !disk.is_halted() {
                     disk.drop_dirty_pages(self.inode);
                 }
                 Err(error)
