@@ -164,3 +164,46 @@ fn errors_say_what_they_are() {
     assert_eq!(kind(fs.create_dir(Path::new("/none/below"))), ErrorKind::NotFound);
     assert_eq!(fs.counts().of(FsOp::CreateDir), 2);
 }
+
+#[test]
+fn a_full_disk_stays_full_until_something_is_freed() {
+    let fs = overwritten();
+    fs.set_capacity(Some(2048 + 1024));
+    let dir = Path::new("/disk");
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(1024));
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    // What does not fit is cut off, and then nothing fits, however often it is tried.
+    assert_eq!(file.write_at(2000, &[3; 2000]).unwrap(), 1072);
+    for _ in 0..3 {
+        assert_eq!(file.write_at(3072, b"x").unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(file.set_len(4000).unwrap_err().kind(), ErrorKind::StorageFull);
+        let created = fs.open(Path::new("/disk/new"), OpenMode::CreateNew).map(drop);
+        assert_eq!(created.unwrap_err().kind(), ErrorKind::StorageFull);
+    }
+    assert_eq!(file.write_at(0, &[4; 3072]).unwrap(), 3072, "what is there can be overwritten");
+    file.set_len(512).unwrap();
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(2560));
+    let other = fs.open(Path::new("/disk/new"), OpenMode::CreateNew).unwrap();
+    write_all_at(&*other, 0, &[5; 2560]).unwrap();
+    // A file without a name takes space until it is closed.
+    fs.remove_file(Path::new("/disk/new")).unwrap();
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(0));
+    drop(other);
+    assert_eq!(Fs::free_bytes(&fs, dir).unwrap(), Some(2560));
+    assert_eq!(fs.used_bytes(), 512);
+}
+
+#[test]
+fn a_process_has_only_so_many_handles() {
+    let fs = overwritten();
+    fs.set_max_open(Some(2));
+    let open = || fs.open(Path::new(FILE), OpenMode::Existing);
+    let (first, _second) = (open().unwrap(), open().unwrap());
+    assert_eq!(open().unwrap_err().raw_os_error(), Some(24));
+    drop(first);
+    open().unwrap();
+    for (failure, errno) in [(Failure::Quota, 122), (Failure::TooManyFilesInSystem, 23)] {
+        fs.fail(FsOp::Open, 1, failure);
+        assert_eq!(open().unwrap_err().raw_os_error(), Some(errno));
+    }
+}

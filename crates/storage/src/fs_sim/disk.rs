@@ -5,12 +5,11 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::space::{self, Space};
 use super::{Failure, SimImage};
 use crate::fs::{FileKind, FsCounts, FsOp, OpenMode};
 
 const SECTOR: usize = 512;
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 
 /// How much of an operation is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,8 +35,7 @@ pub(super) struct Disk {
     failures: BTreeMap<(FsOp, u64), Failure>,
     /// The total of operations at which the process dies.
     halt_at: Option<u64>,
-    /// Bytes that can still be written, as far as somebody has said.
-    pub(super) free: Option<u64>,
+    pub(super) space: Space,
 }
 
 type Names = BTreeMap<PathBuf, Node>;
@@ -167,8 +165,7 @@ impl Disk {
         match self.failures.remove(&(op, self.counts.of(op))) {
             None => Ok(Step::Whole),
             Some(Failure::Short) => Ok(Step::Short),
-            Some(Failure::Io) => Err(io::Error::from_raw_os_error(EIO)),
-            Some(Failure::NoSpace) => Err(io::Error::from_raw_os_error(ENOSPC)),
+            Some(failure) => Err(io::Error::from_raw_os_error(failure.errno())),
         }
     }
 
@@ -182,6 +179,7 @@ impl Disk {
     }
 
     pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> io::Result<(u64, Arc<()>)> {
+        self.handle_left()?;
         let number = match (self.seen.get(path), mode) {
             (Some(Node::File(number)), OpenMode::Existing) => *number,
             (Some(_), OpenMode::CreateNew) => return Err(ErrorKind::AlreadyExists.into()),
@@ -189,6 +187,7 @@ impl Disk {
             (None, OpenMode::Existing) => return Err(ErrorKind::NotFound.into()),
             (None, OpenMode::CreateNew) => {
                 self.check_dir(parent_of(path))?;
+                self.room_for_file()?;
                 let number = self.add_inode(Inode::default());
                 self.change(Change { remove: None, add: Some((path.to_owned(), Node::File(number))) });
                 number
@@ -384,11 +383,15 @@ impl Disk {
                 named
             },
         );
-        self.inodes.retain(|number, inode| named.contains(number) || Arc::strong_count(&inode.token) > 1);
+        self.inodes.retain(|number, inode| named.contains(number) || inode.is_open());
     }
 }
 
 impl Inode {
+    fn is_open(&self) -> bool {
+        Arc::strong_count(&self.token) > 1
+    }
+
     fn sync(&mut self) {
         if let Some(cut) = self.cut_to.take() {
             self.durable.truncate(cut);
@@ -439,6 +442,50 @@ impl Inode {
             self.durable[kept.clone()].copy_from_slice(&self.seen[kept]);
         }
         self.seen = self.durable.clone();
+    }
+}
+
+impl Disk {
+    pub(super) fn used_bytes(&self) -> u64 {
+        let named: BTreeSet<u64> = self.seen.values().filter_map(Node::file).collect();
+        let used = self.inodes.iter().filter(|(number, inode)| named.contains(number) || inode.is_open());
+        used.map(|(_, inode)| space::taken(inode.seen.len())).sum()
+    }
+
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let left = |capacity: u64| capacity.saturating_sub(self.used_bytes());
+        self.space.claimed.or_else(|| self.space.capacity.map(left))
+    }
+
+    /// How many of `len` bytes at `offset` there is room for.
+    pub(super) fn room_for(&self, inode: u64, offset: u64, len: usize) -> io::Result<usize> {
+        let Some(capacity) = self.space.capacity else { return Ok(len) };
+        let taken = self.inodes.get(&inode).map_or(0, |inode| space::taken(inode.seen.len()));
+        let reach = taken + capacity.saturating_sub(self.used_bytes()) / SECTOR as u64 * SECTOR as u64;
+        match usize::try_from(reach.saturating_sub(offset)).unwrap_or(usize::MAX).min(len) {
+            0 if len > 0 => Err(space::no_space()),
+            fits => Ok(fits),
+        }
+    }
+
+    fn room_for_file(&self) -> io::Result<()> {
+        let is_full = |capacity: u64| self.used_bytes() + space::taken(0) > capacity;
+        if self.space.capacity.is_some_and(is_full) { Err(space::no_space()) } else { Ok(()) }
+    }
+
+    fn handle_left(&self) -> io::Result<()> {
+        let Some(max) = self.space.max_open else { return Ok(()) };
+        let open: usize = self.inodes.values().map(|inode| Arc::strong_count(&inode.token) - 1).sum();
+        if open < max { Ok(()) } else { Err(io::Error::from_raw_os_error(Failure::TooManyFiles.errno())) }
+    }
+}
+
+impl Node {
+    const fn file(&self) -> Option<u64> {
+        match self {
+            Self::Dir => None,
+            Self::File(number) => Some(*number),
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //!   syncs succeed.
 
 mod disk;
+mod space;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,8 +31,14 @@ pub struct SimFs {
 pub enum Failure {
     /// EIO. A failed sync drops the dirty pages: they stay readable and will never be durable.
     Io,
-    /// ENOSPC. Nothing is written.
+    /// ENOSPC. Nothing is written. A failed sync drops the dirty pages as with [`Failure::Io`].
     NoSpace,
+    /// EDQUOT, as [`Failure::NoSpace`].
+    Quota,
+    /// EMFILE: the process has no descriptor left.
+    TooManyFiles,
+    /// ENFILE: the system has no descriptor left.
+    TooManyFilesInSystem,
     /// A write takes only half of the bytes and says so. Other operations succeed.
     Short,
 }
@@ -106,9 +113,29 @@ impl SimFs {
         self.disk().surviving(dir)
     }
 
-    /// Says what [`Fs::free_bytes`] answers from now on. At first nobody knows.
+    /// Gives the disk a size in bytes; at first, and with `None`, it has no end. A write that does not
+    /// fit is cut short, and one that finds no room at all fails with ENOSPC, until something is freed:
+    /// a file by being cut, or by losing its last name and its last handle. Space counts in sectors
+    /// of 512 bytes, and an empty file takes one. Files that are larger than the new size stay.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.disk().space.capacity = bytes;
+    }
+
+    /// Bytes taken by files that have a name or are open.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.disk().used_bytes()
+    }
+
+    /// Lets at most so many handles be open at a time; opening another one fails with EMFILE.
+    pub fn set_max_open(&self, handles: Option<usize>) {
+        self.disk().space.max_open = handles;
+    }
+
+    /// Says what [`Fs::free_bytes`] answers from now on, whatever there really is. With `None` it
+    /// answers what is left of [`SimFs::set_capacity`]; without a capacity, nobody knows.
     pub fn set_free_bytes(&self, free: Option<u64>) {
-        self.disk().free = free;
+        self.disk().space.claimed = free;
     }
 
     /// Turns one bit of a file around, durably. Returns whether there is such a byte.
@@ -185,7 +212,7 @@ impl Fs for SimFs {
     fn free_bytes(&self, dir: &Path) -> io::Result<Option<u64>> {
         let mut disk = self.disk();
         disk.begin(FsOp::FreeBytes)?;
-        disk.kind(dir).map(|_| disk.free)
+        disk.kind(dir).map(|_| disk.free_bytes())
     }
 
     fn counts(&self) -> FsCounts {
@@ -250,6 +277,7 @@ impl FsFile for SimFile {
             Step::Short => bytes.len().div_ceil(2),
             Step::Whole => bytes.len(),
         };
+        let taken = disk.room_for(self.inode, offset, taken)?;
         disk.write(self.inode, offset, bytes.get(..taken).unwrap_or(bytes));
         Ok(taken)
     }
@@ -268,6 +296,10 @@ impl FsFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let (mut disk, _) = self.begin(FsOp::SetLen)?;
+        let grown = usize::try_from(len.saturating_sub(disk.len(self.inode))).unwrap_or(usize::MAX);
+        if disk.room_for(self.inode, len - grown as u64, grown)? < grown {
+            return Err(space::no_space());
+        }
         disk.set_len(self.inode, len);
         Ok(())
     }
