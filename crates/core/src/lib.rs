@@ -24,6 +24,7 @@ mod effects;
 mod election;
 mod follower;
 mod forward;
+mod gauges;
 mod held;
 mod input;
 mod invariants;
@@ -45,6 +46,7 @@ mod types;
 
 pub use config::{CoreConfig, CoreConfigError};
 pub use effects::{AppendPlan, Appended, Effects, PersistOrder, Send};
+pub use gauges::CoreGauges;
 pub use input::{EntryMeta, Input, ReadId, Rejected};
 pub use log_view::{InitialLog, LogSummary};
 pub use message::{AppendOutcome, Message};

@@ -15,6 +15,7 @@ mod convert;
 mod entry;
 mod error;
 mod event;
+mod gauges;
 mod intake;
 mod log_cache;
 mod log_worker;
@@ -43,6 +44,7 @@ pub use event::{
     ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, Outgoing, PersistJob, Proposal,
     ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder, TransferResponder,
 };
+pub use gauges::Gauges;
 pub use log_worker::LogWorker;
 pub use peer_message::PeerMessage;
 pub use reads::ReadConsistency;

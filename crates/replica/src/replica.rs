@@ -32,14 +32,14 @@ pub struct Replica {
     node: NodeId,
     pub(crate) core: RaftCore,
     effects: Effects,
-    cache: LogCache,
+    pub(crate) cache: LogCache,
     members: Members,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
     pub(crate) apply: ApplyQueue,
     ticker: Ticker,
     /// Appends waiting for entries from the log, by token.
-    loads: BTreeMap<u64, AppendPlan>,
+    pub(crate) loads: BTreeMap<u64, AppendPlan>,
     last_load: u64,
     /// The data directories of this node and of connected peers.
     incarnations: BTreeMap<NodeId, Incarnation>,
