@@ -37,7 +37,7 @@ impl Forwarded {
         Self { last_token: prng.number(), asked: None, waiting: Vec::new() }
     }
 
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.waiting.len() + self.asked.as_ref().map_or(0, |asked| asked.reads.len())
     }
 

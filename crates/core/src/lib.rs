@@ -25,6 +25,7 @@ mod effects;
 mod election;
 mod follower;
 mod forward;
+mod gauges;
 mod held;
 mod input;
 mod invariants;
@@ -47,6 +48,7 @@ mod types;
 
 pub use config::{CoreConfig, CoreConfigError};
 pub use effects::{AppendPlan, Appended, Effects, PersistOrder, Send};
+pub use gauges::CoreGauges;
 pub use input::{EntryMeta, Input, ReadId, Rejected};
 pub use log_clock::ClockState;
 pub use log_view::{InitialLog, LogSummary};

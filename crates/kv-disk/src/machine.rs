@@ -1,5 +1,6 @@
 //! The machine as the engine sees it: a database, with what is worth knowing without asking it.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -177,6 +178,26 @@ impl DiskKvStateMachine {
             .and_then(|time_ms| FrozenRecords::open(&transaction, time_ms))
             .map_err(|failure| database.failed(failure))?;
         Ok((database, records))
+    }
+
+    /// Gives every record in the order of the keys, with its value and when it vanishes; returns the log time of that
+    /// moment. For comparing replicas.
+    ///
+    /// # Errors
+    /// The machine was not started, or its file cannot be read.
+    pub fn for_each_record(
+        &self,
+        mut each: impl FnMut(&[u8], &[u8], Option<NonZeroU64>),
+    ) -> Result<u64, DiskKvError> {
+        let (database, time_ms) = self.read(|open| (Arc::clone(&open.database), open.state.time_ms))?;
+        let records =
+            FrozenRecords::open(&database.begin_read()?).map_err(|failure| database.failed(failure))?;
+        let told = records.try_for_each(|key, value, expires_ms| {
+            each(key, value, expires_ms);
+            Ok::<_, Failure>(())
+        });
+        told.map_err(|failure| database.failed(failure))?;
+        Ok(time_ms)
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {

@@ -32,6 +32,10 @@ impl ApplyQueue {
         self.applied
     }
 
+    pub(crate) fn jobs_out(&self) -> usize {
+        self.jobs_out
+    }
+
     pub(crate) fn allow(&mut self, index: LogIndex) {
         self.allowed = self.allowed.max(index);
     }

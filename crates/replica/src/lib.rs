@@ -16,6 +16,7 @@ mod convert;
 mod entry;
 mod error;
 mod event;
+mod gauges;
 mod health;
 mod intake;
 mod loads;
@@ -52,6 +53,7 @@ pub use event::{
     Proposal, ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder,
     TransferResponder,
 };
+pub use gauges::Gauges;
 pub use log_worker::{LogLoader, LogWorker};
 pub use peer_message::PeerMessage;
 pub use reads::ReadConsistency;

@@ -73,6 +73,11 @@ impl Loads {
         Some(self.begin_first(plans, &first))
     }
 
+    /// How many reads of the log are under way: at most one for each follower.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// This node leads no more, or has stopped.
     pub(crate) fn clear(&mut self) {
         self.waiting.clear();

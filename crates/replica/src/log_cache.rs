@@ -30,6 +30,11 @@ impl LogCache {
         entry.data.len() + size_of::<LogEntry>()
     }
 
+    /// Bytes held, by weight.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The first index held; the end when nothing is.
     pub(crate) fn first(&self) -> LogIndex {
         self.entries.front().map_or(self.end, |entry| entry.id.index)

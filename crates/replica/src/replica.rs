@@ -34,14 +34,14 @@ pub struct Replica {
     node: NodeId,
     pub(crate) core: RaftCore,
     effects: Effects,
-    cache: LogCache,
+    pub(crate) cache: LogCache,
     members: Members,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
     pub(crate) apply: ApplyQueue,
     ticker: Ticker,
     /// Appends waiting for entries from the log.
-    loads: Loads,
+    pub(crate) loads: Loads,
     /// The data directories of this node and of connected peers.
     incarnations: BTreeMap<NodeId, Incarnation>,
     /// Payload bytes given to the log worker and not reported as stored, by order.

@@ -362,7 +362,7 @@ impl RaftThread {
     /// Gives the replica's jobs to those who do them.
     fn carry_out(&mut self, jobs: &mut Jobs, mut transport: Option<&mut FramedTransport>) {
         // The network first: followers write while this node does.
-        if let Some(transport) = &mut transport {
+        while let (Some(transport), false) = (&mut transport, jobs.send.is_empty()) {
             let mut not_sent = Vec::new();
             let founds_nothing = self.founds_nothing();
             for outgoing in jobs.send.drain(..) {
@@ -374,7 +374,7 @@ impl RaftThread {
                     Sent::Lost => not_sent.extend(outgoing.not_sent()),
                 }
             }
-            // These reports only correct the leader's account: no message comes of them.
+            // These reports correct the leader's account; nothing is sent again because of them.
             for event in not_sent {
                 self.handle(event, jobs);
             }

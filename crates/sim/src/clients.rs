@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use d_engine_core::Instant;
 use d_engine_kv::{KvCommand, KvOperation, KvReply};
 use d_engine_replica::{Proposal, ProposeError, ReadError, ReadRequest};
 
+use crate::expiry::Expiring;
 use crate::linearizability::{Action, Operation, Verdict, check};
 use crate::prng::Prng;
 use crate::profile::Profile;
@@ -24,6 +26,10 @@ pub(crate) enum Answer {
 /// Answers by operation, filled by the replicas' responders.
 pub(crate) type Mailbox = Arc<Mutex<Vec<(usize, u64, Answer)>>>;
 
+/// The operation of commands that came in a burst.
+pub(crate) const OF_BURST: usize = usize::MAX;
+/// Keys that expire.
+const EXPIRING_SLOTS: u64 = 12;
 /// No key that expires lives longer.
 pub(crate) const LONGEST_TTL_MS: u64 = 3_000;
 
@@ -36,9 +42,14 @@ pub(crate) enum Wish {
     Delete,
     /// Read the key; the lease may confirm it or not.
     Get { lease: bool },
-    /// Set two keys of their own, which nobody reads, for this many milliseconds, in one batch. Replicas
-    /// must agree on when they vanish.
+    /// Set the key and its sibling to one new value, in one batch.
+    PutBoth(u64),
+    /// Read the key and its sibling at one moment.
+    GetBoth,
+    /// Set two keys of their own for this many milliseconds, in one batch.
     Expiring(u64, u64),
+    /// Read a key that expires.
+    GetExpiring(u64),
     /// Change the key from a value seen before to a new one.
     Cas(Option<u64>, u64),
 }
@@ -67,7 +78,9 @@ pub(crate) struct Clients {
     prng: Prng,
     all: Vec<Client>,
     requests: Vec<Request>,
+    /// By pair of keys.
     history: BTreeMap<u64, Vec<Operation>>,
+    pub(crate) expiring: Expiring,
     next_value: u64,
     mailbox: Mailbox,
     /// Operations answered with success.
@@ -99,6 +112,7 @@ impl Clients {
             all,
             requests: Vec::new(),
             history: BTreeMap::new(),
+            expiring: Expiring::default(),
             next_value: 0,
             mailbox: Mailbox::default(),
             succeeded: 0,
@@ -119,10 +133,15 @@ impl Clients {
         self.all.get(client).map_or(1, |client| client.target)
     }
 
-    /// The key of an operation.
+    /// The keys that an operation reads.
     #[must_use]
-    pub(crate) fn key_of(&self, operation: usize) -> Option<Bytes> {
-        self.requests.get(operation).map(|request| key_bytes(request.key))
+    pub(crate) fn keys_of(&self, operation: usize) -> Vec<Bytes> {
+        let Some(request) = self.requests.get(operation) else { return Vec::new() };
+        match request.wish {
+            Wish::GetBoth => [0, 1].map(|slot| key_bytes(request.key & !1 | slot)).to_vec(),
+            Wish::GetExpiring(slot) => vec![expiring_bytes(slot)],
+            _ => vec![key_bytes(request.key)],
+        }
     }
 
     /// Whether `operation` is still the one its client waits for.
@@ -152,9 +171,12 @@ impl Clients {
         self.next_value += 1;
         let last_seen = self.all.get(client).and_then(|client| client.last_seen.get(&key)).copied().flatten();
         let wish = match self.prng.below(100) {
-            0..=19 => Wish::Get { lease: false },
-            20..=39 => Wish::Get { lease: true },
-            40..=74 => Wish::Put(self.next_value),
+            0..=14 => Wish::Get { lease: false },
+            15..=29 => Wish::Get { lease: true },
+            30..=35 => Wish::GetBoth,
+            36..=41 => Wish::GetExpiring(self.prng.below(EXPIRING_SLOTS)),
+            42..=48 => Wish::PutBoth(self.next_value),
+            49..=74 => Wish::Put(self.next_value),
             75..=79 => Wish::Delete,
             80..=84 => Wish::Expiring(self.next_value, self.prng.between(1, LONGEST_TTL_MS)),
             _ => Wish::Cas(last_seen, self.next_value),
@@ -167,9 +189,15 @@ impl Clients {
         operation
     }
 
-    /// What `operation` sends to `node`.
+    /// What `operation` sends to `node`; of no use after `deadline`.
     #[must_use]
-    pub(crate) fn message(&self, operation: usize, node: u64, profile: &Profile) -> Option<ToNode> {
+    pub(crate) fn message(
+        &self,
+        operation: usize,
+        node: u64,
+        profile: &Profile,
+        deadline: Option<Instant>,
+    ) -> Option<ToNode> {
         let request = self.requests.get(operation)?;
         let mailbox = self.mailbox.clone();
         let put = move |answer| {
@@ -180,21 +208,45 @@ impl Clients {
         let command = match request.wish {
             Wish::Get { lease } => {
                 let responder = Box::new(move |result| put(Answer::Barrier(result)));
-                return Some(ToNode::Read(ReadRequest { lease, deadline: None, responder }));
+                return Some(ToNode::Read(ReadRequest { lease, deadline, responder }));
+            }
+            Wish::GetBoth | Wish::GetExpiring(_) => {
+                let responder = Box::new(move |result| put(Answer::Barrier(result)));
+                return Some(ToNode::Read(ReadRequest { lease: false, deadline, responder }));
             }
             Wish::Put(new) => KvCommand::put(key, value(new)),
+            Wish::PutBoth(new) => {
+                let one = |slot| KvOperation::put(key_bytes(request.key & !1 | slot), value(new));
+                KvCommand::batch([one(0), one(1)])
+            }
             Wish::Delete => KvCommand::delete(key),
             Wish::Expiring(new, ttl_ms) => {
                 let ttl = Duration::from_millis(ttl_ms);
-                let put = |slot: u64| KvOperation::put_with_ttl(format!("expiring-{slot}"), value(new), ttl);
-                KvCommand::batch([put(new % 5), put(new % 7)])
+                let put = |slot: u64| KvOperation::put_with_ttl(expiring_bytes(slot), value(new), ttl);
+                KvCommand::batch(expiring_slots(new).map(put))
             }
             Wish::Cas(expected, new) => {
                 KvCommand::compare_and_swap(key, expected.map(value), Some(value(new)))
             }
         };
         let responder = Box::new(move |result| put(Answer::Command(result)));
-        Some(ToNode::Propose(Proposal::new(command.encode(), None, responder)))
+        Some(ToNode::Propose(Proposal::new(command.encode(), deadline, responder)))
+    }
+
+    /// Commands that come in together, on keys that nobody reads.
+    #[must_use]
+    pub(crate) fn burst(&self, node: u64, count: u64, profile: &Profile) -> Vec<Proposal> {
+        let one = |number: u64| {
+            let mailbox = self.mailbox.clone();
+            let responder = Box::new(move |result| {
+                let answer = (OF_BURST, node, Answer::Command(result));
+                mailbox.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+            });
+            let value = value_bytes(number, profile.value_bytes);
+            let command = KvCommand::put(format!("burst-{}", number % 20), value).encode();
+            Proposal::new(command, None, responder)
+        };
+        (0..count).map(one).collect()
     }
 
     /// Nobody answered in time: a write may yet take effect.
@@ -212,22 +264,39 @@ impl Clients {
         &mut self,
         operation: usize,
         answer: &Answer,
-        value: Option<Bytes>,
+        values: &[Option<Bytes>],
         now: u64,
         nodes: u64,
     ) -> Result<(), String> {
         let Some(request) = self.requests.get(operation).cloned() else { return Ok(()) };
         match answer {
             Answer::Barrier(Ok(_)) => {
-                let seen = value.map(|value| parse_value(&value)).transpose()?;
-                self.see(request.client, request.key, seen);
-                self.finish(operation, Some(now), Some(Action::Get(seen)));
+                let mut seen = Vec::new();
+                for value in values {
+                    seen.push(value.as_ref().map(parse_value).transpose()?);
+                }
+                let one = |place: usize| seen.get(place).copied().flatten();
+                match request.wish {
+                    Wish::GetBoth => {
+                        self.finish(operation, Some(now), Some(Action::GetBoth([one(0), one(1)])));
+                    }
+                    Wish::GetExpiring(slot) => {
+                        self.succeeded += 1;
+                        self.expiring.read(slot, request.called, now, one(0));
+                        self.release(operation);
+                    }
+                    _ => {
+                        self.see(request.client, request.key, one(0));
+                        self.finish(operation, Some(now), Some(Action::Get(one(0))));
+                    }
+                }
             }
             Answer::Command(Ok(reply)) if matches!(request.wish, Wish::Expiring(..)) => {
                 if !matches!(KvReply::decode(reply), Ok(KvReply::BatchDone { .. })) {
                     return Err(format!("{:?} was answered with {reply:?}", request.wish));
                 }
                 self.succeeded += 1;
+                self.wrote_expiring(&request, Some(now));
                 self.release(operation);
             }
             Answer::Command(Ok(reply)) => {
@@ -264,6 +333,10 @@ impl Clients {
             (Wish::Put(new), KvReply::Done { .. }) => {
                 self.see(request.client, request.key, Some(new));
                 Ok(Action::Put(new))
+            }
+            (Wish::PutBoth(new), KvReply::BatchDone { .. }) => {
+                self.see(request.client, request.key, Some(new));
+                Ok(Action::PutBoth(new))
             }
             (Wish::Delete, KvReply::Done { .. }) => {
                 self.see(request.client, request.key, None);
@@ -303,22 +376,34 @@ impl Clients {
     /// Writes an operation into the history. Without an action the outcome is unknown.
     fn finish(&mut self, operation: usize, returned: Option<u64>, action: Option<Action>) {
         self.release(operation);
-        let Some(request) = self.requests.get(operation) else { return };
+        let Some(request) = self.requests.get(operation).cloned() else { return };
         let action = match (action, request.wish) {
             (Some(action), _) => action,
             (None, Wish::Put(new)) => Action::Put(new),
+            (None, Wish::PutBoth(new)) => Action::PutBoth(new),
             (None, Wish::Delete) => Action::Delete,
             (None, Wish::Cas(expected, new)) => Action::CasUnknown { expected, new },
             // A read without an answer has observed nothing.
-            (None, Wish::Get { .. } | Wish::Expiring(..)) => return,
+            (None, Wish::Get { .. } | Wish::GetBoth | Wish::GetExpiring(_)) => return,
+            (None, Wish::Expiring(..)) => {
+                self.wrote_expiring(&request, None);
+                return;
+            }
         };
         if returned.is_some() {
             self.succeeded += 1;
         } else {
             self.unknown += 1;
         }
-        let operation = Operation { called: request.called, returned, action };
-        self.history.entry(request.key).or_default().push(operation);
+        let slot = usize::try_from(request.key % 2).unwrap_or(0);
+        let operation = Operation { called: request.called, returned, slot, action };
+        self.history.entry(request.key / 2).or_default().push(operation);
+    }
+
+    fn wrote_expiring(&mut self, request: &Request, returned: Option<u64>) {
+        if let Wish::Expiring(value, ttl_ms) = request.wish {
+            self.expiring.wrote(&expiring_slots(value), value, ttl_ms, request.called, returned);
+        }
     }
 
     fn retarget(&mut self, operation: usize, hint: Option<u64>, nodes: u64) {
@@ -349,13 +434,17 @@ impl Clients {
                 Verdict::Linearizable => {}
                 Verdict::Violation(operation) => {
                     return Err(format!(
-                        "linearizability: the history of key {key} ({} operations) has no order; stuck at {operation:?}",
+                        "linearizability: the history of keys {} and {} ({} operations) has no order; stuck at {operation:?}",
+                        2 * key,
+                        2 * key + 1,
                         history.len()
                     ));
                 }
                 Verdict::Unknown => {
                     return Err(format!(
-                        "linearizability: the history of key {key} ({} operations) is too hard to judge",
+                        "linearizability: the history of keys {} and {} ({} operations) is too hard to judge",
+                        2 * key,
+                        2 * key + 1,
                         history.len()
                     ));
                 }
@@ -380,6 +469,15 @@ impl Clients {
             client.target = target;
         }
     }
+}
+
+/// The two keys of a batch that expires.
+fn expiring_slots(value: u64) -> [u64; 2] {
+    [value % 5, 5 + value % 7]
+}
+
+fn expiring_bytes(slot: u64) -> Bytes {
+    Bytes::from(format!("expiring-{slot}"))
 }
 
 fn key_bytes(key: u64) -> Bytes {

@@ -34,11 +34,17 @@ pub enum Fault {
     SnapshotDiskError,
     SnapshotDamaged,
     TransferCut,
+    ConnectionLost,
+    SlowLink,
+    Burst,
+    DiskHang,
+    ApplyHang,
+    Shutdown,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 33] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -66,6 +72,12 @@ impl Fault {
         Self::SnapshotDiskError,
         Self::SnapshotDamaged,
         Self::TransferCut,
+        Self::ConnectionLost,
+        Self::SlowLink,
+        Self::Burst,
+        Self::DiskHang,
+        Self::ApplyHang,
+        Self::Shutdown,
     ];
 }
 
@@ -113,6 +125,26 @@ pub enum Sometimes {
     TransferCutAtEnd,
     TransfersAtOnce,
     SnapshotOnQuietCluster,
+    SentWithoutConnection,
+    LaneOverflowed,
+    KernelFull,
+    ConnectionStalled,
+    ConnectionSilent,
+    TurnOfMany,
+    Busy,
+    Expired,
+    TooLarge,
+    ChunkOfMany,
+    TrialLeaderDisk,
+    TrialLeaderApply,
+    TrialFollowerDisk,
+    TrialFollowerApply,
+    TrialLink,
+    TrialLeaderStops,
+    LeaderShutDown,
+    ShutdownOutOfPatience,
+    DiskMachine,
+    DiskMachineRestarted,
 }
 
 impl Sometimes {

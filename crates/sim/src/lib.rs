@@ -8,10 +8,15 @@
 //! machine that keeps its own state; `monitors.rs` and `snapshot_monitors.rs` have the rules checked
 //! at every step, `linearizability.rs` the one checked at the end.
 
+mod bounds;
 mod clients;
 mod durable_machine;
+mod expiry;
 mod faults;
+mod intake;
+mod limits;
 mod linearizability;
+mod links;
 mod machine;
 mod monitors;
 mod network;
@@ -19,17 +24,27 @@ mod node;
 mod prng;
 mod profile;
 mod run;
+mod scenarios;
 mod snapshot_monitors;
 mod snapshot_profile;
 mod trace;
+mod traffic;
+mod trials;
 mod world;
 mod world_disk;
 mod world_faults;
+mod world_links;
 mod world_snapshots;
+mod world_stops;
 mod world_transfers;
+mod world_turns;
 
 pub use faults::{Counts, Fault, Sometimes};
-pub use linearizability::{Action, Operation, Verdict, check};
+pub use limits::LimitProfile;
+pub use linearizability::{Action, Operation, Values, Verdict, check};
+pub use links::LinkProfile;
 pub use profile::Profile;
 pub use run::{Finding, Report, RunOptions, run, run_as};
+pub use scenarios::{CatchUp, CaughtUp, WrongClock, catch_up, wrong_clock};
 pub use snapshot_profile::SnapshotProfile;
+pub use trials::{Slow, longest_gap};

@@ -1,17 +1,24 @@
-//! Is a history of one key linearizable? The search of Wing and Gong with Lowe's memo: try every
+//! Is a history of two keys linearizable, with operations on one of them and on both? The search of Wing and Gong with Lowe's memo: try every
 //! operation that could come first, remember (set of done operations, value) pairs that led nowhere.
 
 use std::collections::BTreeSet;
 
-/// What an operation did to a key, with what was observed.
+/// The values of the two keys.
+pub type Values = [Option<u64>; 2];
+
+/// What an operation did to its key, or to both, with what was observed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     /// Set the key; nothing was observed.
     Put(u64),
     /// Removed the key; nothing was observed.
     Delete,
+    /// Set both keys; nothing was observed.
+    PutBoth(u64),
     /// Read the key.
     Get(Option<u64>),
+    /// Read both keys at one moment.
+    GetBoth([Option<u64>; 2]),
     /// Compared with `expected` and set `new`; succeeded.
     CasDone {
         /// The value that was compared with.
@@ -43,6 +50,8 @@ pub struct Operation {
     /// When it returned; `None` when the outcome is unknown: it may take effect at any time after
     /// the call, or never.
     pub returned: Option<u64>,
+    /// Which of the two keys it is about; without meaning for what is done to both.
+    pub slot: usize,
     /// What it did.
     pub action: Action,
 }
@@ -59,8 +68,20 @@ pub enum Verdict {
 }
 
 impl Action {
-    /// The value after the action, or `None` when what it observed contradicts `value`.
-    fn apply(self, value: Option<u64>) -> Option<Option<u64>> {
+    /// The values after the action on the key `slot`, or `None` when what it observed contradicts `values`.
+    fn apply(self, slot: usize, mut values: Values) -> Option<Values> {
+        match self {
+            Self::PutBoth(new) => Some([Some(new); 2]),
+            Self::GetBoth(seen) => (seen == values).then_some(values),
+            _ => {
+                let value = values.get_mut(slot)?;
+                *value = self.apply_to_one(*value)?;
+                Some(values)
+            }
+        }
+    }
+
+    fn apply_to_one(self, value: Option<u64>) -> Option<Option<u64>> {
         match self {
             Self::Put(new) => Some(Some(new)),
             Self::Delete => Some(None),
@@ -68,21 +89,26 @@ impl Action {
             Self::CasDone { expected, new } => (expected == value).then_some(Some(new)),
             Self::CasRefused { expected, found } => (found == value && expected != value).then_some(value),
             Self::CasUnknown { expected, new } => Some(if expected == value { Some(new) } else { value }),
+            Self::PutBoth(_) | Self::GetBoth(_) => None,
         }
     }
 
     fn writes(self) -> Option<u64> {
         match self {
-            Self::Put(new) | Self::CasDone { new, .. } | Self::CasUnknown { new, .. } => Some(new),
-            Self::Delete | Self::Get(_) | Self::CasRefused { .. } => None,
+            Self::Put(new)
+            | Self::PutBoth(new)
+            | Self::CasDone { new, .. }
+            | Self::CasUnknown { new, .. } => Some(new),
+            Self::Delete | Self::Get(_) | Self::GetBoth(_) | Self::CasRefused { .. } => None,
         }
     }
 
-    fn sees(self) -> Option<u64> {
+    fn sees(self) -> Values {
         match self {
-            Self::Get(value) | Self::CasRefused { found: value, .. } => value,
-            Self::CasDone { expected, .. } => expected,
-            Self::Put(_) | Self::Delete | Self::CasUnknown { .. } => None,
+            Self::Get(value) | Self::CasRefused { found: value, .. } => [value, None],
+            Self::GetBoth(values) => values,
+            Self::CasDone { expected, .. } => [expected, None],
+            Self::Put(_) | Self::PutBoth(_) | Self::Delete | Self::CasUnknown { .. } => [None, None],
         }
     }
 }
@@ -90,7 +116,7 @@ impl Action {
 /// Drops writes of unknown outcome whose value nobody ever saw: with values that are written once,
 /// they explain nothing, and every one of them would double the search.
 fn relevant(history: &[Operation]) -> Vec<Operation> {
-    let seen: BTreeSet<u64> = history.iter().filter_map(|op| op.action.sees()).collect();
+    let seen: BTreeSet<u64> = history.iter().flat_map(|op| op.action.sees()).flatten().collect();
     let mut kept: Vec<Operation> = history
         .iter()
         .filter(|op| op.returned.is_some() || op.action.writes().is_none_or(|value| seen.contains(&value)))
@@ -100,16 +126,16 @@ fn relevant(history: &[Operation]) -> Vec<Operation> {
     kept
 }
 
-/// Judges a history of one key that starts without a value. Every written value must be unique.
+/// Judges a history of two keys that start without a value. Every written value must be unique.
 #[must_use]
 pub fn check(history: &[Operation], steps_max: u64) -> Verdict {
     let operations = relevant(history);
     let words = operations.len().div_ceil(64);
     let mut done = vec![0_u64; words];
-    let mut memo: BTreeSet<(Vec<u64>, Option<u64>)> = BTreeSet::new();
-    // A stack of decisions: which operation was placed, and the value before it.
-    let mut placed: Vec<(usize, Option<u64>)> = Vec::new();
-    let mut value = None;
+    let mut memo: BTreeSet<(Vec<u64>, Values)> = BTreeSet::new();
+    // A stack of decisions: which operation was placed, and the values before it.
+    let mut placed: Vec<(usize, Values)> = Vec::new();
+    let mut values: Values = [None, None];
     let mut candidate = 0_usize;
     let mut steps = 0_u64;
     let mut deepest: (usize, Option<usize>) = (0, None);
@@ -125,15 +151,17 @@ pub fn check(history: &[Operation], steps_max: u64) -> Verdict {
             !is_done(&done, *index)
                 && operations
                     .get(*index)
-                    .is_some_and(|op| op.called <= bound.0 && op.action.apply(value).is_some())
+                    .is_some_and(|op| op.called <= bound.0 && op.action.apply(op.slot, values).is_some())
         });
         match next.and_then(|index| operations.get(index).map(|op| (index, op))) {
             Some((index, operation)) => {
                 mark(&mut done, index, true);
-                let after = operation.action.apply(value).flatten();
+                let Some(after) = operation.action.apply(operation.slot, values) else {
+                    return Verdict::Unknown;
+                };
                 if memo.insert((done.clone(), after)) {
-                    placed.push((index, value));
-                    value = after;
+                    placed.push((index, values));
+                    values = after;
                     candidate = 0;
                 } else {
                     mark(&mut done, index, false);
@@ -149,7 +177,7 @@ pub fn check(history: &[Operation], steps_max: u64) -> Verdict {
                     return culprit.map_or(Verdict::Unknown, Verdict::Violation);
                 };
                 mark(&mut done, index, false);
-                value = before;
+                values = before;
                 candidate = index + 1;
             }
         }
@@ -186,11 +214,11 @@ mod tests {
     use super::*;
 
     fn op(called: u64, returned: u64, action: Action) -> Operation {
-        Operation { called, returned: Some(returned), action }
+        Operation { called, returned: Some(returned), slot: 0, action }
     }
 
     fn unknown(called: u64, action: Action) -> Operation {
-        Operation { called, returned: None, action }
+        Operation { called, returned: None, slot: 0, action }
     }
 
     fn verdict(history: &[Operation]) -> Verdict {
@@ -262,6 +290,21 @@ mod tests {
             op(3, 6, Action::CasRefused { expected: Some(1), found: Some(2) }),
         ];
         assert_eq!(verdict(&one_refused), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn a_batch_over_two_keys_is_seen_whole_or_not_at_all() {
+        let other = |op: Operation| Operation { slot: 1, ..op };
+        let batch = op(0, 9, Action::PutBoth(1));
+        let before_and_after = [batch, op(1, 2, Action::Get(None)), other(op(3, 4, Action::Get(Some(1))))];
+        assert_eq!(verdict(&before_and_after), Verdict::Linearizable);
+        let half = [batch, op(1, 2, Action::Get(Some(1))), other(op(3, 4, Action::Get(None)))];
+        assert!(matches!(verdict(&half), Verdict::Violation(_)));
+        let torn = [batch, op(1, 2, Action::GetBoth([Some(1), None]))];
+        assert!(matches!(verdict(&torn), Verdict::Violation(_)));
+        let one_replaced =
+            [batch, other(op(10, 11, Action::Put(2))), op(12, 13, Action::GetBoth([Some(1), Some(2)]))];
+        assert_eq!(verdict(&one_replaced), Verdict::Linearizable);
     }
 
     #[test]

@@ -39,6 +39,9 @@ struct Arguments {
     /// Stop at the first finding.
     #[arg(long)]
     fail_fast: bool,
+    /// Judge every rule, also those that the product is known not to keep yet.
+    #[arg(long)]
+    all_rules: bool,
     /// How many lines of a trace to print.
     #[arg(long, default_value_t = 60)]
     lines: usize,
@@ -72,7 +75,8 @@ fn main() -> ExitCode {
 }
 
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
-    let options = RunOptions { seconds: arguments.seconds, trace: true };
+    let options =
+        RunOptions { seconds: arguments.seconds, trials: true, all_rules: arguments.all_rules, trace: true };
     let report = run(seed, options);
     println!("{:#?}", Profile::of(seed));
     let skipped = report.trace.len().saturating_sub(arguments.lines);
@@ -150,7 +154,8 @@ fn many(seeds: &[u64], arguments: &Arguments) -> ExitCode {
     let started = Instant::now();
     let next = AtomicU64::new(0);
     let summary = Mutex::new(Summary::default());
-    let options = RunOptions { seconds: arguments.seconds, trace: false };
+    let options =
+        RunOptions { seconds: arguments.seconds, trials: true, all_rules: arguments.all_rules, trace: false };
     std::thread::scope(|scope| {
         for _ in 0..arguments.threads.max(1) {
             scope.spawn(|| work(seeds, &next, &summary, options, arguments.fail_fast));

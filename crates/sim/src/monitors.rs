@@ -24,7 +24,9 @@ use d_engine_core::{AppendOutcome, EntryKind, HardState, LogId, LogIndex, NodeId
 use d_engine_replica::{ApplyJob, ApplySource, Install, PeerMessage, PersistJob};
 use d_engine_storage::{LogEntry, LogSuffix, RecoveredLog};
 
+use crate::bounds::Bounds;
 use crate::snapshot_monitors::SnapshotMonitors;
+use crate::traffic::Traffic;
 
 /// What a broken rule is called, and what broke it.
 pub(crate) type Broken = String;
@@ -128,6 +130,8 @@ pub(crate) struct Monitors {
     maybe_written: BTreeMap<u64, Vec<Disk>>,
     watermarks: BTreeMap<u64, Watermarks>,
     pub(crate) snapshots: SnapshotMonitors,
+    pub(crate) traffic: Traffic,
+    pub(crate) bounds: Bounds,
 }
 
 pub(crate) fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {

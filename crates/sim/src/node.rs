@@ -20,9 +20,12 @@ use d_engine_storage::{
     MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
+use crate::intake::Intake;
 use crate::machine::Machine;
 use crate::profile::Profile;
 
+/// The offset of a wall clock that is right: wrong ones may be behind it or before it.
+pub(crate) const RIGHT_TIME_MS: u64 = 86_400_000;
 /// Where a node keeps its snapshots.
 pub(crate) const SNAPSHOT_DIR: &str = "/data/snapshots";
 /// The cluster of all simulated nodes.
@@ -43,6 +46,14 @@ pub(crate) struct Node {
     pub(crate) running: Option<Running>,
     /// Until when nothing happens on this node.
     pub(crate) paused_until: u64,
+    /// Until when nothing on its disk comes to an end.
+    pub(crate) disk_hangs_until: u64,
+    /// Until when its state machine does not return.
+    pub(crate) apply_hangs_until: u64,
+    /// The last process ended in an orderly way.
+    pub(crate) stopped_orderly: bool,
+    /// Not started for now, whatever happens.
+    pub(crate) held_back: bool,
     /// Whether an operation on the disk was chosen to fail and has not failed yet.
     pub(crate) disk_fails: bool,
     /// The speed of the node's clock in millionths.
@@ -55,6 +66,10 @@ pub(crate) struct Node {
 pub(crate) struct Running {
     /// The replica.
     pub(crate) replica: Replica,
+    /// What has come in and waits for the raft thread.
+    pub(crate) intake: Intake,
+    /// Since it was asked to shut down: until when it waits for those who are on their way.
+    pub(crate) stops_by: Option<u64>,
     /// What the replica has asked for and not been given yet.
     pub(crate) jobs: Jobs,
     /// The log worker and what waits for it.
@@ -140,9 +155,13 @@ impl Node {
             life: 0,
             running: None,
             paused_until: 0,
+            disk_hangs_until: 0,
+            apply_hangs_until: 0,
+            stopped_orderly: false,
+            held_back: false,
             disk_fails: false,
             clock_rate,
-            wall_offset_ms: 0,
+            wall_offset_ms: RIGHT_TIME_MS,
         }
     }
 
@@ -195,7 +214,7 @@ impl Node {
         };
         let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
         let found = opened.recovered.clone();
-        let machine = Machine::new(Arc::new(self.fs.clone()), profile.snapshots.is_durable(self.id));
+        let machine = Machine::new(Arc::new(self.fs.clone()), profile.snapshots.machine_of(self.id));
         let (snapshots, snapshot_report) = self.open_snapshots(&opened.identity, profile)?;
         let policy: Arc<dyn SnapshotPolicy> = match profile.snapshots.after_entries {
             0 => Arc::new(Never),
@@ -209,19 +228,15 @@ impl Node {
         };
         let (handler, footing) = now_or_never(StateMachineHandler::open(machine.shared(), policy, from))
             .map_err(|reason| reason.to_string())?;
-        let mut config = ReplicaConfig { cache_bytes_max: profile.cache_bytes, ..ReplicaConfig::default() };
-        config.core.append_bytes_max = profile.append_bytes;
-        config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
-        config.apply_entries_max = 16;
-        config.tail_entries = profile.snapshots.tail_entries;
-        config.held_bytes = profile.snapshots.held_bytes;
-        config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);
+        let config = replica_config(profile);
         let replica =
             Replica::new(config, &opened.identity, &opened.recovered, &footing, seed, self.clock(now))
                 .map_err(|error| error.to_string())?;
         let reader = opened.log.reader();
         self.running = Some(Running {
             replica,
+            intake: Intake::default(),
+            stops_by: None,
             jobs: Jobs::default(),
             log: LogWorker::new(opened.log, GROUP),
             writes: Vec::new(),
@@ -288,6 +303,17 @@ impl Running {
     pub(crate) fn run_apply(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
         now_or_never(self.apply.run(job))
     }
+}
+
+fn replica_config(profile: &Profile) -> ReplicaConfig {
+    let mut config = ReplicaConfig { cache_bytes_max: profile.cache_bytes, ..ReplicaConfig::default() };
+    config.core.append_bytes_max = profile.append_bytes;
+    config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
+    profile.limits.set(&mut config);
+    config.tail_entries = profile.snapshots.tail_entries;
+    config.held_bytes = profile.snapshots.held_bytes;
+    config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);
+    config
 }
 
 fn members(count: u64) -> Membership {

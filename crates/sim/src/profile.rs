@@ -2,6 +2,8 @@
 //! class of faults switched off in about half of the runs ("swarm testing"): a run that is all
 //! storm never reaches the states that need calm.
 
+use crate::limits::LimitProfile;
+use crate::links::LinkProfile;
 use crate::prng::Prng;
 use crate::snapshot_profile::SnapshotProfile;
 
@@ -85,7 +87,34 @@ pub struct Profile {
     pub value_bytes: u64,
     /// Snapshots, purging and transfers.
     pub snapshots: SnapshotProfile,
+    /// Connections and bandwidth.
+    pub links: LinkProfile,
+    /// Limits, and what reaches them.
+    pub limits: LimitProfile,
+    /// Whether only a minority's wall clocks jump.
+    pub clock_minority: bool,
+    /// Whether log time must bear a minority of wrong wall clocks.
+    pub log_time_is_anchored: bool,
+    /// Mean time between hangs of a disk or a state machine; zero for none.
+    pub hang_every: u64,
+    /// Mean time between orderly shutdowns; zero for none.
+    pub stop_every: u64,
+    /// Whether a leader whose disk or machine hangs must give way.
+    pub slow_is_dead: bool,
+    /// Whether loads under way and messages that wait for the disk are held to their bounds.
+    pub judges_bounds: bool,
+    /// Whether bytes sent are compared with bytes stored.
+    pub judges_traffic: bool,
 }
+
+/// Judged once the core no longer sends again what is only slow.
+const JUDGES_TRAFFIC: bool = false;
+/// Judged once a leader that hangs gives way.
+const SLOW_IS_DEAD: bool = false;
+/// Judged once a follower has one load at most.
+const JUDGES_BOUNDS: bool = false;
+/// Judged once log time is anchored to a quorum's clocks.
+const LOG_TIME_IS_ANCHORED: bool = false;
 
 impl Profile {
     /// The profile of a seed.
@@ -116,6 +145,7 @@ impl Profile {
             15..=18 => 5,
             _ => 7,
         };
+        let rare = rare(seed);
         let mut upto = |from: u64, to: u64| prng.between(from, to);
         let profile = Self {
             nodes,
@@ -154,6 +184,15 @@ impl Profile {
             append_bytes: upto(1, 64) << 7,
             value_bytes: upto(8, 600),
             snapshots: SnapshotProfile::of(seed),
+            links: LinkProfile::of(seed),
+            limits: LimitProfile::of(seed),
+            clock_minority: rare.2,
+            log_time_is_anchored: LOG_TIME_IS_ANCHORED,
+            hang_every: rare.0,
+            stop_every: rare.1,
+            slow_is_dead: SLOW_IS_DEAD,
+            judges_bounds: JUDGES_BOUNDS,
+            judges_traffic: JUDGES_TRAFFIC,
         };
         if profile.snapshots.storm {
             profile.stormy(&mut Prng::stream(seed, "snapshot storm"))
@@ -180,5 +219,34 @@ impl Profile {
             transfer_every,
             ..self
         }
+    }
+}
+
+/// Mean times between hangs and between orderly shutdowns, and whether only a minority's clocks jump; from a stream of their own.
+fn rare(seed: u64) -> (u64, u64, bool) {
+    let mut prng = Prng::stream(seed, "hangs and stops");
+    let mut on = |from: u64, to: u64| if prng.chance(400_000) { prng.between(from, to) } else { 0 };
+    let (hang, stop) = (on(3 * SECOND, 20 * SECOND), on(SECOND, 15 * SECOND));
+    (hang, stop, prng.chance(500_000))
+}
+
+impl Profile {
+    /// How much earlier than its time a key may expire, in milliseconds; `None` where no promise holds.
+    #[must_use]
+    pub(crate) fn expiry_tolerance_ms(&self) -> Option<u64> {
+        // One for rounding down.
+        match (self.clock_jump > 0, self.log_time_is_anchored) {
+            (false, false) => Some(1),
+            (true, false) => None,
+            (true, true) if !(self.clock_minority && self.nodes >= 3) => None,
+            // `max_clock_offset_ms`, and what a leader's clock gains or loses between two looks at the others'.
+            (_, true) => Some(1_001 + self.clock_drift * 60_000 / 1_000_000),
+        }
+    }
+
+    /// Judges every rule, also those that the product is known not to keep yet.
+    pub fn judge_all(&mut self) {
+        (self.judges_traffic, self.slow_is_dead, self.judges_bounds) = (true, true, true);
+        self.log_time_is_anchored = true;
     }
 }

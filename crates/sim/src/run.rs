@@ -9,6 +9,7 @@ use crate::clients::LONGEST_TTL_MS;
 use crate::faults::Counts;
 use crate::profile::{MS, Profile, SECOND};
 use crate::trace::Trace;
+use crate::trials::trial;
 use crate::world::World;
 
 /// How a run is made.
@@ -16,13 +17,17 @@ use crate::world::World;
 pub struct RunOptions {
     /// Simulated seconds of faults.
     pub seconds: u64,
+    /// Whether, after the cluster has recovered, one thing is slow while writes go on.
+    pub trials: bool,
+    /// Whether rules are judged too that the product is known not to keep yet.
+    pub all_rules: bool,
     /// Whether to keep a readable trace.
     pub trace: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { seconds: 30, trace: false }
+        Self { seconds: 30, trials: true, all_rules: false, trace: false }
     }
 }
 
@@ -61,7 +66,11 @@ pub struct Finding {
 /// Runs one seed.
 #[must_use]
 pub fn run(seed: u64, options: RunOptions) -> Report {
-    run_as(seed, Profile::of(seed), options)
+    let mut profile = Profile::of(seed);
+    if options.all_rules {
+        profile.judge_all();
+    }
+    run_as(seed, profile, options)
 }
 
 /// Runs one seed under a profile of the caller's own.
@@ -69,7 +78,7 @@ pub fn run(seed: u64, options: RunOptions) -> Report {
 pub fn run_as(seed: u64, profile: Profile, options: RunOptions) -> Report {
     let trace = if options.trace { Trace::readable() } else { Trace::default() };
     let mut world = World::new(seed, profile, trace);
-    let outcome = catch_unwind(AssertUnwindSafe(|| phases(&mut world, options)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| phases(&mut world, seed, options)));
     let what = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(what)) => Some(what),
@@ -96,14 +105,23 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
-fn phases(world: &mut World, options: RunOptions) -> Result<(), String> {
+fn phases(world: &mut World, seed: u64, options: RunOptions) -> Result<(), String> {
     world.run_until(world.now + options.seconds * SECOND)?;
     world.clients.close();
     world.heal();
     world.trace.note(world.now, format_args!("all faults are over"));
     recover(world)?;
+    if options.trials {
+        trial(world, seed)?;
+        recover(world)?;
+    }
     expire(world)?;
-    world.clients.judge()
+    world.monitors.traffic.check(&world.profile)?;
+    world.clients.judge()?;
+    match world.profile.expiry_tolerance_ms() {
+        Some(tolerance_ms) => world.clients.expiring.judge(tolerance_ms),
+        None => Ok(()),
+    }
 }
 
 /// After the faults: a leader within ten election timeouts, and then every node at the same state.
@@ -137,10 +155,10 @@ fn recover(world: &mut World) -> Result<(), String> {
     Err(format!("liveness: the cluster does not recover within 60 s ({waited}): {}", state.join("\n")))
 }
 
-/// Keys with a time to live vanish from an idle cluster too, from all nodes alike. Where wall clocks jump
-/// by days, log time may stand still for as long: nothing is asked then.
+/// Keys with a time to live vanish from an idle cluster too, from all nodes alike. Where the wall clocks of
+/// a majority jump by days, log time may stand still for as long: nothing is asked then.
 fn expire(world: &mut World) -> Result<(), String> {
-    if world.profile.clock_jump > 0 {
+    if world.profile.expiry_tolerance_ms().is_none() {
         return Ok(());
     }
     world.run_until(world.now + (LONGEST_TTL_MS + 2_000) * MS)?;

@@ -7,6 +7,17 @@ use crate::profile::{MS, SECOND};
 /// As much of the log as no run has.
 pub(crate) const HELD_BYTES: u64 = 256 << 20;
 
+/// A kind of state machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// In memory, rebuilt at every start.
+    Rebuilt,
+    /// The simulator's own that keeps its state.
+    Durable,
+    /// The one that ships for that.
+    Disk,
+}
+
 /// Snapshots in one run. Times are in simulated nanoseconds, chances in millionths.
 #[derive(Clone, Debug)]
 pub struct SnapshotProfile {
@@ -44,6 +55,8 @@ pub struct SnapshotProfile {
     pub damage: u64,
     /// The nodes whose machine keeps its own state, as bits.
     pub durable: u64,
+    /// Whether those machines are the one that ships, `d-engine-kv-disk`.
+    pub on_disk: bool,
     /// Whether log segments are so small that purging removes many.
     pub small_segments: bool,
     /// Whether everything is done so that followers fall behind what the leader's log still has.
@@ -91,6 +104,7 @@ impl SnapshotProfile {
             cut_at_end,
             damage,
             durable,
+            on_disk: Prng::stream(seed, "kv-disk").chance(400_000),
             small_segments: upto(0, 1) == 1,
             storm: upto(1, 100) <= 40,
         };
@@ -114,9 +128,12 @@ impl SnapshotProfile {
         }
     }
 
-    /// Whether the machine of `node` keeps its own state.
-    #[must_use]
-    pub fn is_durable(&self, node: u64) -> bool {
-        self.durable >> (node % 64) & 1 == 1
+    /// Which machine `node` has.
+    pub(crate) fn machine_of(&self, node: u64) -> Kind {
+        match self.durable >> (node % 64) & 1 {
+            0 => Kind::Rebuilt,
+            _ if self.on_disk => Kind::Disk,
+            _ => Kind::Durable,
+        }
     }
 }

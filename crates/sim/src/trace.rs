@@ -62,6 +62,18 @@ impl Trace {
             Happening::Reconnect => 7,
             Happening::AskForSnapshot => 8,
             Happening::Rush { .. } => 20,
+            Happening::LinkDial { node, .. } => 1_700 + node,
+            Happening::LinkWrite { node, .. } => 1_800 + node,
+            Happening::LinkArrive { node, .. } => 1_900 + node,
+            Happening::LinkPing { node, .. } => 2_000 + node,
+            Happening::LinkBroken { connection } => 20_000 + connection,
+            Happening::SlowLink => 9,
+            Happening::SlowLinkEnds { .. } => 10,
+            Happening::Turn { node, .. } => 2_100 + node,
+            Happening::Burst => 11,
+            Happening::HangSome => 12,
+            Happening::StopSome => 13,
+            Happening::StopsYet { node, .. } => 2_200 + node,
         };
         for word in [now, kind] {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);

@@ -3,16 +3,15 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use bytes::Bytes;
-use d_engine_core::{Duration, RoleKind};
-use d_engine_proto::engine::{decode_frame, encode_frame};
+use d_engine_core::RoleKind;
 use d_engine_replica::Event;
 
 use crate::clients::Clients;
 use crate::faults::{Counts, Fault, Sometimes};
+use crate::links::{Lane, Links};
 use crate::monitors::Monitors;
 use crate::network::{Network, Packet};
-use crate::node::{GROUP, Node, node_id};
+use crate::node::{Node, node_id};
 use crate::prng::Prng;
 use crate::profile::{MS, Profile, SECOND};
 use crate::trace::Trace;
@@ -23,6 +22,18 @@ use crate::world_transfers::{Transfers, Way};
 pub(crate) enum Happening {
     Arrive(Packet),
     PeerUp { node: u64, life: u64, peer: u64 },
+    LinkDial { node: u64, life: u64, to: u64 },
+    LinkWrite { connection: u64, node: u64 },
+    LinkArrive { connection: u64, lane: Lane, node: u64 },
+    LinkPing { connection: u64, node: u64 },
+    LinkBroken { connection: u64 },
+    SlowLink,
+    SlowLinkEnds { one: u64, other: u64 },
+    Turn { node: u64, life: u64 },
+    Burst,
+    HangSome,
+    StopSome,
+    StopsYet { node: u64, life: u64 },
     Deadline { node: u64, life: u64 },
     LogBegin { node: u64, life: u64 },
     LogDone { node: u64, life: u64, stored: Option<d_engine_core::PersistId> },
@@ -55,6 +66,9 @@ impl Happening {
     fn process(&self) -> Option<(u64, u64)> {
         match self {
             Self::PeerUp { node, life, .. }
+            | Self::LinkDial { node, life, .. }
+            | Self::Turn { node, life }
+            | Self::StopsYet { node, life }
             | Self::Deadline { node, life }
             | Self::LogBegin { node, life }
             | Self::LogDone { node, life, .. }
@@ -69,11 +83,27 @@ impl Happening {
         }
     }
 
+    /// Whether it needs the disk, or the state machine.
+    fn hangs(&self) -> (bool, bool) {
+        match self {
+            Self::LogBegin { .. }
+            | Self::LogDone { .. }
+            | Self::LogIdle { .. }
+            | Self::SnapshotBuild { .. }
+            | Self::SnapshotBuilt { .. } => (true, false),
+            Self::ApplyBegin { .. } | Self::ApplyDone { .. } => (false, true),
+            _ => (false, false),
+        }
+    }
+
     /// The node on which it happens, for pauses.
     fn place(&self) -> Option<u64> {
         match self {
             Self::Arrive(packet) => Some(packet.to),
             Self::ClientCall { node, .. }
+            | Self::LinkWrite { node, .. }
+            | Self::LinkArrive { node, .. }
+            | Self::LinkPing { node, .. }
             | Self::TransferFrame { node, .. }
             | Self::TransferTimer { node, .. } => Some(*node),
             other => other.process().map(|(node, _)| node),
@@ -114,12 +144,15 @@ pub(crate) struct World {
     pub(crate) profile: Profile,
     pub(crate) nodes: Vec<Node>,
     pub(crate) network: Network,
+    pub(crate) links: Links,
     pub(crate) clients: Clients,
     pub(crate) monitors: Monitors,
     pub(crate) counts: Counts,
     pub(crate) prng: Prng,
     /// For snapshots alone.
     pub(crate) snapshot_prng: Prng,
+    /// For turns and bursts alone.
+    pub(crate) turn_prng: Prng,
     pub(crate) transfers: Transfers,
     /// The node whose newest snapshot was damaged.
     pub(crate) damaged: Option<u64>,
@@ -149,11 +182,13 @@ impl World {
             queue: BinaryHeap::new(),
             nodes,
             network: Network::new(seed),
+            links: Links::new(seed),
             clients: Clients::new(seed, &profile),
             monitors: Monitors::default(),
             counts,
             prng,
             snapshot_prng: Prng::stream(seed, "snapshots"),
+            turn_prng: Prng::stream(seed, "turns"),
             transfers: Transfers::default(),
             damaged: None,
             trace,
@@ -180,6 +215,12 @@ impl World {
         self.plan(self.profile.partition_every, Happening::PartitionBegin);
         self.plan(self.profile.transfer_every, Happening::TransferSome);
         self.plan(self.profile.reconnect_every, Happening::Reconnect);
+        self.plan(self.profile.limits.burst_every, Happening::Burst);
+        self.plan(self.profile.hang_every, Happening::HangSome);
+        self.plan(self.profile.stop_every, Happening::StopSome);
+        if self.profile.links.connections {
+            self.plan(self.profile.links.slow_every, Happening::SlowLink);
+        }
         if self.profile.clock_jump > 0 {
             self.after(SECOND, Happening::ClockJump);
         }
@@ -224,16 +265,13 @@ impl World {
     }
 
     fn happen(&mut self, what: Happening) -> Result<(), String> {
-        if let Some(place) = what.place() {
-            let paused_until = self.node(place).paused_until;
-            if self.now < paused_until {
-                if matches!(what, Happening::Deadline { .. }) {
-                    self.counts.reached(Sometimes::DeadlineWhilePaused);
-                }
-                // In steps, so that the calm ends a pause that was meant to last longer.
-                self.after((paused_until - self.now).min(SECOND / 2), what);
-                return Ok(());
+        if let Some(until) = self.is_put_off(&what) {
+            if matches!(what, Happening::Deadline { .. }) {
+                self.counts.reached(Sometimes::DeadlineWhilePaused);
             }
+            // In steps, so that the calm ends a pause that was meant to last longer.
+            self.after((until - self.now).min(SECOND / 2), what);
+            return Ok(());
         }
         if let Some((node, life)) = what.process() {
             let node = self.node(node);
@@ -244,6 +282,27 @@ impl World {
         self.events += 1;
         let now = self.now;
         self.trace.event(now, &what);
+        self.do_it(what)?;
+        self.take_outcomes();
+        self.take_answers()
+    }
+
+    /// Until when nothing like this happens, if its node pauses or what it needs hangs.
+    fn is_put_off(&mut self, what: &Happening) -> Option<u64> {
+        let place = what.place()?;
+        let (needs_disk, needs_machine) = what.hangs();
+        let node = self.node(place);
+        let mut until = node.paused_until;
+        if needs_disk {
+            until = until.max(node.disk_hangs_until);
+        }
+        if needs_machine {
+            until = until.max(node.apply_hangs_until);
+        }
+        (self.now < until).then_some(until)
+    }
+
+    fn do_it(&mut self, what: Happening) -> Result<(), String> {
         match what {
             Happening::Arrive(packet) => self.arrive(&packet)?,
             Happening::PeerUp { node, peer, .. } => {
@@ -251,6 +310,18 @@ impl World {
                     self.tell(node, Event::PeerUp { node: node_id(peer), incarnation })?;
                 }
             }
+            Happening::LinkDial { node, to, .. } => self.link_dial(node, to)?,
+            Happening::LinkWrite { connection, .. } => self.link_writes_on(connection),
+            Happening::LinkArrive { connection, lane, .. } => self.link_arrive(connection, lane)?,
+            Happening::LinkPing { connection, .. } => self.link_ping(connection)?,
+            Happening::LinkBroken { connection } => self.link_broken(connection)?,
+            Happening::SlowLink => self.slow_some(),
+            Happening::SlowLinkEnds { one, other } => self.slow_ends(one, other),
+            Happening::Turn { node, .. } => self.turn(node)?,
+            Happening::Burst => self.burst()?,
+            Happening::HangSome => self.hang_some(),
+            Happening::StopSome => self.stop_some()?,
+            Happening::StopsYet { node, .. } => self.stops_yet(node)?,
             Happening::Deadline { node, .. } => self.deadline(node)?,
             Happening::LogBegin { node, .. } => self.log_begin(node)?,
             Happening::LogDone { node, stored, .. } => self.log_done(node, stored)?,
@@ -289,8 +360,7 @@ impl World {
             }
             Happening::ClockJump => self.clock_jump(),
         }
-        self.take_outcomes();
-        self.take_answers()
+        Ok(())
     }
 
     fn arrive(&mut self, packet: &Packet) -> Result<(), String> {
@@ -298,187 +368,7 @@ impl World {
             self.counts.fault(Fault::MessageDropped);
             return Ok(());
         }
-        let (group, message) = decode_frame(&packet.frame)
-            .map_err(|error| format!("wire: a frame from node {} cannot be read: {error}", packet.from))?;
-        if group != GROUP {
-            return Err(format!("wire: a frame arrived with group {group}"));
-        }
-        self.trace.message(self.now, packet.from, packet.to, &message);
-        self.tell(packet.to, Event::Peer { from: node_id(packet.from), message })
-    }
-
-    fn deadline(&mut self, node: u64) -> Result<(), String> {
-        let now = self.now;
-        let state = self.node(node);
-        let clock = state.clock(now);
-        let Some(running) = state.running.as_mut() else { return Ok(()) };
-        running.deadline = None;
-        if running.replica.next_deadline().is_some_and(|due| due <= clock) {
-            return self.tell(node, Event::Deadline);
-        }
-        self.schedule_deadline(node);
-        Ok(())
-    }
-
-    fn schedule_deadline(&mut self, id: u64) {
-        let now = self.now;
-        let node = self.node(id);
-        let life = node.life;
-        let Some(running) = node.running.as_mut() else { return };
-        let Some(due) = running.replica.next_deadline() else { return };
-        if running.deadline.is_some_and(|scheduled| scheduled <= due) {
-            return;
-        }
-        running.deadline = Some(due);
-        let delay = node.true_time(due).saturating_sub(now);
-        self.after(delay, Happening::Deadline { node: id, life });
-    }
-
-    /// Gives an event to a node's replica and does what it asks for.
-    pub(crate) fn tell(&mut self, id: u64, event: Event) -> Result<(), String> {
-        let now = self.now;
-        let patience = Duration::from_millis(self.profile.snapshots.purge_patience_ms);
-        let node = self.node(id);
-        let (clock, wall_ms) = (node.clock(now), node.wall_ms(now));
-        let Some(running) = node.running.as_mut() else { return Ok(()) };
-        let before = (running.replica.core().role(), running.replica.core().term());
-        let mut jobs = std::mem::take(&mut running.jobs);
-        let (bindings, log) = (running.replica.bound_incarnations(), running.replica.core().log());
-        let received = running.installing;
-        let there = received.and_then(|label| running.replica.core().term_at(label.index));
-        running.note_event(&event);
-        running.replica.handle(clock, wall_ms, event, &mut jobs);
-        running.note_orders(&jobs, clock, patience);
-        let now_there = running.replica.core().term_at(log.last.index);
-        let superseded = now_there.is_some_and(|term| term != log.last.term);
-        let bound = running.replica.bound_incarnations() > bindings;
-        if superseded {
-            self.counts.reached(Sometimes::SuffixSuperseded);
-        }
-        if bound {
-            self.counts.reached(Sometimes::IncarnationsBound);
-        }
-        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let after = (running.replica.core().role(), running.replica.core().term());
-        self.observe(id, before, after)?;
-        for job in &jobs.persist {
-            if let Some(install) = job.install {
-                let conflicts = there.is_some_and(|term| term != install.base.term);
-                self.note_install(id, install, log.last, conflicts);
-            }
-        }
-        let result = self.carry_out(id, &mut jobs);
-        jobs.clear();
-        if let Some(running) = self.node(id).running.as_mut() {
-            running.jobs = jobs;
-        }
-        result?;
-        self.schedule_deadline(id);
-        Ok(())
-    }
-
-    fn observe(
-        &mut self,
-        id: u64,
-        before: (RoleKind, d_engine_core::Term),
-        after: (RoleKind, d_engine_core::Term),
-    ) -> Result<(), String> {
-        let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
-        let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) else {
-            return Ok(());
-        };
-        let core = running.replica.core();
-        self.monitors.after_step(id, core)?;
-        self.check_leases()?;
-        if self.monitors.old_term_on_majority(core) {
-            self.counts.reached(Sometimes::OldTermEntryOnMajority);
-        }
-        if before == after {
-            return Ok(());
-        }
-        self.trace.role(self.now, id, after.0, after.1);
-        if after.0 == RoleKind::Leader && before.0 != RoleKind::Leader {
-            self.elections += 1;
-            let leaders = self.nodes.iter().filter_map(|node| node.running.as_ref());
-            if leaders.filter(|it| it.replica.core().role() == RoleKind::Leader).count() > 1 {
-                self.counts.reached(Sometimes::TwoLeadersAtOnce);
-                self.after(MS, Happening::Rush { times_left: 20 });
-            }
-            let earlier = (1..after.1.get()).rev().map(d_engine_core::Term::new);
-            if earlier.take(4).any(|term| self.monitors.leader_of(term) == Some(id)) {
-                self.counts.reached(Sometimes::LeaderReelectedInLaterTerm);
-            }
-        }
-        Ok(())
-    }
-
-    fn carry_out(&mut self, id: u64, jobs: &mut d_engine_replica::Jobs) -> Result<(), String> {
-        for job in &jobs.persist {
-            if job.entries.iter().any(|entry| entry.kind == d_engine_core::EntryKind::Tick) {
-                self.counts.reached(Sometimes::TickWritten);
-            }
-            let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
-            if let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) {
-                self.monitors.on_write(id, running.replica.core(), job)?;
-            }
-        }
-        for outgoing in jobs.send.drain(..) {
-            let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
-            if let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) {
-                self.monitors.on_send(id, running.replica.core(), outgoing.to, &outgoing.message)?;
-            }
-            let frame: Bytes = encode_frame(GROUP, &outgoing.message).to_bytes();
-            let packet = Packet { from: id, to: outgoing.to.get(), frame };
-            for (at, packet) in self.network.send(packet, self.now, &self.profile, &mut self.counts) {
-                self.after(at.saturating_sub(self.now), Happening::Arrive(packet));
-            }
-        }
-        self.order_snapshots(id, jobs)?;
-        let node = self.node(id);
-        let life = node.life;
-        let Some(running) = node.running.as_mut() else { return Ok(()) };
-        running.writes.append(&mut jobs.persist);
-        running.loads.append(&mut jobs.load);
-        running.purge = jobs.purge.take().or(running.purge);
-        running.applies.extend(jobs.apply.drain(..));
-        let has_log_work = running.has_log_work();
-        let log_begins = has_log_work && !running.log_busy;
-        let apply_begins = !running.apply_busy && !running.applies.is_empty();
-        running.log_busy |= log_begins;
-        running.apply_busy |= apply_begins;
-        if log_begins {
-            let delay = self.prng.below(200_000);
-            self.after(delay, Happening::LogBegin { node: id, life });
-        }
-        if apply_begins {
-            let delay = self.prng.tail(self.profile.apply_mean);
-            self.after(delay, Happening::ApplyBegin { node: id, life });
-        }
-        Ok(())
-    }
-
-    /// While clocks keep their bound, nobody leads a later term beside a valid lease (Raft thesis, section
-    /// 6.4.1), whether a client notices or not.
-    fn check_leases(&self) -> Result<(), String> {
-        if self.profile.clock_drift > u64::from(self.profile.clock_drift_percent_max) * 10_000 {
-            return Ok(());
-        }
-        for holder in &self.nodes {
-            let Some(core) = holder.running.as_ref().map(|it| it.replica.core()) else { continue };
-            let until = core.lease_until().filter(|until| holder.clock(self.now) < *until);
-            let later =
-                self.nodes.iter().filter_map(|node| node.running.as_ref()).find(|it| {
-                    it.replica.core().leads_with_commit() && it.replica.core().term() > core.term()
-                });
-            if let (Some(until), Some(_)) = (until, later) {
-                return Err(format!(
-                    "lease: node {} holds one of term {} until {until:?} beside a later leader",
-                    holder.id,
-                    core.term()
-                ));
-            }
-        }
-        Ok(())
+        self.receive(packet.from, packet.to, &packet.frame)
     }
 
     pub(crate) fn leads(&mut self, node: u64) -> bool {
@@ -488,11 +378,24 @@ impl World {
 
     fn take_answers(&mut self) -> Result<(), String> {
         for (operation, node, answer) in self.clients.take_answers() {
+            use crate::clients::Answer;
+            use d_engine_replica::{ProposeError, ReadError};
+            match &answer {
+                Answer::Command(Err(ProposeError::Busy { .. }))
+                | Answer::Barrier(Err(ReadError::Busy { .. })) => {
+                    self.counts.reached(Sometimes::Busy);
+                }
+                Answer::Command(Err(ProposeError::Expired)) | Answer::Barrier(Err(ReadError::Expired)) => {
+                    self.counts.reached(Sometimes::Expired);
+                }
+                Answer::Command(Err(ProposeError::TooLarge { .. })) => {
+                    self.counts.reached(Sometimes::TooLarge);
+                }
+                _ => {}
+            }
             if !self.clients.is_waiting_for(operation) {
                 continue;
             }
-            use crate::clients::Answer;
-            use d_engine_replica::{ProposeError, ReadError};
             match &answer {
                 Answer::Command(Err(ProposeError::OutcomeUnknown { .. })) => {
                     self.counts.reached(Sometimes::OutcomeUnknown);
@@ -501,11 +404,12 @@ impl World {
                 Answer::Barrier(Err(ReadError::NotLeader { .. })) => self.counts.reached(Sometimes::ReadLost),
                 _ => {}
             }
-            let key = self.clients.key_of(operation).unwrap_or_default();
+            let keys = self.clients.keys_of(operation);
             let running = self.node(node).running.as_ref();
-            let value = running.and_then(|it| it.machine.get(&key));
+            let get = |key: &bytes::Bytes| running.and_then(|it| it.machine.get(key));
+            let values: Vec<_> = keys.iter().map(get).collect();
             self.trace.answer(self.now, operation, node, &answer);
-            self.clients.answered(operation, &answer, value, self.now, self.profile.nodes)?;
+            self.clients.answered(operation, &answer, &values, self.now, self.profile.nodes)?;
         }
         Ok(())
     }

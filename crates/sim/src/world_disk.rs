@@ -159,7 +159,7 @@ impl World {
         self.counts.reached(Sometimes::NodeStoppedByDisk);
         let now = self.now;
         self.trace.note(now, format_args!("node {id} stops: {reason}"));
-        self.tell(id, Event::Failed(reason))?;
+        self.tell_now(id, Event::Failed(reason))?;
         self.crash(id);
         Ok(())
     }
@@ -174,6 +174,9 @@ impl World {
         };
         if matches!(job.source, ApplySource::Stored(..)) {
             self.counts.reached(Sometimes::AppliedFromLog);
+        }
+        if job.responders.len() > 1 {
+            self.counts.reached(Sometimes::ChunkOfMany);
         }
         let snapshot = match &job.source {
             ApplySource::Snapshot(label) => Some(d_engine_core::LogId::from(*label)),
@@ -237,7 +240,9 @@ impl World {
             self.counts.reached(Sometimes::CrashBeforeInstall);
         }
         self.break_off_all(id);
+        self.drop_links(id);
         self.node(id).disk_fails = false;
+        self.node(id).stopped_orderly = false;
         self.node(id).crash(&mut |bound| prng.below(bound));
         self.prng = prng;
         let delay = if self.healed { 100 * MS } else { 5 * MS + self.prng.tail(self.profile.crash_length) };
@@ -246,7 +251,7 @@ impl World {
 
     /// Starts a node, or lets it crash in the middle of its recovery.
     pub(crate) fn start(&mut self, id: u64) -> Result<(), String> {
-        if self.node(id).running.is_some() {
+        if self.node(id).running.is_some() || self.node(id).held_back {
             return Ok(());
         }
         let crashes = !self.healed && self.prng.chance(self.profile.crash_in_recovery);
@@ -275,6 +280,9 @@ impl World {
             self.crash(id);
             return Ok(());
         }
+        if std::mem::take(&mut self.node(id).stopped_orderly) && started.report.torn_bytes > 0 {
+            return Err(format!("shutdown: node {id} finds a torn tail after an orderly end"));
+        }
         if started.report.torn_bytes > 0 {
             self.counts.reached(Sometimes::TornTailCut);
         }
@@ -284,7 +292,11 @@ impl World {
             self.counts.fault(Fault::UnsyncedBytesLost);
         }
         self.check_start(id, &started)?;
-        self.tell(id, Event::Deadline)?;
+        self.tell_now(id, Event::Deadline)?;
+        if profile.links.connections {
+            self.dial_all(id);
+            return Ok(());
+        }
         for peer in 1..=profile.nodes {
             if peer != id {
                 let (there, here) = (self.prng.between(MS, 50 * MS), self.prng.between(MS, 50 * MS));

@@ -4,7 +4,7 @@ use d_engine_replica::Event;
 
 use crate::clients::ToNode;
 use crate::faults::{Fault, Sometimes};
-use crate::node::node_id;
+use crate::node::{RIGHT_TIME_MS, node_id};
 use crate::profile::{MS, SECOND};
 use crate::world::{Happening, World};
 
@@ -84,6 +84,9 @@ impl World {
     /// Connections break now and then and stand again at once or later, as TCP's do. When partitions end,
     /// many come back together.
     pub(crate) fn reconnect_some(&mut self, all: bool) -> Result<(), String> {
+        if self.profile.links.connections {
+            return self.break_links(all);
+        }
         for node in 1..=self.profile.nodes {
             for peer in 1..=self.profile.nodes {
                 if node == peer || !(all || self.prng.chance(100_000)) {
@@ -113,7 +116,9 @@ impl World {
             return;
         }
         let jumps = self.prng.chance(self.profile.clock_jump.saturating_mul(self.profile.nodes));
-        let (node, offset) = (self.prng.between(1, self.profile.nodes), self.prng.below(172_800_000));
+        let (any, offset) = (self.prng.between(1, self.profile.nodes), self.prng.below(2 * RIGHT_TIME_MS));
+        let minority = (self.profile.nodes.max(3) - 1) / 2;
+        let node = if self.profile.clock_minority { 1 + any % minority } else { any };
         if jumps {
             self.counts.fault(Fault::ClockJump);
             self.node(node).wall_offset_ms = offset;
@@ -128,6 +133,8 @@ impl World {
         let now = self.now;
         for node in 1..=self.profile.nodes {
             self.node(node).paused_until = now;
+            self.node(node).disk_hangs_until = now;
+            self.node(node).apply_hangs_until = now;
             self.after(100 * MS, Happening::Start(node));
         }
     }
@@ -187,9 +194,30 @@ impl World {
         }
     }
 
+    /// Many callers have the same idea at the same moment.
+    pub(crate) fn burst(&mut self) -> Result<(), String> {
+        if self.healed {
+            return Ok(());
+        }
+        let nodes = self.profile.nodes;
+        let leader = (1..=nodes).find(|node| self.leads(*node));
+        let anyone = self.turn_prng.between(1, nodes);
+        let node = leader.filter(|_| self.turn_prng.chance(900_000)).unwrap_or(anyone);
+        let count = self.turn_prng.between(1, self.profile.limits.burst_commands);
+        let proposals = self.clients.burst(node, count, &self.profile);
+        self.counts.fault(Fault::Burst);
+        self.plan(self.profile.limits.burst_every, Happening::Burst);
+        self.tell(node, Event::Propose(proposals))
+    }
+
     /// A call arrives at a node. A node that is down does not answer.
     pub(crate) fn client_call(&mut self, operation: usize, node: u64) -> Result<(), String> {
-        match self.clients.message(operation, node, &self.profile) {
+        let useful = self.profile.limits.deadline_ms;
+        let useful = d_engine_core::Duration::from_millis(useful);
+        let now = self.now;
+        let deadline =
+            (useful > d_engine_core::Duration::ZERO).then(|| self.node(node).clock(now).plus(useful));
+        match self.clients.message(operation, node, &self.profile, deadline) {
             Some(ToNode::Propose(proposal)) => self.tell(node, Event::Propose(vec![proposal])),
             Some(ToNode::Read(request)) => {
                 let now = self.now;

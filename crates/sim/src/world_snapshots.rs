@@ -2,7 +2,7 @@
 //! behind them; crashes and failing disks in each of these steps.
 
 use d_engine_core::{Duration, Instant, LogId, RoleKind};
-use d_engine_replica::{Event, Install, Jobs, LogId as Place, StopReason};
+use d_engine_replica::{Event, Install, Jobs, LogId as Place, SnapshotOrder, StopReason};
 use d_engine_storage::fs_sim::Failure;
 use d_engine_storage::snapshot::{FullSpeed, Health};
 use d_engine_storage::{FsOp, LogSuffix};
@@ -248,9 +248,6 @@ impl World {
 
     /// What the replica wants to be done about snapshots.
     pub(crate) fn order_snapshots(&mut self, id: u64, jobs: &mut Jobs) -> Result<(), String> {
-        if let Some(through) = jobs.purge {
-            self.check_purge_order(id, through)?;
-        }
         let node = self.node(id);
         let life = node.life;
         let log = node.running.as_ref().map(|it| it.replica.core().log());
@@ -315,6 +312,12 @@ impl World {
         let Some((node, running)) = node.and_then(|node| Some((node, node.running.as_ref()?))) else {
             return Ok(());
         };
+        if matches!(running.machine, crate::machine::Machine::Disk(_)) {
+            self.counts.reached(Sometimes::DiskMachine);
+            if running.replica.applied().get() > 0 {
+                self.counts.reached(Sometimes::DiskMachineRestarted);
+            }
+        }
         let (list, applied) = (running.snapshots.list(), running.replica.applied());
         let newest = list.first().map(|info| info.label().index);
         let is_damaged = list.first().is_some_and(|info| info.health == Health::Damaged)
@@ -361,12 +364,12 @@ impl Running {
         self.sending.retain(|to, _| !self.cut.contains(to) || core.lacks_purged_entries(*to));
     }
 
-    pub(crate) fn note_orders(&mut self, jobs: &Jobs, now: Instant, patience: Duration) {
+    pub(crate) fn note_orders(&mut self, orders: &[SnapshotOrder], now: Instant, patience: Duration) {
         if self.replica.core().role() != RoleKind::Leader {
             self.sending.clear();
             self.chosen.clear();
         }
-        for order in &jobs.snapshots {
+        for order in orders {
             self.cut.remove(&order.to);
             let since = self.sending.entry(order.to).or_insert(now);
             if now.since(*since) >= patience.times(2) {

@@ -1,6 +1,6 @@
 //! Leases against clocks: what the drift bound is for.
 
-use d_engine_sim::{Profile, Report, RunOptions, run_as};
+use d_engine_sim::{LimitProfile, LinkProfile, Profile, Report, RunOptions, run_as};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -34,9 +34,13 @@ fn with_wild_clocks(seed: u64, clock_drift_percent_max: u32) -> Report {
         apply_mean: SECOND / 1_000,
         clock_drift: 600_000,
         clock_drift_percent_max,
+        hang_every: 0,
+        stop_every: 0,
+        links: LinkProfile::none(),
+        limits: LimitProfile::defaults(),
         ..Profile::of(seed)
     };
-    run_as(seed, profile, RunOptions { seconds: 10, trace: false })
+    run_as(seed, profile, RunOptions { seconds: 10, trials: false, all_rules: false, trace: false })
 }
 
 /// The first of `seeds` with a finding.

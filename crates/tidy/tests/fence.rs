@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("d-engine-testing", &["core", "storage", "replica"]),
     ("d-engine-kv", &["proto", "replica", "storage", "core"]),
     ("d-engine-kv-disk", &["proto", "replica", "storage", "core"]),
-    ("d-engine-sim", &["core", "storage", "replica", "kv", "proto"]),
+    ("d-engine-sim", &["core", "storage", "replica", "kv", "kv-disk", "proto"]),
     ("d-engine-server", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-client", &["proto"]),
     ("d-engine-cli", &["server", "client", "kv", "kv-disk"]),
