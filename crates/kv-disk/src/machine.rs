@@ -190,8 +190,8 @@ impl DiskKvStateMachine {
         mut each: impl FnMut(&[u8], &[u8], Option<NonZeroU64>),
     ) -> Result<u64, DiskKvError> {
         let (database, time_ms) = self.read(|open| (Arc::clone(&open.database), open.state.time_ms))?;
-        let records =
-            FrozenRecords::open(&database.begin_read()?).map_err(|failure| database.failed(failure))?;
+        let records = FrozenRecords::open(&database.begin_read()?, time_ms)
+            .map_err(|failure| database.failed(failure))?;
         let told = records.try_for_each(|key, value, expires_ms| {
             each(key, value, expires_ms);
             Ok::<_, Failure>(())

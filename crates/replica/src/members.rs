@@ -100,7 +100,7 @@ mod tests {
     /// Row 51: a directory that was bound stays bound when the entry that said so leaves the log.
     #[test]
     fn bound_directories_outlive_a_purge_and_an_install() {
-        let mut log = Members::new(members(0));
+        let mut log = Members::new(&members(0), &members(0));
         log.push(at(3), members(1));
         log.push(at(5), members(3));
         log.push(at(9), members(3));
@@ -108,14 +108,14 @@ mod tests {
         log.truncate_from(at(9));
         assert_eq!(bound(&log), 3, "the entry at 5 was purged, and the one at 9 was superseded");
 
-        let mut installed = Members::new(members(0));
+        let mut installed = Members::new(&members(0), &members(0));
         installed.push(at(3), members(1));
-        installed.install(at(7), members(3), false);
+        installed.install(at(7), &members(3), false);
         assert_eq!(bound(&installed), 3, "as the snapshot says");
         installed.push(at(8), members(2));
-        installed.install(at(7), members(3), true);
+        installed.install(at(7), &members(3), true);
         assert_eq!(bound(&installed), 2, "the suffix stays, and is newer");
-        installed.install(at(9), members(1), true);
+        installed.install(at(9), &members(1), true);
         assert_eq!(bound(&installed), 1, "nothing behind it");
 
         let seen: BTreeMap<NodeId, Incarnation> = [(node(3), Incarnation([9; 16]))].into();

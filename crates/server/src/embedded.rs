@@ -567,6 +567,15 @@ impl EmbeddedEngine {
     }
 }
 
+/// A read that panics is that read's error: it runs on its caller's thread, and the node has no part in it.
+fn unpanicked<T>(node: u64, method: &str, read: impl FnOnce() -> T) -> Result<T, ReadError> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|panic| {
+        let text = panic_text(panic.as_ref());
+        tracing::error!(node, method, "the state machine panicked in a read: {text}");
+        ReadError::StateMachine(format!("its {method} panicked: {text}"))
+    })
+}
+
 impl std::fmt::Debug for EmbeddedEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EmbeddedEngine").field("identity", &self.inner.identity).finish_non_exhaustive()

@@ -195,7 +195,7 @@ pub(crate) fn propose(
     let responder = Box::new(move |result: Result<Bytes, _>| {
         acks.lock().unwrap_or_else(PoisonError::into_inner).push((number, result.is_ok()));
     });
-    world.tell(node, Event::Propose(vec![Proposal { command, deadline: None, responder }]))
+    world.tell(node, Event::Propose(vec![Proposal::new(command, None, responder)]))
 }
 
 /// What one wrong wall clock has done to keys with a time to live.
@@ -241,7 +241,7 @@ fn put_for(world: &mut World, node: u64, key: &'static str, ttl_ms: u64) -> Resu
     let options = d_engine_kv::PutOptions::default().ttl(std::time::Duration::from_millis(ttl_ms));
     let command = KvCommand::put_with(key, Bytes::from_static(b"value"), options).encode();
     let responder = Box::new(|_| {});
-    world.tell(node, Event::Propose(vec![Proposal { command, deadline: None, responder }]))?;
+    world.tell(node, Event::Propose(vec![Proposal::new(command, None, responder)]))?;
     world.run_until(world.now + SECOND)
 }
 

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use d_engine_core::{AppendOutcome, EntryKind, GroupId, LogId, LogIndex, NodeId, Term};
+use d_engine_core::{
+    AppendOutcome, Duration, EntryKind, FollowerReport, GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS,
+    NodeId, Term,
+};
 use d_engine_replica::PeerMessage;
 use d_engine_storage::{ClusterId, Incarnation, LogEntry, SessionSerial};
 use proptest::prelude::*;
@@ -89,6 +92,20 @@ fn any_append() -> impl Strategy<Value = PeerMessage> {
     })
 }
 
+fn any_time() -> impl Strategy<Value = u64> {
+    0..=MAX_ACCEPTED_TIME_MS
+}
+
+fn any_report() -> impl Strategy<Value = FollowerReport> {
+    let parts = (any_index(), any::<u64>(), any_time(), any::<bool>());
+    parts.prop_map(|(applied, nanos, wall_ms, log_lost)| FollowerReport {
+        applied,
+        stickiness: Duration::from_nanos(nanos),
+        wall_ms,
+        log_lost,
+    })
+}
+
 fn any_message() -> impl Strategy<Value = PeerMessage> {
     let outcome = prop_oneof![
         any_index().prop_map(AppendOutcome::Stored),
@@ -96,31 +113,32 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
     ];
     prop_oneof![
         (any_term(), any_id()).prop_map(|(term, last)| PeerMessage::PreVote { term, last }),
-        (any_term(), any::<bool>()).prop_map(|(term, granted)| PeerMessage::PreVoteReply {
-            term,
-            granted,
-            wall_ms: 0
-        }),
+        (any_term(), any::<bool>(), any_time())
+            .prop_map(|(term, granted, wall_ms)| PeerMessage::PreVoteReply { term, granted, wall_ms }),
         (any_term(), any_id(), any::<bool>()).prop_map(|(term, last, transfer)| PeerMessage::RequestVote {
             term,
             last,
             transfer
         }),
-        (any_term(), any::<bool>()).prop_map(|(term, granted)| PeerMessage::VoteReply {
+        (any_term(), any::<bool>(), any_time()).prop_map(|(term, granted, wall_ms)| PeerMessage::VoteReply {
             term,
             granted,
-            wall_ms: 0
+            wall_ms
         }),
         any_append(),
         (any_term(), outcome).prop_map(|(term, outcome)| PeerMessage::AppendReply { term, outcome }),
-        (any_term(), any_index(), any::<u64>()).prop_map(|(term, commit, round)| PeerMessage::Heartbeat {
-            term,
-            commit,
-            round
+        (any_term(), any_index(), any::<u64>(), any_index()).prop_map(|(term, commit, round, matched)| {
+            PeerMessage::Heartbeat { term, commit, round, matched }
         }),
-        (any_term(), any::<u64>(), any_index(), any_index()).prop_map(|(term, round, received, stored)| {
-            PeerMessage::HeartbeatReply { term, round, received, stored, report: FollowerReport::default() }
-        }),
+        (any_term(), any::<u64>(), any_index(), any_index(), any_report()).prop_map(
+            |(term, round, received, stored, report)| PeerMessage::HeartbeatReply {
+                term,
+                round,
+                received,
+                stored,
+                report
+            }
+        ),
         any_term().prop_map(|term| PeerMessage::TimeoutNow { term }),
         (any_term(), any::<u64>()).prop_map(|(term, token)| PeerMessage::ReadRequest { term, token }),
         (any_term(), any::<u64>(), proptest::option::of(any_index()))
@@ -252,15 +270,14 @@ fn a_frame_without_a_group_or_body_is_refused() {
 fn numbers_beyond_the_accepted_range_are_refused() {
     let beyond = Term::MAX_ACCEPTED.get() + 1;
     let position = |term, index| Some(peer::LogPosition { term, index });
-    let heartbeat =
-        |term, commit| Body::Heartbeat(peer::Heartbeat { term, commit, round: 1, matched: LogIndex::ZERO });
+    let heartbeat = |term, commit| Body::Heartbeat(peer::Heartbeat { term, commit, round: 1, matched: 0 });
     let reply = |received, stored| {
         Body::HeartbeatReply(peer::HeartbeatReply {
             term: 1,
             round: 1,
             received,
             stored,
-            report: FollowerReport::default(),
+            ..peer::HeartbeatReply::default()
         })
     };
     let outcome = |outcome| Body::AppendReply(peer::AppendReply { term: 1, outcome: Some(outcome) });
@@ -271,6 +288,7 @@ fn numbers_beyond_the_accepted_range_are_refused() {
         (heartbeat(1, beyond), "commit"),
         (reply(beyond, 0), "received"),
         (reply(0, beyond), "stored"),
+        (Body::VoteReply(peer::VoteReply { term: 1, granted: true, wall_ms: u64::MAX }), "wall_ms"),
         (Body::PreVote(peer::PreVote { term: 1, last: position(beyond, 1) }), "term"),
         (Body::PreVote(peer::PreVote { term: 1, last: position(1, beyond) }), "last"),
         (Body::PreVoteReply(peer::PreVoteReply { term: beyond, granted: true, wall_ms: 0 }), "term"),
