@@ -31,10 +31,10 @@ pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 /// no more than this, to be applied again from the log, and the file need not grow for more than this.
 pub const SYNC_EVERY_BYTES: usize = 64 << 20;
 
-/// What a new database needs for records whose snapshot has `file_bytes`: pages are filled in the order of the keys, but
-/// what one transaction writes anew is free only after it. Measured: 1.1 to 1.7 times.
+/// What a new database needs for records whose snapshot has `file_bytes`. Measured: twice as many while it is filled, and
+/// 1.07 times once it is closed.
 fn database_bytes(file_bytes: u64) -> u64 {
-    file_bytes.saturating_mul(2).saturating_add(4 << 20)
+    file_bytes.saturating_mul(9).div_ceil(4).saturating_add(4 << 20)
 }
 
 /// Bytes that the file may grow by while a view is held, unless told otherwise; or by as much as it had, if that is more.
