@@ -32,7 +32,7 @@ impl RaftCore {
         if let Role::Leader(leader) = &self.role {
             gauges.waiting_reads += leader.reads.len();
             for progress in leader.followers.values() {
-                if let Flow::Replicate { inflight, bytes } = &progress.flow {
+                if let Flow::Replicate { inflight, bytes, .. } = &progress.flow {
                     gauges.inflight_appends = gauges.inflight_appends.max(inflight.len());
                     gauges.inflight_bytes = gauges.inflight_bytes.max(*bytes);
                 }
