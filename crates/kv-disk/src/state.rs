@@ -64,16 +64,11 @@ impl State {
 
     /// The log time alone: what a reader judges expiries by, of the same moment as the records.
     pub(crate) fn time_ms_in(transaction: &ReadTransaction) -> Result<u64, Failure> {
-        Self::read_bytes_in(transaction).map(|(time_ms, _)| time_ms)
-    }
-
-    /// Log time, and bytes of all records in a snapshot.
-    pub(crate) fn read_bytes_in(transaction: &ReadTransaction) -> Result<(u64, u64), Failure> {
         let table = transaction.open_table(STATE)?;
         let applied = table.get(APPLIED)?;
         let numbers = applied.as_ref().and_then(|record| numbers::<4>(record.value()));
         numbers
-            .map(|[_, _, time_ms, bytes]| (time_ms, bytes))
+            .map(|[_, _, time_ms, _]| time_ms)
             .ok_or_else(|| Failure::Damaged("its log time cannot be read".to_owned()))
     }
 

@@ -138,6 +138,21 @@ impl FrozenRecords {
         }
     }
 
+    /// Compares the checksums of so many records behind a key; returns the last one's key, if there may be more.
+    pub(crate) fn check_after(&self, after: Option<&[u8]>, records: usize) -> Result<Option<Bytes>, Failure> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        for (record, number) in self.records.range::<&[u8]>((from, Bound::Unbounded))?.zip(1..) {
+            let (key, stored) = record?;
+            checked(key.value(), stored.value())?;
+            if number == records {
+                last = Some(Bytes::copy_from_slice(key.value()));
+                break;
+            }
+        }
+        Ok(last)
+    }
+
     /// Reads everything, and compares it with what is known of the whole.
     pub(crate) fn verify(&self, content_bytes: u64) -> Result<(), Failure> {
         let (mut bytes, mut expiring) = (0_u64, 0_u64);

@@ -220,6 +220,8 @@ fn a_record_that_is_damaged_while_the_machine_runs_stops_it() {
         bytes[at] ^= 1;
         write_all_at(&*file, at as u64, &bytes[at..=at]).unwrap();
     }
+    assert!(machine.get(b"b").unwrap().is_some(), "what is not damaged is served");
+    assert!(machine.scrub().unwrap_err().to_string().contains("the record of \"a\""));
     let told = machine.get(b"a").unwrap_err().to_string();
     assert!(told.contains("the record of \"a\"") && told.contains("filled anew"), "{told}");
     assert!(!machine.is_running());

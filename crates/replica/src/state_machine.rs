@@ -71,7 +71,7 @@ pub trait SnapshotView: Send {
 /// | `bind`, `start`, `reset` and an install at a start | one for blocking work | yes: the start waits |
 /// | `apply_chunk`, `advance_time`, `update_*`, `persist_*`, `flush`, `stop`, `save_hard_state`, `next_expiry_ms`, `snapshot_view`, `apply_snapshot_from_file`, `entry_term`, `last_applied`, `snapshot_metadata` | the apply thread of the group | yes, but whatever waits for apply waits too; a node whose machine hangs for longer than an election timeout gives leadership up |
 /// | `generate_snapshot_data` | the apply thread, up to `snapshots.pause_max_ms` | yes; apply waits |
-/// | `SnapshotView::write` | the snapshot thread | yes |
+/// | `SnapshotView::write`, `scrub` | the snapshot thread | yes |
 /// | `get`, `query` | the caller's own, beside apply | no, unless [`StateMachine::reads_block`] says so: then a thread for blocking work |
 /// | `check` | the caller's own | no |
 /// | `is_running`, `len`, `is_empty` | one that asks for the status | yes; a status does not wait for long |
@@ -257,6 +257,17 @@ pub trait StateMachine: Send + Sync + 'static {
     /// work, which costs each read some ten microseconds, and not on the caller's.
     fn reads_block(&self) -> bool {
         false
+    }
+
+    /// Reads everything that the machine has stored and compares its checksums, beside whatever goes on, so that damage is
+    /// found before the last good copy is gone. Called once a day, on the snapshot thread; it ends early when the
+    /// machine is stopped.
+    ///
+    /// # Errors
+    /// Stops the node with the reason: what is damaged must not be served. The next start brings the state back from the
+    /// snapshot and the log, if the machine gives up what is damaged.
+    fn scrub(&self) -> Result<()> {
+        Ok(())
     }
 
     /// About how many bytes the files of the next snapshot will have, if the machine can tell: room is asked for before

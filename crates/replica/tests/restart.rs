@@ -256,7 +256,7 @@ fn bound_at(index: u64) -> LogEntry {
         incarnation: Some(d_engine_storage::Incarnation([2; 16])),
     };
     let data = d_engine_storage::Membership::new([member]).unwrap().encode();
-    LogEntry { data: data.into(), ..entry(index, EntryKind::Membership, 0) }
+    LogEntry { data, ..entry(index, EntryKind::Membership, 0) }
 }
 
 fn is_bound(membership: &d_engine_storage::Membership) -> bool {

@@ -66,7 +66,7 @@ impl NodeThreads {
             (Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()), Arc::new(WorkQueue::new()));
         let transfers = Arc::new(Transfers::new(
             snapshots.clone(),
-            materials.machine,
+            materials.machine.clone(),
             inbox.clone(),
             gate.clone(),
             clock,
@@ -95,6 +95,7 @@ impl NodeThreads {
         let builds = SnapshotThread {
             store: snapshots.clone(),
             bytes_per_second: settings.build_bytes_per_second,
+            machine: materials.machine.clone(),
             queue: snap.clone(),
             apply: apply.clone(),
             inbox: inbox.clone(),

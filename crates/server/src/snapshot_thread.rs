@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use d_engine_replica::{SnapshotTask, StopReason};
+use d_engine_replica::{SnapshotTask, StateMachine, StopReason};
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 
 use crate::StartError;
@@ -110,6 +110,37 @@ pub(crate) struct SnapshotThread {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) progress: Arc<BuildProgress>,
     pub(crate) transfers: Arc<Transfers>,
+    pub(crate) machine: Arc<dyn StateMachine>,
+}
+
+/// How often the state machine is asked to compare its checksums.
+const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3_600);
+
+/// When the next scrub is due.
+struct Scrubs {
+    every: Duration,
+    due: Instant,
+}
+
+impl Scrubs {
+    fn every(every: Duration, now: Instant) -> Self {
+        Self { every, due: now + every }
+    }
+
+    fn left(&self, now: Instant) -> Duration {
+        self.due.saturating_duration_since(now)
+    }
+
+    /// Asks the machine if it is time. An error stops the node.
+    fn run(&mut self, now: Instant, machine: &dyn StateMachine) -> Result<(), StopReason> {
+        if now < self.due {
+            return Ok(());
+        }
+        self.due = now + self.every;
+        machine.scrub().map_err(|error| {
+            StopReason::new(format_args!("the state machine has found damage in what it has stored: {error}"))
+        })
+    }
 }
 
 impl SnapshotThread {
@@ -120,11 +151,15 @@ impl SnapshotThread {
     }
 
     fn run(&self) -> Result<(), StopReason> {
+        let mut scrubs = Scrubs::every(SCRUB_EVERY, Instant::now());
         loop {
-            let work = match self.queue.take(None) {
+            let work = match self.queue.take(Some(scrubs.left(Instant::now()))) {
                 Found::Work(work) => work,
                 Found::Closed(_) => return Ok(()),
-                Found::Idle => continue,
+                Found::Idle => {
+                    scrubs.run(Instant::now(), self.machine.as_ref())?;
+                    continue;
+                }
             };
             if work.prune {
                 self.prune();
@@ -160,5 +195,33 @@ impl SnapshotThread {
             tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
         }
         built
+    }
+}
+
+#[cfg(test)]
+#[path = "../../replica/tests/recording/machine.rs"]
+mod recording;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::recording::{Manner, Recording};
+    use super::*;
+
+    /// Damage in a record that nobody reads stops the node within a day.
+    #[test]
+    fn the_machine_is_asked_for_a_scrub_once_a_day_and_what_it_finds_stops_the_node() {
+        let machine = Recording::default();
+        let began = Instant::now();
+        let mut scrubs = Scrubs::every(SCRUB_EVERY, began);
+        scrubs.run(began + SCRUB_EVERY / 2, &machine).unwrap();
+        assert_eq!(machine.calls.count("scrub"), 0);
+        scrubs.run(began + SCRUB_EVERY, &machine).unwrap();
+        scrubs.run(began + SCRUB_EVERY, &machine).unwrap();
+        assert_eq!(machine.calls.count("scrub"), 1);
+        assert_eq!(scrubs.left(began + SCRUB_EVERY * 2), Duration::ZERO);
+        let damaged = machine.again_as(Manner { is_damaged: true, ..Manner::default() });
+        let found = scrubs.run(began + SCRUB_EVERY * 2, &damaged).unwrap_err().to_string();
+        assert!(found.contains("damage") && found.contains("a record has another checksum"), "{found}");
     }
 }

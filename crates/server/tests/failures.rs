@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
+use d_engine_kv::{KvCommand, KvStateMachine};
 use d_engine_replica::{
     Entry, LogId, ProposeError, ReadConsistency, ReadError, Result, SnapshotMetadata, StateMachine,
     UnknownBecause,
@@ -189,12 +189,12 @@ async fn a_panic_in_the_state_machine_stops_the_node_and_not_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_the_machine_rejects_is_answered_and_the_node_lives() {
+async fn a_command_that_the_machine_refuses_is_not_proposed_and_the_node_lives() {
     let dir = tempfile::tempdir().unwrap();
     let engine = EmbeddedEngine::start(dir.path().join("data")).await.unwrap();
     engine.wait_ready(PATIENCE).await.unwrap();
-    let reply = engine.propose("no command at all").await.unwrap();
-    assert!(matches!(KvReply::decode(&reply).unwrap(), KvReply::Rejected { .. }));
+    let refused = engine.propose("no command at all").await.unwrap_err();
+    assert!(matches!(&refused, ProposeError::Refused { .. }), "{refused}");
     engine.propose(KvCommand::put("k", "v").encode()).await.unwrap();
     engine.stop().await;
 }

@@ -152,9 +152,9 @@ impl StateMachine for SqliteMachine {
         Ok(())
     }
 
-    /// Rows in all tables; reads them all.
+    /// Rows in all tables; reads them all, beside the log's statements.
     fn len(&self) -> usize {
-        let rows = lock(&self.writer).store.rows().unwrap_or(0);
+        let rows = store::rows(&lock(&self.reader)).unwrap_or(0);
         usize::try_from(rows).unwrap_or(usize::MAX)
     }
 
@@ -245,8 +245,13 @@ impl StateMachine for SqliteMachine {
         }
     }
 
+    /// A question may wait for the disk.
+    fn reads_block(&self) -> bool {
+        true
+    }
+
     fn snapshot_bytes(&self) -> Option<u64> {
-        lock(&self.reader).query_row(store::SIZE, [], |row| row.get::<_, i64>(0)).ok().map(i64::cast_unsigned)
+        lock(&self.writer).store.bytes().ok()
     }
 
     /// The database of a snapshot is copied beside the open one.

@@ -21,8 +21,6 @@ pub(crate) const OWN_TABLE: &str = "_d_engine";
 pub(crate) const FILE: &str = "state.db";
 const POINTER: &str = "CURRENT";
 const BINDING: &str = "BINDING";
-/// Bytes of the database, and so of a snapshot of it.
-pub(crate) const SIZE: &str = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
 
 /// Where a database stands.
 #[derive(Clone, Default)]
@@ -242,18 +240,24 @@ impl Store {
         Ok(Some(reply))
     }
 
-    /// Rows in all tables.
-    pub(crate) fn rows(&self) -> Result<u64> {
-        let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ?1";
-        let mut tables = self.connection.prepare(sql)?;
-        let names = tables.query_map([OWN_TABLE], |row| row.get::<_, String>(0))?;
-        let mut rows = 0;
-        for name in names {
-            let sql = format!("SELECT count(*) FROM \"{}\"", name?.replace('"', "\"\""));
-            rows += self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0))?.cast_unsigned();
-        }
-        Ok(rows)
+    /// Bytes of the database, and so of a snapshot of it.
+    pub(crate) fn bytes(&self) -> Result<u64> {
+        let sql = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
+        Ok(self.connection.query_row(sql, [], |row| row.get::<_, i64>(0))?.cast_unsigned())
     }
+}
+
+/// Rows in all tables, as a connection sees them.
+pub(crate) fn rows(connection: &Connection) -> Result<u64> {
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ?1";
+    let mut tables = connection.prepare(sql)?;
+    let names = tables.query_map([OWN_TABLE], |row| row.get::<_, String>(0))?;
+    let mut rows = 0;
+    for name in names {
+        let sql = format!("SELECT count(*) FROM \"{}\"", name?.replace('"', "\"\""));
+        rows += connection.query_row(&sql, [], |row| row.get::<_, i64>(0))?.cast_unsigned();
+    }
+    Ok(rows)
 }
 
 /// What [`bind`] has stored; `None`: nothing yet.

@@ -52,3 +52,15 @@ fn its_files_belong_to_one_data_directory() {
     drop(machine);
     assert!(open().bind(&binding(8)).is_err());
 }
+
+#[test]
+fn it_knows_how_large_its_snapshot_will_be() {
+    let (home, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let machine = SqliteMachine::open(home.path(), SCHEMA).unwrap();
+    let chunk = (1..=200).map(|index| d_engine::Entry::new(index, 1, command(index))).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(machine.apply_chunk(chunk)).unwrap();
+    let told = machine.snapshot_bytes().unwrap();
+    machine.snapshot_view().unwrap().unwrap().write(dir.path()).unwrap();
+    assert_eq!(told, std::fs::metadata(dir.path().join("state.db")).unwrap().len());
+}

@@ -97,6 +97,8 @@ pub(crate) struct Manner {
     /// It never comes to the end of a snapshot's data.
     pub(crate) writes_for_ever: bool,
     pub(crate) replies_twice: bool,
+    /// A scrub finds something.
+    pub(crate) is_damaged: bool,
     /// Its reads wait for the pen, as for a disk.
     pub(crate) reads_wait: bool,
     /// It panics in every read.
@@ -330,6 +332,11 @@ impl StateMachine for Recording {
             held.binding = Some(binding.to_bytes());
         }
         Ok(())
+    }
+
+    fn scrub(&self) -> Result<()> {
+        self.calls.note("scrub");
+        if self.manner.is_damaged { Err(Error::msg("a record has another checksum")) } else { Ok(()) }
     }
 
     fn reads_block(&self) -> bool {
