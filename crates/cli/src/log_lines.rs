@@ -252,7 +252,10 @@ mod tests {
         }
     }
 
-    fn asked(bytes_max: usize) -> (LogLines, Sender<io::Result<()>>, Receiver<()>, Receiver<Vec<u8>>) {
+    /// A log; what its writes are answered; tells of each before it is answered; what was written.
+    type Watched = (LogLines, Sender<io::Result<()>>, Receiver<()>, Receiver<Vec<u8>>);
+
+    fn asked(bytes_max: usize) -> Watched {
         let (answer, answers) = channel();
         let (asks, asked) = sync_channel(100);
         let (written, lines) = channel();

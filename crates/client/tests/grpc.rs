@@ -82,7 +82,7 @@ async fn a_read_waits_for_what_is_committed_before_it_looks() {
     let engine = EmbeddedEngine::start_custom(machine.clone(), config).await.unwrap();
     engine.wait_ready(PATIENCE).await.unwrap();
     let mut calls = connect(&address).await;
-    machine.apply.close();
+    let closed = machine.apply.close();
     let mut writes = calls.clone();
     let write = tokio::spawn(async move { writes.propose(ProposeRequest { command: put("k", "v") }).await });
     wait_until(PATIENCE, async || {
@@ -101,7 +101,7 @@ async fn a_read_waits_for_what_is_committed_before_it_looks() {
         calls.status(StatusRequest {}).await.unwrap();
     }
     assert!(reads.iter().all(|read| !read.is_finished()), "a read did not wait for what is committed");
-    machine.apply.open();
+    drop(closed);
     write.await.unwrap().unwrap();
     for read in reads {
         assert!(read.await.unwrap().unwrap().into_inner().found);
@@ -120,7 +120,7 @@ async fn a_snapshot_that_takes_longer_than_its_caller_waits_is_late() {
     engine.wait_ready(PATIENCE).await.unwrap();
     let client = Client::new([&address], ClientOptions::default()).unwrap();
     client.propose(put("k", "v")).await.unwrap();
-    machine.apply.close();
+    let closed = machine.apply.close();
     let write = tokio::spawn({
         let client = client.clone();
         async move { client.propose(put("k", "w")).await }
@@ -135,7 +135,7 @@ async fn a_snapshot_that_takes_longer_than_its_caller_waits_is_late() {
         let late = hasty.take_snapshot(&address).await.unwrap_err();
         assert!(matches!(late, ClientError::DeadlineElapsed { .. }), "{ms} ms: {late}");
     }
-    machine.apply.open();
+    drop(closed);
     write.await.unwrap().unwrap();
     engine.stop().await;
 }

@@ -24,7 +24,7 @@ use crate::node_threads::{Materials, NodeThreads};
 use crate::raft_thread::{Patience, TransportStart};
 use crate::transfers::TransferSettings;
 use crate::transport::{TransportIdentity, TransportSettings};
-use crate::{Config, StartError, api, entropy};
+use crate::{Config, StartError, api, descriptors, entropy};
 
 /// A state machine behind an `Arc`, of a type of its own or as `Arc<dyn StateMachine>`.
 pub trait IntoStateMachine {
@@ -172,6 +172,7 @@ impl Node {
     pub async fn start(self) -> Result<EmbeddedEngine, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         check_runtime(self.config.client_listen_addr().is_some())?;
+        descriptors::warn_if_scarce(self.config.node_id, descriptors::limit());
         let group = GroupId::FIRST;
         let opened = self.open_storage(group).await?;
         let OpenedStorage { identity, mut log, mut recovered, report, .. } = opened;

@@ -44,6 +44,20 @@ pub(crate) fn warn_if_short(node: u64, wanted: usize, limit: Option<u64>) {
     }
 }
 
+/// Says that the whole process has hardly any, if so.
+pub(crate) fn warn_if_scarce(node: u64, limit: Option<u64>) {
+    if let Some(limit) = limit
+        && limit < 2 * RESERVE_MIN
+    {
+        tracing::warn!(
+            node,
+            limit,
+            "this process may have {limit} file descriptors (RLIMIT_NOFILE), which is little for a node: raise it with \
+             `ulimit -n` or LimitNOFILE="
+        );
+    }
+}
+
 /// A quarter is kept, within bounds.
 fn reserve(limit: u64) -> u64 {
     (limit / 4).clamp(RESERVE_MIN, RESERVE_MAX)

@@ -119,10 +119,10 @@ async fn a_read_that_no_majority_confirms_ends_with_its_deadline() {
 async fn a_command_that_is_not_applied_in_time_has_an_unknown_outcome_with_the_right_reason() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
-    machine.apply.close();
+    let closed = machine.apply.close();
     let late = engine.propose_within(command("k"), Duration::from_millis(50)).await.unwrap_err();
     assert_eq!(late, ProposeError::OutcomeUnknown { why: UnknownBecause::DeadlinePassed });
-    machine.apply.open();
+    drop(closed);
     engine.stop().await;
 }
 
@@ -131,7 +131,7 @@ async fn a_command_that_is_not_applied_in_time_has_an_unknown_outcome_with_the_r
 async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
-    machine.apply.close();
+    let closed = machine.apply.close();
     let late = engine.propose_within(command("k"), Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(late, ProposeError::OutcomeUnknown { .. }), "{late}");
     let patience = Duration::from_millis(200);
@@ -139,7 +139,7 @@ async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
         let read = engine.get_within(b"k", consistency, patience).await;
         assert_eq!(read, Err(ReadError::Expired), "{consistency:?}");
     }
-    machine.apply.open();
+    drop(closed);
     let read = engine.get_within(b"k", ReadConsistency::Lease, PATIENCE).await.unwrap();
     assert_eq!(read, Some("v".into()));
     engine.stop().await;
@@ -150,13 +150,13 @@ async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
 async fn a_slow_count_does_not_make_a_node_unready() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
-    machine.len.close();
+    let closed = machine.len.close();
     for _ in 0..2 {
         let status = engine.status().await;
         assert!(status.ready && status.state_machine_running);
         assert_eq!(status.state_machine_len, None);
     }
-    machine.len.open();
+    drop(closed);
     engine.stop().await;
 }
 
@@ -165,7 +165,7 @@ async fn a_slow_count_does_not_make_a_node_unready() {
 async fn a_node_stays_ready_while_it_applies() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
-    machine.apply.close();
+    let closed = machine.apply.close();
     let behind = engine.propose_within(command("k"), Duration::from_millis(1)).await;
     assert!(behind.is_err());
     let lag = async {
@@ -178,7 +178,7 @@ async fn a_node_stays_ready_while_it_applies() {
         }
     };
     assert!(tokio::time::timeout(PATIENCE, lag).await.unwrap());
-    machine.apply.open();
+    drop(closed);
     engine.stop().await;
     assert!(!engine.status().await.ready);
 }
@@ -187,14 +187,14 @@ async fn a_node_stays_ready_while_it_applies() {
 async fn a_dropped_call_of_stop_does_not_let_the_next_one_return_early() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
-    machine.apply.close();
+    let closed = machine.apply.close();
     assert!(engine.propose_within(command("k"), Duration::from_millis(200)).await.is_err());
     // Long enough for the node's patience with its callers: the threads are being joined by then.
     let patience = Duration::from_secs(4);
     for _ in 0..2 {
         assert!(tokio::time::timeout(patience, engine.stop()).await.is_err(), "the apply thread still runs");
     }
-    machine.apply.open();
+    drop(closed);
     tokio::time::timeout(PATIENCE, engine.stop()).await.unwrap();
     assert!(!engine.is_leader() && engine.leader().is_none(), "a node that has stopped leads nothing");
 }

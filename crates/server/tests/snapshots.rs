@@ -203,10 +203,11 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
         until(engine, "the log is purged", |status| base(status) >= 40).await;
     }
     let back = start(&configs[0]).await;
-    until(&back, "a part is there", |status| {
+    let status = until(&back, "a part is there", |status| {
         status.snapshots.receiving.as_ref().is_some_and(|receiving| receiving.received > 1_000_000)
     })
     .await;
+    let cut = status.snapshots.receiving.unwrap().label;
     back.stop().await;
     put(&engines, "newer", "v").await;
     for engine in &engines {
@@ -218,7 +219,8 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
         loop {
             tokio::task::yield_now().await;
             for engine in &engines {
-                if engine.status().await.snapshots.sending.iter().any(|sending| sending.resumed_at > 0) {
+                let sending = engine.status().await.snapshots.sending;
+                if sending.iter().any(|sending| sending.label == cut && sending.resumed_at > 0) {
                     return;
                 }
             }

@@ -16,13 +16,11 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(crate) fn close(&self) {
+    /// Holds calls until what is returned is dropped: a test that fails must not hang.
+    #[must_use]
+    pub(crate) fn close(&self) -> Closed<'_> {
         *self.is_closed.lock().unwrap() = true;
-    }
-
-    pub(crate) fn open(&self) {
-        *self.is_closed.lock().unwrap() = false;
-        self.opened.notify_all();
+        Closed(self)
     }
 
     fn pass(&self) {
@@ -31,7 +29,17 @@ impl Gate {
     }
 }
 
-/// The machine; open its gates before the end of the test.
+/// A closed gate.
+pub(crate) struct Closed<'a>(&'a Gate);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        *self.0.is_closed.lock().unwrap() = false;
+        self.0.opened.notify_all();
+    }
+}
+
+/// The machine.
 #[derive(Default)]
 pub(crate) struct Held {
     pub(crate) kv: KvStateMachine,
