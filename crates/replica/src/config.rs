@@ -21,6 +21,8 @@ pub struct ReplicaConfig {
     pub apply_entries_max: u64,
     /// Entries that stay in the log although a snapshot covers them, for followers that are a little behind.
     pub tail_entries: u64,
+    /// With fewer free bytes where the log lies, commands are to be refused: snapshots and purges still have room.
+    pub min_free_bytes: u64,
     /// As much of them in bytes; whichever is reached first counts.
     pub tail_bytes: u64,
     /// How long a snapshot on its way to a follower keeps the log from being purged: the follower goes on
@@ -45,6 +47,7 @@ impl Default for ReplicaConfig {
             apply_entries_max: 4096,
             tail_entries: 10_000,
             tail_bytes: 32 << 20,
+            min_free_bytes: 2 << 20,
             purge_patience: Duration::from_millis(600_000),
             held_bytes: 256 << 20,
             accept_clock: false,

@@ -130,6 +130,12 @@ impl Start<'_> {
             }
             match self.restore(machine, &info).await {
                 Ok(footing) => return Ok((installed(machine, &info).map_err(StopReason::new)?, footing)),
+                // A disk that cannot take what is unpacked says nothing of the archive.
+                Err(Restore::Unusable(error @ SnapshotError::Io { .. })) if !is_of_archive(&error, &info) => {
+                    return Err(StopReason::new(format_args!(
+                        "a snapshot could not be unpacked: {error}; repair the cause, and start again"
+                    )));
+                }
                 Err(Restore::Unusable(error)) => {
                     tracing::warn!(%error, "a snapshot cannot be used; the one before it is tried");
                     damage.push(error);
@@ -161,7 +167,15 @@ impl Start<'_> {
             check_position(machine, stands_at, self.recovered)?;
             footing.applied = LogIndex::new(stands_at.index);
         }
-        // A purged log lies behind a snapshot; its header alone says who the members were.
+        if let Some(time_ms) = self.recovered.base_time_ms.filter(|_| base != CoreLogId::ZERO) {
+            // The log itself knows, whatever became of the snapshots.
+            footing.time_ms = time_ms;
+            let payload = self.recovered.base_membership.as_deref();
+            footing.membership = payload.map(Membership::decode).transpose().map_err(StopReason::new)?;
+            let applied = self.facts_at(footing.applied, &footing);
+            return Ok((applied, footing));
+        }
+        // Behind a snapshot that was received, its header alone says who the members were.
         let newest = self.snapshots.list().into_iter().find(|info| info.label().index >= base.index);
         if let Some(info) = newest.filter(|_| base != CoreLogId::ZERO) {
             footing.membership = Some(info.header.facts.membership.clone());
@@ -264,6 +278,8 @@ impl Start<'_> {
         self.log.install(self.identity.group, label, LogSuffix::Drop).map_err(StopReason::new)?;
         tracing::info!(%label, "the install of a snapshot was cut short; the log begins behind it now");
         self.recovered.base = label;
+        self.recovered.base_time_ms = None;
+        self.recovered.base_membership = None;
         self.recovered.entries.clear();
         self.recovered.memberships.clear();
         Ok(())
@@ -308,6 +324,11 @@ pub(crate) fn installed(machine: &dyn StateMachine, info: &SnapshotInfo) -> Resu
     }
     let facts = &info.header.facts;
     Ok(Applied { id: label, time_ms: facts.time_ms, membership: facts.membership.clone() })
+}
+
+/// Whether an I/O error came from the archive itself, which may have a bad sector, and not from the files beside it.
+fn is_of_archive(error: &SnapshotError, info: &SnapshotInfo) -> bool {
+    matches!(error, SnapshotError::Io { path, .. } if *path == info.path)
 }
 
 /// Why a snapshot was not restored.

@@ -88,8 +88,44 @@ fn a_durable_machine_inside_the_log_needs_no_snapshot() {
     assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0);
     assert_eq!(node.machine.calls.count("reset"), 0);
     assert_eq!(node.footing.applied.get(), 5);
-    // The members where the log begins are those of the snapshot.
+    assert_eq!(node.footing.time_ms, 1_004, "log time where the log begins is that of the snapshot");
+}
+
+/// The log itself knows where it begins: no snapshot has to be read for it.
+#[test]
+fn a_durable_machine_inside_a_purged_log_starts_without_any_usable_snapshot() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 4);
+    for entry in std::fs::read_dir(ground.dir.path().join("data/snapshots")).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"flipped").unwrap();
+    }
+    let node = start(ground.again(), Recording::durable_at(at(1, 5))).unwrap();
+    assert_eq!((node.footing.applied.get(), node.footing.time_ms), (5, 1_004));
+}
+
+/// A log that begins behind a received snapshot knows neither time nor members: the snapshot does.
+#[test]
+fn a_durable_machine_behind_a_received_snapshot_gets_its_time_and_members() {
+    let (leader, received) = leader_with_snapshot(9);
+    let ground = ground_with_snapshots(Recording::default());
+    send(&leader, &received, &ground.store);
+    let mut node = start(ground.again(), Recording::durable_at(at(1, 6))).unwrap();
+    node.commit(10, 11);
+    let Node { ground, .. } = node;
+    let node = start(ground.again(), Recording::durable_at(at(1, 10))).unwrap();
+    assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0);
+    assert_eq!((node.footing.applied.get(), node.footing.time_ms), (10, 1_009));
     assert!(node.footing.membership.is_some());
+}
+
+/// A disk that is full, or a process without file handles, says nothing of the snapshot: it stays the newest.
+#[test]
+fn a_snapshot_that_cannot_be_unpacked_is_not_taken_for_a_damaged_one() {
+    let mut ground = ground_with_snapshots(Recording::default());
+    purge(&mut ground, 2);
+    std::fs::write(ground.dir.path().join("data/snapshots/unpacked"), b"in the way").unwrap();
+    let refused = refusal(ground.again(), Recording::default());
+    assert!(refused.contains("could not be unpacked") || refused.contains("unpacked"), "{refused}");
 }
 
 #[test]

@@ -179,7 +179,14 @@ impl Node {
         if report.torn_bytes > 0 {
             tracing::warn!(
                 node = self.config.node_id, bytes = report.torn_bytes, at = ?report.torn_at,
-                "the log's torn tail was cut; nothing in it was acknowledged"
+                "the log's torn tail was cut; a crash in the middle of a write leaves one, and then nothing in it was \
+                 acknowledged"
+            );
+        }
+        for path in &report.mended {
+            tracing::warn!(
+                node = self.config.node_id, path = %path.display(),
+                "one of two copies was damaged or missing; it was written anew from the other"
             );
         }
         let snapshots = self.open_snapshots(&identity)?;
@@ -416,6 +423,7 @@ impl Node {
             apply_entries_max: limits.max_apply_entries as u64,
             tail_entries: config.snapshots.tail_entries,
             tail_bytes: config.snapshots.tail_bytes,
+            min_free_bytes: limits.min_free_bytes,
             purge_patience: Duration::from_millis(config.snapshots.purge_waits_ms),
             held_bytes: config.snapshots.max_log_bytes / 2,
             ..ReplicaConfig::default()

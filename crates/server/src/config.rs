@@ -109,6 +109,9 @@ pub struct Limits {
     /// The size of one log file in bytes. Default 16 MiB. A node that has been idle keeps the current one and
     /// the next filled with zeros, so a new node takes twice this.
     pub segment_bytes: usize,
+    /// With fewer free bytes on the disk of the log, commands are refused, so that snapshots and purges still have
+    /// room.
+    pub min_free_bytes: u64,
     /// Messages waiting to be sent to one node, by number. Default 4,096.
     pub peer_queue_frames: usize,
     /// Messages waiting to be sent to one node, in bytes. Default 16 MiB.
@@ -150,6 +153,7 @@ impl Default for Limits {
             max_apply_entries: 512,
             log_cache_bytes: 64 << 20,
             segment_bytes: 16 << 20,
+            min_free_bytes: 2 << 20,
             peer_queue_frames: 4_096,
             peer_queue_bytes: 16 << 20,
         }

@@ -35,7 +35,8 @@ impl DirHandles {
     }
 }
 
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
+/// Whether both are of the same file.
+pub(crate) fn is_same(one: &Metadata, other: &Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 

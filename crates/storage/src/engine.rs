@@ -62,6 +62,11 @@ pub struct RecoveredLog {
     pub hard_state: HardState,
     /// The entry before the first one kept: where the log was purged to. [`LogId::ZERO`] at first.
     pub base: LogId,
+    /// Log time at `base`, in UNIX milliseconds; `None` where the log does not know it: it begins behind a
+    /// snapshot that was received, which says it.
+    pub base_time_ms: Option<u64>,
+    /// The payload of the last membership entry up to `base`; `None` where there was none, or the log does not know.
+    pub base_membership: Option<Bytes>,
     /// One head per entry, in order, without gaps, from the index after `base`.
     pub entries: Vec<EntryHead>,
     /// The payloads of the membership entries among them.
@@ -193,7 +198,7 @@ pub struct LogStats {
     pub recycled: u64,
     /// Segments that hold the log now.
     pub segments: u64,
-    /// Bytes that these segments take up at most.
+    /// Bytes that are written in them; of the one in use without the zeros ahead.
     pub log_bytes: u64,
     /// Bytes that can still be written where the log lies, as of lately; `None` where nobody knows.
     pub free_bytes: Option<u64>,

@@ -74,6 +74,16 @@ pub enum StorageError {
         /// Who holds it, as far as the lock file tells.
         holder: String,
     },
+    /// The directory is no longer the one that this process has locked: it was moved, or replaced. Another process may
+    /// work in it. Stop whoever works on it, and start the node again.
+    #[error(
+        "data directory of {path} is no longer the one that this process has locked; it was moved or replaced: stop \
+         whatever works on it and start the node again"
+    )]
+    LockLost {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The directory belongs to somebody else.
     #[error("data directory {path} belongs to {what} {found}, but {what} {expected} was asked for")]
     WrongOwner {

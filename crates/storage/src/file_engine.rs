@@ -236,6 +236,12 @@ impl StorageEngine for FileStorageEngine {
                 return Err(StorageError::InUse { path: self.dir.clone(), holder });
             }
         };
+        let dir_lock = match self.fs.try_lock_dir(&self.dir).map_err(io_error("lock", &self.dir))? {
+            LockAttempt::Held(lock) => lock,
+            LockAttempt::InUse { holder } => {
+                return Err(StorageError::InUse { path: self.dir.clone(), holder });
+            }
+        };
         let latch = Arc::new(FsLatch::default());
         let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch));
         let (identity, created, unusable) = self.identity(&meta, request)?;
@@ -258,7 +264,7 @@ impl StorageEngine for FileStorageEngine {
             identity: identity.clone(),
             meta: log_meta,
             latch,
-            lock,
+            locks: [lock, dir_lock],
         };
         let log = FileLog::start(parts, record, recovered)?;
         Ok(OpenedStorage { identity, log: Box::new(log), meta: Box::new(meta), recovered: known, report })
@@ -267,10 +273,13 @@ impl StorageEngine for FileStorageEngine {
 
 /// What the node wants to know of its own group.
 fn summary(recovered: &mut Recovered, identity: &Identity, record: &LogRecord) -> RecoveredLog {
+    let facts = record.facts.get(&identity.group);
     let Some(group) = recovered.groups.get_mut(&identity.group) else { return RecoveredLog::default() };
     RecoveredLog {
         hard_state: group.hard_state.unwrap_or_default(),
         base: record.bases.get(&identity.group).copied().unwrap_or_default(),
+        base_time_ms: facts.map(|facts| facts.time_ms),
+        base_membership: facts.map(|facts| facts.membership.clone()).filter(|payload| !payload.is_empty()),
         entries: group.entries.iter().map(|(head, _)| *head).collect(),
         memberships: std::mem::take(&mut group.memberships).into_iter().collect(),
     }

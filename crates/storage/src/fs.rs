@@ -5,11 +5,11 @@ use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::dir_handles::DirHandles;
+use crate::dir_handles::{DirHandles, is_same};
 
 /// The kinds of file operations, as they are counted and failed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -96,11 +96,13 @@ impl FsCounts {
     }
 }
 
-/// How a file is opened. Always for reading and writing.
+/// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
-    /// The file must exist; nothing is changed by opening it.
+    /// The file must exist; nothing is changed by opening it. For reading and writing.
     Existing,
+    /// As [`OpenMode::Existing`], for reading alone.
+    ReadOnly,
     /// The file must not exist; it is created with access for its owner alone (0600).
     CreateNew,
 }
@@ -129,7 +131,21 @@ pub enum LockAttempt {
 }
 
 /// Holds a lock; dropping it releases the lock.
-pub trait FsLock: Send + Debug {}
+pub trait FsLock: Send + Debug {
+    /// Whether what was locked is still what lies at its path.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn is_held(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// Stands for a lock where there is none to take.
+#[derive(Debug)]
+struct NoLock;
+
+impl FsLock for NoLock {}
 
 /// A file system. All calls block.
 pub trait Fs: Send + Sync + Debug + 'static {
@@ -175,6 +191,15 @@ pub trait Fs: Send + Sync + Debug + 'static {
     /// # Errors
     /// The system's error.
     fn try_lock(&self, path: &Path) -> io::Result<LockAttempt>;
+
+    /// Takes the exclusive lock on a directory itself, which nobody can remove without its content, unlike a
+    /// lock file. Where directories cannot be locked, `Held` says nothing.
+    ///
+    /// # Errors
+    /// The system's error.
+    fn try_lock_dir(&self, _dir: &Path) -> io::Result<LockAttempt> {
+        Ok(LockAttempt::Held(Box::new(NoLock)))
+    }
 
     /// What the name stands for. A link is not followed. An implementation that wraps another one
     /// must pass this on: snapshots need it.
@@ -369,6 +394,7 @@ impl Fs for RealFs {
         options.read(true).write(true).mode(0o600);
         let file = match mode {
             OpenMode::Existing => options.open(path)?,
+            OpenMode::ReadOnly => File::open(path)?,
             OpenMode::CreateNew => options.create_new(true).open(path)?,
         };
         Ok(Arc::new(RealFile { file, counters: Arc::clone(&self.counters) }))
@@ -422,6 +448,19 @@ impl Fs for RealFs {
         }
     }
 
+    fn try_lock_dir(&self, dir: &Path) -> io::Result<LockAttempt> {
+        self.counters.add(FsOp::Lock);
+        let file = File::open(dir)?;
+        match file.try_lock() {
+            Ok(()) => Ok(LockAttempt::Held(Box::new(RealDirLock { file, path: dir.to_owned() }))),
+            Err(TryLockError::WouldBlock) => {
+                Ok(LockAttempt::InUse { holder: "another process, whose lock file was removed".to_owned() })
+            }
+            // Network file systems lock files alone.
+            Err(TryLockError::Error(_)) => Ok(LockAttempt::Held(Box::new(NoLock))),
+        }
+    }
+
     fn kind(&self, path: &Path) -> io::Result<FileKind> {
         self.counters.add(FsOp::Kind);
         let found = std::fs::symlink_metadata(path)?.file_type();
@@ -459,6 +498,23 @@ struct RealLock {
 }
 
 impl FsLock for RealLock {}
+
+/// As [`RealLock`], of a directory.
+#[derive(Debug)]
+struct RealDirLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl FsLock for RealDirLock {
+    fn is_held(&self) -> io::Result<bool> {
+        match std::fs::metadata(&self.path) {
+            Ok(found) => Ok(is_same(&self.file.metadata()?, &found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct RealFile {

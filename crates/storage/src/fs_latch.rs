@@ -65,7 +65,8 @@ pub(crate) fn room_error(
 }
 
 /// Whether the system lacks space (ENOSPC, EDQUOT) or file handles (EMFILE, ENFILE): both come back.
-pub(crate) fn is_want_of_room(error: &std::io::Error) -> bool {
+#[must_use]
+pub fn is_want_of_room(error: &std::io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)

@@ -39,6 +39,7 @@ pub use fs::{
     FileKind, Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode, RealFs, read_file, read_up_to,
     write_all_at,
 };
+pub use fs_latch::is_want_of_room;
 pub use fs_stream::{SYNC_EVERY_BYTES, StreamReader, StreamWriter};
 pub use identity::{ClusterId, Identity, Incarnation};
 pub use membership::{Member, MemberRole, Membership, MembershipError};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use d_engine_core::{GroupId, LogId, LogIndex, Term};
 
 use crate::frame::{Decoder, Position};
@@ -23,47 +24,73 @@ pub(crate) struct LogRecord {
     /// groups before this place do not count, whatever their indexes. Only while such segments are
     /// still there.
     pub(crate) starts: BTreeMap<GroupId, Position>,
+    /// So long the file of segment `opened` was made at least, with zeros, and synced: files do not shrink by crashes.
+    pub(crate) filled: u64,
+    /// Per group, what is known of the last purged entry. Not known of one that a received snapshot brought.
+    pub(crate) facts: BTreeMap<GroupId, BaseFacts>,
+}
+
+/// What the entries before a log's beginning have left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BaseFacts {
+    /// Log time at the base.
+    pub(crate) time_ms: u64,
+    /// The payload of the last membership entry up to the base; empty: the initial membership.
+    pub(crate) membership: Bytes,
 }
 
 impl LogRecord {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for number in [self.epoch, self.opened, self.first, self.bases.len() as u64] {
-            bytes.extend_from_slice(&number.to_le_bytes());
-        }
+        let mut put = |numbers: &[u64]| {
+            for number in numbers {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+        };
+        put(&[self.epoch, self.opened, self.first, self.filled, self.bases.len() as u64]);
         for (group, base) in &self.bases {
-            for number in [group.get(), base.term.get(), base.index.get()] {
-                bytes.extend_from_slice(&number.to_le_bytes());
-            }
+            put(&[group.get(), base.term.get(), base.index.get()]);
         }
-        if !self.starts.is_empty() {
-            bytes.extend_from_slice(&(self.starts.len() as u64).to_le_bytes());
-        }
+        put(&[self.starts.len() as u64]);
         for (group, start) in &self.starts {
-            for number in [group.get(), start.segment, start.offset] {
+            put(&[group.get(), start.segment, start.offset]);
+        }
+        put(&[self.facts.len() as u64]);
+        for (group, facts) in &self.facts {
+            for number in [group.get(), facts.time_ms, facts.membership.len() as u64] {
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
+            bytes.extend_from_slice(&facts.membership);
         }
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = Decoder(bytes);
-        let (epoch, opened, first, count) = (rest.u64()?, rest.u64()?, rest.u64()?, rest.u64()?);
-        let mut bases = BTreeMap::new();
-        for _ in 0..count {
+        let mut record = Self {
+            epoch: rest.u64()?,
+            opened: rest.u64()?,
+            first: rest.u64()?,
+            filled: rest.u64()?,
+            ..Self::default()
+        };
+        for _ in 0..rest.u64()? {
             let group = rest.u64().and_then(GroupId::new)?;
             let base = LogId::new(Term::new(rest.u64()?), LogIndex::new(rest.u64()?));
-            bases.insert(group, base);
+            record.bases.insert(group, base);
         }
-        let mut starts = BTreeMap::new();
-        // Nodes that never installed a snapshot have nothing more here.
-        let count = if rest.0.is_empty() { 0 } else { rest.u64()? };
-        for _ in 0..count {
+        for _ in 0..rest.u64()? {
             let group = rest.u64().and_then(GroupId::new)?;
-            starts.insert(group, rest.position()?);
+            record.starts.insert(group, rest.position()?);
         }
-        rest.0.is_empty().then_some(Self { epoch, opened, first, bases, starts })
+        for _ in 0..rest.u64()? {
+            let group = rest.u64().and_then(GroupId::new)?;
+            let (time_ms, len) = (rest.u64()?, usize::try_from(rest.u64()?).ok()?);
+            let (membership, behind) = rest.0.split_at_checked(len)?;
+            rest.0 = behind;
+            record.facts.insert(group, BaseFacts { time_ms, membership: Bytes::copy_from_slice(membership) });
+        }
+        rest.0.is_empty().then_some(record)
     }
 
     /// Whether an entry of `group` in the write group at `at` is a part of the group's log.
@@ -76,7 +103,7 @@ impl LogRecord {
 mod tests {
     use d_engine_core::{GroupId, LogId, LogIndex, Term};
 
-    use super::LogRecord;
+    use super::{BaseFacts, LogRecord};
     use crate::frame::Position;
 
     fn record() -> LogRecord {
@@ -91,20 +118,18 @@ mod tests {
     }
 
     #[test]
-    fn without_an_install_the_record_is_what_it_always_was() {
-        let bytes = record().encode();
-        let numbers: Vec<u64> = bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
-        assert_eq!(numbers, [1, 2, 3, 1, 1, 5, 6]);
-        assert_eq!(LogRecord::decode(&bytes), Some(record()));
-    }
-
-    #[test]
-    fn the_place_where_a_log_begins_anew_is_kept() {
+    fn a_record_cut_anywhere_is_none() {
         let start = Position { segment: 7, offset: 512 };
-        let record = LogRecord { starts: [(GroupId::FIRST, start)].into(), ..record() };
+        let facts = BaseFacts { time_ms: 9, membership: b"members".as_slice().into() };
+        let record = LogRecord {
+            starts: [(GroupId::FIRST, start)].into(),
+            filled: 8,
+            facts: [(GroupId::FIRST, facts)].into(),
+            ..record()
+        };
         let bytes = record.encode();
         assert_eq!(LogRecord::decode(&bytes), Some(record.clone()));
-        for len in (0..bytes.len()).filter(|len| *len != 56) {
+        for len in 0..bytes.len() {
             assert_eq!(LogRecord::decode(&bytes[..len]), None, "{len} bytes");
         }
         assert!(!record.counts(GroupId::FIRST, Position { segment: 7, offset: 0 }));

@@ -81,6 +81,7 @@ pub(crate) fn recover(
         let file = fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
         scan.files.insert(number, file);
     }
+    scan.check_length()?;
     let chain = scan.chain()?;
     for (position, (number, extent)) in chain.iter().enumerate() {
         let last = position + 1 == chain.len();
@@ -159,6 +160,22 @@ impl Scan<'_> {
         }
         chain.reverse();
         Ok(chain)
+    }
+
+    /// A head is filled with zeros ahead of its groups, and never gets shorter while it is the head: a shorter
+    /// one was cut by hand, with groups that nothing else knows of.
+    fn check_length(&self) -> Result<(), StorageError> {
+        let (number, filled) = (self.record.opened, self.record.filled);
+        let Some(file) = self.files.get(&number) else { return Ok(()) };
+        let len = file.len().map_err(io_error("look at", &self.path(number)))?;
+        if len >= filled {
+            return Ok(());
+        }
+        let what = format!(
+            "the file has {len} bytes, but log.meta says that {filled} were written and synced; it was cut off, and \
+             what was acknowledged may be gone from here: bring back the whole file"
+        );
+        Err(damaged(number, len, &what))
     }
 
     /// The watermark of a segment's first group, if header and group verify.

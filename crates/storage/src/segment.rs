@@ -155,6 +155,8 @@ pub(crate) struct OpenSegment {
     /// Up to here every block of the file has been written once, with zeros or in an earlier life:
     /// overwriting it changes no metadata and syncs faster than growing the file.
     pub(crate) written_to: u64,
+    /// Up to here that is known to be durable.
+    pub(crate) synced_to: u64,
     pub(crate) alignment: Alignment,
     pub(crate) epoch: u64,
 }
@@ -186,6 +188,7 @@ impl OpenSegment {
             return Err(error);
         }
         segment.file.sync_all().map_err(io_error("sync", &segment.path))?;
+        segment.synced_to = segment.written_to;
         fs.sync_dir(dir).map_err(io_error("sync", dir))?;
         Ok(segment)
     }
@@ -204,12 +207,13 @@ impl OpenSegment {
         let (from, path) = (dir.join(file_name(spare.number)), dir.join(file_name(header.number)));
         fs.rename(&from, &path).map_err(room_error("rename", &from))?;
         fs.sync_dir(dir).map_err(io_error("sync", dir))?;
-        let segment = Self::new(path, spare.file, header, spare.len);
+        let mut segment = Self::new(path, spare.file, header, spare.len);
         if let Err(error) = segment.write_header(&SegmentHeader { recycled: true, ..header }) {
             fs.remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
             return Err(error);
         }
         segment.file.sync_all().map_err(io_error("sync", &segment.path))?;
+        segment.synced_to = segment.written_to;
         Ok(segment)
     }
 
@@ -220,7 +224,7 @@ impl OpenSegment {
     fn new(path: PathBuf, file: Arc<dyn FsFile>, header: SegmentHeader, written_to: u64) -> Self {
         let SegmentHeader { number, epoch, alignment, .. } = header;
         let end = alignment.bytes() as u64;
-        Self { number, path, file, end, written_to: written_to.max(end), alignment, epoch }
+        Self { number, path, file, end, written_to: written_to.max(end), synced_to: 0, alignment, epoch }
     }
 
     /// Whether no group has been written yet.

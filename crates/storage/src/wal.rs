@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use d_engine_core::{GroupId, HardState, LogId, LogIndex};
+use bytes::Bytes;
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
 
 use crate::file_engine::FileStorageOptions;
 use crate::frame::{GroupBuffer, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
@@ -36,9 +37,8 @@ pub(crate) struct LogParts {
     pub(crate) identity: Identity,
     pub(crate) meta: LogMeta,
     pub(crate) latch: Arc<FsLatch>,
-    /// Held as long as the log lives.
-    #[expect(dead_code, reason = "it is held, not used")]
-    pub(crate) lock: Box<dyn FsLock>,
+    /// Held as long as the log lives: the lock file, and the directory itself.
+    pub(crate) locks: [Box<dyn FsLock>; 2],
 }
 
 impl LogParts {
@@ -67,6 +67,16 @@ impl LogParts {
         Ok((OpenSegment::create(&*self.fs, &self.dir, header, self.options.reserve_bytes)?, true))
     }
 
+    /// Before a segment is begun: whether the directory is still the one that was locked.
+    fn check_lock(&self) -> Result<(), StorageError> {
+        for lock in &self.locks {
+            if !lock.is_held().map_err(io_error("look at the lock of", &self.dir))? {
+                return Err(StorageError::LockLost { path: self.dir.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// The header of a new segment.
     fn header(&self, number: u64, epoch: u64) -> SegmentHeader {
         SegmentHeader {
@@ -91,6 +101,10 @@ pub(crate) struct FileLog {
     prepared: Option<OpenSegment>,
     spares: Spares,
     room: Room,
+    /// Membership entries that are queued or synced, as far as the log or what was purged of it knows.
+    memberships: BTreeMap<GroupId, BTreeMap<LogIndex, Bytes>>,
+    /// Bytes of the segments before the current one.
+    sealed: BTreeMap<u64, u64>,
     next_number: u64,
     next_sequence: u64,
     /// Everything before this place is known to be durable.
@@ -139,11 +153,18 @@ impl FileLog {
             parts.first_segment(&mut recovered.superfluous, record.first, &spares, header)?;
         let mut map = LogMap { groups: BTreeMap::new(), files: std::mem::take(&mut recovered.files) };
         map.files.insert(number, Arc::clone(&current.file));
+        let mut memberships = BTreeMap::new();
         let mut hard_states = BTreeMap::new();
         for (group, known) in &recovered.groups {
             let slots = known.entries.iter().map(|(_, slot)| *slot).collect();
             map.groups.insert(*group, GroupIndex { base: known.base, slots });
             hard_states.extend(known.hard_state.map(|state| (*group, state)));
+            memberships.insert(*group, known.memberships.clone());
+        }
+        let mut sealed = BTreeMap::new();
+        for (sealed_number, file) in map.files.iter().filter(|(known, _)| **known != number) {
+            let path = parts.dir.join(file_name(*sealed_number));
+            sealed.insert(*sealed_number, file.len().map_err(io_error("look at", &path))?);
         }
         let mut log = Self {
             parts,
@@ -152,6 +173,8 @@ impl FileLog {
             prepared: None,
             spares,
             room: Room::default(),
+            memberships,
+            sealed,
             next_number: number + 1,
             next_sequence: recovered.last_sequence + 1,
             durable: recovered.durable,
@@ -192,7 +215,7 @@ impl FileLog {
     /// Cuts off what recovery passed over: torn bytes, and groups that were written again. The
     /// first group of the current segment already says that the log ends there; this frees the
     /// space and makes sure that nobody reads it as log, whatever becomes of that group.
-    fn cut(&self, end: Position) -> Result<(), StorageError> {
+    fn cut(&mut self, end: Position) -> Result<(), StorageError> {
         let file = self.map.read().files.get(&end.segment).map(Arc::clone);
         let Some(file) = file else { return Ok(()) };
         let path = self.parts.dir.join(file_name(end.segment));
@@ -200,6 +223,7 @@ impl FileLog {
         if len > end.offset && !cfg!(mutant = "recovery-no-cut") {
             file.set_len(end.offset).map_err(io_error("cut", &path))?;
             file.sync_all().map_err(io_error("sync", &path))?;
+            self.sealed.insert(end.segment, end.offset);
         }
         Ok(())
     }
@@ -246,6 +270,11 @@ impl FileLog {
 
     fn queue_entry(&mut self, group: GroupId, entry: &LogEntry) {
         let record = self.buffer.push_entry(group, entry);
+        let memberships = self.memberships.entry(group).or_default();
+        drop(memberships.split_off(&entry.id.index));
+        if entry.kind == EntryKind::Membership {
+            memberships.insert(entry.id.index, entry.data.clone());
+        }
         self.queue.entries.push(QueuedEntry { group, id: entry.id, record });
         let (last, lowest) = self.queue.tails.entry(group).or_insert((entry.id.index, entry.id.index));
         *last = entry.id.index;
@@ -350,7 +379,7 @@ impl LogStore for FileLog {
 
     fn stats(&self) -> LogStats {
         let segments = self.map.read().files.len() as u64;
-        let log_bytes = segments.saturating_mul(self.parts.options.segment_bytes);
+        let log_bytes = self.sealed.values().sum::<u64>() + self.current.end;
         LogStats { segments, log_bytes, free_bytes: self.room.free_bytes, ..self.stats }
     }
 }

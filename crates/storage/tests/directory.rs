@@ -283,3 +283,38 @@ fn the_real_file_system_counts_its_operations() {
     assert_eq!(after.of(FsOp::SyncData) - before.of(FsOp::SyncData), 1);
     assert_eq!(after.total() - before.total(), 2);
 }
+
+/// The lock file can be removed by anybody; the directory cannot, without what is in it.
+#[test]
+fn a_directory_whose_lock_file_was_removed_is_still_locked() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let opened = open(&dir, &request()).unwrap();
+    std::fs::remove_file(dir.join("LOCK")).unwrap();
+    let error = error(open(&dir, &request()));
+    assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+    drop(opened);
+    drop(open(&dir, &request()).unwrap());
+}
+
+/// Before each new segment: a directory that was moved away is not this process's any more.
+#[test]
+fn a_log_whose_directory_was_replaced_begins_no_segment_there() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let mut opened = open(&dir, &request()).unwrap();
+    std::fs::rename(&dir, parent.path().join("moved")).unwrap();
+    let _other = open(&dir, &request()).unwrap();
+    let before = files(&dir);
+    let mut stopped = None;
+    for index in 1..=100 {
+        opened.log.append(GROUP, None, &entries(1, index..=index)).unwrap();
+        stopped = opened.log.sync().err();
+        if stopped.is_some() {
+            break;
+        }
+    }
+    let error = stopped.unwrap();
+    assert!(matches!(error, StorageError::LockLost { .. }), "{error}");
+    assert_eq!(files(&dir), before);
+}

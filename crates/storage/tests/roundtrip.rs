@@ -311,3 +311,54 @@ fn what_a_purged_entry_superseded_stays_superseded() {
         assert_eq!(common::read_all(&*opened.log, log_id(3, 10), 1), [entry(3, 11)]);
     }
 }
+
+/// After a purge the log itself knows log time and members at its base; behind a received snapshot it does not.
+#[test]
+fn a_purged_log_knows_the_time_and_the_members_at_its_base() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    let member = |index| LogEntry {
+        kind: d_engine_core::EntryKind::Membership,
+        data: common::membership().encode(),
+        ..entry(1, index)
+    };
+    opened.log.append(GROUP, None, &entries(1, 1..=9)).unwrap();
+    opened.log.append(GROUP, None, &[member(10)]).unwrap();
+    opened.log.append(GROUP, None, &entries(1, 11..=30)).unwrap();
+    opened.log.sync().unwrap();
+    for (through, known) in [(5, false), (10, true), (20, true)] {
+        opened.log.purge(GROUP, log_id(1, through)).unwrap();
+        drop(opened);
+        fs.crash(&mut |_| 0);
+        opened = open(&fs, &small()).unwrap();
+        let found = &opened.recovered;
+        assert_eq!((found.base, found.base_time_ms), (log_id(1, through), Some(1_000 + through)));
+        let members = known.then(|| common::membership().encode());
+        assert_eq!(found.base_membership, members, "purged to {through}");
+    }
+    opened.log.install(GROUP, log_id(7, 90), d_engine_storage::LogSuffix::Drop).unwrap();
+    opened.log.append(GROUP, None, &entries(7, 91..=95)).unwrap();
+    opened.log.sync().unwrap();
+    opened.log.purge(GROUP, log_id(7, 93)).unwrap();
+    drop(opened);
+    let found = open(&fs, &small()).unwrap().recovered;
+    assert_eq!((found.base_time_ms, found.base_membership), (None, None), "only the snapshot says it");
+}
+
+/// What is counted is what is written, however often a log is opened.
+#[test]
+fn the_logs_size_is_counted_in_written_bytes() {
+    let fs = SimFs::new();
+    let options = d_engine_storage::FileStorageOptions::default();
+    for _ in 0..36 {
+        let mut opened = open(&fs, &options).unwrap();
+        for _ in 0..3 {
+            opened.log.idle().unwrap();
+        }
+    }
+    let mut opened = open(&fs, &options).unwrap();
+    opened.log.append(GROUP, None, &[entry_with(1, 1, vec![1; 100_000])]).unwrap();
+    opened.log.sync().unwrap();
+    let bytes = opened.log.stats().log_bytes;
+    assert!((100_000..1 << 20).contains(&bytes), "{bytes}");
+}

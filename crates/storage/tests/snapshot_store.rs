@@ -542,3 +542,28 @@ fn on_a_real_disk_files_come_back_and_links_are_refused() {
     assert_eq!(fs.list(&dir).unwrap(), ["snap-1-7.snap"]);
     assert!(fs.free_bytes(&dir).unwrap().is_some_and(|free| free > 0));
 }
+
+/// The name of an archive whose directory could not be synced is not relied upon before it is.
+#[test]
+fn an_archive_whose_name_was_not_synced_is_whole_only_once_it_is() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    let label = log_id(1, 4);
+    let staged = fs.counts().of(FsOp::SyncDir);
+    take(&fs, &store, log_id(1, 3)).unwrap();
+    let syncs = fs.counts().of(FsOp::SyncDir) - staged;
+    let mut failed = false;
+    for nth in 1..=syncs {
+        fs.fail(FsOp::SyncDir, nth, d_engine_storage::fs_sim::Failure::Io);
+        failed = take(&fs, &store, label).is_err() && fs.kind(&path_of(label)).is_ok();
+        if failed {
+            break;
+        }
+    }
+    assert!(failed, "the sync behind the rename has failed");
+    assert!(store.list().iter().all(|info| info.label() != label || info.health == Health::Unchecked));
+    store.verify(label, &mut FullSpeed).unwrap();
+    fs.crash(&mut |_| 0);
+    let (store, _) = open(&fs);
+    store.verify(label, &mut FullSpeed).unwrap();
+}

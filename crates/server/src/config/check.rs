@@ -238,6 +238,7 @@ fn check_limits(config: &Config) -> Checked {
     // An append is the longest message: a batch, or one command that is longer than a batch.
     bytes("peer_queue_bytes", limits.peer_queue_bytes, 2 * command.max(limits.max_append_bytes))?;
     // A segment holds at least a few groups, whatever their size.
+    in_range("limits.min_free_bytes", limits.min_free_bytes, 1..=1 << 44, " bytes")?;
     in_range("limits.segment_bytes", limits.segment_bytes, (1 << 20).max(4 * command)..=1 << 30, " bytes")
 }
 

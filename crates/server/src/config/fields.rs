@@ -54,6 +54,7 @@ pub(super) const LIMITS: &[&str] = &[
     "max_apply_entries",
     "log_cache_bytes",
     "segment_bytes",
+    "min_free_bytes",
     "peer_queue_frames",
     "peer_queue_bytes",
 ];

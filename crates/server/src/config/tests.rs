@@ -179,6 +179,7 @@ fn every_limit_has_a_range() {
         ("max_apply_entries", 1, count, ""),
         ("log_cache_bytes", mebibyte, most, " bytes"),
         ("segment_bytes", 4 * mebibyte, 1 << 30, " bytes"),
+        ("min_free_bytes", 1, 1 << 44, " bytes"),
         ("peer_queue_frames", 1, count, ""),
         ("peer_queue_bytes", 2 * mebibyte, most, " bytes"),
     ];

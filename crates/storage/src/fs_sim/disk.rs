@@ -181,10 +181,12 @@ impl Disk {
     pub(super) fn open(&mut self, path: &Path, mode: OpenMode) -> io::Result<(u64, Arc<()>)> {
         self.handle_left()?;
         let number = match (self.seen.get(path), mode) {
-            (Some(Node::File(number)), OpenMode::Existing) => *number,
+            (Some(Node::File(number)), OpenMode::Existing | OpenMode::ReadOnly) => *number,
             (Some(_), OpenMode::CreateNew) => return Err(ErrorKind::AlreadyExists.into()),
-            (Some(Node::Dir), OpenMode::Existing) => return Err(ErrorKind::IsADirectory.into()),
-            (None, OpenMode::Existing) => return Err(ErrorKind::NotFound.into()),
+            (Some(Node::Dir), OpenMode::Existing | OpenMode::ReadOnly) => {
+                return Err(ErrorKind::IsADirectory.into());
+            }
+            (None, OpenMode::Existing | OpenMode::ReadOnly) => return Err(ErrorKind::NotFound.into()),
             (None, OpenMode::CreateNew) => {
                 self.check_dir(parent_of(path))?;
                 self.room_for_file()?;

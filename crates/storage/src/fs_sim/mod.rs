@@ -197,6 +197,10 @@ impl Fs for SimFs {
         Ok(LockAttempt::Held(Box::new(lock)))
     }
 
+    fn try_lock_dir(&self, dir: &Path) -> io::Result<LockAttempt> {
+        self.try_lock(&dir.join("."))
+    }
+
     fn kind(&self, path: &Path) -> io::Result<FileKind> {
         let mut disk = self.disk();
         disk.begin(FsOp::Kind)?;

@@ -38,7 +38,7 @@ pub struct Piece {
 
 impl SnapshotArchive {
     pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SnapshotError> {
-        let file = fs.open(path, OpenMode::Existing).map_err(io_error("open", path))?;
+        let file = fs.open(path, OpenMode::ReadOnly).map_err(io_error("open", path))?;
         Self::of(file, path)
     }
 

@@ -269,7 +269,11 @@ impl SnapshotStore {
     pub fn verify(&self, label: LogId, pace: &mut dyn Pace) -> Result<SnapshotInfo, SnapshotError> {
         let read = self.open_archive(label).and_then(|archive| archive.verify(pace).map(|()| archive));
         let health = match &read {
-            Ok(_) => Health::Whole,
+            Ok(_) => {
+                // Whoever published it may have failed to sync its name: what is whole is relied upon.
+                self.inner.sync_dir()?;
+                Health::Whole
+            }
             Err(SnapshotError::Damaged { .. }) => Health::Damaged,
             Err(_) => return read.map(|archive| SnapshotInfo::of(&archive, Health::Whole)),
         };

@@ -4,11 +4,15 @@
 //! Both are one replacement of `log.meta`. Nothing in the segments is touched before it is durable, and
 //! after it nothing that it excludes is ever read as log again.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use d_engine_core::{GroupId, LogId};
 
 use super::FileLog;
-use crate::index::GroupIndex;
-use crate::{LogSuffix, StorageError};
+use crate::index::{FileLogReader, GroupIndex};
+use crate::log_record::BaseFacts;
+use crate::{LogReader, LogSuffix, StorageError};
 
 impl FileLog {
     /// [`crate::LogStore::purge`].
@@ -31,6 +35,11 @@ impl FileLog {
             }
             known.slot(through.index.next()).map(|slot| slot.segment)
         };
+        let facts = self.facts_at(group, through)?;
+        match facts {
+            Some(facts) => drop(self.record.facts.insert(group, facts)),
+            None => drop(self.record.facts.remove(&group)),
+        }
         self.move_base(group, through, needed, |known| known.purge(through))
     }
 
@@ -76,9 +85,25 @@ impl FileLog {
                 // An index alone cannot say what is dropped: old entries may have higher ones than
                 // those that will be appended. The place in the log can.
                 self.record.starts.insert(group, self.durable);
+                self.record.facts.remove(&group);
                 self.move_base(group, base, None, |known| known.restart(base))
             }
         }
+    }
+
+    /// What is known of the entry `through`, which the log holds: log time, and the members as of it. `None` when the log
+    /// begins behind a received snapshot that alone knows the members.
+    fn facts_at(&self, group: GroupId, through: LogId) -> Result<Option<BaseFacts>, StorageError> {
+        let reader = FileLogReader { map: Arc::clone(&self.map), dir: self.parts.dir.clone() };
+        let entry = reader.read(group, through.index, through.index, 0)?;
+        let time_ms = entry.first().map_or(0, |entry| entry.time_ms);
+        let in_log = self.memberships.get(&group);
+        let in_log = in_log.and_then(|known| known.range(..=through.index).next_back());
+        let known = self.record.facts.get(&group).map(|facts| facts.membership.clone());
+        let begins = self.map.read().groups.get(&group).is_none_or(|known| known.base == LogId::ZERO);
+        let initial = begins.then(Bytes::new);
+        let membership = in_log.map(|(_, payload)| payload.clone()).or(known).or(initial);
+        Ok(membership.map(|membership| BaseFacts { time_ms, membership }))
     }
 
     /// Makes `base` the entry before the first one of `group`: durably, then in memory by `change`; then
@@ -107,6 +132,11 @@ impl FileLog {
         let kept = map.files.split_off(&first);
         let purged = std::mem::replace(&mut map.files, kept);
         drop(map);
+        self.sealed = self.sealed.split_off(&first);
+        if let Some(memberships) = self.memberships.get_mut(&group) {
+            let behind = memberships.split_off(&base.index.next());
+            *memberships = behind;
+        }
         self.retire(purged, Vec::new())?;
         self.has_purged();
         Ok(())

@@ -108,6 +108,7 @@ impl FileLog {
         }
         self.current.file.sync_data().map_err(io_error("sync", &self.current.path))?;
         self.current.written_to = self.current.written_to.max(end);
+        self.current.synced_to = self.current.written_to;
         self.stats.bytes_written += len;
         self.current.end = end;
         self.next_sequence += 1;
@@ -164,16 +165,19 @@ impl FileLog {
 
     /// Takes the prepared segment as it is, or a new one: never waits for zeros.
     fn roll(&mut self) -> Result<(), StorageError> {
+        let (number, end) = (self.current.number, self.current.end);
         self.current = match self.prepared.take() {
             Some(segment) => segment,
             None => self.create_next()?,
         };
+        self.sealed.insert(number, end);
         let mut map = self.map.write();
         map.files.insert(self.current.number, Arc::clone(&self.current.file));
         Ok(())
     }
 
     pub(super) fn create_next(&mut self) -> Result<OpenSegment, StorageError> {
+        self.parts.check_lock()?;
         let header = self.parts.header(self.next_number, self.record.epoch);
         self.next_number += 1;
         let (fs, dir) = (&*self.parts.fs, &self.parts.dir);

@@ -45,6 +45,7 @@ impl FileLog {
             return Ok(());
         }
         self.record.opened = self.current.number;
+        self.record.filled = self.current.synced_to;
         self.store_record()?;
         self.room.record_due = false;
         Ok(())
@@ -125,7 +126,16 @@ impl FileLog {
             }
         };
         segment.zero_fill(end.min(segment.written_to + self.parts.options.prepare_bytes))?;
-        segment.file.sync_all().map_err(io_error("sync", &segment.path))
+        segment.file.sync_all().map_err(io_error("sync", &segment.path))?;
+        segment.synced_to = segment.written_to;
+        if self.current.synced_to >= end
+            && self.record.filled < end
+            && self.record.opened == self.current.number
+        {
+            self.room.record_due = true;
+            self.store_due_record()?;
+        }
+        Ok(())
     }
 
     /// Looks at the free space from time to time.

@@ -156,6 +156,12 @@ pub fn segments(fs: &SimFs) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).collect()
 }
 
+/// How long `log.meta` says that the newest segment is at least.
+pub fn filled(fs: &SimFs) -> u64 {
+    let record = &fs.image().files[&PathBuf::from(DIR).join("log.meta")];
+    u64::from_le_bytes(record[28 + 24..28 + 32].try_into().unwrap())
+}
+
 /// Replaces the content of a file, durably.
 pub fn with_content(fs: &SimFs, path: &std::path::Path, content: Vec<u8>) -> SimFs {
     let mut image = fs.image();
