@@ -126,6 +126,7 @@ impl RaftCore {
             applied: self.log.applied(),
             stickiness: self.config.election_timeout_min,
             wall_ms: self.wall_ms,
+            short_of_room: self.short_of_room,
             log_lost,
         };
         let term = self.hard_state.term;

@@ -30,7 +30,8 @@ impl Held {
         }
         // An append that comes again while the disk stands still is acknowledged once: the same message
         // waits already, and what it promises is on its way to the disk.
-        if self.waiting.iter().any(|(_, waiting)| *waiting == send) {
+        let is_ack = matches!(send.message, Message::AppendReply { outcome: AppendOutcome::Stored(_), .. });
+        if is_ack && self.waiting.iter().any(|waiting| waiting.1 == send) {
             return;
         }
         self.waiting.push_back((after, send));

@@ -104,6 +104,9 @@ pub enum Input {
     /// Whether this node's disk hangs: a write has not returned for the longest election timeout. A
     /// leader gives way, and the node does not campaign, until the disk answers again.
     DiskHangs(bool),
+    /// Whether this node has too little room on its disk to lead. Leaders are told with the answers to
+    /// their heartbeats, and hand leadership to a voter that has room.
+    ShortOfRoom(bool),
     /// [`crate::RaftCore::next_deadline`] has come.
     Deadline,
 }

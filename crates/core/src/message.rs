@@ -123,6 +123,8 @@ pub struct FollowerReport {
     pub stickiness: Duration,
     /// Its wall clock in UNIX milliseconds.
     pub wall_ms: u64,
+    /// It has too little room on its disk to lead: commands would be refused.
+    pub short_of_room: bool,
     /// It no longer has entries that it has acknowledged to this leader: its directory was rolled back
     /// or damaged. It stops; an operator must look.
     pub log_lost: bool,

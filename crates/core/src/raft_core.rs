@@ -76,6 +76,8 @@ pub struct RaftCore {
     pub(crate) accepts_clock: bool,
     /// The own disk does not answer.
     pub(crate) disk_hangs: bool,
+    /// The own disk has too little room for a leader's.
+    pub(crate) short_of_room: bool,
     /// Until then a vote promise of an earlier run of this node may hold.
     pub(crate) promised_before: Instant,
 }
@@ -123,6 +125,7 @@ impl RaftCore {
             pre_votes_asked: initial.now,
             accepts_clock: initial.accepts_clock,
             disk_hangs: false,
+            short_of_room: false,
             promised_before: initial.now,
         };
         if initial.hard_state.term > Term::ZERO {
@@ -186,6 +189,10 @@ impl RaftCore {
             }
             Input::AppendNotSent { to, term, prev } => {
                 self.on_append_not_sent(to, term, prev);
+                Ok(())
+            }
+            Input::ShortOfRoom(short) => {
+                self.short_of_room = short;
                 Ok(())
             }
             Input::DiskHangs(hangs) => {

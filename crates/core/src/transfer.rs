@@ -29,7 +29,7 @@ impl RaftCore {
         let voters = leader.followers.iter().filter(|(node, _)| configuration.is_voter(**node));
         let furthest = voters.max_by_key(|(_, progress)| {
             let is_heard = now.since(progress.last_contact) <= patience;
-            (is_heard, progress.matched, progress.last_contact)
+            (is_heard, !progress.report.short_of_room, progress.matched, progress.last_contact)
         });
         let chosen = to.or(furthest.map(|(node, _)| *node));
         let target =
@@ -98,6 +98,21 @@ impl RaftCore {
         if self.on_transfer(now, None, out).is_err() {
             self.become_follower(now, self.hard_state.term, out);
         }
+    }
+
+    /// A voter that was heard lately and has room on its disk: who should lead when this node has none.
+    /// Of several the one whose log is longest.
+    #[must_use]
+    pub fn voter_with_room(&self, now: Instant) -> Option<NodeId> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let heard_within = self.config.heartbeat_interval.times(3);
+        let voters = leader.followers.iter().filter(|(node, progress)| {
+            self.log.configuration().is_voter(**node)
+                && now.since(progress.last_contact) <= heard_within
+                && progress.round_answered > 0
+                && !progress.report.short_of_room
+        });
+        voters.max_by_key(|(_, progress)| progress.matched).map(|(node, _)| *node)
     }
 
     /// The voter that has applied most, if that is more than this node has: who should lead when this

@@ -89,6 +89,36 @@ fn only_a_voter_that_has_applied_more_is_better() {
     assert_eq!(status.followers.iter().map(|one| one.applied.get()).collect::<Vec<_>>(), [1, 2]);
 }
 
+/// FINDINGS D1: a leader without room goes to a voter that has some.
+#[test]
+fn a_voter_without_room_is_not_chosen() {
+    let mut node = Node::settled(3, 1, &[1]);
+    assert_eq!(node.core.voter_with_room(node.now), None, "nobody has told yet");
+    node.pass(100);
+    node.step(Input::Deadline).unwrap();
+    let round = node.last_round();
+    for (from, short_of_room) in [(2, true), (3, false)] {
+        let report = d_engine_core::FollowerReport { short_of_room, ..support::reports(0) };
+        let term = node.core.term();
+        let reply = Message::HeartbeatReply { term, round, received: i(2), stored: i(2), report };
+        node.receive(from, reply).unwrap();
+    }
+    assert_eq!(node.core.voter_with_room(node.now), Some(n(3)));
+    node.step(Input::TransferLeadership { to: None }).unwrap();
+    assert_eq!(told_to_campaign(&mut node), [3]);
+}
+
+#[test]
+fn a_follower_tells_that_it_is_short_of_room() {
+    let mut node = Node::new(3, 4, &[4]);
+    node.step(Input::ShortOfRoom(true)).unwrap();
+    node.heartbeat(2, 4, 0).unwrap();
+    let said = node.take_sent();
+    let is_said =
+        |message: &Message| matches!(message, Message::HeartbeatReply { report, .. } if report.short_of_room);
+    assert!(said.iter().any(|(_, message)| is_said(message)), "{said:?}");
+}
+
 /// FINDINGS U2: a directory that was rolled back. What a node acknowledged in a term was on its disk.
 #[test]
 fn a_follower_that_lost_what_it_acknowledged_says_so_and_stops() {

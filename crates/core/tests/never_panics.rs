@@ -61,8 +61,9 @@ fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
 }
 
 fn report() -> impl Strategy<Value = FollowerReport> {
-    (index(), number(), number(), any::<bool>()).prop_map(|(applied, stickiness, wall_ms, log_lost)| {
-        FollowerReport { applied, stickiness: Duration::from_nanos(stickiness), wall_ms, log_lost }
+    (index(), number(), number(), any::<(bool, bool)>()).prop_map(|(applied, nanos, wall_ms, flags)| {
+        let stickiness = Duration::from_nanos(nanos);
+        FollowerReport { applied, stickiness, wall_ms, short_of_room: flags.0, log_lost: flags.1 }
     })
 }
 

@@ -195,7 +195,7 @@ impl Leader {
                 round,
                 received: last,
                 stored: last,
-                report: FollowerReport::default(),
+                report: d_engine_core::FollowerReport::default(),
             },
         );
     }

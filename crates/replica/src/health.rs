@@ -37,10 +37,46 @@ impl Replica {
             }
             jobs.status_changed = true;
         }
+        self.watch_room(now, wall_ms, jobs);
         let tried_lately = self.gave_way_at.is_some_and(|at| now.since(at) < limit);
         if self.machine.hangs()
             && !tried_lately
             && let Some(to) = self.core.voter_ahead_in_apply(now)
+        {
+            self.gave_way_at = Some(now);
+            // Refused while another transfer is under way.
+            self.try_step(now, wall_ms, Input::TransferLeadership { to: Some(to) }, Payload::None, jobs).ok();
+        }
+    }
+
+    /// Whether there is too little room on the disk for another command: snapshots, purges, terms and
+    /// votes still need some.
+    pub(crate) fn is_short_of_room(&self) -> bool {
+        let disk = self.log_disk();
+        disk.full || disk.free_bytes.is_some_and(|free| free < self.config.min_free_bytes)
+    }
+
+    /// A leader without room for commands hands leadership to a voter that has some.
+    fn watch_room(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
+        let short = self.is_short_of_room();
+        if short != self.was_short_of_room {
+            self.was_short_of_room = short;
+            self.step(now, wall_ms, Input::ShortOfRoom(short), Payload::None, jobs);
+            let free = self.log_disk().free_bytes;
+            if short {
+                tracing::error!(
+                    node = %self.node(), free, min_free_bytes = self.config.min_free_bytes,
+                    "too little room on the log's disk: commands are refused until there is more"
+                );
+            } else {
+                tracing::info!(node = %self.node(), free, "there is room on the log's disk again");
+            }
+            jobs.status_changed = true;
+        }
+        let tried_lately = self.gave_way_at.is_some_and(|at| now.since(at) < self.hang_limit());
+        if short
+            && !tried_lately
+            && let Some(to) = self.core.voter_with_room(now)
         {
             self.gave_way_at = Some(now);
             // Refused while another transfer is under way.
@@ -55,6 +91,15 @@ impl Replica {
         if self.disk.hangs() {
             alarms.push(format!(
                 "the log's disk hangs: a write has not returned for more than {limit} ms; check the disk"
+            ));
+        }
+        if self.is_short_of_room() {
+            let free =
+                self.log_disk().free_bytes.map_or("an unknown number of".to_owned(), |free| free.to_string());
+            alarms.push(format!(
+                "too little room on the log's disk: {free} bytes are free, commands are refused below {} \
+                 (limits.min_free_bytes); make room, and the node goes on by itself",
+                self.config.min_free_bytes
             ));
         }
         if self.machine.hangs() {

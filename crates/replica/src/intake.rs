@@ -23,6 +23,13 @@ impl Replica {
             proposals::refuse(proposals, &ProposeError::Busy { what: "bytes waiting for this node's disk" });
             return;
         }
+        if leads && self.is_short_of_room() {
+            proposals::refuse(
+                proposals,
+                &ProposeError::Busy { what: "too little room on the leader's disk" },
+            );
+            return;
+        }
         let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
         let mut accepted = Batch::default();
         for proposal in proposals {

@@ -54,6 +54,7 @@ pub struct Replica {
     pub(crate) machine: WorkerWatch,
     /// When the last attempt was made to hand leadership to a node whose state machine is ahead.
     pub(crate) gave_way_at: Option<Instant>,
+    pub(crate) was_short_of_room: bool,
     /// What the leader has that contradicts what is committed here, once it has shown.
     contradiction: Option<String>,
     log_disk: LogDisk,
@@ -130,6 +131,7 @@ impl Replica {
             disk: WorkerWatch::default(),
             machine: WorkerWatch::default(),
             gave_way_at: None,
+            was_short_of_room: false,
             contradiction: None,
             log_disk: LogDisk::default(),
             stopped: None,
@@ -173,6 +175,8 @@ impl Replica {
             }
             Event::LogDisk(disk) => {
                 self.log_disk = disk;
+                // Entries that wait for room say nothing of the disk's health.
+                self.disk.came_back(now, disk.full || self.unsynced.is_empty());
                 jobs.status_changed = true;
             }
             Event::Applied { through, next_expiry_ms } => {
@@ -522,7 +526,9 @@ impl Replica {
         }
         self.cache.append(&entries);
         let bytes = entries.iter().map(|entry| entry.data.len()).sum();
-        self.disk.given(now);
+        if !self.log_disk.full {
+            self.disk.given(now);
+        }
         self.unsynced.push_back((order.id, bytes));
         self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
         jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries, install });

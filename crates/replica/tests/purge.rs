@@ -44,8 +44,13 @@ fn covers(node: &mut Node, index: u64) -> Option<u64> {
     Some(purge.index.get())
 }
 
-/// Node 3 says again and again that it has nothing behind entry 1; whether a snapshot is ordered for it.
+/// The connection to node 3 is lost, and node 3 says again and again that it has nothing behind entry 1;
+/// whether a snapshot is ordered for it.
 fn asks_for_a_snapshot(node: &mut Node) -> bool {
+    let lost = node.handle(Event::PeerDown { node: n(3) });
+    if lost.snapshots.iter().any(|order| order.to == n(3)) {
+        return true;
+    }
     (0..3).any(|_| {
         node.pass_ms(250);
         let jobs = node.handle(Event::Deadline);
@@ -59,7 +64,7 @@ fn asks_for_a_snapshot(node: &mut Node) -> bool {
             round,
             received: one,
             stored: one,
-            report: FollowerReport::default(),
+            report: d_engine_core::FollowerReport::default(),
         };
         let answered = node.receive(3, reply);
         jobs.snapshots.iter().chain(&answered.snapshots).any(|order| order.to == n(3))

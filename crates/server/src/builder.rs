@@ -412,6 +412,7 @@ impl Node {
             uncommitted_bytes_max: limits.max_uncommitted_bytes as u64,
             waiting_reads_max: limits.max_pending_reads,
             clock_drift_percent_max: config.clock_drift_percent_max,
+            max_clock_offset: Duration::from_millis(config.max_clock_offset_ms),
             ..CoreConfig::default()
         };
         ReplicaConfig {
@@ -426,6 +427,7 @@ impl Node {
             min_free_bytes: limits.min_free_bytes,
             purge_patience: Duration::from_millis(config.snapshots.purge_waits_ms),
             held_bytes: config.snapshots.max_log_bytes / 2,
+            accept_clock: config.accept_clock,
             ..ReplicaConfig::default()
         }
     }

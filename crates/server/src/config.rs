@@ -57,6 +57,12 @@ pub struct Config {
     /// node. Lease reads are only as good as this bound; 100 turns the lease off: such reads then cost a
     /// round like linearizable ones. Default 10.
     pub clock_drift_percent_max: u32,
+    /// How far the wall clocks of a quorum may lie apart to be believed, in milliseconds: the log's time, by
+    /// which keys expire, goes by them and not by one node's clock. Default 1,000.
+    pub max_clock_offset_ms: u64,
+    /// Believe the wall clock of a node that is alone also when it differs by more than an hour from the time in
+    /// its log. Otherwise such a node goes on from the log's time and `status` raises an alarm. Default false.
+    pub accept_clock: bool,
     /// When snapshots are taken and what they may use.
     pub snapshots: Snapshots,
     /// Bounds on memory, queues and files.
@@ -131,6 +137,8 @@ impl Default for Config {
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1_000,
             clock_drift_percent_max: 10,
+            max_clock_offset_ms: 1_000,
+            accept_clock: false,
             snapshots: Snapshots::default(),
             limits: Limits::default(),
         }

@@ -256,7 +256,7 @@ impl StorageEngine for FileStorageEngine {
         if let Some(path) = unusable {
             meta.write_to(&path, meta_store::IDENTITY, &encode_identity(&identity))?;
         }
-        let known = summary(&mut recovered, &identity, &record);
+        let known = summary(&recovered, &identity, &record);
         let parts = LogParts {
             fs: Arc::clone(&self.fs),
             dir: log_dir,
@@ -272,16 +272,16 @@ impl StorageEngine for FileStorageEngine {
 }
 
 /// What the node wants to know of its own group.
-fn summary(recovered: &mut Recovered, identity: &Identity, record: &LogRecord) -> RecoveredLog {
+fn summary(recovered: &Recovered, identity: &Identity, record: &LogRecord) -> RecoveredLog {
     let facts = record.facts.get(&identity.group);
-    let Some(group) = recovered.groups.get_mut(&identity.group) else { return RecoveredLog::default() };
+    let Some(group) = recovered.groups.get(&identity.group) else { return RecoveredLog::default() };
     RecoveredLog {
         hard_state: group.hard_state.unwrap_or_default(),
         base: record.bases.get(&identity.group).copied().unwrap_or_default(),
         base_time_ms: facts.map(|facts| facts.time_ms),
         base_membership: facts.map(|facts| facts.membership.clone()).filter(|payload| !payload.is_empty()),
         entries: group.entries.iter().map(|(head, _)| *head).collect(),
-        memberships: std::mem::take(&mut group.memberships).into_iter().collect(),
+        memberships: group.memberships.clone().into_iter().collect(),
     }
 }
 

@@ -152,6 +152,7 @@ fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameEr
                 stickiness: Duration::from_nanos(m.stickiness_ns),
                 wall_ms: time_ms("wall_ms", m.wall_ms)?,
                 log_lost: m.log_lost,
+                short_of_room: m.short_of_room,
             },
         },
         Body::TimeoutNow(m) => PeerMessage::TimeoutNow { term: term(m.term)? },

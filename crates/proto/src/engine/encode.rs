@@ -196,6 +196,7 @@ fn small_body(message: &PeerMessage) -> Body {
                 stickiness_ns: report.stickiness.as_nanos(),
                 wall_ms: report.wall_ms,
                 log_lost: report.log_lost,
+                short_of_room: report.short_of_room,
             })
         }
         PeerMessage::TimeoutNow { term } => Body::TimeoutNow(peer::TimeoutNow { term: term.get() }),

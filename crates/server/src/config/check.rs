@@ -78,6 +78,10 @@ fn check_times(config: &Config) -> Checked {
         let allowed = "allowed: 0 to 100; 100 turns the lease off";
         return Err(refused("clock_drift_percent_max", drift, allowed));
     }
+    let offset = config.max_clock_offset_ms;
+    if !(1..=LONGEST_MS).contains(&offset) {
+        return Err(refused("max_clock_offset_ms", offset, format!("allowed: 1 ms to {LONGEST_MS} ms")));
+    }
     Ok(())
 }
 

@@ -15,6 +15,8 @@ pub(super) const CONFIG: &[&str] = &[
     "election_timeout_min_ms",
     "election_timeout_max_ms",
     "clock_drift_percent_max",
+    "max_clock_offset_ms",
+    "accept_clock",
     "snapshots",
     "limits",
 ];

@@ -155,6 +155,11 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
             "clock_drift_percent_max = 101",
             "`clock_drift_percent_max` is 101; allowed: 0 to 100; 100 turns the lease off".into(),
         ),
+        (
+            heartbeat,
+            "max_clock_offset_ms = 0",
+            "`max_clock_offset_ms` is 0; allowed: 1 ms to 600000 ms".into(),
+        ),
     ];
     for (from, to, expected) in cases {
         assert_eq!(three_nodes(from, to).as_ref(), Err(expected), "{from} -> {to}");

@@ -191,7 +191,12 @@ fn settings() -> TransportSettings {
 }
 
 fn heartbeat(round: u64) -> PeerMessage {
-    PeerMessage::Heartbeat { term: Term::new(1), commit: LogIndex::ZERO, round, matched: LogIndex::ZERO }
+    PeerMessage::Heartbeat {
+        term: Term::new(1),
+        commit: LogIndex::ZERO,
+        round,
+        matched: d_engine_core::LogIndex::ZERO,
+    }
 }
 
 /// An append of one entry at index `index` with `length` bytes.
@@ -324,7 +329,7 @@ async fn nodes_exchange_messages_of_every_kind_and_size() {
             round: 1,
             received: LogIndex::ZERO,
             stored: LogIndex::ZERO,
-            report: FollowerReport::default(),
+            report: d_engine_core::FollowerReport::default(),
         },
     ];
     for message in &messages {
