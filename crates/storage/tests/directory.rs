@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use common::{GROUP, Picture, entries, entry, hard_state, request, small};
 use d_engine_core::{GroupId, NodeId};
+use d_engine_storage::fs::OpenMode;
 use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FsOp, Incarnation, OpenRequest, OpenedStorage, RealFs, StorageEngine,
+    ClusterId, FileStorageEngine, Fs, FsOp, Incarnation, OpenRequest, OpenedStorage, RealFs, StorageEngine,
     StorageError,
 };
 
@@ -275,10 +276,10 @@ fn the_real_file_system_counts_its_operations() {
     let engine = FileStorageEngine::new(parent.path().join("data"), small(), Arc::clone(&fs) as _);
     let mut opened = engine.open(&request()).unwrap();
     opened.log.idle().unwrap();
-    let before = d_engine_storage::Fs::counts(&*fs);
+    let before = Fs::counts(&*fs);
     opened.log.append(GROUP, None, &entries(1, 1..=3)).unwrap();
     opened.log.sync().unwrap();
-    let after = d_engine_storage::Fs::counts(&*fs);
+    let after = Fs::counts(&*fs);
     assert_eq!(after.of(FsOp::Write) - before.of(FsOp::Write), 1);
     assert_eq!(after.of(FsOp::SyncData) - before.of(FsOp::SyncData), 1);
     assert_eq!(after.total() - before.total(), 2);
@@ -317,4 +318,35 @@ fn a_log_whose_directory_was_replaced_begins_no_segment_there() {
     let error = stopped.unwrap();
     assert!(matches!(error, StorageError::LockLost { .. }), "{error}");
     assert_eq!(files(&dir), before);
+}
+
+/// Each sync reaches the system: a device and a file system without storage refuse it (EINVAL), and a directory that is
+/// not there is missed.
+#[test]
+#[cfg(target_os = "linux")]
+fn syncs_of_files_and_directories_are_asked_of_the_system() {
+    let fs = RealFs::new();
+    let open = |path: &str| Fs::open(&fs, Path::new(path), OpenMode::Existing).unwrap();
+    let refused = |result: std::io::Result<()>| result.unwrap_err().kind();
+    assert_eq!(refused(open("/dev/null").sync_data()), std::io::ErrorKind::InvalidInput);
+    assert_eq!(refused(open("/dev/null").sync_all()), std::io::ErrorKind::InvalidInput);
+    assert_eq!(refused(fs.sync_dir(Path::new("/proc"))), std::io::ErrorKind::InvalidInput);
+    let gone = tempfile::tempdir().unwrap().path().join("gone");
+    assert_eq!(refused(fs.sync_dir(&gone)), std::io::ErrorKind::NotFound);
+    let dir = tempfile::tempdir().unwrap();
+    fs.sync_dir(dir.path()).unwrap();
+}
+
+/// An archive of which this process may only read can be sent and unpacked.
+#[test]
+fn a_file_that_may_only_be_read_is_opened_for_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("snap");
+    std::fs::write(&path, b"content").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+    let fs = RealFs::new();
+    let file = Fs::open(&fs, &path, OpenMode::ReadOnly).unwrap();
+    assert_eq!(d_engine_storage::fs::read_whole(&*file).unwrap(), b"content");
+    // Also where the user may do anything (root): the handle itself is for reading.
+    file.write_at(0, b"x").unwrap_err();
 }
