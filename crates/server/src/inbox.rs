@@ -227,6 +227,8 @@ impl Inbox {
 mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
+    use bytes::Bytes;
+
     use super::*;
     use crate::clock::Clock;
 
@@ -239,7 +241,7 @@ mod tests {
     fn propose(inbox: &Inbox, bytes: usize) -> (Option<Ticket>, Receiver<Result<Bytes, ProposeError>>) {
         let (tell, told) = channel();
         let responder = Box::new(move |result| tell.send(result).unwrap());
-        (inbox.propose(Bytes::from(vec![0; bytes]), None, responder), told)
+        (inbox.propose(Proposal::new(Bytes::from(vec![0; bytes]), None, responder)), told)
     }
 
     fn busy_with(told: &Receiver<Result<Bytes, ProposeError>>) -> Option<&'static str> {
