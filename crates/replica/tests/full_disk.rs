@@ -34,7 +34,7 @@ fn open(fs: &SimFs) -> OpenedStorage {
 
 fn state(term: u64, vote: u64, commit: u64) -> Option<HardState> {
     let (term, vote, commit) = (Term::new(term), NodeId::new(vote), LogIndex::new(commit));
-    Some(HardState { term, vote, commit })
+    Some(HardState { term, vote, commit, ..HardState::default() })
 }
 
 fn job(id: u64, hard_state: Option<HardState>, entries: Vec<LogEntry>) -> PersistJob {

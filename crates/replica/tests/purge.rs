@@ -59,7 +59,7 @@ fn asks_for_a_snapshot(node: &mut Node) -> bool {
             round,
             received: one,
             stored: one,
-            report: FollowerReport::default(),
+            report: d_engine_core::FollowerReport::default(),
         };
         let answered = node.receive(3, reply);
         jobs.snapshots.iter().chain(&answered.snapshots).any(|order| order.to == n(3))

@@ -324,7 +324,7 @@ async fn nodes_exchange_messages_of_every_kind_and_size() {
             round: 1,
             received: LogIndex::ZERO,
             stored: LogIndex::ZERO,
-            report: FollowerReport::default(),
+            report: d_engine_core::FollowerReport::default(),
         },
     ];
     for message in &messages {
