@@ -28,7 +28,8 @@ impl WorkerWatch {
 
     /// Looks whether it hangs. Returns what has changed, if anything has.
     pub(crate) fn look(&mut self, now: Instant, limit: Duration) -> Option<bool> {
-        let hangs = self.silent_since.is_some_and(|since| now.since(since) >= limit);
+        let hangs = self.silent_since.is_some_and(|since| now.since(since) >= limit)
+            && !cfg!(mutant = "hang-unnoticed");
         (hangs != self.hangs).then(|| {
             self.hangs = hangs;
             hangs

@@ -8,7 +8,7 @@
 //! | uncommitted bytes | the limit, one command that is let in alone, and what has no payload of a caller |
 //! | recent entries | the limit, beside what is not synced |
 //! | apply jobs | their limit |
-//! | messages that wait for the disk | an answer for each message of the window and a vote for each peer |
+//! | messages that wait for the disk | an answer for each message of the window, and a few for each peer and term |
 //! | loads under way | one for each follower |
 
 use d_engine_replica::{Gauges, Replica};
@@ -51,7 +51,11 @@ impl Bounds {
         if profile.judges_bounds {
             counted.push(("loads under way", gauges.loads, peers));
             let window = limits.inflight_appends;
-            counted.push(("messages that wait for the disk", gauges.core.held_messages, window + 4 * peers));
+            counted.push((
+                "messages that wait for the disk",
+                gauges.core.held_messages,
+                2 * window + 16 * peers,
+            ));
         }
         for (what, found, bound) in counted {
             if found > bound {

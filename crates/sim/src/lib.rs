@@ -8,6 +8,7 @@
 //! machine that keeps its own state; `monitors.rs` and `snapshot_monitors.rs` have the rules checked
 //! at every step, `linearizability.rs` the one checked at the end.
 
+mod bound_directories;
 mod bounds;
 mod clients;
 mod durable_machine;

@@ -11,6 +11,9 @@ use std::time::Instant;
 use clap::Parser;
 use d_engine_sim::{Fault, Profile, Report, RunOptions, Sometimes, run};
 
+/// Fewer simulated seconds per second and core than this are too few for the seeds that a change must pass.
+const SPEED_MIN: f64 = 60.0;
+
 /// Runs simulated clusters under faults and checks every promise at every step.
 ///
 /// A failing seed prints what it broke and the command that repeats it with a readable trace. Exit
@@ -48,8 +51,8 @@ struct Arguments {
     /// Threads; each runs whole seeds.
     #[arg(long, default_value_t = 2)]
     threads: u64,
-    /// Fail unless every kind of fault was done in at least this percentage of the seeds, and every rare state of
-    /// snapshots reached in one of them.
+    /// Fail unless every kind of fault was done in at least this percentage of the seeds, every rare state
+    /// reached in its share of them, and the runs were fast enough.
     #[arg(long)]
     coverage: Option<u64>,
 }
@@ -119,6 +122,8 @@ fn read_seeds(path: &Path) -> Result<Vec<u64>, String> {
 #[derive(Default)]
 struct Summary {
     runs: u64,
+    /// Simulated seconds, those of repeated runs included.
+    simulated: u64,
     committed: u64,
     answered: u64,
     unknown: u64,
@@ -131,6 +136,7 @@ struct Summary {
 impl Summary {
     fn add(&mut self, report: Report) {
         self.runs += 1;
+        self.simulated += report.simulated_seconds;
         self.committed += report.committed;
         self.answered += report.operations.0;
         self.unknown += report.operations.2;
@@ -147,6 +153,16 @@ impl Summary {
         if report.finding.is_some() {
             self.findings.push(report);
         }
+    }
+}
+
+impl Summary {
+    /// Simulated seconds per second and core.
+    fn speed(&self, threads: u64, seconds: f64) -> f64 {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let cores = usize::try_from(threads).unwrap_or(cores).clamp(1, cores);
+        // Exact enough: fewer simulated seconds than a float can count.
+        self.simulated as f64 / (seconds * cores as f64).max(f64::EPSILON)
     }
 }
 
@@ -168,7 +184,8 @@ fn many(seeds: &[u64], arguments: &Arguments) -> ExitCode {
     {
         eprintln!("error: failing seeds could not be kept in {}: {error}", path.display());
     }
-    let covered = arguments.coverage.is_none_or(|percent| is_covered(&summary, percent));
+    let speed = summary.speed(arguments.threads, started.elapsed().as_secs_f64());
+    let covered = arguments.coverage.is_none_or(|percent| is_covered(&summary, percent, speed));
     if summary.findings.is_empty() && covered { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -209,6 +226,7 @@ fn print_summary(summary: &Summary, arguments: &Arguments, seconds: f64) {
         summary.unknown,
         summary.elections
     );
+    println!("{:.0} simulated seconds per second and core", summary.speed(arguments.threads, seconds));
     println!("{:<22}{:>8}{:>12}", "fault", "seeds", "times");
     for (fault, (seeds, total)) in &summary.faults {
         println!("{:<22}{seeds:>8}{total:>12}", format!("{fault:?}"));
@@ -224,26 +242,27 @@ fn print_summary(summary: &Summary, arguments: &Arguments, seconds: f64) {
     println!("{} findings in {} seeds", summary.findings.len(), summary.runs);
 }
 
-fn is_covered(summary: &Summary, percent: u64) -> bool {
+fn is_covered(summary: &Summary, percent: u64, speed: f64) -> bool {
     let mut covered = true;
+    if speed < SPEED_MIN {
+        println!("{speed:.0} simulated seconds per second and core: less than {SPEED_MIN:.0}");
+        covered = false;
+    }
     for (fault, (seeds, _)) in &summary.faults {
         if seeds * 100 < summary.runs * percent {
             println!("{fault:?} was done in {seeds} of {} seeds: less than {percent} %", summary.runs);
             covered = false;
         }
     }
-    // Every run has clients that read by lease and at followers, and keys that expire.
-    for state in [Sometimes::LeaseRead, Sometimes::FollowerRead, Sometimes::TickWritten] {
+    for (state, thousandths) in Sometimes::SHARES {
         let seeds = summary.states.get(&state).copied().unwrap_or(0);
-        if seeds * 100 < summary.runs * percent {
-            println!("{state:?} was reached in {seeds} of {} seeds: less than {percent} %", summary.runs);
-            covered = false;
-        }
-    }
-    // These are rarer, and need a longer series: once each.
-    for state in Sometimes::OF_SNAPSHOTS {
-        if !summary.states.contains_key(&state) {
-            println!("{state:?} was not reached in {} seeds", summary.runs);
+        if seeds * 1_000 < summary.runs * thousandths {
+            println!(
+                "{state:?} was reached in {seeds} of {} seeds: less than {}.{} %",
+                summary.runs,
+                thousandths / 10,
+                thousandths % 10
+            );
             covered = false;
         }
     }

@@ -24,6 +24,7 @@ use d_engine_core::{AppendOutcome, EntryKind, HardState, LogId, LogIndex, NodeId
 use d_engine_replica::{ApplyJob, ApplySource, Install, PeerMessage, PersistJob};
 use d_engine_storage::{LogEntry, LogSuffix, RecoveredLog};
 
+use crate::bound_directories::BoundDirectories;
 use crate::bounds::Bounds;
 use crate::snapshot_monitors::SnapshotMonitors;
 use crate::traffic::Traffic;
@@ -132,6 +133,7 @@ pub(crate) struct Monitors {
     pub(crate) snapshots: SnapshotMonitors,
     pub(crate) traffic: Traffic,
     pub(crate) bounds: Bounds,
+    pub(crate) bound_directories: BoundDirectories,
 }
 
 pub(crate) fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {

@@ -68,6 +68,8 @@ pub(crate) struct Running {
     pub(crate) replica: Replica,
     /// What has come in and waits for the raft thread.
     pub(crate) intake: Intake,
+    /// Whether a worker has failed, or the process ends: the replica stops.
+    pub(crate) told_to_stop: bool,
     /// Since it was asked to shut down: until when it waits for those who are on their way.
     pub(crate) stops_by: Option<u64>,
     /// What the replica has asked for and not been given yet.
@@ -237,6 +239,7 @@ impl Node {
             replica,
             intake: Intake::default(),
             stops_by: None,
+            told_to_stop: false,
             jobs: Jobs::default(),
             log: LogWorker::new(opened.log, GROUP),
             writes: Vec::new(),

@@ -108,13 +108,13 @@ pub struct Profile {
 }
 
 /// Judged once the core no longer sends again what is only slow.
-const JUDGES_TRAFFIC: bool = false;
+const JUDGES_TRAFFIC: bool = true;
 /// Judged once a leader that hangs gives way.
-const SLOW_IS_DEAD: bool = false;
+const SLOW_IS_DEAD: bool = true;
 /// Judged once a follower has one load at most.
-const JUDGES_BOUNDS: bool = false;
+const JUDGES_BOUNDS: bool = true;
 /// Judged once log time is anchored to a quorum's clocks.
-const LOG_TIME_IS_ANCHORED: bool = false;
+const LOG_TIME_IS_ANCHORED: bool = true;
 
 impl Profile {
     /// The profile of a seed.

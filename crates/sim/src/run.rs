@@ -40,6 +40,8 @@ pub struct Report {
     pub finding: Option<Finding>,
     /// Faults and rare states.
     pub counts: Counts,
+    /// Simulated seconds, the calm at the end included.
+    pub simulated_seconds: u64,
     /// Events handled.
     pub events: u64,
     /// Leaders elected.
@@ -87,6 +89,7 @@ pub fn run_as(seed: u64, profile: Profile, options: RunOptions) -> Report {
     Report {
         seed,
         finding: what.map(|what| Finding { at: world.now, what }),
+        simulated_seconds: world.now / SECOND,
         events: world.events,
         elections: world.elections,
         operations: (world.clients.succeeded, world.clients.refused, world.clients.unknown),

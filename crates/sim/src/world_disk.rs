@@ -16,9 +16,8 @@ impl World {
     /// the replica hears of it after the sync's latency, so a crash in between finds the write stored
     /// but never reported.
     pub(crate) fn log_begin(&mut self, id: u64) -> Result<(), String> {
-        let crash_in_write = !self.healed
-            && self.profile.crash_every > 0
-            && self.prng.chance(self.profile.crash_in_write / 30);
+        let crash_in_write =
+            !self.healed && self.profile.crash_every > 0 && self.prng.chance(self.profile.crash_in_write / 8);
         let fails = !self.healed && self.prng.chance(self.profile.disk_error);
         let (halt_at, failing) = (self.prng.between(1, 6), self.prng.below(3));
         let installs = self.node(id).running.as_ref().is_some_and(|it| it.writes.iter().any(is_install));

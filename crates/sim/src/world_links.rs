@@ -16,8 +16,8 @@ use crate::world::{Happening, World};
 const RETRANSMIT: u64 = 40 * MS;
 
 impl World {
-    /// Hands a message to the network.
-    pub(crate) fn transmit_message(&mut self, id: u64, outgoing: &Outgoing) -> Result<bool, String> {
+    /// Hands a message to the network; says whether it was taken.
+    pub(crate) fn transmit_message(&mut self, id: u64, outgoing: &Outgoing) -> Sent {
         let frame: Bytes = encode_frame(GROUP, &outgoing.message).to_bytes();
         let to = outgoing.to.get();
         if !self.profile.links.connections {
@@ -25,30 +25,27 @@ impl World {
             for (at, packet) in self.network.send(packet, self.now, &self.profile, &mut self.counts) {
                 self.after(at.saturating_sub(self.now), Happening::Arrive(packet));
             }
-            return Ok(true);
+            return Sent::Queued;
         }
         let (lane, entries) = match &outgoing.message {
             PeerMessage::Append { entries, .. } => (Lane::Bulk, weight(entries)),
             _ => (Lane::Urgent, 0),
         };
-        match self.links.push((id, to), lane, frame, &self.profile.links) {
+        let sent = self.links.push((id, to), lane, frame, &self.profile.links);
+        match sent {
             Sent::Queued => {
                 self.monitors.traffic.sent(to, entries);
                 if let Some(connection) = self.links.connection(id, to) {
                     self.link_write(connection);
                 }
             }
-            Sent::NoConnection => {
-                self.counts.reached(Sometimes::SentWithoutConnection);
-                return Ok(false);
-            }
+            Sent::NoConnection => self.counts.reached(Sometimes::SentWithoutConnection),
             Sent::LaneFull => {
                 self.monitors.traffic.overflowed(to);
                 self.counts.reached(Sometimes::LaneOverflowed);
-                return Ok(false);
             }
         }
-        Ok(true)
+        sent
     }
 
     fn link_delay(&self) -> impl FnMut(&mut crate::prng::Prng) -> u64 + use<> {

@@ -5,6 +5,7 @@ use d_engine_core::{Duration, EntryKind, RoleKind, Term};
 use d_engine_replica::{Event, Jobs};
 
 use crate::faults::Sometimes;
+use crate::links::Sent;
 use crate::profile::MS;
 use crate::traffic::weight;
 use crate::world::{Happening, World};
@@ -77,7 +78,11 @@ impl World {
         }
         result?;
         self.schedule_deadline(id);
-        Ok(())
+        let running = self.node(id).running.as_ref();
+        match running.filter(|it| !it.told_to_stop).and_then(|it| it.replica.stopped()) {
+            Some(reason) => Err(format!("replica: node {id} stops by itself: {reason}")),
+            None => Ok(()),
+        }
     }
 
     fn is_due(&mut self, id: u64) -> bool {
@@ -135,6 +140,7 @@ impl World {
         let there = received.and_then(|label| running.replica.core().term_at(label.index));
         let carries_entries = is_append(&event);
         running.note_event(&event);
+        running.told_to_stop |= matches!(event, Event::Failed(_));
         running.replica.handle(clock, wall_ms, event, jobs);
         running.note_orders(jobs.snapshots.get(asked.snapshots..).unwrap_or_default(), clock, patience);
         let now_there = running.replica.core().term_at(log.last.index);
@@ -196,6 +202,7 @@ impl World {
         let core = running.replica.core();
         self.monitors.after_step(id, core)?;
         self.monitors.bounds.check(id, &running.replica, &self.profile)?;
+        self.monitors.bound_directories.check(id, &running.replica)?;
         self.check_leases()?;
         if self.monitors.old_term_on_majority(core) {
             self.counts.reached(Sometimes::OldTermEntryOnMajority);
@@ -221,30 +228,25 @@ impl World {
     }
 
     fn carry_out(&mut self, id: u64, jobs: &mut Jobs) -> Result<(), String> {
-        while !jobs.send.is_empty() {
-            let mut not_sent = Vec::new();
-            for outgoing in std::mem::take(&mut jobs.send) {
-                if !self.transmit_message(id, &outgoing)? {
-                    not_sent.extend(outgoing.not_sent());
-                }
+        let mut not_sent = Vec::new();
+        for outgoing in std::mem::take(&mut jobs.send) {
+            if self.transmit_message(id, &outgoing) != Sent::Queued {
+                not_sent.extend(outgoing.not_sent());
             }
-            let now = self.now;
-            let node = self.node(id);
-            let (clock, wall_ms) = (node.clock(now), node.wall_ms(now));
-            let Some(running) = node.running.as_mut() else { return Ok(()) };
-            for event in not_sent {
-                running.replica.handle(clock, wall_ms, event, jobs);
-            }
+        }
+        // These only correct the leader's account: no message comes of them.
+        for event in not_sent {
+            self.handle(id, event, jobs)?;
         }
         self.order_snapshots(id, jobs)?;
         let node = self.node(id);
         let life = node.life;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         running.writes.append(&mut jobs.persist);
-        for job in jobs.load.drain(..) {
-            // As in the server, a new read for a follower replaces one that has not begun.
-            running.loads.retain(|queued| queued.to != job.to);
-            running.loads.push(job);
+        for load in jobs.load.drain(..) {
+            // It replaces one for the same follower that has not begun.
+            running.loads.retain(|queued| queued.to != load.to);
+            running.loads.push(load);
         }
         running.purge = jobs.purge.take().or(running.purge);
         running.applies.extend(jobs.apply.drain(..));

@@ -82,6 +82,13 @@ const MUTANTS: &[Mutant] = &[
     seeds("purge-during-transfer", "the log is purged while a follower is being sent a snapshot"),
     seeds("success-before-apply", "a snapshot counts as sent before the follower has applied it"),
     seeds("install-keeps-conflicting-suffix", "what a snapshot drops from the log comes back"),
+    seeds("hang-unnoticed", "a leader whose disk or machine hangs goes on leading"),
+    seeds("bindings-purged", "a purge forgets which data directories are bound"),
+    Mutant {
+        name: "own-clock-believed",
+        bug: "a leader's own wall clock makes log time, whatever the others' show",
+        found_by: Check::Test("d-engine-sim", "a_leader_whose_wall_clock_is_wrong"),
+    },
     seeds("committed-forgotten", "a follower with a new leader does not tell it what is committed"),
     Mutant {
         name: "held-snapshot-pruned",
