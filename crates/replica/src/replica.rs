@@ -146,6 +146,30 @@ impl Replica {
             refuse_event(event, reason);
             return;
         }
+        self.take_in(now, wall_ms, event, jobs);
+        if self.stopped.is_none() {
+            self.watch_workers(now, wall_ms, jobs);
+        }
+        if self.stopped.is_some() {
+            return;
+        }
+        self.bind_incarnations(now, wall_ms, jobs);
+        self.maybe_install(now, wall_ms, jobs);
+        self.maybe_purge(now, jobs);
+        if self.snapshots.waits_for_apply() {
+            // What is on its way to the apply worker is read from the log; nothing new until that has ended.
+            return;
+        }
+        while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
+            // An install may take as long as it takes.
+            if !matches!(job.source, ApplySource::Snapshot(_)) {
+                self.machine.given(now);
+            }
+            jobs.apply.push(job);
+        }
+    }
+
+    fn take_in(&mut self, now: Instant, wall_ms: u64, event: Event, jobs: &mut Jobs) {
         match event {
             Event::Peer { from, message } => self.on_peer(now, wall_ms, from, message, jobs),
             Event::PeerUp { node, incarnation } => {
@@ -162,14 +186,7 @@ impl Replica {
                 let begun = self.try_step(now, wall_ms, input, Payload::None, jobs);
                 responder(begun.map_err(|rejected| self.transfer_error(rejected)));
             }
-            Event::Persisted(id) => {
-                self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
-                while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
-                    self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
-                }
-                self.disk.came_back(now, self.unsynced.is_empty());
-                self.cache.evict(self.core.log().persisted);
-            }
+            Event::Persisted(id) => self.on_persisted(now, wall_ms, id, jobs),
             Event::HardStateStored(id) => {
                 self.step(now, wall_ms, Input::HardStateStored(id), Payload::None, jobs);
             }
@@ -213,29 +230,17 @@ impl Replica {
                 self.step(now, wall_ms, Input::Deadline, Payload::None, jobs);
                 self.maybe_tick(now, wall_ms, jobs);
             }
-            Event::Failed(reason) => {
-                self.stop(reason);
-                return;
-            }
+            Event::Failed(reason) => self.stop(reason),
         }
-        self.watch_workers(now, wall_ms, jobs);
-        if self.stopped.is_some() {
-            return;
+    }
+
+    fn on_persisted(&mut self, now: Instant, wall_ms: u64, id: PersistId, jobs: &mut Jobs) {
+        self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
+        while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
+            self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
         }
-        self.bind_incarnations(now, wall_ms, jobs);
-        self.maybe_install(now, wall_ms, jobs);
-        self.maybe_purge(now, jobs);
-        if self.snapshots.waits_for_apply() {
-            // What is on its way to the apply worker is read from the log; nothing new until that has ended.
-            return;
-        }
-        while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
-            // An install may take as long as it takes.
-            if !matches!(job.source, ApplySource::Snapshot(_)) {
-                self.machine.given(now);
-            }
-            jobs.apply.push(job);
-        }
+        self.disk.came_back(now, self.unsynced.is_empty());
+        self.cache.evict(self.core.log().persisted);
     }
 
     /// When [`Event::Deadline`] is due.

@@ -209,6 +209,7 @@ impl RaftThread {
         self.handle(Event::Deadline, &mut jobs);
         self.carry_out(&mut jobs, transport.as_mut());
         let mut shutdown_by = None;
+        let mut handed_over_in = None;
         loop {
             // The transport's tasks have the same thread: they get their turn however much comes in here.
             tokio::task::yield_now().await;
@@ -223,7 +224,9 @@ impl RaftThread {
                 self.carry_out(&mut jobs, transport.as_mut());
                 return failure;
             }
-            if shuts_down {
+            // A node may win an election while it waits for its callers; it names a successor then too.
+            if shutdown_by.is_some() && self.leads() && handed_over_in != Some(self.replica.core().term()) {
+                handed_over_in = Some(self.replica.core().term());
                 self.hand_over(&mut jobs);
             }
             if self.replica.next_deadline().is_some_and(|due| due <= self.clock.now()) {
@@ -249,6 +252,10 @@ impl RaftThread {
                 return reason;
             }
         }
+    }
+
+    fn leads(&self) -> bool {
+        self.replica.core().role() == d_engine_core::RoleKind::Leader
     }
 
     /// A leader that shuts down names its successor, so that nobody has to wait for an election timeout.

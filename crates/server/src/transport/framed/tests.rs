@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_core::{AppendOutcome, EntryKind, FollowerReport, LogId, LogIndex, Term};
+use d_engine_core::{AppendOutcome, EntryKind, LogId, LogIndex, Term};
 use d_engine_proto::Message as _;
 use d_engine_proto::engine::{Greeting, encode_frame, encode_hello};
 use d_engine_proto::peer::{Hello, HelloReply, Purpose, Refusal};
