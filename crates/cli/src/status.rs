@@ -39,6 +39,8 @@ struct Row {
     reason: Option<String>,
     /// Peers that refuse the node or are refused by it, and why.
     refusals: Vec<String>,
+    /// What an operator must look at, a sentence each.
+    alarms: Vec<String>,
 }
 
 /// The whole answer.
@@ -178,6 +180,7 @@ fn answered(address: &str, status: &NodeStatus) -> Row {
             .clone()
             .or_else(|| Some(status.refusals.join("; ")).filter(|refusals| !refusals.is_empty())),
         refusals: status.refusals.clone(),
+        alarms: status.alarms.clone(),
     }
 }
 
@@ -200,6 +203,7 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
         version: None,
         reason: Some(reason.to_owned()),
         refusals: Vec::new(),
+        alarms: Vec::new(),
     }
 }
 

@@ -34,6 +34,13 @@ pub struct NodeStatus {
     pub stopped: Option<String>,
     /// Peers that refuse it or are refused by it just now, and why; for people.
     pub refusals: Vec<String>,
+    /// What an operator must look at, a sentence each; for people. Empty when nothing is wrong.
+    pub alarms: Vec<String>,
+    /// It leads, and its lease is off until the next election, because it told another node to campaign:
+    /// lease reads cost a round meanwhile.
+    pub lease_revoked: bool,
+    /// Replies of its state machine that came too late or second, since it started: nobody got them.
+    pub late_replies: u64,
     /// Whether it has caught up with its leader once since it started, and its state machine runs.
     pub ready: bool,
     /// The version of its program.
@@ -120,6 +127,9 @@ impl From<wire::StatusReply> for NodeStatus {
             members: reply.members.into_iter().map(Member::from).collect(),
             stopped: some_text(reply.stopped_reason),
             refusals: reply.refusals,
+            alarms: reply.alarms,
+            lease_revoked: reply.lease_revoked,
+            late_replies: reply.late_replies,
             ready: reply.ready,
             version: reply.version,
             log_syncs: reply.log_syncs,

@@ -105,7 +105,19 @@ pub(super) fn lines<'a>(nodes: impl Iterator<Item = &'a NodeStatus>) -> Vec<Stri
 
 fn of_node(status: &NodeStatus) -> Vec<String> {
     let (node, snapshots) = (status.node, &status.snapshots);
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> =
+        status.alarms.iter().map(|alarm| format!("ALARM: node {node}: {alarm}")).collect();
+    if status.lease_revoked {
+        lines.push(format!(
+            "node {node} serves lease reads by rounds until the next election: it has tried to hand leadership over"
+        ));
+    }
+    if status.late_replies > 0 {
+        lines.push(format!(
+            "node {node}: its state machine gave {} replies too late or twice; nobody got them",
+            status.late_replies
+        ));
+    }
     if snapshots.overdue {
         let (log, why) = (DecimalBytes(status.log_bytes_on_disk), snapshots.last_failure.as_deref());
         let why = why.map(|why| format!(" (the last snapshot failed: {why})")).unwrap_or_default();

@@ -44,6 +44,8 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
     reply.applied_index = replica.applied;
     reply.persisted_index = core.log.persisted.get();
     reply.last_index = core.log.last.index.get();
+    reply.alarms = replica.alarms;
+    reply.lease_revoked = core.lease_revoked;
     reply.members = replica.membership.members().iter().map(member).collect();
     reply
 }
