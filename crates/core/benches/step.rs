@@ -10,8 +10,8 @@ use std::time::Duration as StdDuration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use d_engine_core::{
-    AppendOutcome, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta, HardState, Initial,
-    InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, RaftCore, Term,
+    AppendOutcome, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta, FollowerReport,
+    HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, RaftCore, Term,
 };
 
 const COMMAND_BYTES: u32 = 256;
@@ -35,6 +35,7 @@ impl Node {
             log: InitialLog { configuration, ..InitialLog::default() },
             seed: 7,
             now,
+            accepts_clock: false,
         });
         Self { core, now, out: Effects::default() }
     }
@@ -44,9 +45,9 @@ impl Node {
         let mut leader = Self::new();
         leader.now = leader.now.plus(Duration::from_millis(2_000));
         leader.step(Input::Deadline);
-        leader.receive(2, Message::PreVoteReply { term: TERM, granted: true });
+        leader.receive(2, Message::PreVoteReply { term: TERM, granted: true, wall_ms: 0 });
         leader.store();
-        leader.receive(2, Message::VoteReply { term: TERM, granted: true });
+        leader.receive(2, Message::VoteReply { term: TERM, granted: true, wall_ms: 0 });
         leader.commit();
         leader
     }
@@ -112,11 +113,27 @@ fn leader(criterion: &mut Criterion) {
                     _ => None,
                 });
                 let (round, last) = (sent.unwrap(), leader.core.log().last.index);
-                leader
-                    .receive(2, Message::HeartbeatReply { term: TERM, round, received: last, stored: last });
+                leader.receive(
+                    2,
+                    Message::HeartbeatReply {
+                        term: TERM,
+                        round,
+                        received: last,
+                        stored: last,
+                        report: FollowerReport::default(),
+                    },
+                );
                 assert_eq!(leader.out.reads_confirmed.len(), 64);
-                leader
-                    .receive(3, Message::HeartbeatReply { term: TERM, round, received: last, stored: last });
+                leader.receive(
+                    3,
+                    Message::HeartbeatReply {
+                        term: TERM,
+                        round,
+                        received: last,
+                        stored: last,
+                        report: FollowerReport::default(),
+                    },
+                );
             },
             BatchSize::SmallInput,
         );

@@ -206,11 +206,16 @@ impl RaftCore {
         }
     }
 
-    /// Asks a follower with an empty append whether everything sent so far has arrived.
-    fn ask_after_everything_sent(&self, to: NodeId, out: &mut Effects) {
-        let Role::Leader(leader) = &self.role else { return };
-        let Some(index) = leader.followers.get(&to).map(|progress| progress.next.previous()) else { return };
-        let Some(term) = self.log.term_at(index) else { return };
+    /// Asks a follower with an empty append whether everything sent so far has arrived. When even the
+    /// last entry sent is purged meanwhile, the follower is probed from its last ack, and gets a snapshot.
+    fn ask_after_everything_sent(&mut self, to: NodeId, out: &mut Effects) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.followers.get_mut(&to) else { return };
+        let index = progress.next.previous();
+        let Some(term) = self.log.term_at(index) else {
+            progress.lost();
+            return;
+        };
         let prev = LogId::new(term, index);
         let plan =
             AppendPlan { to, term: self.hard_state.term, prev, last: prev, commit: self.log.committed() };

@@ -161,6 +161,24 @@ fn s5_3_a_lost_append_is_found_out_by_an_empty_one_and_sent_again() {
     assert_eq!(node.take_appends_to(2), [(2, 4)], "now it is known what is missing");
 }
 
+/// The log may have been purged past everything sent meanwhile: then there is nothing to ask with, and
+/// the follower gets a snapshot. Found by the simulator.
+#[test]
+fn s5_3_a_follower_that_hangs_before_a_purge_gets_a_snapshot() {
+    let config = CoreConfig { inflight_appends_max: 1, ..CoreConfig::default() };
+    let mut node = leader_with(config);
+    for _ in 0..3 {
+        node.propose(1).unwrap();
+    }
+    assert_eq!(node.take_appends_to(2), [(2, 3)]);
+    node.store();
+    node.stored_by(3, 5).unwrap();
+    node.step(Input::Applied(support::i(5))).unwrap();
+    node.step(Input::Purged(id(2, 5))).unwrap();
+    beat(&mut node, 2, 2, 31);
+    assert_eq!(node.snapshots, [2]);
+}
+
 /// On a slow link nothing is lost, only late: the account of what is on its way stays, and nothing is
 /// sent again however long it takes.
 #[test]

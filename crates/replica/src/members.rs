@@ -37,10 +37,10 @@ impl Members {
     /// The log begins behind `base`: of the memberships up to there only the last one counts.
     pub(crate) fn purge_to(&mut self, base: LogIndex) {
         let covered = self.history.partition_point(|(at, _)| *at <= base);
-        if let Some((_, last)) = self.history.drain(..covered).next_back() {
-            if !cfg!(mutant = "bindings-purged") {
-                self.initial = last;
-            }
+        if let Some((_, last)) = self.history.drain(..covered).next_back()
+            && !cfg!(mutant = "bindings-purged")
+        {
+            self.initial = last;
         }
     }
 

@@ -7,17 +7,18 @@
 //! ```text
 //! both sides first   "d-engine"   protocol version u32        (fixed for ever: strangers are told too)
 //! then frames        length u32   CRC-32C of length and payload u32   payload
+//!                    (highest bits of the length: 31 a part of a payload, 30 its last part)
 //! first payload      Hello from the side that dialled, HelloReply from the other
 //! afterwards         PeerFrame; an empty payload is a ping, answered by one byte
 //! ```
 //! Numbers are little-endian. TCP's own checksum misses one damaged segment in 65,536, hence the CRC.
 //!
 //! **Heartbeats do not queue behind bulk.** Each peer has two lanes; whatever is not an append goes
-//! first. What has been handed to the kernel cannot be overtaken, so that is kept short: a batch
-//! takes at most [`BATCH_BYTES`] of appends, and the socket's send buffer is limited to
-//! [`SEND_BUFFER_BYTES`]. A heartbeat waits for at most about a megabyte: some 8 ms at 1 Gbit/s, far
-//! below any election timeout. Appends keep their order among themselves, since one that overtakes
-//! another would be refused as a gap.
+//! first. What has been handed to the kernel cannot be overtaken, so that is kept short: a long append
+//! goes in parts of [`PART_BYTES`], a batch takes no more once it has [`BATCH_BYTES`] of appends, and the
+//! kernel is given more only while it has less than [`UNSENT_BYTES`] that are not on their way yet
+//! (`TCP_NOTSENT_LOWAT`). So no more than 64 KiB of appends wait before a heartbeat. Appends keep their
+//! order among themselves, since one that overtakes another would be refused as a gap.
 //!
 //! **Dead paths are noticed.** After a partition TCP waits for up to minutes before it tries again. A
 //! connection whose pings are not answered is given up and dialled anew.
@@ -53,8 +54,12 @@ use refusals::Refusals;
 pub use line::{LineBreaker, SnapshotLine};
 pub use refusals::RefusalKind;
 
-/// Appends taken into one write, in bytes; one that is longer goes alone.
-const BATCH_BYTES: usize = 128 << 10;
+/// A write takes no more appends once it has so many bytes of them.
+const BATCH_BYTES: usize = 16 << 10;
+/// Appends that are longer go in parts of this length.
+const PART_BYTES: usize = 16 << 10;
+/// Bytes that the kernel may hold without having sent them.
+const UNSENT_BYTES: u32 = 32 << 10;
 /// The kernel's send buffer; Linux doubles it.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
 /// How long the end of a transport waits for its last messages to leave.

@@ -23,7 +23,12 @@ pub(super) struct Batch {
 impl Batch {
     /// Adds a frame with its length and checksum.
     pub(super) fn push(&mut self, frame: EncodedFrame) {
-        self.small.extend_from_slice(&wire::header(&[&frame.head, &frame.entries]));
+        self.push_piece(wire::Piece::Whole, frame);
+    }
+
+    /// Adds a frame or a part of one, with its length and checksum.
+    pub(super) fn push_piece(&mut self, piece: wire::Piece, frame: EncodedFrame) {
+        self.small.extend_from_slice(&wire::header_of(piece, &[&frame.head, &frame.entries]));
         self.small.extend_from_slice(&frame.head);
         if frame.entries.len() <= COPIED_BYTES {
             self.small.extend_from_slice(&frame.entries);

@@ -20,7 +20,7 @@ use super::batch::Batch;
 use super::line::SnapshotLine;
 use super::outbox::Outbox;
 use super::wire::{self, FrameReader};
-use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared};
+use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared, UNSENT_BYTES};
 use crate::transport::{Admission, PeerRefusal};
 
 /// Dials one peer for ever.
@@ -162,6 +162,7 @@ fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnatio
 
 /// Writes until the connection ends; returns why it did.
 async fn run(stream: TcpStream, shared: &Shared, outbox: &Outbox) -> String {
+    bound_unsent(&stream);
     let (read, write) = stream.into_split();
     tokio::select! {
         result = write_frames(write, shared, outbox) => match result {
@@ -170,6 +171,17 @@ async fn run(stream: TcpStream, shared: &Shared, outbox: &Outbox) -> String {
         },
         reason = watch(read, shared) => reason,
     }
+}
+
+/// Where the system can, the kernel takes little more than it can send at once: what it has taken cannot
+/// be overtaken.
+fn bound_unsent(stream: &TcpStream) {
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT cannot be set: heartbeats may wait behind a full send buffer");
+    }
+    #[cfg(not(any(target_os = "android", target_os = "linux")))]
+    let _ = (stream, UNSENT_BYTES);
 }
 
 /// Writes what waits, many frames at a time, and a ping every interval.

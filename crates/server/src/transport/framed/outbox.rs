@@ -7,7 +7,9 @@ use d_engine_proto::engine::EncodedFrame;
 use d_engine_replica::PeerMessage;
 use tokio::sync::Notify;
 
+use super::PART_BYTES;
 use super::batch::Batch;
+use super::wire::Piece;
 use crate::transport::Sent;
 
 /// Which messages go first.
@@ -54,6 +56,8 @@ struct Lanes {
 struct Queue {
     frames: VecDeque<EncodedFrame>,
     bytes: usize,
+    /// So much of the first frame was taken out before, in parts.
+    taken_of_first: usize,
 }
 
 impl Queue {
@@ -61,6 +65,35 @@ impl Queue {
         let frame = self.frames.pop_front()?;
         self.bytes -= frame.len();
         Some(frame)
+    }
+
+    /// The first frame, or the next part of it if it is a long one.
+    fn pop_piece(&mut self) -> Option<(Piece, EncodedFrame)> {
+        let first = self.frames.front()?;
+        let left = first.len() - self.taken_of_first;
+        if self.taken_of_first == 0 && left <= PART_BYTES {
+            return self.pop().map(|frame| (Piece::Whole, frame));
+        }
+        let from = self.taken_of_first;
+        let to = from + left.min(PART_BYTES);
+        let part = slice(first, from, to);
+        self.bytes -= to - from;
+        if to < first.len() {
+            self.taken_of_first = to;
+            return Some((Piece::Part, part));
+        }
+        self.taken_of_first = 0;
+        self.frames.pop_front();
+        Some((Piece::LastPart, part))
+    }
+}
+
+/// The bytes of a frame between two places in it; shared, not copied.
+fn slice(frame: &EncodedFrame, from: usize, to: usize) -> EncodedFrame {
+    let head = frame.head.len();
+    EncodedFrame {
+        head: frame.head.slice(from.min(head)..to.min(head)),
+        entries: frame.entries.slice(from.saturating_sub(head)..to.saturating_sub(head)),
     }
 }
 
@@ -123,7 +156,8 @@ impl Outbox {
         Sent::Queued
     }
 
-    /// Moves frames into the batch: everything urgent, then appends until they reach `bulk_bytes`.
+    /// Moves frames into the batch: everything urgent, then appends until they reach `bulk_bytes`. A long
+    /// append goes in parts, so that what is urgent gets its turn between them.
     pub(super) fn take(&self, batch: &mut Batch, bulk_bytes: usize) {
         let mut lanes = self.lanes();
         while let Some(frame) = lanes.urgent.pop() {
@@ -131,10 +165,10 @@ impl Outbox {
         }
         let mut taken = 0;
         while taken < bulk_bytes
-            && let Some(frame) = lanes.bulk.pop()
+            && let Some((piece, frame)) = lanes.bulk.pop_piece()
         {
             taken += frame.len();
-            batch.push(frame);
+            batch.push_piece(piece, frame);
         }
     }
 
@@ -199,6 +233,31 @@ mod tests {
         assert_eq!(taken(&outbox, 60), [1, 2]);
         assert_eq!(outbox.push(Lane::Urgent, frame(9, 5)), Sent::Queued);
         assert_eq!(taken(&outbox, 60), [9, 3]);
+        assert_eq!(outbox.stats().queued_bytes, 0);
+    }
+
+    /// A heartbeat never waits for the whole of a long append.
+    #[test]
+    fn a_long_append_goes_in_parts_and_urgent_frames_come_between_them() {
+        let outbox = outbox(10, 1 << 20);
+        let (head, entries) = (Bytes::from_static(b"head"), Bytes::from(vec![7; 3 * PART_BYTES]));
+        let long = EncodedFrame { head, entries };
+        assert_eq!(outbox.push(Lane::Bulk, long.clone()), Sent::Queued);
+        let mut reader = super::super::wire::FrameReader::new(1 << 20);
+        let mut lengths = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(outbox.push(Lane::Urgent, frame(1, 5)), Sent::Queued);
+            let mut batch = Batch::default();
+            outbox.take(&mut batch, 1);
+            batch.seal();
+            assert!(batch.remaining() <= PART_BYTES + 100, "{} bytes", batch.remaining());
+            reader.buffer().extend_from_slice(&batch.copy_to_bytes(batch.remaining()));
+            while let Some(payload) = reader.next().unwrap() {
+                lengths.push(payload.len());
+                assert!(payload.len() == 5 || payload == long.to_bytes());
+            }
+        }
+        assert_eq!(lengths, [5, 5, 5, 5, long.len()]);
         assert_eq!(outbox.stats().queued_bytes, 0);
     }
 

@@ -8,6 +8,8 @@ use super::RefusalKind;
 const MAGIC: &[u8; 8] = b"d-engine";
 pub(super) const PREAMBLE_BYTES: usize = 12;
 const HEADER_BYTES: usize = 8;
+/// The part of a frame's length that is a length; see [`Piece`] for the rest.
+const LENGTH_BITS: u32 = (1 << 30) - 1;
 /// The longest frame of a handshake: a stranger gets no more memory than that.
 pub(super) const MAX_HANDSHAKE_BYTES: usize = 4 << 10;
 /// Read at least this much at a time.
@@ -38,11 +40,37 @@ pub(super) fn check_preamble(bytes: [u8; PREAMBLE_BYTES]) -> Result<(), (Refusal
     Ok(())
 }
 
-/// Length and checksum of a payload that is given in parts.
-pub(super) fn header(parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
+/// Whether a frame is a payload, or a part of a long one: other frames may come between the parts of a
+/// payload, so that nothing waits for the whole of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Piece {
+    Whole,
+    Part,
+    LastPart,
+}
+
+impl Piece {
+    /// As it stands in the two highest bits of a frame's length.
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Whole => 0,
+            Self::Part => 1 << 31,
+            Self::LastPart => 1 << 30,
+        }
+    }
+}
+
+/// Length and checksum of a payload that is given in slices.
+pub(super) fn header(slices: &[&[u8]]) -> [u8; HEADER_BYTES] {
+    header_of(Piece::Whole, slices)
+}
+
+/// Length and checksum of a payload, or of a part of one.
+pub(super) fn header_of(piece: Piece, parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
     let length: usize = parts.iter().map(|part| part.len()).sum();
-    // Every frame is far shorter than 4 GiB; one that is not would be refused by its receiver.
-    let length = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+    // Every frame is far shorter than 1 GiB; one that is not would be refused by its receiver.
+    let length = u32::try_from(length).unwrap_or(LENGTH_BITS).min(LENGTH_BITS) | piece.bits();
+    let length = length.to_le_bytes();
     let checksum = parts.iter().fold(crc32c::crc32c(&length), |crc, part| crc32c::crc32c_append(crc, part));
     let mut header = [0; HEADER_BYTES];
     let (first, second) = header.split_at_mut(4);
@@ -56,12 +84,14 @@ pub(super) fn header(parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
 #[derive(Debug)]
 pub(super) struct FrameReader {
     buffer: BytesMut,
+    /// The parts of a long payload that have come so far.
+    parts: BytesMut,
     max_bytes: usize,
 }
 
 impl FrameReader {
     pub(super) fn new(max_bytes: usize) -> Self {
-        Self { buffer: BytesMut::new(), max_bytes }
+        Self { buffer: BytesMut::new(), parts: BytesMut::new(), max_bytes }
     }
 
     /// From now on frames may be this long: the handshake is over.
@@ -88,16 +118,41 @@ impl FrameReader {
 
     /// The next payload, or `None` when more bytes are needed.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, (RefusalKind, String)> {
+        while let Some((piece, payload)) = self.next_piece()? {
+            if piece == Piece::Whole {
+                return Ok(Some(payload));
+            }
+            let length = self.parts.len() + payload.len();
+            if length > self.max_bytes {
+                return Err(self.oversized(length));
+            }
+            self.parts.extend_from_slice(&payload);
+            if piece == Piece::LastPart {
+                return Ok(Some(std::mem::take(&mut self.parts).freeze()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn oversized(&self, length: usize) -> (RefusalKind, String) {
+        let text = format!("it announced a frame of {length} bytes; at most {} are allowed", self.max_bytes);
+        (RefusalKind::OversizedFrame, text)
+    }
+
+    fn next_piece(&mut self) -> Result<Option<(Piece, Bytes)>, (RefusalKind, String)> {
         let Some((header, after)) = self.buffer.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
         let [a, b, c, d, checksum @ ..] = *header;
-        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        let word = u32::from_le_bytes([a, b, c, d]);
+        let length = (word & LENGTH_BITS) as usize;
         if length > self.max_bytes {
-            let text =
-                format!("it announced a frame of {length} bytes; at most {} are allowed", self.max_bytes);
-            return Err((RefusalKind::OversizedFrame, text));
+            return Err(self.oversized(length));
         }
+        let piece = [Piece::Whole, Piece::Part, Piece::LastPart];
+        let Some(piece) = piece.into_iter().find(|piece| piece.bits() == word & !LENGTH_BITS) else {
+            return Err((RefusalKind::MalformedFrame, "a frame is of an unknown kind".to_owned()));
+        };
         let Some(payload) = after.get(..length) else {
             return Ok(None);
         };
@@ -106,7 +161,7 @@ impl FrameReader {
             return Err((RefusalKind::Checksum, "a frame was damaged on its way".to_owned()));
         }
         self.buffer.advance(HEADER_BYTES);
-        Ok(Some(self.buffer.split_to(length).freeze()))
+        Ok(Some((piece, self.buffer.split_to(length).freeze())))
     }
 }
 
@@ -167,6 +222,41 @@ mod tests {
         }
         // 54,000 bytes in pieces of 64 KiB.
         assert!(pieces <= 2, "500 small frames took {pieces} pieces of memory");
+    }
+
+    fn part(piece: Piece, payload: &[u8]) -> Vec<u8> {
+        [&header_of(piece, &[payload])[..], payload].concat()
+    }
+
+    #[test]
+    fn the_parts_of_a_payload_come_together_and_others_come_between_them() {
+        let mut reader = FrameReader::new(100);
+        let stream = [
+            part(Piece::Part, b"long "),
+            framed(b"heartbeat"),
+            part(Piece::Part, b"append "),
+            framed(b""),
+            part(Piece::LastPart, b"ends"),
+            framed(b"next"),
+        ];
+        reader.buffer().extend_from_slice(&stream.concat());
+        let mut found = Vec::new();
+        while let Some(payload) = reader.next().unwrap() {
+            found.push(payload);
+        }
+        assert_eq!(found, [&b"heartbeat"[..], b"", b"long append ends", b"next"]);
+    }
+
+    #[test]
+    fn parts_are_bounded_together_as_one_frame_is() {
+        let mut reader = FrameReader::new(100);
+        for _ in 0..3 {
+            reader.buffer().extend_from_slice(&part(Piece::Part, &[7; 40]));
+        }
+        assert_eq!(reader.next().unwrap_err().0, RefusalKind::OversizedFrame);
+        let mut reader = FrameReader::new(100);
+        reader.buffer().extend_from_slice(&[0, 0, 0, 0xc0, 0, 0, 0, 0]);
+        assert_eq!(reader.next().unwrap_err().0, RefusalKind::MalformedFrame);
     }
 
     #[test]
