@@ -16,6 +16,8 @@ const MIB: usize = 1 << 20;
 fn leader_that_is_heard(config: ReplicaConfig) -> Node {
     let mut node = Node::with(3, config);
     node.lead();
+    // The first answers commit the no-op, the next ones the entry that binds this node's directory.
+    hear(&mut node);
     hear(&mut node);
     node
 }
@@ -76,7 +78,7 @@ fn a_leader_whose_write_does_not_return_hands_leadership_over() {
     assert!(handed_over);
     assert!(node.replica.status().alarms.iter().any(|alarm| alarm.contains("disk hangs")));
     node.replica.handle(node.now, 0, Event::Persisted(order), &mut jobs);
-    assert_eq!(node.replica.status().alarms, [] as [String; 0]);
+    assert!(!node.replica.status().alarms.iter().any(|alarm| alarm.contains("disk hangs")));
 }
 
 /// FINDINGS D1, O11: commands are refused before the disk is full, and a voter with room leads.
