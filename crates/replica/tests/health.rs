@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_core::{FollowerReport, LogIndex, RoleKind, Term};
-use d_engine_replica::{Event, Jobs, LogDisk, PeerMessage, Proposal, ProposeError, ReplicaConfig};
+use d_engine_replica::{Event, Jobs, LogDisk, LogId, PeerMessage, Proposal, ProposeError, ReplicaConfig};
 use leader::{Answers, Node};
 
 const MIB: usize = 1 << 20;
@@ -22,7 +22,8 @@ fn leader_that_is_heard(config: ReplicaConfig) -> Node {
     node
 }
 
-/// A heartbeat interval passes, and both followers answer; they have stored everything.
+/// A heartbeat interval passes, and both followers answer; they have stored everything. So has this node's
+/// state machine applied what it may.
 fn hear(node: &mut Node) -> Jobs {
     node.pass_ms(100);
     let mut all = node.handle(Event::Deadline);
@@ -37,6 +38,8 @@ fn hear(node: &mut Node) -> Jobs {
         let reply = PeerMessage::HeartbeatReply { term, round, received: last, stored: last, report };
         all.send.append(&mut node.receive(from, reply).send);
     }
+    let through = LogId { term: 1, index: node.replica.core().log().persisted.get() };
+    node.handle(Event::Applied { through, next_expiry_ms: None });
     all
 }
 
