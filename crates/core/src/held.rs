@@ -19,19 +19,23 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Keeps `send` until `after` is durable. Of the answers to one leader's heartbeats only the last is
-    /// kept: it covers the earlier rounds, and a disk that stands still must not fill memory.
+    /// Keeps `send` until `after` is durable. A disk that stands still must not fill memory, so what the
+    /// new message makes useless goes: messages of an earlier term, and earlier answers of a kind of
+    /// which the last one covers the others. Losing a message is always allowed.
     pub(crate) fn hold(&mut self, after: AwaitedOrders, send: Send) {
-        if let Message::HeartbeatReply { term, .. } = send.message {
-            self.waiting.retain(|(_, earlier)| {
-                earlier.to != send.to
-                    || !matches!(earlier.message, Message::HeartbeatReply { term: of, .. } if of == term)
-            });
-        }
+        // Pre-votes are about a term that nobody may ever be in.
+        let is_of_own_term = !matches!(send.message, Message::PreVote { .. } | Message::PreVoteReply { .. });
+        let term = send.message.term();
+        self.waiting.retain(|(_, earlier)| {
+            let is_of_past = is_of_own_term && earlier.message.term() < term;
+            let is_replaced = earlier.to == send.to && is_replaced_by(&earlier.message, &send.message);
+            !is_of_past && !is_replaced
+        });
         // An append that comes again while the disk stands still is acknowledged once: the same message
         // waits already, and what it promises is on its way to the disk.
         let is_ack = matches!(send.message, Message::AppendReply { outcome: AppendOutcome::Stored(_), .. });
-        if is_ack && self.waiting.iter().any(|waiting| waiting.1 == send) {
+        let waits = is_ack && self.waiting.iter().any(|waiting| waiting.1 == send);
+        if waits && !cfg!(mutant = "held-twice") {
             return;
         }
         self.waiting.push_back((after, send));
@@ -60,6 +64,18 @@ impl Held {
     /// How many messages wait.
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
+    }
+}
+
+/// Whether the later of two messages to one node says all that the earlier one does.
+fn is_replaced_by(earlier: &Message, later: &Message) -> bool {
+    match (earlier, later) {
+        (Message::HeartbeatReply { term: earlier, .. }, Message::HeartbeatReply { term: later, .. }) => {
+            earlier == later
+        }
+        (Message::PreVote { .. }, Message::PreVote { .. })
+        | (Message::PreVoteReply { .. }, Message::PreVoteReply { .. }) => true,
+        _ => false,
     }
 }
 

@@ -5,7 +5,7 @@
 mod support;
 
 use d_engine_core::{CoreConfig, Input, LogId};
-use support::{Node, Setup, cluster, id, n};
+use support::{Node, Setup, cluster, id, n, t};
 
 /// A leader of three under `config` whose followers hold all of its two entries.
 fn leader_with(config: CoreConfig) -> Node {
@@ -337,6 +337,24 @@ fn s5_3_of_the_answers_to_heartbeats_that_wait_only_the_last_is_kept() {
     assert_eq!(node.core.status().held_messages, 1);
     node.store();
     assert_eq!(node.take_sent().len(), 1);
+}
+
+/// Elections that come and go while this node's disk stands still must not fill memory: what is of an
+/// earlier term is of no use, and of the answers to pre-votes the last one is enough.
+#[test]
+fn s5_3_of_what_waits_for_the_disk_only_the_current_term_is_kept() {
+    let mut node = Node::new(3, 1, &[1]);
+    for term in 2..50 {
+        node.ask_pre_vote(3, term + 1, id(1, 1)).unwrap();
+        node.ask_vote(2, term, id(1, 1)).unwrap();
+        node.pass(2_000);
+        node.heartbeat(2, term, 0).unwrap();
+        node.pass(2_000);
+    }
+    assert!(node.core.status().held_messages <= 3, "{}", node.core.status().held_messages);
+    node.take_sent();
+    node.store();
+    assert!(node.take_sent().iter().all(|(_, message)| message.term() >= t(49)));
 }
 
 /// An append that comes again while the disk stands still must not fill memory with acks either.
