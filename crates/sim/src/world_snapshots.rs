@@ -192,6 +192,8 @@ impl World {
             return Ok(false);
         }
         match purged {
+            // There was no room for the log's record; the worker tries again before its next write.
+            Ok(None) => Ok(true),
             Ok(event) => {
                 self.monitors.on_stored(id);
                 let last = self.monitors.disk(id).terms.is_empty();
