@@ -187,19 +187,27 @@ impl World {
         let injected = self.arm(id, 8);
         self.monitors.on_purge_begun(id, through);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(false) };
-        let purged = running.log.purge(through);
+        let mut purged = running.log.purge(through);
+        // A full disk that was only full for one call.
+        while let (true, Ok(None)) = (running.log.waits(), &purged) {
+            purged = running.log.persist(&[]).map(|_| None);
+        }
+        let (ended, others): (Vec<_>, Vec<_>) =
+            running.log.events().into_iter().partition(|event| matches!(event, Event::Purged(_)));
+        let purged = purged.map(|event| event.or(ended.into_iter().next()));
         if self.died_in(id, Sometimes::CrashInPurge) {
             return Ok(false);
         }
         match purged {
-            // There was no room for the log's record; the worker tries again before its next write.
-            Ok(None) => Ok(true),
             Ok(event) => {
                 self.monitors.on_stored(id);
                 let last = self.monitors.disk(id).terms.is_empty();
                 self.counts.reached(if last { Sometimes::PurgedToZero } else { Sometimes::Purged });
                 if let Some(running) = self.node(id).running.as_mut() {
                     running.purged = event;
+                }
+                for event in others {
+                    self.tell(id, event)?;
                 }
                 Ok(true)
             }
