@@ -31,10 +31,9 @@ impl Held {
             let is_replaced = earlier.to == send.to && is_replaced_by(&earlier.message, &send.message);
             !is_of_past && !is_replaced
         });
-        // An append that comes again while the disk stands still is acknowledged once: the same message
+        // A question that comes again while the disk stands still is answered once: the same message
         // waits already, and what it promises is on its way to the disk.
-        let is_ack = matches!(send.message, Message::AppendReply { outcome: AppendOutcome::Stored(_), .. });
-        let waits = is_ack && self.waiting.iter().any(|waiting| waiting.1 == send);
+        let waits = self.waiting.iter().any(|waiting| waiting.1 == send);
         if waits && !cfg!(mutant = "held-twice") {
             return;
         }

@@ -147,10 +147,11 @@ impl LogClock {
 
     /// What a quorum's clocks show now; `None` when they do not agree.
     pub(crate) fn anchor(&mut self, agreed: Option<i64>, now: Instant) {
-        if self.state == ClockState::Held {
+        self.advance(now);
+        let is_near = |offset: i64| shown_us(offset, now).abs_diff(self.time_us) <= LEAP_ALONE_MAX_US;
+        if self.state == ClockState::Held && !agreed.is_some_and(is_near) {
             return;
         }
-        self.advance(now);
         self.target = agreed;
         self.state = if agreed.is_some() { ClockState::Agreed } else { ClockState::NoQuorum };
         if self.may_leap

@@ -430,9 +430,12 @@ impl RaftCore {
                 self.send(from, Message::AppendReply { term, outcome });
             }
             Message::Heartbeat { round, .. } => {
+                // Its round belongs to the earlier term: named here, it would be taken for one of the term in this answer,
+                // should the same node lead that one by now.
+                let round = if cfg!(mutant = "stale-round-in-new-term") { *round } else { 0 };
                 let (received, stored) = (LogIndex::ZERO, LogIndex::ZERO);
                 let report = FollowerReport::default();
-                self.send(from, Message::HeartbeatReply { term, round: *round, received, stored, report });
+                self.send(from, Message::HeartbeatReply { term, round, received, stored, report });
             }
             Message::ReadRequest { token, .. } => {
                 self.send(from, Message::ReadReply { term, token: *token, index: None });
@@ -588,6 +591,8 @@ impl RaftCore {
 
     pub(crate) fn draw_election_timeout(&mut self, now: Instant) {
         let (min, max) = (self.config.election_timeout_min, self.config.election_timeout_max);
-        self.election_at = now.plus(self.prng.duration_between(min, max));
+        let drawn = now.plus(self.prng.duration_between(min, max));
+        // The promise of before the start binds the own vote too.
+        self.election_at = drawn.max(self.promised_before);
     }
 }

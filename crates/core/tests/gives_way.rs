@@ -203,6 +203,26 @@ fn thesis_6_4_1_a_restart_keeps_the_longest_promise() {
     assert_eq!(stored, Some(Duration::from_millis(500)), "the old promise is over");
 }
 
+/// What the node has announced binds its own vote too, also where its election timeout is shorter now.
+#[test]
+fn thesis_6_4_1_a_restart_does_not_campaign_within_its_promise() {
+    let mut setup = Setup::of(3, 4, &[4]);
+    setup.hard_state = HardState { stickiness: Duration::from_millis(3_000), ..setup.hard_state };
+    let mut node = Node::start_as_stored(setup);
+    for heard in [false, true] {
+        if heard {
+            node.heartbeat(2, 4, 0).unwrap();
+        }
+        node.pass(1_450);
+        node.step(Input::Deadline).unwrap();
+        let asked = node.take_sent().into_iter().any(|(_, it)| matches!(it, Message::PreVote { .. }));
+        assert!(!asked, "campaigns within its promise");
+    }
+    node.pass(1_100);
+    node.step(Input::Deadline).unwrap();
+    assert!(node.take_sent().into_iter().any(|(_, it)| matches!(it, Message::PreVote { .. })));
+}
+
 /// FINDINGS T4: a transfer that comes to nothing leaves the lease off, and the status says so.
 #[test]
 fn a_lease_that_a_transfer_has_revoked_shows_in_the_status() {

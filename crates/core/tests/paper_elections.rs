@@ -43,7 +43,7 @@ fn s5_1_a_request_of_an_earlier_term_is_refused_with_the_current_one() {
                 2,
                 Message::HeartbeatReply {
                     term: t(5),
-                    round: 8,
+                    round: 0,
                     received: i(0),
                     stored: i(0),
                     report: FollowerReport::default()
@@ -221,12 +221,10 @@ fn s5_2_one_vote_per_term_first_come_first_served() {
     let mut node = Node::rested(3, 1, &[1]);
     node.ask_vote(2, 2, id(1, 1)).unwrap();
     node.ask_vote(3, 2, id(1, 9)).unwrap();
-    node.ask_vote(2, 2, id(1, 1)).unwrap();
     node.store();
-    assert_eq!(
-        node.take_sent(),
-        [(2, vote_reply(2, true)), (3, vote_reply(2, false)), (2, vote_reply(2, true))]
-    );
+    assert_eq!(node.take_sent(), [(2, vote_reply(2, true)), (3, vote_reply(2, false))]);
+    node.ask_vote(2, 2, id(1, 1)).unwrap();
+    assert_eq!(node.take_sent(), [(2, vote_reply(2, true))]);
     assert_eq!(node.vote(), Some(2));
 }
 
@@ -260,7 +258,7 @@ fn fig2_a_vote_is_stored_before_the_reply_leaves() {
     node.ask_vote(2, 2, id(1, 1)).unwrap();
     assert_eq!(node.take_sent(), []);
     node.store();
-    assert_eq!(node.take_sent(), [(2, vote_reply(2, true)), (2, vote_reply(2, true))]);
+    assert_eq!(node.take_sent(), [(2, vote_reply(2, true))], "one answer is enough");
 }
 
 /// A candidate that hears from a leader of its own or a later term follows it.

@@ -369,6 +369,18 @@ fn s5_3_an_append_that_comes_again_is_acknowledged_once() {
     assert_eq!(node.take_sent().len(), 1);
 }
 
+/// A refusal that carries a term which is not stored waits for the disk; a link that flaps brings the question again.
+#[test]
+fn s5_3_a_question_that_comes_again_is_refused_once() {
+    let mut node = Node::new(3, 1, &[1]);
+    for _ in 0..50 {
+        node.append(2, 2, id(2, 9), &[], 0).unwrap();
+    }
+    assert_eq!(node.core.status().held_messages, 1);
+    node.store();
+    assert_eq!(node.take_sent().len(), 1);
+}
+
 #[test]
 fn s5_3_acks_of_strangers_do_not_count() {
     let mut node = Node::leader_of(Setup { configuration: cluster(3, 0), ..Setup::of(3, 1, &[1]) });

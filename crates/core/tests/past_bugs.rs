@@ -232,6 +232,27 @@ fn row_22_a_replayed_heartbeat_answer_confirms_no_later_read() {
     assert_eq!(node.confirmed, [(1, 2)]);
 }
 
+/// A heartbeat of an earlier term is answered in the present one. Should its sender lead that term by now, the answer must
+/// not count for a round of the same number: the heartbeat had been sent before the read arrived.
+#[test]
+fn an_answer_to_a_heartbeat_of_an_earlier_term_confirms_no_read() {
+    let mut follower = Node::new(3, 6, &[1]);
+    follower.receive(2, Message::Heartbeat { term: t(5), commit: i(0), round: 7, matched: i(0) }).unwrap();
+    let answer = follower.take_sent().pop().unwrap().1;
+    assert!(matches!(answer, Message::HeartbeatReply { round: 0, .. }), "{answer:?}");
+
+    let mut leader = Node::settled(3, 1, &[1]);
+    leader.read(1).unwrap();
+    let report = d_engine_core::FollowerReport { log_lost: true, ..leader.report() };
+    let term = t(leader.term());
+    let (received, stored) = (i(0), i(0));
+    leader.receive(2, Message::HeartbeatReply { term, round: 0, received, stored, report }).unwrap();
+    assert_eq!(leader.confirmed, []);
+    assert!(leader.core.status().followers.iter().all(|it| !it.log_lost), "it says nothing but the term");
+    leader.answers(2, 1, 2).unwrap();
+    assert_eq!(leader.confirmed, [(1, 2)]);
+}
+
 /// Row 23 (openraft d60f1e85): a read was confirmed by one node less than a quorum.
 #[test]
 fn row_23_a_read_needs_the_same_quorum_as_a_commit() {

@@ -4,7 +4,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-use d_engine_core::{GroupId, Instant, LogIndex, NodeId};
+use d_engine_core::{GroupId, Instant, LogId as CoreLogId, LogIndex, NodeId};
 use d_engine_storage::LogReader;
 use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
 
@@ -27,13 +27,15 @@ pub struct ApplyWorker {
     building: Option<Hold>,
     /// The one that the state machine was told of last: while it names that, it is there.
     told: Option<Hold>,
+    /// The snapshot whose files wait to be handed to the state machine.
+    unpacked: Option<CoreLogId>,
 }
 
 impl ApplyWorker {
     /// A worker over an opened state machine and the log it is fed from.
     #[must_use]
     pub fn new(handler: StateMachineHandler, reader: Arc<dyn LogReader>, group: GroupId) -> Self {
-        Self { handler, reader, group, node: 0, snapshots: None, building: None, told: None }
+        Self { handler, reader, group, node: 0, snapshots: None, building: None, told: None, unpacked: None }
     }
 
     /// The same worker, taking snapshots into `store` and installing those that are received there. `node` is
@@ -109,15 +111,40 @@ impl ApplyWorker {
         Ok(())
     }
 
+    /// Unpacks the snapshot that `job` installs, so that [`ApplyWorker::run`] only hands its files over; nothing for
+    /// other jobs. Returns why it must wait, for lack of room or of file handles: try again in about a second.
+    /// Nothing was given up until then, and the node goes on storing entries.
+    ///
+    /// # Errors
+    /// The node must stop with the reason: the snapshot is damaged, or the disk is.
+    pub fn unpack(&mut self, job: &ApplyJob) -> Result<Option<String>, StopReason> {
+        let (ApplySource::Snapshot(label), Some(store)) = (&job.source, &self.snapshots) else {
+            return Ok(None);
+        };
+        let label = (*label).into();
+        let unpacked =
+            store.clear_unpacked().and_then(|()| store.unpack(label, &store.unpack_dir(), &mut FullSpeed));
+        match unpacked {
+            Ok(_) => {
+                self.unpacked = Some(label);
+                Ok(None)
+            }
+            Err(error) if error.is_want_of_room() => Ok(Some(error.to_string())),
+            Err(error) => Err(StopReason::new(error)),
+        }
+    }
+
     /// Replaces the state by a snapshot that was received.
     async fn install(&mut self, label: LogId) -> Result<(), StopReason> {
-        let Some(store) = &self.snapshots else {
+        let Some(store) = self.snapshots.clone() else {
             return Err(StopReason::new(format_args!("there is no place for the snapshot {label}")));
         };
         let label = label.into();
         let path = store.unpack_dir();
-        store.clear_unpacked().map_err(StopReason::new)?;
-        store.unpack(label, &path, &mut FullSpeed).map_err(StopReason::new)?;
+        if self.unpacked.take() != Some(label) {
+            store.clear_unpacked().map_err(StopReason::new)?;
+            store.unpack(label, &path, &mut FullSpeed).map_err(StopReason::new)?;
+        }
         let info = store.list().into_iter().find(|info| info.label() == label);
         let info = info.ok_or_else(|| StopReason::new(format_args!("the snapshot {label} is gone")))?;
         let installed = self.handler.install_snapshot(&info, path).await;
@@ -170,7 +197,7 @@ impl ApplyWorker {
                 let kept = self.handler.keep_snapshot(&info);
                 self.hold_told();
                 self.building = None;
-                kept.map(Some)
+                kept
             }
             Err(reason) => {
                 tracing::warn!(%reason, "a snapshot was given up");

@@ -61,6 +61,18 @@ impl Error {
         self.inner.downcast_ref()
     }
 
+    /// Whether the system lacked space or file handles: the same may succeed later.
+    pub(crate) fn is_want_of_room(&self) -> bool {
+        let mut error: Option<&(dyn StdError + 'static)> = Some(self.inner.as_ref());
+        while let Some(cause) = error {
+            if cause.downcast_ref().is_some_and(d_engine_storage::is_want_of_room) {
+                return true;
+            }
+            error = cause.source();
+        }
+        false
+    }
+
     /// A standard error, for code that needs one.
     #[must_use]
     pub fn into_boxed(self) -> Box<dyn StdError + Send + Sync + 'static> {

@@ -1,12 +1,47 @@
 //! What is wrong with this node, and what it does about it: a leader whose disk or state machine hangs
 //! gives way, and an operator is told.
 
-use d_engine_core::{ClockState, Duration, Input, Instant};
+use std::sync::atomic::Ordering;
+
+use d_engine_core::{ClockState, Duration, Input, Instant, RoleKind};
 
 use crate::event::Jobs;
 use crate::replica::{Payload, Replica};
 
+/// What the state machine may take its time for: that is no sign of a hang.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pauses {
+    /// A snapshot without a view is under way since then: nothing is applied meanwhile.
+    since: Option<Instant>,
+    /// How long the last one took.
+    last: Option<Duration>,
+    /// The snapshot that is being installed.
+    pub(crate) installs_to: Option<u64>,
+}
+
+impl Pauses {
+    pub(crate) fn are_under_way(&self) -> bool {
+        self.since.is_some() || self.installs_to.is_some()
+    }
+}
+
 impl Replica {
+    /// Nothing is applied while a snapshot without a view is taken. A leader whose last pause was longer
+    /// than the shortest election timeout, or that knows of none, hands leadership over at once: callers
+    /// would wait that long.
+    pub(crate) fn on_apply_paused(&mut self, now: Instant, wall_ms: u64, paused: bool, jobs: &mut Jobs) {
+        let may_be_long = self.pauses.last.is_none_or(|last| last >= self.config.core.election_timeout_min);
+        let begun = paused.then_some(now);
+        if let Some(since) = std::mem::replace(&mut self.pauses.since, begun) {
+            self.pauses.last = Some(now.since(since));
+        }
+        self.machine.exempt(now, self.pauses.are_under_way(), self.apply.is_idle());
+        if paused && may_be_long && self.core.role() == RoleKind::Leader {
+            // Refused where nobody else could lead, or while another transfer is under way.
+            self.try_step(now, wall_ms, Input::TransferLeadership { to: None }, Payload::None, jobs).ok();
+        }
+    }
+
     /// After so long without a sign a worker hangs.
     pub(crate) fn hang_limit(&self) -> Duration {
         self.config.core.election_timeout_max
@@ -27,6 +62,11 @@ impl Replica {
             }
             self.step(now, wall_ms, Input::DiskHangs(hangs), Payload::None, jobs);
             jobs.status_changed = true;
+        }
+        let (counter, seen) = &mut self.machine_steps;
+        let steps = counter.load(Ordering::Relaxed);
+        if std::mem::replace(seen, steps) != steps {
+            self.machine.came_back(now, self.apply.is_idle());
         }
         if let Some(hangs) = self.machine.look(now, limit) {
             if hangs {

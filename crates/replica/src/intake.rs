@@ -17,13 +17,15 @@ impl Replica {
     ) {
         let limit = self.config.command_bytes_max;
         let leads = self.core.role() == RoleKind::Leader;
+        // Whoever does not lead, or hands over, says so and names the leader.
+        let may_accept = leads && !self.core.is_handing_over();
         // The others may commit while this node's own disk stands still: what waits for it is bounded
         // like what waits for commit.
-        if self.unsynced_bytes as u64 > self.config.core.uncommitted_bytes_max {
+        if may_accept && self.unsynced_bytes as u64 > self.config.core.uncommitted_bytes_max {
             proposals::refuse(proposals, &ProposeError::Busy { what: "bytes waiting for this node's disk" });
             return;
         }
-        if leads && self.is_short_of_room() {
+        if may_accept && self.is_short_of_room() {
             proposals::refuse(
                 proposals,
                 &ProposeError::Busy { what: "too little room on the leader's disk" },

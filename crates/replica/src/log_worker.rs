@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use d_engine_core::{GroupId, LogId, NodeId, PersistId, Term};
+use d_engine_core::{GroupId, HardState, LogId, LogIndex, PersistId};
 use d_engine_storage::{LogReader, LogStats, LogStore, StorageError};
 
 use crate::StopReason;
@@ -26,8 +26,10 @@ pub struct LogWorker {
     appended: usize,
     /// The purge that waits.
     purge: Option<LogId>,
-    /// The last term and vote that are known to be durable.
-    stored: Option<(Term, Option<NodeId>)>,
+    /// The last hard state that is known to be durable; its commit index is only a hint.
+    stored: Option<HardState>,
+    /// With fewer free bytes, the free space is looked at again and again.
+    min_free_bytes: u64,
     reports: Reports,
     told: LogDisk,
 }
@@ -57,9 +59,25 @@ impl LogWorker {
             appended: 0,
             purge: None,
             stored: None,
+            min_free_bytes: 0,
             reports: Reports::default(),
             told: LogDisk::default(),
         }
+    }
+
+    /// Below so many free bytes the node refuses commands, so that nothing would be written that shows that there is
+    /// room again: see [`LogWorker::is_short_of_room`].
+    #[must_use]
+    pub fn with_min_free_bytes(mut self, bytes: u64) -> Self {
+        self.min_free_bytes = bytes;
+        self
+    }
+
+    /// Whether little room was left at the last look. Then [`LogWorker::idle`] must be called about once a second: it looks
+    /// again.
+    #[must_use]
+    pub fn is_short_of_room(&self) -> bool {
+        self.told.free_bytes.is_some_and(|free| free < self.min_free_bytes)
     }
 
     /// Makes all `jobs` durable with one write and one sync (group commit). Returns the last durable job's
@@ -139,7 +157,7 @@ impl LogWorker {
         self.waiting.extend_from_slice(waiting);
         self.appended = progress.appended - progress.durable;
         let last = durable.iter().rev().find_map(|job| job.hard_state);
-        self.stored = last.map(|state| (state.term, state.vote)).or(self.stored);
+        self.stored = last.map(without_commit).or(self.stored);
         durable.last().map(|job| job.id)
     }
 
@@ -147,8 +165,7 @@ impl LogWorker {
     fn store_waiting_hard_state(&mut self) -> Result<(), StopReason> {
         let Some(last) = self.waiting.last().map(|job| job.id) else { return Ok(()) };
         let Some(state) = self.waiting.iter().rev().find_map(|job| job.hard_state) else { return Ok(()) };
-        // A commit index alone is only a hint.
-        if self.stored == Some((state.term, state.vote)) {
+        if self.stored == Some(without_commit(state)) {
             return Ok(());
         }
         match self.store.store_hard_state(self.group, state) {
@@ -159,7 +176,7 @@ impl LogWorker {
         for job in &mut self.waiting {
             job.hard_state = None;
         }
-        self.stored = Some((state.term, state.vote));
+        self.stored = Some(without_commit(state));
         self.reports.hard_state = Some(last);
         Ok(())
     }
@@ -192,7 +209,10 @@ impl LogWorker {
     /// As [`LogWorker::persist`].
     pub fn purge(&mut self, through: LogId) -> Result<Option<Event>, StopReason> {
         match self.store.purge(self.group, through) {
-            Ok(()) => Ok(Some(Event::Purged(through))),
+            Ok(()) => {
+                self.tell_disk();
+                Ok(Some(Event::Purged(through)))
+            }
             Err(StorageError::NoRoom { .. }) => {
                 self.purge = Some(through);
                 Ok(None)
@@ -219,6 +239,10 @@ impl LogWorker {
     pub fn stats(&self) -> LogStats {
         self.store.stats()
     }
+}
+
+fn without_commit(state: HardState) -> HardState {
+    HardState { commit: LogIndex::ZERO, ..state }
 }
 
 /// Reads the log for followers that are behind.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use d_engine_core::{
@@ -14,6 +15,7 @@ use d_engine_storage::{Identity, Incarnation, LogEntry, LogSuffix, Membership, R
 use crate::apply_queue::ApplyQueue;
 use crate::convert;
 use crate::event::{ApplySource, Event, Install, Jobs, Outgoing, PersistJob, Proposal, SnapshotOrder};
+use crate::health::Pauses;
 use crate::intake::refuse_event;
 use crate::loads::Loads;
 use crate::log_cache::LogCache;
@@ -52,6 +54,10 @@ pub struct Replica {
     pub(crate) disk: WorkerWatch,
     /// The state machine.
     pub(crate) machine: WorkerWatch,
+    /// Counts what it has done, job or part of a job, and how much of it was noticed.
+    pub(crate) machine_steps: (Arc<AtomicU64>, u64),
+    /// What the state machine may take its time for.
+    pub(crate) pauses: Pauses,
     /// When the last attempt was made to hand leadership to a node whose state machine is ahead.
     pub(crate) gave_way_at: Option<Instant>,
     pub(crate) was_short_of_room: bool,
@@ -130,6 +136,8 @@ impl Replica {
             snapshots,
             disk: WorkerWatch::default(),
             machine: WorkerWatch::default(),
+            machine_steps: (Arc::default(), 0),
+            pauses: Pauses::default(),
             gave_way_at: None,
             was_short_of_room: false,
             contradiction: None,
@@ -161,10 +169,11 @@ impl Replica {
             return;
         }
         while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
-            // An install may take as long as it takes.
-            if !matches!(job.source, ApplySource::Snapshot(_)) {
-                self.machine.given(now);
+            if let ApplySource::Snapshot(label) = &job.source {
+                self.pauses.installs_to = Some(label.index);
+                self.machine.exempt(now, true, false);
             }
+            self.machine.given(now);
             jobs.apply.push(job);
         }
     }
@@ -199,7 +208,8 @@ impl Replica {
             Event::Applied { through, next_expiry_ms } => {
                 self.ticker.set_expiry(next_expiry_ms);
                 self.apply.done(LogIndex::new(through.index));
-                self.machine.came_back(now, self.apply.is_idle());
+                self.pauses.installs_to = self.pauses.installs_to.filter(|label| through.index < *label);
+                self.machine.exempt(now, self.pauses.are_under_way(), self.apply.is_idle());
                 let applied = self.apply.applied();
                 self.step(now, wall_ms, Input::Applied(applied), Payload::None, jobs);
                 self.reads.applied_to(applied);
@@ -218,9 +228,7 @@ impl Replica {
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }
             Event::SnapshotKept(label) => self.snapshots.covers(LogIndex::new(label.index)),
-            Event::ApplyPaused(paused) => {
-                self.machine.came_back(now, paused || self.apply.is_idle());
-            }
+            Event::ApplyPaused(paused) => self.on_apply_paused(now, wall_ms, paused, jobs),
             Event::Purged(through) => {
                 self.snapshots.purged();
                 self.step(now, wall_ms, Input::Purged(through), Payload::None, jobs);
@@ -239,8 +247,22 @@ impl Replica {
         while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
             self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
         }
-        self.disk.came_back(now, self.unsynced.is_empty());
+        self.disk.came_back(now, self.log_disk.full || self.unsynced.is_empty());
         self.cache.evict(self.core.log().persisted);
+    }
+
+    /// What the state machine's worker counts ([`crate::StateMachineHandler::steps`]): a job in which the count rises is
+    /// slow, and not taken for one that hangs.
+    #[must_use]
+    pub fn with_machine_steps(mut self, steps: Arc<AtomicU64>) -> Self {
+        self.machine_steps = (steps, 0);
+        self
+    }
+
+    /// Free bytes on the log's disk below which commands are refused.
+    #[must_use]
+    pub fn min_free_bytes(&self) -> u64 {
+        self.config.min_free_bytes
     }
 
     /// When [`Event::Deadline`] is due.

@@ -65,22 +65,19 @@ impl StateMachineHandler {
         machine
             .start()
             .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
-        if let Err(reason) = check_rebuilt(machine.as_ref()) {
+        let opened = match check_rebuilt(machine.as_ref()) {
+            Ok(()) => start.bring_up(machine.as_ref()).await,
+            Err(reason) => Err(reason),
+        };
+        let opened = opened.and_then(|(applied, footing)| {
+            let mut handler = Self::new(machine.clone(), policy, applied);
+            handler.learn_newest(&start).map(|()| (handler, footing))
+        });
+        if opened.is_err() {
+            // It was started, so it is told that this is the end; the reason above is what counts.
             machine.stop().ok();
-            return Err(reason);
         }
-        match start.bring_up(machine.as_ref()).await {
-            Ok((applied, footing)) => {
-                let mut handler = Self::new(machine, policy, applied);
-                handler.learn_newest(&start)?;
-                Ok((handler, footing))
-            }
-            Err(reason) => {
-                // It was started, so it is told that this is the end; the reason above is what counts.
-                machine.stop().ok();
-                Err(reason)
-            }
-        }
+        opened
     }
 }
 
@@ -106,7 +103,7 @@ impl StateMachineHandler {
             self.snapshot = meta.last_included;
             return Ok(());
         }
-        self.tell_of(&meta)
+        self.tell_of(&meta).map(|_| ())
     }
 }
 
@@ -269,8 +266,8 @@ impl Start<'_> {
     /// most that of its sender, which this node must not fall behind.
     fn begin_log_anew(&mut self, label: CoreLogId) -> Result<(), StopReason> {
         if self.recovered.hard_state.term < label.term {
-            let hard_state =
-                HardState { term: label.term, vote: None, commit: label.index, ..HardState::default() };
+            let HardState { stickiness, .. } = self.recovered.hard_state;
+            let hard_state = HardState { term: label.term, vote: None, commit: label.index, stickiness };
             self.log.append(self.identity.group, Some(hard_state), &[]).map_err(StopReason::new)?;
             self.log.sync().map_err(StopReason::new)?;
             self.recovered.hard_state = hard_state;

@@ -275,24 +275,27 @@ impl StateMachineHandler {
         }
     }
 
-    /// A snapshot is durable: the machine is told, and stores what the log will no longer have.
+    /// A snapshot is durable: the machine is told, and stores what the log will no longer have. Without an event, nothing
+    /// may be purged behind it.
     ///
     /// # Errors
     /// The node must stop with the reason.
-    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Event, StopReason> {
+    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Option<Event>, StopReason> {
         self.due.kept();
         self.snapshot_bytes = info.len;
         // A leader's snapshot that goes further may have been installed meanwhile.
         if info.label().index.get() > self.snapshot.index {
             self.flush_before_telling()?;
-            self.tell_of(&metadata_of(info))?;
+            if !self.tell_of(&metadata_of(info))? {
+                return Ok(None);
+            }
         }
         self.persist_applied()?;
         if cfg!(mutant = "purge-before-flush") {
-            return Ok(Event::SnapshotKept(LogId::from(info.label())));
+            return Ok(Some(Event::SnapshotKept(LogId::from(info.label()))));
         }
         self.machine.flush().map_err(|error| failed("flush", &error))?;
-        Ok(Event::SnapshotKept(LogId::from(info.label())))
+        Ok(Some(Event::SnapshotKept(LogId::from(info.label()))))
     }
 
     /// A snapshot was given up.

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use d_engine_core::{EntryKind, LogIndex};
 use d_engine_storage::snapshot::SnapshotInfo;
@@ -36,6 +36,7 @@ pub struct StateMachineHandler {
     pub(crate) snapshot_bytes: u64,
     pub(crate) due: SnapshotDue,
     late_replies: Arc<AtomicU64>,
+    steps: Arc<AtomicU64>,
 }
 
 /// The place in the log whose state the machine holds.
@@ -66,6 +67,7 @@ impl StateMachineHandler {
             snapshot_bytes: 0,
             due,
             late_replies: Arc::default(),
+            steps: Arc::default(),
         }
     }
 
@@ -80,6 +82,12 @@ impl StateMachineHandler {
     #[must_use]
     pub fn late_replies(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.late_replies)
+    }
+
+    /// Counts the chunks that were handed to the state machine.
+    #[must_use]
+    pub fn steps(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.steps)
     }
 
     /// The state machine.
@@ -206,6 +214,7 @@ impl StateMachineHandler {
                 index(commands.last())
             ))
         })?;
+        self.steps.fetch_add(1, Ordering::Relaxed);
         replies.extend(commands.iter().map(|entry| entry.id.index.get()).zip(sink.take()));
         Ok(())
     }
@@ -225,7 +234,7 @@ impl StateMachineHandler {
         self.due.installed();
         self.snapshot_bytes = info.len;
         self.flush_before_telling()?;
-        self.tell_of(&meta)
+        self.tell_of(&meta).map(|_| ())
     }
 
     /// A machine that keeps its own state stands at least where the snapshot does that it names, also after a power cut
@@ -237,16 +246,23 @@ impl StateMachineHandler {
         self.machine.flush().map_err(|error| failed("flush", &error))
     }
 
-    /// The machine is told of a snapshot that is there, and asked to store that.
-    pub(crate) fn tell_of(&mut self, meta: &SnapshotMetadata) -> Result<(), StopReason> {
+    /// The machine is told of a snapshot that is there, and asked to store that. Returns whether it has; where it has no
+    /// room for it, the next snapshot or the next start tells it again.
+    pub(crate) fn tell_of(&mut self, meta: &SnapshotMetadata) -> Result<bool, StopReason> {
         self.machine
             .update_last_snapshot_metadata(meta)
             .map_err(|error| failed("update_last_snapshot_metadata", &error))?;
-        self.machine
-            .persist_last_snapshot_metadata(meta)
-            .map_err(|error| failed("persist_last_snapshot_metadata", &error))?;
-        self.snapshot = meta.last_included;
-        Ok(())
+        match self.machine.persist_last_snapshot_metadata(meta) {
+            Ok(()) => {
+                self.snapshot = meta.last_included;
+                Ok(true)
+            }
+            Err(error) if error.is_want_of_room() => {
+                tracing::warn!(snapshot = %meta.last_included, %error, "no room to note the snapshot; the log is not purged behind it");
+                Ok(false)
+            }
+            Err(error) => Err(failed("persist_last_snapshot_metadata", &error)),
+        }
     }
 
     /// Tells the machine that term or vote were stored.

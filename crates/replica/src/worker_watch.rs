@@ -13,17 +13,27 @@ pub(crate) struct WorkerWatch {
     silent_since: Option<Instant>,
     /// Was found to hang, and has not come back since.
     hangs: bool,
+    /// It does something that may take as long as it takes.
+    is_exempt: bool,
 }
 
 impl WorkerWatch {
     /// It has been given something.
     pub(crate) fn given(&mut self, now: Instant) {
-        self.silent_since.get_or_insert(now);
+        if !self.is_exempt {
+            self.silent_since.get_or_insert(now);
+        }
+    }
+
+    /// From now on its silence means nothing, or means something again.
+    pub(crate) fn exempt(&mut self, now: Instant, is_exempt: bool, is_idle: bool) {
+        self.is_exempt = is_exempt;
+        self.came_back(now, is_idle);
     }
 
     /// Something came back; `is_idle` says whether that was all.
     pub(crate) fn came_back(&mut self, now: Instant, is_idle: bool) {
-        self.silent_since = (!is_idle).then_some(now);
+        self.silent_since = (!is_idle && !self.is_exempt).then_some(now);
     }
 
     /// Looks whether it hangs. Returns what has changed, if anything has.

@@ -118,3 +118,46 @@ fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
     assert_eq!(recovered.entries.len() as u64, id - 1);
     assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(2), NodeId::new(2)));
 }
+
+/// A node that refuses commands for want of room writes nothing that would show that there is some again.
+#[test]
+fn a_worker_that_is_short_of_room_finds_out_when_there_is_some() {
+    let fs = SimFs::new();
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST).with_min_free_bytes(1 << 20);
+    worker.persist(&[job(1, state(1, 1, 0), vec![entry(1)])]).unwrap();
+    for _ in 0..16 {
+        worker.idle().unwrap();
+    }
+    fs.set_capacity(Some(fs.used_bytes() + (512 << 10)));
+    worker.idle().unwrap();
+    assert!(worker.is_short_of_room());
+    assert!(worker.events().iter().any(|event| matches!(event, Event::LogDisk(disk) if !disk.full)));
+    fs.set_capacity(Some(fs.used_bytes() + (8 << 20)));
+    worker.idle().unwrap();
+    assert!(!worker.is_short_of_room());
+    assert!(worker.events().iter().any(|event| matches!(event, Event::LogDisk(_))), "the replica is told");
+    // A purge makes room too.
+    fs.set_capacity(Some(fs.used_bytes() + (512 << 10)));
+    worker.idle().unwrap();
+    worker.events();
+    fs.set_capacity(Some(fs.used_bytes() + (8 << 20)));
+    worker.purge(LogId::new(Term::new(1), LogIndex::new(1))).unwrap();
+    assert!(worker.events().iter().any(|event| matches!(event, Event::LogDisk(_))), "the replica is told");
+}
+
+/// A leader's lease may rest on a longer promise: it is stored where entries wait, as a term is.
+#[test]
+fn a_longer_promise_is_stored_while_entries_wait() {
+    let fs = SimFs::new();
+    fs.set_capacity(Some(1 << 20));
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    let mut id = 0;
+    while !worker.waits() {
+        id += 1;
+        worker.persist(&[job(id, state(1, 1, 0), vec![entry(id)])]).unwrap();
+    }
+    let promise = d_engine_core::Duration::from_millis(500);
+    let promised = state(1, 1, 0).map(|state| HardState { stickiness: promise, ..state });
+    worker.persist(&[job(id + 1, promised, vec![])]).unwrap();
+    assert_eq!(told(&worker.events()).0, [id + 1]);
+}

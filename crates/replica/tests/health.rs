@@ -99,7 +99,7 @@ fn a_leader_without_room_refuses_commands_and_hands_leadership_over() {
         let responder = Box::new(move |result| *told.lock().unwrap() = Some(result));
         node.handle(Event::Propose(vec![Proposal::new(Bytes::from_static(b"x"), None, responder)]));
         let answer = answer.lock().unwrap().take();
-        assert!(matches!(answer, Some(Err(ProposeError::Busy { .. }))), "{answer:?}");
+        assert!(matches!(answer, Some(Err(ProposeError::TransferInProgress { .. }))), "{answer:?}");
         assert!(node.replica.status().alarms.iter().any(|alarm| alarm.contains("room")), "{disk:?}");
     }
 }
@@ -128,4 +128,146 @@ fn a_follower_that_lost_its_log_answers_and_stops() {
     node.receive(2, PeerMessage::Heartbeat { term, commit, round: 1, matched: LogIndex::new(9) });
     let stopped = node.replica.stopped().map(ToString::to_string).unwrap_or_default();
     assert!(stopped.contains("rolled back"), "{stopped}");
+}
+
+fn alarm(node: &Node, text: &str) -> bool {
+    node.replica.status().alarms.iter().any(|alarm| alarm.contains(text))
+}
+
+/// Heartbeats are answered for so long, but the state machine does not come back.
+fn hear_without_apply(node: &mut Node, ms: u64) -> bool {
+    let mut handed_over = false;
+    for _ in 0..ms / 100 {
+        node.pass_ms(100);
+        let mut all = node.handle(Event::Deadline);
+        let round = all.send.iter().find_map(|sent| match sent.message {
+            PeerMessage::Heartbeat { round, .. } => Some(round),
+            _ => None,
+        });
+        let last = node.replica.core().log().last.index;
+        for from in [2, 3] {
+            let Some(round) = round else { continue };
+            let report = FollowerReport { applied: last, ..FollowerReport::default() };
+            let term = Term::new(1);
+            let reply = PeerMessage::HeartbeatReply { term, round, received: last, stored: last, report };
+            all.send.append(&mut node.receive(from, reply).send);
+        }
+        handed_over |= told_to_campaign(&all);
+    }
+    handed_over
+}
+
+/// A leader whose last pause for a snapshot took so long.
+fn leader_that_once_paused(ms: u64) -> Node {
+    let mut node = Node::with(3, ReplicaConfig::default());
+    node.handle(Event::ApplyPaused(true));
+    node.pass_ms(ms);
+    node.handle(Event::ApplyPaused(false));
+    node.lead();
+    hear(&mut node);
+    hear(&mut node);
+    node
+}
+
+/// Commands that come in while a snapshot without a view is taken do not make a hang of it. A hang begins when the pause is
+/// over.
+#[test]
+fn a_pause_for_a_snapshot_is_no_hang() {
+    let mut node = leader_that_once_paused(100);
+    node.handle(Event::ApplyPaused(true));
+    node.handle(Event::Propose(vec![command(10)]));
+    assert!(!hear_without_apply(&mut node, 3_000));
+    assert!(!alarm(&node, "state machine hangs"));
+    assert_eq!(node.replica.core().role(), RoleKind::Leader);
+    node.handle(Event::ApplyPaused(false));
+    hear_without_apply(&mut node, 1_200);
+    assert!(alarm(&node, "state machine hangs"));
+}
+
+/// FINDINGS S2: callers would wait as long as the pause lasts.
+#[test]
+fn a_leader_hands_over_before_a_pause_that_may_be_long() {
+    let hands_over = |mut node: Node| told_to_campaign(&node.handle(Event::ApplyPaused(true)));
+    assert!(hands_over(leader_that_is_heard(ReplicaConfig::default())), "nobody knows how long it takes");
+    assert!(!hands_over(leader_that_once_paused(100)), "the last one was short");
+    assert!(hands_over(leader_that_once_paused(600)), "the last one was long");
+}
+
+/// A job of many entries is slow, and not dead, as long as one chunk after the other is applied.
+#[test]
+fn a_long_job_whose_chunks_come_back_is_no_hang() {
+    let steps = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let mut node = Node::with(3, ReplicaConfig::default());
+    node.replica =
+        std::mem::replace(&mut node.replica, Node::new(3).replica).with_machine_steps(steps.clone());
+    node.lead();
+    hear(&mut node);
+    node.handle(Event::Propose(vec![command(10)]));
+    hear_without_apply(&mut node, 200);
+    for _ in 0..4 {
+        steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        hear_without_apply(&mut node, 900);
+        assert!(!alarm(&node, "state machine hangs"));
+    }
+    assert!(hear_without_apply(&mut node, 2_200), "no chunk comes back, and the others have applied more");
+    assert!(alarm(&node, "state machine hangs"));
+}
+
+/// A full disk is no disk that hangs, also while one group after the other fits.
+#[test]
+fn a_full_disk_is_not_taken_for_one_that_hangs() {
+    let mut node = leader_that_is_heard(ReplicaConfig::default());
+    let mut jobs = Jobs::default();
+    for _ in 0..2 {
+        node.replica.handle(node.now, 0, Event::Propose(vec![command(10)]), &mut jobs);
+    }
+    let first = jobs.persist.first().unwrap().id;
+    node.replica.handle(node.now, 0, Event::LogDisk(LogDisk { full: true, free_bytes: Some(0) }), &mut jobs);
+    node.replica.handle(node.now, 0, Event::Persisted(first), &mut jobs);
+    for _ in 0..20 {
+        node.pass_ms(100);
+        node.replica.handle(node.now, 0, Event::Deadline, &mut jobs);
+        assert!(!alarm(&node, "disk hangs"));
+    }
+}
+
+/// Callers of a node that no longer leads are told who does, whatever waits for this node's disk.
+#[test]
+fn callers_of_a_node_that_does_not_lead_are_not_held_by_its_disk() {
+    let mut config = ReplicaConfig::default();
+    config.core.uncommitted_bytes_max = 1_000;
+    let mut node = leader_that_is_heard(config);
+    let mut jobs = Jobs::default();
+    for _ in 0..3 {
+        // The others commit; this node's own disk stands still.
+        node.replica.handle(node.now, 0, Event::Propose(vec![command(900)]), &mut jobs);
+        let stored = node.replica.core().log().last.index;
+        for from in [2, 3] {
+            let outcome = d_engine_core::AppendOutcome::Stored(stored);
+            let message = PeerMessage::AppendReply { term: Term::new(1), outcome };
+            let from = d_engine_core::NodeId::new(from).unwrap();
+            node.replica.handle(node.now, 0, Event::Peer { from, message }, &mut jobs);
+        }
+    }
+    let ask = |node: &mut Node| {
+        let answer = Arc::new(Mutex::new(None));
+        let told = answer.clone();
+        let responder = Box::new(move |result| *told.lock().unwrap() = Some(result));
+        let mut jobs = Jobs::default();
+        let proposal = Proposal::new(Bytes::from_static(b"x"), None, responder);
+        node.replica.handle(node.now, 0, Event::Propose(vec![proposal]), &mut jobs);
+        answer.lock().unwrap().take()
+    };
+    let answer = ask(&mut node);
+    assert!(matches!(answer, Some(Err(ProposeError::Busy { what })) if what.contains("disk")), "{answer:?}");
+    let heartbeat = PeerMessage::Heartbeat {
+        term: Term::new(2),
+        commit: LogIndex::ZERO,
+        round: 1,
+        matched: LogIndex::ZERO,
+    };
+    let from = d_engine_core::NodeId::new(2).unwrap();
+    node.replica.handle(node.now, 0, Event::Peer { from, message: heartbeat }, &mut jobs);
+    let answer = ask(&mut node);
+    assert!(matches!(answer, Some(Err(ProposeError::NotLeader { .. }))), "{answer:?}");
 }

@@ -62,6 +62,8 @@ pub(crate) struct ApplyThread {
 }
 
 /// A pause for a snapshot that lasts longer is told to the replica: the state machine does not hang.
+/// How often it is tried again to unpack a snapshot for which there was no room.
+const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_secs(1);
 const PAUSE_TOLD_AFTER: Duration = Duration::from_millis(50);
 
 impl ApplyThread {
@@ -110,6 +112,15 @@ impl ApplyThread {
             for job in work.jobs {
                 self.worker.at(self.clock.now());
                 let installs = matches!(job.source, ApplySource::Snapshot(_));
+                while let Some(why) = self.worker.unpack(&job)? {
+                    let reason =
+                        StopReason::new(format_args!("a received snapshot waits to be installed: {why}"));
+                    tracing::warn!(%reason, "the node goes on as soon as there is room");
+                    self.progress.has_failed(&reason);
+                    if self.queue.closes_within(ROOM_LOOKED_FOR_EVERY) {
+                        return self.worker.handler().close();
+                    }
+                }
                 let what = named(&job.source);
                 let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run(job)));
                 let event = catch_unwind(run).unwrap_or_else(|panic| {

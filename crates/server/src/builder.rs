@@ -248,7 +248,8 @@ impl Node {
         let clock = Clock::start();
         let seed = entropy::seed()?;
         let replica =
-            Replica::new(self.replica_config(), &identity, &recovered, &footing, seed, clock.now())?;
+            Replica::new(self.replica_config(), &identity, &recovered, &footing, seed, clock.now())?
+                .with_machine_steps(handler.steps());
         let intake = InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,

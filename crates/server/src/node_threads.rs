@@ -115,7 +115,7 @@ impl NodeThreads {
             clock,
             runtime: materials.runtime,
         };
-        let log_worker = LogWorker::new(materials.log, group);
+        let log_worker = LogWorker::new(materials.log, group).with_min_free_bytes(replica.min_free_bytes());
         let node = identity.node;
         let load = Arc::new(WorkQueue::new());
         let raft = RaftThread {

@@ -22,6 +22,8 @@ use crate::inbox::Inbox;
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// How often a log without room tries again.
 const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
+/// How often a node that refuses commands for want of room looks at the free space.
+const FREE_SPACE_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 /// How often it is said what a shutdown waits for.
 const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Calls of `idle` after a burst of writes: each prepares a piece of the next segment.
@@ -83,6 +85,13 @@ impl<T: Default> WorkQueue<T> {
         let left = std::mem::take(&mut state.work);
         drop(state);
         drop(left);
+    }
+
+    /// Waits for so long, or until the queue is closed. Returns whether it is.
+    pub(crate) fn closes_within(&self, timeout: Duration) -> bool {
+        let is_open = |state: &mut QueueState<T>| !state.closed;
+        let waited = self.wake.wait_timeout_while(self.lock(), timeout, is_open);
+        waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 
     pub(crate) fn take(&self, idle_after: Option<Duration>) -> Found<T> {
@@ -155,7 +164,9 @@ fn log_loop(
     loop {
         let idle_after = match worker.waits() {
             true => Some(ROOM_LOOKED_FOR_EVERY),
-            false => (idle_calls > 0).then_some(IDLE_AFTER),
+            false if idle_calls > 0 => Some(IDLE_AFTER),
+            // Commands are refused, so nothing else would find out that there is room again.
+            false => worker.is_short_of_room().then_some(FREE_SPACE_LOOKED_AT_EVERY),
         };
         let (work, closed) = match queue.take(idle_after) {
             Found::Work(work) => (work, false),
@@ -165,7 +176,7 @@ fn log_loop(
                 worker.idle()?;
                 report_all(inbox, worker.events());
                 counters.publish(worker.stats());
-                idle_calls -= 1;
+                idle_calls = idle_calls.saturating_sub(1);
                 continue;
             }
         };
@@ -179,6 +190,7 @@ fn log_loop(
         report_all(inbox, worker.events());
         if let Some(through) = work.purge {
             report_all(inbox, worker.purge(through)?);
+            report_all(inbox, worker.events());
             counters.publish(worker.stats());
         }
         if closed {

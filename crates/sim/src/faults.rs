@@ -40,11 +40,12 @@ pub enum Fault {
     DiskHang,
     ApplyHang,
     Shutdown,
+    DiskFull,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -78,6 +79,7 @@ impl Fault {
         Self::DiskHang,
         Self::ApplyHang,
         Self::Shutdown,
+        Self::DiskFull,
     ];
 }
 
@@ -145,12 +147,21 @@ pub enum Sometimes {
     ShutdownOutOfPatience,
     DiskMachine,
     DiskMachineRestarted,
+    LogWaitedForRoom,
+    InstallWaitedForRoom,
+    HardStateFromReserve,
+    PurgeWaited,
+    StartRefusedForRoom,
+    ShortOfRoom,
+    TrialLeaderFull,
+    TrialFollowerFull,
+    TrialAllFull,
 }
 
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured over 400 seeds, and for
     /// torn tails what the design asks for.
-    pub const SHARES: [(Self, u64); 59] = [
+    pub const SHARES: [(Self, u64); 67] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -200,16 +211,24 @@ impl Sometimes {
         (Self::Expired, 10),
         (Self::TooLarge, 35),
         (Self::ChunkOfMany, 390),
-        (Self::TrialLeaderDisk, 50),
-        (Self::TrialLeaderApply, 50),
-        (Self::TrialFollowerDisk, 60),
-        (Self::TrialFollowerApply, 60),
-        (Self::TrialLink, 70),
-        (Self::TrialLeaderStops, 80),
+        (Self::TrialLeaderDisk, 45),
+        (Self::TrialLeaderApply, 45),
+        (Self::TrialFollowerDisk, 45),
+        (Self::TrialFollowerApply, 45),
+        (Self::TrialLink, 45),
+        (Self::TrialLeaderStops, 45),
         (Self::LeaderShutDown, 160),
         (Self::ShutdownOutOfPatience, 5),
         (Self::DiskMachine, 130),
         (Self::DiskMachineRestarted, 100),
+        (Self::LogWaitedForRoom, 190),
+        (Self::HardStateFromReserve, 70),
+        (Self::PurgeWaited, 9),
+        (Self::StartRefusedForRoom, 65),
+        (Self::ShortOfRoom, 110),
+        (Self::TrialLeaderFull, 45),
+        (Self::TrialFollowerFull, 45),
+        (Self::TrialAllFull, 45),
     ];
 }
 

@@ -64,6 +64,11 @@ impl Machine {
         }
     }
 
+    /// Whether it keeps its own state, in a file of its own.
+    pub(crate) fn is_durable(&self) -> bool {
+        !matches!(self, Self::Rebuilt(_))
+    }
+
     /// Whether a machine that keeps its own state has got a snapshot since the process was started.
     pub(crate) fn has_installed(&self) -> bool {
         matches!(self, Self::Durable(machine) if machine.has_installed())

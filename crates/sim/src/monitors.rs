@@ -20,7 +20,9 @@
 
 use std::collections::BTreeMap;
 
-use d_engine_core::{AppendOutcome, EntryKind, HardState, LogId, LogIndex, NodeId, RaftCore, RoleKind, Term};
+use d_engine_core::{
+    AppendOutcome, EntryKind, HardState, LogId, LogIndex, NodeId, PersistId, RaftCore, RoleKind, Term,
+};
 use d_engine_replica::{ApplyJob, ApplySource, Install, PeerMessage, PersistJob};
 use d_engine_storage::{LogEntry, LogSuffix, RecoveredLog};
 
@@ -103,6 +105,37 @@ impl Disk {
     }
 }
 
+/// What a node's log was given and has not reported.
+#[derive(Debug, Default)]
+struct Begun {
+    jobs: Vec<PersistJob>,
+    purge: Option<LogId>,
+}
+
+impl Begun {
+    /// What the disk may hold instead of `disk`, the furthest last.
+    fn states(&self, disk: &Disk) -> Vec<Disk> {
+        let purged = self.purge.map(|through| {
+            let mut purged = disk.clone();
+            purged.purge(through);
+            purged
+        });
+        let mut states = Vec::new();
+        for mut disk in [Some(disk.clone()), purged].into_iter().flatten() {
+            states.push(disk.clone());
+            for job in &self.jobs {
+                disk.write(job);
+                states.push(disk.clone());
+                if let Some(install) = job.install {
+                    disk.install(install);
+                    states.push(disk.clone());
+                }
+            }
+        }
+        states
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Watermarks {
     commit: LogIndex,
@@ -127,8 +160,7 @@ pub(crate) struct Monitors {
     /// The term of the leader that committed it.
     committed_in: Vec<Term>,
     disks: BTreeMap<u64, Disk>,
-    /// What the disk may hold instead, after a write that did not report success.
-    maybe_written: BTreeMap<u64, Vec<Disk>>,
+    begun: BTreeMap<u64, Begun>,
     watermarks: BTreeMap<u64, Watermarks>,
     pub(crate) snapshots: SnapshotMonitors,
     pub(crate) traffic: Traffic,
@@ -296,31 +328,38 @@ impl Monitors {
 
     /// A write has begun: until it is known to be stored, any number of its steps may survive a crash.
     pub(crate) fn on_write_begun(&mut self, node: u64, jobs: &[PersistJob]) {
-        let mut disk = self.disk(node).clone();
-        let mut states = Vec::new();
-        for job in jobs {
-            disk.write(job);
-            states.push(disk.clone());
-            if let Some(install) = job.install {
-                disk.install(install);
-                states.push(disk.clone());
-            }
-        }
-        self.maybe_written.insert(node, states);
+        self.begun.entry(node).or_default().jobs.extend_from_slice(jobs);
     }
 
     /// The log is about to be purged.
     pub(crate) fn on_purge_begun(&mut self, node: u64, through: LogId) {
-        let mut disk = self.disk(node).clone();
-        disk.purge(through);
-        self.maybe_written.insert(node, vec![disk]);
+        self.begun.entry(node).or_default().purge = Some(through);
     }
 
-    /// The log has said that the write or purge is stored.
-    pub(crate) fn on_stored(&mut self, node: u64) {
-        if let Some(last) = self.maybe_written.remove(&node).and_then(|mut states| states.pop()) {
-            self.disks.insert(node, last);
+    /// The log has said that everything up to this write is stored.
+    pub(crate) fn on_stored(&mut self, node: u64, through: PersistId) {
+        let begun = self.begun.entry(node).or_default();
+        let disk = self.disks.entry(node).or_default();
+        while let Some(job) = begun.jobs.first().filter(|job| job.id <= through) {
+            disk.write(job);
+            job.install.into_iter().for_each(|install| disk.install(install));
+            begun.jobs.remove(0);
         }
+    }
+
+    /// The log has said that the newest term and vote up to this write are stored, before entries that wait for room.
+    pub(crate) fn on_hard_state_stored(&mut self, node: u64, through: PersistId) {
+        let begun = self.begun.entry(node).or_default();
+        let disk = self.disks.entry(node).or_default();
+        for job in begun.jobs.iter_mut().filter(|job| job.id <= through) {
+            disk.hard_state = job.hard_state.take().unwrap_or(disk.hard_state);
+        }
+    }
+
+    /// The log has said that the purge is stored.
+    pub(crate) fn on_purged(&mut self, node: u64, through: LogId) {
+        self.begun.entry(node).or_default().purge = None;
+        self.disks.entry(node).or_default().purge(through);
     }
 
     pub(crate) fn disk(&mut self, node: u64) -> &Disk {
@@ -329,9 +368,9 @@ impl Monitors {
 
     /// The latest place at which the node's log may begin.
     pub(crate) fn base_max(&mut self, node: u64) -> u64 {
-        let maybe = self.maybe_written.get(&node).into_iter().flatten().map(|disk| disk.base.index.get());
-        let maybe = maybe.max().unwrap_or(0);
-        maybe.max(self.disk(node).base.index.get())
+        let disk = self.disk(node).clone();
+        let maybe = self.begun.get(&node).map(|begun| begun.states(&disk)).unwrap_or_default();
+        maybe.iter().chain([&disk]).map(|disk| disk.base.index.get()).max().unwrap_or(0)
     }
 
     /// Whether the entry at `index` is committed with this term.
@@ -353,8 +392,8 @@ impl Monitors {
         snapshots: &[LogId],
     ) -> Result<bool, Broken> {
         let found = Disk::of(recovered);
-        let maybe = self.maybe_written.remove(&node).unwrap_or_default();
         let stored = self.disk(node).clone();
+        let maybe = self.begun.remove(&node).map(|begun| begun.states(&stored)).unwrap_or_default();
         let may_be = |state: &Disk| found.same(state) || is_begun_anew(&found, state, snapshots);
         if !may_be(&stored) && !maybe.iter().any(may_be) {
             return broken(

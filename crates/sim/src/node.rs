@@ -56,6 +56,10 @@ pub(crate) struct Node {
     pub(crate) held_back: bool,
     /// Whether an operation on the disk was chosen to fail and has not failed yet.
     pub(crate) disk_fails: bool,
+    /// Whether its disk has hardly any room left.
+    pub(crate) is_full: bool,
+    /// Bytes on the disk after the last start, if that was refused for want of room.
+    pub(crate) refused_with: Option<u64>,
     /// The speed of the node's clock in millionths.
     pub(crate) clock_rate: u64,
     /// The wall clock's error in milliseconds.
@@ -90,8 +94,8 @@ pub(crate) struct Running {
     pub(crate) apply_busy: bool,
     /// How far the log is to be purged.
     pub(crate) purge: Option<LogId>,
-    /// What was purged, for the replica when the log worker is done.
-    pub(crate) purged: Option<Event>,
+    /// What the log worker reports when it is done.
+    pub(crate) reports: Vec<Event>,
     /// The state machine.
     pub(crate) machine: Machine,
     /// The node's snapshots.
@@ -162,6 +166,8 @@ impl Node {
             stopped_orderly: false,
             held_back: false,
             disk_fails: false,
+            is_full: false,
+            refused_with: None,
             clock_rate,
             wall_offset_ms: RIGHT_TIME_MS,
         }
@@ -241,7 +247,7 @@ impl Node {
             stops_by: None,
             told_to_stop: false,
             jobs: Jobs::default(),
-            log: LogWorker::new(opened.log, GROUP),
+            log: LogWorker::new(opened.log, GROUP).with_min_free_bytes(profile.min_free_bytes),
             writes: Vec::new(),
             loads: Vec::new(),
             log_busy: false,
@@ -250,7 +256,7 @@ impl Node {
             applies: VecDeque::new(),
             apply_busy: false,
             purge: None,
-            purged: None,
+            reports: Vec::new(),
             machine,
             snapshots,
             building: None,
@@ -288,6 +294,16 @@ impl Node {
             .map_err(|error| error.to_string())
     }
 
+    /// Whether a snapshot, or a state machine's own file, may fail to be written.
+    pub(crate) const fn may_refuse_files(&self) -> bool {
+        self.disk_fails || self.is_full
+    }
+
+    /// Whether a state machine with a file of its own finds no room for it: that stops the node, with the reason.
+    pub(crate) fn machine_lacks_room(&self) -> bool {
+        self.is_full && self.running.as_ref().is_some_and(|it| it.machine.is_durable())
+    }
+
     /// The process dies and, with the machine, everything that was not synced.
     pub(crate) fn crash(&mut self, random: &mut dyn FnMut(u64) -> u64) {
         // The disk goes first, so that nothing that runs on drop can still reach it.
@@ -313,6 +329,7 @@ fn replica_config(profile: &Profile) -> ReplicaConfig {
     config.core.append_bytes_max = profile.append_bytes;
     config.core.clock_drift_percent_max = profile.clock_drift_percent_max;
     profile.limits.set(&mut config);
+    config.min_free_bytes = profile.min_free_bytes;
     config.tail_entries = profile.snapshots.tail_entries;
     config.held_bytes = profile.snapshots.held_bytes;
     config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);

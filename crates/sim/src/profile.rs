@@ -99,6 +99,10 @@ pub struct Profile {
     pub hang_every: u64,
     /// Mean time between orderly shutdowns; zero for none.
     pub stop_every: u64,
+    /// Mean time until a disk is full again; zero for never.
+    pub fill_every: u64,
+    /// Free bytes below which a node refuses commands.
+    pub min_free_bytes: u64,
     /// Whether a leader whose disk or machine hangs must give way.
     pub slow_is_dead: bool,
     /// Whether loads under way and messages that wait for the disk are held to their bounds.
@@ -145,7 +149,7 @@ impl Profile {
             15..=18 => 5,
             _ => 7,
         };
-        let rare = rare(seed);
+        let (rare, full) = (rare(seed), full(seed));
         let mut upto = |from: u64, to: u64| prng.between(from, to);
         let profile = Self {
             nodes,
@@ -190,6 +194,8 @@ impl Profile {
             log_time_is_anchored: LOG_TIME_IS_ANCHORED,
             hang_every: rare.0,
             stop_every: rare.1,
+            fill_every: full.0,
+            min_free_bytes: full.1,
             slow_is_dead: SLOW_IS_DEAD,
             judges_bounds: JUDGES_BOUNDS,
             judges_traffic: JUDGES_TRAFFIC,
@@ -228,6 +234,13 @@ fn rare(seed: u64) -> (u64, u64, bool) {
     let mut on = |from: u64, to: u64| if prng.chance(400_000) { prng.between(from, to) } else { 0 };
     let (hang, stop) = (on(3 * SECOND, 20 * SECOND), on(SECOND, 15 * SECOND));
     (hang, stop, prng.chance(500_000))
+}
+
+/// Mean time between full disks, and the free bytes below which commands are refused; from a stream of their own.
+fn full(seed: u64) -> (u64, u64) {
+    let mut prng = Prng::stream(seed, "full disks");
+    let every = if prng.chance(300_000) { prng.between(2 * SECOND, 15 * SECOND) } else { 0 };
+    (every, prng.below(2) * prng.between(1, 32 << 10))
 }
 
 impl Profile {

@@ -74,6 +74,9 @@ impl Trace {
             Happening::HangSome => 12,
             Happening::StopSome => 13,
             Happening::StopsYet { node, .. } => 2_200 + node,
+            Happening::LogRetry { node, .. } => 2_300 + node,
+            Happening::FillSome => 14,
+            Happening::RoomAgain { node } => 2_400 + node,
         };
         for word in [now, kind] {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);

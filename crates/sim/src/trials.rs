@@ -10,7 +10,7 @@ use crate::prng::Prng;
 use crate::profile::{MS, Profile, SECOND};
 use crate::scenarios::{Acks, propose, wait_for_leader};
 use crate::trace::Trace;
-use crate::world::World;
+use crate::world::{Happening, World};
 
 /// Two of the longest election timeouts, and the time of a few messages.
 const SOON: u64 = 2 * SECOND + 300 * MS;
@@ -32,16 +32,25 @@ pub enum Slow {
     Link,
     /// The leader shuts down in an orderly way.
     LeaderStops,
+    /// The leader's disk is full.
+    LeaderFull,
+    /// Some follower's disk is full.
+    FollowerFull,
+    /// All disks are full: nothing can be acknowledged until there is room again.
+    AllFull,
 }
 
 impl Slow {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 9] = [
         Self::LeaderDisk,
         Self::LeaderApply,
         Self::FollowerDisk,
         Self::FollowerApply,
         Self::Link,
         Self::LeaderStops,
+        Self::LeaderFull,
+        Self::FollowerFull,
+        Self::AllFull,
     ];
 
     fn marker(self) -> Sometimes {
@@ -52,6 +61,9 @@ impl Slow {
             Self::FollowerApply => Sometimes::TrialFollowerApply,
             Self::Link => Sometimes::TrialLink,
             Self::LeaderStops => Sometimes::TrialLeaderStops,
+            Self::LeaderFull => Sometimes::TrialLeaderFull,
+            Self::FollowerFull => Sometimes::TrialFollowerFull,
+            Self::AllFull => Sometimes::TrialAllFull,
         }
     }
 }
@@ -97,7 +109,7 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Str
     let begins = world.now + warm_up;
     let ends = begins + length;
     let mut begun = false;
-    while world.now < ends + SOON {
+    while world.now < ends + 2 * SOON {
         if !begun && world.now >= begins {
             begun = true;
             let leader = wait_for_leader(world)?;
@@ -116,7 +128,8 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Str
         if done.iter().any(|(_, acknowledged)| *acknowledged) {
             last_ack = world.now;
         }
-        if begun {
+        if begun && (what != Slow::AllFull || world.now >= ends) {
+            last_ack = if what == Slow::AllFull { last_ack.max(ends) } else { last_ack };
             longest = longest.max(world.now - last_ack);
         }
     }
@@ -146,9 +159,12 @@ fn begin(world: &mut World, what: Slow, leader: u64, follower: u64, length: u64)
             for ends in [(leader, follower), (follower, leader)] {
                 world.links.slowed.insert(ends, 2_000);
             }
-            world.after(length, crate::world::Happening::SlowLinkEnds { one: leader, other: follower });
+            world.after(length, Happening::SlowLinkEnds { one: leader, other: follower });
         }
         Slow::LeaderStops => return world.stop(leader),
+        Slow::LeaderFull => world.fill(leader, 0, length),
+        Slow::FollowerFull => world.fill(follower, 0, length),
+        Slow::AllFull => (1..=world.profile.nodes).for_each(|node| world.fill(node, 0, length)),
     }
     Ok(())
 }
@@ -190,6 +206,35 @@ impl World {
             self.counts.fault(Fault::ApplyHang);
             self.node(node).apply_hangs_until = until;
         }
-        self.plan(self.profile.hang_every, crate::world::Happening::HangSome);
+        self.plan(self.profile.hang_every, Happening::HangSome);
+    }
+
+    /// Some disk has hardly any room for a while.
+    pub(crate) fn fill_some(&mut self) {
+        if self.healed {
+            return;
+        }
+        let node = self.turn_prng.between(1, self.profile.nodes);
+        let (left, length) = (self.turn_prng.below(64 << 10), self.turn_prng.between(1, 15) * SECOND);
+        self.fill(node, left, length);
+        self.plan(self.profile.fill_every, Happening::FillSome);
+    }
+
+    /// A disk has `left` bytes of room for a while.
+    pub(crate) fn fill(&mut self, id: u64, left: u64, length: u64) {
+        let now = self.now;
+        self.trace.note(now, format_args!("{left} bytes are free on node {id} for {} s", length / SECOND));
+        self.counts.fault(Fault::DiskFull);
+        let node = self.node(id);
+        node.is_full = true;
+        node.fs.set_capacity(Some(node.fs.used_bytes() + left));
+        self.after(length, Happening::RoomAgain { node: id });
+    }
+
+    /// A disk has room without end again.
+    pub(crate) fn room_again(&mut self, id: u64) {
+        let node = self.node(id);
+        node.is_full = false;
+        node.fs.set_capacity(None);
     }
 }

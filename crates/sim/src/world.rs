@@ -38,6 +38,9 @@ pub(crate) enum Happening {
     LogBegin { node: u64, life: u64 },
     LogDone { node: u64, life: u64, stored: Option<d_engine_core::PersistId> },
     LogIdle { node: u64, life: u64 },
+    LogRetry { node: u64, life: u64 },
+    FillSome,
+    RoomAgain { node: u64 },
     ApplyBegin { node: u64, life: u64 },
     ApplyDone { node: u64, life: u64, through: d_engine_replica::LogId, next_expiry_ms: Option<u64> },
     ClientTurn(usize),
@@ -73,6 +76,7 @@ impl Happening {
             | Self::LogBegin { node, life }
             | Self::LogDone { node, life, .. }
             | Self::LogIdle { node, life }
+            | Self::LogRetry { node, life }
             | Self::ApplyBegin { node, life }
             | Self::SnapshotBuild { node, life }
             | Self::SnapshotBuilt { node, life }
@@ -89,6 +93,7 @@ impl Happening {
             Self::LogBegin { .. }
             | Self::LogDone { .. }
             | Self::LogIdle { .. }
+            | Self::LogRetry { .. }
             | Self::SnapshotBuild { .. }
             | Self::SnapshotBuilt { .. } => (true, false),
             Self::ApplyBegin { .. } | Self::ApplyDone { .. } => (false, true),
@@ -218,6 +223,7 @@ impl World {
         self.plan(self.profile.limits.burst_every, Happening::Burst);
         self.plan(self.profile.hang_every, Happening::HangSome);
         self.plan(self.profile.stop_every, Happening::StopSome);
+        self.plan(self.profile.fill_every, Happening::FillSome);
         if self.profile.links.connections {
             self.plan(self.profile.links.slow_every, Happening::SlowLink);
         }
@@ -326,6 +332,9 @@ impl World {
             Happening::LogBegin { node, .. } => self.log_begin(node)?,
             Happening::LogDone { node, stored, .. } => self.log_done(node, stored)?,
             Happening::LogIdle { node, .. } => self.log_idle(node)?,
+            Happening::LogRetry { node, .. } => self.log_retry(node)?,
+            Happening::FillSome => self.fill_some(),
+            Happening::RoomAgain { node } => self.room_again(node),
             Happening::ApplyBegin { node, .. } => self.apply_begin(node)?,
             Happening::ApplyDone { node, through, next_expiry_ms, .. } => {
                 self.apply_done(node, through, next_expiry_ms)?;

@@ -2,7 +2,7 @@
 //! middle of either.
 
 use d_engine_core::PersistId;
-use d_engine_replica::{ApplySource, Event, LogId};
+use d_engine_replica::{ApplyJob, ApplySource, Event, LogId};
 use d_engine_storage::FsOp;
 use d_engine_storage::fs_sim::Failure;
 
@@ -10,6 +10,9 @@ use crate::faults::{Fault, Sometimes};
 use crate::profile::{MS, SECOND};
 use crate::snapshot_monitors::surviving_labels;
 use crate::world::{Happening, World};
+
+/// How often a log without room tries again, as in `crates/server/src/worker_threads.rs`.
+const LOOKS_FOR_ROOM_EVERY: u64 = 250 * MS;
 
 impl World {
     /// The log worker takes everything queued and writes it. The bytes go to the simulated disk now;
@@ -40,13 +43,7 @@ impl World {
         let loads = std::mem::take(&mut running.loads);
         self.monitors.on_write_begun(id, &writes);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let mut stored = running.log.persist(&writes);
-        // A full disk that was only full for one call.
-        while let (true, Ok(earlier)) = (running.log.waits(), &stored) {
-            let earlier = *earlier;
-            stored = running.log.persist(&[]).map(|later| later.or(earlier));
-        }
-        let events = running.log.events();
+        let stored = running.log.persist(&writes);
         let loaded: Vec<_> = loads.iter().map(|job| running.log.loader().load(job)).collect();
         if installs && !crash_in_write && self.died_in(id, Sometimes::CrashInInstall) {
             return Ok(());
@@ -61,12 +58,7 @@ impl World {
             Ok(stored) => stored,
             Err(reason) => return self.stopped_by_disk(id, reason, fails),
         };
-        if !writes.is_empty() {
-            self.monitors.on_stored(id);
-        }
-        for event in events {
-            self.tell(id, event)?;
-        }
+        self.log_has_stored(id, stored);
         for event in loaded {
             self.counts.reached(Sometimes::EntriesLoadedFromLog);
             match event {
@@ -80,6 +72,36 @@ impl World {
         let latency = self.sync_latency();
         self.after(latency, Happening::LogDone { node: id, life, stored });
         Ok(())
+    }
+
+    /// The monitors hear at once what the log reports; the replica when the sync has taken its time.
+    pub(crate) fn log_has_stored(&mut self, id: u64, stored: Option<PersistId>) {
+        if let Some(through) = stored {
+            self.monitors.on_stored(id, through);
+        }
+        let Some(running) = self.node(id).running.as_mut() else { return };
+        let (events, waits) = (running.log.events(), running.log.waits());
+        if waits {
+            self.counts.reached(Sometimes::LogWaitedForRoom);
+        }
+        for event in &events {
+            match event {
+                Event::HardStateStored(through) => {
+                    self.counts.reached(Sometimes::HardStateFromReserve);
+                    self.monitors.on_hard_state_stored(id, *through);
+                }
+                Event::Purged(through) => self.monitors.on_purged(id, *through),
+                Event::LogDisk(disk)
+                    if disk.free_bytes.is_some_and(|free| free < self.profile.min_free_bytes) =>
+                {
+                    self.counts.reached(Sometimes::ShortOfRoom);
+                }
+                _ => {}
+            }
+        }
+        if let Some(running) = self.node(id).running.as_mut() {
+            running.reports.extend(events);
+        }
     }
 
     fn sync_latency(&mut self) -> u64 {
@@ -98,34 +120,46 @@ impl World {
         let life = node.life;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         running.log_busy = false;
-        let purged = running.purged.take();
+        let reports = std::mem::take(&mut running.reports);
         if let Some(order) = stored {
             self.tell(id, Event::Persisted(order))?;
         }
-        if let Some(purged) = purged {
-            self.tell(id, purged)?;
+        for report in reports {
+            self.tell(id, report)?;
         }
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         if running.log_busy {
             return Ok(());
         }
-        running.log_busy = true;
-        if !running.has_log_work() {
-            running.log_busy = false;
+        if running.has_log_work() {
+            running.log_busy = true;
+            self.after(1_000, Happening::LogBegin { node: id, life });
+        } else if running.log.waits() {
+            self.after(LOOKS_FOR_ROOM_EVERY, Happening::LogRetry { node: id, life });
+        } else {
             let delay = self.prng.between(5 * MS, 50 * MS);
             self.after(delay, Happening::LogIdle { node: id, life });
-        } else {
-            self.after(1_000, Happening::LogBegin { node: id, life });
         }
         Ok(())
+    }
+
+    /// A log without room tries again.
+    pub(crate) fn log_retry(&mut self, id: u64) -> Result<(), String> {
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        if running.log_busy || !running.log.waits() {
+            return Ok(());
+        }
+        running.log_busy = true;
+        self.log_begin(id)
     }
 
     pub(crate) fn log_idle(&mut self, id: u64) -> Result<(), String> {
         let crash = !self.healed && self.profile.crash_every > 0 && self.prng.chance(2_000);
         let halt_at = self.prng.between(1, 6);
         let node = self.node(id);
+        let node_life = node.life;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        if running.log_busy || running.has_log_work() {
+        if running.log_busy || running.has_log_work() || running.log.waits() {
             return Ok(());
         }
         if crash {
@@ -137,10 +171,19 @@ impl World {
             self.crash(id);
             return Ok(());
         }
-        match idle {
-            Ok(()) => Ok(()),
-            Err(reason) => self.stopped_by_disk(id, reason, false),
+        if let Err(reason) = idle {
+            return self.stopped_by_disk(id, reason, false);
         }
+        self.log_has_stored(id, None);
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        let (life, is_short) = (node_life, running.log.is_short_of_room());
+        for report in std::mem::take(&mut running.reports) {
+            self.tell(id, report)?;
+        }
+        if is_short {
+            self.after(SECOND, Happening::LogIdle { node: id, life });
+        }
+        Ok(())
     }
 
     /// The first I/O error is final: the node stops, and is started again after the repair. An error
@@ -171,6 +214,7 @@ impl World {
             running.apply_busy = false;
             return Ok(());
         };
+        let Some(job) = self.unpacked(id, job)? else { return Ok(()) };
         if matches!(job.source, ApplySource::Stored(..)) {
             self.counts.reached(Sometimes::AppliedFromLog);
         }
@@ -204,11 +248,40 @@ impl World {
         let (through, next_expiry_ms) = match applied {
             Ok(Event::Applied { through, next_expiry_ms }) => (through, next_expiry_ms),
             Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
-            Err(reason) => return self.stopped_by_disk(id, reason, injected),
+            Err(reason) => {
+                let injected = injected || self.node(id).machine_lacks_room();
+                return self.stopped_by_disk(id, reason, injected);
+            }
         };
         let latency = self.prng.tail(self.profile.apply_mean);
         self.after(latency, Happening::ApplyDone { node: id, life, through, next_expiry_ms });
         self.after_apply(id, through, snapshot.is_some())
+    }
+
+    /// A snapshot is unpacked before it is installed; where there is no room for its files, that is tried again.
+    fn unpacked(&mut self, id: u64, job: ApplyJob) -> Result<Option<ApplyJob>, String> {
+        if !matches!(job.source, ApplySource::Snapshot(_)) {
+            return Ok(Some(job));
+        }
+        let injected = self.arm(id, 40);
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(None) };
+        let unpacked = running.apply.unpack(&job);
+        if self.died_in(id, Sometimes::CrashInInstall) {
+            return Ok(None);
+        }
+        match unpacked {
+            Ok(None) => Ok(Some(job)),
+            Ok(Some(_)) => {
+                self.counts.reached(Sometimes::InstallWaitedForRoom);
+                let life = self.node(id).life;
+                if let Some(running) = self.node(id).running.as_mut() {
+                    running.applies.push_front(job);
+                }
+                self.after(SECOND, Happening::ApplyBegin { node: id, life });
+                Ok(None)
+            }
+            Err(reason) => self.stopped_by_disk(id, reason, injected).map(|()| None),
+        }
     }
 
     pub(crate) fn apply_done(
@@ -264,6 +337,7 @@ impl World {
         if crashes {
             node.fs.halt_at(halt_at);
         }
+        let used = node.fs.used_bytes();
         let started = node.start(seed, now, &profile);
         if node.fs.is_halted() {
             self.counts.fault(Fault::CrashInRecovery);
@@ -273,12 +347,28 @@ impl World {
         let fs = node.fs.clone();
         // What was not reached in recovery must not hit later.
         fs.keep_running();
-        let started = started.map_err(|error| format!("recovery: node {id} does not start: {error}"))?;
+        let started = match started {
+            Ok(started) => started,
+            Err(error) if self.node(id).is_full => {
+                self.counts.reached(Sometimes::StartRefusedForRoom);
+                let left = fs.used_bytes();
+                let before = self.node(id).refused_with.replace(left);
+                if before.is_some_and(|before| left > before.max(used)) {
+                    return Err(format!(
+                        "full disk: each refused start of node {id} leaves more behind: {error}"
+                    ));
+                }
+                self.crash(id);
+                return Ok(());
+            }
+            Err(error) => return Err(format!("recovery: node {id} does not start: {error}")),
+        };
         if crashes {
             self.counts.fault(Fault::CrashInRecovery);
             self.crash(id);
             return Ok(());
         }
+        self.node(id).refused_with = None;
         if std::mem::take(&mut self.node(id).stopped_orderly) && started.report.torn_bytes > 0 {
             return Err(format!("shutdown: node {id} finds a torn tail after an orderly end"));
         }

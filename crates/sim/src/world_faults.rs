@@ -135,6 +135,7 @@ impl World {
             self.node(node).paused_until = now;
             self.node(node).disk_hangs_until = now;
             self.node(node).apply_hangs_until = now;
+            self.room_again(node);
             self.after(100 * MS, Happening::Start(node));
         }
     }

@@ -107,7 +107,7 @@ impl World {
     fn given_up(&mut self, id: u64, reason: &StopReason) -> Result<(), String> {
         let now = self.now;
         self.trace.note(now, format_args!("node {id} gives a snapshot up: {reason}"));
-        if !self.node(id).disk_fails {
+        if !self.node(id).may_refuse_files() {
             return Err(format!("snapshot: node {id} gives one up although its disk is well: {reason}"));
         }
         self.counts.fault(Fault::SnapshotDiskError);
@@ -153,7 +153,10 @@ impl World {
         let event = match ended {
             Ok(Some(event)) => event,
             Ok(None) => return Ok(()),
-            Err(reason) => return self.stopped_by_disk(id, reason, injected),
+            Err(reason) => {
+                let injected = injected || self.node(id).machine_lacks_room();
+                return self.stopped_by_disk(id, reason, injected);
+            }
         };
         self.counts.reached(Sometimes::SnapshotBuilt);
         self.tell(id, event)?;
@@ -170,7 +173,9 @@ impl World {
             return Ok(());
         }
         match pruned {
-            Err(error) if !self.node(id).disk_fails => Err(format!("snapshot: node {id} prunes: {error}")),
+            Err(error) if !self.node(id).may_refuse_files() => {
+                Err(format!("snapshot: node {id} prunes: {error}"))
+            }
             _ => Ok(()),
         }
     }
@@ -187,27 +192,21 @@ impl World {
         let injected = self.arm(id, 8);
         self.monitors.on_purge_begun(id, through);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(false) };
-        let mut purged = running.log.purge(through);
-        // A full disk that was only full for one call.
-        while let (true, Ok(None)) = (running.log.waits(), &purged) {
-            purged = running.log.persist(&[]).map(|_| None);
-        }
-        let (ended, others): (Vec<_>, Vec<_>) =
-            running.log.events().into_iter().partition(|event| matches!(event, Event::Purged(_)));
-        let purged = purged.map(|event| event.or(ended.into_iter().next()));
+        let purged = running.log.purge(through);
         if self.died_in(id, Sometimes::CrashInPurge) {
             return Ok(false);
         }
         match purged {
-            Ok(event) => {
-                self.monitors.on_stored(id);
+            Ok(None) => {
+                self.counts.reached(Sometimes::PurgeWaited);
+                Ok(true)
+            }
+            Ok(Some(event)) => {
+                self.monitors.on_purged(id, through);
                 let last = self.monitors.disk(id).terms.is_empty();
                 self.counts.reached(if last { Sometimes::PurgedToZero } else { Sometimes::Purged });
                 if let Some(running) = self.node(id).running.as_mut() {
-                    running.purged = event;
-                }
-                for event in others {
-                    self.tell(id, event)?;
+                    running.reports.push(event);
                 }
                 Ok(true)
             }

@@ -74,16 +74,14 @@ impl World {
             self.monitors.on_write_begun(id, &writes);
         }
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let ended = running.log.persist(&writes).and_then(|_| running.log.idle());
+        let ended = running.log.persist(&writes).and_then(|stored| running.log.idle().map(|()| stored));
         if self.node(id).fs.is_halted() {
             self.crash(id);
             return Ok(());
         }
-        if let Err(reason) = ended {
-            return self.stopped_by_disk(id, reason, false);
-        }
-        if !writes.is_empty() {
-            self.monitors.on_stored(id);
+        match ended {
+            Ok(stored) => self.log_has_stored(id, stored),
+            Err(reason) => return self.stopped_by_disk(id, reason, false),
         }
         for job in jobs {
             self.monitors.on_apply(id, &job)?;
@@ -111,7 +109,8 @@ impl World {
             self.crash(id);
             return Ok(());
         }
-        self.stopped_by_disk(id, reason, false)
+        let lacks_room = self.node(id).machine_lacks_room();
+        self.stopped_by_disk(id, reason, lacks_room)
     }
 
     /// The process has ended in an orderly way.
@@ -122,10 +121,11 @@ impl World {
         self.drop_links(id);
         let node = self.node(id);
         node.disk_fails = false;
+        // A group that waited for room may be there in part.
+        node.stopped_orderly = node.running.as_ref().is_none_or(|it| !it.log.waits());
         node.running = None;
         node.fs.kill();
         node.life += 1;
-        node.stopped_orderly = true;
         let delay =
             if self.healed { 100 * MS } else { 5 * MS + self.turn_prng.tail(self.profile.crash_length) };
         self.after(delay, Happening::Start(id));

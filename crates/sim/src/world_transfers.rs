@@ -175,7 +175,7 @@ impl World {
             self.crash(id);
             return Ok(());
         }
-        if !self.node(id).disk_fails {
+        if !self.node(id).may_refuse_files() {
             return Err(format!("transfer: node {id} cannot read its own snapshot: {error}"));
         }
         self.break_off(number)
@@ -281,7 +281,7 @@ impl World {
         let snapshot = match finished {
             Ok(snapshot) => snapshot,
             Err(answer) => {
-                if !self.node(id).disk_fails {
+                if !self.node(id).may_refuse_files() {
                     return Err(format!("transfer: node {id} cannot use what it received: {answer:?}"));
                 }
                 self.refuse(number, id, &answer);

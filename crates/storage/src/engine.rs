@@ -128,10 +128,11 @@ pub trait LogStore: Send + Debug {
 
     /// Called when the log has fallen idle: writes and syncs a group that carries only the durable
     /// watermark, unless the last group is such a one already. Also prepares the next segment, as far as there
-    /// is room; where there is none, nothing is prepared until a purge.
+    /// is room; where there is none, nothing is prepared until a purge. Looks at the free space
+    /// ([`LogStats::free_bytes`]).
     ///
     /// # Errors
-    /// As [`LogStore::sync`].
+    /// As [`LogStore::sync`], but want of room is one only if what was to be synced waits for it.
     fn idle(&mut self) -> Result<(), StorageError>;
 
     /// Forgets the entries up to and including `through`. The purge pointer is durable first.

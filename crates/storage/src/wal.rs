@@ -354,14 +354,10 @@ impl LogStore for FileLog {
     }
 
     fn idle(&mut self) -> Result<(), StorageError> {
-        self.guarded(|log| {
-            log.store_due_record()?;
-            if !log.buffer.is_empty() {
-                log.write_queued()?;
-            } else if !log.rests {
-                log.write_watermark()?;
-            }
-            log.prepare()
+        self.guarded(|log| match log.rest() {
+            // Whatever is queued stays so.
+            Err(StorageError::NoRoom { .. }) if !log.room.waits => Ok(()),
+            rested => rested,
         })
     }
 

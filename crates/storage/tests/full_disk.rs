@@ -57,6 +57,39 @@ fn what_does_not_fit_waits_and_is_stored_once_there_is_room() {
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
 }
 
+/// Idling writes what would be useful, not what was asked for: want of room there is no error, however often it comes, and
+/// whatever of it is queued takes nothing else with it.
+#[test]
+fn idling_without_room_is_no_error() {
+    for left in (0..=8_u64 << 10).step_by(512) {
+        let fs = SimFs::new();
+        let options = FileStorageOptions { segment_bytes: 32 << 10, ..small() };
+        let mut opened = open(&fs, &options).unwrap();
+        let mut expected = Picture::default();
+        // The segment is full to its last sector, and no other one is prepared.
+        while opened.log.stats().log_bytes < options.segment_bytes {
+            let rest = usize::try_from(options.segment_bytes - opened.log.stats().log_bytes).unwrap();
+            let next = entry_with(1, expected.last() + 1, vec![3; (rest - 200).min(3_000)]);
+            opened.log.append(GROUP, Some(hard_state(1, 1, 0)), std::slice::from_ref(&next)).unwrap();
+            opened.log.sync().unwrap();
+            expected.append(Some(hard_state(1, 1, 0)), &[next]);
+        }
+        assert_eq!((opened.log.stats().segments, opened.log.stats().log_bytes), (1, options.segment_bytes));
+        fs.set_capacity(Some(fs.used_bytes() + left));
+        for _ in 0..4 {
+            opened.log.idle().unwrap();
+        }
+        fs.set_capacity(None);
+        let next = entry_with(1, expected.last() + 1, vec![3; 10]);
+        opened.log.append(GROUP, None, std::slice::from_ref(&next)).unwrap();
+        opened.log.sync().unwrap();
+        expected.append(None, &[next]);
+        drop(opened);
+        fs.crash(&mut |_| 0);
+        assert_eq!(Picture::of(&open(&fs, &options).unwrap()), expected, "{left} bytes were left");
+    }
+}
+
 /// The votes of a node without room are stored, and an older term in what waits does not come back over them.
 #[test]
 fn a_term_and_a_vote_are_stored_while_entries_wait() {

@@ -124,6 +124,18 @@ fn a_node_that_is_alone_holds_a_leap_of_more_than_an_hour() {
     assert_eq!(fresh.state(), ClockState::NoQuorum, "an empty log has nothing to compare with");
 }
 
+/// An operator who sets the clock right need not start the node again.
+#[test]
+fn a_held_clock_is_believed_again_once_it_is_right() {
+    let mut clock = LogClock::new(10 * HOUR_MS, at(0));
+    clock.hold_if_far(offset(TEN_YEARS_MS, 0), at(0));
+    clock.anchor(Some(offset(TEN_YEARS_MS, 0)), at(100));
+    assert_eq!(clock.state(), ClockState::Held);
+    let right = offset(10 * HOUR_MS + 2_000, 200);
+    clock.anchor(Some(right), at(200));
+    assert_eq!((clock.state(), clock.now_ms(at(200))), (ClockState::Agreed, 10 * HOUR_MS + 2_000));
+}
+
 #[test]
 fn extreme_clocks_do_not_overflow() {
     let mut clocks = PeerClocks::new(&CoreConfig::default());

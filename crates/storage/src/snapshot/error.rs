@@ -5,6 +5,18 @@ use std::sync::Arc;
 
 use d_engine_core::LogId;
 
+impl SnapshotError {
+    /// Whether the disk has too little room, or the process too few file handles: the same can succeed later.
+    #[must_use]
+    pub fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => crate::fs_latch::is_want_of_room(source),
+            Self::NoSpace { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// Errors of building, keeping, sending and receiving snapshots. None of them touches the log or an
 /// older snapshot: the node goes on with what it has.
 #[derive(Clone, Debug, thiserror::Error)]

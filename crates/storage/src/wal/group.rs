@@ -31,15 +31,19 @@ impl FileLog {
         self.making_room(Self::store_due_record)
     }
 
-    /// A group that says nothing but how far the log is durable. Nothing is given up for it.
-    pub(super) fn write_watermark(&mut self) -> Result<(), StorageError> {
-        match self.write_group() {
-            Err(StorageError::NoRoom { .. }) => {
-                self.rests = false;
-                Ok(())
-            }
-            written => written.and_then(|()| self.making_room(Self::store_due_record)),
+    /// Writes what is queued, or else a group that says nothing but how far the log is durable; then prepares what comes.
+    /// Nothing is given up for it.
+    pub(super) fn rest(&mut self) -> Result<(), StorageError> {
+        self.store_due_record()?;
+        if self.room.waits {
+            self.write_queued()?;
+        } else if !self.rests || !self.buffer.is_empty() {
+            let written = self.write_group();
+            self.rests &= written.is_ok();
+            written?;
+            self.store_due_record()?;
         }
+        self.prepare()
     }
 
     /// As [`Self::write_queued`], once.

@@ -92,11 +92,11 @@ impl FileLog {
     pub(super) fn prepare(&mut self) -> Result<(), StorageError> {
         let options = &self.parts.options;
         let full = options.segment_bytes + options.reserve_bytes;
+        let needed = options.prepare_bytes + options.segment_bytes;
+        self.room.free_bytes = self.free_bytes();
         if self.prepared.as_ref().is_some_and(|segment| segment.written_to >= full) {
             return Ok(());
         }
-        let needed = options.prepare_bytes + options.segment_bytes;
-        self.room.free_bytes = self.free_bytes();
         if self.room.is_tight || self.room.free_bytes.is_some_and(|free| free < needed) {
             return Ok(());
         }
