@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use d_engine_core::{GroupId, Instant, LogIndex, NodeId};
-use d_engine_storage::LogReader;
 use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
+use d_engine_storage::{LogReader, StorageError};
 
 use crate::event::{ApplyJob, ApplySource, Event, ProposeResponder};
 use crate::snapshot_build::SnapshotTask;
@@ -27,13 +27,22 @@ pub struct ApplyWorker {
     building: Option<Hold>,
     /// The one that the state machine was told of last: while it names that, it is there.
     told: Option<Hold>,
+    /// Lets some time pass before a read is made again.
+    pause: fn(),
 }
 
 impl ApplyWorker {
     /// A worker over an opened state machine and the log it is fed from.
     #[must_use]
     pub fn new(handler: StateMachineHandler, reader: Arc<dyn LogReader>, group: GroupId) -> Self {
-        Self { handler, reader, group, node: 0, snapshots: None, building: None, told: None }
+        Self { handler, reader, group, node: 0, snapshots: None, building: None, told: None, pause: || {} }
+    }
+
+    /// The same worker, which calls `pause` before it reads again what could not be read for want of file handles.
+    #[must_use]
+    pub fn pausing(mut self, pause: fn()) -> Self {
+        self.pause = pause;
+        self
     }
 
     /// The same worker, taking snapshots into `store` and installing those that are received there. `node` is
@@ -92,10 +101,17 @@ impl ApplyWorker {
         responders: &mut Peekable<IntoIter<(LogIndex, ProposeResponder)>>,
     ) -> Result<(), StopReason> {
         while first <= last {
-            let entries = self
-                .reader
-                .read(self.group, first, last, READ_BYTES_MAX)
-                .map_err(|error| StopReason::new(format_args!("reading entries to apply: {error}")))?;
+            let entries = match self.reader.read(self.group, first, last, READ_BYTES_MAX) {
+                // There is no file handle left. Nothing is lost, and others may close theirs.
+                Err(error @ StorageError::NoRoom { .. }) => {
+                    tracing::warn!(%error, "applying waits");
+                    (self.pause)();
+                    continue;
+                }
+                read => {
+                    read.map_err(|error| StopReason::new(format_args!("reading entries to apply: {error}")))?
+                }
+            };
             let Some(end) = entries.last().map(|entry| entry.id.index) else {
                 return Err(StopReason::new(format_args!("the log gave no entry at index {first}")));
             };

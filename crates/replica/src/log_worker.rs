@@ -229,14 +229,15 @@ pub struct LogLoader {
 
 impl LogLoader {
     /// Reads entries for a follower that is behind. Entries that another leader has superseded since
-    /// they were asked for are no longer there: then none are returned, and the replica drops the plan.
+    /// they were asked for are no longer there, or there is no file handle to read them with: then none are
+    /// returned, and the replica drops the plan.
     ///
     /// # Errors
     /// An entry that cannot be read back stops the node: its log is damaged.
     pub fn load(&self, job: &LoadJob) -> Result<Event, StopReason> {
         let entries = match self.reader.read(self.group, job.first, job.last, job.max_bytes) {
             Ok(entries) => entries,
-            Err(StorageError::Order(_)) => Vec::new(),
+            Err(StorageError::Order(_) | StorageError::NoRoom { .. }) => Vec::new(),
             Err(error) => return Err(StopReason::new(error)),
         };
         Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })

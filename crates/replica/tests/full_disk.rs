@@ -1,13 +1,21 @@
 //! A node whose log has no room: entries wait, terms and votes do not, and it goes on by itself.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
+mod recording;
+
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId, PersistId, Term};
-use d_engine_replica::{Event, LogDisk, LogWorker, PersistJob};
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_replica::{
+    ApplyJob, ApplySource, ApplyWorker, Event, LoadJob, LogDisk, LogWorker, Never, PersistJob,
+    StateMachineHandler,
+};
+use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry, Member, MemberRole,
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Incarnation, LogEntry, Member, MemberRole,
     Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
 
@@ -117,4 +125,51 @@ fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
     let recovered = open(&fs).recovered;
     assert_eq!(recovered.entries.len() as u64, id - 1);
     assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(2), NodeId::new(2)));
+}
+
+/// The process has no file handle left when a follower, or the state machine, needs what lies in old segments: the
+/// follower's entries are asked for again later, and applying waits.
+#[test]
+fn a_read_without_a_file_handle_is_made_again() {
+    let fs = SimFs::new();
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    for index in 1..=600 {
+        worker.persist(&[job(index, state(1, 1, 0), vec![entry(index)])]).unwrap();
+    }
+    assert!(worker.stats().segments > 16, "{:?}", worker.stats());
+    let loader = worker.loader();
+    let (first, last) = (LogIndex::new(1), LogIndex::new(600));
+    let load = LoadJob { to: NodeId::new(2).unwrap(), token: 1, first, last: first, max_bytes: 1 };
+    let loaded = |event: Event| match event {
+        Event::Loaded { entries, .. } => entries.len(),
+        _ => panic!("another event"),
+    };
+    let no_handle = |times| (1..=times).for_each(|nth| fs.fail(FsOp::Open, nth, Failure::TooManyFiles));
+    // Sixteen are open, and closed one by one.
+    no_handle(17);
+    assert_eq!(loaded(loader.load(&load).unwrap()), 0);
+    no_handle(1);
+    assert_eq!(loaded(loader.load(&LoadJob { first: last, last, ..load }).unwrap()), 0);
+
+    let machine = Arc::new(recording::Recording::default());
+    let mut ground = recording::Ground::new();
+    let opened = StateMachineHandler::open(machine.clone(), Arc::new(Never), ground.start());
+    let (handler, _) = now(opened).unwrap();
+    let mut apply = ApplyWorker::new(handler, worker_reader(&fs, worker), GroupId::FIRST);
+    let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new() };
+    no_handle(20);
+    now(apply.run(job)).unwrap();
+    assert_eq!(apply.handler().applied().index, 600);
+}
+
+fn worker_reader(fs: &SimFs, worker: LogWorker) -> Arc<dyn d_engine_storage::LogReader> {
+    drop(worker);
+    open(fs).log.reader()
+}
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("the future waits for something"),
+    }
 }

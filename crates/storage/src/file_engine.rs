@@ -14,6 +14,7 @@ use crate::log_record::LogRecord;
 use crate::meta_store::{self, FileMetaStore};
 use crate::recover::{Recovered, recover};
 use crate::segment::{Alignment, number_of};
+use crate::segment_files::SegmentFiles;
 use crate::wal::{FileLog, LogParts};
 use crate::{
     ClusterId, Identity, Incarnation, Membership, OpenRequest, OpenedStorage, RecoveredLog, StorageEngine,
@@ -247,7 +248,8 @@ impl StorageEngine for FileStorageEngine {
         let (identity, created, unusable) = self.identity(&meta, request)?;
         let (log_meta, record) = LogMeta::open(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch))?;
         let log_dir = self.log_dir();
-        let mut recovered = recover(&*self.fs, &log_dir, &identity, &record)?;
+        let files = Arc::new(SegmentFiles::new(Arc::clone(&self.fs), log_dir.clone()));
+        let mut recovered = recover(&*self.fs, &log_dir, &files, &identity, &record)?;
         let mut report = std::mem::take(&mut recovered.report);
         report.created = created;
         report.mended = unusable.iter().chain(&log_meta.mended).cloned().collect();
@@ -260,6 +262,7 @@ impl StorageEngine for FileStorageEngine {
         let parts = LogParts {
             fs: Arc::clone(&self.fs),
             dir: log_dir,
+            files,
             options: self.options.clone(),
             identity: identity.clone(),
             meta: log_meta,

@@ -12,19 +12,22 @@ use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
 
 use crate::frame::{Fault, Framed, GROUP_HEADER_LEN, GroupHeader, Position, Record, decode_body};
-use crate::fs::{Fs, FsFile, OpenMode, read_up_to, read_whole};
+use crate::fs::{Fs, FsFile, read_up_to, read_whole};
 use crate::fs_latch::io_error;
 use crate::index::Slot;
 use crate::log_record::LogRecord;
 use crate::segment::{Alignment, SMALLEST_ALIGNMENT, SegmentHeader, file_name, is_zero, number_of};
+use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::{EntryHead, Identity, LogEntry, RecoveryReport, StorageError};
 
 /// Everything that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) groups: BTreeMap<GroupId, RecoveredGroup>,
-    /// Segments that hold entries, with their handles.
-    pub(crate) files: BTreeMap<u64, Arc<dyn FsFile>>,
+    /// Segments that hold entries, with the lengths of their files.
+    pub(crate) files: BTreeMap<u64, (Arc<SegmentFile>, u64)>,
+    /// Where the log goes on without a new segment: the last process ended in an orderly way.
+    pub(crate) rested: Option<Rested>,
     /// Where the known durable part ends: the watermark of the last group.
     pub(crate) durable: Position,
     /// All entries behind `durable`, in the order in which they were written, also those that
@@ -39,6 +42,18 @@ pub(crate) struct Recovered {
     /// Segment files that hold nothing that is needed.
     pub(crate) superfluous: Vec<u64>,
     pub(crate) report: RecoveryReport,
+}
+
+/// A head behind which nothing is in doubt: everything up to `end` is known to be durable, and what may lie behind
+/// it is one group without records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rested {
+    pub(crate) end: Position,
+    pub(crate) alignment: Alignment,
+    /// Of the next group, which takes the place of the one without records.
+    pub(crate) next_sequence: u64,
+    /// Where the group without records ends.
+    pub(crate) used_to: u64,
 }
 
 /// What was read of one group of the cluster.
@@ -65,10 +80,19 @@ struct Gap {
 pub(crate) fn recover(
     fs: &dyn Fs,
     dir: &Path,
+    files: &SegmentFiles,
     identity: &Identity,
     record: &LogRecord,
 ) -> Result<Recovered, StorageError> {
-    let mut scan = Scan { dir, identity, record, files: BTreeMap::new(), pending: VecDeque::new() };
+    let mut scan = Scan {
+        dir,
+        handles: files,
+        identity,
+        record,
+        files: BTreeMap::new(),
+        pending: VecDeque::new(),
+        first_group_end: 0,
+    };
     let names = fs.list(dir).map_err(io_error("list", dir))?;
     let numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
     let mut found = Recovered { last_epoch: record.epoch, ..Recovered::default() };
@@ -77,9 +101,7 @@ pub(crate) fn recover(
         found.groups.insert(*group, RecoveredGroup { base: *base, ..RecoveredGroup::default() });
     }
     for number in numbers.iter().copied().filter(|number| *number >= record.first) {
-        let path = dir.join(file_name(number));
-        let file = fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
-        scan.files.insert(number, file);
+        scan.files.insert(number, SegmentFile::new(number));
     }
     scan.check_length()?;
     let chain = scan.chain()?;
@@ -91,8 +113,13 @@ pub(crate) fn recover(
         }
     }
     found.report.segments = chain.len();
-    for entry in scan.pending.into_iter().flat_map(|(_, entries)| entries) {
-        found.doubtful.push(entry);
+    if let Some((head, _)) = chain.last() {
+        found.rested = scan.rested(*head, &found)?;
+    }
+    match found.rested {
+        // Nothing is in doubt.
+        Some(rested) => found.durable = rested.end,
+        None => found.doubtful.extend(scan.pending.drain(..).flat_map(|group| group.entries)),
     }
     for group in found.groups.values_mut() {
         if let Some(Gap { missing, before, segment, offset }) = group.gap {
@@ -104,7 +131,9 @@ pub(crate) fn recover(
     // A segment is kept when something durable in it is kept.
     let kept = |number: u64| chain.iter().any(|(n, _)| *n == number) && number <= found.durable.segment;
     found.superfluous = numbers.into_iter().filter(|number| !kept(*number)).collect();
-    found.files = scan.files.into_iter().filter(|(number, _)| kept(*number)).collect();
+    for (number, file) in scan.files.iter().filter(|(number, _)| kept(**number)) {
+        found.files.insert(*number, (Arc::clone(file), scan.len(*number)?));
+    }
     Ok(found)
 }
 
@@ -112,9 +141,21 @@ struct Scan<'a> {
     dir: &'a Path,
     identity: &'a Identity,
     record: &'a LogRecord,
-    files: BTreeMap<u64, Arc<dyn FsFile>>,
-    /// Entries of the groups at or behind the last watermark.
-    pending: VecDeque<(Position, Vec<(GroupId, LogEntry)>)>,
+    handles: &'a SegmentFiles,
+    files: BTreeMap<u64, Arc<SegmentFile>>,
+    /// The groups at or behind the last watermark.
+    pending: VecDeque<Pending>,
+    /// Where the first group of the segment that was read last ends.
+    first_group_end: u64,
+}
+
+/// A group at or behind the last watermark.
+struct Pending {
+    at: Position,
+    end: u64,
+    sequence: u64,
+    has_records: bool,
+    entries: Vec<(GroupId, LogEntry)>,
 }
 
 /// A group that verified as a whole.
@@ -166,8 +207,10 @@ impl Scan<'_> {
     /// one was cut by hand, with groups that nothing else knows of.
     fn check_length(&self) -> Result<(), StorageError> {
         let (number, filled) = (self.record.opened, self.record.filled);
-        let Some(file) = self.files.get(&number) else { return Ok(()) };
-        let len = file.len().map_err(io_error("look at", &self.path(number)))?;
+        if !self.files.contains_key(&number) {
+            return Ok(());
+        }
+        let len = self.len(number)?;
         if len >= filled {
             return Ok(());
         }
@@ -189,11 +232,11 @@ impl Scan<'_> {
     /// As [`Self::opening`], for a segment that a later one names: it must be there. Only the
     /// headers are read, because the whole segment will be.
     fn watermark_of_first_group(&self, number: u64) -> Result<Position, StorageError> {
-        let Some(file) = self.files.get(&number) else {
+        let Some(file) = self.open(number)? else {
             return Err(damaged(number, 0, "the segment is missing"));
         };
         let mut content = vec![0; Alignment::Page.bytes() + GROUP_HEADER_LEN];
-        let read = read_up_to(&**file, 0, &mut content).map_err(io_error("read", &self.path(number)))?;
+        let read = read_up_to(&*file, 0, &mut content).map_err(io_error("read", &self.path(number)))?;
         content.truncate(read);
         let Some(header) = self.segment_header(number, &content)? else {
             return Err(damaged(number, 0, "the segment's header does not verify"));
@@ -207,9 +250,19 @@ impl Scan<'_> {
     }
 
     fn content(&self, number: u64) -> Result<Bytes, StorageError> {
-        let path = self.path(number);
-        let Some(file) = self.files.get(&number) else { return Ok(Bytes::new()) };
-        read_whole(&**file).map(Bytes::from).map_err(io_error("read", &path))
+        let Some(file) = self.open(number)? else { return Ok(Bytes::new()) };
+        read_whole(&*file).map(Bytes::from).map_err(io_error("read", &self.path(number)))
+    }
+
+    /// The file of segment `number`, if there is one.
+    fn open(&self, number: u64) -> Result<Option<Arc<dyn FsFile>>, StorageError> {
+        let Some(file) = self.files.get(&number) else { return Ok(None) };
+        self.handles.handle(file).map(Some).map_err(io_error("open", &self.path(number)))
+    }
+
+    fn len(&self, number: u64) -> Result<u64, StorageError> {
+        let Some(file) = self.open(number)? else { return Ok(0) };
+        file.len().map_err(io_error("look at", &self.path(number)))
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -255,7 +308,7 @@ impl Scan<'_> {
             Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
             Err(Fault::Invalid(what)) => return Ok(Err(what)),
         };
-        if !self.belongs(&header, number, at) || header.epoch != segment.epoch {
+        if !self.belongs(&header, number, at) || header.epoch < segment.epoch {
             return Ok(Err("the group belongs elsewhere"));
         }
         let start = at + GROUP_HEADER_LEN;
@@ -294,18 +347,27 @@ impl Scan<'_> {
         found.last_epoch = found.last_epoch.max(segment.epoch);
         let stop = usize::try_from(extent.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
         let mut at = segment.alignment.bytes();
-        let mut sequence = None;
+        let mut before: Option<(u64, u64)> = None;
         while at < stop {
+            // A later open may go on in the segment, under a higher epoch.
+            let follows = |header: &GroupHeader| match before {
+                Some((sequence, epoch)) => header.sequence == sequence + 1 && header.epoch >= epoch,
+                None => header.epoch == segment.epoch,
+            };
             let group = match self.group_at(number, &segment, &content, at)? {
-                Ok(group) if sequence.is_none_or(|before| group.header.sequence == before + 1) => group,
+                Ok(group) if follows(&group.header) => group,
                 Ok(_) => {
                     return self.failure(number, at, "a group is missing before this one", extent, found);
                 }
                 Err(what) => return self.failure(number, at, what, extent, found),
             };
-            sequence = Some(group.header.sequence);
             found.last_sequence = found.last_sequence.max(group.header.sequence);
+            found.last_epoch = found.last_epoch.max(group.header.epoch);
             at = group.end;
+            if before.is_none() {
+                self.first_group_end = at as u64;
+            }
+            before = Some((group.header.sequence, group.header.epoch));
             self.take_group(group, found);
         }
         if at != stop {
@@ -326,7 +388,8 @@ impl Scan<'_> {
     }
 
     fn take_group(&mut self, group: Group, found: &mut Recovered) {
-        let watermark = group.header.watermark;
+        let (watermark, has_records) = (group.header.watermark, !group.records.is_empty());
+        let (sequence, end) = (group.header.sequence, group.end as u64);
         let mut entries = Vec::new();
         for framed in group.records {
             let offset = group.header.at.offset + (GROUP_HEADER_LEN + framed.at) as u64;
@@ -350,8 +413,33 @@ impl Scan<'_> {
             }
         }
         found.durable = watermark;
-        self.pending.retain(|(at, _)| *at >= watermark);
-        self.pending.push_back((group.header.at, entries));
+        self.pending.retain(|group| group.at >= watermark);
+        self.pending.push_back(Pending { at: group.header.at, end, sequence, has_records, entries });
+    }
+
+    /// Where the log goes on in its head. What is proved to be durable are the groups before the last watermark and,
+    /// by `log.meta`, the first group of the head. If nothing but a group without records lies behind that, the next
+    /// group takes its place: nothing that was acknowledged is written a second time.
+    fn rested(&self, head: u64, found: &Recovered) -> Result<Option<Rested>, StorageError> {
+        if head != self.record.opened || found.report.torn_at.is_some() {
+            return Ok(None);
+        }
+        let content = self.content(head)?;
+        let Some(header) = self.segment_header(head, &content)? else { return Ok(None) };
+        let end = found.durable.max(Position { segment: head, offset: self.first_group_end });
+        let mut behind = self.pending.iter().filter(|group| group.at >= end);
+        let (last, others) = (behind.next(), behind.count());
+        // A log that begins anew behind the group without records must not go on in its place.
+        let begins_later = self.record.starts.values().any(|start| *start > end);
+        if begins_later || others > 0 || last.is_some_and(|group| group.has_records || group.at != end) {
+            return Ok(None);
+        }
+        Ok(Some(Rested {
+            end,
+            alignment: header.alignment,
+            next_sequence: last.map_or(found.last_sequence + 1, |group| group.sequence),
+            used_to: last.map_or(end.offset, |group| group.end),
+        }))
     }
 
     /// Decides between damage and a torn tail, at the first place that does not verify.

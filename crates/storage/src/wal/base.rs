@@ -94,7 +94,7 @@ impl FileLog {
     /// What is known of the entry `through`, which the log holds: log time, and the members as of it. `None` when the log
     /// begins behind a received snapshot that alone knows the members.
     fn facts_at(&self, group: GroupId, through: LogId) -> Result<Option<BaseFacts>, StorageError> {
-        let reader = FileLogReader { map: Arc::clone(&self.map), dir: self.parts.dir.clone() };
+        let reader = FileLogReader { map: Arc::clone(&self.map), files: Arc::clone(&self.parts.files) };
         let entry = reader.read(group, through.index, through.index, 0)?;
         let time_ms = entry.first().map_or(0, |entry| entry.time_ms);
         let in_log = self.memberships.get(&group);
@@ -137,7 +137,7 @@ impl FileLog {
             let behind = memberships.split_off(&base.index.next());
             *memberships = behind;
         }
-        self.retire(purged, Vec::new())?;
+        self.retire(purged.into_values(), Vec::new())?;
         self.has_purged();
         Ok(())
     }
