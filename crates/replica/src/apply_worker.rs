@@ -173,7 +173,8 @@ impl ApplyWorker {
         self.handler.is_building()
     }
 
-    /// What has become of a snapshot that was begun. Returns the event for the replica.
+    /// What has become of a snapshot that was begun. Returns the event for the replica, if the log may be purged behind
+    /// a snapshot.
     ///
     /// # Errors
     /// The node must stop with the reason.
@@ -186,7 +187,9 @@ impl ApplyWorker {
                 let kept = self.handler.keep_snapshot(&info);
                 self.hold_told();
                 self.building = None;
-                kept.map(Some)
+                kept?;
+                // None if no node would take it: then nothing is purged behind it.
+                Ok(self.snapshots.as_ref().and_then(SnapshotStore::coverage).map(Event::SnapshotKept))
             }
             Err(reason) => {
                 tracing::warn!(%reason, "a snapshot was given up");

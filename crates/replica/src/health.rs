@@ -61,6 +61,7 @@ impl Replica {
         let short = self.is_short_of_room();
         if short != self.was_short_of_room {
             self.was_short_of_room = short;
+            self.snapshots.look_again();
             self.step(now, wall_ms, Input::ShortOfRoom(short), Payload::None, jobs);
             let free = self.log_disk().free_bytes;
             if short {

@@ -105,7 +105,7 @@ impl Replica {
         });
         let applied = footing.applied;
         let mut snapshots = Snapshots::default();
-        snapshots.covers(footing.covered);
+        snapshots.covers(footing.covered, footing.oldest);
         let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
         // What the state machine holds already is applied: it may be purged. The answer says how far it may go on.
         let mut effects = Effects::default();
@@ -217,7 +217,7 @@ impl Replica {
                 jobs.snapshot_due |= none_usable;
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }
-            Event::SnapshotKept(label) => self.snapshots.covers(LogIndex::new(label.index)),
+            Event::SnapshotKept(kept) => self.snapshots.covers(kept.newest.index, kept.oldest.index),
             Event::ApplyPaused(paused) => {
                 self.machine.came_back(now, paused || self.apply.is_idle());
             }

@@ -12,7 +12,7 @@ use d_engine_storage::snapshot::{Pace, SnapshotFacts, SnapshotInfo, SnapshotStor
 use crate::restore::metadata_of;
 use crate::snapshot_policy::SnapshotContext;
 use crate::state_machine_handler::failed;
-use crate::{Event, LogId, SnapshotView, StateMachineHandler, StopReason};
+use crate::{LogId, SnapshotView, StateMachineHandler, StopReason};
 
 /// Bytes of the log that an entry takes beside its payload, about.
 const ENVELOPE_BYTES: u64 = 32;
@@ -279,7 +279,7 @@ impl StateMachineHandler {
     ///
     /// # Errors
     /// The node must stop with the reason.
-    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Event, StopReason> {
+    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<(), StopReason> {
         self.due.kept();
         self.snapshot_bytes = info.len;
         // A leader's snapshot that goes further may have been installed meanwhile.
@@ -289,10 +289,9 @@ impl StateMachineHandler {
         }
         self.persist_applied()?;
         if cfg!(mutant = "purge-before-flush") {
-            return Ok(Event::SnapshotKept(LogId::from(info.label())));
+            return Ok(());
         }
-        self.machine.flush().map_err(|error| failed("flush", &error))?;
-        Ok(Event::SnapshotKept(LogId::from(info.label())))
+        self.machine.flush().map_err(|error| failed("flush", &error))
     }
 
     /// A snapshot was given up.

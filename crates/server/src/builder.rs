@@ -298,6 +298,7 @@ impl Node {
         let settings = &self.config.snapshots;
         let options = SnapshotOptions {
             retained: settings.retained,
+            max_bytes: settings.max_bytes,
             reserve_bytes: settings.reserve_bytes,
             machine: self.machine.name().to_owned(),
             user_format: self.machine.snapshot_format(),

@@ -12,11 +12,12 @@ use d_engine_replica::{ReadConsistency, StateMachine as _};
 use d_engine_server::{Config, EmbeddedEngine, NodeStatus, SnapshotCompression};
 use support::{PATIENCE, cluster, put, start};
 
-/// Snapshots come often, and the log keeps nothing behind them. The first one of each node comes later by its place
+/// Snapshots come often, the log keeps nothing behind them, and one is kept: the log is purged to the newest. The first one of each node comes later by its place
 /// among the three: at 100, 134 and 167 entries.
 fn eager(mut config: Config) -> Config {
     config.snapshots.after_entries = 100;
     config.snapshots.tail_entries = 0;
+    config.snapshots.retained = 1;
     config
 }
 
@@ -190,8 +191,7 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     for config in &mut configs {
         config.snapshots.send_bytes_per_second = 1 << 20;
         config.snapshots.after_entries = 40;
-        // Only that it is on its way keeps an archive when there is a newer one.
-        config.snapshots.retained = 1;
+        // One is retained: only that it is on its way keeps an archive when there is a newer one.
     }
     let mut engines = start_all(&configs).await;
     engines.remove(0).stop().await;
