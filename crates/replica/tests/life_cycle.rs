@@ -143,7 +143,7 @@ fn while_one_is_built_no_other_is_begun_and_a_failure_is_followed_by_a_pause() {
     // The policy would say yes. It is the worker's clock that counts: the leader's may say anything.
     node.worker.at(d_engine_core::Instant::from_nanos(999_999_999));
     let mut far = recording::node::command(3);
-    far.time_ms = u64::MAX;
+    far.time_ms = d_engine_core::MAX_ACCEPTED_TIME_MS;
     recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
     let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
     now(node.worker.run(job)).unwrap();
@@ -297,7 +297,7 @@ fn the_time_between_snapshots_is_that_of_the_nodes_own_clock() {
     let at_second = |second: u64| d_engine_core::Instant::from_nanos(second * 1_000_000_000);
     node.worker.at(at_second(1_000));
     let mut far = recording::node::command(1);
-    far.time_ms = u64::MAX;
+    far.time_ms = d_engine_core::MAX_ACCEPTED_TIME_MS;
     recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
     let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
     now(node.worker.run(job)).unwrap();

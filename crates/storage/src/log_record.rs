@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, LogId, LogIndex, Term};
+use d_engine_core::{GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term};
 
 use crate::frame::{Decoder, Position};
 
@@ -88,6 +88,9 @@ impl LogRecord {
             let (time_ms, len) = (rest.u64()?, usize::try_from(rest.u64()?).ok()?);
             let (membership, behind) = rest.0.split_at_checked(len)?;
             rest.0 = behind;
+            if time_ms > MAX_ACCEPTED_TIME_MS {
+                return None;
+            }
             record.facts.insert(group, BaseFacts { time_ms, membership: Bytes::copy_from_slice(membership) });
         }
         rest.0.is_empty().then_some(record)
@@ -101,7 +104,7 @@ impl LogRecord {
 
 #[cfg(test)]
 mod tests {
-    use d_engine_core::{GroupId, LogId, LogIndex, Term};
+    use d_engine_core::{GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term};
 
     use super::{BaseFacts, LogRecord};
     use crate::frame::Position;
@@ -132,6 +135,9 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(LogRecord::decode(&bytes[..len]), None, "{len} bytes");
         }
+        let late = BaseFacts { time_ms: MAX_ACCEPTED_TIME_MS + 1, ..BaseFacts::default() };
+        let late = LogRecord { facts: [(GroupId::FIRST, late)].into(), ..record.clone() };
+        assert_eq!(LogRecord::decode(&late.encode()), None, "a time after the year 9999");
         assert!(!record.counts(GroupId::FIRST, Position { segment: 7, offset: 0 }));
         assert!(record.counts(GroupId::FIRST, start));
         assert!(GroupId::new(2).is_some_and(|other| record.counts(other, Position::default())));

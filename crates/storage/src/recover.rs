@@ -274,7 +274,7 @@ impl Scan<'_> {
         let header = match SegmentHeader::decode(content) {
             Ok(header) => header,
             Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
-            Err(Fault::Invalid(_)) => return Ok(None),
+            Err(Fault::Invalid(_) | Fault::Impossible(_)) => return Ok(None),
         };
         let foreign = |what: &str| Err(damaged(number, 0, what));
         if header.cluster != self.identity.cluster {
@@ -306,7 +306,7 @@ impl Scan<'_> {
         let (header, checksum) = match GroupHeader::decode(content.get(at..).unwrap_or_default()) {
             Ok(decoded) => decoded,
             Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
-            Err(Fault::Invalid(what)) => return Ok(Err(what)),
+            Err(Fault::Invalid(what) | Fault::Impossible(what)) => return Ok(Err(what)),
         };
         if !self.belongs(&header, number, at) || header.epoch < segment.epoch {
             return Ok(Err("the group belongs elsewhere"));
@@ -323,6 +323,7 @@ impl Scan<'_> {
         match decode_body(&header, checksum, &content.slice(start..body_end)) {
             Ok(records) => Ok(Ok(Group { header, records, end })),
             Err(Fault::Newer(version)) => Err(self.newer(number, version)),
+            Err(Fault::Impossible(what)) => Err(damaged(number, at as u64, what)),
             Err(Fault::Invalid(what)) => Ok(Err(what)),
         }
     }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, MAX_ACCEPTED_TIME_MS};
 
 use crate::file_engine::FileStorageOptions;
 use crate::frame::{GroupBuffer, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
@@ -370,6 +370,12 @@ impl FileLog {
                     "entry {index} of group {group} has {} bytes; an entry may have {MAX_PAYLOAD_BYTES}, and all \
                      entries between two syncs {MAX_BODY_BYTES}",
                     entry.data.len()
+                )));
+            }
+            if entry.time_ms > MAX_ACCEPTED_TIME_MS {
+                return Err(StorageError::Order(format!(
+                    "entry {index} of group {group} has the time {} ms, which lies after the year 9999",
+                    entry.time_ms
                 )));
             }
             last = index;
