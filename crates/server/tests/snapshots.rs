@@ -343,3 +343,34 @@ async fn the_log_is_measured_as_it_lies_on_the_disk() {
     until(&engine, "the log is purged", |status| base(status) > 0).await;
     engine.stop().await;
 }
+
+/// A bit turns in an old part of the log. The node's own snapshot holds what was there: it starts, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_the_log_that_a_snapshot_holds_does_not_keep_a_node_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    let engine = start(&config).await;
+    for n in 0..20 {
+        put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
+    }
+    let label = engine.take_snapshot().await.unwrap().label();
+    for n in 20..30 {
+        put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
+    }
+    engine.stop().await;
+    let segment = config.data_dir.join("log/00000000000000000001.seg");
+    let mut content = std::fs::read(&segment).unwrap();
+    content[4 * 4096 + 100] ^= 1;
+    std::fs::write(&segment, content).unwrap();
+    for _ in 0..2 {
+        let engine = start(&config).await;
+        engine.wait_ready(PATIENCE).await.unwrap();
+        assert_eq!(base(&engine.status().await), label.index.get());
+        for n in 0..30 {
+            let value = engine.get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+            assert_eq!(value, Some(Bytes::from_static(b"v")), "k{n}");
+        }
+        put(std::slice::from_ref(&engine), "again", "w").await;
+        engine.stop().await;
+    }
+}

@@ -26,6 +26,9 @@ pub(crate) struct LogRecord {
     pub(crate) starts: BTreeMap<GroupId, Position>,
     /// So long the file of segment `opened` was made at least, with zeros, and synced: files do not shrink by crashes.
     pub(crate) filled: u64,
+    /// Nothing before this place is read: it is damaged, and a snapshot holds what was there. Only while its segment is
+    /// still there.
+    pub(crate) intact_from: Position,
     /// Per group, what is known of the last purged entry. Not known of one that a received snapshot brought.
     pub(crate) facts: BTreeMap<GroupId, BaseFacts>,
 }
@@ -62,6 +65,8 @@ impl LogRecord {
             }
             bytes.extend_from_slice(&facts.membership);
         }
+        bytes.extend_from_slice(&self.intact_from.segment.to_le_bytes());
+        bytes.extend_from_slice(&self.intact_from.offset.to_le_bytes());
         bytes
     }
 
@@ -93,6 +98,7 @@ impl LogRecord {
             }
             record.facts.insert(group, BaseFacts { time_ms, membership: Bytes::copy_from_slice(membership) });
         }
+        record.intact_from = rest.position()?;
         rest.0.is_empty().then_some(record)
     }
 

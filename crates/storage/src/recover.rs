@@ -4,12 +4,14 @@
 //! stored, or it refuses. What it finds to be superfluous is removed by `FileLog::start`, after
 //! everything that is kept has become durable in a segment of its own.
 
+mod behind;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, Term};
 
 use crate::frame::{Fault, Framed, GROUP_HEADER_LEN, GroupHeader, Position, Record, decode_body};
 use crate::fs::{Fs, FsFile, read_up_to, read_whole};
@@ -19,6 +21,8 @@ use crate::log_record::LogRecord;
 use crate::segment::{Alignment, SMALLEST_ALIGNMENT, SegmentHeader, file_name, is_zero, number_of};
 use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::{EntryHead, Identity, LogEntry, RecoveryReport, StorageError};
+
+pub(crate) use behind::{not_covered, recover_behind};
 
 /// Everything that was read.
 #[derive(Debug, Default)]
@@ -42,6 +46,8 @@ pub(crate) struct Recovered {
     /// Segment files that hold nothing that is needed.
     pub(crate) superfluous: Vec<u64>,
     pub(crate) report: RecoveryReport,
+    /// The damage that was passed over: `log.meta` must say so before anything else is done.
+    pub(crate) passed_over: Option<StorageError>,
 }
 
 /// A head behind which nothing is in doubt: everything up to `end` is known to be durable, and what may lie behind
@@ -64,6 +70,10 @@ pub(crate) struct RecoveredGroup {
     pub(crate) entries: VecDeque<(EntryHead, Slot)>,
     pub(crate) memberships: BTreeMap<LogIndex, Bytes>,
     gap: Option<Gap>,
+    /// The lowest index that was read; zero: none.
+    lowest: LogIndex,
+    /// The term of the entry at `base`, if that was read.
+    at_base: Option<Term>,
 }
 
 /// A jump in the indexes. A later record may still supersede everything from there on: then the
@@ -76,32 +86,30 @@ struct Gap {
     offset: u64,
 }
 
-/// Reads all segments in `dir`.
-pub(crate) fn recover(
-    fs: &dyn Fs,
-    dir: &Path,
-    files: &SegmentFiles,
-    identity: &Identity,
-    record: &LogRecord,
-) -> Result<Recovered, StorageError> {
-    let mut scan = Scan {
-        dir,
-        handles: files,
-        identity,
-        record,
-        files: BTreeMap::new(),
-        pending: VecDeque::new(),
-        first_group_end: 0,
-    };
-    let names = fs.list(dir).map_err(io_error("list", dir))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+/// Where a log lies, and whose it is.
+pub(crate) struct Place<'a> {
+    pub(crate) fs: &'a dyn Fs,
+    pub(crate) dir: &'a Path,
+    pub(crate) files: &'a SegmentFiles,
+    pub(crate) identity: &'a Identity,
+}
+
+impl Place<'_> {
+    /// The numbers of all segment files, in their order.
+    fn numbers(&self) -> Result<Vec<u64>, StorageError> {
+        let names = self.fs.list(self.dir).map_err(io_error("list", self.dir))?;
+        Ok(names.iter().filter_map(|name| number_of(name)).collect())
+    }
+}
+
+/// Reads all segments.
+pub(crate) fn recover(place: &Place<'_>, record: &LogRecord) -> Result<Recovered, StorageError> {
+    let mut scan = Scan::new(place, record)?;
+    let numbers = place.numbers()?;
     let mut found = Recovered { last_epoch: record.epoch, ..Recovered::default() };
     found.last_number = numbers.last().copied().unwrap_or_default().max(record.opened);
     for (group, base) in &record.bases {
         found.groups.insert(*group, RecoveredGroup { base: *base, ..RecoveredGroup::default() });
-    }
-    for number in numbers.iter().copied().filter(|number| *number >= record.first) {
-        scan.files.insert(number, SegmentFile::new(number));
     }
     scan.check_length()?;
     let chain = scan.chain()?;
@@ -166,7 +174,21 @@ struct Group {
     end: usize,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    /// Over the segments that are not purged; nothing is read yet.
+    fn new(place: &Place<'a>, record: &'a LogRecord) -> Result<Self, StorageError> {
+        let kept = place.numbers()?.into_iter().filter(|number| *number >= record.first);
+        Ok(Self {
+            dir: place.dir,
+            handles: place.files,
+            identity: place.identity,
+            record,
+            files: kept.map(|number| (number, SegmentFile::new(number))).collect(),
+            pending: VecDeque::new(),
+            first_group_end: 0,
+        })
+    }
+
     /// The segments that make up the log, oldest first, each with the offset where it ends.
     ///
     /// Each segment's first group says, with its watermark, where the log stood when the segment
@@ -347,13 +369,20 @@ impl Scan<'_> {
         };
         found.last_epoch = found.last_epoch.max(segment.epoch);
         let stop = usize::try_from(extent.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-        let mut at = segment.alignment.bytes();
+        let begin = segment.alignment.bytes();
+        let mut at = begin;
+        if number == self.record.intact_from.segment {
+            // What lies before it is damaged, and held by a snapshot.
+            at = at.max(usize::try_from(self.record.intact_from.offset).unwrap_or(usize::MAX));
+        }
+        let begins = at == begin;
+        self.first_group_end = 0;
         let mut before: Option<(u64, u64)> = None;
         while at < stop {
             // A later open may go on in the segment, under a higher epoch.
             let follows = |header: &GroupHeader| match before {
                 Some((sequence, epoch)) => header.sequence == sequence + 1 && header.epoch >= epoch,
-                None => header.epoch == segment.epoch,
+                None => header.epoch == segment.epoch || !begins,
             };
             let group = match self.group_at(number, &segment, &content, at)? {
                 Ok(group) if follows(&group.header) => group,
@@ -365,7 +394,7 @@ impl Scan<'_> {
             found.last_sequence = found.last_sequence.max(group.header.sequence);
             found.last_epoch = found.last_epoch.max(group.header.epoch);
             at = group.end;
-            if before.is_none() {
+            if before.is_none() && begins {
                 self.first_group_end = at as u64;
             }
             before = Some((group.header.sequence, group.header.epoch));
@@ -541,6 +570,7 @@ impl Scan<'_> {
 impl RecoveredGroup {
     fn put(&mut self, entry: &LogEntry, slot: Slot) {
         let index = entry.id.index;
+        self.lowest = if self.lowest == LogIndex::ZERO { index } else { self.lowest.min(index) };
         // What is read may end before the base: the last purged entries were in a group that is torn.
         let last = self.entries.back().map_or(self.base.index, |(last, _)| last.id.index);
         let next = last.max(self.base.index).next();
@@ -561,6 +591,8 @@ impl RecoveredGroup {
     fn forget_purged(&mut self) {
         let base = self.base.index;
         let purged = self.entries.partition_point(|(head, _)| head.id.index <= base);
+        let last_purged = purged.checked_sub(1).and_then(|last| self.entries.get(last));
+        self.at_base = last_purged.filter(|(head, _)| head.id.index == base).map(|(head, _)| head.id.term);
         self.entries.drain(..purged);
         self.memberships = self.memberships.split_off(&base.next());
     }

@@ -195,6 +195,11 @@ impl FileLog {
         mut recovered: Recovered,
     ) -> Result<Self, StorageError> {
         record.epoch = recovered.last_epoch + 1;
+        let mut parts = parts;
+        if recovered.passed_over.is_some() {
+            // From here on the damage is no part of the log; until then nothing was changed.
+            parts.meta.store(&record)?;
+        }
         let FileStorageOptions { spare_segments, segment_bytes, reserve_bytes, .. } = parts.options;
         let spares = Spares::new(spare_segments, segment_bytes, reserve_bytes);
         let rested = recovered.rested.and_then(|rested| {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use d_engine_core::{GroupId, LogId};
 
 use super::FileLog;
+use crate::frame::Position;
 use crate::index::{FileLogReader, GroupIndex};
 use crate::log_record::BaseFacts;
 use crate::{LogReader, LogSuffix, StorageError};
@@ -126,6 +127,9 @@ impl FileLog {
         self.record.first = self.record.first.max(oldest);
         let first = self.record.first;
         self.record.starts.retain(|_, start| start.segment >= first);
+        if self.record.intact_from.segment < first {
+            self.record.intact_from = Position::default();
+        }
         self.making_room(|log| log.store_record())?;
         let mut map = self.map.write();
         change(map.groups.entry(group).or_default());
