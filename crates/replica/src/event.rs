@@ -136,6 +136,17 @@ pub enum Event {
         /// The entries; may end before the range that was asked for.
         entries: Arc<[LogEntry]>,
     },
+    /// The log worker cannot read an entry for a follower: the log is damaged there.
+    LoadFailed {
+        /// The follower.
+        to: NodeId,
+        /// The job's token.
+        token: u64,
+        /// The entry.
+        at: LogIndex,
+        /// The damage.
+        reason: StopReason,
+    },
     /// The transport did not take an append of [`Jobs::send`]: there is no connection, or no room in the
     /// queue of its receiver. Appends before it to the same node are on their way.
     AppendNotSent {

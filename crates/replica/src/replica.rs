@@ -206,6 +206,12 @@ impl Replica {
                 self.snapshots.applied_to(applied);
             }
             Event::Loaded { to, token, entries } => self.on_loaded(now, wall_ms, (to, token), &entries, jobs),
+            Event::LoadFailed { to, token, at, reason } => {
+                if self.bears_damage(at, reason) {
+                    let none: Arc<[LogEntry]> = Arc::new([]);
+                    self.on_loaded(now, wall_ms, (to, token), &none, jobs);
+                }
+            }
             Event::AppendNotSent { to, term, prev } => {
                 self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
             }
@@ -336,7 +342,7 @@ impl Replica {
     }
 
     /// Stops for good: whoever waits is answered, nothing is done any more.
-    fn stop(&mut self, reason: StopReason) {
+    pub(crate) fn stop(&mut self, reason: StopReason) {
         self.proposals.lose_all();
         self.reads.lose_all(&ReadError::Stopped { reason: reason.clone() });
         self.loads.clear();

@@ -30,6 +30,8 @@ pub(crate) struct Snapshots {
     /// Something has changed since it was last looked how far the log may be purged.
     is_due: bool,
     is_purging: bool,
+    /// The highest entry known to be damaged in the log, and what was said of it.
+    damaged: Option<(LogIndex, StopReason)>,
 }
 
 struct Sending {
@@ -51,6 +53,11 @@ impl Snapshots {
         self.covered = self.covered.max(newest);
         self.oldest = self.oldest.max(oldest);
         self.is_due = true;
+    }
+
+    /// The damage that was found in the log while it was read for followers.
+    pub(crate) fn damage(&self) -> Option<&(LogIndex, StopReason)> {
+        self.damaged.as_ref()
     }
 
     /// The disk has become full, or has room again.
@@ -148,6 +155,23 @@ impl Replica {
         }
     }
 
+    /// An entry that a follower needs is damaged. If a snapshot of this node holds it, the log gives up everything up to
+    /// the snapshot's end, and the follower gets the snapshot; otherwise the node stops. Returns whether it goes on.
+    pub(crate) fn bears_damage(&mut self, at: LogIndex, reason: StopReason) -> bool {
+        if at > self.snapshots.covered.max(self.core.log().base.index) {
+            self.stop(reason);
+            return false;
+        }
+        tracing::error!(
+            node = %self.node(), %at, %reason,
+            "the log is damaged where a snapshot of this node holds what was there: the log is purged up to the snapshot, \
+             and followers get that; look at this disk"
+        );
+        self.snapshots.damaged = Some((at, reason));
+        self.snapshots.is_due = true;
+        true
+    }
+
     /// Purges what a snapshot covers, but for a tail, and for what the oldest retained snapshot needs behind it as long
     /// as there is room. A follower that is being sent a snapshot goes on from its
     /// label: until it has that, or for so long as is bearable, everything stays that the log has room for.
@@ -159,7 +183,12 @@ impl Replica {
         if !self.snapshots.is_due || self.snapshots.is_purging {
             return;
         }
-        let (entries, bytes) = if self.snapshots.holds(now, self.config.purge_patience) {
+        let base = self.core.log().base.index;
+        let damaged = self.snapshots.damaged.as_ref().is_some_and(|(at, _)| *at > base);
+        let (entries, bytes) = if damaged {
+            // Nobody can read what lies before it.
+            (0, 0)
+        } else if self.snapshots.holds(now, self.config.purge_patience) {
             if now.since(self.snapshots.looked) < LOOK_AGAIN {
                 return;
             }
@@ -170,7 +199,7 @@ impl Replica {
         };
         self.snapshots.looked = now;
         let mut through = self.core.tail_behind(self.snapshots.covered, entries, bytes);
-        if !self.is_short_of_room() {
+        if !damaged && !self.is_short_of_room() {
             through = through.min(self.core.tail_behind(self.snapshots.oldest, 0, 0));
         }
         if through.index > self.core.log().base.index {

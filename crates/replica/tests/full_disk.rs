@@ -15,11 +15,15 @@ use d_engine_replica::{
 };
 use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Incarnation, LogEntry, Member, MemberRole,
-    Membership, OpenRequest, OpenedStorage, StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Identity, Incarnation, LogEntry, Member,
+    MemberRole, Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
 
 fn open(fs: &SimFs) -> OpenedStorage {
+    open_behind(fs, &mut |_| None)
+}
+
+fn open_behind(fs: &SimFs, covered: &mut dyn FnMut(&Identity) -> Option<LogId>) -> OpenedStorage {
     let member = Member {
         node: 1,
         peer_addr: "127.0.0.1:1".to_owned(),
@@ -37,7 +41,7 @@ fn open(fs: &SimFs) -> OpenedStorage {
     };
     let options = FileStorageOptions { segment_bytes: 256 << 10, ..FileStorageOptions::default() };
     let fs: Arc<dyn Fs> = Arc::new(fs.clone());
-    FileStorageEngine::new("/data", options, fs).open(&request).unwrap()
+    FileStorageEngine::new("/data", options, fs).open_behind(&request, covered).unwrap()
 }
 
 fn state(term: u64, vote: u64, commit: u64) -> Option<HardState> {
@@ -172,4 +176,30 @@ fn now<T>(future: impl Future<Output = T>) -> T {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("the future waits for something"),
     }
+}
+
+/// The loader says which entry has rotted; a purge up to it needs no more than what the snapshot knows.
+#[test]
+fn a_rotten_entry_is_named_and_can_be_purged() {
+    let fs = SimFs::new();
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    for index in 1..=9 {
+        worker.persist(&[job(index, state(1, 1, 0), vec![entry(index)])]).unwrap();
+    }
+    let path = std::path::Path::new("/data/log/00000000000000000001.seg");
+    // Each group has three blocks; the first one of the segment has one, behind the header.
+    assert!(fs.flip_bit(path, 4096 * (2 + 3 * 4) + 5_000, 1));
+    let (first, last) = (LogIndex::new(1), LogIndex::new(9));
+    let load = LoadJob { to: NodeId::new(2).unwrap(), token: 1, first, last, max_bytes: usize::MAX };
+    let Event::LoadFailed { at, reason, .. } = worker.loader().load(&load).unwrap() else {
+        panic!("it was read")
+    };
+    assert_eq!(at, LogIndex::new(5));
+    assert!(reason.to_string().contains("damaged"), "{reason}");
+    worker.purge(LogId::new(Term::new(1), at)).unwrap().unwrap();
+    drop(worker);
+    // The damaged group is still there; a start needs the snapshot for it, too.
+    let opened = open_behind(&fs, &mut |_| Some(LogId::new(Term::new(1), at)));
+    assert_eq!((opened.recovered.base.index, opened.recovered.base_time_ms), (at, None));
+    assert_eq!(opened.recovered.entries.len(), 4);
 }

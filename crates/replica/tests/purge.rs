@@ -154,3 +154,33 @@ fn on_a_full_disk_the_log_is_purged_to_the_newest_snapshot() {
     });
     assert_eq!(purge.map(|through| through.index.get()), Some(9));
 }
+
+fn load_failed(at: u64) -> Event {
+    let reason = d_engine_replica::StopReason::new("segment 1 is damaged at offset 512");
+    Event::LoadFailed { to: n(3), token: 99, at: LogIndex::new(at), reason }
+}
+
+/// A follower needs an entry that has rotted on the leader's disk. The leader's snapshot holds it: the follower gets that,
+/// also while the log would be held for another one.
+#[test]
+fn a_damaged_entry_that_a_snapshot_holds_leads_to_a_purge_and_not_to_a_stop() {
+    let config = ReplicaConfig { tail_entries: 100, tail_bytes: u64::MAX, ..ReplicaConfig::default() };
+    let mut node = leads(config);
+    assert_eq!(covers_from(&mut node, 8, 3), None, "the tail stays");
+    let purge = node.handle(load_failed(5)).purge.unwrap();
+    assert_eq!(purge.index.get(), 8);
+    node.handle(Event::Purged(purge));
+    assert!(asks_for_a_snapshot(&mut node));
+    let alarms = node.replica.status().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.contains("damaged at entry 5")), "{alarms:?}");
+    // Found again by a read that was under way.
+    assert!(node.handle(load_failed(5)).purge.is_none());
+}
+
+#[test]
+fn a_damaged_entry_that_no_snapshot_holds_stops_the_leader() {
+    let mut node = leads(ReplicaConfig::default());
+    covers_from(&mut node, 8, 3);
+    node.handle(load_failed(9));
+    assert!(node.replica.next_deadline().is_none(), "it has stopped");
+}

@@ -96,7 +96,11 @@ impl FileLog {
     /// begins behind a received snapshot that alone knows the members.
     fn facts_at(&self, group: GroupId, through: LogId) -> Result<Option<BaseFacts>, StorageError> {
         let reader = FileLogReader { map: Arc::clone(&self.map), files: Arc::clone(&self.parts.files) };
-        let entry = reader.read(group, through.index, through.index, 0)?;
+        let entry = match reader.read(group, through.index, through.index, 0) {
+            // A snapshot holds what is purged, and its header says the same.
+            Err(StorageError::Damaged { .. }) => return Ok(None),
+            read => read?,
+        };
         let time_ms = entry.first().map_or(0, |entry| entry.time_ms);
         let in_log = self.memberships.get(&group);
         let in_log = in_log.and_then(|known| known.range(..=through.index).next_back());
