@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::{Cluster, PATIENCE, run, wait_until};
 
 /// The log keeps nothing behind a snapshot.
-const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\n";
+const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\nretained = 1\n";
 
 /// Imports records with values of a thousand bytes each; returns the file.
 fn import(cluster: &Cluster, endpoints: &str, records: usize) -> String {

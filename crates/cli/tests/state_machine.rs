@@ -8,7 +8,7 @@ use std::fs;
 use support::{Cluster, PATIENCE, run, wait_until};
 
 /// The log keeps nothing behind a snapshot.
-const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\n";
+const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\nretained = 1\n";
 
 fn put(cluster: &Cluster, key: &str, value: &str) {
     let put = run(&["put", "--endpoints", &cluster.endpoints(), key, value]);

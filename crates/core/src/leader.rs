@@ -375,12 +375,12 @@ impl RaftCore {
         let last_resort = self.config.election_timeout_max.times(LAST_RESORT_TIMEOUTS);
         let last_index = self.log.last_index();
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        if round > leader.reads.last_round() || received > last_index || stored > last_index {
+            return Err(Rejected::OutOfRange);
+        }
         if round == 0 {
             // To a heartbeat of an earlier term: it says nothing but the term.
             return Ok(());
-        }
-        if round > leader.reads.last_round() || received > last_index || stored > last_index {
-            return Err(Rejected::OutOfRange);
         }
         let Some(progress) = leader.followers.get_mut(&from) else { return Ok(()) };
         progress.last_contact = now;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::vec::IntoIter;
 
 use d_engine_core::{GroupId, Instant, LogId as CoreLogId, LogIndex, NodeId};
-use d_engine_storage::LogReader;
 use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
+use d_engine_storage::{LogReader, StorageError};
 
 use crate::event::{ApplyJob, ApplySource, Event, ProposeResponder};
 use crate::snapshot_build::SnapshotTask;
@@ -29,13 +29,23 @@ pub struct ApplyWorker {
     told: Option<Hold>,
     /// The snapshot whose files wait to be handed to the state machine.
     unpacked: Option<CoreLogId>,
+    /// Lets some time pass before a read is made again.
+    pause: fn(),
 }
 
 impl ApplyWorker {
     /// A worker over an opened state machine and the log it is fed from.
     #[must_use]
     pub fn new(handler: StateMachineHandler, reader: Arc<dyn LogReader>, group: GroupId) -> Self {
-        Self { handler, reader, group, node: 0, snapshots: None, building: None, told: None, unpacked: None }
+        let (snapshots, building, told, unpacked) = (None, None, None, None);
+        Self { handler, reader, group, node: 0, snapshots, building, told, unpacked, pause: || {} }
+    }
+
+    /// The same worker, which calls `pause` before it reads again what could not be read for want of file handles.
+    #[must_use]
+    pub fn pausing(mut self, pause: fn()) -> Self {
+        self.pause = pause;
+        self
     }
 
     /// The same worker, taking snapshots into `store` and installing those that are received there. `node` is
@@ -94,10 +104,17 @@ impl ApplyWorker {
         responders: &mut Peekable<IntoIter<(LogIndex, ProposeResponder)>>,
     ) -> Result<(), StopReason> {
         while first <= last {
-            let entries = self
-                .reader
-                .read(self.group, first, last, READ_BYTES_MAX)
-                .map_err(|error| StopReason::new(format_args!("reading entries to apply: {error}")))?;
+            let entries = match self.reader.read(self.group, first, last, READ_BYTES_MAX) {
+                // There is no file handle left. Nothing is lost, and others may close theirs.
+                Err(error @ StorageError::NoRoom { .. }) => {
+                    tracing::warn!(%error, "applying waits");
+                    (self.pause)();
+                    continue;
+                }
+                read => {
+                    read.map_err(|error| StopReason::new(format_args!("reading entries to apply: {error}")))?
+                }
+            };
             let Some(end) = entries.last().map(|entry| entry.id.index) else {
                 return Err(StopReason::new(format_args!("the log gave no entry at index {first}")));
             };
@@ -184,7 +201,8 @@ impl ApplyWorker {
         self.handler.is_building()
     }
 
-    /// What has become of a snapshot that was begun. Returns the event for the replica.
+    /// What has become of a snapshot that was begun. Returns the event for the replica, if the log may be purged behind
+    /// a snapshot.
     ///
     /// # Errors
     /// The node must stop with the reason.
@@ -197,7 +215,11 @@ impl ApplyWorker {
                 let kept = self.handler.keep_snapshot(&info);
                 self.hold_told();
                 self.building = None;
-                kept
+                // None if no node would take it, or the state machine had no room to note it: then nothing is
+                // purged behind it.
+                let kept =
+                    if kept? { self.snapshots.as_ref().and_then(SnapshotStore::coverage) } else { None };
+                Ok(kept.map(Event::SnapshotKept))
             }
             Err(reason) => {
                 tracing::warn!(%reason, "a snapshot was given up");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, Term};
-use d_engine_storage::snapshot::Hold;
+use d_engine_storage::snapshot::{Coverage, Hold};
 use d_engine_storage::{Incarnation, LogEntry, LogSuffix, Membership};
 
 use crate::{InstallError, LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
@@ -136,6 +136,17 @@ pub enum Event {
         /// The entries; may end before the range that was asked for.
         entries: Arc<[LogEntry]>,
     },
+    /// The log worker cannot read an entry for a follower: the log is damaged there.
+    LoadFailed {
+        /// The follower.
+        to: NodeId,
+        /// The job's token.
+        token: u64,
+        /// The entry.
+        at: LogIndex,
+        /// The damage.
+        reason: StopReason,
+    },
     /// The transport did not take an append of [`Jobs::send`]: there is no connection, or no room in the
     /// queue of its receiver. Appends before it to the same node are on their way.
     AppendNotSent {
@@ -162,9 +173,9 @@ pub enum Event {
         /// No snapshot here could be sent: a new one is due.
         none_usable: bool,
     },
-    /// This node has a new snapshot, verified and durable; the state machine knows of it and, if it keeps its
+    /// This node has a new snapshot, verified and durable, that other nodes take; the state machine knows of it and, if it keeps its
     /// own state, has flushed everything up to there.
-    SnapshotKept(LogId),
+    SnapshotKept(Coverage),
     /// Apply pauses on purpose, for a snapshot of a machine that has no view, or goes on: meanwhile the
     /// state machine is not taken to hang.
     ApplyPaused(bool),

@@ -101,6 +101,7 @@ impl Replica {
         let short = self.is_short_of_room();
         if short != self.was_short_of_room {
             self.was_short_of_room = short;
+            self.snapshots.look_again();
             self.step(now, wall_ms, Input::ShortOfRoom(short), Payload::None, jobs);
             let free = self.log_disk().free_bytes;
             if short {
@@ -165,6 +166,12 @@ impl Replica {
             alarms.push(format!(
                 "node {} no longer has entries that it had acknowledged: its data directory was rolled back or damaged",
                 follower.node
+            ));
+        }
+        if let Some((at, reason)) = self.snapshots.damage() {
+            alarms.push(format!(
+                "the log was damaged at entry {at} ({reason}); a snapshot of this node holds what was there, and the log was \
+                 purged up to it; look at this disk"
             ));
         }
         alarms.extend(self.contradiction().map(str::to_owned));

@@ -253,16 +253,40 @@ pub struct LogLoader {
 
 impl LogLoader {
     /// Reads entries for a follower that is behind. Entries that another leader has superseded since
-    /// they were asked for are no longer there: then none are returned, and the replica drops the plan.
+    /// they were asked for are no longer there, or there is no file handle to read them with: then none are
+    /// returned, and the replica drops the plan.
+    ///
+    /// An entry that no longer verifies is an [`Event::LoadFailed`]: the replica decides.
     ///
     /// # Errors
-    /// An entry that cannot be read back stops the node: its log is damaged.
+    /// The disk cannot be read: the node must stop.
     pub fn load(&self, job: &LoadJob) -> Result<Event, StopReason> {
         let entries = match self.reader.read(self.group, job.first, job.last, job.max_bytes) {
             Ok(entries) => entries,
-            Err(StorageError::Order(_)) => Vec::new(),
+            Err(StorageError::Order(_) | StorageError::NoRoom { .. }) => Vec::new(),
+            Err(damage @ StorageError::Damaged { .. }) => {
+                let at = self.last_damaged(job);
+                return Ok(Event::LoadFailed {
+                    to: job.to,
+                    token: job.token,
+                    at,
+                    reason: StopReason::new(damage),
+                });
+            }
             Err(error) => return Err(StopReason::new(error)),
         };
         Ok(Event::Loaded { to: job.to, token: job.token, entries: entries.into() })
+    }
+
+    /// The last entry of the job that no longer verifies: a snapshot that reaches there helps.
+    fn last_damaged(&self, job: &LoadJob) -> LogIndex {
+        let mut index = job.last;
+        while index > job.first {
+            match self.reader.read(self.group, index, index, 0) {
+                Err(StorageError::Damaged { .. }) => return index,
+                _ => index = index.previous(),
+            }
+        }
+        job.first
     }
 }

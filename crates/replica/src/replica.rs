@@ -111,7 +111,7 @@ impl Replica {
         });
         let applied = footing.applied;
         let mut snapshots = Snapshots::default();
-        snapshots.covers(footing.covered);
+        snapshots.covers(footing.covered, footing.oldest);
         let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
         // What the state machine holds already is applied: it may be purged. The answer says how far it may go on.
         let mut effects = Effects::default();
@@ -216,6 +216,12 @@ impl Replica {
                 self.snapshots.applied_to(applied);
             }
             Event::Loaded { to, token, entries } => self.on_loaded(now, wall_ms, (to, token), &entries, jobs),
+            Event::LoadFailed { to, token, at, reason } => {
+                if self.bears_damage(at, reason) {
+                    let none: Arc<[LogEntry]> = Arc::new([]);
+                    self.on_loaded(now, wall_ms, (to, token), &none, jobs);
+                }
+            }
             Event::AppendNotSent { to, term, prev } => {
                 self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
             }
@@ -227,7 +233,7 @@ impl Replica {
                 jobs.snapshot_due |= none_usable;
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }
-            Event::SnapshotKept(label) => self.snapshots.covers(LogIndex::new(label.index)),
+            Event::SnapshotKept(kept) => self.snapshots.covers(kept.newest.index, kept.oldest.index),
             Event::ApplyPaused(paused) => self.on_apply_paused(now, wall_ms, paused, jobs),
             Event::Purged(through) => {
                 self.snapshots.purged();
@@ -358,7 +364,7 @@ impl Replica {
     }
 
     /// Stops for good: whoever waits is answered, nothing is done any more.
-    fn stop(&mut self, reason: StopReason) {
+    pub(crate) fn stop(&mut self, reason: StopReason) {
         self.proposals.lose_all();
         self.reads.lose_all(&ReadError::Stopped { reason: reason.clone() });
         self.loads.clear();

@@ -36,6 +36,20 @@ pub struct Footing {
     pub time_ms: u64,
     /// Up to here a snapshot of this node reaches that was read whole at this start.
     pub covered: LogIndex,
+    /// Up to here the oldest of the retained ones reaches that is not known to be damaged.
+    pub oldest: LogIndex,
+}
+
+impl Footing {
+    /// The log is purged behind what other nodes take, and no further than the oldest snapshot that is retained.
+    fn limit_to(&mut self, snapshots: &SnapshotStore) {
+        let coverage = snapshots.coverage();
+        let (newest, oldest) = coverage.map_or((LogIndex::ZERO, LogIndex::ZERO), |coverage| {
+            (coverage.newest.index, coverage.oldest.index)
+        });
+        self.covered = self.covered.min(newest);
+        self.oldest = self.covered.min(oldest);
+    }
 }
 
 /// What a node starts from.
@@ -69,7 +83,8 @@ impl StateMachineHandler {
             Ok(()) => start.bring_up(machine.as_ref()).await,
             Err(reason) => Err(reason),
         };
-        let opened = opened.and_then(|(applied, footing)| {
+        let opened = opened.and_then(|(applied, mut footing)| {
+            footing.limit_to(start.snapshots);
             let mut handler = Self::new(machine.clone(), policy, applied);
             handler.learn_newest(&start).map(|()| (handler, footing))
         });
@@ -259,7 +274,13 @@ impl Start<'_> {
         done("persist_last_snapshot_metadata", machine.persist_last_snapshot_metadata(&meta))?;
         let facts = &info.header.facts;
         let membership = Some(facts.membership.clone());
-        Ok(Footing { applied: label.index, membership, time_ms: facts.time_ms, covered: label.index })
+        Ok(Footing {
+            applied: label.index,
+            membership,
+            time_ms: facts.time_ms,
+            covered: label.index,
+            oldest: label.index,
+        })
     }
 
     /// The second half of an install that a crash has cut short. The term of the snapshot's last entry is at

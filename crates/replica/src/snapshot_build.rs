@@ -12,7 +12,7 @@ use d_engine_storage::snapshot::{Pace, SnapshotFacts, SnapshotInfo, SnapshotStor
 use crate::restore::metadata_of;
 use crate::snapshot_policy::SnapshotContext;
 use crate::state_machine_handler::failed;
-use crate::{Event, LogId, SnapshotView, StateMachineHandler, StopReason};
+use crate::{LogId, SnapshotView, StateMachineHandler, StopReason};
 
 /// Bytes of the log that an entry takes beside its payload, about.
 const ENVELOPE_BYTES: u64 = 32;
@@ -275,27 +275,27 @@ impl StateMachineHandler {
         }
     }
 
-    /// A snapshot is durable: the machine is told, and stores what the log will no longer have. Without an event, nothing
-    /// may be purged behind it.
+    /// A snapshot is durable: the machine is told, and stores what the log will no longer have. Returns whether it
+    /// could; otherwise nothing may be purged behind it.
     ///
     /// # Errors
     /// The node must stop with the reason.
-    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<Option<Event>, StopReason> {
+    pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<bool, StopReason> {
         self.due.kept();
         self.snapshot_bytes = info.len;
         // A leader's snapshot that goes further may have been installed meanwhile.
         if info.label().index.get() > self.snapshot.index {
             self.flush_before_telling()?;
             if !self.tell_of(&metadata_of(info))? {
-                return Ok(None);
+                return Ok(false);
             }
         }
         self.persist_applied()?;
         if cfg!(mutant = "purge-before-flush") {
-            return Ok(Some(Event::SnapshotKept(LogId::from(info.label()))));
+            return Ok(true);
         }
         self.machine.flush().map_err(|error| failed("flush", &error))?;
-        Ok(Some(Event::SnapshotKept(LogId::from(info.label()))))
+        Ok(true)
     }
 
     /// A snapshot was given up.

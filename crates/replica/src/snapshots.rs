@@ -25,9 +25,13 @@ pub(crate) struct Snapshots {
     looked: Instant,
     /// Up to here this node's newest snapshot reaches, verified and durable.
     covered: LogIndex,
+    /// Up to here the oldest one reaches that is retained: with the log behind it, it is as good as the newest.
+    oldest: LogIndex,
     /// Something has changed since it was last looked how far the log may be purged.
     is_due: bool,
     is_purging: bool,
+    /// The highest entry known to be damaged in the log, and what was said of it.
+    damaged: Option<(LogIndex, StopReason)>,
 }
 
 struct Sending {
@@ -44,9 +48,20 @@ struct Installing {
 }
 
 impl Snapshots {
-    /// This node has a snapshot up to `label`.
-    pub(crate) fn covers(&mut self, label: LogIndex) {
-        self.covered = self.covered.max(label);
+    /// This node has a snapshot up to `newest`, and retains others from `oldest` on.
+    pub(crate) fn covers(&mut self, newest: LogIndex, oldest: LogIndex) {
+        self.covered = self.covered.max(newest);
+        self.oldest = self.oldest.max(oldest);
+        self.is_due = true;
+    }
+
+    /// The damage that was found in the log while it was read for followers.
+    pub(crate) fn damage(&self) -> Option<&(LogIndex, StopReason)> {
+        self.damaged.as_ref()
+    }
+
+    /// The disk has become full, or has room again.
+    pub(crate) fn look_again(&mut self) {
         self.is_due = true;
     }
 
@@ -96,7 +111,8 @@ impl Snapshots {
     /// The state machine holds everything up to `index`: only now a snapshot counts as installed.
     pub(crate) fn applied_to(&mut self, index: LogIndex) {
         if let Some(installed) = self.installing.take_if(|it| it.last <= index) {
-            self.covers(installed.last);
+            // The log begins behind it: an older one would be of no use.
+            self.covers(installed.last, installed.last);
             (installed.responder)(Ok(()));
         }
     }
@@ -139,7 +155,25 @@ impl Replica {
         }
     }
 
-    /// Purges what a snapshot covers, but for a tail. A follower that is being sent a snapshot goes on from its
+    /// An entry that a follower needs is damaged. If a snapshot of this node holds it, the log gives up everything up to
+    /// the snapshot's end, and the follower gets the snapshot; otherwise the node stops. Returns whether it goes on.
+    pub(crate) fn bears_damage(&mut self, at: LogIndex, reason: StopReason) -> bool {
+        if at > self.snapshots.covered.max(self.core.log().base.index) {
+            self.stop(reason);
+            return false;
+        }
+        tracing::error!(
+            node = %self.node(), %at, %reason,
+            "the log is damaged where a snapshot of this node holds what was there: the log is purged up to the snapshot, \
+             and followers get that; look at this disk"
+        );
+        self.snapshots.damaged = Some((at, reason));
+        self.snapshots.is_due = true;
+        true
+    }
+
+    /// Purges what a snapshot covers, but for a tail, and for what the oldest retained snapshot needs behind it as long
+    /// as there is room. A follower that is being sent a snapshot goes on from its
     /// label: until it has that, or for so long as is bearable, everything stays that the log has room for.
     pub(crate) fn maybe_purge(&mut self, now: Instant, jobs: &mut Jobs) {
         // A transfer may be cut when only its last word is missing, or because the follower has caught up by itself.
@@ -149,7 +183,12 @@ impl Replica {
         if !self.snapshots.is_due || self.snapshots.is_purging {
             return;
         }
-        let (entries, bytes) = if self.snapshots.holds(now, self.config.purge_patience) {
+        let base = self.core.log().base.index;
+        let damaged = self.snapshots.damaged.as_ref().is_some_and(|(at, _)| *at > base);
+        let (entries, bytes) = if damaged {
+            // Nobody can read what lies before it.
+            (0, 0)
+        } else if self.snapshots.holds(now, self.config.purge_patience) {
             if now.since(self.snapshots.looked) < LOOK_AGAIN {
                 return;
             }
@@ -159,7 +198,10 @@ impl Replica {
             (self.config.tail_entries, self.config.tail_bytes)
         };
         self.snapshots.looked = now;
-        let through = self.core.tail_behind(self.snapshots.covered, entries, bytes);
+        let mut through = self.core.tail_behind(self.snapshots.covered, entries, bytes);
+        if !damaged && !self.is_short_of_room() {
+            through = through.min(self.core.tail_behind(self.snapshots.oldest, 0, 0));
+        }
         if through.index > self.core.log().base.index {
             self.snapshots.is_purging = true;
             jobs.purge = Some(through);

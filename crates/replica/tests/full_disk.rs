@@ -1,17 +1,29 @@
 //! A node whose log has no room: entries wait, terms and votes do not, and it goes on by itself.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
+mod recording;
+
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId, PersistId, Term};
-use d_engine_replica::{Event, LogDisk, LogWorker, PersistJob};
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_replica::{
+    ApplyJob, ApplySource, ApplyWorker, Event, LoadJob, LogDisk, LogWorker, Never, PersistJob,
+    StateMachineHandler,
+};
+use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry, Member, MemberRole,
-    Membership, OpenRequest, OpenedStorage, StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Identity, Incarnation, LogEntry, Member,
+    MemberRole, Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
 
 fn open(fs: &SimFs) -> OpenedStorage {
+    open_behind(fs, &mut |_| None)
+}
+
+fn open_behind(fs: &SimFs, covered: &mut dyn FnMut(&Identity) -> Option<LogId>) -> OpenedStorage {
     let member = Member {
         node: 1,
         peer_addr: "127.0.0.1:1".to_owned(),
@@ -29,7 +41,7 @@ fn open(fs: &SimFs) -> OpenedStorage {
     };
     let options = FileStorageOptions { segment_bytes: 256 << 10, ..FileStorageOptions::default() };
     let fs: Arc<dyn Fs> = Arc::new(fs.clone());
-    FileStorageEngine::new("/data", options, fs).open(&request).unwrap()
+    FileStorageEngine::new("/data", options, fs).open_behind(&request, covered).unwrap()
 }
 
 fn state(term: u64, vote: u64, commit: u64) -> Option<HardState> {
@@ -160,4 +172,77 @@ fn a_longer_promise_is_stored_while_entries_wait() {
     let promised = state(1, 1, 0).map(|state| HardState { stickiness: promise, ..state });
     worker.persist(&[job(id + 1, promised, vec![])]).unwrap();
     assert_eq!(told(&worker.events()).0, [id + 1]);
+}
+
+/// The process has no file handle left when a follower, or the state machine, needs what lies in old segments: the
+/// follower's entries are asked for again later, and applying waits.
+#[test]
+fn a_read_without_a_file_handle_is_made_again() {
+    let fs = SimFs::new();
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    for index in 1..=600 {
+        worker.persist(&[job(index, state(1, 1, 0), vec![entry(index)])]).unwrap();
+    }
+    assert!(worker.stats().segments > 16, "{:?}", worker.stats());
+    let loader = worker.loader();
+    let (first, last) = (LogIndex::new(1), LogIndex::new(600));
+    let load = LoadJob { to: NodeId::new(2).unwrap(), token: 1, first, last: first, max_bytes: 1 };
+    let loaded = |event: Event| match event {
+        Event::Loaded { entries, .. } => entries.len(),
+        _ => panic!("another event"),
+    };
+    let no_handle = |times| (1..=times).for_each(|nth| fs.fail(FsOp::Open, nth, Failure::TooManyFiles));
+    // Sixteen are open, and closed one by one.
+    no_handle(17);
+    assert_eq!(loaded(loader.load(&load).unwrap()), 0);
+    no_handle(1);
+    assert_eq!(loaded(loader.load(&LoadJob { first: last, last, ..load }).unwrap()), 0);
+
+    let machine = Arc::new(recording::Recording::default());
+    let mut ground = recording::Ground::new();
+    let opened = StateMachineHandler::open(machine.clone(), Arc::new(Never), ground.start());
+    let (handler, _) = now(opened).unwrap();
+    let mut apply = ApplyWorker::new(handler, worker_reader(&fs, worker), GroupId::FIRST);
+    let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new() };
+    no_handle(20);
+    now(apply.run(job)).unwrap();
+    assert_eq!(apply.handler().applied().index, 600);
+}
+
+fn worker_reader(fs: &SimFs, worker: LogWorker) -> Arc<dyn d_engine_storage::LogReader> {
+    drop(worker);
+    open(fs).log.reader()
+}
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("the future waits for something"),
+    }
+}
+
+/// The loader says which entry has rotted; a purge up to it needs no more than what the snapshot knows.
+#[test]
+fn a_rotten_entry_is_named_and_can_be_purged() {
+    let fs = SimFs::new();
+    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
+    for index in 1..=9 {
+        worker.persist(&[job(index, state(1, 1, 0), vec![entry(index)])]).unwrap();
+    }
+    let path = std::path::Path::new("/data/log/00000000000000000001.seg");
+    // Each group has three blocks; the first one of the segment has one, behind the header.
+    assert!(fs.flip_bit(path, 4096 * (2 + 3 * 4) + 5_000, 1));
+    let (first, last) = (LogIndex::new(1), LogIndex::new(9));
+    let load = LoadJob { to: NodeId::new(2).unwrap(), token: 1, first, last, max_bytes: usize::MAX };
+    let Event::LoadFailed { at, reason, .. } = worker.loader().load(&load).unwrap() else {
+        panic!("it was read")
+    };
+    assert_eq!(at, LogIndex::new(5));
+    assert!(reason.to_string().contains("damaged"), "{reason}");
+    worker.purge(LogId::new(Term::new(1), at)).unwrap().unwrap();
+    drop(worker);
+    // The damaged group is still there; a start needs the snapshot for it, too.
+    let opened = open_behind(&fs, &mut |_| Some(LogId::new(Term::new(1), at)));
+    assert_eq!((opened.recovered.base.index, opened.recovered.base_time_ms), (at, None));
+    assert_eq!(opened.recovered.entries.len(), 4);
 }

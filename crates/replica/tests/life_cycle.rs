@@ -12,7 +12,8 @@ use d_engine_replica::{
     AfterEntries, AfterTime, ApplyJob, ApplySource, Event, Never, ReceiverStep, SendLimits, SnapshotContext,
     SnapshotPolicy, SnapshotReceiver, SnapshotSender,
 };
-use d_engine_storage::snapshot::FullSpeed;
+use d_engine_storage::RealFs;
+use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
 use recording::node::{Node, leader_with_snapshot, now, send};
 use recording::{Calls, Ground, Manner, Recording, at};
 
@@ -41,7 +42,7 @@ fn the_calls_come_in_the_order_of_the_life_cycle_diagram() {
     node.commit(3, 4);
     let task = now(node.worker.begin_snapshot(false)).unwrap().unwrap();
     let kept = node.worker.end_snapshot(task.build(&node.ground.store, &mut FullSpeed)).unwrap();
-    assert!(matches!(kept, Some(Event::SnapshotKept(label)) if label == at(1, 4)));
+    assert!(matches!(kept, Some(Event::SnapshotKept(kept)) if kept.newest == at(1, 4).into()));
     // Install a leader's snapshot.
     send(&leader, &received, &node.ground.store);
     node.install(at(1, 9)).unwrap();
@@ -142,7 +143,7 @@ fn while_one_is_built_no_other_is_begun_and_a_failure_is_followed_by_a_pause() {
     // The policy would say yes. It is the worker's clock that counts: the leader's may say anything.
     node.worker.at(d_engine_core::Instant::from_nanos(999_999_999));
     let mut far = recording::node::command(3);
-    far.time_ms = u64::MAX;
+    far.time_ms = d_engine_core::MAX_ACCEPTED_TIME_MS;
     recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
     let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
     now(node.worker.run(job)).unwrap();
@@ -296,7 +297,7 @@ fn the_time_between_snapshots_is_that_of_the_nodes_own_clock() {
     let at_second = |second: u64| d_engine_core::Instant::from_nanos(second * 1_000_000_000);
     node.worker.at(at_second(1_000));
     let mut far = recording::node::command(1);
-    far.time_ms = u64::MAX;
+    far.time_ms = d_engine_core::MAX_ACCEPTED_TIME_MS;
     recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
     let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
     now(node.worker.run(job)).unwrap();
@@ -306,4 +307,36 @@ fn the_time_between_snapshots_is_that_of_the_nodes_own_clock() {
     node.worker.at(at_second(1_060));
     node.worker.at(at_second(1_000));
     assert!(now(node.worker.begin_snapshot(false)).unwrap().is_some(), "the clock does not go back");
+}
+
+/// A snapshot that no node takes serves this one, and nothing is purged behind it: neither now nor after a restart.
+#[test]
+fn a_snapshot_that_no_node_takes_is_kept_and_nothing_is_purged_behind_it() {
+    let mut ground = Ground::new();
+    let options = SnapshotOptions {
+        max_bytes: 100,
+        reserve_bytes: 0,
+        ..SnapshotOptions::new(ground.opened.identity.cluster, ground.opened.identity.group)
+    };
+    let dir = ground.dir.path().join("data/snapshots");
+    let limited = || SnapshotStore::open(Arc::new(RealFs::new()), &dir, options.clone()).unwrap().0;
+    ground.store = limited();
+    let mut node = Node::start(ground, Recording::default(), AfterEntries(3)).unwrap();
+    node.commit(1, 4);
+    let task = now(node.worker.begin_snapshot(false)).unwrap().unwrap();
+    let kept = node.worker.end_snapshot(task.build(&node.ground.store, &mut FullSpeed)).unwrap();
+    assert!(kept.is_none());
+    assert_eq!(node.machine.calls.count("update_last_snapshot_metadata 4"), 1, "the machine knows of it");
+    let mut ground = again(node);
+    ground.store = limited();
+    let node = Node::start(ground, Recording::default(), Never).unwrap();
+    assert_eq!((node.footing.applied.get(), node.footing.covered.get()), (4, 0));
+    let node = Node::start(again(node), Recording::default(), Never).unwrap();
+    assert_eq!((node.footing.applied.get(), node.footing.covered.get()), (4, 4), "with a higher limit");
+}
+
+fn again(node: Node) -> Ground {
+    let Node { ground, worker, .. } = node;
+    drop(worker);
+    ground.again()
 }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use d_engine_core::{AppendOutcome, LogIndex, Term};
 use d_engine_replica::{Event, LogId, PeerMessage, ReplicaConfig};
+use d_engine_storage::snapshot::Coverage;
 use leader::{Answers, Node, n};
 
 /// Commands that the leader has applied before anything is purged.
 const COMMANDS: u64 = 9;
 
-/// A leader of three whose log begins after entry 5. Node 3 is at entry 1 and is being sent a snapshot.
-fn sends() -> Node {
-    let config = ReplicaConfig { tail_entries: 0, tail_bytes: 0, ..ReplicaConfig::default() };
+/// A leader of three that has applied all its commands. Node 3 is at entry 1.
+fn leads(config: ReplicaConfig) -> Node {
     let mut node = Node::with(3, config);
     node.lead();
     for number in 0..COMMANDS {
@@ -24,6 +24,13 @@ fn sends() -> Node {
     stores(&mut node, 2, COMMANDS + 1);
     let applied = LogId { term: 1, index: COMMANDS + 1 };
     node.handle(Event::Applied { through: applied, next_expiry_ms: None });
+    node
+}
+
+/// A leader of three whose log begins after entry 5. Node 3 is at entry 1 and is being sent a snapshot.
+fn sends() -> Node {
+    let config = ReplicaConfig { tail_entries: 0, tail_bytes: 0, ..ReplicaConfig::default() };
+    let mut node = leads(config);
     assert_eq!(covers(&mut node, 5), Some(5));
     assert!(asks_for_a_snapshot(&mut node));
     assert_eq!(covers(&mut node, 7), None, "it goes on from the snapshot's label");
@@ -39,7 +46,14 @@ fn stores(node: &mut Node, follower: u64, index: u64) -> Option<u64> {
 
 /// The leader has a snapshot up to `index`; returns how far it purges its log, which is done.
 fn covers(node: &mut Node, index: u64) -> Option<u64> {
-    let purge = node.handle(Event::SnapshotKept(LogId { term: 1, index })).purge?;
+    covers_from(node, index, index)
+}
+
+/// The leader has snapshots up to `newest`, and the oldest one retained ends at `oldest`.
+fn covers_from(node: &mut Node, newest: u64, oldest: u64) -> Option<u64> {
+    let id = |index| LogId { term: 1, index }.into();
+    let kept = Coverage { newest: id(newest), oldest: id(oldest) };
+    let purge = node.handle(Event::SnapshotKept(kept)).purge?;
     node.handle(Event::Purged(purge));
     Some(purge.index.get())
 }
@@ -106,4 +120,67 @@ fn a_deposed_leader_holds_nothing() {
     let append = PeerMessage::Append { term, prev, commit: LogIndex::new(1), entries };
     let purge = node.receive(2, append).purge;
     assert_eq!(purge.map(|through| through.index.get()), Some(7));
+}
+
+/// The second snapshot can be used as well as the first one: the log reaches back to it.
+#[test]
+fn the_log_is_purged_to_the_oldest_snapshot_that_is_retained() {
+    let config = ReplicaConfig { tail_entries: 0, tail_bytes: 0, ..ReplicaConfig::default() };
+    let mut node = leads(config);
+    assert_eq!(covers(&mut node, 3), Some(3));
+    assert_eq!(covers_from(&mut node, 6, 3), None);
+    assert_eq!(covers_from(&mut node, 9, 6), Some(6));
+}
+
+/// A tail behind the newest one that is longer than that is kept as well.
+#[test]
+fn the_tail_is_that_of_the_newest_snapshot() {
+    let config = ReplicaConfig { tail_entries: 4, tail_bytes: u64::MAX, ..ReplicaConfig::default() };
+    let mut node = leads(config);
+    assert_eq!(covers_from(&mut node, 9, 8), Some(7));
+}
+
+/// An older snapshot is worth no command that is refused.
+#[test]
+fn on_a_full_disk_the_log_is_purged_to_the_newest_snapshot() {
+    let config = ReplicaConfig { tail_entries: 0, tail_bytes: 0, ..ReplicaConfig::default() };
+    let mut node = leads(config);
+    assert_eq!(covers_from(&mut node, 9, 4), Some(4));
+    let full = Event::LogDisk(d_engine_replica::LogDisk { full: true, free_bytes: Some(0) });
+    let told = node.handle(full).purge;
+    let purge = told.or_else(|| {
+        node.pass_ms(250);
+        node.handle(Event::Deadline).purge
+    });
+    assert_eq!(purge.map(|through| through.index.get()), Some(9));
+}
+
+fn load_failed(at: u64) -> Event {
+    let reason = d_engine_replica::StopReason::new("segment 1 is damaged at offset 512");
+    Event::LoadFailed { to: n(3), token: 99, at: LogIndex::new(at), reason }
+}
+
+/// A follower needs an entry that has rotted on the leader's disk. The leader's snapshot holds it: the follower gets that,
+/// also while the log would be held for another one.
+#[test]
+fn a_damaged_entry_that_a_snapshot_holds_leads_to_a_purge_and_not_to_a_stop() {
+    let config = ReplicaConfig { tail_entries: 100, tail_bytes: u64::MAX, ..ReplicaConfig::default() };
+    let mut node = leads(config);
+    assert_eq!(covers_from(&mut node, 8, 3), None, "the tail stays");
+    let purge = node.handle(load_failed(5)).purge.unwrap();
+    assert_eq!(purge.index.get(), 8);
+    node.handle(Event::Purged(purge));
+    assert!(asks_for_a_snapshot(&mut node));
+    let alarms = node.replica.status().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.contains("damaged at entry 5")), "{alarms:?}");
+    // Found again by a read that was under way.
+    assert!(node.handle(load_failed(5)).purge.is_none());
+}
+
+#[test]
+fn a_damaged_entry_that_no_snapshot_holds_stops_the_leader() {
+    let mut node = leads(ReplicaConfig::default());
+    covers_from(&mut node, 8, 3);
+    node.handle(load_failed(9));
+    assert!(node.replica.next_deadline().is_none(), "it has stopped");
 }

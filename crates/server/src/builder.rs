@@ -1,5 +1,6 @@
 //! From a configuration to a running node.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use d_engine_core::{CoreConfig, Duration, GroupId, NodeId};
@@ -8,7 +9,7 @@ use d_engine_replica::{
     Footing, Replica, ReplicaConfig, SendLimits, SnapshotPolicy, Start, StateMachine, StateMachineHandler,
     StopReason,
 };
-use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
+use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogStore, Membership,
     OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
@@ -183,6 +184,13 @@ impl Node {
                  acknowledged"
             );
         }
+        if let Some(damage) = &report.passed_over {
+            tracing::error!(
+                node = self.config.node_id, base = %recovered.base, %damage,
+                "the log is damaged where a whole snapshot of this node holds what was there: it begins behind that \
+                 snapshot now; look at this disk"
+            );
+        }
         for path in &report.mended {
             tracing::warn!(
                 node = self.config.node_id, path = %path.display(),
@@ -296,21 +304,29 @@ impl Node {
 
     /// Opens the node's snapshots: what a crash has left half-done is removed.
     fn open_snapshots(&self, identity: &Identity) -> Result<SnapshotStore, StartError> {
-        let settings = &self.config.snapshots;
-        let options = SnapshotOptions {
-            retained: settings.retained,
-            reserve_bytes: settings.reserve_bytes,
-            machine: self.machine.name().to_owned(),
-            user_format: self.machine.snapshot_format(),
-            compression: settings.compression.into(),
-            ..SnapshotOptions::new(identity.cluster, identity.group)
-        };
-        let dir = self.config.data_dir.join(SNAPSHOT_DIR);
-        let (store, report) = SnapshotStore::open(self.fs.clone(), &dir, options)?;
+        let options = self.snapshot_options(identity.cluster, identity.group);
+        let (store, report) = SnapshotStore::open(self.fs.clone(), &self.snapshot_dir(), options)?;
         for error in &report.unusable {
             tracing::warn!(node = self.config.node_id, %error, "a snapshot cannot be used");
         }
         Ok(store)
+    }
+
+    fn snapshot_dir(&self) -> PathBuf {
+        self.config.data_dir.join(SNAPSHOT_DIR)
+    }
+
+    fn snapshot_options(&self, cluster: ClusterId, group: GroupId) -> SnapshotOptions {
+        let settings = &self.config.snapshots;
+        SnapshotOptions {
+            retained: settings.retained,
+            max_bytes: settings.max_bytes,
+            reserve_bytes: settings.reserve_bytes,
+            machine: self.machine.name().to_owned(),
+            user_format: self.machine.snapshot_format(),
+            compression: settings.compression.into(),
+            ..SnapshotOptions::new(cluster, group)
+        }
     }
 
     fn transfer_settings(&self) -> TransferSettings {
@@ -366,7 +382,16 @@ impl Node {
             fresh_incarnation: Incarnation(entropy::sixteen_bytes()?),
         };
         let (storage, configured) = (self.storage.clone(), request.initial.clone());
-        let opened = tokio::task::spawn_blocking(move || storage.open(&request)).await;
+        let (fs, dir, options) =
+            (self.fs.clone(), self.snapshot_dir(), self.snapshot_options(request.fresh_cluster, group));
+        // Asked only if the log is damaged; off the runtime, because a snapshot may take long to read.
+        let mut covered = move |identity: &Identity| {
+            let options = SnapshotOptions { cluster: identity.cluster, ..options.clone() };
+            let (store, _) = SnapshotStore::open(fs.clone(), &dir, options).ok()?;
+            let (whole, _) = store.find_whole(&mut FullSpeed).ok()?;
+            whole.map(|info| info.label())
+        };
+        let opened = tokio::task::spawn_blocking(move || storage.open_behind(&request, &mut covered)).await;
         let mut opened =
             opened.map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))??;
         self.take_addresses(&mut opened.identity, configured)?;

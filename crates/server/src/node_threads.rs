@@ -21,7 +21,7 @@ use crate::raft_thread::{Patience, RaftThread, Shared, TransportStart, raft_thre
 use crate::read_gate::ReadGate;
 use crate::snapshot_thread::{BuildProgress, SnapshotThread};
 use crate::transfers::{TransferSettings, Transfers};
-use crate::worker_threads::{LogCounters, WorkQueue, load_thread, log_thread};
+use crate::worker_threads::{LogCounters, ROOM_LOOKED_FOR_EVERY, WorkQueue, load_thread, log_thread};
 
 /// What the threads are made of.
 pub(crate) struct Materials {
@@ -91,7 +91,8 @@ impl NodeThreads {
             stopped: watch::Sender::new(None),
         });
         let worker = ApplyWorker::new(materials.handler, materials.log.reader(), group)
-            .with_snapshots(snapshots.clone(), identity.node);
+            .with_snapshots(snapshots.clone(), identity.node)
+            .pausing(|| std::thread::sleep(ROOM_LOOKED_FOR_EVERY));
         let builds = SnapshotThread {
             store: snapshots.clone(),
             bytes_per_second: settings.build_bytes_per_second,

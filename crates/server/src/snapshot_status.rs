@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use d_engine_replica::LogId;
 use d_engine_storage::LogStats;
+use d_engine_storage::snapshot::SnapshotInfo;
 
 use crate::raft_thread::Shared;
 use crate::{ReceivingSnapshot, SendingSnapshot};
@@ -35,12 +36,14 @@ pub struct SnapshotStatus {
     pub bytes_since: u64,
     /// Bytes that the log takes up on disk at most.
     pub log_bytes: u64,
-    /// An alarm: the log is larger than `snapshots.max_log_bytes`. Snapshots fail, or the policy takes none.
+    /// An alarm: the log behind the newest snapshot is larger than `snapshots.max_log_bytes`. Snapshots fail, or the policy takes none.
     pub overdue: bool,
     /// Snapshots on their way to followers.
     pub sending: Vec<SendingSnapshot>,
     /// A snapshot on its way to this node.
     pub receiving: Option<ReceivingSnapshot>,
+    /// What an operator must look at, each with the next step.
+    pub alarms: Vec<String>,
 }
 
 impl SnapshotStatus {
@@ -52,6 +55,12 @@ impl SnapshotStatus {
         let (pauses, paused) = building.pauses();
         let is_building = building.is_building.load(Ordering::Relaxed);
         let packed = if is_building { building.packed.load(Ordering::Relaxed) } else { 0 };
+        let bytes_since = building.log_bytes.load(Ordering::Relaxed);
+        // With two of them the log reaches back to the older one; what lies behind the newest must not grow.
+        let behind_newest = match list.len() {
+            0 | 1 => log.log_bytes,
+            _ => bytes_since.min(log.log_bytes),
+        };
         Self {
             newest: list.first().map(|info| info.label().into()),
             newest_bytes: list.first().map_or(0, |info| info.len),
@@ -62,11 +71,25 @@ impl SnapshotStatus {
             failed: failures.count,
             last_failure: failures.last,
             pause: pauses.unwrap_or(paused),
-            bytes_since: building.log_bytes.load(Ordering::Relaxed),
+            bytes_since,
             log_bytes: log.log_bytes,
-            overdue: log.log_bytes > shared.max_log_bytes,
+            overdue: behind_newest > shared.max_log_bytes,
             sending,
             receiving,
+            alarms: too_long(list.first().filter(|info| !shared.snapshots.may_travel(info))),
         }
     }
+}
+
+/// No node takes the newest snapshot.
+fn too_long(newest: Option<&SnapshotInfo>) -> Vec<String> {
+    let alarm = newest.map(|info| {
+        format!(
+            "the newest snapshot, {}, has {} bytes, which is more than snapshots.max_bytes: no node takes it, and the log is \
+             not purged behind it; raise snapshots.max_bytes on every node and restart them",
+            LogId::from(info.label()),
+            info.len
+        )
+    });
+    alarm.into_iter().collect()
 }

@@ -192,6 +192,12 @@ impl SnapshotThread {
         if let Ok(info) = &built {
             progress.built.fetch_add(1, Ordering::Relaxed);
             progress.has_come_through();
+            if !self.store.may_travel(info) {
+                tracing::error!(
+                    %label, bytes = info.len,
+                    "the snapshot is longer than snapshots.max_bytes: no node takes it, and the log is not purged behind it"
+                );
+            }
             tracing::info!(%label, bytes = info.len, ms = began.elapsed().as_millis(), "snapshot built");
         }
         built

@@ -21,7 +21,7 @@ use crate::inbox::Inbox;
 /// How long the log must be quiet before its last group's durability is written down.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// How often a log without room tries again.
-const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
 /// How often a node that refuses commands for want of room looks at the free space.
 const FREE_SPACE_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 /// How often it is said what a shutdown waits for.

@@ -325,6 +325,7 @@ async fn row_51_a_bound_directory_stays_bound_over_a_snapshot_a_purge_and_a_rest
     let mut configs = cluster(dir.path(), 3);
     for config in &mut configs {
         (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
+        config.snapshots.retained = 1;
         config.snapshots.reserve_bytes = 0;
     }
     let mut engines = Vec::new();

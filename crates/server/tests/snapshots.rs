@@ -12,11 +12,12 @@ use d_engine_replica::{ReadConsistency, StateMachine as _};
 use d_engine_server::{Config, EmbeddedEngine, NodeStatus, SnapshotCompression};
 use support::{PATIENCE, cluster, put, start};
 
-/// Snapshots come often, and the log keeps nothing behind them. The first one of each node comes later by its place
+/// Snapshots come often, the log keeps nothing behind them, and one is kept: the log is purged to the newest. The first one of each node comes later by its place
 /// among the three: at 100, 134 and 167 entries.
 fn eager(mut config: Config) -> Config {
     config.snapshots.after_entries = 100;
     config.snapshots.tail_entries = 0;
+    config.snapshots.retained = 1;
     config
 }
 
@@ -190,8 +191,7 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     for config in &mut configs {
         config.snapshots.send_bytes_per_second = 1 << 20;
         config.snapshots.after_entries = 40;
-        // Only that it is on its way keeps an archive when there is a newer one.
-        config.snapshots.retained = 1;
+        // One is retained: only that it is on its way keeps an archive when there is a newer one.
     }
     let mut engines = start_all(&configs).await;
     engines.remove(0).stop().await;
@@ -342,4 +342,35 @@ async fn the_log_is_measured_as_it_lies_on_the_disk() {
     }
     until(&engine, "the log is purged", |status| base(status) > 0).await;
     engine.stop().await;
+}
+
+/// A bit turns in an old part of the log. The node's own snapshot holds what was there: it starts, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_the_log_that_a_snapshot_holds_does_not_keep_a_node_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    let engine = start(&config).await;
+    for n in 0..20 {
+        put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
+    }
+    let label = engine.take_snapshot().await.unwrap().label();
+    for n in 20..30 {
+        put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
+    }
+    engine.stop().await;
+    let segment = config.data_dir.join("log/00000000000000000001.seg");
+    let mut content = std::fs::read(&segment).unwrap();
+    content[4 * 4096 + 100] ^= 1;
+    std::fs::write(&segment, content).unwrap();
+    for _ in 0..2 {
+        let engine = start(&config).await;
+        engine.wait_ready(PATIENCE).await.unwrap();
+        assert_eq!(base(&engine.status().await), label.index.get());
+        for n in 0..30 {
+            let value = engine.get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+            assert_eq!(value, Some(Bytes::from_static(b"v")), "k{n}");
+        }
+        put(std::slice::from_ref(&engine), "again", "w").await;
+        engine.stop().await;
+    }
 }

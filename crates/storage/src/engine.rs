@@ -18,6 +18,20 @@ pub trait StorageEngine: Send + Sync + Debug + 'static {
     /// # Errors
     /// [`StorageError`] says what to do. Nothing is deleted or rewritten on any error.
     fn open(&self, request: &OpenRequest) -> Result<OpenedStorage, StorageError>;
+
+    /// As [`StorageEngine::open`], for a directory whose node also keeps snapshots. If the log is damaged, `covered` is
+    /// asked for the last entry of a snapshot that was read whole. If that holds everything that the damage may have
+    /// taken, the log begins behind it, and [`RecoveryReport::passed_over`] says so.
+    ///
+    /// # Errors
+    /// As [`StorageEngine::open`].
+    fn open_behind(
+        &self,
+        request: &OpenRequest,
+        _covered: &mut dyn FnMut(&Identity) -> Option<LogId>,
+    ) -> Result<OpenedStorage, StorageError> {
+        self.open(request)
+    }
 }
 
 /// Who wants to open a data directory.
@@ -86,6 +100,8 @@ pub struct RecoveryReport {
     pub segments: usize,
     /// Records of which one of two copies was damaged or missing; it was written anew from the other.
     pub mended: Vec<PathBuf>,
+    /// Damage in the log that was passed over, because a whole snapshot holds what was there.
+    pub passed_over: Option<String>,
 }
 
 /// The log of one directory: entries and hard state in one stream.

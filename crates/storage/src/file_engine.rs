@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, NodeId};
+use d_engine_core::{GroupId, LogId, NodeId};
 
 use crate::frame::Decoder;
 use crate::fs::{Fs, LockAttempt, RealFs, ensure_dir};
@@ -12,8 +12,9 @@ use crate::fs_latch::{FsLatch, io_error};
 use crate::log_meta::LogMeta;
 use crate::log_record::LogRecord;
 use crate::meta_store::{self, FileMetaStore};
-use crate::recover::{Recovered, recover};
+use crate::recover::{Place, Recovered, not_covered, recover, recover_behind};
 use crate::segment::{Alignment, number_of};
+use crate::segment_files::SegmentFiles;
 use crate::wal::{FileLog, LogParts};
 use crate::{
     ClusterId, Identity, Incarnation, Membership, OpenRequest, OpenedStorage, RecoveredLog, StorageEngine,
@@ -226,6 +227,14 @@ impl FileStorageEngine {
 
 impl StorageEngine for FileStorageEngine {
     fn open(&self, request: &OpenRequest) -> Result<OpenedStorage, StorageError> {
+        self.open_behind(request, &mut |_| None)
+    }
+
+    fn open_behind(
+        &self,
+        request: &OpenRequest,
+        covered: &mut dyn FnMut(&Identity) -> Option<LogId>,
+    ) -> Result<OpenedStorage, StorageError> {
         if !self.is_complete()? {
             ensure_dir(&*self.fs, &self.dir).map_err(io_error("create", &self.dir))?;
         }
@@ -247,8 +256,22 @@ impl StorageEngine for FileStorageEngine {
         let (identity, created, unusable) = self.identity(&meta, request)?;
         let (log_meta, record) = LogMeta::open(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch))?;
         let log_dir = self.log_dir();
-        let mut recovered = recover(&*self.fs, &log_dir, &identity, &record)?;
+        let files = Arc::new(SegmentFiles::new(Arc::clone(&self.fs), log_dir.clone()));
+        let place = Place { fs: &*self.fs, dir: &log_dir, files: &files, identity: &identity };
+        let (mut recovered, record) = match recover(&place, &record) {
+            Ok(recovered) => (recovered, record),
+            Err(damage @ StorageError::Damaged { .. }) => {
+                let covered = covered(&identity);
+                let behind = covered
+                    .map_or(Err(damage.clone()), |covered| recover_behind(&place, &record, covered, damage));
+                behind.map_err(|error| not_covered(error, covered))?
+            }
+            Err(error) => return Err(error),
+        };
         let mut report = std::mem::take(&mut recovered.report);
+        if let Some(StorageError::Damaged { segment, offset, what }) = &recovered.passed_over {
+            report.passed_over = Some(format!("segment {segment} is damaged at offset {offset}: {what}"));
+        }
         report.created = created;
         report.mended = unusable.iter().chain(&log_meta.mended).cloned().collect();
         // From here on the directory is understood, and may be changed.
@@ -260,6 +283,7 @@ impl StorageEngine for FileStorageEngine {
         let parts = LogParts {
             fs: Arc::clone(&self.fs),
             dir: log_dir,
+            files,
             options: self.options.clone(),
             identity: identity.clone(),
             meta: log_meta,

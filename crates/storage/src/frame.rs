@@ -4,7 +4,9 @@
 //! there before anything is allocated.
 
 use bytes::Bytes;
-use d_engine_core::{Duration, EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
+use d_engine_core::{
+    Duration, EntryKind, GroupId, HardState, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, NodeId, Term,
+};
 
 use crate::{Incarnation, LogEntry, SessionSerial};
 
@@ -34,6 +36,8 @@ pub(crate) enum Fault {
     Invalid(&'static str),
     /// They verify, and a newer program wrote them.
     Newer(u32),
+    /// They verify, and say what cannot be: they were stored, and are not what was to be stored.
+    Impossible(&'static str),
 }
 
 /// A place in the log. Ordered as the log is written; `(0, 0)` lies before everything.
@@ -188,6 +192,9 @@ fn decode_content(buffer: &Bytes, at: usize, end: usize) -> Result<Record, Fault
                 }),
             };
             let data = buffer.slice(end - rest.0.len()..end);
+            if third > MAX_ACCEPTED_TIME_MS {
+                return Err(Fault::Impossible("the entry's time lies after the year 9999"));
+            }
             let id = LogId::new(term, LogIndex::new(second));
             Ok(Record::Entry { group, entry: LogEntry { id, kind, time_ms: third, session, data } })
         }

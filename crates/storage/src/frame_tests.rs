@@ -159,7 +159,7 @@ proptest! {
     fn any_entry_comes_back(
         term in any::<u64>(),
         index in any::<u64>(),
-        time_ms in any::<u64>(),
+        time_ms in 0..=d_engine_core::MAX_ACCEPTED_TIME_MS,
         kind in 1_u8..=5,
         session in proptest::option::of((any::<u64>(), any::<u64>())),
         data in proptest::collection::vec(any::<u8>(), 0..2000),

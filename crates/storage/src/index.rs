@@ -1,16 +1,17 @@
 //! Where each synced entry lies, and the reader that fetches entries from there.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::io::ErrorKind;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use d_engine_core::{GroupId, LogId, LogIndex, Term};
 
 use crate::frame::{RECORD_LEN, Record, decode_record};
-use crate::fs::{FsFile, read_up_to};
-use crate::fs_latch::io_error;
+use crate::fs::read_up_to;
+use crate::fs_latch::{io_error, room_error};
 use crate::segment::file_name;
+use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::{LogEntry, LogReader, StorageError};
 
 /// The place of one entry's record.
@@ -76,7 +77,7 @@ impl GroupIndex {
 #[derive(Debug, Default)]
 pub(crate) struct LogMap {
     pub(crate) groups: BTreeMap<GroupId, GroupIndex>,
-    pub(crate) files: BTreeMap<u64, Arc<dyn FsFile>>,
+    pub(crate) files: BTreeMap<u64, Arc<SegmentFile>>,
 }
 
 /// The shared map behind its lock. A panic elsewhere while the lock was held cannot leave it half
@@ -102,13 +103,12 @@ impl SharedMap {
 #[derive(Debug)]
 pub(crate) struct FileLogReader {
     pub(crate) map: Arc<SharedMap>,
-    pub(crate) dir: PathBuf,
+    pub(crate) files: Arc<SegmentFiles>,
 }
 
 /// Entries that lie so close together that one read fetches them all.
 struct Run {
-    file: Arc<dyn FsFile>,
-    segment: u64,
+    file: Arc<SegmentFile>,
     start: u64,
     end: u64,
     slots: Vec<(LogIndex, Slot)>,
@@ -128,8 +128,8 @@ impl LogReader for FileLogReader {
         max_bytes: usize,
     ) -> Result<Vec<LogEntry>, StorageError> {
         let mut entries = Vec::new();
-        // The lock is held only to find the places. A file that is purged meanwhile stays readable
-        // through its handle.
+        // The lock is held only to find the places. A file that is purged meanwhile is not used again
+        // before this has ended.
         for run in self.plan(group, first, last, max_bytes)? {
             self.read_run(group, &run, &mut entries)?;
         }
@@ -174,7 +174,7 @@ impl FileLogReader {
                 _ => {
                     let file = map.files.get(&slot.segment).map(Arc::clone).ok_or_else(absent)?;
                     let slots = vec![(index, slot)];
-                    runs.push(Run { file, segment: slot.segment, start: slot.offset, end, slots });
+                    runs.push(Run { file, start: slot.offset, end, slots });
                 }
             }
             index = index.next();
@@ -182,11 +182,24 @@ impl FileLogReader {
         Ok(runs)
     }
 
+    /// Whether the file of this segment may be gone: the writer has purged it meanwhile.
+    fn is_purged(&self, number: u64) -> bool {
+        !self.map.read().files.contains_key(&number)
+    }
+
     fn read_run(&self, group: GroupId, run: &Run, entries: &mut Vec<LogEntry>) -> Result<(), StorageError> {
-        let name = file_name(run.segment);
+        let name = file_name(run.file.number);
+        let path = self.files.path(run.file.number);
+        let file = match self.files.handle(&run.file) {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_purged(run.file.number) => {
+                return Err(StorageError::Order(format!(
+                    "segment {name} was purged while it was to be read"
+                )));
+            }
+            opened => opened.map_err(room_error("open", &path))?,
+        };
         let mut content = vec![0; usize::try_from(run.end - run.start).unwrap_or(0)];
-        let read = read_up_to(&*run.file, run.start, &mut content)
-            .map_err(io_error("read", &self.dir.join(&name)))?;
+        let read = read_up_to(&*file, run.start, &mut content).map_err(io_error("read", &path))?;
         content.truncate(read);
         let content = Bytes::from(content);
         for (index, slot) in &run.slots {
@@ -212,7 +225,7 @@ impl FileLogReader {
 
 impl Run {
     fn takes(&self, slot: &Slot) -> bool {
-        self.segment == slot.segment
+        self.file.number == slot.segment
             && slot.offset >= self.end
             && slot.offset - self.end <= GAP_BYTES
             && slot.offset - self.start < RUN_BYTES

@@ -23,6 +23,7 @@ mod membership;
 mod meta_store;
 mod recover;
 mod segment;
+mod segment_files;
 pub mod snapshot;
 mod spares;
 mod wal;

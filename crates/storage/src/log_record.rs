@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, LogId, LogIndex, Term};
+use d_engine_core::{GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term};
 
 use crate::frame::{Decoder, Position};
 
@@ -26,6 +26,9 @@ pub(crate) struct LogRecord {
     pub(crate) starts: BTreeMap<GroupId, Position>,
     /// So long the file of segment `opened` was made at least, with zeros, and synced: files do not shrink by crashes.
     pub(crate) filled: u64,
+    /// Nothing before this place is read: it is damaged, and a snapshot holds what was there. Only while its segment is
+    /// still there.
+    pub(crate) intact_from: Position,
     /// Per group, what is known of the last purged entry. Not known of one that a received snapshot brought.
     pub(crate) facts: BTreeMap<GroupId, BaseFacts>,
 }
@@ -62,6 +65,8 @@ impl LogRecord {
             }
             bytes.extend_from_slice(&facts.membership);
         }
+        bytes.extend_from_slice(&self.intact_from.segment.to_le_bytes());
+        bytes.extend_from_slice(&self.intact_from.offset.to_le_bytes());
         bytes
     }
 
@@ -88,8 +93,12 @@ impl LogRecord {
             let (time_ms, len) = (rest.u64()?, usize::try_from(rest.u64()?).ok()?);
             let (membership, behind) = rest.0.split_at_checked(len)?;
             rest.0 = behind;
+            if time_ms > MAX_ACCEPTED_TIME_MS {
+                return None;
+            }
             record.facts.insert(group, BaseFacts { time_ms, membership: Bytes::copy_from_slice(membership) });
         }
+        record.intact_from = rest.position()?;
         rest.0.is_empty().then_some(record)
     }
 
@@ -101,7 +110,7 @@ impl LogRecord {
 
 #[cfg(test)]
 mod tests {
-    use d_engine_core::{GroupId, LogId, LogIndex, Term};
+    use d_engine_core::{GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term};
 
     use super::{BaseFacts, LogRecord};
     use crate::frame::Position;
@@ -132,6 +141,9 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(LogRecord::decode(&bytes[..len]), None, "{len} bytes");
         }
+        let late = BaseFacts { time_ms: MAX_ACCEPTED_TIME_MS + 1, ..BaseFacts::default() };
+        let late = LogRecord { facts: [(GroupId::FIRST, late)].into(), ..record.clone() };
+        assert_eq!(LogRecord::decode(&late.encode()), None, "a time after the year 9999");
         assert!(!record.counts(GroupId::FIRST, Position { segment: 7, offset: 0 }));
         assert!(record.counts(GroupId::FIRST, start));
         assert!(GroupId::new(2).is_some_and(|other| record.counts(other, Position::default())));

@@ -4,27 +4,34 @@
 //! stored, or it refuses. What it finds to be superfluous is removed by `FileLog::start`, after
 //! everything that is kept has become durable in a segment of its own.
 
+mod behind;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, Term};
 
 use crate::frame::{Fault, Framed, GROUP_HEADER_LEN, GroupHeader, Position, Record, decode_body};
-use crate::fs::{Fs, FsFile, OpenMode, read_up_to, read_whole};
+use crate::fs::{Fs, FsFile, read_up_to, read_whole};
 use crate::fs_latch::io_error;
 use crate::index::Slot;
 use crate::log_record::LogRecord;
 use crate::segment::{Alignment, SMALLEST_ALIGNMENT, SegmentHeader, file_name, is_zero, number_of};
+use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::{EntryHead, Identity, LogEntry, RecoveryReport, StorageError};
+
+pub(crate) use behind::{not_covered, recover_behind};
 
 /// Everything that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) groups: BTreeMap<GroupId, RecoveredGroup>,
-    /// Segments that hold entries, with their handles.
-    pub(crate) files: BTreeMap<u64, Arc<dyn FsFile>>,
+    /// Segments that hold entries, with the lengths of their files.
+    pub(crate) files: BTreeMap<u64, (Arc<SegmentFile>, u64)>,
+    /// Where the log goes on without a new segment: the last process ended in an orderly way.
+    pub(crate) rested: Option<Rested>,
     /// Where the known durable part ends: the watermark of the last group.
     pub(crate) durable: Position,
     /// All entries behind `durable`, in the order in which they were written, also those that
@@ -39,6 +46,20 @@ pub(crate) struct Recovered {
     /// Segment files that hold nothing that is needed.
     pub(crate) superfluous: Vec<u64>,
     pub(crate) report: RecoveryReport,
+    /// The damage that was passed over: `log.meta` must say so before anything else is done.
+    pub(crate) passed_over: Option<StorageError>,
+}
+
+/// A head behind which nothing is in doubt: everything up to `end` is known to be durable, and what may lie behind
+/// it is one group without records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Rested {
+    pub(crate) end: Position,
+    pub(crate) alignment: Alignment,
+    /// Of the next group, which takes the place of the one without records.
+    pub(crate) next_sequence: u64,
+    /// Where the group without records ends.
+    pub(crate) used_to: u64,
 }
 
 /// What was read of one group of the cluster.
@@ -49,6 +70,10 @@ pub(crate) struct RecoveredGroup {
     pub(crate) entries: VecDeque<(EntryHead, Slot)>,
     pub(crate) memberships: BTreeMap<LogIndex, Bytes>,
     gap: Option<Gap>,
+    /// The lowest index that was read; zero: none.
+    lowest: LogIndex,
+    /// The term of the entry at `base`, if that was read.
+    at_base: Option<Term>,
 }
 
 /// A jump in the indexes. A later record may still supersede everything from there on: then the
@@ -61,25 +86,30 @@ struct Gap {
     offset: u64,
 }
 
-/// Reads all segments in `dir`.
-pub(crate) fn recover(
-    fs: &dyn Fs,
-    dir: &Path,
-    identity: &Identity,
-    record: &LogRecord,
-) -> Result<Recovered, StorageError> {
-    let mut scan = Scan { dir, identity, record, files: BTreeMap::new(), pending: VecDeque::new() };
-    let names = fs.list(dir).map_err(io_error("list", dir))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
+/// Where a log lies, and whose it is.
+pub(crate) struct Place<'a> {
+    pub(crate) fs: &'a dyn Fs,
+    pub(crate) dir: &'a Path,
+    pub(crate) files: &'a SegmentFiles,
+    pub(crate) identity: &'a Identity,
+}
+
+impl Place<'_> {
+    /// The numbers of all segment files, in their order.
+    fn numbers(&self) -> Result<Vec<u64>, StorageError> {
+        let names = self.fs.list(self.dir).map_err(io_error("list", self.dir))?;
+        Ok(names.iter().filter_map(|name| number_of(name)).collect())
+    }
+}
+
+/// Reads all segments.
+pub(crate) fn recover(place: &Place<'_>, record: &LogRecord) -> Result<Recovered, StorageError> {
+    let mut scan = Scan::new(place, record)?;
+    let numbers = place.numbers()?;
     let mut found = Recovered { last_epoch: record.epoch, ..Recovered::default() };
     found.last_number = numbers.last().copied().unwrap_or_default().max(record.opened);
     for (group, base) in &record.bases {
         found.groups.insert(*group, RecoveredGroup { base: *base, ..RecoveredGroup::default() });
-    }
-    for number in numbers.iter().copied().filter(|number| *number >= record.first) {
-        let path = dir.join(file_name(number));
-        let file = fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
-        scan.files.insert(number, file);
     }
     scan.check_length()?;
     let chain = scan.chain()?;
@@ -91,8 +121,13 @@ pub(crate) fn recover(
         }
     }
     found.report.segments = chain.len();
-    for entry in scan.pending.into_iter().flat_map(|(_, entries)| entries) {
-        found.doubtful.push(entry);
+    if let Some((head, _)) = chain.last() {
+        found.rested = scan.rested(*head, &found)?;
+    }
+    match found.rested {
+        // Nothing is in doubt.
+        Some(rested) => found.durable = rested.end,
+        None => found.doubtful.extend(scan.pending.drain(..).flat_map(|group| group.entries)),
     }
     for group in found.groups.values_mut() {
         if let Some(Gap { missing, before, segment, offset }) = group.gap {
@@ -104,7 +139,9 @@ pub(crate) fn recover(
     // A segment is kept when something durable in it is kept.
     let kept = |number: u64| chain.iter().any(|(n, _)| *n == number) && number <= found.durable.segment;
     found.superfluous = numbers.into_iter().filter(|number| !kept(*number)).collect();
-    found.files = scan.files.into_iter().filter(|(number, _)| kept(*number)).collect();
+    for (number, file) in scan.files.iter().filter(|(number, _)| kept(**number)) {
+        found.files.insert(*number, (Arc::clone(file), scan.len(*number)?));
+    }
     Ok(found)
 }
 
@@ -112,9 +149,21 @@ struct Scan<'a> {
     dir: &'a Path,
     identity: &'a Identity,
     record: &'a LogRecord,
-    files: BTreeMap<u64, Arc<dyn FsFile>>,
-    /// Entries of the groups at or behind the last watermark.
-    pending: VecDeque<(Position, Vec<(GroupId, LogEntry)>)>,
+    handles: &'a SegmentFiles,
+    files: BTreeMap<u64, Arc<SegmentFile>>,
+    /// The groups at or behind the last watermark.
+    pending: VecDeque<Pending>,
+    /// Where the first group of the segment that was read last ends.
+    first_group_end: u64,
+}
+
+/// A group at or behind the last watermark.
+struct Pending {
+    at: Position,
+    end: u64,
+    sequence: u64,
+    has_records: bool,
+    entries: Vec<(GroupId, LogEntry)>,
 }
 
 /// A group that verified as a whole.
@@ -125,7 +174,21 @@ struct Group {
     end: usize,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    /// Over the segments that are not purged; nothing is read yet.
+    fn new(place: &Place<'a>, record: &'a LogRecord) -> Result<Self, StorageError> {
+        let kept = place.numbers()?.into_iter().filter(|number| *number >= record.first);
+        Ok(Self {
+            dir: place.dir,
+            handles: place.files,
+            identity: place.identity,
+            record,
+            files: kept.map(|number| (number, SegmentFile::new(number))).collect(),
+            pending: VecDeque::new(),
+            first_group_end: 0,
+        })
+    }
+
     /// The segments that make up the log, oldest first, each with the offset where it ends.
     ///
     /// Each segment's first group says, with its watermark, where the log stood when the segment
@@ -166,8 +229,10 @@ impl Scan<'_> {
     /// one was cut by hand, with groups that nothing else knows of.
     fn check_length(&self) -> Result<(), StorageError> {
         let (number, filled) = (self.record.opened, self.record.filled);
-        let Some(file) = self.files.get(&number) else { return Ok(()) };
-        let len = file.len().map_err(io_error("look at", &self.path(number)))?;
+        if !self.files.contains_key(&number) {
+            return Ok(());
+        }
+        let len = self.len(number)?;
         if len >= filled {
             return Ok(());
         }
@@ -189,11 +254,11 @@ impl Scan<'_> {
     /// As [`Self::opening`], for a segment that a later one names: it must be there. Only the
     /// headers are read, because the whole segment will be.
     fn watermark_of_first_group(&self, number: u64) -> Result<Position, StorageError> {
-        let Some(file) = self.files.get(&number) else {
+        let Some(file) = self.open(number)? else {
             return Err(damaged(number, 0, "the segment is missing"));
         };
         let mut content = vec![0; Alignment::Page.bytes() + GROUP_HEADER_LEN];
-        let read = read_up_to(&**file, 0, &mut content).map_err(io_error("read", &self.path(number)))?;
+        let read = read_up_to(&*file, 0, &mut content).map_err(io_error("read", &self.path(number)))?;
         content.truncate(read);
         let Some(header) = self.segment_header(number, &content)? else {
             return Err(damaged(number, 0, "the segment's header does not verify"));
@@ -207,9 +272,19 @@ impl Scan<'_> {
     }
 
     fn content(&self, number: u64) -> Result<Bytes, StorageError> {
-        let path = self.path(number);
-        let Some(file) = self.files.get(&number) else { return Ok(Bytes::new()) };
-        read_whole(&**file).map(Bytes::from).map_err(io_error("read", &path))
+        let Some(file) = self.open(number)? else { return Ok(Bytes::new()) };
+        read_whole(&*file).map(Bytes::from).map_err(io_error("read", &self.path(number)))
+    }
+
+    /// The file of segment `number`, if there is one.
+    fn open(&self, number: u64) -> Result<Option<Arc<dyn FsFile>>, StorageError> {
+        let Some(file) = self.files.get(&number) else { return Ok(None) };
+        self.handles.handle(file).map(Some).map_err(io_error("open", &self.path(number)))
+    }
+
+    fn len(&self, number: u64) -> Result<u64, StorageError> {
+        let Some(file) = self.open(number)? else { return Ok(0) };
+        file.len().map_err(io_error("look at", &self.path(number)))
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -221,7 +296,7 @@ impl Scan<'_> {
         let header = match SegmentHeader::decode(content) {
             Ok(header) => header,
             Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
-            Err(Fault::Invalid(_)) => return Ok(None),
+            Err(Fault::Invalid(_) | Fault::Impossible(_)) => return Ok(None),
         };
         let foreign = |what: &str| Err(damaged(number, 0, what));
         if header.cluster != self.identity.cluster {
@@ -253,9 +328,9 @@ impl Scan<'_> {
         let (header, checksum) = match GroupHeader::decode(content.get(at..).unwrap_or_default()) {
             Ok(decoded) => decoded,
             Err(Fault::Newer(version)) => return Err(self.newer(number, version)),
-            Err(Fault::Invalid(what)) => return Ok(Err(what)),
+            Err(Fault::Invalid(what) | Fault::Impossible(what)) => return Ok(Err(what)),
         };
-        if !self.belongs(&header, number, at) || header.epoch != segment.epoch {
+        if !self.belongs(&header, number, at) || header.epoch < segment.epoch {
             return Ok(Err("the group belongs elsewhere"));
         }
         let start = at + GROUP_HEADER_LEN;
@@ -270,6 +345,7 @@ impl Scan<'_> {
         match decode_body(&header, checksum, &content.slice(start..body_end)) {
             Ok(records) => Ok(Ok(Group { header, records, end })),
             Err(Fault::Newer(version)) => Err(self.newer(number, version)),
+            Err(Fault::Impossible(what)) => Err(damaged(number, at as u64, what)),
             Err(Fault::Invalid(what)) => Ok(Err(what)),
         }
     }
@@ -293,19 +369,35 @@ impl Scan<'_> {
         };
         found.last_epoch = found.last_epoch.max(segment.epoch);
         let stop = usize::try_from(extent.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-        let mut at = segment.alignment.bytes();
-        let mut sequence = None;
+        let begin = segment.alignment.bytes();
+        let mut at = begin;
+        if number == self.record.intact_from.segment {
+            // What lies before it is damaged, and held by a snapshot.
+            at = at.max(usize::try_from(self.record.intact_from.offset).unwrap_or(usize::MAX));
+        }
+        let begins = at == begin;
+        self.first_group_end = 0;
+        let mut before: Option<(u64, u64)> = None;
         while at < stop {
+            // A later open may go on in the segment, under a higher epoch.
+            let follows = |header: &GroupHeader| match before {
+                Some((sequence, epoch)) => header.sequence == sequence + 1 && header.epoch >= epoch,
+                None => header.epoch == segment.epoch || !begins,
+            };
             let group = match self.group_at(number, &segment, &content, at)? {
-                Ok(group) if sequence.is_none_or(|before| group.header.sequence == before + 1) => group,
+                Ok(group) if follows(&group.header) => group,
                 Ok(_) => {
                     return self.failure(number, at, "a group is missing before this one", extent, found);
                 }
                 Err(what) => return self.failure(number, at, what, extent, found),
             };
-            sequence = Some(group.header.sequence);
             found.last_sequence = found.last_sequence.max(group.header.sequence);
+            found.last_epoch = found.last_epoch.max(group.header.epoch);
             at = group.end;
+            if before.is_none() && begins {
+                self.first_group_end = at as u64;
+            }
+            before = Some((group.header.sequence, group.header.epoch));
             self.take_group(group, found);
         }
         if at != stop {
@@ -326,7 +418,8 @@ impl Scan<'_> {
     }
 
     fn take_group(&mut self, group: Group, found: &mut Recovered) {
-        let watermark = group.header.watermark;
+        let (watermark, has_records) = (group.header.watermark, !group.records.is_empty());
+        let (sequence, end) = (group.header.sequence, group.end as u64);
         let mut entries = Vec::new();
         for framed in group.records {
             let offset = group.header.at.offset + (GROUP_HEADER_LEN + framed.at) as u64;
@@ -350,8 +443,33 @@ impl Scan<'_> {
             }
         }
         found.durable = watermark;
-        self.pending.retain(|(at, _)| *at >= watermark);
-        self.pending.push_back((group.header.at, entries));
+        self.pending.retain(|group| group.at >= watermark);
+        self.pending.push_back(Pending { at: group.header.at, end, sequence, has_records, entries });
+    }
+
+    /// Where the log goes on in its head. What is proved to be durable are the groups before the last watermark and,
+    /// by `log.meta`, the first group of the head. If nothing but a group without records lies behind that, the next
+    /// group takes its place: nothing that was acknowledged is written a second time.
+    fn rested(&self, head: u64, found: &Recovered) -> Result<Option<Rested>, StorageError> {
+        if head != self.record.opened || found.report.torn_at.is_some() {
+            return Ok(None);
+        }
+        let content = self.content(head)?;
+        let Some(header) = self.segment_header(head, &content)? else { return Ok(None) };
+        let end = found.durable.max(Position { segment: head, offset: self.first_group_end });
+        let mut behind = self.pending.iter().filter(|group| group.at >= end);
+        let (last, others) = (behind.next(), behind.count());
+        // A log that begins anew behind the group without records must not go on in its place.
+        let begins_later = self.record.starts.values().any(|start| *start > end);
+        if begins_later || others > 0 || last.is_some_and(|group| group.has_records || group.at != end) {
+            return Ok(None);
+        }
+        Ok(Some(Rested {
+            end,
+            alignment: header.alignment,
+            next_sequence: last.map_or(found.last_sequence + 1, |group| group.sequence),
+            used_to: last.map_or(end.offset, |group| group.end),
+        }))
     }
 
     /// Decides between damage and a torn tail, at the first place that does not verify.
@@ -452,6 +570,7 @@ impl Scan<'_> {
 impl RecoveredGroup {
     fn put(&mut self, entry: &LogEntry, slot: Slot) {
         let index = entry.id.index;
+        self.lowest = if self.lowest == LogIndex::ZERO { index } else { self.lowest.min(index) };
         // What is read may end before the base: the last purged entries were in a group that is torn.
         let last = self.entries.back().map_or(self.base.index, |(last, _)| last.id.index);
         let next = last.max(self.base.index).next();
@@ -472,6 +591,8 @@ impl RecoveredGroup {
     fn forget_purged(&mut self) {
         let base = self.base.index;
         let purged = self.entries.partition_point(|(head, _)| head.id.index <= base);
+        let last_purged = purged.checked_sub(1).and_then(|last| self.entries.get(last));
+        self.at_base = last_purged.filter(|(head, _)| head.id.index == base).map(|(head, _)| head.id.term);
         self.entries.drain(..purged);
         self.memberships = self.memberships.split_off(&base.next());
     }

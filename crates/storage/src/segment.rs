@@ -8,6 +8,7 @@ use d_engine_core::NodeId;
 use crate::frame::{Decoder, FORMAT_VERSION, Fault, Position};
 use crate::fs::{Fs, FsFile, OpenMode, write_all_at};
 use crate::fs_latch::{io_error, room_error};
+use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::{ClusterId, Incarnation, StorageError};
 
 /// Length of the header; the rest of the first block is zero.
@@ -164,8 +165,7 @@ pub(crate) struct OpenSegment {
 /// A purged segment's file, still under its old name.
 #[derive(Debug)]
 pub(crate) struct Spare {
-    pub(crate) number: u64,
-    pub(crate) file: Arc<dyn FsFile>,
+    pub(crate) file: Arc<SegmentFile>,
     pub(crate) len: u64,
 }
 
@@ -201,13 +201,16 @@ impl OpenSegment {
     pub(crate) fn recycle(
         fs: &dyn Fs,
         dir: &Path,
+        files: &SegmentFiles,
         spare: Spare,
         header: SegmentHeader,
     ) -> Result<Self, StorageError> {
-        let (from, path) = (dir.join(file_name(spare.number)), dir.join(file_name(header.number)));
+        let (from, path) = (files.path(spare.file.number), dir.join(file_name(header.number)));
+        let file = files.handle(&spare.file).map_err(room_error("open", &from))?;
+        files.forget(&spare.file);
         fs.rename(&from, &path).map_err(room_error("rename", &from))?;
         fs.sync_dir(dir).map_err(io_error("sync", dir))?;
-        let mut segment = Self::new(path, spare.file, header, spare.len);
+        let mut segment = Self::new(path, file, header, spare.len);
         if let Err(error) = segment.write_header(&SegmentHeader { recycled: true, ..header }) {
             fs.remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
             return Err(error);

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::fs::FsFile;
 use crate::segment::Spare;
+use crate::segment_files::{SegmentFile, SegmentFiles};
 
 /// A bounded number of [`Spare`]s.
 #[derive(Debug)]
@@ -25,15 +25,20 @@ impl Spares {
         Self { kept: Vec::new(), max, full, reserve }
     }
 
+    /// Whether no more files are kept, whatever their length.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kept.len() >= self.max
+    }
+
     /// Whether one more file of this length would be kept: there is room for it, most of the next
     /// segment fits into it, and it does not hold more space than a segment should.
     pub(crate) fn wants(&self, len: u64) -> bool {
-        self.kept.len() < self.max && (self.full / 2..=self.full + self.reserve).contains(&len)
+        !self.is_full() && (self.full / 2..=self.full + self.reserve).contains(&len)
     }
 
-    /// Keeps the file of segment `number`, which is purged.
-    pub(crate) fn keep(&mut self, number: u64, file: Arc<dyn FsFile>, len: u64) {
-        self.kept.push(Spare { number, file, len });
+    /// Keeps the file of a segment that is purged.
+    pub(crate) fn keep(&mut self, file: Arc<SegmentFile>, len: u64) {
+        self.kept.push(Spare { file, len });
     }
 
     /// Gives one up, so that its space and its handle serve something else.
@@ -41,10 +46,10 @@ impl Spares {
         self.kept.pop()
     }
 
-    /// A file that nobody reads. A read that was under way when its segment was purged goes on
-    /// through its handle on the file, and must find the old entries there.
-    pub(crate) fn take(&mut self) -> Option<Spare> {
-        let free = self.kept.iter().position(|spare| Arc::strong_count(&spare.file) == 1)?;
+    /// A file that nobody reads. A read that was under way when its segment was purged goes on, and must find
+    /// the old entries there.
+    pub(crate) fn take(&mut self, files: &SegmentFiles) -> Option<Spare> {
+        let free = self.kept.iter().position(|spare| files.is_unread(&spare.file))?;
         Some(self.kept.remove(free))
     }
 }

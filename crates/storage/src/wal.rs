@@ -12,17 +12,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex};
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, MAX_ACCEPTED_TIME_MS};
 
 use crate::file_engine::FileStorageOptions;
 use crate::frame::{GroupBuffer, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
-use crate::fs::{Fs, FsFile, FsLock, OpenMode};
+use crate::fs::{Fs, FsLock};
 use crate::fs_latch::{FsLatch, io_error, room_error};
 use crate::index::{FileLogReader, GroupIndex, LogMap, SharedMap};
 use crate::log_meta::LogMeta;
 use crate::log_record::LogRecord;
-use crate::recover::Recovered;
+use crate::recover::{Recovered, Rested};
 use crate::segment::{OpenSegment, SegmentHeader, Spare, file_name};
+use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::spares::Spares;
 use crate::wal::room::Room;
 use crate::{Identity, LogEntry, LogReader, LogStats, LogStore, LogSuffix, StorageError};
@@ -33,6 +34,7 @@ pub(crate) struct LogParts {
     pub(crate) fs: Arc<dyn Fs>,
     /// Where the segments lie.
     pub(crate) dir: PathBuf,
+    pub(crate) files: Arc<SegmentFiles>,
     pub(crate) options: FileStorageOptions,
     pub(crate) identity: Identity,
     pub(crate) meta: LogMeta,
@@ -55,16 +57,46 @@ impl LogParts {
             let Some(number) = superfluous.get(position).copied().filter(|number| *number < first) else {
                 continue;
             };
-            let path = self.dir.join(file_name(number));
-            let file = self.fs.open(&path, OpenMode::Existing).map_err(room_error("open", &path))?;
-            let len = file.len().map_err(io_error("look at", &path))?;
+            let file = SegmentFile::new(number);
+            let len = self.len(&file)?;
             if spares.wants(len) {
                 superfluous.remove(position);
-                let spare = Spare { number, file, len };
-                return Ok((OpenSegment::recycle(&*self.fs, &self.dir, spare, header)?, false));
+                let spare = Spare { file, len };
+                let recycled = OpenSegment::recycle(&*self.fs, &self.dir, &self.files, spare, header)?;
+                return Ok((recycled, false));
             }
+            self.files.forget(&file);
         }
         Ok((OpenSegment::create(&*self.fs, &self.dir, header, self.options.reserve_bytes)?, true))
+    }
+
+    /// The head in which a log goes on that was closed in an orderly way.
+    fn rested_segment(
+        &self,
+        file: &Arc<SegmentFile>,
+        rested: &Rested,
+        filled: u64,
+        epoch: u64,
+    ) -> Result<OpenSegment, StorageError> {
+        let path = self.files.path(file.number);
+        let handle = self.files.handle(file).map_err(room_error("open", &path))?;
+        Ok(OpenSegment {
+            number: file.number,
+            path,
+            file: handle,
+            end: rested.end.offset,
+            // Beyond that nobody knows whether the zeros are durable; they are written again.
+            written_to: rested.used_to.max(filled),
+            synced_to: filled,
+            alignment: rested.alignment,
+            epoch,
+        })
+    }
+
+    fn len(&self, file: &Arc<SegmentFile>) -> Result<u64, StorageError> {
+        let path = self.files.path(file.number);
+        let handle = self.files.handle(file).map_err(room_error("open", &path))?;
+        handle.len().map_err(io_error("look at", &path))
     }
 
     /// Before a segment is begun: whether the directory is still the one that was locked.
@@ -119,6 +151,23 @@ pub(crate) struct FileLog {
     stats: LogStats,
 }
 
+/// What recovery has read, as a log keeps it.
+#[allow(clippy::type_complexity, reason = "the parts of one log")]
+fn known(
+    recovered: &mut Recovered,
+) -> (LogMap, BTreeMap<GroupId, HardState>, BTreeMap<GroupId, BTreeMap<LogIndex, Bytes>>) {
+    let mut map = LogMap::default();
+    let (mut memberships, mut hard_states) = (BTreeMap::new(), BTreeMap::new());
+    map.files.extend(recovered.files.iter().map(|(number, (file, _))| (*number, Arc::clone(file))));
+    for (group, known) in &mut recovered.groups {
+        let slots = known.entries.iter().map(|(_, slot)| *slot).collect();
+        map.groups.insert(*group, GroupIndex { base: known.base, slots });
+        hard_states.extend(known.hard_state.map(|state| (*group, state)));
+        memberships.insert(*group, std::mem::take(&mut known.memberships));
+    }
+    (map, hard_states, memberships)
+}
+
 /// What is waiting for the next sync, beside the bytes in the buffer.
 #[derive(Debug, Default)]
 struct Queue {
@@ -137,35 +186,43 @@ struct QueuedEntry {
 }
 
 impl FileLog {
-    /// Goes on after recovery: in a new segment, under a higher epoch, with everything that was
-    /// doubtful written again; only then is the old tail cut and anything removed.
+    /// Goes on after recovery. A log that rested goes on in its head, and nothing is written. Any other one goes on
+    /// in a new segment, under a higher epoch, with everything that was doubtful written again; only then is the
+    /// old tail cut and anything removed.
     pub(crate) fn start(
         parts: LogParts,
         mut record: LogRecord,
         mut recovered: Recovered,
     ) -> Result<Self, StorageError> {
-        let number = recovered.last_number + 1;
         record.epoch = recovered.last_epoch + 1;
-        let header = parts.header(number, record.epoch);
+        let mut parts = parts;
+        if recovered.passed_over.is_some() {
+            // From here on the damage is no part of the log; until then nothing was changed.
+            parts.meta.store(&record)?;
+        }
         let FileStorageOptions { spare_segments, segment_bytes, reserve_bytes, .. } = parts.options;
         let spares = Spares::new(spare_segments, segment_bytes, reserve_bytes);
-        let (current, is_new) =
-            parts.first_segment(&mut recovered.superfluous, record.first, &spares, header)?;
-        let mut map = LogMap { groups: BTreeMap::new(), files: std::mem::take(&mut recovered.files) };
-        map.files.insert(number, Arc::clone(&current.file));
-        let mut memberships = BTreeMap::new();
-        let mut hard_states = BTreeMap::new();
-        for (group, known) in &recovered.groups {
-            let slots = known.entries.iter().map(|(_, slot)| *slot).collect();
-            map.groups.insert(*group, GroupIndex { base: known.base, slots });
-            hard_states.extend(known.hard_state.map(|state| (*group, state)));
-            memberships.insert(*group, known.memberships.clone());
+        let rested = recovered.rested.and_then(|rested| {
+            Some((rested, recovered.files.get(&rested.end.segment).map(|(file, _)| Arc::clone(file))?))
+        });
+        let mut next_number = recovered.last_number + 1;
+        let (current, is_new) = match &rested {
+            Some((rested, file)) => (parts.rested_segment(file, rested, record.filled, record.epoch)?, true),
+            None => {
+                let header = parts.header(next_number, record.epoch);
+                next_number += 1;
+                parts.first_segment(&mut recovered.superfluous, record.first, &spares, header)?
+            }
+        };
+        let (mut map, hard_states, memberships) = known(&mut recovered);
+        if rested.is_none() {
+            let file = SegmentFile::new(current.number);
+            parts.files.keep(&file, &current.file);
+            map.files.insert(current.number, file);
         }
-        let mut sealed = BTreeMap::new();
-        for (sealed_number, file) in map.files.iter().filter(|(known, _)| **known != number) {
-            let path = parts.dir.join(file_name(*sealed_number));
-            sealed.insert(*sealed_number, file.len().map_err(io_error("look at", &path))?);
-        }
+        let mut sealed: BTreeMap<u64, u64> =
+            recovered.files.iter().map(|(number, (_, len))| (*number, *len)).collect();
+        sealed.remove(&current.number);
         let mut log = Self {
             parts,
             record,
@@ -175,7 +232,7 @@ impl FileLog {
             room: Room::default(),
             memberships,
             sealed,
-            next_number: number + 1,
+            next_number,
             next_sequence: recovered.last_sequence + 1,
             durable: recovered.durable,
             rests: false,
@@ -185,6 +242,15 @@ impl FileLog {
             map: Arc::new(SharedMap::new(map)),
             stats: LogStats::default(),
         };
+        if let Some((rested, _)) = rested {
+            log.next_sequence = rested.next_sequence;
+            log.rests = true;
+            if !log.parts.meta.mended.is_empty() {
+                log.store_record()?;
+            }
+            log.clear_away(&recovered.superfluous)?;
+            return Ok(log);
+        }
         for (group, entry) in &recovered.doubtful {
             log.queue_entry(*group, entry);
         }
@@ -218,7 +284,8 @@ impl FileLog {
     fn cut(&mut self, end: Position) -> Result<(), StorageError> {
         let file = self.map.read().files.get(&end.segment).map(Arc::clone);
         let Some(file) = file else { return Ok(()) };
-        let path = self.parts.dir.join(file_name(end.segment));
+        let path = self.parts.files.path(end.segment);
+        let file = self.parts.files.handle(&file).map_err(io_error("open", &path))?;
         let len = file.len().map_err(io_error("look at", &path))?;
         if len > end.offset && !cfg!(mutant = "recovery-no-cut") {
             file.set_len(end.offset).map_err(io_error("cut", &path))?;
@@ -233,28 +300,31 @@ impl FileLog {
     fn clear_away(&mut self, superfluous: &[u64]) -> Result<(), StorageError> {
         let (purged, passed_over): (Vec<u64>, Vec<u64>) =
             superfluous.iter().partition(|number| **number < self.record.first);
-        let mut files = Vec::new();
-        for number in purged {
-            let path = self.parts.dir.join(file_name(number));
-            let file = self.parts.fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
-            files.push((number, file));
-        }
-        self.retire(files, passed_over)
+        self.retire(purged.into_iter().map(SegmentFile::new), passed_over)
     }
 
     /// Keeps the files of purged segments for later as far as they are wanted, and removes the
     /// others, and those in `remove`.
     fn retire(
         &mut self,
-        purged: impl IntoIterator<Item = (u64, Arc<dyn FsFile>)>,
+        purged: impl IntoIterator<Item = Arc<SegmentFile>>,
         mut remove: Vec<u64>,
     ) -> Result<(), StorageError> {
-        for (number, file) in purged {
-            let len = file.len().map_err(io_error("look at", &self.parts.dir.join(file_name(number))))?;
-            if self.spares.wants(len) {
-                self.spares.keep(number, file, len);
-            } else {
-                remove.push(number);
+        for file in purged {
+            let len = match self.spares.is_full() {
+                true => None,
+                false => match self.parts.len(&file) {
+                    // Without a handle to spare it is removed.
+                    Err(StorageError::NoRoom { .. }) => None,
+                    len => Some(len?),
+                },
+            };
+            match len.filter(|len| self.spares.wants(*len)) {
+                Some(len) => self.spares.keep(file, len),
+                None => {
+                    self.parts.files.forget(&file);
+                    remove.push(file.number);
+                }
             }
         }
         for number in &remove {
@@ -305,6 +375,12 @@ impl FileLog {
                     "entry {index} of group {group} has {} bytes; an entry may have {MAX_PAYLOAD_BYTES}, and all \
                      entries between two syncs {MAX_BODY_BYTES}",
                     entry.data.len()
+                )));
+            }
+            if entry.time_ms > MAX_ACCEPTED_TIME_MS {
+                return Err(StorageError::Order(format!(
+                    "entry {index} of group {group} has the time {} ms, which lies after the year 9999",
+                    entry.time_ms
                 )));
             }
             last = index;
@@ -370,7 +446,7 @@ impl LogStore for FileLog {
     }
 
     fn reader(&self) -> Arc<dyn LogReader> {
-        Arc::new(FileLogReader { map: Arc::clone(&self.map), dir: self.parts.dir.clone() })
+        Arc::new(FileLogReader { map: Arc::clone(&self.map), files: Arc::clone(&self.parts.files) })
     }
 
     fn stats(&self) -> LogStats {

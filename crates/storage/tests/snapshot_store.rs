@@ -10,7 +10,9 @@ use std::sync::Arc;
 use d_engine_core::GroupId;
 use d_engine_storage::fs::{OpenMode, write_all_at};
 use d_engine_storage::fs_sim::{Failure, SimFs};
-use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotOptions, SnapshotStore};
+use d_engine_storage::snapshot::{
+    Coverage, FullSpeed, Health, SnapshotError, SnapshotOptions, SnapshotStore,
+};
 use d_engine_storage::{ClusterId, Fs, FsOp, RealFs};
 use snapshot_kit::{
     DIR, Files, OUT, assert_unpacks, checksum, facts, files, labels, log_id, names, open, options, path_of,
@@ -569,4 +571,66 @@ fn an_archive_whose_name_was_not_synced_is_whole_only_once_it_is() {
     fs.crash(&mut |_| 0);
     let (store, _) = open(&fs);
     store.verify(label, &mut FullSpeed).unwrap();
+}
+
+/// The log behind the oldest snapshot that is retained makes each of them as good as the newest.
+#[test]
+fn the_log_may_be_purged_to_the_oldest_snapshot_that_is_retained() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    let ids = [6, 12, 18].map(|index| log_id(3, index));
+    let between = |newest: usize, oldest: usize| Some(Coverage { newest: ids[newest], oldest: ids[oldest] });
+    assert_eq!(store.coverage(), None);
+    let expected = [between(0, 0), between(1, 0), between(2, 1)];
+    for (label, expected) in ids.into_iter().zip(expected) {
+        take(&fs, &store, label).unwrap();
+        assert_eq!(store.coverage(), expected, "the oldest of three is about to go");
+    }
+    store.prune(1, &[]).unwrap();
+    assert_eq!(store.coverage(), between(2, 1));
+    drop(store);
+    let (store, _) = open(&fs);
+    assert_eq!(store.coverage(), None, "nobody has read them yet");
+    store.verify(ids[2], &mut FullSpeed).unwrap();
+    assert_eq!(store.coverage(), between(2, 1), "less is purged than the newest one holds");
+    drop(store);
+    let mut damaged = fs.image().files[&path_of(ids[1])].clone();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    let (store, _) = open(&with_content(&fs, &path_of(ids[1]), damaged));
+    store.verify(ids[2], &mut FullSpeed).unwrap();
+    store.verify(ids[1], &mut FullSpeed).unwrap_err();
+    assert_eq!(store.coverage(), between(2, 2), "the damaged one needs nothing");
+}
+
+/// A snapshot that is longer than any node takes: the log is not purged behind it, and the one before it stays.
+#[test]
+fn nothing_is_purged_behind_a_snapshot_that_no_node_takes() {
+    let fs = SimFs::new();
+    let (store, _) = open(&fs);
+    let (first, ids) = (log_id(3, 6), [12, 18, 24].map(|index| log_id(3, index)));
+    let len = take(&fs, &store, first).unwrap().len;
+    drop(store);
+    let options = |max_bytes| SnapshotOptions { max_bytes, ..options() };
+    let reopen = |max_bytes| {
+        SnapshotStore::open(Arc::new(fs.clone()) as Arc<dyn Fs>, Path::new(DIR), options(max_bytes))
+            .unwrap()
+            .0
+    };
+    let store = reopen(len);
+    store.verify(first, &mut FullSpeed).unwrap();
+    for label in ids {
+        let staging = store.staging().unwrap();
+        let content: Files = [("data".to_owned(), vec![7; 4_000])].into();
+        write_files(&fs, staging.path(), &content).unwrap();
+        store.pack(staging, &facts(label, &content), &mut FullSpeed).unwrap();
+        store.prune(1, &[]).unwrap();
+        assert_eq!(store.coverage(), Some(Coverage { newest: first, oldest: first }));
+    }
+    assert_eq!(labels(&store), [ids[2], ids[1], first]);
+    drop(store);
+    // With a higher limit it is a snapshot like any other.
+    let store = reopen(u64::MAX);
+    store.verify(ids[2], &mut FullSpeed).unwrap();
+    assert_eq!(store.coverage(), Some(Coverage { newest: ids[2], oldest: ids[1] }));
 }

@@ -251,10 +251,10 @@ fn groups_of_another_segment_behind_the_end_are_garbage() {
     }
 }
 
-/// A group that verifies by itself, but was written under another open or does not follow the
+/// A group that verifies by itself, but was written under an earlier open or does not follow the
 /// group before it, is not the next group.
 #[test]
-fn a_group_of_another_epoch_or_out_of_sequence_ends_the_log() {
+fn a_group_of_an_earlier_epoch_or_out_of_sequence_ends_the_log() {
     let fs = SimFs::new();
     let mut opened = open(&fs, &roomy()).unwrap();
     opened.log.append(GROUP, None, &[entry(1, 1)]).unwrap();
@@ -264,9 +264,10 @@ fn a_group_of_another_epoch_or_out_of_sequence_ends_the_log() {
     let path = segments(&fs).pop().unwrap();
     let content = fs.image().files[&path].clone();
     let group = used(&fs) - 512;
-    for (what, field) in [("epoch", group + 40), ("sequence", group + 48)] {
+    for (what, field, value) in [("epoch", group + 40, 0), ("sequence", group + 48, 9)] {
         let mut changed = content.clone();
-        changed[field] += 1;
+        assert_ne!(changed[field], value);
+        changed[field] = value;
         let checksum = crc32c::crc32c(&changed[group..group + 80]);
         changed[group + 80..group + 84].copy_from_slice(&checksum.to_le_bytes());
         let fs = with_content(&fs, &path, changed);

@@ -204,8 +204,8 @@ impl Life {
 
     /// The log is purged behind it, and older snapshots go.
     pub(crate) fn keep(&mut self, kept: Event) -> Result<(), String> {
-        if let Event::SnapshotKept(label) = &kept {
-            self.kept = label.index;
+        if let Event::SnapshotKept(kept) = &kept {
+            self.kept = kept.newest.index.get();
         }
         self.handle(kept)?;
         self.store.prune(1, &[]).map(drop).map_err(text)

@@ -23,6 +23,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
         log_syncs: status.log.syncs,
         log_bytes_written: status.log.bytes_written,
         log_bytes_on_disk: status.log.log_bytes,
+        alarms: status.snapshots.alarms.clone(),
         snapshots: Some(snapshots(status.snapshots)),
         refusals: status.refusals,
         ..StatusReply::default()
@@ -44,7 +45,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
     reply.applied_index = replica.applied;
     reply.persisted_index = core.log.persisted.get();
     reply.last_index = core.log.last.index.get();
-    reply.alarms = replica.alarms;
+    reply.alarms.extend(replica.alarms);
     reply.lease_revoked = core.lease_revoked;
     reply.members = replica.membership.members().iter().map(member).collect();
     reply

@@ -20,11 +20,11 @@ pub struct Snapshots {
     pub after_log_bytes: u64,
     /// Seconds of log time since the last snapshot, if anything was applied since. Default 0: off.
     pub after_seconds: u64,
-    /// When the log has more bytes than this, the node's status says that a snapshot is overdue. Default
+    /// When the log behind the newest snapshot has more bytes than this, the node's status says that a snapshot is overdue. Default
     /// 512 MiB.
     pub max_log_bytes: u64,
-    /// How many snapshots are kept. Default 2. If the newest turns out to be damaged, the one before it is used, as far as
-    /// the log reaches back to it: raise `tail_entries` and `tail_bytes` for that. A transfer under way keeps its own.
+    /// How many snapshots are kept. Default 2. If the newest turns out to be damaged, the one before it is used: the
+    /// log behind the oldest stays, unless the disk is full. A transfer under way keeps its own.
     pub retained: usize,
     /// Entries that stay in the log although a snapshot covers them, so that a follower that was away for a
     /// moment needs no snapshot. Default 10,000.
@@ -51,7 +51,8 @@ pub struct Snapshots {
     pub apply_timeout_ms: u64,
     /// How long a transfer may keep the leader's log from being purged, in milliseconds. Default 600,000.
     pub purge_waits_ms: u64,
-    /// The largest snapshot that is received, in bytes. Default 64 GiB.
+    /// The largest snapshot that is received, in bytes. The log is not purged behind a longer one, and the node's status
+    /// says so: the same on every node. Default 64 GiB.
     pub max_bytes: u64,
     /// Free space that snapshots leave to the log, in bytes. Default 64 MiB.
     pub reserve_bytes: u64,

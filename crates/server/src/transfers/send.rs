@@ -171,7 +171,12 @@ impl Transfers {
         let listed = |label: LogId| list.iter().find(move |info| info.label() == label);
         let first = before.and_then(listed);
         let candidates = first.into_iter().chain(told.and_then(listed)).chain(&list);
+        let mut too_long = None;
         for info in candidates.filter(|info| info.label().index >= order.at_least) {
+            if !self.store.may_travel(info) {
+                too_long = Some(info.len);
+                continue;
+            }
             match self.open_verified(info) {
                 Ok(archive) => {
                     let len = archive.len();
@@ -189,7 +194,13 @@ impl Transfers {
                 return Err(Failed::GivenUp);
             }
         }
-        Err(Failed::NoneUsable)
+        match too_long {
+            // Another one would be as long.
+            Some(len) => Err(Failed::Because(format!(
+                "the snapshot has {len} bytes, more than snapshots.max_bytes; raise that on every node"
+            ))),
+            None => Err(Failed::NoneUsable),
+        }
     }
 
     /// A damaged archive is never sent: it is read once, unless this process has written or read it whole.

@@ -24,6 +24,7 @@ impl Alone {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         (config.snapshots.tail_entries, config.snapshots.reserve_bytes) = (0, 0);
+        config.snapshots.retained = 1;
         let mut alone = Self::with(machine, config).await;
         alone._dir = Some(dir);
         alone
@@ -67,6 +68,7 @@ pub(crate) async fn three_without_a_tail(
     let mut configs = cluster(dir, 3);
     for config in &mut configs {
         (config.snapshots.tail_entries, config.snapshots.tail_bytes) = (0, 0);
+        config.snapshots.retained = 1;
     }
     let machines: Vec<Arc<Recording>> = (0..3).map(|_| Arc::new(Recording::default())).collect();
     let mut engines = Vec::new();

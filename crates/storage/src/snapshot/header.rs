@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, LogId, LogIndex, Term};
+use d_engine_core::{GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term};
 
 use super::SnapshotError;
 use super::error::damaged;
@@ -246,6 +246,7 @@ impl Fields<'_> {
         let group = self.need(group, "group")?;
         let label = LogId::new(Term::new(self.u64("label")?), LogIndex::new(self.u64("label")?));
         let time_ms = self.u64("time")?;
+        self.need((time_ms <= MAX_ACCEPTED_TIME_MS).then_some(()), "time before the year 10000")?;
         let checksum = self.rest.array();
         let checksum = self.need(checksum, "checksum")?;
         let (engine_format, user_format) = (self.u32("format")?, self.u32("format")?);

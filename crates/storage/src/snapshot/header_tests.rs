@@ -191,3 +191,11 @@ proptest! {
         }
     }
 }
+
+/// Log time would never come back from there.
+#[test]
+fn a_time_after_the_year_9999_is_refused() {
+    let header = header(&[("a", 1)]);
+    let error = decode(patched(&header, 60, 0x0001_0000)).unwrap_err();
+    assert!(matches!(&error, SnapshotError::Damaged { .. }) && error.to_string().contains("time"), "{error}");
+}

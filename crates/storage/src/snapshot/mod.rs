@@ -35,4 +35,4 @@ pub use hold::Hold;
 pub use pace::{FullSpeed, Pace};
 pub use pack::Staging;
 pub use receive::{Offer, Receiver};
-pub use store::{Health, SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
+pub use store::{Coverage, Health, SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};

@@ -23,9 +23,11 @@ impl SnapshotStore {
         let mut list = inner.list();
         let whole = list.iter().find(|info| info.health == Health::Whole).map(SnapshotInfo::label);
         let keep = inner.options.retained.max(keep_min).max(1);
-        let usable = list.iter().filter(|info| info.health != Health::Damaged).map(SnapshotInfo::label);
-        let mut kept: Vec<LogId> =
-            usable.take(keep).chain(whole).chain(never_remove.iter().copied()).collect();
+        let usable = || list.iter().filter(|info| info.health != Health::Damaged);
+        // One that other nodes take: the log reaches back to it.
+        let for_others = usable().find(|info| self.may_travel(info));
+        let labels = usable().take(keep).chain(for_others).map(SnapshotInfo::label);
+        let mut kept: Vec<LogId> = labels.chain(whole).chain(never_remove.iter().copied()).collect();
         if !cfg!(mutant = "held-snapshot-pruned") {
             kept.extend(inner.busy().held.iter().copied());
         }

@@ -32,6 +32,9 @@ pub struct SnapshotOptions {
     pub machine: String,
     /// Newest version of the state machine's data that its code reads. Newer snapshots are refused.
     pub user_format: u32,
+    /// A longer archive is taken by no node: it serves this one alone, and the log is not purged behind it. What
+    /// [`SnapshotStore::receive`] believes is told to that call.
+    pub max_bytes: u64,
     /// So many bytes of the disk are left to the log: a snapshot that would need them is refused.
     pub reserve_bytes: u64,
     /// What is done to the content of archives that are built here.
@@ -44,7 +47,7 @@ pub struct SnapshotOptions {
 }
 
 impl SnapshotOptions {
-    /// Two snapshots retained, 64 MiB left to the log, chunks of 256 KiB, a sync every 4 MiB.
+    /// Two snapshots retained, of any length, 64 MiB left to the log, chunks of 256 KiB, a sync every 4 MiB.
     #[must_use]
     pub fn new(cluster: ClusterId, group: GroupId) -> Self {
         Self {
@@ -53,6 +56,7 @@ impl SnapshotOptions {
             retained: 2,
             machine: String::new(),
             user_format: 0,
+            max_bytes: u64::MAX,
             reserve_bytes: 64 << 20,
             compression: Compression::None,
             chunk_bytes: 256 << 10,
@@ -109,6 +113,15 @@ impl SnapshotInfo {
     pub fn label(&self) -> LogId {
         self.header.facts.label
     }
+}
+
+/// See [`SnapshotStore::coverage`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Coverage {
+    /// The label of the newest snapshot.
+    pub newest: LogId,
+    /// The label of the oldest one; both are the same if there is one.
+    pub oldest: LogId,
 }
 
 /// What [`SnapshotStore::open`] found beside good archives, for the node's log and its status.
@@ -239,6 +252,25 @@ impl SnapshotStore {
     #[must_use]
     pub fn newest_whole(&self) -> Option<SnapshotInfo> {
         self.inner.list().iter().find(|info| info.health == Health::Whole).cloned()
+    }
+
+    /// Up to where the retained snapshots hold what the log may forget: the newest one that is known to be whole, and the
+    /// oldest that is not known to be damaged. With the log behind the oldest one, each of them can be used. Those that
+    /// no node would take ([`SnapshotOptions::max_bytes`]) do not count.
+    #[must_use]
+    pub fn coverage(&self) -> Option<Coverage> {
+        let list = self.inner.list();
+        let retained = self.inner.options.retained.max(1);
+        let usable = || list.iter().filter(|info| info.health != Health::Damaged && self.may_travel(info));
+        let newest = usable().find(|info| info.health == Health::Whole)?.label();
+        let oldest = usable().take(retained).last().map_or(newest, SnapshotInfo::label);
+        Some(Coverage { newest, oldest: oldest.min(newest) })
+    }
+
+    /// Whether other nodes take an archive of this length.
+    #[must_use]
+    pub fn may_travel(&self, info: &SnapshotInfo) -> bool {
+        info.len <= self.inner.options.max_bytes
     }
 
     /// Reads archives from the newest on until one is whole; with it, what was wrong with those before

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use d_engine_core::{GroupId, LogId};
 
 use super::FileLog;
+use crate::frame::Position;
 use crate::index::{FileLogReader, GroupIndex};
 use crate::log_record::BaseFacts;
 use crate::{LogReader, LogSuffix, StorageError};
@@ -94,8 +95,12 @@ impl FileLog {
     /// What is known of the entry `through`, which the log holds: log time, and the members as of it. `None` when the log
     /// begins behind a received snapshot that alone knows the members.
     fn facts_at(&self, group: GroupId, through: LogId) -> Result<Option<BaseFacts>, StorageError> {
-        let reader = FileLogReader { map: Arc::clone(&self.map), dir: self.parts.dir.clone() };
-        let entry = reader.read(group, through.index, through.index, 0)?;
+        let reader = FileLogReader { map: Arc::clone(&self.map), files: Arc::clone(&self.parts.files) };
+        let entry = match reader.read(group, through.index, through.index, 0) {
+            // A snapshot holds what is purged, and its header says the same.
+            Err(StorageError::Damaged { .. }) => return Ok(None),
+            read => read?,
+        };
         let time_ms = entry.first().map_or(0, |entry| entry.time_ms);
         let in_log = self.memberships.get(&group);
         let in_log = in_log.and_then(|known| known.range(..=through.index).next_back());
@@ -126,6 +131,9 @@ impl FileLog {
         self.record.first = self.record.first.max(oldest);
         let first = self.record.first;
         self.record.starts.retain(|_, start| start.segment >= first);
+        if self.record.intact_from.segment < first {
+            self.record.intact_from = Position::default();
+        }
         self.making_room(|log| log.store_record())?;
         let mut map = self.map.write();
         change(map.groups.entry(group).or_default());
@@ -137,7 +145,7 @@ impl FileLog {
             let behind = memberships.split_off(&base.index.next());
             *memberships = behind;
         }
-        self.retire(purged, Vec::new())?;
+        self.retire(purged.into_values(), Vec::new())?;
         self.has_purged();
         Ok(())
     }

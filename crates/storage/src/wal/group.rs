@@ -1,7 +1,5 @@
 //! Writing what is queued: one group, one write, one sync.
 
-use std::sync::Arc;
-
 use d_engine_core::{GroupId, HardState};
 
 use super::FileLog;
@@ -11,6 +9,7 @@ use crate::fs::write_all_at;
 use crate::fs_latch::{io_error, room_error};
 use crate::index::Slot;
 use crate::segment::OpenSegment;
+use crate::segment_files::SegmentFile;
 
 /// What a group may use of the zeros behind the log's end.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -175,8 +174,9 @@ impl FileLog {
             None => self.create_next()?,
         };
         self.sealed.insert(number, end);
-        let mut map = self.map.write();
-        map.files.insert(self.current.number, Arc::clone(&self.current.file));
+        let file = SegmentFile::new(self.current.number);
+        self.parts.files.keep(&file, &self.current.file);
+        self.map.write().files.insert(self.current.number, file);
         Ok(())
     }
 
@@ -185,10 +185,10 @@ impl FileLog {
         let header = self.parts.header(self.next_number, self.record.epoch);
         self.next_number += 1;
         let (fs, dir) = (&*self.parts.fs, &self.parts.dir);
-        match self.spares.take() {
+        match self.spares.take(&self.parts.files) {
             Some(spare) => {
                 self.stats.recycled += 1;
-                OpenSegment::recycle(fs, dir, spare, header)
+                OpenSegment::recycle(fs, dir, &self.parts.files, spare, header)
             }
             None => OpenSegment::create(fs, dir, header, self.parts.options.reserve_bytes),
         }

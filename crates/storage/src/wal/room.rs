@@ -6,7 +6,6 @@
 use super::FileLog;
 use crate::StorageError;
 use crate::fs_latch::io_error;
-use crate::segment::file_name;
 
 /// Where the log stands with its disk.
 #[derive(Debug, Default)]
@@ -74,7 +73,10 @@ impl FileLog {
         let path = match self.prepared.take() {
             Some(segment) => segment.path,
             None => match self.spares.give_up() {
-                Some(spare) => self.parts.dir.join(file_name(spare.number)),
+                Some(spare) => {
+                    self.parts.files.forget(&spare.file);
+                    self.parts.files.path(spare.file.number)
+                }
                 None => {
                     self.room.free_bytes = self.free_bytes();
                     return Ok(false);
