@@ -44,6 +44,7 @@ pub use faults::{Counts, Fault, Sometimes};
 pub use limits::LimitProfile;
 pub use linearizability::{Action, Operation, Values, Verdict, check};
 pub use links::LinkProfile;
+pub use prng::Prng;
 pub use profile::Profile;
 pub use run::{Finding, Report, RunOptions, run, run_as};
 pub use scenarios::{CatchUp, CaughtUp, WrongClock, catch_up, wrong_clock};

@@ -3,12 +3,12 @@
 
 /// A stream of SplitMix64 numbers.
 #[derive(Clone, Debug)]
-pub(crate) struct Prng(u64);
+pub struct Prng(u64);
 
 impl Prng {
     /// The stream `name` of the run `seed`.
     #[must_use]
-    pub(crate) fn stream(seed: u64, name: &str) -> Self {
+    pub fn stream(seed: u64, name: &str) -> Self {
         // FNV-1a over the name keeps streams apart; the mixing in `next` does the rest.
         let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -28,22 +28,22 @@ impl Prng {
     }
 
     /// A number below `bound`; zero for a bound of zero.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next() % bound }
     }
 
     /// A number from `from` to `to`, both included.
-    pub(crate) fn between(&mut self, from: u64, to: u64) -> u64 {
+    pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from.saturating_add(self.below(to.saturating_sub(from).saturating_add(1)))
     }
 
     /// True `per_million` times in a million.
-    pub(crate) fn chance(&mut self, per_million: u64) -> bool {
+    pub fn chance(&mut self, per_million: u64) -> bool {
         self.below(1_000_000) < per_million
     }
 
     /// A roughly exponential number with this mean: many small ones, a long tail.
-    pub(crate) fn tail(&mut self, mean: u64) -> u64 {
+    pub fn tail(&mut self, mean: u64) -> u64 {
         // Integer arithmetic only: floats differ between machines. The number of leading zeros of a
         // random word is geometric; scaling a uniform number by it gives the tail.
         let doublings = u64::from(self.next().leading_zeros()).min(6);
@@ -51,7 +51,7 @@ impl Prng {
     }
 
     /// One of `items`.
-    pub(crate) fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         let index = usize::try_from(self.below(items.len() as u64)).ok()?;
         items.get(index)
     }

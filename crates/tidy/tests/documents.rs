@@ -31,7 +31,7 @@ fn quoted(text: &str) -> Vec<String> {
 fn every_file_that_a_document_names_exists() {
     for document in documents() {
         for name in quoted(&read(&document)) {
-            let is_path = ["crates/", "docs/", "examples/", "d-engine/", "benches/", ".ci/"]
+            let is_path = ["crates/", "docs/", "examples/", "d-engine/", "benches/", ".ci/", "scripts/"]
                 .iter()
                 .any(|folder| name.starts_with(folder));
             let path = name.split([':', ' ', '#']).next().unwrap_or("");

@@ -19,12 +19,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("d-engine-server", &["core", "storage", "replica", "kv", "proto"]),
     ("d-engine-client", &["proto"]),
     ("d-engine-cli", &["server", "client", "kv", "kv-disk"]),
+    ("d-engine-campaign", &["client", "sim"]),
     ("d-engine-tidy", &[]),
     ("d-engine", &["core", "storage", "replica", "kv", "kv-disk", "proto", "server", "client", "testing"]),
 ];
 
 /// Where an async runtime or gRPC may appear outside of dev-dependencies.
-const MAY_HAVE_TOKIO: &[&str] = &["d-engine-server", "d-engine-client", "d-engine-cli", "d-engine-testing"];
+const MAY_HAVE_TOKIO: &[&str] =
+    &["d-engine-server", "d-engine-client", "d-engine-cli", "d-engine-testing", "d-engine-campaign"];
 
 fn manifests() -> BTreeMap<String, Table> {
     let mut manifests = BTreeMap::new();

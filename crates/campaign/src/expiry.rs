@@ -1,0 +1,105 @@
+//! Keys with a time to live: none may vanish early, whatever a node's clock shows.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use d_engine_client::{Consistency, KvClient, PutOptions};
+use d_engine_sim::Prng;
+
+use crate::clients::connect;
+use crate::net::NODES;
+use crate::record::Record;
+use crate::shell::Outcome;
+
+/// `max_clock_offset_ms` of the nodes, the default.
+const CLOCK_OFFSET: Duration = Duration::from_secs(1);
+/// Keys whose fate is still watched.
+const WATCHED_MAX: usize = 256;
+
+/// One key.
+#[derive(Clone, Debug)]
+struct Key {
+    name: String,
+    /// Not earlier than this was it put.
+    called: Duration,
+    /// Acknowledged.
+    returned: Duration,
+    ttl: Duration,
+}
+
+impl Key {
+    /// Before this the key must be there. Log time may run 10 % faster than the clocks.
+    fn due(&self) -> Duration {
+        (self.called + self.ttl * 10 / 11).saturating_sub(CLOCK_OFFSET)
+    }
+}
+
+/// What was seen of keys that expire.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// Keys that were put.
+    pub(crate) keys: u64,
+    /// Reads that found a key which had to be there.
+    pub(crate) there: u64,
+    /// Reads that found a key gone.
+    pub(crate) gone: u64,
+    /// How long after its time a key was still there, at most.
+    pub(crate) latest: Duration,
+}
+
+/// Puts keys that expire, and looks at them, until the run is over.
+pub(crate) async fn watch(record: Arc<Record>, seed: u64) -> Outcome<Seen> {
+    let client = connect(1..=NODES)?;
+    let mut prng = Prng::stream(seed, "keys that expire");
+    let mut keys: VecDeque<Key> = VecDeque::new();
+    let mut seen = Seen::default();
+    while !record.is_over() {
+        tokio::time::sleep(Duration::from_millis(prng.below(100))).await;
+        if keys.len() < WATCHED_MAX && prng.chance(500_000) {
+            let name = format!("expiring-{}", seen.keys);
+            let ttl = Duration::from_millis(prng.between(2_000, 20_000));
+            if let Some(key) = put(&client, &record, name, ttl).await {
+                keys.push_back(key);
+            }
+            seen.keys += 1;
+        } else if let Some(key) = keys.pop_front()
+            && look(&client, &record, &key, &mut seen).await
+        {
+            keys.push_back(key);
+        }
+    }
+    Ok(seen)
+}
+
+async fn put(client: &KvClient, record: &Record, name: String, ttl: Duration) -> Option<Key> {
+    let called = record.now();
+    let options = PutOptions::default().ttl(ttl);
+    client.put_with(name.clone(), Bytes::from_static(b"here"), options).await.ok()?;
+    record.acknowledged();
+    Some(Key { name, called, returned: record.now(), ttl })
+}
+
+/// Whether the key is worth another look.
+async fn look(client: &KvClient, record: &Record, key: &Key, seen: &mut Seen) -> bool {
+    let called = record.now();
+    let Ok(found) = client.get(key.name.clone(), Consistency::Linearizable).await else { return true };
+    let returned = record.now();
+    if found.is_some() {
+        seen.there += 1;
+        seen.latest = seen.latest.max(called.saturating_sub(key.returned + key.ttl));
+        return true;
+    }
+    seen.gone += 1;
+    if returned < key.due() {
+        record.finding(&format!(
+            "{} with a time to live of {:?}, put at {:?} s, was gone at {:?} s",
+            key.name,
+            key.ttl,
+            key.called.as_secs_f64(),
+            returned.as_secs_f64(),
+        ));
+    }
+    false
+}

@@ -1,0 +1,163 @@
+//! What is known of a run: findings, counts, pauses. Shared by everything that goes on.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::shell::{Outcome, doing};
+
+/// The record of a run.
+#[derive(Debug)]
+pub(crate) struct Record {
+    begin: Instant,
+    stop: AtomicBool,
+    /// Operations that took effect, or reads that were answered.
+    pub(crate) ok: AtomicU64,
+    /// Operations that certainly did not happen.
+    pub(crate) failed: AtomicU64,
+    /// Commands of unknown outcome.
+    pub(crate) unknown: AtomicU64,
+    inner: Mutex<Inner>,
+    events: Mutex<File>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    findings: Vec<String>,
+    faults: BTreeMap<&'static str, u64>,
+    pauses: Pauses,
+}
+
+/// How long no write was acknowledged.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pauses {
+    last: Duration,
+    /// When two nodes or more were last under a fault at once.
+    many_until: Duration,
+    /// The longest pause.
+    pub(crate) longest: Duration,
+    /// The longest pause in which at most one node was under a fault, and when it ended.
+    pub(crate) with_one_fault: (Duration, Duration),
+}
+
+impl Record {
+    /// A record whose events are also written below `dir`.
+    pub(crate) fn new(dir: &Path) -> Outcome<Self> {
+        let events = File::create(dir.join("events.log")).map_err(doing("events.log"))?;
+        Ok(Self {
+            begin: Instant::now(),
+            stop: AtomicBool::new(false),
+            ok: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
+            inner: Mutex::default(),
+            events: Mutex::new(events),
+        })
+    }
+
+    /// Time since the run began.
+    pub(crate) fn now(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    /// Whether the run shall end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends the run.
+    pub(crate) fn end(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what happens.
+    pub(crate) fn say(&self, text: &str) {
+        let line = format!("[{:7.1} s] {text}", self.now().as_secs_f64());
+        println!("{line}");
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = writeln!(events, "{line}") {
+            eprintln!("campaign: events.log: {error}");
+        }
+    }
+
+    /// Notes a broken promise.
+    pub(crate) fn finding(&self, text: &str) {
+        self.say(&format!("FINDING: {text}"));
+        self.inner().findings.push(text.to_owned());
+    }
+
+    /// All broken promises.
+    pub(crate) fn findings(&self) -> Vec<String> {
+        self.inner().findings.clone()
+    }
+
+    /// Counts a fault.
+    pub(crate) fn fault(&self, name: &'static str) {
+        *self.inner().faults.entry(name).or_default() += 1;
+    }
+
+    /// How often each fault was done.
+    pub(crate) fn faults(&self) -> BTreeMap<&'static str, u64> {
+        self.inner().faults.clone()
+    }
+
+    /// A write was acknowledged.
+    pub(crate) fn acknowledged(&self) {
+        let now = self.now();
+        self.inner().pauses.acknowledged(now);
+    }
+
+    /// Two nodes or more are under a fault just now.
+    pub(crate) fn many_faults(&self) {
+        let now = self.now();
+        self.inner().pauses.many_until = now;
+    }
+
+    /// The pauses until now.
+    pub(crate) fn pauses(&self) -> Pauses {
+        self.inner().pauses
+    }
+}
+
+impl Pauses {
+    /// When the last write was acknowledged.
+    pub(crate) fn last(self) -> Duration {
+        self.last
+    }
+
+    fn acknowledged(&mut self, now: Duration) {
+        let pause = now.saturating_sub(self.last);
+        self.longest = self.longest.max(pause);
+        if self.many_until < self.last && pause > self.with_one_fault.0 {
+            self.with_one_fault = (pause, now);
+        }
+        self.last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_with_many_faults_in_it_is_told_apart() {
+        let at = Duration::from_secs;
+        let mut pauses = Pauses::default();
+        pauses.acknowledged(at(1));
+        pauses.acknowledged(at(3));
+        assert_eq!(pauses.with_one_fault, (at(2), at(3)));
+        pauses.many_until = at(5);
+        pauses.acknowledged(at(13));
+        assert_eq!((pauses.longest, pauses.with_one_fault), (at(10), (at(2), at(3))));
+        pauses.acknowledged(at(17));
+        assert_eq!(pauses.with_one_fault, (at(4), at(17)));
+    }
+}
