@@ -188,7 +188,7 @@ impl Nemesis {
         let aims_at_leader = self.prng.chance(500_000);
         let id = if aims_at_leader { self.view.leader().unwrap_or(drawn) } else { drawn };
         match kind {
-            Kind::Transfer => return self.transfer(id),
+            Kind::Transfer => return self.transfer(drawn),
             Kind::Snapshot => return self.snapshot(id),
             Kind::WrongClock if !self.has_faketime => return Ok(()),
             _ => {}
@@ -225,6 +225,9 @@ impl Nemesis {
     }
 
     fn transfer(&mut self, to: u64) -> Outcome<()> {
+        if self.view.leader() == Some(to) {
+            return Ok(());
+        }
         let client = connect(1..=NODES)?;
         let moved = self.runtime.block_on(client.client().transfer_leadership(Some(to)));
         self.record.fault(Kind::Transfer.name());

@@ -42,7 +42,7 @@ impl Node {
         let disk = Disk::make(&setup.dir, &format!("disk-{id}"), 64)?;
         let mut text = format!(
             "node_id = {id}\ncluster_id = \"00112233445566778899aabbccddeeff\"\ndata_dir = \"{}\"\n\
-             [limits]\nmax_command_bytes = 524288\nsegment_bytes = 1048576\n\
+             [limits]\nmax_command_bytes = 524288\nsegment_bytes = 2097152\n\
              [snapshots]\nafter_log_bytes = 4194304\nmax_log_bytes = 16777216\ntail_entries = 200\n\
              tail_bytes = 1048576\nreserve_bytes = 2097152\n",
             disk.at().join("data").display(),
