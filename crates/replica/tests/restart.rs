@@ -361,3 +361,37 @@ fn log_time_does_not_go_back_over_a_purge_and_a_restart() {
     now(node.worker.run(job)).unwrap();
     assert_eq!(node.take_snapshot().header.facts.time_ms, 1_007);
 }
+
+/// FINDINGS D3, D4: the log was given up for the snapshot, so a node without room for its files waits and does not stop.
+#[test]
+fn an_install_waits_for_room() {
+    let (leader, info) = leader_with_snapshot(4);
+    let Node { ground, .. } = start(Ground::new(), Recording::default()).unwrap();
+    let fs = d_engine_storage::fs_sim::SimFs::new();
+    let identity = &ground.opened.identity;
+    let options = d_engine_storage::snapshot::SnapshotOptions {
+        reserve_bytes: 0,
+        ..d_engine_storage::snapshot::SnapshotOptions::new(identity.cluster, identity.group)
+    };
+    let shared = std::sync::Arc::new(fs.clone());
+    let opened = d_engine_storage::snapshot::SnapshotStore::open(shared, "/snapshots".as_ref(), options);
+    let full = Ground { store: opened.unwrap().0, ..ground };
+    let mut node = start(full, Recording::default()).unwrap();
+    send(&leader, &info, &node.ground.store);
+    let job = ApplyJob { source: ApplySource::Snapshot(at(1, 4)), responders: Vec::new() };
+    fs.set_capacity(Some(fs.used_bytes()));
+    for _ in 0..3 {
+        let waits = node.worker.unpack(&job).unwrap();
+        assert!(waits.as_ref().is_some_and(|why| why.contains("No space")), "{waits:?}");
+    }
+    fs.set_capacity(None);
+    fs.set_max_open(Some(0));
+    let waits = node.worker.unpack(&job).unwrap();
+    assert!(waits.as_ref().is_some_and(|why| why.contains("Too many open files")), "{waits:?}");
+    fs.set_max_open(None);
+    assert_eq!(node.worker.unpack(&job).unwrap(), None);
+    let unpacked = d_engine_storage::Fs::counts(&fs).of(d_engine_storage::FsOp::Open);
+    now(node.worker.run(job)).ok();
+    let opened_since = d_engine_storage::Fs::counts(&fs).of(d_engine_storage::FsOp::Open) - unpacked;
+    assert_eq!(opened_since, 0, "it is unpacked once");
+}
