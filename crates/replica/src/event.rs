@@ -147,6 +147,18 @@ pub enum Event {
         /// The damage.
         reason: StopReason,
     },
+    /// A scrub has found damage in the log.
+    LogDamaged {
+        /// No entry behind this one is touched by it; zero if none that is kept is.
+        through: LogIndex,
+        /// The damage.
+        reason: StopReason,
+    },
+    /// A scrub has found that a snapshot of this node is damaged.
+    SnapshotDamaged {
+        /// The damage.
+        reason: StopReason,
+    },
     /// The transport did not take an append of [`Jobs::send`]: there is no connection, or no room in the
     /// queue of its receiver. Appends before it to the same node are on their way.
     AppendNotSent {

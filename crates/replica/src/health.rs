@@ -168,12 +168,7 @@ impl Replica {
                 follower.node
             ));
         }
-        if let Some((at, reason)) = self.snapshots.damage() {
-            alarms.push(format!(
-                "the log was damaged at entry {at} ({reason}); a snapshot of this node holds what was there, and the log was \
-                 purged up to it; look at this disk"
-            ));
-        }
+        alarms.extend(self.snapshots.damage_alarm());
         alarms.extend(self.contradiction().map(str::to_owned));
         alarms
     }

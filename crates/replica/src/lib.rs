@@ -28,6 +28,7 @@ mod proposals;
 mod reads;
 mod replica;
 mod restore;
+mod scrub;
 mod snapshot_build;
 mod snapshot_checksum;
 mod snapshot_policy;
@@ -59,6 +60,7 @@ pub use peer_message::PeerMessage;
 pub use reads::ReadConsistency;
 pub use replica::Replica;
 pub use restore::{Footing, Start};
+pub use scrub::Scrubber;
 pub use snapshot_build::SnapshotTask;
 pub use snapshot_checksum::{snapshot_checksum, snapshot_checksum_in};
 pub use snapshot_policy::{

@@ -222,6 +222,11 @@ impl Replica {
                     self.on_loaded(now, wall_ms, (to, token), &none, jobs);
                 }
             }
+            Event::LogDamaged { through, reason } => self.on_log_damaged(through, reason, jobs),
+            Event::SnapshotDamaged { reason } => {
+                tracing::error!(node = %self.node, %reason, "a snapshot is damaged; a new one is taken; look at this disk");
+                jobs.snapshot_due = true;
+            }
             Event::AppendNotSent { to, term, prev } => {
                 self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
             }

@@ -55,9 +55,20 @@ impl Snapshots {
         self.is_due = true;
     }
 
-    /// The damage that was found in the log while it was read for followers.
-    pub(crate) fn damage(&self) -> Option<&(LogIndex, StopReason)> {
-        self.damaged.as_ref()
+    /// What an operator must know of damage in the log, and whether a snapshot holds what was there.
+    pub(crate) fn damage_alarm(&self) -> Option<String> {
+        let (at, reason) = self.damaged.as_ref()?;
+        Some(if *at <= self.covered {
+            format!(
+                "the log was damaged up to entry {at} ({reason}); a snapshot of this node holds what was there, and the log is \
+                 purged up to it; look at this disk"
+            )
+        } else {
+            format!(
+                "the log is damaged up to entry {at} ({reason}); a snapshot is being taken in its place: do not stop this node \
+                 before this says so, take one by hand (d-engine snapshot) if it stays, and look at this disk"
+            )
+        })
     }
 
     /// The disk has become full, or has room again.
@@ -172,6 +183,17 @@ impl Replica {
         true
     }
 
+    /// A scrub has found damage in the log. The state machine still holds what the entries did: a snapshot of it takes
+    /// their place.
+    pub(crate) fn on_log_damaged(&mut self, through: LogIndex, reason: StopReason, jobs: &mut Jobs) {
+        tracing::error!(node = %self.node(), %through, %reason, "the log is damaged; look at this disk");
+        let base = self.core.log().base.index;
+        jobs.snapshot_due |= through > self.snapshots.covered.max(base);
+        jobs.status_changed = true;
+        self.snapshots.damaged = Some((through, reason));
+        self.snapshots.is_due = true;
+    }
+
     /// Purges what a snapshot covers, but for a tail, and for what the oldest retained snapshot needs behind it as long
     /// as there is room. A follower that is being sent a snapshot goes on from its
     /// label: until it has that, or for so long as is bearable, everything stays that the log has room for.
@@ -184,7 +206,11 @@ impl Replica {
             return;
         }
         let base = self.core.log().base.index;
-        let damaged = self.snapshots.damaged.as_ref().is_some_and(|(at, _)| *at > base);
+        let damaged = self
+            .snapshots
+            .damaged
+            .as_ref()
+            .is_some_and(|(at, _)| *at > base && *at <= self.snapshots.covered);
         let (entries, bytes) = if damaged {
             // Nobody can read what lies before it.
             (0, 0)

@@ -26,6 +26,7 @@ mod pace;
 mod peer_refusals;
 mod raft_thread;
 mod read_gate;
+mod scrub_thread;
 mod seldom;
 mod snapshot_status;
 mod snapshot_thread;

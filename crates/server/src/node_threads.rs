@@ -19,6 +19,7 @@ use crate::inbox::{Inbox, InboxLimits};
 use crate::peer_refusals::PeerRefusals;
 use crate::raft_thread::{Patience, RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
+use crate::scrub_thread::ScrubThread;
 use crate::snapshot_thread::{BuildProgress, SnapshotThread};
 use crate::transfers::{TransferSettings, Transfers};
 use crate::worker_threads::{LogCounters, ROOM_LOOKED_FOR_EVERY, WorkQueue, load_thread, log_thread};
@@ -52,6 +53,7 @@ pub(crate) struct NodeThreads {
     raft: RaftThread,
     applies: ApplyThread,
     builds: SnapshotThread,
+    scrubs: Option<ScrubThread>,
     log: LogWorker,
 }
 
@@ -80,6 +82,7 @@ impl NodeThreads {
             patience: materials.patience,
             max_log_bytes: settings.max_log_bytes,
             building: building.clone(),
+            scrub_end: Arc::default(),
             transfers: transfers.clone(),
             apply: apply.clone(),
             log_counters: Arc::new(LogCounters::default()),
@@ -116,6 +119,7 @@ impl NodeThreads {
             clock,
             runtime: materials.runtime,
         };
+        let scrubs = ScrubThread::over(&shared, materials.log.as_ref(), &settings, &snap);
         let log_worker = LogWorker::new(materials.log, group).with_min_free_bytes(replica.min_free_bytes());
         let node = identity.node;
         let load = Arc::new(WorkQueue::new());
@@ -130,7 +134,7 @@ impl NodeThreads {
             apply,
             snapshots: snap,
         };
-        Self { shared, raft, applies, builds, log: log_worker }
+        Self { shared, raft, applies, builds, scrubs, log: log_worker }
     }
 
     /// Starts them.
@@ -141,31 +145,34 @@ impl NodeThreads {
         self,
         transport: TransportStart,
     ) -> Result<(Vec<JoinHandle<()>>, HasStarted), StartError> {
-        let Self { shared, raft, applies, builds, log } = self;
+        let Self { shared, raft, applies, builds, scrubs, log } = self;
         // An error's span, so that no filter of lines leaves it out.
         let _inside = tracing::error_span!("engine", node = %raft.node).entered();
         let name = |what: &str| format!("{what}-{}", raft.node);
-        let names = [name("log"), name("load"), name("apply"), name("snap"), name("raft")];
-        let [log_name, load_name, apply_name, snap_name, raft_name] = names;
+        let names = [name("log"), name("load"), name("apply"), name("snap"), name("scrub"), name("raft")];
+        let [log_name, load_name, apply_name, snap_name, scrub_name, raft_name] = names;
         let (logs, loads) = (raft.log.clone(), raft.load.clone());
         let (applying, snaps) = (raft.apply.clone(), raft.snapshots.clone());
-        let loader = log.loader();
+        let (loader, scrub_end) = (log.loader(), shared.scrub_end.clone());
         let (started, has_started) = oneshot::channel();
         let spawn = || -> Result<_, StartError> {
             let (inbox, counters) = (shared.inbox.clone(), shared.log_counters.clone());
-            Ok(vec![
+            let scrubs = scrubs.map(|scrubs| scrubs.start(scrub_name)).transpose()?;
+            let threads = [
                 log_thread(log_name, log, logs.clone(), inbox.clone(), counters)?,
                 load_thread(load_name, loader, loads.clone(), inbox)?,
                 applies.start(apply_name)?,
                 builds.start(snap_name)?,
                 raft_thread(raft_name, raft, transport, started)?,
-            ])
+            ];
+            Ok(scrubs.into_iter().chain(threads).collect())
         };
         let threads = spawn().inspect_err(|_| {
             logs.close();
             loads.close();
             applying.close();
             snaps.close();
+            scrub_end.stop();
         })?;
         Ok((threads, has_started))
     }

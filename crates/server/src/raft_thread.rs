@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::inbox::{Inbox, Incoming};
 use crate::peer_refusals::PeerRefusals;
 use crate::read_gate::ReadGate;
+use crate::scrub_thread::ScrubEnd;
 use crate::snapshot_thread::{BuildProgress, SnapshotWork};
 use crate::transfers::Transfers;
 use crate::transport::{
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) max_log_bytes: u64,
     /// What the building of snapshots has come to.
     pub(crate) building: Arc<BuildProgress>,
+    pub(crate) scrub_end: Arc<ScrubEnd>,
     /// Snapshots on their way to and from other nodes.
     pub(crate) transfers: Arc<Transfers>,
     /// For whoever asks for a snapshot.
@@ -132,6 +134,7 @@ pub(crate) fn raft_thread(
         shared.inbox.close(&reason);
         // The workers finish what they have been given, flush, and end.
         shared.building.stop();
+        shared.scrub_end.stop();
         shared.transfers.stop();
         log.close();
         load.close();

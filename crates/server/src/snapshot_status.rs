@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_replica::LogId;
 use d_engine_storage::LogStats;
-use d_engine_storage::snapshot::SnapshotInfo;
+use d_engine_storage::snapshot::{Health, SnapshotInfo};
 
 use crate::raft_thread::Shared;
 use crate::{ReceivingSnapshot, SendingSnapshot};
@@ -76,20 +76,33 @@ impl SnapshotStatus {
             overdue: behind_newest > shared.max_log_bytes,
             sending,
             receiving,
-            alarms: too_long(list.first().filter(|info| !shared.snapshots.may_travel(info))),
+            alarms: too_long(list.first().filter(|info| !shared.snapshots.may_travel(info)))
+                .into_iter()
+                .chain(damaged(&list))
+                .collect(),
         }
     }
 }
 
 /// No node takes the newest snapshot.
-fn too_long(newest: Option<&SnapshotInfo>) -> Vec<String> {
-    let alarm = newest.map(|info| {
+fn too_long(newest: Option<&SnapshotInfo>) -> Option<String> {
+    newest.map(|info| {
         format!(
             "the newest snapshot, {}, has {} bytes, which is more than snapshots.max_bytes: no node takes it, and the log is \
              not purged behind it; raise snapshots.max_bytes on every node and restart them",
             LogId::from(info.label()),
             info.len
         )
-    });
-    alarm.into_iter().collect()
+    })
+}
+
+/// Archives that no longer verify, and that no whole one has taken the place of yet.
+fn damaged(list: &[SnapshotInfo]) -> impl Iterator<Item = String> + '_ {
+    list.iter().filter(|info| info.health == Health::Damaged).map(|info| {
+        format!(
+            "the snapshot {} is damaged; it is removed once another one is whole: take one (d-engine snapshot) if this stays, and \
+             look at this disk",
+            info.path.display()
+        )
+    })
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
 
-use crate::{ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, StorageError};
+use crate::{
+    ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, ScrubPlace, Scrubbed, StorageError,
+};
 
 /// Opens data directories. One value stands for one directory.
 pub trait StorageEngine: Send + Sync + Debug + 'static {
@@ -198,6 +200,15 @@ pub trait LogReader: Send + Sync + Debug {
         last: LogIndex,
         max_bytes: usize,
     ) -> Result<Vec<LogEntry>, StorageError>;
+
+    /// Looks at the next piece of what is stored and compares its checksums. Begin with the default, and go on with what
+    /// was returned. A store that does not know how to has nothing to look at.
+    ///
+    /// # Errors
+    /// An I/O error. Damage is part of the result.
+    fn scrub(&self, _group: GroupId, _from: ScrubPlace) -> Result<Scrubbed, StorageError> {
+        Ok(Scrubbed::default())
+    }
 }
 
 /// Counters of a log store.

@@ -7,12 +7,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use d_engine_core::{GroupId, LogId, LogIndex, Term};
 
-use crate::frame::{RECORD_LEN, Record, decode_record};
+use crate::frame::{Position, RECORD_LEN, Record, decode_record};
 use crate::fs::read_up_to;
 use crate::fs_latch::{io_error, room_error};
 use crate::segment::file_name;
 use crate::segment_files::{SegmentFile, SegmentFiles};
-use crate::{LogEntry, LogReader, StorageError};
+use crate::{LogEntry, LogReader, ScrubPlace, Scrubbed, StorageError};
 
 /// The place of one entry's record.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +78,10 @@ impl GroupIndex {
 pub(crate) struct LogMap {
     pub(crate) groups: BTreeMap<GroupId, GroupIndex>,
     pub(crate) files: BTreeMap<u64, Arc<SegmentFile>>,
+    /// Where the groups of each segment end.
+    pub(crate) ends: BTreeMap<u64, u64>,
+    /// What lies before this place in its segment is damaged, and no part of the log.
+    pub(crate) intact_from: Position,
 }
 
 /// The shared map behind its lock. A panic elsewhere while the lock was held cannot leave it half
@@ -134,6 +138,10 @@ impl LogReader for FileLogReader {
             self.read_run(group, &run, &mut entries)?;
         }
         Ok(entries)
+    }
+
+    fn scrub(&self, group: GroupId, from: ScrubPlace) -> Result<Scrubbed, StorageError> {
+        self.look_at(group, from)
     }
 }
 

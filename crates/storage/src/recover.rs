@@ -28,8 +28,8 @@ pub(crate) use behind::{not_covered, recover_behind};
 #[derive(Debug, Default)]
 pub(crate) struct Recovered {
     pub(crate) groups: BTreeMap<GroupId, RecoveredGroup>,
-    /// Segments that hold entries, with the lengths of their files.
-    pub(crate) files: BTreeMap<u64, (Arc<SegmentFile>, u64)>,
+    /// Segments that hold entries.
+    pub(crate) files: BTreeMap<u64, Kept>,
     /// Where the log goes on without a new segment: the last process ended in an orderly way.
     pub(crate) rested: Option<Rested>,
     /// Where the known durable part ends: the watermark of the last group.
@@ -48,6 +48,16 @@ pub(crate) struct Recovered {
     pub(crate) report: RecoveryReport,
     /// The damage that was passed over: `log.meta` must say so before anything else is done.
     pub(crate) passed_over: Option<StorageError>,
+}
+
+/// A segment that holds entries.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) file: Arc<SegmentFile>,
+    /// Length of the file.
+    pub(crate) len: u64,
+    /// Where its groups end.
+    pub(crate) end: u64,
 }
 
 /// A head behind which nothing is in doubt: everything up to `end` is known to be durable, and what may lie behind
@@ -140,7 +150,9 @@ pub(crate) fn recover(place: &Place<'_>, record: &LogRecord) -> Result<Recovered
     let kept = |number: u64| chain.iter().any(|(n, _)| *n == number) && number <= found.durable.segment;
     found.superfluous = numbers.into_iter().filter(|number| !kept(*number)).collect();
     for (number, file) in scan.files.iter().filter(|(number, _)| kept(**number)) {
-        found.files.insert(*number, (Arc::clone(file), scan.len(*number)?));
+        let extent = chain.iter().find(|(known, _)| known == number).map_or(0, |(_, extent)| *extent);
+        let end = if *number == found.durable.segment { found.durable.offset } else { extent };
+        found.files.insert(*number, Kept { file: Arc::clone(file), len: scan.len(*number)?, end });
     }
     Ok(found)
 }

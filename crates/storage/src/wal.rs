@@ -158,7 +158,10 @@ fn known(
 ) -> (LogMap, BTreeMap<GroupId, HardState>, BTreeMap<GroupId, BTreeMap<LogIndex, Bytes>>) {
     let mut map = LogMap::default();
     let (mut memberships, mut hard_states) = (BTreeMap::new(), BTreeMap::new());
-    map.files.extend(recovered.files.iter().map(|(number, (file, _))| (*number, Arc::clone(file))));
+    for (number, kept) in &recovered.files {
+        map.files.insert(*number, Arc::clone(&kept.file));
+        map.ends.insert(*number, kept.end);
+    }
     for (group, known) in &mut recovered.groups {
         let slots = known.entries.iter().map(|(_, slot)| *slot).collect();
         map.groups.insert(*group, GroupIndex { base: known.base, slots });
@@ -203,7 +206,7 @@ impl FileLog {
         let FileStorageOptions { spare_segments, segment_bytes, reserve_bytes, .. } = parts.options;
         let spares = Spares::new(spare_segments, segment_bytes, reserve_bytes);
         let rested = recovered.rested.and_then(|rested| {
-            Some((rested, recovered.files.get(&rested.end.segment).map(|(file, _)| Arc::clone(file))?))
+            Some((rested, recovered.files.get(&rested.end.segment).map(|kept| Arc::clone(&kept.file))?))
         });
         let mut next_number = recovered.last_number + 1;
         let (current, is_new) = match &rested {
@@ -215,13 +218,14 @@ impl FileLog {
             }
         };
         let (mut map, hard_states, memberships) = known(&mut recovered);
+        map.intact_from = record.intact_from;
         if rested.is_none() {
             let file = SegmentFile::new(current.number);
             parts.files.keep(&file, &current.file);
             map.files.insert(current.number, file);
         }
         let mut sealed: BTreeMap<u64, u64> =
-            recovered.files.iter().map(|(number, (_, len))| (*number, *len)).collect();
+            recovered.files.iter().map(|(number, kept)| (*number, kept.len)).collect();
         sealed.remove(&current.number);
         let mut log = Self {
             parts,

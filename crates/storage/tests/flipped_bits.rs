@@ -1,4 +1,6 @@
-//! One bit in every byte of a small directory: noticed before anything is served, or harmless, or mended.
+//! One bit in a byte of a small directory: noticed before anything is served, or harmless, or mended. Every byte of
+//! headers, of the content of records and of archives; of the rest of segments every nineteenth, of the zeros behind records
+//! every seventh, so that it does not take minutes.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
@@ -83,7 +85,7 @@ fn flip(image: &SimImage, path: &Path, at: usize, expected: &Picture, outcomes: 
 }
 
 #[test]
-fn a_flipped_bit_in_any_byte_of_log_and_records_is_noticed_or_mended_or_harmless() {
+fn a_flipped_bit_in_log_or_records_is_noticed_or_mended_or_harmless() {
     let (fs, expected) = stopped();
     let image = fs.image();
     let log_bytes: usize = common::segments(&fs).iter().map(|path| image.files[path].len()).sum();
@@ -100,7 +102,10 @@ fn a_flipped_bit_in_any_byte_of_log_and_records_is_noticed_or_mended_or_harmless
             scope.spawn(move || {
                 let mut outcomes = Outcomes::default();
                 for (path, len) in files {
-                    for at in (odd..*len).step_by(2) {
+                    let is_log = path.extension().is_some_and(|extension| extension == "seg");
+                    let (begin, step) = if is_log { (130, 19) } else { (400, 7) };
+                    let is_taken = |at: &usize| at % 4096 < begin || at.is_multiple_of(step);
+                    for at in (0..*len).filter(is_taken).filter(|at| at % 2 == odd) {
                         flip(image, path, at, expected, &mut outcomes);
                     }
                 }
@@ -112,7 +117,7 @@ fn a_flipped_bit_in_any_byte_of_log_and_records_is_noticed_or_mended_or_harmless
     });
     let sum = |of: fn(&Outcomes) -> u64| halves.iter().map(of).sum::<u64>();
     let (refused, mended, harmless) = (sum(|it| it.refused), sum(|it| it.mended), sum(|it| it.harmless));
-    assert!(refused > 100_000 && mended > 8_000 && harmless > 10_000, "{refused}, {mended}, {harmless}");
+    assert!(refused > 10_000 && mended > 3_000 && harmless > 1_000, "{refused}, {mended}, {harmless}");
 }
 
 #[test]

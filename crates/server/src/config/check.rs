@@ -216,6 +216,10 @@ fn check_snapshots(config: &Config) -> Checked {
             in_range(&format!("snapshots.{name}"), value, 64 << 10..=1 << 40, ", or 0: no limit")?;
         }
     }
+    if snapshots.scrub_bytes_per_second != 0 {
+        let value = snapshots.scrub_bytes_per_second;
+        in_range("snapshots.scrub_bytes_per_second", value, 64 << 10..=1 << 40, ", or 0: never")?;
+    }
     in_range("snapshots.max_bytes", snapshots.max_bytes, 1 << 20..=1 << 46, " bytes")
 }
 

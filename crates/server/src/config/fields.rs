@@ -33,6 +33,7 @@ pub(super) const SNAPSHOTS: &[&str] = &[
     "pause_max_ms",
     "build_bytes_per_second",
     "send_bytes_per_second",
+    "scrub_bytes_per_second",
     "transfer_timeout_ms",
     "apply_timeout_ms",
     "purge_waits_ms",

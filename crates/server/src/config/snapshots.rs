@@ -44,6 +44,9 @@ pub struct Snapshots {
     /// How fast a snapshot is sent to one follower, in bytes a second; 0: as fast as the network. Default 100 MiB,
     /// which leaves a follower's disk to the log's writes.
     pub send_bytes_per_second: u64,
+    /// How fast the log and the snapshots are read once a day to look for damage, in bytes a second, each file from its
+    /// beginning to its end; 0: never. What is found shows in the node's status. Default 4 MiB.
+    pub scrub_bytes_per_second: u64,
     /// How long a transfer may stand still before it is given up, in milliseconds; it is resumed where it
     /// stood. Default 30,000.
     pub transfer_timeout_ms: u64,
@@ -93,6 +96,7 @@ impl Default for Snapshots {
             pause_max_ms: 30_000,
             build_bytes_per_second: 64 << 20,
             send_bytes_per_second: 100 << 20,
+            scrub_bytes_per_second: 4 << 20,
             transfer_timeout_ms: 30_000,
             apply_timeout_ms: 600_000,
             purge_waits_ms: 600_000,

@@ -139,6 +139,7 @@ impl FileLog {
         change(map.groups.entry(group).or_default());
         let kept = map.files.split_off(&first);
         let purged = std::mem::replace(&mut map.files, kept);
+        map.ends = map.ends.split_off(&first);
         drop(map);
         self.sealed = self.sealed.split_off(&first);
         if let Some(memberships) = self.memberships.get_mut(&group) {

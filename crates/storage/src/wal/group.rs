@@ -158,6 +158,7 @@ impl FileLog {
                 Slot { term: entry.id.term, segment: at.segment, offset: at.offset + offset, len, chain };
             map.groups.entry(entry.group).or_default().put(entry.id.index, slot);
         }
+        map.ends.insert(at.segment, self.current.end);
         drop(map);
         self.stats.entries += self.queue.entries.len() as u64;
         self.hard_states.append(&mut self.queue.hard_states);
