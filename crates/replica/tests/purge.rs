@@ -172,7 +172,7 @@ fn a_damaged_entry_that_a_snapshot_holds_leads_to_a_purge_and_not_to_a_stop() {
     node.handle(Event::Purged(purge));
     assert!(asks_for_a_snapshot(&mut node));
     let alarms = node.replica.status().alarms;
-    assert!(alarms.iter().any(|alarm| alarm.contains("damaged at entry 5")), "{alarms:?}");
+    assert!(alarms.iter().any(|alarm| alarm.contains("damaged up to entry 5")), "{alarms:?}");
     // Found again by a read that was under way.
     assert!(node.handle(load_failed(5)).purge.is_none());
 }

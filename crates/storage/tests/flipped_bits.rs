@@ -1,5 +1,5 @@
 //! One bit in a byte of a small directory: noticed before anything is served, or harmless, or mended. Every byte of
-//! headers, of the content of records and of archives; of the rest of segments every nineteenth, of the zeros behind records
+//! headers, of the content of records and of archives; of the rest of segments every 37th, of the zeros behind records
 //! every seventh, so that it does not take minutes.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
@@ -103,7 +103,7 @@ fn a_flipped_bit_in_log_or_records_is_noticed_or_mended_or_harmless() {
                 let mut outcomes = Outcomes::default();
                 for (path, len) in files {
                     let is_log = path.extension().is_some_and(|extension| extension == "seg");
-                    let (begin, step) = if is_log { (130, 19) } else { (400, 7) };
+                    let (begin, step) = if is_log { (100, 37) } else { (400, 7) };
                     let is_taken = |at: &usize| at % 4096 < begin || at.is_multiple_of(step);
                     for at in (0..*len).filter(is_taken).filter(|at| at % 2 == odd) {
                         flip(image, path, at, expected, &mut outcomes);
@@ -117,7 +117,7 @@ fn a_flipped_bit_in_log_or_records_is_noticed_or_mended_or_harmless() {
     });
     let sum = |of: fn(&Outcomes) -> u64| halves.iter().map(of).sum::<u64>();
     let (refused, mended, harmless) = (sum(|it| it.refused), sum(|it| it.mended), sum(|it| it.harmless));
-    assert!(refused > 10_000 && mended > 3_000 && harmless > 1_000, "{refused}, {mended}, {harmless}");
+    assert!(refused > 10_000 && mended > 1_500 && harmless > 1_000, "{refused}, {mended}, {harmless}");
 }
 
 #[test]
