@@ -11,7 +11,7 @@ use d_engine_storage::{Fs, FsFile};
 use redb::{Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use crate::backend::Backend;
-use crate::error::{DiskKvError, Failure};
+use crate::error::{DiskKvError, Failure, is_wrong_content};
 use crate::state::{FORMAT_VERSION, ReadError, State};
 use crate::tables::{self, FrozenRecords, Pages, Tables};
 
@@ -237,9 +237,13 @@ pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
 }
 
 fn failed(path: &Path, failure: Failure) -> DiskKvError {
+    let path = path.to_owned();
     match failure {
-        Failure::Database(source) => DiskKvError::Database { path: path.to_owned(), source },
-        Failure::Damaged(what) => DiskKvError::Damaged { path: path.to_owned(), what },
+        Failure::Database(source) => match *source {
+            redb::Error::Io(source) if !is_wrong_content(&source) => DiskKvError::Io { path, source },
+            source => DiskKvError::Database { path, source: Box::new(source) },
+        },
+        Failure::Damaged(what) => DiskKvError::Damaged { path, what },
     }
 }
 

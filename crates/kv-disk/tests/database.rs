@@ -11,8 +11,8 @@ use bytes::Bytes;
 use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand, PutOptions};
 use d_engine_replica::{Binding, SnapshotMetadata, StateMachine, snapshot_checksum};
 use d_engine_storage::fs::ensure_dir;
-use d_engine_storage::fs_sim::SimFs;
-use d_engine_storage::{ClusterId, Fs as _, Incarnation, OpenMode, read_file, write_all_at};
+use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::{ClusterId, Fs as _, FsOp, Incarnation, OpenMode, read_file, write_all_at};
 use support::{apply, at_once, id, install, snapshot, started};
 
 #[test]
@@ -557,4 +557,41 @@ fn a_page_above_the_records_that_is_damaged_while_the_machine_runs_is_found_by_t
     }
     assert!(hidden > 3, "{hidden} flipped bits hid keys");
     assert!(!machine.is_running());
+}
+
+/// Without room for two databases an install closes the one that is being scrubbed: nothing is damaged by that.
+#[test]
+fn a_scrub_beside_an_install_that_gives_the_records_up_finds_no_damage() {
+    let fs = Arc::new(SimFs::new());
+    let dir = Path::new("/snapshot");
+    ensure_dir(&*fs, dir).unwrap();
+    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
+    machine.start().unwrap();
+    let commands: Vec<_> = (0..2_000).map(|n| KvCommand::put(format!("key {n}"), "x".repeat(100))).collect();
+    apply(&machine, 1, &commands);
+    let meta = snapshot(&machine, dir);
+    fs.set_free_bytes(Some(1 << 20));
+    std::thread::scope(|scope| {
+        let installs = scope.spawn(|| (0..20).try_for_each(|_| install(&machine, &meta, dir)));
+        while !installs.is_finished() {
+            machine.scrub().unwrap();
+        }
+        installs.join().unwrap().unwrap();
+    });
+    assert!(machine.is_running());
+    assert_eq!(machine.len(), 2_000);
+}
+
+/// A disk that cannot be read is not a damaged file: nothing is given up for it.
+#[test]
+fn a_scrub_that_cannot_read_the_disk_says_that_and_not_damage() {
+    let fs = Arc::new(SimFs::new());
+    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
+    machine.start().unwrap();
+    apply(&machine, 1, &[KvCommand::put("a", "1")]);
+    machine.flush().unwrap();
+    fs.fail(FsOp::Read, 1, Failure::Io);
+    let error = machine.scrub().unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(DiskKvError::Io { .. })), "{error}");
+    assert!(machine.is_running());
 }

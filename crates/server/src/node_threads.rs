@@ -19,7 +19,7 @@ use crate::inbox::{Inbox, InboxLimits};
 use crate::peer_refusals::PeerRefusals;
 use crate::raft_thread::{Patience, RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
-use crate::snapshot_thread::{BuildProgress, SnapshotThread};
+use crate::snapshot_thread::{BuildProgress, SCRUB_EVERY, SnapshotThread};
 use crate::transfers::{TransferSettings, Transfers};
 use crate::worker_threads::{LogCounters, WorkQueue, load_thread, log_thread};
 
@@ -101,6 +101,7 @@ impl NodeThreads {
             inbox: inbox.clone(),
             progress: building.clone(),
             transfers,
+            scrubs_every: SCRUB_EVERY,
         };
         let applies = ApplyThread {
             worker,
