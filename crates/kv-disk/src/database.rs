@@ -1,6 +1,7 @@
 //! One database in one file. It is made under another name, and takes the place of the one before by a rename: a crash
 //! leaves the one or the other.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -10,9 +11,9 @@ use d_engine_storage::{Fs, FsFile};
 use redb::{Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use crate::backend::Backend;
-use crate::error::{DiskKvError, Failure};
+use crate::error::{DiskKvError, Failure, is_wrong_content};
 use crate::state::{FORMAT_VERSION, ReadError, State};
-use crate::tables::{self, FrozenRecords, Tables};
+use crate::tables::{self, FrozenRecords, Pages, Tables};
 
 /// The file's name in the machine's directory.
 pub(crate) const FILE_NAME: &str = "kv.redb";
@@ -65,8 +66,6 @@ impl Database {
     /// The one that is there, if every page and every record of it is as it was written. The database may panic about pages
     /// that it cannot make sense of.
     fn open_whole(fs: &dyn Fs, dir: &Path, cache_bytes: usize) -> Result<(Self, State), DiskKvError> {
-        let path = dir.join(FILE_NAME);
-        let damaged = |what: String| DiskKvError::Damaged { path: path.clone(), what };
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = Self::at(fs, dir, FILE_NAME, OpenMode::Existing, cache_bytes)?;
             database.check_pages()?;
@@ -74,10 +73,7 @@ impl Database {
             Ok((database, state))
         }));
         opened.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text =
-                text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it says nothing more");
-            Err(damaged(format!("the database panicked: {text}")))
+            Err(DiskKvError::Damaged { path: dir.join(FILE_NAME), what: panicked(&*panic) })
         })
     }
 
@@ -97,7 +93,8 @@ impl Database {
     pub(crate) fn verify(&self) -> Result<State, DiskKvError> {
         let state = self.state()?;
         let records = FrozenRecords::open(&self.begin_read()?, state.time_ms);
-        let verified = records.and_then(|records| records.verify(state.content_bytes));
+        let verified =
+            records.and_then(|records| records.verify(state.content_bytes, Pages::Checked, || Ok(())));
         verified.map(|()| state).map_err(|failure| self.failed(failure))
     }
 
@@ -232,10 +229,21 @@ impl Database {
     }
 }
 
+/// What a panic about a page that made no sense has said.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it says nothing more");
+    format!("the database panicked: {text}")
+}
+
 fn failed(path: &Path, failure: Failure) -> DiskKvError {
+    let path = path.to_owned();
     match failure {
-        Failure::Database(source) => DiskKvError::Database { path: path.to_owned(), source },
-        Failure::Damaged(what) => DiskKvError::Damaged { path: path.to_owned(), what },
+        Failure::Database(source) => match *source {
+            redb::Error::Io(source) if !is_wrong_content(&source) => DiskKvError::Io { path, source },
+            source => DiskKvError::Database { path, source: Box::new(source) },
+        },
+        Failure::Damaged(what) => DiskKvError::Damaged { path, what },
     }
 }
 

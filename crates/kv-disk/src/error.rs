@@ -95,14 +95,17 @@ impl DiskKvError {
                 | redb::Error::TableDoesNotExist(_)
                 | redb::Error::UpgradeRequired(_)
                 | redb::Error::RepairAborted => true,
-                redb::Error::Io(error) => {
-                    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-                }
+                redb::Error::Io(error) => is_wrong_content(error),
                 _ => false,
             },
             _ => false,
         }
     }
+}
+
+/// Whether the disk has done what it was asked to, and what it gave makes no sense.
+pub(crate) fn is_wrong_content(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 /// A failure of the database, without its file: the rules do not know that.

@@ -1,6 +1,7 @@
 //! The machine as the engine sees it: a database, with what is worth knowing without asking it.
 
 use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -18,11 +19,11 @@ use d_engine_replica::{
 use d_engine_storage::fs::ensure_dir;
 use d_engine_storage::{Fs, FsLock, LockAttempt, RealFs};
 
-use crate::database::{self, Database};
+use crate::database::{self, Database, panicked};
 use crate::error::{DiskKvError, Failure};
 use crate::snapshot::{self, Frozen, View};
-use crate::state::State;
-use crate::tables::{FrozenRecords, Tables};
+use crate::state::{ReadError, State};
+use crate::tables::{FrozenRecords, Pages, Tables};
 
 /// Bytes that the database keeps in memory of what it has read and is about to write, unless told otherwise.
 pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
@@ -41,9 +42,6 @@ fn database_bytes(file_bytes: u64) -> u64 {
 /// Every page that is changed then is written elsewhere: a small put costs up to 30 KiB.
 pub const VIEW_GROWTH_BYTES_DEFAULT: u64 = 1 << 30;
 
-/// Records that a scrub reads in one go.
-const SCRUB_RECORDS: usize = 10_000;
-
 const LOCK_NAME: &str = "lock";
 
 /// Ordered keys on disk ([`Durability::Durable`]), with the commands, replies, questions and snapshots of
@@ -55,9 +53,13 @@ const LOCK_NAME: &str = "lock";
 ///
 /// It needs its directory for itself, locks it while it is started, and makes it when it is missing. A damaged file is
 /// found: every record has a checksum that is compared whenever it is read, and a start reads the whole file twice (page
-/// by page, then record by record; see `docs/performance.md` for the time per GiB), as [`StateMachine::scrub`] and every snapshot do with the records. Damage stops
-/// the node with the reason; the next start puts the file aside as `kv.redb.damaged` and begins empty, so that the
-/// engine fills it from the snapshot and the log.
+/// by page, then record by record; see `docs/performance.md` for the time per GiB). [`StateMachine::scrub`] and every
+/// snapshot read all records again. Damage stops the node with the reason; the next start puts the file aside as
+/// `kv.redb.damaged` and begins empty, so that the engine fills it from the snapshot and the log.
+///
+/// Damage that was there at the start is found before anything is served. Of damage that comes later, a damaged record is
+/// found by the read that meets it; a damaged page *above* the records is found for certain only by the scrub: until
+/// then a read may miss a key that is there. Pages that the cache holds are not read again by a scrub.
 pub struct DiskKvStateMachine {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
@@ -81,8 +83,8 @@ struct Open {
     next_expiry_ms: Option<u64>,
     /// Bytes of commands since the last durable transaction; `None`: nothing has changed since.
     not_durable: Option<usize>,
-    /// The view that was taken last.
-    view: Weak<Frozen>,
+    /// What is being read as of one moment: for a snapshot, by a scrub.
+    views: Vec<Weak<Frozen>>,
     /// The records were given up to make room for those of a snapshot, which are not there yet.
     is_filling: bool,
     _lock: Mutex<Box<dyn FsLock>>,
@@ -214,8 +216,8 @@ impl DiskKvStateMachine {
         }
         let next_expiry_ms = database.first_expiry_ms()?;
         let (database, is_filling) = (Arc::new(database), false);
-        let (not_durable, view) = (None, Weak::new());
-        Ok(Open { database, state, next_expiry_ms, not_durable, view, is_filling, _lock: lock })
+        let (not_durable, views) = (None, Vec::new());
+        Ok(Open { database, state, next_expiry_ms, not_durable, views, is_filling, _lock: lock })
     }
 
     fn bound_to(&self) -> MutexGuard<'_, Option<Binding>> {
@@ -250,21 +252,24 @@ impl DiskKvStateMachine {
             open.next_expiry_ms = next_expiry_ms;
             open.not_durable = (!is_durable).then_some(not_durable);
         })?;
-        self.bound_view(&database)?;
+        self.bound_views(&database)?;
         Ok(done)
     }
 
-    /// Gives a view up for which the file has grown too far: the pages that it reads are needed.
-    fn bound_view(&self, database: &Database) -> Result<(), DiskKvError> {
-        let Some(view) = self.read(|open| open.view.upgrade())? else { return Ok(()) };
-        let bytes = database.bytes();
-        if bytes.saturating_sub(view.began_at) > self.view_growth_bytes.max(view.began_at) {
-            tracing::warn!(
-                began_at = view.began_at,
-                bytes,
-                "a snapshot is given up: the database grows beside it"
-            );
-            view.give_up(bytes);
+    /// Gives the views up for which the file has grown too far: the pages that they read are needed.
+    fn bound_views(&self, database: &Database) -> Result<(), DiskKvError> {
+        let views: Vec<_> = self.read(|open| open.views.iter().filter_map(Weak::upgrade).collect())?;
+        let mut bytes = None;
+        for view in views.iter().filter(|view| view.given_up_at().is_none()) {
+            let bytes = *bytes.get_or_insert_with(|| database.bytes());
+            if bytes.saturating_sub(view.began_at) > self.view_growth_bytes.max(view.began_at) {
+                tracing::warn!(
+                    began_at = view.began_at,
+                    bytes,
+                    "a snapshot or a scrub is given up: the database grows beside it"
+                );
+                view.give_up(bytes);
+            }
         }
         Ok(())
     }
@@ -316,8 +321,39 @@ impl DiskKvStateMachine {
         let (database, label, time_ms) =
             self.read(|open| (Arc::clone(&open.database), open.state.position, open.state.time_ms))?;
         let frozen = Arc::new(Frozen::new(database.begin_read()?, database.bytes()));
-        self.change(|open| open.view = Arc::downgrade(&frozen))?;
+        self.change(|open| {
+            open.views.retain(|view| view.strong_count() > 0);
+            open.views.push(Arc::downgrade(&frozen));
+        })?;
         Ok(View { fs: Arc::clone(&self.fs), label, time_ms, frozen, database })
+    }
+
+    /// Reads all records and expiries of one moment, and compares them with what is noted of the whole.
+    fn scrub_view(&self, view: &View) -> Result<(), Ended> {
+        let Some(transaction) = view.frozen.take() else { return Ok(()) };
+        let state = State::read(&transaction).map_err(|error| match error {
+            ReadError::Failed(failure) => failure,
+            ReadError::Damaged(what) => Failure::Damaged(what.to_owned()),
+            ReadError::Newer(found) => Failure::Damaged(format!("it has become one of version {found}")),
+        })?;
+        let records = FrozenRecords::open(&transaction, state.time_ms)?;
+        records.verify(state.content_bytes, Pages::Unchecked, || {
+            let goes_on = self.running.load(Ordering::Acquire) && view.frozen.given_up_at().is_none();
+            goes_on.then_some(()).ok_or(Ended::GivenUp)
+        })
+    }
+}
+
+/// Why a scrub has not come to its end.
+enum Ended {
+    Failed(Failure),
+    /// The machine was stopped, or the file has grown too far beside it.
+    GivenUp,
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
     }
 }
 
@@ -542,18 +578,19 @@ impl StateMachine for DiskKvStateMachine {
         Ok(KvCommand::check(command)?)
     }
 
-    /// Little by little: between two steps nothing is held that others need. Ends when the machine is stopped.
+    /// Compares every record, their number and order, and their expiries, as a start does, and looks each up by its key; all
+    /// of one moment, because a damaged page above the records loses some of them and touches none. Others go on beside it. Ends when the machine
+    /// is stopped, or when the file has grown too far meanwhile ([`DiskKvStateMachine::view_growth_bytes`]).
     fn scrub(&self) -> Result<()> {
-        let mut after: Option<Bytes> = None;
-        while self.running.load(Ordering::Acquire) {
-            let (database, records) = self.records()?;
-            let step = records.check_after(after.as_deref(), SCRUB_RECORDS);
-            after = step.map_err(|failure| database.failed(failure))?;
-            if after.is_none() {
-                break;
-            }
+        let view = self.freeze()?;
+        // The database may panic about pages that it cannot make sense of.
+        let scrubbed = catch_unwind(AssertUnwindSafe(|| self.scrub_view(&view)));
+        match scrubbed.unwrap_or_else(|panic| Err(Failure::Damaged(panicked(&*panic)).into())) {
+            Ok(()) | Err(Ended::GivenUp) => Ok(()),
+            // Another one has taken its place, and this one may be closed: nobody reads from it any more.
+            Err(Ended::Failed(_)) if !Arc::ptr_eq(&view.database, &self.database()?) => Ok(()),
+            Err(Ended::Failed(failure)) => Err(view.database.failed(failure).into()),
         }
-        Ok(())
     }
 
     fn snapshot_bytes(&self) -> Option<u64> {

@@ -54,10 +54,20 @@ impl Frozen {
         drop(transaction);
     }
 
+    /// The bytes that the file had grown to when it was given up; `None`: it was not.
+    pub(crate) fn given_up_at(&self) -> Option<u64> {
+        Some(self.grown_to.load(Ordering::Acquire)).filter(|grown_to| *grown_to > 0)
+    }
+
+    /// What is read. Whoever takes it asks between two records whether it was given up.
+    pub(crate) fn take(&self) -> Option<ReadTransaction> {
+        self.transaction().take()
+    }
+
     fn check(&self) -> Result<(), WriteError> {
-        match self.grown_to.load(Ordering::Acquire) {
-            0 => Ok(()),
-            grown_to => Err(WriteError::GivenUp { began_at: self.began_at, grown_to }),
+        match self.given_up_at() {
+            None => Ok(()),
+            Some(grown_to) => Err(WriteError::GivenUp { began_at: self.began_at, grown_to }),
         }
     }
 }
@@ -84,7 +94,7 @@ impl From<SnapshotFileError> for WriteError {
 impl View {
     fn write_file(&self, dir: &Path) -> Result<(), WriteError> {
         // Gone with this call, or with the view's being given up before it.
-        let transaction = self.frozen.transaction().take();
+        let transaction = self.frozen.take();
         self.frozen.check()?;
         let Some(transaction) = transaction else { return Ok(()) };
         let records = FrozenRecords::open(&transaction, self.time_ms)?;

@@ -93,6 +93,18 @@ impl<'txn> Tables<'txn> {
     }
 }
 
+/// Whether the database has just compared the checksums of its pages. Otherwise a damaged separator above the records may
+/// hide some from whoever looks for their keys, and not from whoever reads them all: each is looked for too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pages {
+    Checked,
+    Unchecked,
+}
+
+fn not_found(what: &str, key: &[u8]) -> Failure {
+    Failure::Damaged(format!("the {what} of \"{}\" is not found by its key", key.escape_ascii()))
+}
+
 /// The records of one moment.
 pub(crate) struct FrozenRecords {
     records: ReadOnlyTable<&'static [u8], Value>,
@@ -138,41 +150,59 @@ impl FrozenRecords {
         }
     }
 
-    /// Compares the checksums of so many records behind a key; returns the last one's key, if there may be more.
-    pub(crate) fn check_after(&self, after: Option<&[u8]>, records: usize) -> Result<Option<Bytes>, Failure> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut last = None;
-        for (record, number) in self.records.range::<&[u8]>((from, Bound::Unbounded))?.zip(1..) {
-            let (key, stored) = record?;
-            checked(key.value(), stored.value())?;
-            if number == records {
-                last = Some(Bytes::copy_from_slice(key.value()));
-                break;
-            }
-        }
-        Ok(last)
-    }
-
-    /// Reads everything, and compares it with what is known of the whole.
-    pub(crate) fn verify(&self, content_bytes: u64) -> Result<(), Failure> {
+    /// Reads everything, and compares it with what is known of the whole, until `goes_on` says why not.
+    pub(crate) fn verify<E: From<Failure>>(
+        &self,
+        content_bytes: u64,
+        pages: Pages,
+        goes_on: impl Fn() -> Result<(), E>,
+    ) -> Result<(), E> {
         let (mut bytes, mut expiring) = (0_u64, 0_u64);
         self.try_for_each(|key, value, expires_ms| {
             bytes = bytes.saturating_add(record_bytes(key, value));
             expiring += u64::from(expires_ms.is_some());
-            Ok::<_, Failure>(())
+            if pages == Pages::Unchecked && self.records.get(key).map_err(Failure::from)?.is_none() {
+                return Err(not_found("record", key).into());
+            }
+            goes_on()
         })?;
-        let mut noted = 0_u64;
-        for entry in self.expiries.iter()? {
-            let (key, expected) = entry?;
-            checked_expiry(key.value(), expected.value())?;
-            noted += 1;
-        }
-        if (bytes, expiring, noted) != (content_bytes, noted, self.expiries.len()?) {
+        let noted = self.verify_expiries(pages, goes_on)?;
+        if (bytes, expiring) != (content_bytes, noted) {
             return Err(Failure::Damaged(format!(
                 "{bytes} bytes of records with {expiring} expiries were found, but {content_bytes} and {noted} are noted"
-            )));
+            ))
+            .into());
         }
         Ok(())
+    }
+
+    /// Reads all expiries, in order; returns how many there are.
+    fn verify_expiries<E: From<Failure>>(
+        &self,
+        pages: Pages,
+        goes_on: impl Fn() -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let (mut noted, mut before) = (0_u64, None);
+        for entry in self.expiries.iter().map_err(Failure::from)? {
+            let (key, expected) = entry.map_err(Failure::from)?;
+            let (at_ms, key) = checked_expiry(key.value(), expected.value())?;
+            let this = Some((at_ms, key.to_vec()));
+            if before >= this {
+                let key = key.escape_ascii();
+                return Err(Failure::Damaged(format!("the expiry of \"{key}\" is one too many")).into());
+            }
+            if pages == Pages::Unchecked
+                && self.expiries.get((at_ms.get(), key)).map_err(Failure::from)?.is_none()
+            {
+                return Err(not_found("expiry", key).into());
+            }
+            (before, noted) = (this, noted + 1);
+            goes_on()?;
+        }
+        match self.expiries.len().map_err(Failure::from)? {
+            len if len == noted => Ok(noted),
+            len => Err(Failure::Damaged(format!("{noted} of {len} expiries were found")).into()),
+        }
     }
 }
 

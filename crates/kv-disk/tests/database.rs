@@ -11,8 +11,8 @@ use bytes::Bytes;
 use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand, PutOptions};
 use d_engine_replica::{Binding, SnapshotMetadata, StateMachine, snapshot_checksum};
 use d_engine_storage::fs::ensure_dir;
-use d_engine_storage::fs_sim::SimFs;
-use d_engine_storage::{ClusterId, Fs as _, Incarnation, OpenMode, read_file, write_all_at};
+use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::{ClusterId, Fs as _, FsOp, Incarnation, OpenMode, read_file, write_all_at};
 use support::{apply, at_once, id, install, snapshot, started};
 
 #[test]
@@ -521,4 +521,77 @@ fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
         old >= 3 && empty >= 5 && new >= 1,
         "{old} crashes left the old state, {empty} none, {new} the new one"
     );
+}
+
+/// A page above the records that is damaged while the machine runs hides keys and touches no record: the scrub sees that.
+#[test]
+fn a_page_above_the_records_that_is_damaged_while_the_machine_runs_is_found_by_the_scrub() {
+    const PAGE: usize = 4096;
+    /// The first byte of such a page.
+    const BRANCH: u8 = 2;
+    let fs = Arc::new(SimFs::new());
+    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
+    machine.start().unwrap();
+    let keys: Vec<String> = (0..400).map(|n| format!("key {n:04}")).collect();
+    let commands: Vec<_> = keys.iter().map(|key| KvCommand::put(key.clone(), "x".repeat(100))).collect();
+    apply(&machine, 1, &commands);
+    machine.flush().unwrap();
+    machine.scrub().unwrap();
+    let path = Path::new("/machine/kv.redb");
+    let whole = read_file(&*fs, path).unwrap();
+    let file = fs.open(path, OpenMode::Existing).unwrap();
+    let branches = (PAGE..whole.len()).step_by(PAGE).filter(|page| whole[*page] == BRANCH);
+    // The keys in such a page say which records lie below which page: here the hundreds are turned.
+    let separators = |page: usize| (page..page + PAGE).filter(|at| whole[*at..].starts_with(b"key "));
+    let mut hidden = 0;
+    for at in branches.flat_map(separators).map(|key| key + 5) {
+        write_all_at(&*file, at as u64, &[whole[at] ^ 2]).unwrap();
+        let hides = keys.iter().any(|key| machine.get(key.as_bytes()).unwrap().is_none());
+        let scrubbed = machine.scrub();
+        write_all_at(&*file, at as u64, &whole[at..=at]).unwrap();
+        if hides {
+            let told = scrubbed.expect_err("a page hides keys, and the scrub has not found it").to_string();
+            assert!(told.contains("damaged"), "{told}");
+            hidden += 1;
+        }
+    }
+    assert!(hidden > 3, "{hidden} flipped bits hid keys");
+    assert!(!machine.is_running());
+}
+
+/// Without room for two databases an install closes the one that is being scrubbed: nothing is damaged by that.
+#[test]
+fn a_scrub_beside_an_install_that_gives_the_records_up_finds_no_damage() {
+    let fs = Arc::new(SimFs::new());
+    let dir = Path::new("/snapshot");
+    ensure_dir(&*fs, dir).unwrap();
+    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
+    machine.start().unwrap();
+    let commands: Vec<_> = (0..2_000).map(|n| KvCommand::put(format!("key {n}"), "x".repeat(100))).collect();
+    apply(&machine, 1, &commands);
+    let meta = snapshot(&machine, dir);
+    fs.set_free_bytes(Some(1 << 20));
+    std::thread::scope(|scope| {
+        let installs = scope.spawn(|| (0..20).try_for_each(|_| install(&machine, &meta, dir)));
+        while !installs.is_finished() {
+            machine.scrub().unwrap();
+        }
+        installs.join().unwrap().unwrap();
+    });
+    assert!(machine.is_running());
+    assert_eq!(machine.len(), 2_000);
+}
+
+/// A disk that cannot be read is not a damaged file: nothing is given up for it.
+#[test]
+fn a_scrub_that_cannot_read_the_disk_says_that_and_not_damage() {
+    let fs = Arc::new(SimFs::new());
+    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
+    machine.start().unwrap();
+    apply(&machine, 1, &[KvCommand::put("a", "1")]);
+    machine.flush().unwrap();
+    fs.fail(FsOp::Read, 1, Failure::Io);
+    let error = machine.scrub().unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(DiskKvError::Io { .. })), "{error}");
+    assert!(machine.is_running());
 }

@@ -265,7 +265,9 @@ pub trait StateMachine: Send + Sync + 'static {
     ///
     /// # Errors
     /// Stops the node with the reason: what is damaged must not be served. The next start brings the state back from the
-    /// snapshot and the log, if the machine gives up what is damaged.
+    /// snapshot and the log, if the machine gives up what is damaged. Not so an error that is, or whose sources include,
+    /// a [`std::io::Error`] of another kind than `InvalidData` and `UnexpectedEof`: the disk could not be read, which is
+    /// logged, and the scrub comes again after an hour.
     fn scrub(&self) -> Result<()> {
         Ok(())
     }

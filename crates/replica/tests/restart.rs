@@ -380,9 +380,11 @@ fn an_install_waits_for_room() {
     send(&leader, &info, &node.ground.store);
     let job = ApplyJob { source: ApplySource::Snapshot(at(1, 4)), responders: Vec::new() };
     fs.set_capacity(Some(fs.used_bytes()));
-    for _ in 0..3 {
+    // First the question for room says no; then it says yes, and the room is taken meanwhile.
+    for (claimed, expected) in [(None, "make room"), (Some(1 << 30), "No space"), (None, "make room")] {
+        fs.set_free_bytes(claimed);
         let waits = node.worker.unpack(&job).unwrap();
-        assert!(waits.as_ref().is_some_and(|why| why.contains("No space")), "{waits:?}");
+        assert!(waits.as_ref().is_some_and(|why| why.contains(expected)), "{waits:?}");
     }
     fs.set_capacity(None);
     fs.set_max_open(Some(0));

@@ -20,7 +20,7 @@ use crate::peer_refusals::PeerRefusals;
 use crate::raft_thread::{Patience, RaftThread, Shared, TransportStart, raft_thread};
 use crate::read_gate::ReadGate;
 use crate::scrub_thread::ScrubThread;
-use crate::snapshot_thread::{BuildProgress, SnapshotThread};
+use crate::snapshot_thread::{BuildProgress, SCRUB_EVERY, SnapshotThread};
 use crate::transfers::{TransferSettings, Transfers};
 use crate::worker_threads::{LogCounters, ROOM_LOOKED_FOR_EVERY, WorkQueue, load_thread, log_thread};
 
@@ -105,6 +105,7 @@ impl NodeThreads {
             inbox: inbox.clone(),
             progress: building.clone(),
             transfers,
+            scrubs_every: SCRUB_EVERY,
         };
         let applies = ApplyThread {
             worker,

@@ -1,5 +1,6 @@
 //! The snapshot thread: writes frozen views, packs archives and removes old ones, beside apply and the log.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -111,10 +112,15 @@ pub(crate) struct SnapshotThread {
     pub(crate) progress: Arc<BuildProgress>,
     pub(crate) transfers: Arc<Transfers>,
     pub(crate) machine: Arc<dyn StateMachine>,
+    /// How often the machine is asked for a scrub.
+    pub(crate) scrubs_every: Duration,
 }
 
 /// How often the state machine is asked to compare its checksums.
-const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3_600);
+pub(crate) const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3_600);
+
+/// How soon it is asked again when it could not read the disk.
+const SCRUB_AGAIN_AFTER: Duration = Duration::from_secs(3_600);
 
 /// When the next scrub is due.
 struct Scrubs {
@@ -137,10 +143,27 @@ impl Scrubs {
             return Ok(());
         }
         self.due = now + self.every;
-        machine.scrub().map_err(|error| {
-            StopReason::new(format_args!("the state machine has found damage in what it has stored: {error}"))
-        })
+        let Err(error) = machine.scrub() else { return Ok(()) };
+        let text = error.to_string();
+        if is_of_the_disk(&*error.into_boxed()) {
+            tracing::warn!(
+                error = text,
+                "the state machine could not read what it has stored; it is asked again"
+            );
+            self.due = now + SCRUB_AGAIN_AFTER;
+            return Ok(());
+        }
+        Err(StopReason::new(format_args!("the state machine's scrub of what it has stored failed: {text}")))
     }
+}
+
+/// Whether the disk could not be read, which says nothing about what is on it.
+fn is_of_the_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let failed = causes.find_map(|cause| cause.downcast_ref::<io::Error>());
+    failed.is_some_and(|error| {
+        !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+    })
 }
 
 impl SnapshotThread {
@@ -151,7 +174,7 @@ impl SnapshotThread {
     }
 
     fn run(&self) -> Result<(), StopReason> {
-        let mut scrubs = Scrubs::every(SCRUB_EVERY, Instant::now());
+        let mut scrubs = Scrubs::every(self.scrubs_every, Instant::now());
         loop {
             let work = match self.queue.take(Some(scrubs.left(Instant::now()))) {
                 Found::Work(work) => work,
@@ -211,10 +234,47 @@ mod recording;
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use d_engine_core::GroupId;
+    use d_engine_replica::SendLimits;
+    use d_engine_storage::ClusterId;
+    use d_engine_storage::fs_sim::SimFs;
+    use d_engine_storage::snapshot::SnapshotOptions;
+
     use super::recording::{Manner, Recording};
     use super::*;
+    use crate::clock::Clock;
+    use crate::inbox::InboxLimits;
+    use crate::read_gate::ReadGate;
+    use crate::transfers::TransferSettings;
 
-    /// Damage in a record that nobody reads stops the node within a day.
+    /// A snapshot thread that scrubs so often, and what it is given.
+    fn scrubbing(machine: &Recording, every: Duration) -> SnapshotThread {
+        let options = SnapshotOptions::new(ClusterId([1; 16]), GroupId::FIRST);
+        let (store, _) =
+            SnapshotStore::open(Arc::new(SimFs::new()), Path::new("/snapshots"), options).unwrap();
+        let clock = Clock::start();
+        let gate = Arc::new(ReadGate::new(clock));
+        let inbox = Arc::new(Inbox::new(InboxLimits { proposals: 1, bytes: 1, reads: 1 }, gate.clone()));
+        let settings =
+            TransferSettings { limits: SendLimits::default(), bytes_per_second: 0, len_max: u64::MAX };
+        let machine: Arc<dyn StateMachine> = Arc::new(machine.clone());
+        let transfers = Transfers::new(store.clone(), machine.clone(), inbox.clone(), gate, clock, settings);
+        SnapshotThread {
+            store,
+            bytes_per_second: 0,
+            queue: Arc::new(WorkQueue::new()),
+            apply: Arc::new(WorkQueue::new()),
+            inbox,
+            progress: Arc::default(),
+            transfers: Arc::new(transfers),
+            machine,
+            scrubs_every: every,
+        }
+    }
+
+    /// Damage in a record that nobody reads stops the node within a day: the thread asks by itself.
     #[test]
     fn the_machine_is_asked_for_a_scrub_once_a_day_and_what_it_finds_stops_the_node() {
         let machine = Recording::default();
@@ -226,8 +286,28 @@ mod tests {
         scrubs.run(began + SCRUB_EVERY, &machine).unwrap();
         assert_eq!(machine.calls.count("scrub"), 1);
         assert_eq!(scrubs.left(began + SCRUB_EVERY * 2), Duration::ZERO);
-        let damaged = machine.again_as(Manner { is_damaged: true, ..Manner::default() });
-        let found = scrubs.run(began + SCRUB_EVERY * 2, &damaged).unwrap_err().to_string();
-        assert!(found.contains("damage") && found.contains("a record has another checksum"), "{found}");
+        let damaged = machine.again_as(Manner { scrub_finds: Some("a record"), ..Manner::default() });
+        let thread = scrubbing(&damaged, Duration::from_millis(1));
+        let queue = thread.queue.clone();
+        // A thread that does not ask ends without a reason when its queue is closed.
+        let closer = std::thread::spawn(move || {
+            std::thread::park_timeout(Duration::from_secs(20));
+            queue.close();
+        });
+        let found = thread.run();
+        closer.thread().unpark();
+        closer.join().unwrap();
+        let found = found.unwrap_err().to_string();
+        assert!(found.contains("scrub") && found.contains("a record has another checksum"), "{found}");
+    }
+
+    /// A disk that could not be read for a moment is no damage.
+    #[test]
+    fn a_scrub_that_could_not_read_the_disk_stops_nothing_and_comes_again() {
+        let machine = Recording::with(Manner { scrub_finds: Some("EIO"), ..Manner::default() });
+        let began = Instant::now();
+        let mut scrubs = Scrubs::every(SCRUB_EVERY, began);
+        scrubs.run(began + SCRUB_EVERY, &machine).unwrap();
+        assert_eq!(scrubs.left(began + SCRUB_EVERY), SCRUB_AGAIN_AFTER);
     }
 }

@@ -97,8 +97,8 @@ pub(crate) struct Manner {
     /// It never comes to the end of a snapshot's data.
     pub(crate) writes_for_ever: bool,
     pub(crate) replies_twice: bool,
-    /// A scrub finds something.
-    pub(crate) is_damaged: bool,
+    /// A scrub finds damage in this, or cannot read the disk ("EIO").
+    pub(crate) scrub_finds: Option<&'static str>,
     /// Its reads wait for the pen, as for a disk.
     pub(crate) reads_wait: bool,
     /// It panics in every read.
@@ -336,7 +336,11 @@ impl StateMachine for Recording {
 
     fn scrub(&self) -> Result<()> {
         self.calls.note("scrub");
-        if self.manner.is_damaged { Err(Error::msg("a record has another checksum")) } else { Ok(()) }
+        match self.manner.scrub_finds {
+            None => Ok(()),
+            Some("EIO") => Err(std::io::Error::from_raw_os_error(5).into()),
+            Some(what) => Err(Error::msg(format_args!("{what} has another checksum"))),
+        }
     }
 
     fn reads_block(&self) -> bool {
