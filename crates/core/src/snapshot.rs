@@ -35,6 +35,13 @@ impl RaftCore {
         leader.followers.get(&follower).is_some_and(|progress| progress.matched < base)
     }
 
+    /// How far a follower's log is known to match this leader's.
+    #[must_use]
+    pub fn matched(&self, follower: NodeId) -> Option<crate::LogIndex> {
+        let Role::Leader(leader) = &self.role else { return None };
+        leader.followers.get(&follower).map(|progress| progress.matched)
+    }
+
     /// The log begins after `through`: what is before it was applied, and is in a snapshot.
     pub(crate) fn on_purged(&mut self, through: LogId) -> Result<(), Rejected> {
         if through.index > self.log.applied() || !self.log.holds(through) {

@@ -231,7 +231,7 @@ impl Replica {
                 self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
             }
             Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),
-            Event::SnapshotSent(to) => self.snapshots.transfer_ended(to),
+            Event::SnapshotSent(to) => self.snapshots.transfer_ended(to, self.core.log().committed),
             Event::SnapshotFailed { to, none_usable } => {
                 // The log is still held for it: it goes on where it was cut.
                 self.snapshots.transfer_cut(to);
@@ -506,7 +506,7 @@ impl Replica {
             self.fill(plan, jobs);
         }
         for to in effects.snapshots.drain(..) {
-            self.snapshots.transfer_begun(to, now, self.config.purge_patience);
+            self.snapshots.transfer_begun(to, self.core.matched(to), now, self.config.purge_patience);
             let at_least = self.core.log().base.index;
             jobs.snapshots.push(SnapshotOrder { to, term: self.core.term(), at_least });
         }

@@ -21,6 +21,8 @@ pub(crate) struct Snapshots {
     installing: Option<Installing>,
     /// Followers that a snapshot is on its way to, however often it was cut.
     sending: BTreeMap<NodeId, Sending>,
+    /// Followers that have been sent a snapshot and have not come to the log's end since.
+    in_a_row: BTreeMap<NodeId, InARow>,
     /// When it was last looked how far the log may be purged although a transfer runs.
     looked: Instant,
     /// Up to here this node's newest snapshot reaches, verified and durable.
@@ -38,6 +40,13 @@ struct Sending {
     since: Instant,
     /// The last attempt has ended without the follower's word that it has applied the snapshot.
     is_cut: bool,
+}
+
+/// Snapshots that a follower was sent one after the other.
+struct InARow {
+    count: u64,
+    /// What was committed when the last one was applied: a follower that gets there has caught up.
+    goal: LogIndex,
 }
 
 struct Installing {
@@ -78,7 +87,14 @@ impl Snapshots {
 
     /// A follower that cannot be reached keeps the log for one `patience`, then not for as long, then anew: when it comes
     /// back much later, it is to find what it needs.
-    pub(crate) fn transfer_begun(&mut self, to: NodeId, now: Instant, patience: Duration) {
+    pub(crate) fn transfer_begun(
+        &mut self,
+        to: NodeId,
+        matched: Option<LogIndex>,
+        now: Instant,
+        patience: Duration,
+    ) {
+        self.in_a_row.retain(|node, row| *node != to || matched < Some(row.goal));
         let sending = self.sending.entry(to).or_insert(Sending { since: now, is_cut: false });
         sending.is_cut = false;
         if now.since(sending.since) >= patience.times(2) {
@@ -93,9 +109,11 @@ impl Snapshots {
         }
     }
 
-    /// The follower has applied a snapshot.
-    pub(crate) fn transfer_ended(&mut self, to: NodeId) {
+    /// The follower has applied a snapshot; so much is committed by now.
+    pub(crate) fn transfer_ended(&mut self, to: NodeId, committed: LogIndex) {
         self.sending.remove(&to);
+        let row = self.in_a_row.entry(to).or_insert(InARow { count: 0, goal: committed });
+        *row = InARow { count: row.count + 1, goal: committed };
         self.is_due = true;
     }
 
@@ -107,6 +125,7 @@ impl Snapshots {
 
     pub(crate) fn lost_leadership(&mut self) {
         self.sending.clear();
+        self.in_a_row.clear();
         self.is_due = true;
     }
 
@@ -139,6 +158,20 @@ impl Snapshots {
 }
 
 impl Replica {
+    /// Followers that need one snapshot after the other: what lies behind each is purged before it is applied.
+    pub(crate) fn followers_that_never_catch_up(&self) -> impl Iterator<Item = String> {
+        let held = self.config.held_bytes;
+        let patience = self.config.purge_patience.as_millis() / 1_000;
+        let rows = self.snapshots.in_a_row.iter();
+        let stuck = rows.filter(|(node, row)| row.count >= 2 && self.core.matched(**node) < Some(row.goal));
+        stuck.map(move |(node, row)| {
+            format!(
+                "node {node} has been sent {} snapshots in a row and is still behind: the log waits for at most {held} bytes of                  commands (half of snapshots.max_log_bytes) and {patience} s (snapshots.purge_waits_ms) until one is applied;                  raise them, or write less until the node has caught up",
+                row.count
+            )
+        })
+    }
+
     /// A leader's snapshot is here. It is installed once the apply worker is idle.
     pub(crate) fn on_snapshot(&mut self, snapshot: Box<ReceivedSnapshot>, responder: InstallResponder) {
         if self.snapshots.received.is_some() || self.snapshots.installing.is_some() {

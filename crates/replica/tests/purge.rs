@@ -184,3 +184,22 @@ fn a_damaged_entry_that_no_snapshot_holds_stops_the_leader() {
     node.handle(load_failed(9));
     assert!(node.replica.next_deadline().is_none(), "it has stopped");
 }
+
+/// FINDINGS S3: under a load that is too high for the link, every snapshot is too old once it has been applied.
+#[test]
+fn a_follower_that_needs_one_snapshot_after_the_other_shows_in_the_alarms() {
+    let alarm =
+        |node: &Node| node.replica.status().alarms.iter().any(|alarm| alarm.contains("snapshots in a row"));
+    let mut node = sends();
+    let purge = node.handle(Event::SnapshotSent(n(3))).purge.unwrap();
+    node.handle(Event::Purged(purge));
+    assert!(!alarm(&node), "one is no row");
+    stores(&mut node, 3, 5);
+    assert_eq!(covers(&mut node, 9), Some(9));
+    assert!(asks_for_a_snapshot(&mut node), "what lies behind the first one is gone");
+    node.handle(Event::SnapshotSent(n(3)));
+    assert!(alarm(&node), "{:?}", node.replica.status().alarms);
+    stores(&mut node, 3, COMMANDS + 1);
+    assert!(!alarm(&node), "it has caught up");
+    assert!(!asks_for_a_snapshot(&mut node), "what it has is still in the log");
+}
