@@ -194,9 +194,9 @@ fn a_follower_that_needs_one_snapshot_after_the_other_shows_in_the_alarms() {
     let purge = node.handle(Event::SnapshotSent(n(3))).purge.unwrap();
     node.handle(Event::Purged(purge));
     assert!(!alarm(&node), "one is no row");
-    stores(&mut node, 3, 5);
-    assert_eq!(covers(&mut node, 9), Some(9));
-    assert!(asks_for_a_snapshot(&mut node), "what lies behind the first one is gone");
+    let outcome = AppendOutcome::Stored(LogIndex::new(5));
+    let jobs = node.receive(3, PeerMessage::AppendReply { term: Term::new(1), outcome });
+    assert_eq!(jobs.snapshots.len(), 1, "what lies behind the first one is gone");
     node.handle(Event::SnapshotSent(n(3)));
     assert!(alarm(&node), "{:?}", node.replica.status().alarms);
     stores(&mut node, 3, COMMANDS + 1);
