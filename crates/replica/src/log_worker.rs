@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use d_engine_core::{GroupId, HardState, LogId, LogIndex, PersistId};
-use d_engine_storage::{LogReader, LogStats, LogStore, StorageError};
+use d_engine_storage::{DirectoryLocks, LogReader, LogStats, LogStore, StorageError};
 
 use crate::StopReason;
 use crate::event::{Event, LoadJob, LogDisk, PersistJob};
@@ -232,6 +232,12 @@ impl LogWorker {
         self.store.idle().map_err(StopReason::new)?;
         self.tell_disk();
         Ok(())
+    }
+
+    /// What keeps the data directory locked; see [`LogStore::directory_locks`].
+    #[must_use]
+    pub fn directory_locks(&self) -> DirectoryLocks {
+        self.store.directory_locks()
     }
 
     /// Counters of the log.

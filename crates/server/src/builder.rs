@@ -283,9 +283,9 @@ impl Node {
         let client_listener = self.bind_clients().await?;
         let client_addr = client_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shared = threads.shared.clone();
-        let (threads, has_started) = threads.start(self.transport_start(&identity)?)?;
+        let (ending, has_started) = threads.start(self.transport_start(&identity)?)?;
         let machine = self.machine.clone();
-        let engine = EmbeddedEngine::new(Parts { identity, machine, shared, threads, client_addr });
+        let engine = EmbeddedEngine::new(Parts { identity, machine, shared, ending, client_addr });
         let started = has_started.await.unwrap_or_else(|_| Err(StartError::Stopped(engine.stop_reason())));
         if let Err(error) = started {
             engine.stop().await;

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,11 +17,12 @@ use d_engine_storage::snapshot::SnapshotInfo;
 use tokio::sync::{oneshot, watch};
 
 use crate::apply_thread::ASKED_MAX;
+use crate::ending::Ending;
 use crate::inbox::Ticket;
 use crate::node_status::AskedMachine;
 use crate::raft_thread::Shared;
 use crate::read_gate::Passage;
-use crate::worker_threads::{Ending, panic_text};
+use crate::worker_threads::panic_text;
 use crate::{Config, IntoStateMachine, NodeBuilder, NodeStatus, SnapshotRequestError, StartError, WaitError};
 
 /// A running node. Cheap to clone; every clone is the same node. When the last clone is dropped, the
@@ -61,7 +61,7 @@ pub(crate) struct Parts {
     pub(crate) identity: Identity,
     pub(crate) machine: Arc<dyn StateMachine>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) threads: Vec<JoinHandle<()>>,
+    pub(crate) ending: Ending,
     pub(crate) client_addr: Option<SocketAddr>,
 }
 
@@ -120,7 +120,7 @@ impl EmbeddedEngine {
                 machine: parts.machine,
                 shared: parts.shared,
                 client_addr: parts.client_addr,
-                ending: Ending::of(parts.threads),
+                ending: parts.ending,
                 clients: tokio::sync::Mutex::new(None),
                 keeps: Mutex::new(None),
             }),

@@ -17,6 +17,7 @@ mod clock;
 mod config;
 mod descriptors;
 mod embedded;
+mod ending;
 mod entropy;
 mod error;
 mod inbox;

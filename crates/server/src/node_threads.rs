@@ -1,7 +1,6 @@
 //! The threads of one node, put together over what was recovered: log, apply, snap and raft, and what they share.
 
 use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use d_engine_core::GroupId;
@@ -15,6 +14,7 @@ use crate::StartError;
 use crate::apply_thread::ApplyThread;
 use crate::clock::Clock;
 use crate::config::Snapshots;
+use crate::ending::Ending;
 use crate::inbox::{Inbox, InboxLimits};
 use crate::peer_refusals::PeerRefusals;
 use crate::raft_thread::{Patience, RaftThread, Shared, TransportStart, raft_thread};
@@ -142,39 +142,41 @@ impl NodeThreads {
     ///
     /// # Errors
     /// A thread cannot be started. Those that were started end, and free the directory.
-    pub(crate) fn start(
-        self,
-        transport: TransportStart,
-    ) -> Result<(Vec<JoinHandle<()>>, HasStarted), StartError> {
+    pub(crate) fn start(self, transport: TransportStart) -> Result<(Ending, HasStarted), StartError> {
         let Self { shared, raft, applies, builds, scrubs, log } = self;
         // An error's span, so that no filter of lines leaves it out.
         let _inside = tracing::error_span!("engine", node = %raft.node).entered();
         let name = |what: &str| format!("{what}-{}", raft.node);
-        let names = [name("log"), name("load"), name("apply"), name("snap"), name("scrub"), name("raft")];
-        let [log_name, load_name, apply_name, snap_name, scrub_name, raft_name] = names;
+        let names = ["log", "load", "apply", "snap", "scrub", "raft", "end"].map(name);
+        let [log_name, load_name, apply_name, snap_name, scrub_name, raft_name, end_name] = names;
         let (logs, loads) = (raft.log.clone(), raft.load.clone());
         let (applying, snaps) = (raft.apply.clone(), raft.snapshots.clone());
         let (loader, scrub_end) = (log.loader(), shared.scrub_end.clone());
         let (started, has_started) = oneshot::channel();
-        let spawn = || -> Result<_, StartError> {
+        let ending = Ending::start(end_name, log.directory_locks(), shared.transfers.clone());
+        let (ending, joins) = ending.map_err(StartError::Thread)?;
+        let spawn = || -> Result<(), StartError> {
             let (inbox, counters) = (shared.inbox.clone(), shared.log_counters.clone());
-            let scrubs = scrubs.map(|scrubs| scrubs.start(scrub_name)).transpose()?;
-            let threads = [
-                log_thread(log_name, log, logs.clone(), inbox.clone(), counters)?,
-                load_thread(load_name, loader, loads.clone(), inbox)?,
-                applies.start(apply_name)?,
-                builds.start(snap_name)?,
-                raft_thread(raft_name, raft, transport, started)?,
-            ];
-            Ok(scrubs.into_iter().chain(threads).collect())
+            let log = log_thread(log_name, log, logs.clone(), inbox.clone(), counters)?;
+            let load = load_thread(load_name, loader, loads.clone(), inbox);
+            let scrubs = scrubs.map(|scrubs| scrubs.start(scrub_name));
+            let mut others = vec![load, applies.start(apply_name), builds.start(snap_name)];
+            others.extend(scrubs);
+            let raft = match others.iter().all(Result::is_ok) {
+                true => Some(raft_thread(raft_name, raft, transport, started)),
+                false => None,
+            };
+            // The raft thread first: the others wait for it.
+            let threads = raft.into_iter().chain([Ok(log)]).chain(others);
+            threads.map(|thread| thread.map(|thread| joins.add(thread))).fold(Ok(()), Result::and)
         };
-        let threads = spawn().inspect_err(|_| {
+        spawn().inspect_err(|_| {
             logs.close();
             loads.close();
             applying.close();
             snaps.close();
             scrub_end.stop();
         })?;
-        Ok((threads, has_started))
+        Ok((ending, has_started))
     }
 }

@@ -198,7 +198,7 @@ impl Transfers {
     }
 
     /// Runs `run` on a thread of its own; `failed` when there is none to be had.
-    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static, failed: impl FnOnce()) {
+    pub(crate) fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static, failed: impl FnOnce()) {
         let inbox = self.inbox.clone();
         let guarded = move || {
             crate::worker_threads::guarded("transfer", &inbox, || {
@@ -254,20 +254,39 @@ impl Transfers {
         (sending, state.receiving.as_ref().map(|receiving| receiving.status.clone()))
     }
 
-    /// Ends all transfers and returns once their threads have ended: nothing is written to the data directory
-    /// after that. What was received is kept.
+    /// Ends all transfers, without waiting for their threads. What was received is kept.
     pub(crate) fn stop(&self) {
         self.stops.store(true, Ordering::Release);
         let mut state = self.lock();
         for line in std::mem::take(&mut state.lines).into_values() {
             line.break_line();
         }
-        let threads = std::mem::take(&mut state.threads);
         drop(state);
         self.changed.notify_all();
-        for thread in threads {
-            // A panic was caught inside and reported.
-            thread.join().ok();
-        }
+    }
+
+    /// The threads that may not have ended: nothing is written to the data directory once they have.
+    pub(crate) fn threads(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut self.lock().threads)
+    }
+
+    /// Without a node around them, on a disk in memory.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        use d_engine_storage::fs_sim::SimFs;
+        use d_engine_storage::snapshot::SnapshotOptions;
+
+        use crate::inbox::InboxLimits;
+        let options =
+            SnapshotOptions::new(d_engine_storage::ClusterId([1; 16]), d_engine_core::GroupId::FIRST);
+        let dir = std::path::Path::new("/snapshots");
+        let (store, _) = SnapshotStore::open(Arc::new(SimFs::new()), dir, options)
+            .unwrap_or_else(|error| unreachable!("{error}"));
+        let clock = Clock::start();
+        let gate = Arc::new(ReadGate::new(clock));
+        let inbox = Arc::new(Inbox::new(InboxLimits { proposals: 1, bytes: 1, reads: 1 }, gate.clone()));
+        let settings =
+            TransferSettings { limits: SendLimits::default(), bytes_per_second: 0, len_max: u64::MAX };
+        Self::new(store, Arc::new(d_engine_kv::KvStateMachine::new()), inbox, gate, clock, settings)
     }
 }

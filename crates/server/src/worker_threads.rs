@@ -4,16 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use d_engine_core::{LogId, NodeId};
 use d_engine_replica::{Event, LoadJob, LogLoader, LogWorker, PersistJob, StopReason};
 use d_engine_storage::LogStats;
-
-use tokio::sync::watch;
 
 use crate::StartError;
 use crate::inbox::Inbox;
@@ -24,8 +21,6 @@ const IDLE_AFTER: Duration = Duration::from_millis(100);
 pub(crate) const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_millis(250);
 /// How often a node that refuses commands for want of room looks at the free space.
 const FREE_SPACE_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
-/// How often it is said what a shutdown waits for.
-const JOIN_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Calls of `idle` after a burst of writes: each prepares a piece of the next segment.
 const IDLE_CALLS_MAX: u32 = 16;
 
@@ -141,7 +136,7 @@ impl LogCounters {
     }
 }
 
-/// Starts the log thread. It drops the log, and with it the directory lock, when its queue is closed.
+/// Starts the log thread. It drops the log when its queue is closed.
 pub(crate) fn log_thread(
     name: String,
     worker: LogWorker,
@@ -240,55 +235,6 @@ pub(crate) fn load_thread(
 fn report_all(inbox: &Inbox, events: impl IntoIterator<Item = Event>) {
     for event in events {
         inbox.report(event);
-    }
-}
-
-/// The end of a node's threads: one for everybody who waits for it.
-pub(crate) struct Ending {
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    /// The threads, for telling which one is waited for.
-    names: Vec<Thread>,
-    waited_for: Arc<AtomicUsize>,
-    ended: Arc<watch::Sender<bool>>,
-}
-
-impl Ending {
-    pub(crate) fn of(threads: Vec<JoinHandle<()>>) -> Self {
-        let names: Vec<_> = threads.iter().map(|thread| thread.thread().clone()).collect();
-        let ended = Arc::new(watch::Sender::new(names.is_empty()));
-        Self { threads: Mutex::new(threads), names, waited_for: Arc::default(), ended }
-    }
-
-    /// Waits until all threads have ended. Says every few seconds which one it still waits for. May be dropped: the
-    /// next caller waits for the same end.
-    pub(crate) async fn wait(&self, node: NodeId) {
-        self.join();
-        let mut ended = self.ended.subscribe();
-        let began = Instant::now();
-        while tokio::time::timeout(JOIN_TOLD_EVERY, ended.wait_for(|ended| *ended)).await.is_err() {
-            let thread = self.names.get(self.waited_for.load(Ordering::Relaxed)).and_then(Thread::name);
-            tracing::warn!(
-                %node, thread, seconds = began.elapsed().as_secs(),
-                "the shutdown waits for a thread: the state machine has not returned from a call"
-            );
-        }
-    }
-
-    /// The first caller has the threads joined, where nobody is held up by it.
-    fn join(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        if threads.is_empty() {
-            return;
-        }
-        let (at, ended) = (self.waited_for.clone(), self.ended.clone());
-        tokio::task::spawn_blocking(move || {
-            for (nth, thread) in threads.into_iter().enumerate() {
-                at.store(nth, Ordering::Relaxed);
-                // A panic was caught inside and reported.
-                thread.join().ok();
-            }
-            ended.send_replace(true);
-        });
     }
 }
 

@@ -225,3 +225,43 @@ fn a_runtime_without_timers_is_refused_at_the_start() {
     assert!(matches!(refused, StartError::NoRuntime), "{refused}");
     assert!(!dir.path().join("data").exists(), "nothing may be opened");
 }
+
+/// The apply thread may still write: until it has ended nobody else gets the directory, also when the log is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_stays_locked_until_the_last_thread_of_a_dropped_engine_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    let hung = machine.apply.close();
+    let calls = machine.apply.calls();
+    let proposed = {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.propose(command("k")).await })
+    };
+    let hangs = async {
+        while machine.apply.calls() == calls {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, hangs).await.unwrap();
+    proposed.abort();
+    proposed.await.unwrap_err();
+    drop(engine);
+    let again = || EmbeddedEngine::start(dir.path().join("data"));
+    let began = Instant::now();
+    // The raft thread waits two seconds for what is on its way; the log is closed a moment later.
+    while began.elapsed() < Duration::from_secs(4) {
+        let refused = again().await.unwrap_err().to_string();
+        assert!(refused.contains("`stop()`"), "{refused}");
+    }
+    drop(hung);
+    let started = async {
+        loop {
+            match again().await {
+                Ok(engine) => return engine,
+                Err(error) => assert!(error.to_string().contains("`stop()`"), "{error}"),
+            }
+        }
+    };
+    let engine = tokio::time::timeout(PATIENCE, started).await.unwrap();
+    engine.stop().await;
+}

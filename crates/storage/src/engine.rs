@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
 
+use crate::fs::FsLock;
 use crate::{
     ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, ScrubPlace, Scrubbed, StorageError,
 };
@@ -56,7 +57,11 @@ pub struct OpenRequest {
     pub fresh_incarnation: Incarnation,
 }
 
-/// An open data directory. Dropping `log` releases the directory lock.
+/// What keeps a data directory from being opened again, as long as one clone is held.
+pub type DirectoryLocks = Arc<[Box<dyn FsLock>]>;
+
+/// An open data directory. Dropping `log` releases the directory lock, unless somebody holds its
+/// [`LogStore::directory_locks`].
 #[derive(Debug)]
 pub struct OpenedStorage {
     /// What the directory says about itself.
@@ -111,6 +116,11 @@ pub struct RecoveryReport {
 /// The order of calls is any number of [`LogStore::append`], then one [`LogStore::sync`] that makes
 /// them durable together (group commit). The first error is final: every later call fails with it.
 pub trait LogStore: Send + Debug {
+    /// What keeps the directory locked: whoever still writes in it holds a clone, beyond the end of this store.
+    fn directory_locks(&self) -> DirectoryLocks {
+        DirectoryLocks::default()
+    }
+
     /// Queues records for the next sync. An entry whose index is not after the last one replaces
     /// that one and everything behind it (a conflicting suffix, Raft paper section 5.3).
     /// Hard state and entries queued in one call become durable in one step, or not at all.

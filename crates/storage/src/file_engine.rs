@@ -288,7 +288,7 @@ impl StorageEngine for FileStorageEngine {
             identity: identity.clone(),
             meta: log_meta,
             latch,
-            locks: [lock, dir_lock],
+            locks: [lock, dir_lock].into(),
         };
         let log = FileLog::start(parts, record, recovered)?;
         Ok(OpenedStorage { identity, log: Box::new(log), meta: Box::new(meta), recovered: known, report })

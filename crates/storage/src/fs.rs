@@ -131,7 +131,7 @@ pub enum LockAttempt {
 }
 
 /// Holds a lock; dropping it releases the lock.
-pub trait FsLock: Send + Debug {
+pub trait FsLock: Send + Sync + Debug {
     /// Whether what was locked is still what lies at its path.
     ///
     /// # Errors

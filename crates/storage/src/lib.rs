@@ -30,8 +30,8 @@ mod spares;
 mod wal;
 
 pub use engine::{
-    LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest, OpenedStorage, RecoveredLog,
-    RecoveryReport, StorageEngine,
+    DirectoryLocks, LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest, OpenedStorage,
+    RecoveredLog, RecoveryReport, StorageEngine,
 };
 pub use entry::{EntryHead, LogEntry, SessionSerial};
 pub use error::StorageError;

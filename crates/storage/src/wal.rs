@@ -16,7 +16,7 @@ use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, MAX_ACCEPTED
 
 use crate::file_engine::FileStorageOptions;
 use crate::frame::{GroupBuffer, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, Position, RECORD_LEN};
-use crate::fs::{Fs, FsLock};
+use crate::fs::Fs;
 use crate::fs_latch::{FsLatch, io_error, room_error};
 use crate::index::{FileLogReader, GroupIndex, LogMap, SharedMap};
 use crate::log_meta::LogMeta;
@@ -26,7 +26,7 @@ use crate::segment::{OpenSegment, SegmentHeader, Spare, file_name};
 use crate::segment_files::{SegmentFile, SegmentFiles};
 use crate::spares::Spares;
 use crate::wal::room::Room;
-use crate::{Identity, LogEntry, LogReader, LogStats, LogStore, LogSuffix, StorageError};
+use crate::{DirectoryLocks, Identity, LogEntry, LogReader, LogStats, LogStore, LogSuffix, StorageError};
 
 /// What a log needs from the directory around it.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct LogParts {
     pub(crate) meta: LogMeta,
     pub(crate) latch: Arc<FsLatch>,
     /// Held as long as the log lives: the lock file, and the directory itself.
-    pub(crate) locks: [Box<dyn FsLock>; 2],
+    pub(crate) locks: DirectoryLocks,
 }
 
 impl LogParts {
@@ -101,7 +101,7 @@ impl LogParts {
 
     /// Before a segment is begun: whether the directory is still the one that was locked.
     fn check_lock(&self) -> Result<(), StorageError> {
-        for lock in &self.locks {
+        for lock in &*self.locks {
             if !lock.is_held().map_err(io_error("look at the lock of", &self.dir))? {
                 return Err(StorageError::LockLost { path: self.dir.clone() });
             }
@@ -403,6 +403,10 @@ impl FileLog {
 }
 
 impl LogStore for FileLog {
+    fn directory_locks(&self) -> DirectoryLocks {
+        Arc::clone(&self.parts.locks)
+    }
+
     fn append(
         &mut self,
         group: GroupId,

@@ -186,38 +186,12 @@ fn refuse(line: &mut SnapshotLine, refusal: Refusal, text: &str) -> std::io::Res
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use d_engine_core::GroupId;
-    use d_engine_kv::KvStateMachine;
-    use d_engine_replica::SendLimits;
-    use d_engine_storage::ClusterId;
-    use d_engine_storage::fs_sim::SimFs;
-    use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
-
     use super::*;
-    use crate::clock::Clock;
-    use crate::inbox::{Inbox, InboxLimits};
-    use crate::read_gate::ReadGate;
-    use crate::transfers::TransferSettings;
-
-    fn transfers() -> Transfers {
-        let options = SnapshotOptions::new(ClusterId([1; 16]), GroupId::FIRST);
-        let (store, _) =
-            SnapshotStore::open(Arc::new(SimFs::new()), Path::new("/snapshots"), options).unwrap();
-        let clock = Clock::start();
-        let gate = Arc::new(ReadGate::new(clock));
-        let inbox = Arc::new(Inbox::new(InboxLimits { proposals: 1, bytes: 1, reads: 1 }, gate.clone()));
-        let settings =
-            TransferSettings { limits: SendLimits::default(), bytes_per_second: 0, len_max: u64::MAX };
-        Transfers::new(store, Arc::new(KvStateMachine::new()), inbox, gate, clock, settings)
-    }
 
     /// The leader dials again when its connection has died, and this node may not have noticed yet.
     #[test]
     fn a_sender_of_the_same_term_takes_the_place_of_its_own_dead_connection() {
-        let transfers = transfers();
+        let transfers = Transfers::for_tests();
         let take = &|id, term| transfers.take_place(id, Term::new(term), ReceivingSnapshot::default());
         assert!(take(1, 3));
         assert!(!take(2, 2), "a deposed leader");

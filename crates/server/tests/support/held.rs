@@ -1,6 +1,7 @@
 //! A key-value machine whose calls can be held up.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use async_trait::async_trait;
@@ -12,6 +13,8 @@ use d_engine_replica::{Entry, LogId, Result, SnapshotMetadata, StateMachine};
 #[derive(Default)]
 pub(crate) struct Gate {
     is_closed: Mutex<bool>,
+    /// Calls that it has seen.
+    calls: AtomicUsize,
     opened: Condvar,
 }
 
@@ -23,7 +26,13 @@ impl Gate {
         Closed(self)
     }
 
+    #[allow(dead_code, reason = "not every test counts")]
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Acquire)
+    }
+
     fn pass(&self) {
+        self.calls.fetch_add(1, Ordering::Release);
         let is_closed = self.is_closed.lock().unwrap();
         drop(self.opened.wait_while(is_closed, |is_closed| *is_closed).unwrap());
     }
