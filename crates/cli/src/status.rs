@@ -1,6 +1,7 @@
 //! `d-engine status`: every node of the cluster, as a table or as JSON.
 
 mod contradictions;
+mod losses;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use self::contradictions::contradictions;
+use self::losses::losses;
 use self::snapshots::Snapshots;
 use crate::args::StatusArgs;
 use crate::exit::{Failure, say};
@@ -50,6 +52,8 @@ struct Report {
     leader: Option<u64>,
     /// What nodes say that cannot all be true of one cluster.
     contradictions: Vec<String>,
+    /// Proof that some node has lost what it had acknowledged.
+    losses: Vec<String>,
     nodes: Vec<Row>,
 }
 
@@ -59,6 +63,7 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
     let report = Report {
         leader: leader_with_quorum(&asked),
         contradictions: contradictions(&asked),
+        losses: losses(&client, &asked).await,
         nodes: rows(&asked),
     };
     if args.json {
@@ -72,9 +77,15 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
         for line in &report.contradictions {
             say(format_args!("CONTRADICTION: {line}"));
         }
+        for line in &report.losses {
+            say(format_args!("LOST: {line}"));
+        }
     }
     if let Some(first) = report.contradictions.first() {
         return Err(Failure::failed(format_args!("the nodes contradict each other: {first}")));
+    }
+    if let Some(first) = report.losses.first() {
+        return Err(Failure::failed(format_args!("acknowledged entries are lost: {first}")));
     }
     match report.leader {
         Some(_) => Ok(()),

@@ -36,6 +36,8 @@ pub struct NodeStatus {
     pub refusals: Vec<String>,
     /// What an operator must look at, a sentence each; for people. Empty when nothing is wrong.
     pub alarms: Vec<String>,
+    /// Proof that some node has lost what it had acknowledged, a sentence each; for people. Also among the alarms.
+    pub losses: Vec<String>,
     /// It leads, and its lease is off until the next election, because it told another node to campaign:
     /// lease reads cost a round meanwhile.
     pub lease_revoked: bool,
@@ -128,6 +130,7 @@ impl From<wire::StatusReply> for NodeStatus {
             stopped: some_text(reply.stopped_reason),
             refusals: reply.refusals,
             alarms: reply.alarms,
+            losses: reply.losses,
             lease_revoked: reply.lease_revoked,
             late_replies: reply.late_replies,
             ready: reply.ready,

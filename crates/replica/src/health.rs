@@ -162,14 +162,20 @@ impl Replica {
             ),
             Some(ClockState::Agreed) | None => {}
         }
-        for follower in status.followers.iter().filter(|follower| follower.log_lost) {
-            alarms.push(format!(
+        alarms.extend(self.snapshots.damage_alarm());
+        alarms.extend(self.losses());
+        alarms
+    }
+
+    /// Proof that some node has lost what it had acknowledged, a sentence each. They are among the alarms.
+    pub(crate) fn losses(&self) -> Vec<String> {
+        let status = self.core.status();
+        let rolled_back = status.followers.iter().filter(|follower| follower.log_lost).map(|follower| {
+            format!(
                 "node {} no longer has entries that it had acknowledged: its data directory was rolled back or damaged",
                 follower.node
-            ));
-        }
-        alarms.extend(self.snapshots.damage_alarm());
-        alarms.extend(self.contradiction().map(str::to_owned));
-        alarms
+            )
+        });
+        rolled_back.chain(self.contradiction().map(str::to_owned)).collect()
     }
 }

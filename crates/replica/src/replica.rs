@@ -364,6 +364,7 @@ impl Replica {
             membership: self.members.current().clone(),
             ready: self.is_ready(),
             alarms: self.alarms(),
+            losses: self.losses(),
             stopped: self.stopped.clone(),
         }
     }

@@ -18,6 +18,8 @@ pub struct ReplicaStatus {
     pub ready: bool,
     /// What an operator must look at, a sentence each; empty when nothing is wrong.
     pub alarms: Vec<String>,
+    /// Proof that some node has lost what it had acknowledged, a sentence each; also among the alarms.
+    pub losses: Vec<String>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }

@@ -180,8 +180,9 @@ impl Node {
         if report.torn_bytes > 0 {
             tracing::warn!(
                 node = self.config.node_id, bytes = report.torn_bytes, at = ?report.torn_at,
-                "the log's torn tail was cut; a crash in the middle of a write leaves one, and then nothing in it was \
-                 acknowledged"
+                "the end of the log does not verify and was cut off; a crash in the middle of a write leaves such an \
+                 end, and then nothing in it was acknowledged. If nothing has crashed here, or the files were copied, \
+                 acknowledged entries may have been in it: compare with the other nodes before this one is relied on"
             );
         }
         if let Some(damage) = &report.passed_over {

@@ -38,8 +38,8 @@ Examples:
     d-engine status --endpoints 127.0.0.1:7001 --json
 
 One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, a majority of \
-the voters answers and follows it, and no nodes contradict each other (different clusters, different members, two \
-leaders of one term). Exit 1: otherwise.";
+the voters answers and follows it, no nodes contradict each other (different clusters, different members, two \
+leaders of one term), and no node has proof that acknowledged entries are lost. Exit 1: otherwise.";
 
 #[derive(Args, Debug)]
 #[command(after_help = STATUS_HELP)]

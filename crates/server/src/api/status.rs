@@ -46,6 +46,7 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
     reply.persisted_index = core.log.persisted.get();
     reply.last_index = core.log.last.index.get();
     reply.alarms.extend(replica.alarms);
+    reply.losses = replica.losses;
     reply.lease_revoked = core.lease_revoked;
     reply.members = replica.membership.members().iter().map(member).collect();
     reply
