@@ -228,7 +228,7 @@ impl StateMachineHandler {
         store
             .has_room_for(self.machine.snapshot_bytes().map_or(before, |bytes| bytes.max(before)))
             .map_err(StopReason::new)?;
-        let staging = store.staging().map_err(StopReason::new)?;
+        let mut staging = store.staging().map_err(StopReason::new)?;
         let label = self.applied.id;
         self.check_term(label)?;
         let view = self.machine.snapshot_view().map_err(|error| failed("snapshot_view", &error))?;
@@ -242,7 +242,9 @@ impl StateMachineHandler {
             Some(view) => Content::View(view),
             None => {
                 let dir = staging.path().to_owned();
+                staging.lend();
                 let written = self.machine.generate_snapshot_data(dir, label).await;
+                staging.give_back();
                 Content::Written(written.map_err(|error| failed("generate_snapshot_data", &error))?)
             }
         };

@@ -289,6 +289,32 @@ fn an_attempt_that_was_given_up_writes_into_no_other_one() {
     assert!(!node.ground.dir.path().join("data/snapshots/staging").exists(), "a start removes what is left");
 }
 
+/// What a dropped attempt has left running cannot be seen: two at a time, then none until the node is started again.
+#[test]
+fn after_two_attempts_that_were_given_up_none_is_begun_until_a_restart() {
+    let machine = Recording::with(Manner { writes_for_ever: true, ..Manner::default() });
+    let mut node = Node::start(Ground::new(), machine, Never).unwrap();
+    node.commit(1, 3);
+    for _ in 0..2 {
+        {
+            let mut attempt = std::pin::pin!(node.worker.begin_snapshot(true));
+            let polled = attempt.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(polled.is_pending());
+        }
+        node.worker.give_up_snapshot();
+    }
+    let refused = now(node.worker.begin_snapshot(true)).map(drop).unwrap_err().to_string();
+    assert!(
+        refused.contains("2 snapshots were given up") && refused.contains("start the node again"),
+        "{refused}"
+    );
+    let Node { ground, .. } = node;
+    let mut node = Node::start(ground.again(), Recording::default(), Never).unwrap();
+    // The engine feeds it from the log.
+    node.commit(1, 3);
+    assert_eq!(node.take_snapshot().label().index.get(), 3);
+}
+
 /// One entry of a leader whose wall clock is years ahead brings no snapshot, and keeps none back.
 #[test]
 fn the_time_between_snapshots_is_that_of_the_nodes_own_clock() {

@@ -15,7 +15,7 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The data directory cannot be used. The message names the file; [`StorageError`] says of each what to do about it.
     #[error("the data directory (`data_dir`) cannot be used: {0}")]
-    Storage(#[from] StorageError),
+    Storage(StorageError),
     /// The directory of snapshots cannot be used; the message says what to do.
     #[error(transparent)]
     Snapshots(#[from] d_engine_storage::snapshot::SnapshotError),
@@ -68,6 +68,13 @@ pub enum StartError {
          #[tokio::main] or with Builder::enable_all"
     )]
     NoRuntime,
+}
+
+impl From<StorageError> for StartError {
+    /// Nobody waits for room at a start: the message says what to do instead.
+    fn from(error: StorageError) -> Self {
+        Self::Storage(error.final_at_start())
+    }
 }
 
 fn list(ids: &[u64]) -> String {

@@ -11,7 +11,7 @@ use crate::transport::{PeerRefusal, RefusalKind};
 
 /// A refusal that is not repeated for as long is over: a peer is dialled every second.
 const OVER_AFTER: Duration = Duration::from_secs(10);
-/// More of them are not remembered; a cluster has far fewer members.
+/// More of them in one direction are not remembered; a cluster has far fewer members.
 const REMEMBERED: usize = 64;
 
 /// What was refused lately.
@@ -34,7 +34,9 @@ impl PeerRefusals {
         let mut recent = self.recent();
         recent.retain(|_, (at, _)| now.saturating_duration_since(*at) < OVER_AFTER);
         let key = (refusal.node, refusal.by_peer);
-        if recent.len() < REMEMBERED || recent.contains_key(&key) {
+        // Each direction has room of its own: strangers that are refused here must not hide who refuses this node.
+        let same_direction = recent.keys().filter(|(_, by_peer)| *by_peer == refusal.by_peer).count();
+        if same_direction < REMEMBERED || recent.contains_key(&key) {
             recent.insert(key, (now, refusal));
         }
     }
@@ -102,5 +104,8 @@ mod tests {
         }
         assert_eq!(refusals.texts().len(), REMEMBERED);
         assert!(!refusals.is_no_member(), "these were refused here");
+        refusals.note(refusal(1, true, RefusalKind::UnknownNode));
+        assert!(refusals.is_no_member(), "who refuses this node is remembered all the same");
+        assert!(refusals.texts().contains(&"node 1 refuses this node: because".to_owned()));
     }
 }

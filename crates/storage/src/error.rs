@@ -6,13 +6,23 @@ use std::sync::Arc;
 /// What to do about an error of the system that says it without a word of advice.
 pub(crate) fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
-        std::io::ErrorKind::StorageFull => "; make room on this disk and start the node again",
+        _ if is_want_of_handles(error) => {
+            "; raise the limit of open files (`ulimit -n`, or LimitNOFILE of the service) and start the node again"
+        }
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "; make room on this disk and start the node again"
+        }
         std::io::ErrorKind::PermissionDenied => "; give this process's user the right to it",
         std::io::ErrorKind::ReadOnlyFilesystem => {
             "; mount the file system for writing and start the node again"
         }
         _ => "",
     }
+}
+
+/// ENFILE and EMFILE.
+fn is_want_of_handles(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// Errors of the durable log and its directory.
@@ -111,11 +121,40 @@ pub enum StorageError {
     Order(String),
 }
 
+impl StorageError {
+    /// The same, for whoever does not wait: want of room ends a start.
+    #[must_use]
+    pub fn final_at_start(self) -> Self {
+        match self {
+            Self::NoRoom { operation, path, source } => Self::Io { operation, path, source },
+            other => other,
+        }
+    }
+}
+
 /// Whoever drops an engine and opens its directory at once meets itself.
 fn in_use_advice(holder: &str) -> &'static str {
     if holder == format!("process {}", std::process::id()) {
         "that is this process: a node that was dropped ends in the background, so await its `stop()` before"
     } else {
         "stop that process or choose another directory"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node that has no room at its start ends: it does not wait.
+    #[test]
+    fn want_of_room_at_a_start_says_what_to_do_and_does_not_speak_of_waiting() {
+        for (number, advice) in [(28, "make room on this disk"), (23, "ulimit -n"), (24, "ulimit -n")] {
+            let source = Arc::new(std::io::Error::from_raw_os_error(number));
+            let waits = StorageError::NoRoom { operation: "write", path: PathBuf::from("/data/log"), source };
+            assert!(waits.to_string().contains("waits until there is room"), "{waits}");
+            let text = waits.final_at_start().to_string();
+            assert!(text.contains(advice) && text.contains("start the node again"), "{text}");
+            assert!(!text.contains("waits"), "{text}");
+        }
     }
 }

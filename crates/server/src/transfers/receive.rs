@@ -43,8 +43,8 @@ impl Transfers {
         };
         let status =
             ReceivingSnapshot { from: from.get(), label: label.index.get(), ..ReceivingSnapshot::default() };
-        if !self.take_place(id, term, status) {
-            return refuse(line, Refusal::Busy, "a leader of a later term sends a snapshot");
+        if let Err(why) = self.take_place(id, term, status) {
+            return refuse(line, Refusal::Busy, why);
         }
         tracing::info!(%from, %label, "the leader sends a snapshot");
         let committed = self.gate.committed();
@@ -153,10 +153,10 @@ impl Transfers {
 
     /// One snapshot is received at a time. A sender of the same or a later term takes the place of the one
     /// before: that one is deposed, or its connection is dead.
-    fn take_place(&self, id: u64, term: Term, status: ReceivingSnapshot) -> bool {
+    fn take_place(&self, id: u64, term: Term, status: ReceivingSnapshot) -> Result<(), &'static str> {
         let state = self.lock();
         if state.receiving.as_ref().is_some_and(|before| before.term > term) {
-            return false;
+            return Err("a leader of a later term sends a snapshot");
         }
         if let Some(before) = state.receiving.as_ref().map(|before| before.id)
             && let Some(line) = state.lines.get(&before)
@@ -166,11 +166,14 @@ impl Transfers {
         let waits = |state: &mut super::State| state.receiving.is_some() && !self.stops();
         let waited = self.changed.wait_timeout_while(state, GIVES_WAY_WITHIN, waits);
         let (mut state, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-        if state.receiving.is_some() || self.stops() {
-            return false;
+        if self.stops() {
+            return Err("the node stops");
+        }
+        if state.receiving.is_some() {
+            return Err("an earlier transfer to this node has not ended; its disk may be slow");
         }
         state.receiving = Some(Receiving { id, term, status });
-        true
+        Ok(())
     }
 
     fn note_received(&self, id: u64, change: impl FnOnce(&mut ReceivingSnapshot)) {
@@ -186,33 +189,41 @@ fn refuse(line: &mut SnapshotLine, refusal: Refusal, text: &str) -> std::io::Res
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    #![allow(clippy::unwrap_used)]
+    use std::io::Read as _;
+    use std::net::{TcpListener, TcpStream};
 
-    /// The leader dials again when its connection has died, and this node may not have noticed yet.
+    use super::*;
+    use crate::transport::LineBreaker;
+
+    /// The leader dials again when its connection has died, and this node may not have noticed yet: it breaks that one,
+    /// and whoever reads there ends by that.
     #[test]
     fn a_sender_of_the_same_term_takes_the_place_of_its_own_dead_connection() {
-        let transfers = Transfers::for_tests();
-        let take = &|id, term| transfers.take_place(id, Term::new(term), ReceivingSnapshot::default());
-        assert!(take(1, 3));
-        assert!(!take(2, 2), "a deposed leader");
+        let transfers = &Transfers::for_tests();
+        let take = |id, term| transfers.take_place(id, Term::new(term), ReceivingSnapshot::default());
+        assert_eq!(take(1, 3), Ok(()));
+        assert_eq!(take(2, 2), Err("a leader of a later term sends a snapshot"));
+        let (mut before, listener) = (1, TcpListener::bind("127.0.0.1:0").unwrap());
         for (id, term) in [(3, 3), (4, 3), (5, 3), (6, 4)] {
+            // The sender of the one before says nothing, and does not hang up.
+            let _sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut reads, _) = listener.accept().unwrap();
+            transfers.lock().lines.insert(before, LineBreaker::of(reads.try_clone().unwrap()));
             std::thread::scope(|scope| {
-                let (tell, told) = std::sync::mpsc::channel();
-                let taken = scope.spawn(move || {
-                    tell.send(()).unwrap();
-                    take(id, term)
+                scope.spawn(move || {
+                    // Ends once the line is broken, and only then.
+                    assert_eq!(reads.read(&mut [0]).unwrap_or(0), 0);
+                    transfers.lock().receiving = None;
+                    transfers.changed.notify_all();
                 });
-                told.recv().unwrap();
-                // It waits by now, or will in a moment.
-                (0..1_000).for_each(|_| std::thread::yield_now());
-                // The connection before ends, as it does once it is broken.
-                let mut state = transfers.lock();
-                state.receiving = None;
-                drop(state);
-                transfers.changed.notify_all();
-                assert!(taken.join().unwrap(), "term {term}");
+                let taken = take(id, term);
+                // A test that fails must not hang.
+                transfers.lock().lines.remove(&before).into_iter().for_each(|line| line.break_line());
+                assert_eq!(taken, Ok(()), "term {term}");
             });
             assert_eq!(transfers.lock().receiving.as_ref().map(|receiving| receiving.id), Some(id));
+            before = id;
         }
     }
 }

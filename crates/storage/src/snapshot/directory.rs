@@ -41,6 +41,8 @@ pub(super) struct Inner {
 #[derive(Debug, Default)]
 pub(super) struct Busy {
     pub(super) staging: bool,
+    /// Attempts whose future was dropped before its end: blocking work of theirs may go on, unseen, until the process ends.
+    pub(super) given_up: usize,
     pub(super) receiving: bool,
     /// What must stay, once for each who wants that.
     pub(super) held: Vec<LogId>,

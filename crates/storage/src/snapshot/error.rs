@@ -216,6 +216,16 @@ pub enum SnapshotError {
         /// "a snapshot" or "a transfer to this node".
         what: &'static str,
     },
+    /// Two attempts were given up before they came to their end, and may still write. Start the node again, with a longer
+    /// `snapshots.pause_max_ms`, or let the state machine have a `snapshot_view`.
+    #[error(
+        "{attempts} snapshots were given up before generate_snapshot_data had come to its end, and may still write: no \
+         other one is begun; raise snapshots.pause_max_ms, or implement snapshot_view, and start the node again"
+    )]
+    GivenUp {
+        /// How many.
+        attempts: usize,
+    },
     /// [`super::Pace`] ended the work. Nothing of it is left.
     #[error("the work on the snapshot was ended before it was done")]
     Aborted,

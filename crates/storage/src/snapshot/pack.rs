@@ -21,9 +21,21 @@ use crate::fs::{FileKind, Fs, FsFile, OpenMode, read_up_to, write_all_at};
 pub struct Staging {
     pub(super) inner: Arc<Inner>,
     pub(super) path: PathBuf,
+    /// A future of the state machine writes here, or did when it was dropped.
+    pub(super) is_lent: bool,
 }
 
 impl Staging {
+    /// A future that may be dropped before its end writes here from now on, by blocking work as well, which outlives it.
+    pub fn lend(&mut self) {
+        self.is_lent = true;
+    }
+
+    /// It has come to its end.
+    pub fn give_back(&mut self) {
+        self.is_lent = false;
+    }
+
     /// The directory.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -40,7 +52,9 @@ impl Drop for Staging {
         {
             self.inner.fs.remove_tree(attempts).ok();
         }
-        self.inner.busy().staging = false;
+        let mut busy = self.inner.busy();
+        busy.staging = false;
+        busy.given_up += usize::from(self.is_lent);
     }
 }
 

@@ -65,7 +65,7 @@ impl SnapshotOptions {
     }
 }
 
-/// Attempts at a snapshot that were given up and whose directories cannot be removed, at most.
+/// Attempts at a snapshot that were given up and may still write, at most.
 const GIVEN_UP_MAX: usize = 2;
 
 /// The next attempt in this process, of whatever store: blocking work may outlive even the node that began it.
@@ -163,26 +163,32 @@ impl SnapshotStore {
     }
 
     /// The empty directory for the next snapshot. No directory is ever used again: an attempt that was given up may have
-    /// left blocking work behind, which goes on writing into its own one. What such work keeps from being removed is
-    /// removed at the next open; with two of them no other attempt is begun.
+    /// left blocking work behind, which goes on writing into its own one. Nobody can see when such work has ended: after
+    /// two such attempts no other one is begun until the store is opened again.
     ///
     /// # Errors
-    /// [`SnapshotError::Busy`] while another one is held, or while two that were given up cannot be removed;
-    /// an I/O error.
+    /// [`SnapshotError::Busy`] while another one is held, [`SnapshotError::GivenUp`] after two that were given up
+    /// while they were lent to a future ([`Staging::lend`]); an I/O error.
     pub fn staging(&self) -> Result<Staging, SnapshotError> {
         let inner = &self.inner;
-        if std::mem::replace(&mut inner.busy().staging, true) {
+        let mut busy = inner.busy();
+        if busy.staging {
             return Err(SnapshotError::Busy { what: "a snapshot" });
         }
+        if busy.given_up >= GIVEN_UP_MAX {
+            return Err(SnapshotError::GivenUp { attempts: busy.given_up });
+        }
+        busy.staging = true;
+        drop(busy);
         // From here on, dropping it makes room for the next one.
         let attempts = inner.dir.join(STAGING_DIR);
         let number = ATTEMPT.fetch_add(1, Ordering::Relaxed);
-        let staging = Staging { inner: Arc::clone(inner), path: attempts.join(format!("{number:016x}")) };
+        let path = attempts.join(format!("{number:016x}"));
+        let staging = Staging { inner: Arc::clone(inner), path, is_lent: false };
         ensure_dir(&*inner.fs, &attempts).map_err(io_error("create", &attempts))?;
-        let before = inner.fs.list(&attempts).map_err(io_error("list", &attempts))?;
-        let is_left = |name: &&String| inner.fs.remove_tree(&attempts.join(name)).is_err();
-        if before.iter().filter(is_left).count() >= GIVEN_UP_MAX {
-            return Err(SnapshotError::Busy { what: "the writing of two snapshots that were given up" });
+        for name in inner.fs.list(&attempts).map_err(io_error("list", &attempts))? {
+            // What somebody still writes to is removed by the next attempt, or at the next open.
+            inner.fs.remove_tree(&attempts.join(name)).ok();
         }
         inner.fs.create_dir(&staging.path).map_err(io_error("create", &staging.path))?;
         Ok(staging)

@@ -95,6 +95,11 @@ impl SnapshotLine {
 pub struct LineBreaker(TcpStream);
 
 impl LineBreaker {
+    #[cfg(test)]
+    pub(crate) fn of(stream: TcpStream) -> Self {
+        Self(stream)
+    }
+
     /// Whoever reads or writes there gets an error at once.
     pub fn break_line(&self) {
         // It may be broken already.
