@@ -25,7 +25,7 @@ use crate::node_threads::{Materials, NodeThreads};
 use crate::raft_thread::{Patience, TransportStart};
 use crate::transfers::TransferSettings;
 use crate::transport::{TransportIdentity, TransportSettings};
-use crate::{Config, StartError, api, descriptors, entropy};
+use crate::{Config, ConfigError, StartError, api, descriptors, entropy};
 
 /// A state machine behind an `Arc`, of a type of its own or as `Arc<dyn StateMachine>`.
 pub trait IntoStateMachine {
@@ -118,9 +118,25 @@ impl NodeBuilder {
             Arc::new(FileStorageEngine::new(&self.config.data_dir, options, self.fs.clone()))
         });
         let machine = self.machine.unwrap_or_else(|| Arc::new(KvStateMachine::new()));
+        check_name(machine.name())?;
         let policy = self.policy.unwrap_or_else(|| self.config.snapshots.policy());
         Ok(Node { config: self.config, shutdown: self.shutdown, machine, storage, policy, fs: self.fs })
     }
+}
+
+/// A longer name fits into no snapshot.
+const MACHINE_NAME_BYTES_MAX: usize = 255;
+
+fn check_name(name: &str) -> Result<(), StartError> {
+    if name.len() <= MACHINE_NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(StartError::Config(ConfigError::Refused {
+        file: None,
+        field: "StateMachine::name".to_owned(),
+        value: format!("{} bytes long", name.len()),
+        allowed: format!("at most {MACHINE_NAME_BYTES_MAX} bytes are allowed"),
+    }))
 }
 
 /// Whether the runtime has what the node's handle needs: tokio says so only by panicking.
@@ -457,5 +473,17 @@ impl Node {
             accept_clock: config.accept_clock,
             ..ReplicaConfig::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_name;
+
+    #[test]
+    fn a_state_machine_whose_name_fits_into_no_snapshot_is_refused_before_it_starts() {
+        assert!(check_name(&"n".repeat(255)).is_ok());
+        let told = check_name(&"n".repeat(256)).unwrap_err().to_string();
+        assert!(told.contains("256 bytes") && told.contains("255"), "{told}");
     }
 }

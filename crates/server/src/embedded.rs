@@ -270,22 +270,36 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`ReadError`]; every read may be retried.
     pub async fn get(&self, key: &[u8], consistency: ReadConsistency) -> Result<Option<Bytes>, ReadError> {
-        self.read_barrier(consistency).await?;
-        self.get_applied(key).await
+        self.get_within(key, consistency, self.inner.shared.patience.read).await
     }
 
     /// The same with a limit of time.
     ///
     /// # Errors
-    /// [`ReadError::Expired`] when the read was not confirmed in time; otherwise as [`EmbeddedEngine::get`].
+    /// [`ReadError::Expired`] when it was not confirmed and answered in time; otherwise as [`EmbeddedEngine::get`].
     pub async fn get_within(
         &self,
         key: &[u8],
         consistency: ReadConsistency,
         patience: Duration,
     ) -> Result<Option<Bytes>, ReadError> {
-        self.read_barrier_within(consistency, patience).await?;
-        self.get_applied(key).await
+        self.within(patience, async {
+            self.read_barrier_within(consistency, patience).await?;
+            self.get_applied(key).await
+        })
+        .await
+    }
+
+    /// A read whose own part may block ends with its deadline too; whatever it still does goes on without its caller.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        read: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, ReadError> {
+        match self.inner.machine.reads_block() {
+            true => tokio::time::timeout(patience, read).await.unwrap_or(Err(ReadError::Expired)),
+            false => read.await,
+        }
     }
 
     /// The state machine's answer to a question of its own form. Waits as [`EmbeddedEngine::get`] does.
@@ -293,22 +307,25 @@ impl EmbeddedEngine {
     /// # Errors
     /// [`ReadError`]; every read may be retried.
     pub async fn query(&self, request: &[u8], consistency: ReadConsistency) -> Result<Bytes, ReadError> {
-        self.read_barrier(consistency).await?;
-        self.query_applied(request).await
+        self.query_within(request, consistency, self.inner.shared.patience.read).await
     }
 
     /// The same with a limit of time.
     ///
     /// # Errors
-    /// [`ReadError::Expired`] when the read was not confirmed in time; otherwise as [`EmbeddedEngine::query`].
+    /// [`ReadError::Expired`] when it was not confirmed and answered in time; otherwise as
+    /// [`EmbeddedEngine::query`].
     pub async fn query_within(
         &self,
         request: &[u8],
         consistency: ReadConsistency,
         patience: Duration,
     ) -> Result<Bytes, ReadError> {
-        self.read_barrier_within(consistency, patience).await?;
-        self.query_applied(request).await
+        self.within(patience, async {
+            self.read_barrier_within(consistency, patience).await?;
+            self.query_applied(request).await
+        })
+        .await
     }
 
     /// When a caller's patience of `patience` will be over.

@@ -265,3 +265,23 @@ pub(crate) fn guarded(thread: &str, inbox: &Inbox, body: impl FnOnce() -> Result
     tracing::error!(%reason, "the node stops");
     inbox.report(Event::Failed(reason));
 }
+
+#[cfg(test)]
+mod tests {
+    use d_engine_core::{LogIndex, NodeId};
+    use d_engine_replica::LoadJob;
+
+    use super::LoadWork;
+
+    /// FINDINGS S4: on a disk that hangs, what a follower needs is planned again and again.
+    #[test]
+    fn one_read_for_each_follower_is_queued_the_last_that_was_planned() {
+        let mut work = LoadWork::default();
+        for (to, first) in [(2, 1), (3, 1), (2, 5), (2, 9)] {
+            let (to, first) = (NodeId::new(to).unwrap_or_else(|| unreachable!()), LogIndex::new(first));
+            work.put(LoadJob { to, token: first.get(), first, last: first, max_bytes: 1 });
+        }
+        let queued: Vec<_> = work.0.values().map(|job| (job.to.get(), job.first.get())).collect();
+        assert_eq!(queued, [(2, 9), (3, 1)]);
+    }
+}

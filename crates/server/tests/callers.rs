@@ -114,6 +114,20 @@ async fn a_read_that_no_majority_confirms_ends_with_its_deadline() {
     engines[leads].stop().await;
 }
 
+/// The read was confirmed, and the state machine's disk hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_whose_state_machine_hangs_ends_with_its_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let (machine, engine) = held(dir.path()).await;
+    let closed = machine.get.close();
+    let patience = Duration::from_millis(50);
+    let late = engine.get_within(b"k", ReadConsistency::Eventual, patience).await.unwrap_err();
+    assert_eq!(late, ReadError::Expired);
+    drop(closed);
+    engine.get_within(b"k", ReadConsistency::Eventual, Duration::from_secs(5)).await.unwrap();
+    engine.stop().await;
+}
+
 /// The command is in the log, and its caller is not told that leadership was lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_not_applied_in_time_has_an_unknown_outcome_with_the_right_reason() {

@@ -54,6 +54,7 @@ pub(crate) struct Held {
     pub(crate) kv: KvStateMachine,
     pub(crate) apply: Gate,
     pub(crate) len: Gate,
+    pub(crate) get: Gate,
 }
 
 #[async_trait]
@@ -68,7 +69,11 @@ impl StateMachine for Held {
         self.kv.is_running()
     }
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.get.pass();
         self.kv.get(key)
+    }
+    fn reads_block(&self) -> bool {
+        true
     }
     fn entry_term(&self, entry_id: u64) -> Option<u64> {
         self.kv.entry_term(entry_id)
