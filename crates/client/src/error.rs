@@ -31,7 +31,7 @@ pub enum ClientError {
     /// The leader was too busy to take the call until the deadline, or this client has as many calls in
     /// flight as [`ClientOptions::max_in_flight`](crate::ClientOptions::max_in_flight) allows. Not done. Retry
     /// later, with fewer calls at once.
-    #[error("{endpoint} has too much work queued ({what}); retry later with fewer calls at once")]
+    #[error("{endpoint} takes no more for now ({what}); retry after a pause")]
     Busy {
         /// Who said so.
         endpoint: String,

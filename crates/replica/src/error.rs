@@ -74,7 +74,7 @@ pub enum ProposeError {
         leader: Option<LeaderHint>,
     },
     /// The command was not proposed. Retry here after a pause.
-    #[error("the node has too much work queued ({what}); retry after a pause")]
+    #[error("the node takes no more for now ({what}); retry after a pause")]
     Busy {
         /// The bound that was reached.
         what: &'static str,
@@ -133,7 +133,7 @@ pub enum ReadError {
         leader: Option<LeaderHint>,
     },
     /// Retry here after a pause.
-    #[error("the node has too much work queued ({what}); retry after a pause")]
+    #[error("the node takes no more for now ({what}); retry after a pause")]
     Busy {
         /// The bound that was reached.
         what: &'static str,
@@ -181,7 +181,7 @@ pub enum TransferError {
     #[error("leadership is being handed over already")]
     InProgress,
     /// Choose a voter other than the leader.
-    #[error("there is no such voter to hand leadership over to")]
+    #[error("leadership can be handed over only to another voter of this cluster")]
     NoTarget,
     /// The leader has not heard from the target lately, so it was not even tried. Start the target, or choose
     /// another one.

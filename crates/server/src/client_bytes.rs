@@ -37,7 +37,7 @@ impl Budget {
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units);
         self.left.clone().try_acquire_many_owned(units).map_err(|_| {
-            let text = format!("the node has too much work queued ({}); retry after a pause", self.what);
+            let text = format!("the node takes no more for now ({}); retry after a pause", self.what);
             ErrorDetail::new(Kind::Busy(Busy { what: self.what.to_owned() })).to_status(text)
         })
     }
