@@ -165,7 +165,9 @@ impl fmt::Display for Rejected {
             Self::UnknownOrder => f.write_str("the driver reported something that was never ordered"),
             Self::MembershipBusy => f.write_str("another membership entry is not committed yet"),
             Self::TransferInProgress => f.write_str("leadership is being handed over"),
-            Self::NoTransferTarget => f.write_str("leadership can be handed over only to another voter of this cluster"),
+            Self::NoTransferTarget => {
+                f.write_str("leadership can be handed over only to another voter of this cluster")
+            }
             Self::MembershipUnsupported => f.write_str("changing who votes is not supported yet"),
         }
     }

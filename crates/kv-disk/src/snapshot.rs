@@ -8,7 +8,7 @@ use d_engine_proto::key_value::rules::KvTable;
 use d_engine_proto::key_value::snapshot_file::{
     SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotHead, SnapshotRecord,
 };
-use d_engine_replica::{LogId, Result, SnapshotView, snapshot_checksum_in};
+use d_engine_replica::{LogId, Result, SnapshotRoom, SnapshotView, snapshot_checksum_in};
 use d_engine_storage::Fs;
 use redb::ReadTransaction;
 
@@ -76,6 +76,7 @@ impl Frozen {
 enum WriteError {
     Database(Failure),
     File(SnapshotFileError),
+    Room(d_engine_replica::Error),
     GivenUp { began_at: u64, grown_to: u64 },
 }
 
@@ -92,7 +93,7 @@ impl From<SnapshotFileError> for WriteError {
 }
 
 impl View {
-    fn write_file(&self, dir: &Path) -> Result<(), WriteError> {
+    fn write_file(&self, dir: &Path, room: &SnapshotRoom<'_>) -> Result<(), WriteError> {
         // Gone with this call, or with the view's being given up before it.
         let transaction = self.frozen.take();
         self.frozen.check()?;
@@ -102,6 +103,7 @@ impl View {
         let mut out = SnapshotFileWriter::create(&*self.fs, dir, &head)?;
         records.try_for_each(|key, value, expires_ms| {
             self.frozen.check()?;
+            room.written((key.len() + value.len()) as u64).map_err(WriteError::Room)?;
             out.write(&SnapshotRecord { key, value, expires_ms }).map_err(WriteError::File)
         })?;
         Ok(out.finish()?)
@@ -114,9 +116,14 @@ impl SnapshotView for View {
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
-        match self.write_file(dir) {
+        self.write_within(dir, &SnapshotRoom::unlimited())
+    }
+
+    fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
+        match self.write_file(dir, room) {
             Ok(()) => Ok(snapshot_checksum_in(&*self.fs, dir)?),
             Err(WriteError::File(error)) => Err(error.into()),
+            Err(WriteError::Room(error)) => Err(error),
             Err(WriteError::Database(failure)) => Err(self.database.failed(failure).into()),
             Err(WriteError::GivenUp { began_at, grown_to }) => {
                 let path = self.database.path().to_owned();

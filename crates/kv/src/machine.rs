@@ -9,7 +9,8 @@ use bytes::Bytes;
 use d_engine_proto::key_value::snapshot_file::{SnapshotFileError, check_files, file_bytes};
 use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
 use d_engine_replica::{
-    Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine, snapshot_checksum_in,
+    Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView, StateMachine,
+    snapshot_checksum_in,
 };
 use d_engine_storage::{Fs, RealFs};
 
@@ -107,7 +108,11 @@ impl SnapshotView for View {
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
-        snapshot_file::write(&*self.fs, dir, self.label, &self.store)?;
+        self.write_within(dir, &SnapshotRoom::unlimited())
+    }
+
+    fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
+        snapshot_file::write(&*self.fs, dir, self.label, &self.store, room)?;
         Ok(snapshot_checksum_in(&*self.fs, dir)?)
     }
 }

@@ -6,20 +6,27 @@ use d_engine_proto::key_value::rules::KvRead;
 use d_engine_proto::key_value::snapshot_file::{
     SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotHead, SnapshotRecord,
 };
-use d_engine_replica::LogId;
+use d_engine_replica::{LogId, SnapshotRoom};
 use d_engine_storage::Fs;
 
 use crate::store::{Store, Stored};
 
 /// Writes the store as of `label` into `dir`; whole and synced before it has its name.
-pub(crate) fn write(fs: &dyn Fs, dir: &Path, label: LogId, store: &Store) -> Result<(), SnapshotFileError> {
+pub(crate) fn write(
+    fs: &dyn Fs,
+    dir: &Path,
+    label: LogId,
+    store: &Store,
+    room: &SnapshotRoom<'_>,
+) -> d_engine_replica::Result<()> {
     let head = SnapshotHead { label, records: store.len() as u64, time_ms: KvRead::time_ms(store) };
     let mut out = SnapshotFileWriter::create(fs, dir, &head)?;
     for (key, Stored { value, expires_ms }) in store.records() {
         let (key, value) = (key.as_ref(), value.as_ref());
+        room.written((key.len() + value.len()) as u64)?;
         out.write(&SnapshotRecord { key, value, expires_ms: *expires_ms })?;
     }
-    out.finish()
+    Ok(out.finish()?)
 }
 
 /// Reads the whole file from `dir` and checks every part of it.

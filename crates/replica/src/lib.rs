@@ -32,6 +32,7 @@ mod scrub;
 mod snapshot_build;
 mod snapshot_checksum;
 mod snapshot_policy;
+mod snapshot_room;
 mod snapshot_transfer;
 mod snapshots;
 mod state_machine;
@@ -66,6 +67,7 @@ pub use snapshot_checksum::{snapshot_checksum, snapshot_checksum_in};
 pub use snapshot_policy::{
     AfterBytes, AfterEntries, AfterTime, AnyOf, Never, SnapshotContext, SnapshotPolicy,
 };
+pub use snapshot_room::SnapshotRoom;
 pub use snapshot_transfer::{
     OFFERED_HEADER_BYTES_MAX, PIECE_BYTES_MAX, ReceiverStep, Refusal, SendFailure, SendLimits,
     SnapshotMessage, SnapshotReceiver, SnapshotSender,

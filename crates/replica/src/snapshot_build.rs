@@ -12,7 +12,7 @@ use d_engine_storage::snapshot::{Pace, SnapshotFacts, SnapshotInfo, SnapshotStor
 use crate::restore::metadata_of;
 use crate::snapshot_policy::SnapshotContext;
 use crate::state_machine_handler::failed;
-use crate::{LogId, SnapshotView, StateMachineHandler, StopReason};
+use crate::{LogId, SnapshotRoom, SnapshotView, StateMachineHandler, StopReason};
 
 /// Bytes of the log that an entry takes beside its payload, about.
 const ENVELOPE_BYTES: u64 = 32;
@@ -145,7 +145,8 @@ impl SnapshotTask {
         let checksum = match self.content {
             Content::Written(checksum) => checksum,
             Content::View(view) => {
-                view.write(self.staging.path()).map_err(|error| failed("SnapshotView::write", &error))?
+                let written = view.write_within(self.staging.path(), &SnapshotRoom::beside(store));
+                written.map_err(|error| failed("SnapshotView::write_within", &error))?
             }
         };
         let facts = SnapshotFacts {

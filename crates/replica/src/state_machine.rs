@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Binding, Entry, Error, LogId, Result};
+use crate::{Binding, Entry, Error, LogId, Result, SnapshotRoom};
 
 /// How a state machine survives a restart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,6 +56,17 @@ pub trait SnapshotView: Send {
     /// Anything that keeps the files from being written; the snapshot is then given up, no state is
     /// lost.
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]>;
+
+    /// The same, told how much room there is: this is what the engine calls. A view that may be large reports what it writes
+    /// to `room` and ends with the error that this returns; by default nothing is reported, and a snapshot that does not
+    /// fit may take all room there is for a while.
+    ///
+    /// # Errors
+    /// As [`SnapshotView::write`], and those of [`SnapshotRoom::written`].
+    fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
+        let _ = room;
+        self.write(dir)
+    }
 }
 
 /// The application: it turns committed commands into state and answers questions about it.

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine::{
-    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
-    snapshot_checksum,
+    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView,
+    StateMachine, snapshot_checksum,
 };
 use rusqlite::{Connection, ErrorCode};
 
@@ -94,7 +94,11 @@ impl SnapshotView for View {
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
-        store::back_up(&self.connection, &dir.join(FILE), self.label)?;
+        self.write_within(dir, &SnapshotRoom::unlimited())
+    }
+
+    fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
+        store::back_up(&self.connection, &dir.join(FILE), self.label, room)?;
         Ok(snapshot_checksum(dir)?)
     }
 }

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use d_engine::{Entry, Error, LogId, Result, SnapshotMetadata};
+use d_engine::{Entry, Error, LogId, Result, SnapshotMetadata, SnapshotRoom};
+use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 use crate::sql::{self, Command, Reply, Watch};
@@ -312,9 +313,19 @@ pub(crate) fn reader(path: &Path) -> Result<Connection> {
 const PAGES: i32 = 256;
 
 /// Copies what a connection reads into a new file, as of this position.
-pub(crate) fn back_up(from: &Connection, to: &Path, label: LogId) -> Result<()> {
+pub(crate) fn back_up(from: &Connection, to: &Path, label: LogId, room: &SnapshotRoom<'_>) -> Result<()> {
     let mut copy = Connection::open(to)?;
-    rusqlite::backup::Backup::new(from, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)?;
+    let page_bytes: u64 = from.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?.into();
+    let backup = Backup::new(from, &mut copy)?;
+    loop {
+        match backup.step(PAGES)? {
+            StepResult::Done => break,
+            StepResult::More => room.written(u64::from(PAGES.unsigned_abs()) * page_bytes)?,
+            // Somebody else holds a lock for a moment.
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    drop(backup);
     // One file by itself.
     copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
     let sql = format!("UPDATE {OWN_TABLE} SET term = ?1, position = ?2");
