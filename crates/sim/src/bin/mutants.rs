@@ -63,6 +63,11 @@ const MUTANTS: &[Mutant] = &[
         found_by: Check::Test("d-engine-core", "row_42"),
     },
     Mutant {
+        name: "stale-round-in-new-term",
+        bug: "an answer to a heartbeat of an earlier term counts for a round of the present one",
+        found_by: Check::Test("d-engine-core", "an_answer_to_a_heartbeat_of_an_earlier_term"),
+    },
+    Mutant {
         name: "watermark-ignored",
         bug: "damage before the durable watermark passes for a torn tail",
         found_by: Check::Test("d-engine-storage", ""),
