@@ -36,6 +36,7 @@ fn with_wild_clocks(seed: u64, clock_drift_percent_max: u32) -> Report {
         clock_drift_percent_max,
         hang_every: 0,
         stop_every: 0,
+        fill_every: 0,
         links: LinkProfile::none(),
         limits: LimitProfile::defaults(),
         ..Profile::of(seed)
