@@ -110,9 +110,8 @@ fn a_vote_is_stored_while_entries_wait_and_both_are_told_apart() {
     assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(7), NodeId::new(3)));
 }
 
-/// What waits is bounded by what the replica gives out, and nothing of it is acknowledged after a crash.
-#[test]
-fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
+/// A worker whose disk is full, and the job that waits.
+fn without_room() -> (SimFs, LogWorker, u64) {
     let fs = SimFs::new();
     fs.set_capacity(Some(1 << 20));
     let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
@@ -121,6 +120,13 @@ fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
         id += 1;
         worker.persist(&[job(id, state(1, 1, 0), vec![entry(id)])]).unwrap();
     }
+    (fs, worker, id)
+}
+
+/// What waits is bounded by what the replica gives out, and nothing of it is acknowledged after a crash.
+#[test]
+fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
+    let (fs, mut worker, id) = without_room();
     worker.persist(&[job(id + 1, state(2, 2, 0), vec![])]).unwrap();
     assert_eq!(told(&worker.events()).0, [id + 1]);
     drop(worker);
@@ -160,14 +166,7 @@ fn a_worker_that_is_short_of_room_finds_out_when_there_is_some() {
 /// A leader's lease may rest on a longer promise: it is stored where entries wait, as a term is.
 #[test]
 fn a_longer_promise_is_stored_while_entries_wait() {
-    let fs = SimFs::new();
-    fs.set_capacity(Some(1 << 20));
-    let mut worker = LogWorker::new(open(&fs).log, GroupId::FIRST);
-    let mut id = 0;
-    while !worker.waits() {
-        id += 1;
-        worker.persist(&[job(id, state(1, 1, 0), vec![entry(id)])]).unwrap();
-    }
+    let (_fs, mut worker, id) = without_room();
     let promise = d_engine_core::Duration::from_millis(500);
     let promised = state(1, 1, 0).map(|state| HardState { stickiness: promise, ..state });
     worker.persist(&[job(id + 1, promised, vec![])]).unwrap();
