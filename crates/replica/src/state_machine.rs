@@ -82,7 +82,7 @@ pub trait SnapshotView: Send {
 /// | `bind`, `start`, `reset` and an install at a start | one for blocking work | yes: the start waits |
 /// | `apply_chunk`, `advance_time`, `update_*`, `persist_*`, `flush`, `stop`, `save_hard_state`, `next_expiry_ms`, `snapshot_view`, `apply_snapshot_from_file`, `entry_term`, `last_applied`, `snapshot_metadata` | the apply thread of the group | yes, but whatever waits for apply waits too; a node whose machine hangs for longer than an election timeout gives leadership up |
 /// | `generate_snapshot_data` | the apply thread, up to `snapshots.pause_max_ms` | yes; apply waits |
-/// | `SnapshotView::write`, `scrub` | the snapshot thread | yes |
+/// | `SnapshotView::write_within`, `scrub` | the snapshot thread | yes |
 /// | `get`, `query` | the caller's own, beside apply | no, unless [`StateMachine::reads_block`] says so: then a thread for blocking work |
 /// | `check` | the caller's own | no |
 /// | `is_running`, `len`, `is_empty` | one that asks for the status | yes; a status does not wait for long |

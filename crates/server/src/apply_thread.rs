@@ -61,9 +61,9 @@ pub(crate) struct ApplyThread {
     pub(crate) runtime: Handle,
 }
 
-/// A pause for a snapshot that lasts longer is told to the replica: the state machine does not hang.
 /// How often it is tried again to unpack a snapshot for which there was no room.
-const ROOM_LOOKED_FOR_EVERY: Duration = Duration::from_secs(1);
+const UNPACKED_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A pause for a snapshot that lasts longer is told to the replica: the state machine does not hang.
 const PAUSE_TOLD_AFTER: Duration = Duration::from_millis(50);
 
 impl ApplyThread {
@@ -112,14 +112,8 @@ impl ApplyThread {
             for job in work.jobs {
                 self.worker.at(self.clock.now());
                 let installs = matches!(job.source, ApplySource::Snapshot(_));
-                while let Some(why) = self.worker.unpack(&job)? {
-                    let reason =
-                        StopReason::new(format_args!("a received snapshot waits to be installed: {why}"));
-                    tracing::warn!(%reason, "the node goes on as soon as there is room");
-                    self.progress.has_failed(&reason);
-                    if self.queue.closes_within(ROOM_LOOKED_FOR_EVERY) {
-                        return self.worker.handler().close();
-                    }
+                if !self.unpack(&job)? {
+                    return self.worker.handler().close();
                 }
                 let what = named(&job.source);
                 let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run(job)));
@@ -153,6 +147,24 @@ impl ApplyThread {
             let log_bytes = self.worker.handler().bytes_since_snapshot();
             self.progress.log_bytes.store(log_bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Unpacks the snapshot that `job` installs, if it does; waits until there is room for it. Returns whether it is there;
+    /// otherwise the node shuts down.
+    fn unpack(&mut self, job: &ApplyJob) -> Result<bool, StopReason> {
+        let mut is_told = false;
+        while let Some(why) = self.worker.unpack(job)? {
+            if !std::mem::replace(&mut is_told, true) {
+                let reason =
+                    StopReason::new(format_args!("a received snapshot waits to be installed: {why}"));
+                tracing::warn!(%reason, "the node goes on as soon as there is room");
+                self.progress.has_failed(&reason);
+            }
+            if self.queue.closes_within(UNPACKED_AGAIN_AFTER) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Begins a snapshot if one is due, or if somebody wants one. Whoever asks while one is being built gets
