@@ -315,7 +315,8 @@ const PAGES: i32 = 256;
 /// Copies what a connection reads into a new file, as of this position.
 pub(crate) fn back_up(from: &Connection, to: &Path, label: LogId, room: &SnapshotRoom<'_>) -> Result<()> {
     let mut copy = Connection::open(to)?;
-    let page_bytes: u64 = from.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?.into();
+    // Clients' statements run on `from`, which refuses pragmas; both files have the size that is the default.
+    let page_bytes: u64 = copy.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?.into();
     let backup = Backup::new(from, &mut copy)?;
     loop {
         match backup.step(PAGES)? {
