@@ -128,6 +128,7 @@ impl RaftCore {
             wall_ms: self.wall_ms,
             short_of_room: self.short_of_room,
             log_lost,
+            stands_at: self.stands_at,
         };
         let term = self.hard_state.term;
         self.send(from, Message::HeartbeatReply { term, round, received, stored, report });

@@ -53,6 +53,17 @@ pub enum Input {
         /// The node that shall lead; `None` leaves the choice to the core: the voter that is furthest.
         to: Option<NodeId>,
     },
+    /// An operator wants no state machine to apply this entry, because it stops them all. Refused unless a quorum
+    /// reports to stand at it, and nobody to have applied it.
+    ProposeSkip {
+        /// The entry.
+        target: LogId,
+        /// Payload bytes of the entry that says so.
+        bytes: u32,
+    },
+    /// The own state machine stops at this entry, or at none any more. Leaders are told with the answers to their
+    /// heartbeats.
+    StandsAt(Option<LogId>),
     /// The state machine waits for a time that the wall clock has passed: an entry that carries
     /// nothing but the time. Only a leader takes it.
     Tick,
@@ -111,6 +122,36 @@ pub enum Input {
     Deadline,
 }
 
+/// Why an entry is not skipped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum SkipRefusal {
+    /// No such entry is committed, as far as this leader knows.
+    NotCommitted,
+    /// This node has applied it: its effect is in the state, and callers may have been told so.
+    AppliedBy(NodeId),
+    /// Fewer voters than a quorum report to stand at it.
+    TooFew {
+        /// How many do.
+        standing: usize,
+        /// How many voters there are.
+        voters: usize,
+    },
+}
+
+impl fmt::Display for SkipRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotCommitted => f.write_str("no entry of this term and index is committed"),
+            Self::AppliedBy(node) => write!(f, "node {node} has applied it, so its effect is in the state"),
+            Self::TooFew { standing, voters } => write!(
+                f,
+                "{standing} of {voters} voters report that their state machine stops at exactly this entry; a majority must"
+            ),
+        }
+    }
+}
+
 /// Why an input changed nothing. Never an error of the whole node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -143,6 +184,8 @@ pub enum Rejected {
     MembershipBusy,
     /// The change of voters is not supported yet.
     MembershipUnsupported,
+    /// The entry is not to be skipped, or not yet.
+    SkipRefused(SkipRefusal),
     /// Leadership is being handed over: nothing new is proposed meanwhile. Try again, at the new leader.
     TransferInProgress,
     /// The node that shall lead is no voter, or is this node, or there is no other voter.
@@ -164,6 +207,7 @@ impl fmt::Display for Rejected {
             Self::MalformedAppend => f.write_str("the append's entries are not in order"),
             Self::UnknownOrder => f.write_str("the driver reported something that was never ordered"),
             Self::MembershipBusy => f.write_str("another membership entry is not committed yet"),
+            Self::SkipRefused(refusal) => write!(f, "the entry is not skipped: {refusal}"),
             Self::TransferInProgress => f.write_str("leadership is being handed over"),
             Self::NoTransferTarget => {
                 f.write_str("leadership can be handed over only to another voter of this cluster")

@@ -56,7 +56,7 @@ impl RaftCore {
         self.replicate(now, out);
     }
 
-    fn not_leader(&self) -> Rejected {
+    pub(crate) fn not_leader(&self) -> Rejected {
         Rejected::NotLeader { leader: self.leader() }
     }
 
@@ -137,7 +137,7 @@ impl RaftCore {
     }
 
     /// Appends new entries of the own term to the own log.
-    fn create(
+    pub(crate) fn create(
         &mut self,
         kind: EntryKind,
         now: Instant,

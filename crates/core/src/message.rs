@@ -128,6 +128,8 @@ pub struct FollowerReport {
     /// It no longer has entries that it has acknowledged to this leader: its directory was rolled back
     /// or damaged. It stops; an operator must look.
     pub log_lost: bool,
+    /// Its state machine stops at this entry, whenever it is given it: nothing is applied from there on.
+    pub stands_at: Option<LogId>,
 }
 
 /// What became of an append at a follower.
@@ -191,6 +193,7 @@ impl Message {
                         && *stored <= LogIndex::MAX_ACCEPTED
                         && report.applied <= LogIndex::MAX_ACCEPTED
                         && report.wall_ms <= MAX_ACCEPTED_TIME_MS
+                        && report.stands_at.as_ref().is_none_or(id_ok)
                 }
                 Self::ReadReply { index, .. } => index.is_none_or(|index| index <= LogIndex::MAX_ACCEPTED),
                 Self::PreVoteReply { wall_ms, .. } | Self::VoteReply { wall_ms, .. } => {

@@ -78,6 +78,8 @@ pub struct RaftCore {
     pub(crate) disk_hangs: bool,
     /// The own disk has too little room for a leader's.
     pub(crate) short_of_room: bool,
+    /// Where the own state machine stops.
+    pub(crate) stands_at: Option<crate::LogId>,
     /// Until then a vote promise of an earlier run of this node may hold.
     pub(crate) promised_before: Instant,
 }
@@ -126,6 +128,7 @@ impl RaftCore {
             accepts_clock: initial.accepts_clock,
             disk_hangs: false,
             short_of_room: false,
+            stands_at: None,
             promised_before: initial.now,
         };
         if initial.hard_state.term > Term::ZERO {
@@ -163,6 +166,11 @@ impl RaftCore {
             }
             Input::TransferLeadership { to } => self.on_transfer(now, to, out),
             Input::Tick => self.on_tick(now, out),
+            Input::ProposeSkip { target, bytes } => self.on_propose_skip(now, target, bytes, out),
+            Input::StandsAt(entry) => {
+                self.stands_at = entry;
+                Ok(())
+            }
             Input::Read { ids, lease: false } => self.on_read(now, ids, out),
             Input::Read { ids, lease: true } => self.on_lease_read(now, ids, out),
             Input::Persisted(order) => self.on_persisted(now, order, out),
@@ -333,6 +341,7 @@ impl RaftCore {
                     last_contact: progress.last_contact,
                     applied: progress.report.applied,
                     log_lost: progress.report.log_lost,
+                    stands_at: progress.report.stands_at,
                 })
                 .collect(),
             _ => Vec::new(),

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::{ClockState, Configuration, Instant, LogIndex, LogSummary, NodeId, RoleKind, Term};
+use crate::{ClockState, Configuration, Instant, LogId, LogIndex, LogSummary, NodeId, RoleKind, Term};
 
 /// A picture of the core at one moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,4 +47,6 @@ pub struct FollowerStatus {
     pub applied: LogIndex,
     /// It has lost entries that it had acknowledged; an operator must look.
     pub log_lost: bool,
+    /// Its state machine stops at this entry.
+    pub stands_at: Option<LogId>,
 }

@@ -29,7 +29,9 @@ impl RaftCore {
         let voters = leader.followers.iter().filter(|(node, _)| configuration.is_voter(**node));
         let furthest = voters.max_by_key(|(_, progress)| {
             let is_heard = now.since(progress.last_contact) <= patience;
-            (is_heard, !progress.report.short_of_room, progress.matched, progress.last_contact)
+            let report = &progress.report;
+            let serves = (!report.short_of_room, report.stands_at.is_none());
+            (is_heard, serves, progress.matched, progress.last_contact)
         });
         let chosen = to.or(furthest.map(|(node, _)| *node));
         let target =

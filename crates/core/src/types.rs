@@ -227,6 +227,8 @@ pub enum EntryKind {
     Session = 4,
     /// Carries only log time to an otherwise idle state machine.
     Tick = 5,
+    /// Names an entry that no state machine applies, because it stops them all.
+    Skip = 6,
 }
 
 impl EntryKind {
@@ -239,6 +241,7 @@ impl EntryKind {
             3 => Some(Self::Membership),
             4 => Some(Self::Session),
             5 => Some(Self::Tick),
+            6 => Some(Self::Skip),
             _ => None,
         }
     }

@@ -61,9 +61,10 @@ fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
 }
 
 fn report() -> impl Strategy<Value = FollowerReport> {
-    (index(), number(), number(), any::<(bool, bool)>()).prop_map(|(applied, nanos, wall_ms, flags)| {
+    let parts = (index(), number(), number(), any::<(bool, bool)>(), proptest::option::of(log_id()));
+    parts.prop_map(|(applied, nanos, wall_ms, flags, stands_at)| {
         let stickiness = Duration::from_nanos(nanos);
-        FollowerReport { applied, stickiness, wall_ms, short_of_room: flags.0, log_lost: flags.1 }
+        FollowerReport { applied, stickiness, wall_ms, short_of_room: flags.0, log_lost: flags.1, stands_at }
     })
 }
 
@@ -148,6 +149,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => proptest::option::of(from())
             .prop_map(|to| Input::TransferLeadership { to: to.map(n) }),
         1 => Just(Input::Tick),
+        1 => (log_id(), any::<u32>()).prop_map(|(target, bytes)| Input::ProposeSkip { target, bytes }),
+        1 => proptest::option::of(log_id()).prop_map(Input::StandsAt),
         1 => (from(), term(), log_id(), 1_u64..=5).prop_map(|(from, term, last, voters)| {
             let configuration = Box::new(cluster(voters, 0));
             Input::InstallSnapshot { from: n(from), term, last, time_ms: 7, configuration }

@@ -98,7 +98,7 @@ fn applies(criterion: &mut Criterion) {
         group.bench_function(format!("{count} entries, each with a caller"), |bencher| {
             bencher.iter_batched(
                 &mut prepare,
-                |(entries, responders)| at_once(handler.apply(&entries, responders)).unwrap(),
+                |(entries, responders)| at_once(handler.apply(&entries, responders, None)).unwrap(),
                 BatchSize::SmallInput,
             );
         });

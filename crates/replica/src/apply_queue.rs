@@ -3,9 +3,10 @@
 
 use d_engine_core::{LogId, LogIndex};
 
-use crate::event::{ApplyJob, ApplySource};
+use crate::event::{ApplyJob, ApplySource, ApplyStop, SkippedEntry};
 use crate::log_cache::LogCache;
 use crate::proposals::Proposals;
+use crate::skips::Skips;
 
 #[derive(Debug)]
 pub(crate) struct ApplyQueue {
@@ -20,12 +21,15 @@ pub(crate) struct ApplyQueue {
     snapshot: Option<LogId>,
     jobs_max: usize,
     entries_max: u64,
+    /// Where the state machine stands: nothing but what gets it past that is given out.
+    stop: Option<ApplyStop>,
 }
 
 impl ApplyQueue {
     /// A queue behind a state machine that stands at `applied`.
     pub(crate) fn new(applied: LogIndex, jobs_max: usize, entries_max: u64) -> Self {
-        Self { allowed: applied, given: applied, applied, jobs_out: 0, snapshot: None, jobs_max, entries_max }
+        let (jobs_out, snapshot, stop) = (0, None, None);
+        Self { allowed: applied, given: applied, applied, jobs_out, snapshot, jobs_max, entries_max, stop }
     }
 
     pub(crate) fn applied(&self) -> LogIndex {
@@ -54,11 +58,33 @@ impl ApplyQueue {
     pub(crate) fn done(&mut self, through: LogIndex) {
         self.jobs_out = self.jobs_out.saturating_sub(1);
         self.applied = self.applied.max(through);
+        self.stop.take_if(|stop| stop.last.index <= through.get());
+    }
+
+    /// A job has come back undone: the state machine stands. Returns whether that, or what it says, is news.
+    pub(crate) fn stopped(&mut self, through: LogIndex, stop: ApplyStop) -> bool {
+        self.done(through);
+        self.given = self.applied;
+        let news = self.stop.as_ref() != Some(&stop);
+        self.stop = Some(stop);
+        news
+    }
+
+    /// Where the state machine stands, if it does.
+    pub(crate) fn stop(&self) -> Option<&ApplyStop> {
+        self.stop.as_ref()
     }
 
     /// The next job, if one may be given out.
-    pub(crate) fn next_job(&mut self, cache: &LogCache, proposals: &mut Proposals) -> Option<ApplyJob> {
-        if self.jobs_out >= self.jobs_max || self.given >= self.allowed {
+    pub(crate) fn next_job(
+        &mut self,
+        cache: &LogCache,
+        proposals: &mut Proposals,
+        skips: &Skips,
+    ) -> Option<ApplyJob> {
+        // Where it stands, the next job begins at that entry: all that were behind it have come back.
+        let jobs_max = if self.stop.is_some() { 1 } else { self.jobs_max };
+        if self.jobs_out >= jobs_max || self.given >= self.allowed {
             return None;
         }
         if let Some(label) = self.snapshot {
@@ -68,10 +94,20 @@ impl ApplyQueue {
             self.snapshot = None;
             self.given = label.index;
             self.jobs_out += 1;
-            return Some(ApplyJob { source: ApplySource::Snapshot(label.into()), responders: Vec::new() });
+            let source = ApplySource::Snapshot(label.into());
+            return Some(ApplyJob { source, responders: Vec::new(), skip: None });
         }
         let first = self.given.next();
         let mut last = self.allowed.min(self.given.plus(self.entries_max));
+        let named = skips.next_from(first).filter(|skip| skip.target.index <= last);
+        let decided = named.filter(|skip| skip.at <= self.allowed);
+        if let Some(skip) = named {
+            // Not before it is decided whether it is skipped, and then as the last one of a job.
+            last = if decided.is_some() { skip.target.index } else { skip.target.index.previous() };
+        }
+        if last < first || (self.stop.is_some() && decided.is_none()) {
+            return None;
+        }
         let source = if first < cache.first() {
             last = last.min(cache.first().previous());
             ApplySource::Stored(first, last)
@@ -80,6 +116,8 @@ impl ApplyQueue {
         };
         self.given = last;
         self.jobs_out += 1;
-        Some(ApplyJob { source, responders: proposals.take_to(last) })
+        let skip = decided.filter(|skip| skip.target.index == last);
+        let skip = skip.map(|skip| SkippedEntry { target: skip.target.into(), decided_at: skip.at.get() });
+        Some(ApplyJob { source, responders: proposals.take_to(last), skip })
     }
 }

@@ -1,16 +1,16 @@
 //! The apply side of a node: takes jobs in order, answers callers directly.
 
-use std::iter::Peekable;
 use std::sync::Arc;
-use std::vec::IntoIter;
 
 use d_engine_core::{GroupId, Instant, LogId as CoreLogId, LogIndex, NodeId};
 use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
-use d_engine_storage::{LogReader, StorageError};
+use d_engine_storage::{LogReader, MetaStore, StorageError};
 
-use crate::event::{ApplyJob, ApplySource, Event, ProposeResponder};
+use crate::apply_records::ApplyRecords;
+use crate::callers::Callers;
+use crate::event::{ApplyJob, ApplySource, ApplyStop, Event, SkippedEntry};
 use crate::snapshot_build::SnapshotTask;
-use crate::{LogId, ProposeError, StateMachineHandler, StopReason, UnknownBecause};
+use crate::{LogId, StateMachineHandler, StopReason};
 
 /// Payload bytes read from the log at a time while a backlog is applied.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -31,14 +31,39 @@ pub struct ApplyWorker {
     unpacked: Option<CoreLogId>,
     /// Lets some time pass before a read is made again.
     pause: fn(),
+    /// What must outlive the process of where the state machine stood.
+    records: Option<ApplyRecords>,
+    /// Where the state machine stands, if it does; and whether it panicked there.
+    stop: Option<(ApplyStop, bool)>,
 }
 
 impl ApplyWorker {
     /// A worker over an opened state machine and the log it is fed from.
     #[must_use]
     pub fn new(handler: StateMachineHandler, reader: Arc<dyn LogReader>, group: GroupId) -> Self {
-        let (snapshots, building, told, unpacked) = (None, None, None, None);
-        Self { handler, reader, group, node: 0, snapshots, building, told, unpacked, pause: || {} }
+        Self {
+            handler,
+            reader,
+            group,
+            node: 0,
+            snapshots: None,
+            building: None,
+            told: None,
+            unpacked: None,
+            pause: || {},
+            records: None,
+            stop: None,
+        }
+    }
+
+    /// The same worker, which keeps in `meta` what must outlive the process of where the state machine stood.
+    #[must_use]
+    pub fn with_records(mut self, meta: Box<dyn MetaStore>) -> Self {
+        let records = ApplyRecords::load(meta);
+        self.handler.singly = records.singly();
+        self.handler.skipped.extend(records.skipped());
+        self.records = Some(records);
+        self
     }
 
     /// The same worker, which calls `pause` before it reads again what could not be read for want of file handles.
@@ -75,33 +100,87 @@ impl ApplyWorker {
 
     /// Applies one job and answers its callers. Returns the event for the replica.
     ///
+    /// An entry that the state machine cannot apply does not end the node: it stands there
+    /// ([`Event::ApplyStopped`]), and whatever else it is given comes back undone.
+    ///
     /// # Errors
     /// The node must stop with the reason ([`Event::Failed`]).
     pub async fn run(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
-        match job.source {
-            ApplySource::Entries(entries) => self.handler.apply(&entries, job.responders).await?,
-            ApplySource::Stored(first, last) => {
-                let mut responders = job.responders.into_iter().peekable();
-                let result = self.run_stored(first, last, &mut responders).await;
-                for (_, responder) in responders {
-                    responder(Err(ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped }));
-                }
-                result?;
-            }
-            ApplySource::Snapshot(label) => self.install(label).await?,
+        let stop = self.still_stops(&job);
+        let callers = Callers::new(job.responders);
+        if let Some(stop) = stop {
+            return Ok(Event::ApplyStopped { through: self.handler.applied(), stop });
         }
+        if let (Some(skip), Some(records)) = (job.skip, &mut self.records) {
+            records.skips(skip, self.handler.machine().durability())?;
+        }
+        let result = match job.source {
+            ApplySource::Entries(entries) => self.handler.apply_for(&entries, callers, job.skip).await,
+            ApplySource::Stored(first, last) => self.run_stored((first, last), callers, job.skip).await,
+            ApplySource::Snapshot(label) => self.install(label).await,
+        };
+        if let Err(reason) = result {
+            return self.stops(&reason, false);
+        }
+        self.stop = None;
         Ok(Event::Applied {
             through: self.handler.applied(),
             next_expiry_ms: self.handler.machine().next_expiry_ms(),
         })
     }
 
+    /// What has become of a job that failed, or that the state machine panicked in: if it was given entries, it stands there,
+    /// and the node goes on.
+    ///
+    /// # Errors
+    /// The node must stop with the reason: the state machine was not the one that failed, or it failed at something else.
+    pub fn stops(&mut self, reason: &StopReason, panicked: bool) -> Result<Event, StopReason> {
+        let Some((first, last)) = self.handler.in_hand else { return Err(reason.clone()) };
+        if first != last
+            && let Some(records) = &mut self.records
+        {
+            records.stopped_between(first, last);
+        }
+        let stop = ApplyStop { first, last, reason: advice(first, last, reason) };
+        self.stop = Some((stop.clone(), panicked));
+        Ok(Event::ApplyStopped { through: self.handler.applied(), stop })
+    }
+
+    /// Where the state machine goes on standing, whatever the job is: unless that takes it past the entry. After a panic,
+    /// or when nobody knows how much of a chunk it has applied, nothing but a new process does.
+    fn still_stops(&self, job: &ApplyJob) -> Option<ApplyStop> {
+        let (stop, panicked) = self.stop.as_ref()?;
+        let is_whole = !panicked && stop.stands_at().is_some();
+        let is_past = match (&job.source, job.skip) {
+            (ApplySource::Snapshot(_), _) => !panicked,
+            (_, Some(skip)) => is_whole && stop.stands_at() == Some(skip.target),
+            _ => false,
+        };
+        if is_past {
+            return None;
+        }
+        let mut stop = stop.clone();
+        if let Some(skip) = job.skip {
+            stop.reason = StopReason::new(format_args!(
+                "the entry at {} is skipped; start this node again, so that its state machine goes on behind it",
+                skip.target
+            ));
+        }
+        Some(stop)
+    }
+
+    /// Whether the state machine stands.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_some()
+    }
+
     /// Applies a backlog from the log, a portion at a time.
     async fn run_stored(
         &mut self,
-        mut first: LogIndex,
-        last: LogIndex,
-        responders: &mut Peekable<IntoIter<(LogIndex, ProposeResponder)>>,
+        (mut first, last): (LogIndex, LogIndex),
+        mut callers: Callers,
+        skip: Option<SkippedEntry>,
     ) -> Result<(), StopReason> {
         while first <= last {
             let entries = match self.reader.read(self.group, first, last, READ_BYTES_MAX) {
@@ -118,11 +197,7 @@ impl ApplyWorker {
             let Some(end) = entries.last().map(|entry| entry.id.index) else {
                 return Err(StopReason::new(format_args!("the log gave no entry at index {first}")));
             };
-            let mut due = Vec::new();
-            while let Some(responder) = responders.next_if(|(index, _)| *index <= end) {
-                due.push(responder);
-            }
-            self.handler.apply(&entries, due).await?;
+            self.handler.apply_for(&entries, callers.take_to(end), skip).await?;
             first = end.next();
         }
         Ok(())
@@ -178,6 +253,9 @@ impl ApplyWorker {
     /// The snapshot was given up, with the reason.
     pub async fn begin_snapshot(&mut self, asked: bool) -> Result<Option<SnapshotTask>, StopReason> {
         let Some(store) = &self.snapshots else { return Ok(None) };
+        if let Some(reason) = self.no_snapshot() {
+            return if asked { Err(reason) } else { Ok(None) };
+        }
         if self.handler.is_building() || !(asked || self.handler.wants_snapshot(self.node)) {
             return Ok(None);
         }
@@ -187,6 +265,19 @@ impl ApplyWorker {
         let task = self.handler.begin_snapshot(store).await?;
         self.building = Some(store.hold(task.label().into()));
         Ok(Some(task))
+    }
+
+    /// Why none is taken, although there is a state.
+    fn no_snapshot(&self) -> Option<StopReason> {
+        if let Some((stop, _)) = &self.stop {
+            return Some(stop.reason.clone());
+        }
+        let settles_at = self.handler.settles_at;
+        (self.handler.applied().index < settles_at).then(|| {
+            StopReason::new(format_args!(
+                "an entry is being skipped; ask again when entry {settles_at} is applied"
+            ))
+        })
     }
 
     /// The future of [`Self::begin_snapshot`] was dropped before its end.
@@ -210,6 +301,9 @@ impl ApplyWorker {
         &mut self,
         built: Result<SnapshotInfo, StopReason>,
     ) -> Result<Option<Event>, StopReason> {
+        let panicked = self.stop.as_ref().filter(|(_, panicked)| *panicked);
+        // A machine that panicked is not told of anything any more.
+        let built = panicked.map_or(built, |(stop, _)| Err(stop.reason.clone()));
         match built {
             Ok(info) => {
                 let kept = self.handler.keep_snapshot(&info);
@@ -228,4 +322,22 @@ impl ApplyWorker {
             }
         }
     }
+}
+
+/// What to do about a state machine that stands.
+fn advice(first: LogId, last: LogId, reason: &StopReason) -> StopReason {
+    if first == last {
+        return StopReason::new(format_args!(
+            "the state machine stands at the entry at {first} and applies nothing behind it: {reason}; mend the cause, or start a \
+             program that can apply the entry, and start this node again; if it stops every node, and its effect may be \
+             lost: d-engine skip-entry {}:{}",
+            first.term, first.index
+        ));
+    }
+    StopReason::new(format_args!(
+        "the state machine stands at one of the entries {} to {} and applies nothing behind it: {reason}; mend the cause, or start \
+         a program that can apply them, and start this node again: it then applies them one by one, and names the one at \
+         which it stands",
+        first.index, last.index
+    ))
 }

@@ -61,6 +61,9 @@ pub enum UnknownBecause {
     /// This node has stopped. The others decide.
     #[error("the node stopped while the command was in flight")]
     NodeStopped,
+    /// The state machine of this node has stopped at this command or one before it. The other nodes may have applied it.
+    #[error("the state machine of the node stopped while the command was in flight")]
+    StateMachineStopped,
 }
 
 /// The outcome of a proposal that was not answered by the state machine.
@@ -204,6 +207,34 @@ pub enum TransferError {
         /// How long it was waited for.
         waited_ms: u64,
     },
+    /// The node has stopped. Ask another one.
+    #[error("the node has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: StopReason,
+    },
+}
+
+/// Why an entry is not skipped. Nothing has changed, unless the error says otherwise.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SkipError {
+    /// Ask the leader.
+    #[error("this node is not the leader; {}", leader_words(leader.as_ref()))]
+    NotLeader {
+        /// Where to go.
+        leader: Option<LeaderHint>,
+    },
+    /// The entry must not be skipped, or not yet: the reason says why. Look at the status of the nodes: at which entry they
+    /// stand, and what their state machines say of it.
+    #[error("the entry is not skipped: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// It may or may not be skipped: this node no longer leads. Look at the status, and ask again.
+    #[error("it is not known whether the entry is skipped; look at the nodes' status, and ask again")]
+    OutcomeUnknown,
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {reason}")]
     Stopped {

@@ -8,7 +8,9 @@ use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, Term};
 use d_engine_storage::snapshot::{Coverage, Hold};
 use d_engine_storage::{Incarnation, LogEntry, LogSuffix, Membership};
 
-use crate::{InstallError, LogId, PeerMessage, ProposeError, ReadError, StopReason, TransferError};
+use crate::{
+    InstallError, LogId, PeerMessage, ProposeError, ReadError, SkipError, StopReason, TransferError,
+};
 
 /// Called exactly once with the outcome of a proposal: the state machine's reply or an error.
 /// Must not block; it is called from the raft thread or from the apply worker.
@@ -20,6 +22,10 @@ pub type ReadResponder = Box<dyn FnOnce(Result<u64, ReadError>) + Send>;
 
 /// Called exactly once with whether a transfer of leadership has begun. Must not block.
 pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
+
+/// Called exactly once: with the index of the entry that skips another, once that is committed, or with why there is
+/// none. Must not block.
+pub type SkipResponder = Box<dyn FnOnce(Result<u64, SkipError>) + Send>;
 
 /// Called exactly once: when the state machine holds a received snapshot, or with why it does not. Must not block.
 pub type InstallResponder = Box<dyn FnOnce(Result<(), InstallError>) + Send>;
@@ -113,6 +119,13 @@ pub enum Event {
         /// Called with whether the transfer has begun. Must not block.
         responder: TransferResponder,
     },
+    /// An operator wants no state machine to apply an entry that stops them all.
+    SkipEntry {
+        /// The entry.
+        target: d_engine_core::LogId,
+        /// Called with the outcome. Must not block.
+        responder: SkipResponder,
+    },
     /// The log worker has stored everything up to and including this order.
     Persisted(PersistId),
     /// The log worker has stored term and vote of everything up to and including this order; its entries
@@ -126,6 +139,14 @@ pub enum Event {
         through: LogId,
         /// The log time at which the state machine wants to be told the time, if it does.
         next_expiry_ms: Option<u64>,
+    },
+    /// The state machine cannot apply an entry: it stands, and the node goes on without it. Told for every job that is
+    /// not done because of it.
+    ApplyStopped {
+        /// The last entry that is applied.
+        through: LogId,
+        /// Where it stands.
+        stop: ApplyStop,
     },
     /// The log worker has read entries for a follower that is behind.
     Loaded {
@@ -314,6 +335,36 @@ pub struct ApplyJob {
     pub source: ApplySource,
     /// Who waits for the replies: (index, responder), in order of index.
     pub responders: Vec<(LogIndex, ProposeResponder)>,
+    /// One of the entries that is not given to the state machine, if any is.
+    pub skip: Option<SkippedEntry>,
+}
+
+/// An entry that the cluster has decided to skip.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SkippedEntry {
+    /// The entry.
+    pub target: LogId,
+    /// The index of the entry that says so.
+    pub decided_at: u64,
+}
+
+/// Where a state machine stands that cannot apply an entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ApplyStop {
+    /// The first entry that it was given and did not apply.
+    pub first: LogId,
+    /// The last one of the same chunk.
+    pub last: LogId,
+    /// What it said, and what to do.
+    pub reason: StopReason,
+}
+
+impl ApplyStop {
+    /// The entry at which it stands, if that is known: the chunk held no other.
+    #[must_use]
+    pub fn stands_at(&self) -> Option<LogId> {
+        (self.first == self.last).then_some(self.first)
+    }
 }
 
 /// Where the entries of an [`ApplyJob`] are.

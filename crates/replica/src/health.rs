@@ -79,7 +79,7 @@ impl Replica {
         }
         self.watch_room(now, wall_ms, jobs);
         let tried_lately = self.gave_way_at.is_some_and(|at| now.since(at) < limit);
-        if self.machine.hangs()
+        if (self.machine.hangs() || self.apply.stop().is_some())
             && !tried_lately
             && let Some(to) = self.core.voter_ahead_in_apply(now)
         {
@@ -148,6 +148,7 @@ impl Replica {
                 "the state machine hangs: apply_chunk has not returned for more than {limit} ms"
             ));
         }
+        alarms.extend(self.apply.stop().map(|stop| stop.reason.to_string()));
         let status = self.core.status();
         match status.clock {
             Some(ClockState::NoQuorum) => alarms.push(format!(

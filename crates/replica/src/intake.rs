@@ -5,7 +5,7 @@ use d_engine_core::{Input, Instant, Rejected, RoleKind};
 use crate::event::{Event, Jobs, Proposal, ReadRequest};
 use crate::proposals;
 use crate::replica::{Payload, Replica};
-use crate::{InstallError, ProposeError, ReadError, StopReason, TransferError};
+use crate::{InstallError, ProposeError, ReadError, SkipError, StopReason, TransferError};
 
 impl Replica {
     pub(crate) fn on_propose(
@@ -30,6 +30,11 @@ impl Replica {
                 proposals,
                 &ProposeError::Busy { what: "too little room on the leader's disk" },
             );
+            return;
+        }
+        if let (true, Some(stop)) = (may_accept, self.apply.stop()) {
+            let reason = stop.reason.clone();
+            proposals::refuse(proposals, &ProposeError::Stopped { reason });
             return;
         }
         let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
@@ -75,6 +80,13 @@ impl Replica {
 
     fn read(&mut self, now: Instant, wall_ms: u64, requests: Vec<ReadRequest>, lease: bool, jobs: &mut Jobs) {
         if requests.is_empty() {
+            return;
+        }
+        if let Some(stop) = self.apply.stop() {
+            let error = ReadError::Stopped { reason: stop.reason.clone() };
+            for request in requests {
+                (request.responder)(Err(error.clone()));
+            }
             return;
         }
         let mut ids = Vec::with_capacity(requests.len());
@@ -167,6 +179,9 @@ pub(crate) fn refuse_event(event: Event, reason: &StopReason) {
         }
         Event::TransferLeadership { responder, .. } => {
             responder(Err(TransferError::Stopped { reason: reason.clone() }));
+        }
+        Event::SkipEntry { responder, .. } => {
+            responder(Err(SkipError::Stopped { reason: reason.clone() }));
         }
         Event::SnapshotReceived { responder, .. } => {
             responder(Err(InstallError::Stopped { reason: reason.clone() }));

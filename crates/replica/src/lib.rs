@@ -8,9 +8,11 @@
 //! it.
 
 mod apply_queue;
+mod apply_records;
 mod apply_worker;
 mod binding;
 mod callback_error;
+mod callers;
 mod config;
 mod convert;
 mod entry;
@@ -29,12 +31,14 @@ mod reads;
 mod replica;
 mod restore;
 mod scrub;
+mod skips;
 mod snapshot_build;
 mod snapshot_checksum;
 mod snapshot_policy;
 mod snapshot_room;
 mod snapshot_transfer;
 mod snapshots;
+mod standing;
 mod state_machine;
 mod state_machine_handler;
 mod status;
@@ -47,13 +51,13 @@ pub use callback_error::{Error, Result, Unsupported};
 pub use config::ReplicaConfig;
 pub use entry::{Entry, LogId, ReplyProbe, ReplySink};
 pub use error::{
-    InstallError, LeaderHint, ProposeError, ReadError, ReplicaError, StopReason, TransferError,
+    InstallError, LeaderHint, ProposeError, ReadError, ReplicaError, SkipError, StopReason, TransferError,
     UnknownBecause,
 };
 pub use event::{
-    ApplyJob, ApplySource, Event, Install, InstallResponder, Jobs, LoadJob, LogDisk, Outgoing, PersistJob,
-    Proposal, ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SnapshotOrder,
-    TransferResponder,
+    ApplyJob, ApplySource, ApplyStop, Event, Install, InstallResponder, Jobs, LoadJob, LogDisk, Outgoing,
+    PersistJob, Proposal, ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SkipResponder,
+    SkippedEntry, SnapshotOrder, TransferResponder,
 };
 pub use gauges::Gauges;
 pub use log_worker::{LogLoader, LogWorker};

@@ -48,7 +48,11 @@ impl Proposals {
 
     /// The node has stopped: nobody here learns the outcome any more.
     pub(crate) fn lose_all(&mut self) {
-        self.lose(UnknownBecause::NodeStopped, |_| false);
+        self.lose_all_because(UnknownBecause::NodeStopped);
+    }
+
+    pub(crate) fn lose_all_because(&mut self, why: UnknownBecause) {
+        self.lose(why, |_| false);
     }
 }
 

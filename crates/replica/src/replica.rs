@@ -22,12 +22,13 @@ use crate::log_cache::LogCache;
 use crate::members::Members;
 use crate::proposals::{self, Proposals};
 use crate::reads::Reads;
+use crate::skips::{self, Skips};
 use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
 use crate::worker_watch::WorkerWatch;
 use crate::{
-    Footing, LeaderHint, LogDisk, PeerMessage, ProposeError, ReadError, ReplicaConfig, ReplicaError,
-    ReplicaStatus, StopReason, UnknownBecause,
+    ApplyStop, Footing, LeaderHint, LogDisk, PeerMessage, ProposeError, ReadError, ReplicaConfig,
+    ReplicaError, ReplicaStatus, StopReason, UnknownBecause,
 };
 
 /// A node of one group without its threads.
@@ -63,6 +64,8 @@ pub struct Replica {
     pub(crate) was_short_of_room: bool,
     /// What the leader has that contradicts what is committed here, once it has shown.
     contradiction: Option<String>,
+    /// Entries in the log that say which others are skipped.
+    pub(crate) skips: Skips,
     log_disk: LogDisk,
     stopped: Option<StopReason>,
 }
@@ -73,6 +76,7 @@ pub(crate) enum Payload {
     Received(Arc<[LogEntry]>),
     Commands(Vec<Proposal>),
     Membership(Membership),
+    Skip(LogId),
     Snapshot(Membership),
 }
 
@@ -99,6 +103,12 @@ impl Replica {
             let membership = Membership::decode(payload)
                 .map_err(|source| ReplicaError::Membership { index: index.get(), source })?;
             members.push(*index, membership);
+        }
+        let mut skips = Skips::default();
+        for (index, payload) in &recovered.skips {
+            if let Some(target) = skips::decode(payload) {
+                skips.push(*index, target);
+            }
         }
         let mut core = RaftCore::new(Initial {
             node: identity.node,
@@ -141,6 +151,7 @@ impl Replica {
             gave_way_at: None,
             was_short_of_room: false,
             contradiction: None,
+            skips,
             log_disk: LogDisk::default(),
             stopped: None,
             config,
@@ -168,7 +179,7 @@ impl Replica {
             // What is on its way to the apply worker is read from the log; nothing new until that has ended.
             return;
         }
-        while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals) {
+        while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals, &self.skips) {
             if let ApplySource::Snapshot(label) = &job.source {
                 self.pauses.installs_to = Some(label.index);
                 self.machine.exempt(now, true, false);
@@ -207,7 +218,7 @@ impl Replica {
             }
             Event::Applied { through, next_expiry_ms } => {
                 self.ticker.set_expiry(next_expiry_ms);
-                self.apply.done(LogIndex::new(through.index));
+                self.apply_goes_on(now, wall_ms, LogIndex::new(through.index), jobs);
                 self.pauses.installs_to = self.pauses.installs_to.filter(|label| through.index < *label);
                 self.machine.exempt(now, self.pauses.are_under_way(), self.apply.is_idle());
                 let applied = self.apply.applied();
@@ -215,6 +226,10 @@ impl Replica {
                 self.reads.applied_to(applied);
                 self.snapshots.applied_to(applied);
             }
+            Event::ApplyStopped { through, stop } => {
+                self.on_apply_stopped(now, wall_ms, LogIndex::new(through.index), stop, jobs);
+            }
+            Event::SkipEntry { target, responder } => self.on_skip(now, wall_ms, target, responder, jobs),
             Event::Loaded { to, token, entries } => self.on_loaded(now, wall_ms, (to, token), &entries, jobs),
             Event::LoadFailed { to, token, at, reason } => {
                 if self.bears_damage(at, reason) {
@@ -244,6 +259,7 @@ impl Replica {
                 self.snapshots.purged();
                 self.step(now, wall_ms, Input::Purged(through), Payload::None, jobs);
                 self.members.purge_to(through.index);
+                self.skips.purge_to(through.index);
             }
             Event::Deadline => {
                 self.step(now, wall_ms, Input::Deadline, Payload::None, jobs);
@@ -291,6 +307,7 @@ impl Replica {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.stopped.is_none()
+            && self.apply.stop().is_none()
             && self.core.is_caught_up()
             && self.core.log().committed <= self.apply.applied()
     }
@@ -349,6 +366,12 @@ impl Replica {
         LeaderHint { node, client_addr }
     }
 
+    /// Where the state machine stands, if it does: nothing is applied or answered here.
+    #[must_use]
+    pub fn apply_stop(&self) -> Option<&ApplyStop> {
+        self.apply.stop()
+    }
+
     /// Why this replica has stopped, if it has.
     #[must_use]
     pub fn stopped(&self) -> Option<&StopReason> {
@@ -365,6 +388,7 @@ impl Replica {
             ready: self.is_ready(),
             alarms: self.alarms(),
             losses: self.losses(),
+            apply_stop: self.apply.stop().cloned(),
             stopped: self.stopped.clone(),
         }
     }
@@ -375,6 +399,7 @@ impl Replica {
         self.reads.lose_all(&ReadError::Stopped { reason: reason.clone() });
         self.loads.clear();
         self.snapshots.stop(&reason);
+        self.skips.lost_leadership();
         self.stopped = Some(reason);
     }
 
@@ -485,8 +510,10 @@ impl Replica {
         if let Some(from) = effects.superseded_from {
             self.cache.truncate_from(from);
             self.members.truncate_from(from);
+            self.skips.truncate_from(from);
         }
         if effects.lost_leadership {
+            self.skips.lost_leadership();
             let core = &self.core;
             self.proposals.lose_unless(|entry| {
                 entry.index <= core.log().committed && core.term_at(entry.index) == Some(entry.term)
@@ -512,6 +539,7 @@ impl Replica {
         }
         if let Some(index) = effects.apply_to {
             self.apply.allow(index);
+            self.skips.committed(index);
         }
         for (id, index) in effects.reads_confirmed.drain(..) {
             self.reads.confirmed(id, index, self.apply.applied());
@@ -562,6 +590,11 @@ impl Replica {
             {
                 self.members.push(entry.id.index, membership);
             }
+            if entry.kind == EntryKind::Skip
+                && let Some(target) = skips::decode(&entry.data)
+            {
+                self.skips.push(entry.id.index, target);
+            }
         }
         self.cache.append(&entries);
         let bytes = entries.iter().map(|entry| entry.data.len()).sum();
@@ -578,6 +611,7 @@ impl Replica {
         if !keeps_suffix {
             self.cache.restart_after(last.index);
         }
+        self.skips.purge_to(last.index);
         self.members.install(last.index, &membership, keeps_suffix);
         self.apply.install(last);
         // These entries will not be applied one by one here: nobody has their replies.
@@ -616,6 +650,7 @@ impl Replica {
             Payload::Membership(membership) if kind == EntryKind::Membership => {
                 vec![entry(0, membership.encode())]
             }
+            Payload::Skip(target) if kind == EntryKind::Skip => vec![entry(0, skips::encode(target))],
             _ => vec![entry(0, Bytes::new())],
         }
     }

@@ -3,6 +3,7 @@
 //! `start` → for `Rebuilt` machines `reset` → `apply_chunk`, `update_last_applied`, ... → when the
 //! policy says so a snapshot → `persist_last_applied`, `flush`, `stop`.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +12,13 @@ use d_engine_core::{EntryKind, LogIndex};
 use d_engine_storage::snapshot::SnapshotInfo;
 use d_engine_storage::{LogEntry, Membership, RecoveredLog};
 
-use crate::event::ProposeResponder;
+use crate::callers::Callers;
+use crate::event::{ProposeResponder, SkippedEntry};
 use crate::restore;
+use crate::skips;
 use crate::snapshot_build::SnapshotDue;
 use crate::snapshot_policy::SnapshotPolicy;
-use crate::{
-    Entry, LogId, ProposeError, ReplySink, SnapshotMetadata, StateMachine, StopReason, UnknownBecause,
-};
+use crate::{Entry, LogId, ReplySink, SnapshotMetadata, StateMachine, StopReason};
 
 /// After how many entries [`StateMachine::persist_last_applied`] is called.
 const PERSIST_APPLIED_EVERY: u64 = 10_000;
@@ -37,6 +38,15 @@ pub struct StateMachineHandler {
     pub(crate) due: SnapshotDue,
     late_replies: Arc<AtomicU64>,
     steps: Arc<AtomicU64>,
+    /// What the machine was given last and has not applied: after an error or a panic it stands there.
+    pub(crate) in_hand: Option<(LogId, LogId)>,
+    /// Entries from the first to the last of these indexes are given to the machine one by one: one of them has stopped it
+    /// in an earlier life.
+    pub(crate) singly: Option<(u64, u64)>,
+    /// Entries that were skipped here.
+    pub(crate) skipped: BTreeSet<LogId>,
+    /// Between a skipped entry and the one that says so: a snapshot taken here would not tell that it was skipped.
+    pub(crate) settles_at: u64,
 }
 
 /// The place in the log whose state the machine holds.
@@ -68,6 +78,10 @@ impl StateMachineHandler {
             due,
             late_replies: Arc::default(),
             steps: Arc::default(),
+            in_hand: None,
+            singly: None,
+            skipped: BTreeSet::new(),
+            settles_at: 0,
         }
     }
 
@@ -97,36 +111,35 @@ impl StateMachineHandler {
     }
 
     /// Applies committed entries in order and answers those who wait for them, after the chunk that
-    /// holds their entry has been applied. Entries at or below the position are skipped.
+    /// holds their entry has been applied. Entries at or below the position are passed over, and `skip` is not given to
+    /// the state machine.
     ///
     /// # Errors
-    /// The state machine cannot go on: the node must stop with the reason. Whoever waits is told
-    /// that the outcome is unknown.
+    /// The state machine cannot go on. Whoever waits is told that the outcome is unknown.
     pub async fn apply(
         &mut self,
         entries: &[LogEntry],
         responders: Vec<(LogIndex, ProposeResponder)>,
+        skip: Option<SkippedEntry>,
     ) -> Result<(), StopReason> {
-        let result = self.apply_entries(entries).await;
-        let mut replies = match &result {
-            Ok(replies) => replies.iter().peekable(),
-            Err(_) => [].iter().peekable(),
-        };
-        for (index, responder) in responders {
-            while replies.next_if(|(at, _)| *at < index.get()).is_some() {}
-            let answer = match (&result, replies.next_if(|(at, _)| *at == index.get())) {
-                (Ok(_), Some((_, reply))) => Ok(reply.clone().unwrap_or_default()),
-                _ => Err(ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped }),
-            };
-            responder(answer);
-        }
-        result.map(|_| ())
+        self.apply_for(entries, Callers::new(responders), skip).await
+    }
+
+    pub(crate) async fn apply_for(
+        &mut self,
+        entries: &[LogEntry],
+        callers: Callers,
+        skip: Option<SkippedEntry>,
+    ) -> Result<(), StopReason> {
+        callers.answer(self.apply_entries(entries, skip).await?);
+        Ok(())
     }
 
     /// Applies entries; returns the replies by index.
     async fn apply_entries(
         &mut self,
         entries: &[LogEntry],
+        skip: Option<SkippedEntry>,
     ) -> Result<Vec<(u64, Option<bytes::Bytes>)>, StopReason> {
         let mut replies = Vec::with_capacity(entries.len());
         let new = entries.iter().skip_while(|entry| entry.id.index.get() <= self.applied.id.index);
@@ -140,13 +153,17 @@ impl StateMachineHandler {
                     first.id.index
                 )));
             }
+            let skips = |entry: &LogEntry| skip.is_some_and(|skip| skip.target == LogId::from(entry.id));
             // A tick is told between the commands before and after it.
-            let run = rest.iter().position(|entry| entry.kind == EntryKind::Tick).unwrap_or(rest.len());
+            let ends =
+                |entry: &&&LogEntry| entry.kind == EntryKind::Tick || self.is_alone(entry) || skips(entry);
+            let run = rest.iter().take_while(|entry| !ends(entry)).count();
             let (now, later) = rest.split_at(run.max(1).min(rest.len()));
-            if first.kind == EntryKind::Tick {
-                self.tick(first)?;
-            } else {
-                self.apply_chunk(now, &mut replies).await?;
+            match (skip, first.kind) {
+                (Some(skip), _) if skips(first) => self.skip(skip),
+                (_, EntryKind::Tick) => self.tick(first)?,
+                (_, EntryKind::Skip) => self.check_skipped(first)?,
+                _ => self.apply_chunk(now, &mut replies).await?,
             }
             rest = later;
             if let Some(last) = now.last() {
@@ -174,24 +191,54 @@ impl StateMachineHandler {
         }
     }
 
-    fn tick(&self, entry: &LogEntry) -> Result<(), StopReason> {
-        self.machine
-            .advance_time(LogId::from(entry.id), entry.time_ms)
-            .map_err(|error| failed("advance_time", &error))
+    /// Whether the entry is no part of a chunk with others.
+    fn is_alone(&self, entry: &LogEntry) -> bool {
+        let index = entry.id.index.get();
+        entry.kind == EntryKind::Skip
+            || self.singly.is_some_and(|(first, last)| index >= first && index <= last)
+    }
+
+    /// The cluster has decided to go on without this entry.
+    fn skip(&mut self, skip: SkippedEntry) {
+        tracing::warn!(entry = %skip.target, decided_at = skip.decided_at, "an entry is skipped: it is not applied on any node");
+        self.skipped.insert(skip.target);
+        self.settles_at = self.settles_at.max(skip.decided_at);
+        self.in_hand = None;
+    }
+
+    /// An entry says that another, before it, was skipped on every node. It must have been here.
+    fn check_skipped(&self, entry: &LogEntry) -> Result<(), StopReason> {
+        let target = skips::decode(&entry.data).map(LogId::from);
+        match target {
+            Some(target) if !self.skipped.contains(&target) => Err(StopReason::new(format_args!(
+                "the cluster has decided with entry {} to skip the entry at {target}, but this node has applied it, so its \
+                 state differs from the others': replace its snapshots by the newest snap-*.snap of another node, remove the \
+                 state machine's own files if it has any, and start again (docs/snapshots.md)",
+                entry.id.index
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn tick(&mut self, entry: &LogEntry) -> Result<(), StopReason> {
+        let id = LogId::from(entry.id);
+        self.in_hand = Some((id, id));
+        self.machine.advance_time(id, entry.time_ms).map_err(|error| failed("advance_time", &error))?;
+        self.in_hand = None;
+        Ok(())
     }
 
     /// Delivers the commands among `entries` as one chunk. Their replies count only after the
     /// machine has said `Ok`.
     async fn apply_chunk(
-        &self,
+        &mut self,
         entries: &[&LogEntry],
         replies: &mut Vec<(u64, Option<bytes::Bytes>)>,
     ) -> Result<(), StopReason> {
         let commands: Vec<&LogEntry> =
             entries.iter().filter(|entry| entry.kind == EntryKind::Command).copied().collect();
-        if commands.is_empty() {
-            return Ok(());
-        }
+        let (Some(first), Some(last)) = (commands.first(), commands.last()) else { return Ok(()) };
+        self.in_hand = Some((first.id.into(), last.id.into()));
         let sink = ReplySink::counting(commands.len(), self.late_replies());
         let chunk = commands
             .iter()
@@ -205,15 +252,8 @@ impl StateMachineHandler {
                 )
             })
             .collect();
-        self.machine.apply_chunk(chunk).await.map_err(|error| {
-            let index = |entry: Option<&&LogEntry>| entry.map_or(0, |entry| entry.id.index.get());
-            StopReason::new(format_args!(
-                "the state machine's apply_chunk failed at entries {} to {}, which every node applies: {error}; \
-                 when its cause is mended, start the node again",
-                index(commands.first()),
-                index(commands.last())
-            ))
-        })?;
+        self.machine.apply_chunk(chunk).await.map_err(|error| failed("apply_chunk", &error))?;
+        self.in_hand = None;
         self.steps.fetch_add(1, Ordering::Relaxed);
         replies.extend(commands.iter().map(|entry| entry.id.index.get()).zip(sink.take()));
         Ok(())

@@ -3,7 +3,7 @@
 use d_engine_core::CoreStatus;
 use d_engine_storage::Membership;
 
-use crate::StopReason;
+use crate::{ApplyStop, StopReason};
 
 /// A picture of a replica.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct ReplicaStatus {
     pub alarms: Vec<String>,
     /// Proof that some node has lost what it had acknowledged, a sentence each; also among the alarms.
     pub losses: Vec<String>,
+    /// Where the state machine stands, if it does: nothing is applied here.
+    pub apply_stop: Option<ApplyStop>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }

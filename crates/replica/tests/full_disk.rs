@@ -202,7 +202,7 @@ fn a_read_without_a_file_handle_is_made_again() {
     let opened = StateMachineHandler::open(machine.clone(), Arc::new(Never), ground.start());
     let (handler, _) = now(opened).unwrap();
     let mut apply = ApplyWorker::new(handler, worker_reader(&fs, worker), GroupId::FIRST);
-    let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new() };
+    let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new(), skip: None };
     no_handle(20);
     now(apply.run(job)).unwrap();
     assert_eq!(apply.handler().applied().index, 600);

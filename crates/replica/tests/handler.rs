@@ -64,9 +64,9 @@ fn commands_come_as_one_chunk_and_entries_of_the_engine_only_move_the_position()
         entry(3, EntryKind::Membership, 0),
         entry(4, EntryKind::Command, 6),
     ];
-    now(handler.apply(&entries, Vec::new())).unwrap();
+    now(handler.apply(&entries, Vec::new(), None)).unwrap();
     assert_eq!(machine.calls.take(), ["apply_chunk [2, 4]", "update_last_applied 4"]);
-    now(handler.apply(&[entry(5, EntryKind::Noop, 0)], Vec::new())).unwrap();
+    now(handler.apply(&[entry(5, EntryKind::Noop, 0)], Vec::new(), None)).unwrap();
     assert_eq!(machine.calls.take(), ["update_last_applied 5"]);
 }
 
@@ -77,7 +77,7 @@ fn a_tick_is_told_between_the_commands_before_and_after_it() {
     machine.calls.take();
     let entries =
         [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Tick, 0), entry(3, EntryKind::Command, 2)];
-    now(handler.apply(&entries, Vec::new())).unwrap();
+    now(handler.apply(&entries, Vec::new(), None)).unwrap();
     let expected = [
         "apply_chunk [1]",
         "update_last_applied 1",
@@ -96,7 +96,7 @@ fn every_caller_gets_the_reply_to_its_own_command() {
     let answers = Answers::default();
     let entries =
         [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Noop, 0), entry(3, EntryKind::Command, 10)];
-    now(handler.apply(&entries, waiting(&answers, &[1, 3]))).unwrap();
+    now(handler.apply(&entries, waiting(&answers, &[1, 3]), None)).unwrap();
     let answers = answers.lock().unwrap();
     assert_eq!(*answers, [(1, Ok(Bytes::from_static(b"1"))), (3, Ok(Bytes::from_static(b"11")))]);
 }
@@ -107,11 +107,11 @@ fn no_reply_leaves_before_its_chunk_is_applied() {
     let mut handler = open(&machine, 0).unwrap();
     let answers = Answers::default();
     let entries = [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 10)];
-    let stopped = now(handler.apply(&entries, waiting(&answers, &[1, 2]))).unwrap_err();
+    let stopped = now(handler.apply(&entries, waiting(&answers, &[1, 2]), None)).unwrap_err();
     assert!(stopped.to_string().contains("the backend is gone"), "{stopped}");
     // Both replied inside the chunk; neither may be seen, because the chunk is undone.
     let answers = answers.lock().unwrap();
-    let unknown = || Err(ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped });
+    let unknown = || Err(ProposeError::OutcomeUnknown { why: UnknownBecause::StateMachineStopped });
     assert_eq!(*answers, [(1, unknown()), (2, unknown())]);
     assert_eq!(handler.applied(), at(0, 0));
 }
@@ -120,11 +120,11 @@ fn no_reply_leaves_before_its_chunk_is_applied() {
 fn nothing_is_delivered_twice_and_a_gap_stops_the_node() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
-    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
-    now(handler.apply(&[entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 2)], Vec::new()))
+    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new(), None)).unwrap();
+    now(handler.apply(&[entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 2)], Vec::new(), None))
         .unwrap();
     assert_eq!(machine.numbers(), [1, 2]);
-    let gap = now(handler.apply(&[entry(4, EntryKind::Command, 4)], Vec::new())).unwrap_err();
+    let gap = now(handler.apply(&[entry(4, EntryKind::Command, 4)], Vec::new(), None)).unwrap_err();
     assert!(gap.to_string().contains("entry 3 comes next"), "{gap}");
 }
 
@@ -132,7 +132,7 @@ fn nothing_is_delivered_twice_and_a_gap_stops_the_node() {
 fn the_end_persists_the_position_flushes_and_stops() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
-    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new())).unwrap();
+    now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new(), None)).unwrap();
     machine.calls.take();
     handler.close().unwrap();
     assert_eq!(machine.calls.take(), ["persist_last_applied 1", "flush", "stop"]);
@@ -143,7 +143,7 @@ fn the_position_is_persisted_periodically() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
     let entries: Vec<_> = (1..=10_000).map(|index| entry(index, EntryKind::Noop, 0)).collect();
-    now(handler.apply(&entries, Vec::new())).unwrap();
+    now(handler.apply(&entries, Vec::new(), None)).unwrap();
     assert!(machine.calls.take().contains(&"persist_last_applied 10000".to_owned()));
 }
 
@@ -152,7 +152,7 @@ fn a_durable_machine_goes_on_from_where_it_stands() {
     let machine = Arc::new(Recording::durable_at(at(1, 2)));
     let mut handler = open(&machine, 3).unwrap();
     assert_eq!(machine.calls.take(), ["bind", "start", "last_applied", "snapshot_metadata", "entry_term 2"]);
-    now(handler.apply(&[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)], Vec::new()))
+    now(handler.apply(&[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)], Vec::new(), None))
         .unwrap();
     assert_eq!(machine.numbers(), [1]);
 }

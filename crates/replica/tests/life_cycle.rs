@@ -145,7 +145,7 @@ fn while_one_is_built_no_other_is_begun_and_a_failure_is_followed_by_a_pause() {
     let mut far = recording::node::command(3);
     far.time_ms = d_engine_core::MAX_ACCEPTED_TIME_MS;
     recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
-    let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
+    let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new(), skip: None };
     now(node.worker.run(job)).unwrap();
     assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none(), "not before a second has passed");
     // An operator may insist.
@@ -325,7 +325,7 @@ fn the_time_between_snapshots_is_that_of_the_nodes_own_clock() {
     let mut far = recording::node::command(1);
     far.time_ms = d_engine_core::MAX_ACCEPTED_TIME_MS;
     recording::node::store(&mut node.ground, 1, std::slice::from_ref(&far));
-    let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new() };
+    let job = ApplyJob { source: ApplySource::Entries(vec![far]), responders: Vec::new(), skip: None };
     now(node.worker.run(job)).unwrap();
     assert!(now(node.worker.begin_snapshot(false)).unwrap().is_none(), "nothing was applied before");
     node.worker.at(at_second(1_059));

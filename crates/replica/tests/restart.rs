@@ -310,7 +310,7 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         let mut node = start(Ground::new(), machine).unwrap();
         let bound = bound_at(1);
         store(&mut node.ground, 1, std::slice::from_ref(&bound));
-        let job = ApplyJob { source: ApplySource::Entries(vec![bound]), responders: Vec::new() };
+        let job = ApplyJob { source: ApplySource::Entries(vec![bound]), responders: Vec::new(), skip: None };
         now(node.worker.run(job)).unwrap();
         node.commit(2, 3);
         let info = node.take_snapshot();
@@ -322,7 +322,8 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         if node.footing.applied.get() < 4 {
             // The entries behind the snapshot come again from the log.
             let (first, last) = (node.footing.applied.next(), d_engine_core::LogIndex::new(4));
-            let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new() };
+            let job =
+                ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new(), skip: None };
             now(node.worker.run(job)).unwrap();
         }
         node.commit(5, 5);
@@ -338,7 +339,8 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         let mut other = start(Ground::new(), Recording::default()).unwrap();
         send(&node, &last, &other.ground.store);
         other.install(at(1, 6)).unwrap();
-        let job = ApplyJob { source: ApplySource::Entries(vec![command(7)]), responders: Vec::new() };
+        let job =
+            ApplyJob { source: ApplySource::Entries(vec![command(7)]), responders: Vec::new(), skip: None };
         now(other.worker.run(job)).unwrap();
         assert!(is_bound(&other.take_snapshot().header.facts.membership), "after an install");
     }
@@ -361,7 +363,7 @@ fn log_time_does_not_go_back_over_a_purge_and_a_restart() {
     let mut early = command(8);
     early.time_ms = 1;
     store(&mut node.ground, 1, std::slice::from_ref(&early));
-    let job = ApplyJob { source: ApplySource::Entries(vec![early]), responders: Vec::new() };
+    let job = ApplyJob { source: ApplySource::Entries(vec![early]), responders: Vec::new(), skip: None };
     now(node.worker.run(job)).unwrap();
     assert_eq!(node.take_snapshot().header.facts.time_ms, 1_007);
 }
@@ -401,7 +403,7 @@ fn an_install_waits_for_room() {
     let (full, fs) = with_simulated_snapshots(ground, 0);
     let mut node = start(full, Recording::default()).unwrap();
     send(&leader, &info, &node.ground.store);
-    let job = ApplyJob { source: ApplySource::Snapshot(at(1, 4)), responders: Vec::new() };
+    let job = ApplyJob { source: ApplySource::Snapshot(at(1, 4)), responders: Vec::new(), skip: None };
     fs.set_capacity(Some(fs.used_bytes()));
     // First the question for room says no; then it says yes, and the room is taken meanwhile.
     for (claimed, expected) in [(None, "make room"), (Some(1 << 30), "No space"), (None, "make room")] {

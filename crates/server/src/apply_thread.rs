@@ -99,7 +99,7 @@ impl ApplyThread {
                 Found::Idle => continue,
             };
             self.worker.at(self.clock.now());
-            if work.hard_state_saved {
+            if work.hard_state_saved && !self.worker.is_stopped() {
                 self.worker.handler().hard_state_saved();
             }
             if let Some(built) = work.built.take() {
@@ -119,7 +119,9 @@ impl ApplyThread {
                 let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run(job)));
                 let event = catch_unwind(run).unwrap_or_else(|panic| {
                     let text = panic_text(panic.as_ref());
-                    Err(StopReason::new(format_args!("the state machine panicked in {what}: {text}")))
+                    let reason =
+                        StopReason::new(format_args!("the state machine panicked in {what}: {text}"));
+                    self.worker.stops(&reason, true)
                 })?;
                 if installs {
                     self.snapshots.put(|work| work.prune = true);

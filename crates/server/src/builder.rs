@@ -12,7 +12,7 @@ use d_engine_replica::{
 use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogStore, Membership,
-    OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
+    MetaStore, OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
 };
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -153,6 +153,7 @@ fn check_runtime(serves_clients: bool) -> Result<(), StartError> {
 /// What a node goes on from.
 struct Recovered {
     identity: Identity,
+    meta: Box<dyn MetaStore>,
     log: Box<dyn LogStore>,
     recovered: RecoveredLog,
     handler: StateMachineHandler,
@@ -192,7 +193,7 @@ impl Node {
         descriptors::warn_if_scarce(self.config.node_id, descriptors::limit());
         let group = GroupId::FIRST;
         let opened = self.open_storage(group).await?;
-        let OpenedStorage { identity, mut log, mut recovered, report, .. } = opened;
+        let OpenedStorage { identity, meta, mut log, mut recovered, report } = opened;
         if report.torn_bytes > 0 {
             tracing::warn!(
                 node = self.config.node_id, bytes = report.torn_bytes, at = ?report.torn_at,
@@ -228,6 +229,7 @@ impl Node {
             let opened = inside.block_on(StateMachineHandler::open(machine, policy, start));
             opened.map(|(handler, footing)| Recovered {
                 identity,
+                meta,
                 log,
                 recovered,
                 handler,
@@ -268,7 +270,7 @@ impl Node {
         runtime: Handle,
         group: GroupId,
     ) -> Result<EmbeddedEngine, StartError> {
-        let Recovered { identity, log, recovered, handler, footing, snapshots } = recovered;
+        let Recovered { identity, meta, log, recovered, handler, footing, snapshots } = recovered;
         let limits = &self.config.limits;
         let clock = Clock::start();
         let seed = entropy::seed()?;
@@ -286,6 +288,7 @@ impl Node {
             clock,
             replica,
             applied: footing.applied.get(),
+            meta,
             log,
             handler,
             machine: self.machine.clone(),

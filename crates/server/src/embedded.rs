@@ -169,6 +169,7 @@ impl EmbeddedEngine {
     pub async fn wait_ready(&self, patience: Duration) -> Result<(), WaitError> {
         let mut ready = self.inner.shared.ready.subscribe();
         let mut stopped = self.inner.shared.stopped.subscribe();
+        let mut stands = self.inner.shared.stands.subscribe();
         let serves = async {
             // Its sender lives as long as this engine.
             ready.wait_for(|ready| *ready).await.ok();
@@ -181,6 +182,10 @@ impl EmbeddedEngine {
             biased;
             _ = stopped.wait_for(Option::is_some) => {
                 return Err(WaitError::Stopped { reason: self.stop_reason() });
+            }
+            Ok(reason) = stands.wait_for(Option::is_some) => {
+                let reason = reason.clone().unwrap_or_else(|| self.stop_reason());
+                return Err(WaitError::Stopped { reason });
             }
             waited = tokio::time::timeout(patience, serves) => waited,
         };
@@ -474,10 +479,11 @@ impl EmbeddedEngine {
         self.inner.shared.leader.borrow().1.map(NodeId::get)
     }
 
-    /// Whether this node believes that it leads; may be out of date at any moment.
+    /// Whether this node believes that it leads and serves; may be out of date at any moment. `false` while its state
+    /// machine stands at an entry that it cannot apply.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        self.leader() == Some(self.node_id())
+        self.leader() == Some(self.node_id()) && !self.inner.shared.gate.stands()
     }
 
     /// Takes a snapshot of everything acknowledged so far, whatever the policy says, and waits until it is durable: like a

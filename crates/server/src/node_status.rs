@@ -51,7 +51,8 @@ impl NodeStatus {
         let (runs, state_machine_len) = tokio::join!(machine.is_running(), machine.len());
         let state_machine_running = runs == Some(true);
         let stopped = shared.inbox.closed();
-        let ready = *shared.ready.borrow() && stopped.is_none() && state_machine_running;
+        let serves = stopped.is_none() && !shared.gate.stands();
+        let ready = *shared.ready.borrow() && serves && state_machine_running;
         let log = shared.log_counters.read();
         Self {
             identity,

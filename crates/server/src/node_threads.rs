@@ -6,7 +6,7 @@ use std::time::Duration;
 use d_engine_core::GroupId;
 use d_engine_replica::{ApplyWorker, LogWorker, Replica, StateMachine, StateMachineHandler};
 use d_engine_storage::snapshot::SnapshotStore;
-use d_engine_storage::{Identity, LogStore};
+use d_engine_storage::{Identity, LogStore, MetaStore};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
@@ -32,6 +32,7 @@ pub(crate) struct Materials {
     pub(crate) replica: Replica,
     /// The last entry that the state machine holds.
     pub(crate) applied: u64,
+    pub(crate) meta: Box<dyn MetaStore>,
     pub(crate) log: Box<dyn LogStore>,
     pub(crate) handler: StateMachineHandler,
     pub(crate) machine: Arc<dyn StateMachine>,
@@ -91,10 +92,12 @@ impl NodeThreads {
             membership: RwLock::new(replica.membership().clone()),
             ready: watch::Sender::new(false),
             leader: watch::Sender::new((0, None)),
+            stands: watch::Sender::new(None),
             stopped: watch::Sender::new(None),
         });
         let worker = ApplyWorker::new(materials.handler, materials.log.reader(), group)
             .with_snapshots(snapshots.clone(), identity.node)
+            .with_records(materials.meta)
             .pausing(|| std::thread::sleep(ROOM_LOOKED_FOR_EVERY));
         let builds = SnapshotThread {
             store: snapshots.clone(),

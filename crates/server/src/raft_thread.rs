@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) ready: watch::Sender<bool>,
     /// The term and who leads it, as far as this node knows.
     pub(crate) leader: watch::Sender<(u64, Option<NodeId>)>,
+    /// What the state machine says of the entry at which it stands, while it does.
+    pub(crate) stands: watch::Sender<Option<StopReason>>,
     /// Why the node has stopped, once it has.
     pub(crate) stopped: watch::Sender<Option<StopReason>>,
 }
@@ -367,6 +369,7 @@ impl RaftThread {
         let core = self.replica.core();
         // Before the jobs are given out: what others are told is never ahead of the gate.
         self.shared.gate.publish(core.log().committed.get(), core.lease_until());
+        self.shared.gate.set_stands(self.replica.apply_stop().is_some());
     }
 
     /// Gives the replica's jobs to those who do them.
@@ -415,6 +418,8 @@ impl RaftThread {
             if let Some(transport) = transport {
                 self.connect(transport);
             }
+            let stands = self.replica.apply_stop().map(|stop| stop.reason.clone());
+            self.shared.stands.send_if_modified(|told| std::mem::replace(told, stands.clone()) != stands);
             let core = self.replica.core();
             let seen = (core.term().get(), core.leader());
             if self.shared.leader.send_replace(seen) != seen {

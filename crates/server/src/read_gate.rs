@@ -17,6 +17,8 @@ pub(crate) struct ReadGate {
     committed: AtomicU64,
     applied: AtomicU64,
     closed: AtomicBool,
+    /// The state machine stands at an entry that it cannot apply.
+    stands: AtomicBool,
 }
 
 /// What the gate says to a read.
@@ -38,6 +40,7 @@ impl ReadGate {
             committed: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            stands: AtomicBool::new(false),
         }
     }
 
@@ -50,6 +53,15 @@ impl ReadGate {
     /// Called by the apply thread once the state machine has reached `index`.
     pub(crate) fn applied(&self, index: u64) {
         self.applied.fetch_max(index, Ordering::AcqRel);
+    }
+
+    /// Whether the state machine stands; called by the raft thread. Its state may be half of a chunk.
+    pub(crate) fn set_stands(&self, stands: bool) {
+        self.stands.store(stands, Ordering::Release);
+    }
+
+    pub(crate) fn stands(&self) -> bool {
+        self.stands.load(Ordering::Acquire)
     }
 
     /// The commit index, as this node knows it.
@@ -71,7 +83,12 @@ impl ReadGate {
 
     /// An eventual read; zero promises nothing.
     pub(crate) fn eventual(&self) -> Passage {
-        if self.closed.load(Ordering::Acquire) { Passage::Closed } else { Passage::Now(0) }
+        match (self.closed.load(Ordering::Acquire), self.stands()) {
+            (true, _) => Passage::Closed,
+            // Which says why it is refused.
+            (false, true) => Passage::AskRaft,
+            (false, false) => Passage::Now(0),
+        }
     }
 
     /// A lease read (Raft thesis, section 6.4.1). The clock is read after the call, so after the read has

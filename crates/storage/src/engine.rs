@@ -92,6 +92,8 @@ pub struct RecoveredLog {
     pub entries: Vec<EntryHead>,
     /// The payloads of the membership entries among them.
     pub memberships: Vec<(LogIndex, Bytes)>,
+    /// The payloads of the entries among them that name an entry to be skipped.
+    pub skips: Vec<(LogIndex, Bytes)>,
 }
 
 /// What recovery found and did.

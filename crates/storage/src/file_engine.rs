@@ -306,6 +306,7 @@ fn summary(recovered: &Recovered, identity: &Identity, record: &LogRecord) -> Re
         base_membership: facts.map(|facts| facts.membership.clone()).filter(|payload| !payload.is_empty()),
         entries: group.entries.iter().map(|(head, _)| *head).collect(),
         memberships: group.memberships.clone().into_iter().collect(),
+        skips: group.skips.clone().into_iter().collect(),
     }
 }
 

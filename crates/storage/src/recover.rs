@@ -79,6 +79,7 @@ pub(crate) struct RecoveredGroup {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: VecDeque<(EntryHead, Slot)>,
     pub(crate) memberships: BTreeMap<LogIndex, Bytes>,
+    pub(crate) skips: BTreeMap<LogIndex, Bytes>,
     gap: Option<Gap>,
     /// The lowest index that was read; zero: none.
     lowest: LogIndex,
@@ -593,9 +594,12 @@ impl RecoveredGroup {
         let keep = self.entries.partition_point(|(head, _)| head.id.index < index);
         self.entries.truncate(keep);
         drop(self.memberships.split_off(&index));
+        drop(self.skips.split_off(&index));
         self.entries.push_back((entry.head(), slot));
-        if entry.kind == EntryKind::Membership {
-            self.memberships.insert(index, entry.data.clone());
+        match entry.kind {
+            EntryKind::Membership => drop(self.memberships.insert(index, entry.data.clone())),
+            EntryKind::Skip => drop(self.skips.insert(index, entry.data.clone())),
+            _ => {}
         }
     }
 
@@ -607,6 +611,7 @@ impl RecoveredGroup {
         self.at_base = last_purged.filter(|(head, _)| head.id.index == base).map(|(head, _)| head.id.term);
         self.entries.drain(..purged);
         self.memberships = self.memberships.split_off(&base.next());
+        self.skips = self.skips.split_off(&base.next());
     }
 }
 

@@ -153,6 +153,7 @@ fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameEr
                 wall_ms: time_ms("wall_ms", m.wall_ms)?,
                 log_lost: m.log_lost,
                 short_of_room: m.short_of_room,
+                stands_at: m.stands_at.map(|at| position("stands_at", Some(at))).transpose()?,
             },
         },
         Body::TimeoutNow(m) => PeerMessage::TimeoutNow { term: term(m.term)? },

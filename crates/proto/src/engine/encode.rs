@@ -197,6 +197,7 @@ fn small_body(message: &PeerMessage) -> Body {
                 wall_ms: report.wall_ms,
                 log_lost: report.log_lost,
                 short_of_room: report.short_of_room,
+                stands_at: report.stands_at.map(position),
             })
         }
         PeerMessage::TimeoutNow { term } => Body::TimeoutNow(peer::TimeoutNow { term: term.get() }),

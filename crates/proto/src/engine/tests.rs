@@ -97,10 +97,11 @@ fn any_time() -> impl Strategy<Value = u64> {
 }
 
 fn any_report() -> impl Strategy<Value = FollowerReport> {
-    let parts = (any_index(), any::<u64>(), any_time(), any::<bool>(), any::<bool>());
-    parts.prop_map(|(applied, nanos, wall_ms, short_of_room, log_lost)| {
+    let stands_at = proptest::option::of(any_id());
+    let parts = (any_index(), any::<u64>(), any_time(), any::<bool>(), any::<bool>(), stands_at);
+    parts.prop_map(|(applied, nanos, wall_ms, short_of_room, log_lost, stands_at)| {
         let stickiness = Duration::from_nanos(nanos);
-        FollowerReport { applied, stickiness, wall_ms, short_of_room, log_lost }
+        FollowerReport { applied, stickiness, wall_ms, short_of_room, log_lost, stands_at }
     })
 }
 

@@ -11,8 +11,9 @@ use d_engine_core::{EntryKind, GroupId, LogIndex, NodeId, Term};
 use d_engine_replica::{LogId, Start};
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
-    ClusterId, EntryHead, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry, Member,
-    MemberRole, Membership, OpenRequest, OpenedStorage, RealFs, RecoveredLog, StorageEngine,
+    ClusterId, EntryHead, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogEntry,
+    LogStore, Member, MemberRole, Membership, MetaStore, OpenRequest, OpenedStorage, RealFs, RecoveredLog,
+    RecoveryReport, StorageEngine,
 };
 
 pub(crate) use self::machine::{Calls, Held, Manner, Recording};
@@ -45,8 +46,18 @@ pub(crate) fn recovered(last: u64) -> RecoveredLog {
 /// A data directory of a node alone, on the real file system: log and snapshots.
 pub(crate) struct Ground {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) opened: OpenedStorage,
+    pub(crate) opened: Opened,
+    /// Until a worker has it.
+    pub(crate) meta: Option<Box<dyn MetaStore>>,
     pub(crate) store: SnapshotStore,
+}
+
+/// What a node opens, but for its records.
+pub(crate) struct Opened {
+    pub(crate) identity: Identity,
+    pub(crate) log: Box<dyn LogStore>,
+    pub(crate) recovered: RecoveredLog,
+    pub(crate) report: RecoveryReport,
 }
 
 impl Ground {
@@ -87,12 +98,13 @@ impl Ground {
             ..SnapshotOptions::new(opened.identity.cluster, opened.identity.group)
         };
         let (store, _) = SnapshotStore::open(fs, &dir.path().join("data/snapshots"), options).unwrap();
-        Self { dir, opened, store }
+        let OpenedStorage { identity, meta, log, recovered, report } = opened;
+        Self { dir, opened: Opened { identity, log, recovered, report }, meta: Some(meta), store }
     }
 
     /// The same directory after a restart.
     pub(crate) fn again(self) -> Self {
-        drop((self.opened, self.store));
+        drop((self.opened, self.meta, self.store));
         Self::at(self.dir)
     }
 

@@ -40,14 +40,15 @@ impl Node {
         let (handler, footing) =
             now(StateMachineHandler::open(machine.clone(), Arc::new(policy), ground.start()))?;
         let worker = ApplyWorker::new(handler, ground.opened.log.reader(), GroupId::FIRST)
-            .with_snapshots(ground.store.clone(), NodeId::new(1).unwrap());
+            .with_snapshots(ground.store.clone(), NodeId::new(1).unwrap())
+            .with_records(ground.meta.take().unwrap());
         Ok(Self { ground, machine, worker, footing })
     }
 
     /// Stores commands of term 1 with the numbers 1, 2, ... at the indexes `first..=last`, and applies them.
     pub(crate) fn commit(&mut self, first: u64, last: u64) {
         let entries = self.store(first, last);
-        let job = ApplyJob { source: ApplySource::Entries(entries), responders: Vec::new() };
+        let job = ApplyJob { source: ApplySource::Entries(entries), responders: Vec::new(), skip: None };
         now(self.worker.run(job)).unwrap();
     }
 
@@ -67,7 +68,7 @@ impl Node {
     }
 
     pub(crate) fn install(&mut self, label: LogId) -> Result<(), StopReason> {
-        let job = ApplyJob { source: ApplySource::Snapshot(label), responders: Vec::new() };
+        let job = ApplyJob { source: ApplySource::Snapshot(label), responders: Vec::new(), skip: None };
         now(self.worker.run(job)).map(|_| ())
     }
 }
