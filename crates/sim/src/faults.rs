@@ -41,11 +41,12 @@ pub enum Fault {
     ApplyHang,
     Shutdown,
     DiskFull,
+    BadCommand,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -80,6 +81,7 @@ impl Fault {
         Self::ApplyHang,
         Self::Shutdown,
         Self::DiskFull,
+        Self::BadCommand,
     ];
 }
 
@@ -156,12 +158,18 @@ pub enum Sometimes {
     TrialLeaderFull,
     TrialFollowerFull,
     TrialAllFull,
+    MachineStands,
+    StandsInChunk,
+    LeaderStands,
+    ProgramMended,
+    SkipRefused,
+    EntrySkipped,
 }
 
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured over 400 seeds, and for
     /// torn tails what the design asks for.
-    pub const SHARES: [(Self, u64); 67] = [
+    pub const SHARES: [(Self, u64); 73] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -229,6 +237,12 @@ impl Sometimes {
         (Self::TrialLeaderFull, 45),
         (Self::TrialFollowerFull, 45),
         (Self::TrialAllFull, 45),
+        (Self::MachineStands, 1),
+        (Self::StandsInChunk, 1),
+        (Self::LeaderStands, 1),
+        (Self::ProgramMended, 1),
+        (Self::SkipRefused, 1),
+        (Self::EntrySkipped, 1),
     ];
 }
 

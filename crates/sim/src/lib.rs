@@ -10,6 +10,7 @@
 
 mod bound_directories;
 mod bounds;
+mod choking_machine;
 mod clients;
 mod durable_machine;
 mod expiry;
@@ -36,6 +37,7 @@ mod world_disk;
 mod world_faults;
 mod world_links;
 mod world_snapshots;
+mod world_standing;
 mod world_stops;
 mod world_transfers;
 mod world_turns;

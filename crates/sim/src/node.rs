@@ -20,6 +20,7 @@ use d_engine_storage::{
     MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
+use crate::choking_machine::ChokingMachine;
 use crate::intake::Intake;
 use crate::machine::Machine;
 use crate::profile::Profile;
@@ -64,6 +65,8 @@ pub(crate) struct Node {
     pub(crate) clock_rate: u64,
     /// The wall clock's error in milliseconds.
     pub(crate) wall_offset_ms: u64,
+    /// Commands that need a higher one stop its state machine.
+    pub(crate) program: u8,
 }
 
 /// A running process.
@@ -170,6 +173,7 @@ impl Node {
             refused_with: None,
             clock_rate,
             wall_offset_ms: RIGHT_TIME_MS,
+            program: 0,
         }
     }
 
@@ -223,6 +227,7 @@ impl Node {
         let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
         let found = opened.recovered.clone();
         let machine = Machine::new(Arc::new(self.fs.clone()), profile.snapshots.machine_of(self.id));
+        let choking = Arc::new(ChokingMachine::new(machine.shared(), self.program));
         let (snapshots, snapshot_report) = self.open_snapshots(&opened.identity, profile)?;
         let policy: Arc<dyn SnapshotPolicy> = match profile.snapshots.after_entries {
             0 => Arc::new(Never),
@@ -234,7 +239,7 @@ impl Node {
             recovered: &mut opened.recovered,
             snapshots: &snapshots,
         };
-        let (handler, footing) = now_or_never(StateMachineHandler::open(machine.shared(), policy, from))
+        let (handler, footing) = now_or_never(StateMachineHandler::open(choking, policy, from))
             .map_err(|reason| reason.to_string())?;
         let config = replica_config(profile);
         let replica =
@@ -252,7 +257,8 @@ impl Node {
             loads: Vec::new(),
             log_busy: false,
             apply: ApplyWorker::new(handler, reader, GROUP)
-                .with_snapshots(snapshots.clone(), node_id(self.id)),
+                .with_snapshots(snapshots.clone(), node_id(self.id))
+                .with_records(opened.meta),
             applies: VecDeque::new(),
             apply_busy: false,
             purge: None,

@@ -6,6 +6,7 @@ use crate::limits::LimitProfile;
 use crate::links::LinkProfile;
 use crate::prng::Prng;
 use crate::snapshot_profile::SnapshotProfile;
+use crate::world_standing::StandingProfile;
 
 /// One millisecond in the simulator's nanoseconds.
 pub(crate) const MS: u64 = 1_000_000;
@@ -103,6 +104,8 @@ pub struct Profile {
     pub fill_every: u64,
     /// Free bytes below which a node refuses commands.
     pub min_free_bytes: u64,
+    /// Commands that stop state machines.
+    pub standing: StandingProfile,
     /// Whether a leader whose disk or machine hangs must give way.
     pub slow_is_dead: bool,
     /// Whether loads under way and messages that wait for the disk are held to their bounds.
@@ -196,6 +199,7 @@ impl Profile {
             stop_every: rare.1,
             fill_every: full.0,
             min_free_bytes: full.1,
+            standing: StandingProfile::of(seed),
             slow_is_dead: SLOW_IS_DEAD,
             judges_bounds: JUDGES_BOUNDS,
             judges_traffic: JUDGES_TRAFFIC,

@@ -13,6 +13,7 @@ use crate::profile::{MS, Profile, SECOND};
 use crate::snapshot_profile::SnapshotProfile;
 use crate::trace::Trace;
 use crate::world::World;
+use crate::world_standing::StandingProfile;
 
 /// A follower that was away, and what it has to catch up with.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +93,7 @@ impl Profile {
             slow_is_dead: false,
             hang_every: 0,
             stop_every: 0,
+            standing: StandingProfile::none(),
             judges_bounds: false,
             judges_traffic: false,
             ..Self::of(seed)

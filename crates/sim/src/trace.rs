@@ -77,6 +77,9 @@ impl Trace {
             Happening::LogRetry { node, .. } => 2_300 + node,
             Happening::FillSome => 14,
             Happening::RoomAgain { node } => 2_400 + node,
+            Happening::ApplyStopped { node, .. } => 2_500 + node,
+            Happening::BadCommand => 15,
+            Happening::OperatorLooks => 16,
         };
         for word in [now, kind] {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);

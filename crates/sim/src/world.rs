@@ -15,6 +15,7 @@ use crate::node::{Node, node_id};
 use crate::prng::Prng;
 use crate::profile::{MS, Profile, SECOND};
 use crate::trace::Trace;
+use crate::world_standing::Standing;
 use crate::world_transfers::{Transfers, Way};
 
 /// What is scheduled.
@@ -43,6 +44,9 @@ pub(crate) enum Happening {
     RoomAgain { node: u64 },
     ApplyBegin { node: u64, life: u64 },
     ApplyDone { node: u64, life: u64, through: d_engine_replica::LogId, next_expiry_ms: Option<u64> },
+    ApplyStopped { node: u64, life: u64, through: d_engine_replica::LogId, stop: d_engine_replica::ApplyStop },
+    BadCommand,
+    OperatorLooks,
     ClientTurn(usize),
     ClientCall { operation: usize, node: u64 },
     ClientGivesUp(usize),
@@ -82,6 +86,7 @@ impl Happening {
             | Self::SnapshotBuilt { node, life }
             | Self::TransferLost { node, life, .. }
             | Self::TransferBegin { node, life, .. }
+            | Self::ApplyStopped { node, life, .. }
             | Self::ApplyDone { node, life, .. } => Some((*node, *life)),
             _ => None,
         }
@@ -96,7 +101,7 @@ impl Happening {
             | Self::LogRetry { .. }
             | Self::SnapshotBuild { .. }
             | Self::SnapshotBuilt { .. } => (true, false),
-            Self::ApplyBegin { .. } | Self::ApplyDone { .. } => (false, true),
+            Self::ApplyBegin { .. } | Self::ApplyDone { .. } | Self::ApplyStopped { .. } => (false, true),
             _ => (false, false),
         }
     }
@@ -164,6 +169,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) events: u64,
     pub(crate) elections: u64,
+    pub(crate) standing: Standing,
     /// Faults and new client operations are over: the cluster must now recover.
     pub(crate) healed: bool,
 }
@@ -199,6 +205,7 @@ impl World {
             trace,
             events: 0,
             elections: 0,
+            standing: Standing::default(),
             healed: false,
             profile,
         };
@@ -224,6 +231,13 @@ impl World {
         self.plan(self.profile.hang_every, Happening::HangSome);
         self.plan(self.profile.stop_every, Happening::StopSome);
         self.plan(self.profile.fill_every, Happening::FillSome);
+        if self.profile.standing.bad_every > 0 {
+            self.plan(self.profile.standing.bad_every, Happening::BadCommand);
+            self.after(SECOND, Happening::OperatorLooks);
+            for node in 1..=self.profile.nodes {
+                self.node(node).program = u8::from(self.turn_prng.chance(self.profile.standing.newer));
+            }
+        }
         if self.profile.links.connections {
             self.plan(self.profile.links.slow_every, Happening::SlowLink);
         }
@@ -339,6 +353,9 @@ impl World {
             Happening::ApplyDone { node, through, next_expiry_ms, .. } => {
                 self.apply_done(node, through, next_expiry_ms)?;
             }
+            Happening::ApplyStopped { node, through, stop, .. } => self.apply_stopped(node, through, stop)?,
+            Happening::BadCommand => self.bad_command_comes()?,
+            Happening::OperatorLooks => self.operator_looks()?,
             Happening::SnapshotBuild { node, .. } => self.snapshot_build(node)?,
             Happening::SnapshotBuilt { node, .. } => self.snapshot_built(node)?,
             Happening::TransferBegin { node, order, .. } => self.transfer_begin(node, order)?,

@@ -6,6 +6,7 @@ use d_engine_replica::{ApplyJob, ApplySource, Event, LogId};
 use d_engine_storage::FsOp;
 use d_engine_storage::fs_sim::Failure;
 
+use crate::choking_machine::needed;
 use crate::faults::{Fault, Sometimes};
 use crate::profile::{MS, SECOND};
 use crate::snapshot_monitors::surviving_labels;
@@ -247,6 +248,15 @@ impl World {
         }
         let (through, next_expiry_ms) = match applied {
             Ok(Event::Applied { through, next_expiry_ms }) => (through, next_expiry_ms),
+            Ok(Event::ApplyStopped { stop, .. }) if needed(&stop.reason.to_string()).is_none() => {
+                let injected = injected || self.node(id).machine_lacks_room();
+                return self.stopped_by_disk(id, stop.reason, injected);
+            }
+            Ok(Event::ApplyStopped { through, stop }) => {
+                let latency = self.prng.tail(self.profile.apply_mean);
+                self.after(latency, Happening::ApplyStopped { node: id, life, through, stop });
+                return Ok(());
+            }
             Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
             Err(reason) => {
                 let injected = injected || self.node(id).machine_lacks_room();
@@ -290,11 +300,16 @@ impl World {
         through: LogId,
         next_expiry_ms: Option<u64>,
     ) -> Result<(), String> {
+        self.apply_is_free(id, Event::Applied { through, next_expiry_ms })
+    }
+
+    /// The apply worker has ended a job, and takes the next one.
+    pub(crate) fn apply_is_free(&mut self, id: u64, event: Event) -> Result<(), String> {
         let life = self.node(id).life;
         if let Some(running) = self.node(id).running.as_mut() {
             running.apply_busy = false;
         }
-        self.tell(id, Event::Applied { through, next_expiry_ms })?;
+        self.tell(id, event)?;
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         if !running.apply_busy && !running.applies.is_empty() {
             running.apply_busy = true;

@@ -185,6 +185,13 @@ impl World {
             }
             self.monitors.on_write(id, core, job)?;
         }
+        for job in jobs.persist.iter().skip(asked.persists) {
+            self.judge_skips(id, job)?;
+        }
+        let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) else {
+            return Ok(());
+        };
+        let core = running.replica.core();
         for outgoing in jobs.send.iter().skip(asked.sends) {
             self.monitors.on_send(id, core, outgoing.to, &outgoing.message)?;
         }
