@@ -44,9 +44,9 @@ pub use d_engine_kv::{
 };
 pub use d_engine_replica::{
     AfterBytes, AfterEntries, AfterTime, AnyOf, Binding, Bound, Durability, Entry, Error, LeaderHint, LogId,
-    Never, ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SnapshotContext, SnapshotMetadata,
-    SnapshotPolicy, SnapshotRoom, SnapshotView, StateMachine, StopReason, TransferError, UnknownBecause,
-    Unsupported, snapshot_checksum,
+    Never, ProposeError, ReadConsistency, ReadError, ReplyProbe, Result, SkipError, SnapshotContext,
+    SnapshotMetadata, SnapshotPolicy, SnapshotRoom, SnapshotView, StateMachine, StopReason, TransferError,
+    UnknownBecause, Unsupported, snapshot_checksum,
 };
 pub use d_engine_replica::{ReplicaError, ReplicaStatus};
 pub use d_engine_server::{

@@ -2,7 +2,7 @@
 //!
 //! `args/` is what can be typed. `serve.rs` runs a node, whose log goes through
 //! `log_lines.rs`. `key_value.rs`, `scan.rs` and `import/` work with
-//! records, `status.rs`, `snapshot.rs` and `transfer.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
+//! records, `status.rs`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
 //! `cluster/` starts and stops. `bench/` measures one. `exit.rs` is what the exit codes mean.
 
 mod args;
@@ -21,6 +21,7 @@ mod progress;
 mod scan;
 mod serve;
 mod signals;
+mod skip_entry;
 mod snapshot;
 mod status;
 mod transfer;
@@ -68,6 +69,7 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Import(args) => import::import(args).await,
         Verb::Status(args) => status::status(args).await,
         Verb::Snapshot(args) => snapshot::snapshot(args).await,
+        Verb::SkipEntry(args) => skip_entry::skip_entry(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,
         Verb::Bench(args) => bench::bench(*args).await,
         Verb::Demo(args) => demo::demo(args).await,

@@ -37,7 +37,9 @@ struct Row {
     snapshots: Option<Snapshots>,
     ready: Option<bool>,
     version: Option<String>,
-    /// Why the node has stopped, why it cannot be reached, or who refuses it.
+    /// Term and index of the entry that its state machine cannot apply, as `skip-entry` takes it.
+    stands_at: Option<String>,
+    /// Why the node has stopped or its state machine stands, why it cannot be reached, or who refuses it.
     reason: Option<String>,
     /// Peers that refuse the node or are refused by it, and why.
     refusals: Vec<String>,
@@ -88,6 +90,13 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
         return Err(Failure::failed(format_args!("acknowledged entries are lost: {first}")));
     }
     match report.leader {
+        Some(leader)
+            if statuses_by_node(&asked).get(&leader).is_some_and(|it| it.apply_stopped.is_some()) =>
+        {
+            Err(Failure::failed(format_args!(
+                "node {leader} leads, and its state machine stands: no caller is answered; the table says why"
+            )))
+        }
         Some(_) => Ok(()),
         None => Err(Failure::failed("no leader with a majority behind it")),
     }
@@ -186,9 +195,11 @@ fn answered(address: &str, status: &NodeStatus) -> Row {
         snapshots: Some(Snapshots::from(status)),
         ready: Some(status.ready),
         version: Some(status.version.clone()),
+        stands_at: status.stands_at.map(|(term, index)| format!("{term}:{index}")),
         reason: status
             .stopped
             .clone()
+            .or_else(|| status.apply_stopped.clone())
             .or_else(|| Some(status.refusals.join("; ")).filter(|refusals| !refusals.is_empty())),
         refusals: status.refusals.clone(),
         alarms: status.alarms.clone(),
@@ -212,6 +223,7 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
         snapshots: None,
         ready: None,
         version: None,
+        stands_at: None,
         reason: Some(reason.to_owned()),
         refusals: Vec::new(),
         alarms: Vec::new(),

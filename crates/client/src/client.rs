@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_proto::client::{
-    Consistency as WireConsistency, GetRequest, ProposeRequest, QueryRequest, StatusRequest,
-    TakeSnapshotRequest, TransferLeadershipRequest,
+    Consistency as WireConsistency, EntryId, GetRequest, ProposeRequest, QueryRequest, SkipEntryRequest,
+    StatusRequest, TakeSnapshotRequest, TransferLeadershipRequest,
 };
 use tonic::Request;
 
@@ -210,6 +210,22 @@ impl Client {
         let moved = self.route(Effect::Handover).run(call).await;
         self.nodes.handed_over();
         moved
+    }
+
+    /// Leaves out the entry at `term` and `index`, which stops the state machine of every node: the effect of its command
+    /// is lost, and all nodes go on behind it. Returns the index of the entry that says so; asked again, it is the same.
+    /// [`NodeStatus::stands_at`] tells where a node stands.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when it must not be skipped: fewer than a majority of the voters stand at exactly this
+    /// entry, or a node has applied it.
+    pub async fn skip_entry(&self, term: u64, index: u64) -> Result<u64, ClientError> {
+        let call = |mut calls: Calls, left| {
+            let entry = Some(EntryId { term, index });
+            let request = timed(SkipEntryRequest { entry }, left);
+            async move { Ok(calls.skip_entry(request).await?.into_inner().decided_at) }
+        };
+        self.route(Effect::Idempotent { size: 0 }).run(call).await
     }
 
     /// The address of the node that last answered as the leader, unless it failed since.

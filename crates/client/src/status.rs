@@ -32,6 +32,10 @@ pub struct NodeStatus {
     pub members: Vec<Member>,
     /// Why it has stopped for good, if it has.
     pub stopped: Option<String>,
+    /// Why its state machine applies nothing although the node works, if so: it cannot apply an entry.
+    pub apply_stopped: Option<String>,
+    /// Term and index of that entry, if the node knows which one it is.
+    pub stands_at: Option<(u64, u64)>,
     /// Peers that refuse it or are refused by it just now, and why; for people.
     pub refusals: Vec<String>,
     /// What an operator must look at, a sentence each; for people. Empty when nothing is wrong.
@@ -128,6 +132,8 @@ impl From<wire::StatusReply> for NodeStatus {
             last_index: reply.last_index,
             members: reply.members.into_iter().map(Member::from).collect(),
             stopped: some_text(reply.stopped_reason),
+            apply_stopped: some_text(reply.apply_stopped),
+            stands_at: reply.stands_at.map(|entry| (entry.term, entry.index)),
             refusals: reply.refusals,
             alarms: reply.alarms,
             losses: reply.losses,

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
 use d_engine_proto::client::engine_server::{Engine, EngineServer};
 use d_engine_proto::client::{
-    GetReply, GetRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest, StatusReply, StatusRequest,
-    TakeSnapshotReply, TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
+    GetReply, GetRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply,
+    SkipEntryRequest, StatusReply, StatusRequest, TakeSnapshotReply, TakeSnapshotRequest,
+    TransferLeadershipReply, TransferLeadershipRequest,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -69,6 +70,14 @@ impl Engine for Listening {
         Ok(Response::new(TransferLeadershipReply::default()))
     }
 
+    async fn skip_entry(
+        &self,
+        request: Request<SkipEntryRequest>,
+    ) -> Result<Response<SkipEntryReply>, Status> {
+        self.heard("skip", 0, &request);
+        Ok(Response::new(SkipEntryReply::default()))
+    }
+
     async fn take_snapshot(
         &self,
         request: Request<TakeSnapshotRequest>,
@@ -103,6 +112,7 @@ async fn every_call_carries_the_time_that_is_left_and_the_consistency() {
         client.get("k", Consistency::Eventual).await.unwrap();
         client.query("q", Consistency::Lease).await.unwrap();
         client.transfer_leadership(None).await.unwrap();
+        client.skip_entry(3, 131).await.unwrap();
         client.take_snapshot(&address).await.unwrap();
         let expected = [
             ("propose", 0),
@@ -111,6 +121,7 @@ async fn every_call_carries_the_time_that_is_left_and_the_consistency() {
             ("get", 3),
             ("query", 2),
             ("transfer", 0),
+            ("skip", 0),
             ("snapshot", 0),
         ];
         for (call, consistency) in expected {

@@ -267,13 +267,15 @@ impl ApplyWorker {
         Ok(Some(task))
     }
 
-    /// Why none is taken, although there is a state.
-    fn no_snapshot(&self) -> Option<StopReason> {
+    /// Why no snapshot is taken for now, although there is a state.
+    #[must_use]
+    pub fn no_snapshot(&self) -> Option<StopReason> {
         if let Some((stop, _)) = &self.stop {
             return Some(stop.reason.clone());
         }
         let settles_at = self.handler.settles_at;
-        (self.handler.applied().index < settles_at).then(|| {
+        let settles = self.handler.applied().index < settles_at && !cfg!(mutant = "snapshot-before-decision");
+        settles.then(|| {
             StopReason::new(format_args!(
                 "an entry is being skipped; ask again when entry {settles_at} is applied"
             ))

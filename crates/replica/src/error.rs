@@ -232,6 +232,9 @@ pub enum SkipError {
         /// Why.
         reason: String,
     },
+    /// The node takes no more such requests for now. Retry after a pause.
+    #[error("the node takes no more requests to skip an entry for now; retry after a pause")]
+    Busy,
     /// It may or may not be skipped: this node no longer leads. Look at the status, and ask again.
     #[error("it is not known whether the entry is skipped; look at the nodes' status, and ask again")]
     OutcomeUnknown,

@@ -106,7 +106,9 @@ impl Replica {
         }
         let mut skips = Skips::default();
         for (index, payload) in &recovered.skips {
-            if let Some(target) = skips::decode(payload) {
+            if let Some(target) = skips::decode(payload)
+                && !cfg!(mutant = "skip-forgotten-at-start")
+            {
                 skips.push(*index, target);
             }
         }

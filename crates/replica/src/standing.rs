@@ -4,7 +4,7 @@
 //! If the entry stops every node, its effect may be lost and the cluster go on without it: an operator says so
 //! (`skips.rs`; the rule is [`d_engine_core::SkipRefusal`]'s).
 
-use d_engine_core::{Input, Instant, LogId, LogIndex};
+use d_engine_core::{Input, Instant, LogId, LogIndex, RoleKind};
 
 use crate::event::{ApplyStop, Jobs, SkipResponder};
 use crate::replica::{Payload, Replica};
@@ -57,8 +57,9 @@ impl Replica {
         jobs: &mut Jobs,
     ) {
         let committed = self.core.log().committed;
-        if let Some(skip) = self.skips.of(target)
-            && self.core.leads_with_commit()
+        // Two decisions in one log would not be told apart by a snapshot between them.
+        if self.core.role() == RoleKind::Leader
+            && let Some(skip) = self.skips.of(target)
         {
             skip.wait(committed, responder);
             return;

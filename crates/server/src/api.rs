@@ -8,12 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_proto::client::{
     Busy, Consistency, ErrorDetail, GetReply, GetRequest, Invalid, ProposeReply, ProposeRequest, QueryReply,
-    QueryRequest, SnapshotFailed, StatusReply, StatusRequest, Stopped, TakeSnapshotReply,
-    TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
+    QueryRequest, SkipEntryReply, SkipEntryRequest, SnapshotFailed, StatusReply, StatusRequest, Stopped,
+    TakeSnapshotReply, TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
-use d_engine_proto::engine::{propose_error_detail, read_error_detail, transfer_error_detail};
+use d_engine_proto::engine::{
+    propose_error_detail, read_error_detail, skip_error_detail, transfer_error_detail,
+};
 use d_engine_replica::{ProposeError, ReadConsistency, ReadError, StopReason};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -120,6 +122,16 @@ impl Engine for Api {
         let moved = self.engine()?.transfer_leadership(to).await;
         let leader = moved.map_err(|error| transfer_error_detail(&error).to_status(error.to_string()))?;
         Ok(Response::new(TransferLeadershipReply { leader }))
+    }
+
+    async fn skip_entry(
+        &self,
+        request: Request<SkipEntryRequest>,
+    ) -> Result<Response<SkipEntryReply>, Status> {
+        let entry = request.into_inner().entry.unwrap_or_default();
+        let skipped = self.engine()?.skip_entry(entry.term, entry.index).await;
+        let decided_at = skipped.map_err(|error| skip_error_detail(&error).to_status(error.to_string()))?;
+        Ok(Response::new(SkipEntryReply { decided_at }))
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {

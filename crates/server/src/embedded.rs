@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{
-    Proposal, ProposeError, ReadConsistency, ReadError, StateMachine, StopReason, TransferError,
+    Proposal, ProposeError, ReadConsistency, ReadError, SkipError, StateMachine, StopReason, TransferError,
     UnknownBecause, Unsupported,
 };
 use d_engine_storage::Identity;
@@ -464,6 +464,28 @@ impl EmbeddedEngine {
                 waited_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
             }),
         }
+    }
+
+    /// Leaves out the entry at `term` and `index`, which stops the state machine of every node: no node applies it, and all
+    /// go on behind it. Asked of the leader. Returns the index of the entry that says so, once that is committed; asked again
+    /// for the same entry, it answers the same for as long as the log holds it.
+    ///
+    /// The effect of that command is lost. Refused unless a majority of the voters reports that its state machine stands at
+    /// exactly this entry ([`NodeStatus`] tells), and nobody to have applied it. A node whose state machine panicked at it,
+    /// or whose state may be half of a chunk, says that it must be started again.
+    ///
+    /// # Errors
+    /// [`SkipError`].
+    pub async fn skip_entry(&self, term: u64, index: u64) -> Result<u64, SkipError> {
+        let target = d_engine_replica::LogId { term, index };
+        let (answer, answered) = oneshot::channel();
+        self.inner.shared.inbox.skip(
+            target.into(),
+            Box::new(move |outcome| {
+                answer.send(outcome).ok();
+            }),
+        );
+        answered.await.unwrap_or_else(|_| Err(SkipError::Stopped { reason: self.stop_reason() }))
     }
 
     /// This node's id.

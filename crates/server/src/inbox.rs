@@ -7,10 +7,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use d_engine_core::{Instant, NodeId};
+use d_engine_core::{Instant, LogId, NodeId};
 use d_engine_replica::{
     Event, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest, ReadResponder, ReplicaStatus,
-    StopReason, TransferError, TransferResponder,
+    SkipError, SkipResponder, StopReason, TransferError, TransferResponder,
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -19,6 +19,8 @@ use crate::transport::Room;
 
 /// Transfers of leadership waiting to be taken up; more of them make no sense.
 const TRANSFERS_MAX: usize = 16;
+/// Requests to skip an entry waiting to be taken up.
+const SKIPS_MAX: usize = 16;
 
 /// Bounds of the intake.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct Incoming {
     pub(crate) reports: Vec<Event>,
     pub(crate) status: Vec<oneshot::Sender<ReplicaStatus>>,
     pub(crate) transfers: Vec<(Option<NodeId>, TransferResponder)>,
+    pub(crate) skips: Vec<(LogId, SkipResponder)>,
     pub(crate) shutdown: bool,
     proposal_bytes: usize,
 }
@@ -174,6 +177,24 @@ impl Inbox {
         self.wake.notify_one();
     }
 
+    /// An operator wants an entry left out. `responder` is called with a refusal right here.
+    pub(crate) fn skip(&self, target: LogId, responder: SkipResponder) {
+        let mut state = self.lock();
+        let refusal = match &state.closed {
+            Some(reason) => Some(SkipError::Stopped { reason: reason.clone() }),
+            None if state.incoming.skips.len() >= SKIPS_MAX => Some(SkipError::Busy),
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            drop(state);
+            responder(Err(refusal));
+            return;
+        }
+        state.incoming.skips.push((target, responder));
+        drop(state);
+        self.wake.notify_one();
+    }
+
     /// Asks the raft thread to end.
     pub(crate) fn shut_down(&self) {
         self.put(|incoming| incoming.shutdown = true);
@@ -198,6 +219,9 @@ impl Inbox {
         drop(state);
         for proposal in left.proposals {
             (proposal.responder)(Err(ProposeError::Stopped { reason: reason.clone() }));
+        }
+        for (_, responder) in left.skips {
+            responder(Err(SkipError::Stopped { reason: reason.clone() }));
         }
         for (_, responder) in left.transfers {
             responder(Err(TransferError::Stopped { reason: reason.clone() }));

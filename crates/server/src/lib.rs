@@ -36,7 +36,9 @@ pub mod transport;
 mod worker_threads;
 
 // What the handle's methods take and give.
-pub use d_engine_replica::{ProposeError, ReadConsistency, ReadError, TransferError, UnknownBecause};
+pub use d_engine_replica::{
+    ProposeError, ReadConsistency, ReadError, SkipError, TransferError, UnknownBecause,
+};
 
 pub use builder::{IntoStateMachine, Node, NodeBuilder};
 pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};

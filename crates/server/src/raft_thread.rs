@@ -337,6 +337,9 @@ impl RaftThread {
                 None => self.handle(Event::TransferLeadership { to, responder }, jobs),
             }
         }
+        for (target, responder) in incoming.skips {
+            self.handle(Event::SkipEntry { target, responder }, jobs);
+        }
         for answer in incoming.status {
             // Whoever asked may have gone away.
             answer.send(self.replica.status()).ok();

@@ -3,20 +3,16 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvStateMachine};
-use d_engine_replica::{
-    Entry, LogId, ProposeError, ReadConsistency, ReadError, Result, SnapshotMetadata, StateMachine,
-    UnknownBecause,
-};
+use d_engine_replica::{ProposeError, ReadConsistency, ReadError};
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError, WaitError};
 use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{FileStorageEngine, FileStorageOptions, FsOp, StorageError};
+use support::failing::Failing;
 use support::{PATIENCE, cluster, put, start};
 use tokio::sync::watch;
 
@@ -91,76 +87,12 @@ async fn a_write_without_room_is_waited_out() {
     }
 }
 
-/// Panics when it is told to.
-struct Panicking(KvStateMachine);
-
-#[async_trait]
-impl StateMachine for Panicking {
-    fn start(&self) -> Result<()> {
-        self.0.start()
-    }
-    fn stop(&self) -> Result<()> {
-        self.0.stop()
-    }
-    fn is_running(&self) -> bool {
-        self.0.is_running()
-    }
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        assert!(key != b"panic", "as asked");
-        self.0.get(key)
-    }
-    fn entry_term(&self, entry_id: u64) -> Option<u64> {
-        self.0.entry_term(entry_id)
-    }
-    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
-        assert!(chunk.iter().all(|entry| entry.data != "panic"), "as asked");
-        self.0.apply_chunk(chunk).await
-    }
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn update_last_applied(&self, last: LogId) {
-        self.0.update_last_applied(last);
-    }
-    fn last_applied(&self) -> LogId {
-        self.0.last_applied()
-    }
-    fn persist_last_applied(&self, last: LogId) -> Result<()> {
-        self.0.persist_last_applied(last)
-    }
-    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
-        self.0.update_last_snapshot_metadata(meta)
-    }
-    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
-        self.0.snapshot_metadata()
-    }
-    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
-        self.0.persist_last_snapshot_metadata(meta)
-    }
-    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
-        self.0.apply_snapshot_from_file(meta, path).await
-    }
-    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
-        assert!(self.0.get(b"cursed")?.is_none(), "as asked");
-        self.0.generate_snapshot_data(dir, last_included).await
-    }
-    fn save_hard_state(&self) -> Result<()> {
-        self.0.save_hard_state()
-    }
-    fn flush(&self) -> Result<()> {
-        self.0.flush()
-    }
-    async fn reset(&self) -> Result<()> {
-        self.0.reset().await
-    }
-}
-
 /// It runs on its caller's thread: the node has no part in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_a_read_is_that_reads_error() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
-    let machine = Arc::new(Panicking(KvStateMachine::new()));
+    let machine = Arc::new(Failing::new());
     let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
     engine.wait_ready(PATIENCE).await.unwrap();
     let told = engine.get(b"panic", ReadConsistency::Linearizable).await.unwrap_err();
@@ -178,33 +110,12 @@ async fn a_panic_in_a_read_is_that_reads_error() {
 async fn whoever_asks_for_a_snapshot_that_panics_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
-    let machine = Arc::new(Panicking(KvStateMachine::new()));
+    let machine = Arc::new(Failing::new());
     let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
     put(std::slice::from_ref(&engine), "cursed", "v").await;
     let told = engine.take_snapshot().await.unwrap_err().to_string();
     assert!(told.contains("panicked: as asked"), "{told}");
     engine.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_panic_in_the_state_machine_stops_the_node_and_not_the_process() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
-    let machine = Arc::new(Panicking(KvStateMachine::new()));
-    let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
-    let answer = engine.propose("panic").await.unwrap_err();
-    assert_eq!(answer, ProposeError::OutcomeUnknown { why: UnknownBecause::NodeStopped });
-    let reason = tokio::time::timeout(PATIENCE, engine.stopped()).await.unwrap().unwrap_err().to_string();
-    assert!(
-        reason.contains("panicked in apply_chunk, entries ") && reason.ends_with(": as asked"),
-        "{reason}"
-    );
-    assert!(!engine.is_leader(), "a node that has stopped leads nothing");
-    let read = engine.get(b"k", ReadConsistency::Eventual).await.unwrap_err();
-    assert!(matches!(read, ReadError::Stopped { .. }), "{read}");
-    // The directory is free again: another node can be started on it.
-    assert!(matches!(engine.wait_ready(PATIENCE).await, Err(WaitError::Stopped { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_replica::{
-    Binding, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
+    ApplyStop, Binding, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
 };
 
 /// What such a command begins with.
@@ -33,6 +33,12 @@ fn parts(data: &Bytes) -> Option<(u8, Bytes)> {
 pub(crate) fn needed(reason: &str) -> Option<u8> {
     let (_, rest) = reason.split_once("needs program ")?;
     rest.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Whether a machine stands because of such a command, or did until it was skipped.
+pub(crate) fn is_of_bad_command(stop: &ApplyStop) -> bool {
+    let reason = stop.reason.to_string();
+    needed(&reason).is_some() || reason.contains("is skipped; start this node again")
 }
 
 /// The machine of a program.

@@ -6,7 +6,7 @@ use d_engine_replica::{ApplyJob, ApplySource, Event, LogId};
 use d_engine_storage::FsOp;
 use d_engine_storage::fs_sim::Failure;
 
-use crate::choking_machine::needed;
+use crate::choking_machine::is_of_bad_command;
 use crate::faults::{Fault, Sometimes};
 use crate::profile::{MS, SECOND};
 use crate::snapshot_monitors::surviving_labels;
@@ -248,7 +248,7 @@ impl World {
         }
         let (through, next_expiry_ms) = match applied {
             Ok(Event::Applied { through, next_expiry_ms }) => (through, next_expiry_ms),
-            Ok(Event::ApplyStopped { stop, .. }) if needed(&stop.reason.to_string()).is_none() => {
+            Ok(Event::ApplyStopped { stop, .. }) if !is_of_bad_command(&stop) => {
                 let injected = injected || self.node(id).machine_lacks_room();
                 return self.stopped_by_disk(id, stop.reason, injected);
             }

@@ -101,8 +101,8 @@ impl World {
             match stop.stands_at() {
                 Some(entry) if needs == Some(BY_NOBODY) => self.ask_to_skip(entry.into())?,
                 at => {
-                    if at.is_some() {
-                        self.node(id).program = needs.unwrap_or_default();
+                    if let (Some(_), Some(needs)) = (at, needs) {
+                        self.node(id).program = needs;
                         self.counts.reached(Sometimes::ProgramMended);
                     }
                     self.stop(id)?;

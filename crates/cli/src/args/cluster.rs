@@ -1,4 +1,4 @@
-//! `dev`, `demo`, `status`, `snapshot`, `transfer-leader`.
+//! `dev`, `demo`, `status`, `snapshot`, `transfer-leader`, `skip-entry`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,7 +38,7 @@ Examples:
     d-engine status --endpoints 127.0.0.1:7001 --json
 
 One endpoint is enough: the others are found from its list of members. Exit 0: a node leads, a majority of \
-the voters answers and follows it, no nodes contradict each other (different clusters, different members, two \
+the voters answers and follows it, its state machine applies what is committed, no nodes contradict each other (different clusters, different members, two \
 leaders of one term), and no node has proof that acknowledged entries are lost. Exit 1: otherwise.";
 
 #[derive(Args, Debug)]
@@ -95,6 +95,36 @@ pub(crate) struct TransferArgs {
     pub(crate) to: Option<u64>,
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+}
+
+const SKIP_HELP: &str = "\
+Examples:
+    d-engine skip-entry 3:131                  # who stands where; changes nothing
+    d-engine skip-entry 3:131 --yes
+
+A state machine that cannot apply an entry stands there: its node works on and answers no caller, and `status` tells the \
+entry. If a program that can apply it exists, start that on every node instead. Otherwise this leaves the entry out on \
+every node: the effect of its command is lost, and everything behind it is applied. It is refused unless a majority of the \
+voters stands at exactly this entry and nobody has applied it. Exit 0: it is skipped. Exit 1: refused; the message says \
+why. Exit 2: without --yes. Exit 4: the outcome is unknown; ask again.";
+
+#[derive(Args, Debug)]
+#[command(after_help = SKIP_HELP)]
+pub(crate) struct SkipEntryArgs {
+    /// Term and index of the entry, as `status` tells them.
+    #[arg(value_name = "TERM:INDEX", value_parser = entry)]
+    pub(crate) entry: (u64, u64),
+    /// Lose the effect of the entry's command.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+fn entry(text: &str) -> Result<(u64, u64), String> {
+    let numbers =
+        text.split_once(':').and_then(|(term, index)| Some((term.parse().ok()?, index.parse().ok()?)));
+    numbers.ok_or_else(|| format!("{text:?} is no entry; write TERM:INDEX, such as 3:131"))
 }
 
 const DEMO_HELP: &str = "\

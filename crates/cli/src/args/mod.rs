@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use d_engine_client::{Client, ClientError, ClientOptions, Consistency, KvClient};
 
 pub(crate) use self::bench::{BenchArgs, Workload};
-pub(crate) use self::cluster::{DemoArgs, DevArgs, SnapshotArgs, StatusArgs, TransferArgs};
+pub(crate) use self::cluster::{DemoArgs, DevArgs, SkipEntryArgs, SnapshotArgs, StatusArgs, TransferArgs};
 pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
@@ -63,6 +63,8 @@ pub(crate) enum Verb {
     Snapshot(SnapshotArgs),
     /// Hand leadership over to another node.
     TransferLeader(TransferArgs),
+    /// Leave out an entry that stops the state machine of every node.
+    SkipEntry(SkipEntryArgs),
     /// Measure operations per second, their latency, and what each costs.
     Bench(Box<BenchArgs>),
     /// Three processes, a real import, the leader killed in the middle, and a check of every record.

@@ -1,6 +1,6 @@
 //! The engine's errors in the form that clients receive.
 
-use d_engine_replica::{LeaderHint, ProposeError, ReadError, StopReason, TransferError};
+use d_engine_replica::{LeaderHint, ProposeError, ReadError, SkipError, StopReason, TransferError};
 
 use crate::client::{self, ErrorDetail, error_detail::Kind};
 
@@ -48,6 +48,18 @@ pub fn transfer_error_detail(error: &TransferError) -> ErrorDetail {
         TransferError::TargetSilent { .. } | TransferError::TimedOut { .. } => {
             Kind::TransferFailed(client::TransferFailed { reason: error.to_string() })
         }
+        other => Kind::Invalid(client::Invalid { reason: other.to_string() }),
+    })
+}
+
+/// What a client is told about an entry that is not skipped.
+#[must_use]
+pub fn skip_error_detail(error: &SkipError) -> ErrorDetail {
+    detail(match error {
+        SkipError::NotLeader { leader } => not_leader(leader.as_ref()),
+        SkipError::Stopped { reason } => stopped(reason),
+        SkipError::Busy => busy("requests to skip an entry"),
+        SkipError::OutcomeUnknown => outcome_unknown(error.to_string()),
         other => Kind::Invalid(client::Invalid { reason: other.to_string() }),
     })
 }

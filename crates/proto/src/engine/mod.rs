@@ -13,7 +13,7 @@ mod snapshot;
 
 pub use decode::{FrameError, decode_frame};
 pub use encode::{EncodedFrame, FrameEncoder, encode_frame};
-pub use errors::{propose_error_detail, read_error_detail, transfer_error_detail};
+pub use errors::{propose_error_detail, read_error_detail, skip_error_detail, transfer_error_detail};
 pub use hello::{Greeting, GreetingError, decode_hello, encode_hello};
 pub use snapshot::{MAX_SNAPSHOT_FRAME_BYTES, decode_snapshot_frame, encode_snapshot_frame};
 

@@ -2,7 +2,7 @@
 
 use d_engine_core::RoleKind;
 use d_engine_proto::client::{
-    Member, MemberRole as WireMemberRole, Role, SnapshotReceiving, SnapshotSending, SnapshotState,
+    EntryId, Member, MemberRole as WireMemberRole, Role, SnapshotReceiving, SnapshotSending, SnapshotState,
     StatusReply,
 };
 use d_engine_storage::MemberRole;
@@ -46,6 +46,10 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
     reply.persisted_index = core.log.persisted.get();
     reply.last_index = core.log.last.index.get();
     reply.alarms.extend(replica.alarms);
+    if let Some(stop) = replica.apply_stop {
+        reply.stands_at = stop.stands_at().map(|at| EntryId { term: at.term, index: at.index });
+        reply.apply_stopped = stop.reason.to_string();
+    }
     reply.losses = replica.losses;
     reply.lease_revoked = core.lease_revoked;
     reply.members = replica.membership.members().iter().map(member).collect();

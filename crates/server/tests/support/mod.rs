@@ -9,6 +9,7 @@ use d_engine_kv::{KvCommand, KvStateMachine};
 use d_engine_replica::ProposeError;
 use d_engine_server::{Config, EmbeddedEngine, MemberConfig};
 
+pub(crate) mod failing;
 mod ports;
 pub(crate) use ports::free_address;
 

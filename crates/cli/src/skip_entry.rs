@@ -1,0 +1,42 @@
+//! `d-engine skip-entry`.
+
+use std::collections::BTreeMap;
+
+use d_engine_client::NodeStatus;
+
+use crate::args::SkipEntryArgs;
+use crate::exit::{Failure, say};
+use crate::status::ask_everybody;
+
+pub(crate) async fn skip_entry(args: SkipEntryArgs) -> Result<(), Failure> {
+    let client = args.cluster.client()?;
+    let (term, index) = args.entry;
+    if !args.yes {
+        let answers = ask_everybody(&client, args.cluster.endpoints.addresses()).await;
+        let statuses: BTreeMap<u64, &NodeStatus> =
+            answers.values().flatten().map(|status| (status.node, status)).collect();
+        for status in statuses.into_values() {
+            say(place(status));
+        }
+        return Err(Failure::refused(format_args!(
+            "nothing was changed: the effect of the entry at index {index} of term {term} would be lost on every node; if \
+             that is what you want, add --yes"
+        )));
+    }
+    let decided_at = client.skip_entry(term, index).await?;
+    say(format_args!(
+        "the entry at index {index} of term {term} is skipped on every node (entry {decided_at} says so); look with status \
+         whether a node must be started again"
+    ));
+    Ok(())
+}
+
+/// Where a node's state machine is.
+fn place(status: &NodeStatus) -> String {
+    let node = status.node;
+    match (&status.apply_stopped, status.stands_at) {
+        (Some(_), Some((term, index))) => format!("node {node} stands at {term}:{index}"),
+        (Some(reason), None) => format!("node {node} stands: {reason}"),
+        (None, _) => format!("node {node} has applied everything up to index {}", status.applied_index),
+    }
+}

@@ -1,0 +1,108 @@
+//! A state machine that fails when it is told to.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use d_engine_kv::{KvCommand, KvStateMachine};
+use d_engine_replica::{Entry, Error, LogId, Result, SnapshotMetadata, StateMachine};
+
+/// The key-value machine, which fails or panics when it is told to.
+pub(crate) struct Failing {
+    machine: KvStateMachine,
+    is_mended: bool,
+}
+
+impl Failing {
+    pub(crate) fn new() -> Self {
+        Self { machine: KvStateMachine::new(), is_mended: false }
+    }
+
+    /// A newer program, which can apply what others fail at: as a record of its own.
+    pub(crate) fn mended() -> Self {
+        Self { is_mended: true, ..Self::new() }
+    }
+
+    /// What comes before `end` in the same chunk, as a careless machine would.
+    async fn apply_some(&self, chunk: Vec<Entry>, end: usize) -> Result<()> {
+        let some: Vec<Entry> = chunk.into_iter().take(end).collect();
+        if some.is_empty() { Ok(()) } else { self.machine.apply_chunk(some).await }
+    }
+}
+
+#[async_trait]
+impl StateMachine for Failing {
+    fn start(&self) -> Result<()> {
+        self.machine.start()
+    }
+    fn stop(&self) -> Result<()> {
+        self.machine.stop()
+    }
+    fn is_running(&self) -> bool {
+        self.machine.is_running()
+    }
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        assert!(key != b"panic", "as asked");
+        self.machine.get(key)
+    }
+    fn entry_term(&self, entry_id: u64) -> Option<u64> {
+        self.machine.entry_term(entry_id)
+    }
+    async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
+        let fails = |entry: &Entry| entry.data == "panic" || (entry.data == "bad" && !self.is_mended);
+        match chunk.iter().position(fails) {
+            None => {
+                let apply = |mut entry: Entry| {
+                    if entry.data == "bad" {
+                        entry.data = KvCommand::put("bad", "applied").encode();
+                    }
+                    entry
+                };
+                self.machine.apply_chunk(chunk.into_iter().map(apply).collect()).await
+            }
+            Some(at) => {
+                let panics = chunk.get(at).is_some_and(|entry| entry.data == "panic");
+                self.apply_some(chunk, at).await?;
+                assert!(!panics, "as asked");
+                Err(Error::msg("it is bad, as asked"))
+            }
+        }
+    }
+    fn len(&self) -> usize {
+        self.machine.len()
+    }
+    fn update_last_applied(&self, last: LogId) {
+        self.machine.update_last_applied(last);
+    }
+    fn last_applied(&self) -> LogId {
+        self.machine.last_applied()
+    }
+    fn persist_last_applied(&self, last: LogId) -> Result<()> {
+        self.machine.persist_last_applied(last)
+    }
+    fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.machine.update_last_snapshot_metadata(meta)
+    }
+    fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
+        self.machine.snapshot_metadata()
+    }
+    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
+        self.machine.persist_last_snapshot_metadata(meta)
+    }
+    async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
+        self.machine.apply_snapshot_from_file(meta, path).await
+    }
+    async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
+        assert!(self.machine.get(b"cursed")?.is_none(), "as asked");
+        self.machine.generate_snapshot_data(dir, last_included).await
+    }
+    fn save_hard_state(&self) -> Result<()> {
+        self.machine.save_hard_state()
+    }
+    fn flush(&self) -> Result<()> {
+        self.machine.flush()
+    }
+    async fn reset(&self) -> Result<()> {
+        self.machine.reset().await
+    }
+}
