@@ -110,6 +110,13 @@ fn transfer_leader_moves_the_leadership() {
     assert_eq!(told, format!("node {to} leads already\n"));
     dev.ok(&["transfer-leader"]);
     assert_ne!(dev.leader(), to);
+    let asked = dev.run(&["skip-entry", "1:1"]);
+    assert_eq!(asked.code, Some(2), "{}", asked.err);
+    assert!(asked.out.contains("node 1 has applied everything up to index"), "{}", asked.out);
+    assert!(asked.err.contains("nothing was changed") && asked.err.contains("--yes"), "{}", asked.err);
+    let refused = dev.run(&["skip-entry", "1:1", "--yes"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(refused.err.contains("is not skipped"), "{}", refused.err);
     let nobody = dev.run(&["transfer-leader", "--to", "9"]);
     assert_eq!(nobody.code, Some(1), "{}", nobody.err);
     dev.ok(&["put", "k", "v"]);
@@ -127,6 +134,7 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         (&["scan", "--endpoints", "127.0.0.1:1", "--timeout", "200ms"], 1, "cannot be reached"),
         (&["transfer-leader", "--endpoints", "127.0.0.1:1", "--timeout", "200ms"], 1, "cannot be reached"),
         (&["transfer-leader", "--to", "0"], 2, "0"),
+        (&["skip-entry", "131"], 2, "write TERM:INDEX"),
         (&["import", "/nonexistent/words.tsv"], 2, "/nonexistent/words.tsv"),
         (&["dev", "--nodes", "0"], 2, "0"),
     ] {

@@ -167,6 +167,7 @@ fn help_of_every_verb_has_examples_and_the_exit_codes_are_told() {
         "status",
         "snapshot",
         "transfer-leader",
+        "skip-entry",
         "demo",
     ];
     for verb in verbs {

@@ -123,7 +123,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// delivered again after a crash changes nothing.
     ///
     /// # Errors
-    /// An error means that this replica cannot go on: the node stops with the reason.
+    /// An error means that nothing of the chunk was applied and that this replica cannot go on: the state machine stands there.
+    /// Its node goes on storing and voting, answers its callers [`Stopped`](crate::ProposeError::Stopped), and says in its status at
+    /// which entry. A panic is taken for an error that may have left anything behind: the machine is not used again until the process
+    /// is started anew. Whatever every node would refuse must be refused in [`StateMachine::check`], or answered by a reply.
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()>;
 
     /// How many records the machine holds. May be expensive; never called on a hot path.

@@ -72,6 +72,18 @@ const MUTANTS: &[Mutant] = &[
         bug: "damage before the durable watermark passes for a torn tail",
         found_by: Check::Test("d-engine-storage", ""),
     },
+    seeds("skip-by-minority", "an entry is skipped although no quorum stands at it"),
+    seeds("skip-forgotten-at-start", "a node that starts does not look which entries its log skips"),
+    Mutant {
+        name: "skip-unnoted",
+        bug: "a machine that keeps its own state does not note which entry it has skipped",
+        found_by: Check::Test("d-engine-replica", "a_durable_machine_remembers_what_it_has_skipped"),
+    },
+    Mutant {
+        name: "snapshot-before-decision",
+        bug: "a snapshot is taken between a skipped entry and the entry that says so",
+        found_by: Check::Test("d-engine-replica", "no_snapshot_is_taken_between"),
+    },
     seeds("snapshot-wrong-label", "a snapshot is labelled with the entry before the last one in it"),
     seeds("snapshot-no-dir-sync", "a snapshot's name is not synced"),
     seeds("snapshot-tmp-appended", "a snapshot is written behind what an earlier attempt has left"),
