@@ -210,6 +210,7 @@ impl Contestant for Ours {
                 kind: EntryKind::Command,
                 time_ms: 0,
                 session: None,
+                version: 0,
                 data: self.data.clone(),
             };
             let entries: Vec<LogEntry> = (self.next..self.next + batch as u64).map(entry).collect();

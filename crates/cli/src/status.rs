@@ -1,5 +1,6 @@
 //! `d-engine status`: every node of the cluster, as a table or as JSON.
 
+mod commands;
 mod contradictions;
 mod losses;
 mod snapshots;
@@ -39,6 +40,12 @@ struct Row {
     version: Option<String>,
     /// Term and index of the entry that its state machine cannot apply, as `skip-entry` takes it.
     stands_at: Option<String>,
+    /// The highest version of a command that its program decodes; left out where that is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_version_max: Option<u32>,
+    /// On a leader, what it takes now; left out where that is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_version_allowed: Option<u32>,
     /// Why the node has stopped or its state machine stands, why it cannot be reached, or who refuses it.
     reason: Option<String>,
     /// Peers that refuse the node or are refused by it, and why.
@@ -74,6 +81,9 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
     } else {
         print_table(&report.nodes);
         for line in snapshots::lines(statuses_by_node(&asked).into_values()) {
+            say(line);
+        }
+        if let Some(line) = commands::line(statuses_by_node(&asked).into_values()) {
             say(line);
         }
         for line in &report.contradictions {
@@ -196,6 +206,8 @@ fn answered(address: &str, status: &NodeStatus) -> Row {
         ready: Some(status.ready),
         version: Some(status.version.clone()),
         stands_at: status.stands_at.map(|(term, index)| format!("{term}:{index}")),
+        command_version_max: Some(status.command_version_max).filter(|version| *version > 0),
+        command_version_allowed: status.command_version_allowed.filter(|version| *version > 0),
         reason: status
             .stopped
             .clone()
@@ -224,6 +236,8 @@ fn unreachable(node: Option<u64>, address: Option<String>, reason: &str) -> Row 
         ready: None,
         version: None,
         stands_at: None,
+        command_version_max: None,
+        command_version_allowed: None,
         reason: Some(reason.to_owned()),
         refusals: Vec::new(),
         alarms: Vec::new(),

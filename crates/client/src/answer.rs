@@ -94,6 +94,13 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
         Kind::TransferFailed(failed) => ClientError::TransferFailed { endpoint, reason: failed.reason },
         Kind::TooLarge(large) => ClientError::TooLarge { size: large.size, limit: Some(large.limit) },
         Kind::Refused(refused) => ClientError::Refused { endpoint, reason: refused.reason },
+        Kind::NewerCommand(newer) => ClientError::NewerCommand {
+            endpoint,
+            version: newer.version,
+            allowed: newer.allowed,
+            held_by: newer.held_by,
+            reason: newer.reason,
+        },
         Kind::Unsupported(unsupported) => {
             ClientError::Unsupported { endpoint, operation: unsupported.operation }
         }
@@ -236,6 +243,15 @@ mod tests {
             told(Kind::Refused(wire::Refused { reason: reason() })),
             ClientError::Refused { endpoint: endpoint(), reason: reason() }
         );
+        let newer = wire::NewerCommand { version: 2, allowed: 1, held_by: 3, reason: reason() };
+        let expected = ClientError::NewerCommand {
+            endpoint: endpoint(),
+            version: 2,
+            allowed: 1,
+            held_by: 3,
+            reason: reason(),
+        };
+        assert_eq!(told(Kind::NewerCommand(newer)), expected);
         assert_eq!(
             told(Kind::StateMachineFailed(wire::StateMachineFailed { reason: reason() })),
             ClientError::StateMachineFailed { endpoint: endpoint(), reason: reason() }

@@ -96,6 +96,21 @@ pub enum ClientError {
         /// What its state machine said.
         reason: String,
     },
+    /// Not every voter's program decodes commands of this version. Not done. Start a newer program on the node that is
+    /// named, or start that node if it is down, and retry; until then send commands up to version `allowed`.
+    #[error("the node at {endpoint} does not take the command yet: {reason}")]
+    NewerCommand {
+        /// The node.
+        endpoint: String,
+        /// The command's version.
+        version: u32,
+        /// The highest version that is taken for now.
+        allowed: u32,
+        /// The voter that allows no higher one.
+        held_by: u64,
+        /// The same in words, and what to do.
+        reason: String,
+    },
     /// The node or its state machine does not offer this. Not done; do not retry.
     #[error("the node at {endpoint} does not offer {operation}")]
     Unsupported {

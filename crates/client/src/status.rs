@@ -45,6 +45,10 @@ pub struct NodeStatus {
     /// It leads, and its lease is off until the next election, because it told another node to campaign:
     /// lease reads cost a round meanwhile.
     pub lease_revoked: bool,
+    /// The highest version of a command that its program decodes.
+    pub command_version_max: u32,
+    /// It leads: the highest version of a command that it takes now.
+    pub command_version_allowed: Option<u32>,
     /// Replies of its state machine that came too late or second, since it started: nobody got them.
     pub late_replies: u64,
     /// Whether it has caught up with its leader once since it started, and its state machine runs.
@@ -138,6 +142,8 @@ impl From<wire::StatusReply> for NodeStatus {
             alarms: reply.alarms,
             losses: reply.losses,
             lease_revoked: reply.lease_revoked,
+            command_version_max: reply.command_version_max,
+            command_version_allowed: reply.command_version_allowed,
             late_replies: reply.late_replies,
             ready: reply.ready,
             version: reply.version,

@@ -36,6 +36,7 @@ impl Node {
             seed: 7,
             now,
             accepts_clock: false,
+            command_version_max: 0,
         });
         Self { core, now, out: Effects::default() }
     }

@@ -129,6 +129,7 @@ impl RaftCore {
             short_of_room: self.short_of_room,
             log_lost,
             stands_at: self.stands_at,
+            command_version_max: self.command_version_max,
         };
         let term = self.hard_state.term;
         self.send(from, Message::HeartbeatReply { term, round, received, stored, report });

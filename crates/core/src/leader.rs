@@ -418,6 +418,7 @@ impl RaftCore {
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(progress) = leader.followers.get_mut(&node) {
             progress.lost();
+            progress.program_unknown(leader.reads.last_round());
             self.replicate(now, out);
         }
     }

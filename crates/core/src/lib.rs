@@ -20,6 +20,7 @@
 #![no_std]
 extern crate alloc;
 
+mod command_version;
 mod config;
 mod effects;
 mod election;
@@ -47,6 +48,7 @@ mod time;
 mod transfer;
 mod types;
 
+pub use command_version::CommonVersion;
 pub use config::{CoreConfig, CoreConfigError};
 pub use effects::{AppendPlan, Appended, Effects, PersistOrder, Send};
 pub use gauges::CoreGauges;

@@ -130,6 +130,8 @@ pub struct FollowerReport {
     pub log_lost: bool,
     /// Its state machine stops at this entry, whenever it is given it: nothing is applied from there on.
     pub stands_at: Option<LogId>,
+    /// The highest version of a command that its program decodes.
+    pub command_version_max: u32,
 }
 
 /// What became of an append at a follower.

@@ -49,6 +49,11 @@ pub(crate) struct Progress {
     pub(crate) round_answered: u64,
     /// What it reported of itself with that answer.
     pub(crate) report: FollowerReport,
+    /// The highest command version that its program decodes. Unknown until it has answered a heartbeat of this
+    /// leadership, and again after its connection was lost: another program may have been started since.
+    pub(crate) command_version_max: Option<u32>,
+    /// Answers to this round and earlier ones may come from the program of before the loss.
+    unknown_to: u64,
     /// Since when the follower has received nothing new although something was sent.
     stalled: Option<(LogIndex, Instant)>,
 }
@@ -67,6 +72,8 @@ impl Progress {
             last_contact: now,
             round_answered: 0,
             report: FollowerReport::default(),
+            command_version_max: None,
+            unknown_to: 0,
             stalled: None,
         }
     }
@@ -118,7 +125,16 @@ impl Progress {
         if round >= self.round_answered {
             self.round_answered = round;
             self.report = report;
+            if round > self.unknown_to {
+                self.command_version_max = Some(report.command_version_max);
+            }
         }
+    }
+
+    /// The connection was lost after `last_round` was sent: whoever answers later rounds may run another program.
+    pub(crate) fn program_unknown(&mut self, last_round: u64) {
+        self.command_version_max = None;
+        self.unknown_to = last_round;
     }
 
     /// The follower needs a snapshot.

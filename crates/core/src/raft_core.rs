@@ -35,6 +35,8 @@ pub struct Initial {
     /// Believe the wall clock of a node that is alone however far it is from its log; see
     /// [`crate::ClockState::Held`].
     pub accepts_clock: bool,
+    /// The highest version of a command that this node's program decodes.
+    pub command_version_max: u32,
 }
 
 /// The Raft algorithm of one node in one group.
@@ -82,6 +84,8 @@ pub struct RaftCore {
     pub(crate) stands_at: Option<crate::LogId>,
     /// Until then a vote promise of an earlier run of this node may hold.
     pub(crate) promised_before: Instant,
+    /// The highest version of a command that this node's program decodes.
+    pub(crate) command_version_max: u32,
 }
 
 /// What must be durable before a message may leave, beside term and vote, which always must.
@@ -130,6 +134,7 @@ impl RaftCore {
             short_of_room: false,
             stands_at: None,
             promised_before: initial.now,
+            command_version_max: initial.command_version_max,
         };
         if initial.hard_state.term > Term::ZERO {
             let promised = initial.hard_state.stickiness.max(core.config.election_timeout_min);
@@ -342,6 +347,7 @@ impl RaftCore {
                     applied: progress.report.applied,
                     log_lost: progress.report.log_lost,
                     stands_at: progress.report.stands_at,
+                    command_version_max: progress.command_version_max,
                 })
                 .collect(),
             _ => Vec::new(),

@@ -49,4 +49,6 @@ pub struct FollowerStatus {
     pub log_lost: bool,
     /// Its state machine stops at this entry.
     pub stands_at: Option<LogId>,
+    /// The highest version of a command that its program decodes; `None` while it has not told the leader.
+    pub command_version_max: Option<u32>,
 }

@@ -61,10 +61,19 @@ fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
 }
 
 fn report() -> impl Strategy<Value = FollowerReport> {
-    let parts = (index(), number(), number(), any::<(bool, bool)>(), proptest::option::of(log_id()));
+    let parts = (index(), number(), number(), any::<(bool, bool, u32)>(), proptest::option::of(log_id()));
     parts.prop_map(|(applied, nanos, wall_ms, flags, stands_at)| {
         let stickiness = Duration::from_nanos(nanos);
-        FollowerReport { applied, stickiness, wall_ms, short_of_room: flags.0, log_lost: flags.1, stands_at }
+        let (short_of_room, log_lost, command_version_max) = flags;
+        FollowerReport {
+            applied,
+            stickiness,
+            wall_ms,
+            short_of_room,
+            log_lost,
+            stands_at,
+            command_version_max,
+        }
     })
 }
 

@@ -25,6 +25,7 @@ fn append(count: u64) -> PeerMessage {
         kind: EntryKind::Command,
         time_ms: 1_700_000_000_000,
         session: None,
+        version: 0,
         data: data.clone(),
     };
     PeerMessage::Append {

@@ -19,9 +19,12 @@ impl ErrorDetail {
     #[must_use]
     pub fn to_status(&self, message: impl Into<String>) -> Status {
         let code = match &self.kind {
-            Some(Kind::NotLeader(_) | Kind::TransferInProgress(_) | Kind::TransferFailed(_)) => {
-                Code::FailedPrecondition
-            }
+            Some(
+                Kind::NotLeader(_)
+                | Kind::TransferInProgress(_)
+                | Kind::TransferFailed(_)
+                | Kind::NewerCommand(_),
+            ) => Code::FailedPrecondition,
             Some(Kind::Busy(_)) => Code::ResourceExhausted,
             Some(Kind::OutcomeUnknown(_) | Kind::Stopped(_)) | None => Code::Unknown,
             Some(Kind::TooLarge(_) | Kind::Invalid(_) | Kind::Refused(_)) => Code::InvalidArgument,

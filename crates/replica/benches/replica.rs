@@ -86,6 +86,7 @@ fn applies(criterion: &mut Criterion) {
                 kind: EntryKind::Command,
                 time_ms: index,
                 session: None,
+                version: 0,
                 data: Bytes::from_static(b"key"),
             };
             let waiting = |index| -> (LogIndex, ProposeResponder) {
@@ -164,7 +165,7 @@ impl Leader {
             let outcome = AppendOutcome::Stored(last.index);
             self.receive(2, PeerMessage::AppendReply { term: TERM, outcome });
             let through = d_engine_replica::LogId { term: last.term.get(), index: last.index.get() };
-            self.handle(Event::Applied { through, next_expiry_ms: None });
+            self.handle(Event::Applied { through, next_expiry_ms: None, command_version: 0 });
             let log = self.replica.core().log();
             if log.last.index == self.replica.applied() {
                 return;

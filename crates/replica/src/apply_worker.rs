@@ -126,6 +126,7 @@ impl ApplyWorker {
         Ok(Event::Applied {
             through: self.handler.applied(),
             next_expiry_ms: self.handler.machine().next_expiry_ms(),
+            command_version: self.handler.applied.command_version,
         })
     }
 

@@ -16,19 +16,34 @@ pub struct LeaderHint {
 
 /// Why a node has stopped for good. Cloned into every handle.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StopReason(Arc<str>);
+pub struct StopReason {
+    text: Arc<str>,
+    needs_newer_program: bool,
+}
 
 impl StopReason {
     /// A reason in words.
     #[must_use]
     pub fn new(reason: impl fmt::Display) -> Self {
-        Self(Arc::from(reason.to_string()))
+        Self { text: Arc::from(reason.to_string()), needs_newer_program: false }
+    }
+
+    /// The same, where the program is older than what the log or a snapshot holds. Nothing is damaged, and nothing may
+    /// be skipped: a newer program goes on.
+    pub(crate) fn of_older_program(reason: impl fmt::Display) -> Self {
+        Self { needs_newer_program: true, ..Self::new(reason) }
+    }
+
+    /// Whether the node stopped only because its program does not decode a committed command: a newer one goes on.
+    #[must_use]
+    pub fn needs_newer_program(&self) -> bool {
+        self.needs_newer_program
     }
 }
 
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -45,6 +60,18 @@ fn successor_words(successor: Option<&LeaderHint>) -> String {
         Some(hint) if hint.client_addr.is_empty() => format!("retry at node {}", hint.node),
         Some(hint) => format!("retry at node {} at {}", hint.node, hint.client_addr),
         None => "retry after an election timeout".to_owned(),
+    }
+}
+
+fn holder_words(held_by: NodeId, announced: Option<u32>) -> String {
+    match announced {
+        Some(version) => format!(
+            "the program of node {held_by} decodes no command above version {version}; start a newer program there, and retry"
+        ),
+        None => format!(
+            "node {held_by} has not told this leader what its program decodes; start it if it is down, and retry when it is \
+             connected"
+        ),
     }
 }
 
@@ -98,6 +125,22 @@ pub enum ProposeError {
     Refused {
         /// What its `check` said.
         reason: Arc<str>,
+    },
+    /// Not every voter is known to decode commands of this version. The command was not proposed: upgrade or start the
+    /// node that is named, and retry; until then send commands up to version `allowed`.
+    #[error(
+        "the command has version {version}, but only commands up to version {allowed} are taken for now: {}",
+        holder_words(*held_by, *announced)
+    )]
+    NewerCommand {
+        /// The command's version.
+        version: u32,
+        /// The highest version that is taken.
+        allowed: u32,
+        /// The voter that allows no higher one.
+        held_by: NodeId,
+        /// What that voter decodes; `None` if it has not told this leader.
+        announced: Option<u32>,
     },
     /// The caller's deadline had passed before the command was proposed: it was not, and will not be.
     /// Retry with more patience, or send less at a time.

@@ -56,15 +56,24 @@ pub struct Proposal {
     /// What the state machine's [`check`](crate::StateMachine::check) said on the caller's thread. A refused command is
     /// not proposed; a node that does not lead answers `NotLeader` all the same: its program may be an older one.
     pub checked: Result<(), Arc<str>>,
+    /// What the state machine's [`command_version`](crate::StateMachine::command_version) said there. A leader refuses
+    /// a version that not every voter is known to decode.
+    pub version: u32,
     /// Who waits for the reply.
     pub responder: ProposeResponder,
 }
 
 impl Proposal {
-    /// A command that the state machine has not refused.
+    /// A command of version 0 that the state machine has not refused.
     #[must_use]
     pub fn new(command: Bytes, deadline: Option<Instant>, responder: ProposeResponder) -> Self {
-        Self { command, deadline, checked: Ok(()), responder }
+        Self { command, deadline, checked: Ok(()), version: 0, responder }
+    }
+
+    /// The same command, of this version.
+    #[must_use]
+    pub fn with_version(self, version: u32) -> Self {
+        Self { version, ..self }
     }
 }
 
@@ -139,6 +148,8 @@ pub enum Event {
         through: LogId,
         /// The log time at which the state machine wants to be told the time, if it does.
         next_expiry_ms: Option<u64>,
+        /// The highest version of a command up to there.
+        command_version: u32,
     },
     /// The state machine cannot apply an entry: it stands, and the node goes on without it. Told for every job that is
     /// not done because of it.

@@ -45,6 +45,8 @@ impl Replica {
                 (proposal.responder)(Err(ProposeError::TooLarge { size, limit }));
             } else if is_over(proposal.deadline, now) {
                 (proposal.responder)(Err(ProposeError::Expired));
+            } else if let Some(error) = self.too_new(proposal.version) {
+                (proposal.responder)(Err(error));
             } else if let (true, Err(reason)) = (leads, &proposal.checked) {
                 let reason = reason.clone();
                 (proposal.responder)(Err(ProposeError::Refused { reason }));

@@ -13,6 +13,7 @@ mod apply_worker;
 mod binding;
 mod callback_error;
 mod callers;
+mod command_version;
 mod config;
 mod convert;
 mod entry;

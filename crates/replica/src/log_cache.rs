@@ -111,6 +111,7 @@ mod tests {
             kind: EntryKind::Command,
             time_ms: 0,
             session: None,
+            version: 0,
             data: Bytes::from_static(&[0; 100]),
         }
     }

@@ -62,6 +62,8 @@ pub struct Replica {
     /// When the last attempt was made to hand leadership to a node whose state machine is ahead.
     pub(crate) gave_way_at: Option<Instant>,
     pub(crate) was_short_of_room: bool,
+    /// The highest version of a command that is applied here: this and lower ones are taken whatever the voters decode.
+    pub(crate) command_version_floor: u32,
     /// What the leader has that contradicts what is committed here, once it has shown.
     contradiction: Option<String>,
     /// Entries in the log that say which others are skipped.
@@ -120,6 +122,7 @@ impl Replica {
             seed,
             now,
             accepts_clock: config.accept_clock,
+            command_version_max: footing.command_version_max,
         });
         let applied = footing.applied;
         let mut snapshots = Snapshots::default();
@@ -152,6 +155,7 @@ impl Replica {
             pauses: Pauses::default(),
             gave_way_at: None,
             was_short_of_room: false,
+            command_version_floor: footing.command_version_floor,
             contradiction: None,
             skips,
             log_disk: LogDisk::default(),
@@ -218,7 +222,8 @@ impl Replica {
                 self.disk.came_back(now, disk.full || self.unsynced.is_empty());
                 jobs.status_changed = true;
             }
-            Event::Applied { through, next_expiry_ms } => {
+            Event::Applied { through, next_expiry_ms, command_version } => {
+                self.command_version_floor = self.command_version_floor.max(command_version);
                 self.ticker.set_expiry(next_expiry_ms);
                 self.apply_goes_on(now, wall_ms, LogIndex::new(through.index), jobs);
                 self.pauses.installs_to = self.pauses.installs_to.filter(|label| through.index < *label);
@@ -391,6 +396,8 @@ impl Replica {
             alarms: self.alarms(),
             losses: self.losses(),
             apply_stop: self.apply.stop().cloned(),
+            command_version_max: self.core.command_version_max(),
+            command_version_allowed: self.command_version_allowed(),
             stopped: self.stopped.clone(),
         }
     }
@@ -636,6 +643,7 @@ impl Replica {
             kind,
             time_ms,
             session: None,
+            version: 0,
             data,
         };
         match payload {
@@ -643,7 +651,7 @@ impl Replica {
                 assert!(commands.len() as u64 == count, "the core took in another number of commands");
                 let mut entries = Vec::with_capacity(commands.len());
                 for (offset, proposal) in commands.into_iter().enumerate() {
-                    let entry = entry(offset, proposal.command);
+                    let entry = LogEntry { version: proposal.version, ..entry(offset, proposal.command) };
                     self.proposals.push(entry.id, proposal.responder);
                     entries.push(entry);
                 }

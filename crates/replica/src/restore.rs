@@ -19,6 +19,7 @@ use d_engine_storage::snapshot::{
 };
 use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
 
+use crate::command_version::check_state;
 use crate::state_machine_handler::{Applied, check_own_snapshot, check_position, failed};
 use crate::{
     Binding, Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine, StateMachineHandler,
@@ -38,6 +39,10 @@ pub struct Footing {
     pub covered: LogIndex,
     /// Up to here the oldest of the retained ones reaches that is not known to be damaged.
     pub oldest: LogIndex,
+    /// The highest version of a command that the state machine decodes.
+    pub command_version_max: u32,
+    /// The highest version of a command that took effect in its state.
+    pub command_version_floor: u32,
 }
 
 impl Footing {
@@ -79,12 +84,17 @@ impl StateMachineHandler {
         machine
             .start()
             .map_err(|error| StopReason::new(format_args!("the state machine did not start: {error}")))?;
-        let opened = match check_rebuilt(machine.as_ref()) {
+        let checked = check_rebuilt(machine.as_ref()).and_then(|()| start.check_commands());
+        let opened = match checked {
             Ok(()) => start.bring_up(machine.as_ref()).await,
             Err(reason) => Err(reason),
         };
         let opened = opened.and_then(|(applied, mut footing)| {
+            // Of a machine that keeps its own state: a snapshot of that kind is not in the list.
+            check_state(machine.as_ref(), applied.command_version, applied.id)?;
             footing.limit_to(start.snapshots);
+            footing.command_version_max = machine.command_version_max();
+            footing.command_version_floor = applied.command_version;
             let mut handler = Self::new(machine.clone(), policy, applied);
             handler.learn_newest(&start).map(|()| (handler, footing))
         });
@@ -123,6 +133,17 @@ impl StateMachineHandler {
 }
 
 impl Start<'_> {
+    /// A snapshot of this node that holds the effect of commands which this program does not decode: it is older than what
+    /// ran here before. Said at once, and not where the log comes to the first of these commands.
+    fn check_commands(&self) -> Result<(), StopReason> {
+        let newer = self
+            .snapshots
+            .unusable()
+            .iter()
+            .find(|error| matches!(error, SnapshotError::NewerCommands { .. }));
+        newer.map_or(Ok(()), |error| Err(StopReason::of_older_program(error)))
+    }
+
     async fn bring_up(&mut self, machine: &dyn StateMachine) -> Result<(Applied, Footing), StopReason> {
         let rebuilt = machine.durability() == Durability::Rebuilt;
         let stands_at = if rebuilt { LogId::default() } else { machine.last_applied() };
@@ -140,6 +161,7 @@ impl Start<'_> {
             if info.label().index < self.recovered.base.index || !needed {
                 break;
             }
+            check_state(machine, info.header.facts.command_version, info.label().into())?;
             match self.restore(machine, &info).await {
                 Ok(footing) => return Ok((installed(machine, &info).map_err(StopReason::new)?, footing)),
                 // A disk that cannot take what is unpacked says nothing of the archive.
@@ -280,6 +302,7 @@ impl Start<'_> {
             time_ms: facts.time_ms,
             covered: label.index,
             oldest: label.index,
+            ..Footing::default()
         })
     }
 
@@ -306,6 +329,10 @@ impl Start<'_> {
     /// What a snapshot taken at `index` would say of itself.
     fn facts_at(&self, index: LogIndex, footing: &Footing) -> Applied {
         let heads = self.recovered.entries.iter().take_while(|head| head.id.index <= index);
+        let in_heads = heads.clone().map(|head| head.version).max().unwrap_or(0);
+        // What is purged is in a snapshot.
+        let snapshots = self.snapshots.list().into_iter().filter(|info| info.label().index <= index);
+        let in_snapshots = snapshots.map(|info| info.header.facts.command_version).max().unwrap_or(0);
         let time_ms = heads.map(|head| head.time_ms).max().unwrap_or(0).max(footing.time_ms);
         let in_log = self.recovered.memberships.iter().take_while(|(at, _)| *at <= index).last();
         let membership = in_log
@@ -313,7 +340,8 @@ impl Start<'_> {
             .or_else(|| footing.membership.clone())
             .unwrap_or_else(|| self.identity.initial.clone());
         let term = self.term_at(index).map_or(0, Term::get);
-        Applied { id: LogId { term, index: index.get() }, time_ms, membership }
+        let command_version = in_heads.max(in_snapshots);
+        Applied { id: LogId { term, index: index.get() }, time_ms, membership, command_version }
     }
 }
 
@@ -341,7 +369,12 @@ pub(crate) fn installed(machine: &dyn StateMachine, info: &SnapshotInfo) -> Resu
         return Err(format!("the state machine says it stands at {says} after it has installed {label}"));
     }
     let facts = &info.header.facts;
-    Ok(Applied { id: label, time_ms: facts.time_ms, membership: facts.membership.clone() })
+    Ok(Applied {
+        id: label,
+        time_ms: facts.time_ms,
+        membership: facts.membership.clone(),
+        command_version: facts.command_version,
+    })
 }
 
 /// Whether an I/O error came from the archive itself, which may have a bad sector, and not from the files beside it.

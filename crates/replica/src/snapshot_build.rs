@@ -117,6 +117,7 @@ pub struct SnapshotTask {
     membership: Membership,
     machine: String,
     format: u32,
+    command_version: u32,
 }
 
 enum Content {
@@ -156,6 +157,7 @@ impl SnapshotTask {
             envelope: Bytes::new(),
             machine: self.machine,
             user_format: self.format,
+            command_version: self.command_version,
             checksum,
         };
         store.pack(self.staging, &facts, pace).map_err(StopReason::new)
@@ -263,6 +265,7 @@ impl StateMachineHandler {
             membership: self.applied.membership.clone(),
             machine: self.machine.name().to_owned(),
             format: self.machine.snapshot_format(),
+            command_version: self.applied.command_version,
         })
     }
 

@@ -84,9 +84,9 @@ pub trait SnapshotView: Send {
 /// | `generate_snapshot_data` | the apply thread, up to `snapshots.pause_max_ms` | yes; apply waits |
 /// | `SnapshotView::write_within`, `scrub` | the snapshot thread | yes |
 /// | `get`, `query` | the caller's own, beside apply | no, unless [`StateMachine::reads_block`] says so: then a thread for blocking work |
-/// | `check` | the caller's own | no |
+/// | `check`, `command_version` | the caller's own | no |
 /// | `is_running`, `len`, `is_empty` | one that asks for the status | yes; a status does not wait for long |
-/// | `install_bytes`, `snapshot_bytes`, `snapshot_format`, `name`, `durability` | any | no |
+/// | `install_bytes`, `snapshot_bytes`, `snapshot_format`, `command_version_max`, `name`, `durability` | any | no |
 #[async_trait]
 pub trait StateMachine: Send + Sync + 'static {
     /// Called once, before anything else.
@@ -254,6 +254,29 @@ pub trait StateMachine: Send + Sync + 'static {
     fn check(&self, command: &[u8]) -> Result<()> {
         let _ = command;
         Ok(())
+    }
+
+    /// The highest version of a command that this program decodes; it must decode all lower ones too. Raise it together
+    /// with a new kind of command. Each node announces it, and a leader refuses a command of a higher version than
+    /// every voter decodes (`ProposeError::NewerCommand`): so old and new programs may run beside one another while a
+    /// cluster is upgraded node by node. Must not change while the node runs.
+    ///
+    /// An older program that meets an entry of a higher version, in its log or in a snapshot, stops with the reason before
+    /// [`StateMachine::apply_chunk`] sees it; it goes on as soon as a newer program is started.
+    fn command_version_max(&self) -> u32 {
+        0
+    }
+
+    /// The version of this command, judged from the bytes alone: an older program must tell the version also of a
+    /// command that it does not decode, so keep it where every program looks for it, in the first byte for example.
+    /// Asked before a command is proposed, beside [`StateMachine::check`] and in bounded time; `check` is not asked
+    /// about a version above [`StateMachine::command_version_max`], because this program cannot judge it.
+    ///
+    /// Bytes that hold no version are of version 0: `check` refuses them, or [`StateMachine::apply_chunk`] answers them.
+    /// A panic is `ProposeError::Refused` for the caller; the node goes on.
+    fn command_version(&self, command: &[u8]) -> u32 {
+        let _ = command;
+        0
     }
 
     /// Told once, before [`StateMachine::start`], which history the node's data directory holds. A `Durable` machine

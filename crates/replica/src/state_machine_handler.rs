@@ -13,6 +13,7 @@ use d_engine_storage::snapshot::SnapshotInfo;
 use d_engine_storage::{LogEntry, Membership, RecoveredLog};
 
 use crate::callers::Callers;
+use crate::command_version;
 use crate::event::{ProposeResponder, SkippedEntry};
 use crate::restore;
 use crate::skips;
@@ -58,6 +59,8 @@ pub(crate) struct Applied {
     pub(crate) time_ms: u64,
     /// The members there.
     pub(crate) membership: Membership,
+    /// The highest version of a command up to there.
+    pub(crate) command_version: u32,
 }
 
 impl StateMachineHandler {
@@ -144,6 +147,7 @@ impl StateMachineHandler {
         let mut replies = Vec::with_capacity(entries.len());
         let new = entries.iter().skip_while(|entry| entry.id.index.get() <= self.applied.id.index);
         let new: Vec<&LogEntry> = new.collect();
+        command_version::check_entries(self.machine.as_ref(), &new)?;
         let mut rest = new.as_slice();
         while let Some(first) = rest.first() {
             let expected = self.applied.id.index.saturating_add(1);
@@ -182,6 +186,7 @@ impl StateMachineHandler {
         self.applied.id = last;
         for entry in entries {
             self.applied.time_ms = self.applied.time_ms.max(entry.time_ms);
+            self.applied.command_version = self.applied.command_version.max(entry.version);
             self.due.applied(entry.data.len());
             if entry.kind == EntryKind::Membership
                 && let Ok(membership) = Membership::decode(&entry.data)
@@ -264,6 +269,11 @@ impl StateMachineHandler {
     /// # Errors
     /// The machine refused; the old state is untouched.
     pub async fn install_snapshot(&mut self, info: &SnapshotInfo, path: PathBuf) -> Result<(), StopReason> {
+        command_version::check_state(
+            self.machine.as_ref(),
+            info.header.facts.command_version,
+            info.label().into(),
+        )?;
         let meta = restore::metadata_of(info);
         self.machine
             .apply_snapshot_from_file(&meta, path)

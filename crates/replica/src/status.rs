@@ -22,6 +22,10 @@ pub struct ReplicaStatus {
     pub losses: Vec<String>,
     /// Where the state machine stands, if it does: nothing is applied here.
     pub apply_stop: Option<ApplyStop>,
+    /// The highest version of a command that this node's program decodes.
+    pub command_version_max: u32,
+    /// On a leader: the highest version that it takes now.
+    pub command_version_allowed: Option<u32>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,
 }

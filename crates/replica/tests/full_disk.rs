@@ -59,6 +59,7 @@ fn entry(index: u64) -> LogEntry {
         kind: d_engine_core::EntryKind::Command,
         time_ms: 1,
         session: None,
+        version: 0,
         data: vec![5; 8 << 10].into(),
     }
 }

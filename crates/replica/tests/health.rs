@@ -27,7 +27,7 @@ fn leader_that_is_heard(config: ReplicaConfig) -> Node {
 fn hear(node: &mut Node) -> Jobs {
     let all = hear_without_apply(node);
     let through = LogId { term: 1, index: node.replica.core().log().persisted.get() };
-    node.handle(Event::Applied { through, next_expiry_ms: None });
+    node.handle(Event::Applied { through, next_expiry_ms: None, command_version: 0 });
     all
 }
 

@@ -23,7 +23,7 @@ fn leads(config: ReplicaConfig) -> Node {
     stores(&mut node, 3, 1);
     stores(&mut node, 2, COMMANDS + 1);
     let applied = LogId { term: 1, index: COMMANDS + 1 };
-    node.handle(Event::Applied { through: applied, next_expiry_ms: None });
+    node.handle(Event::Applied { through: applied, next_expiry_ms: None, command_version: 0 });
     node
 }
 

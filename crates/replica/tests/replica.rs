@@ -22,6 +22,7 @@ fn entry(term: u64, index: u64) -> LogEntry {
         kind: EntryKind::Command,
         time_ms: 0,
         session: None,
+        version: 0,
         data: Bytes::from_static(&[9]),
     }
 }
@@ -224,7 +225,7 @@ fn a_leader_puts_a_tick_into_the_log_when_the_state_machine_waits_for_the_time()
     let applied = |node: &mut Node, next_expiry_ms| {
         let last = node.replica.core().log().last;
         let through = d_engine_replica::LogId { term: last.term.get(), index: last.index.get() };
-        node.handle(Event::Applied { through, next_expiry_ms });
+        node.handle(Event::Applied { through, next_expiry_ms, command_version: 0 });
     };
     // Log time began at nothing, three seconds after the clock.
     let deadline_at = |node: &mut Node, wall_ms| {
@@ -268,7 +269,7 @@ fn a_follower_puts_no_tick_into_the_log() {
         },
     );
     let through = d_engine_replica::LogId::default();
-    node.handle(Event::Applied { through, next_expiry_ms: Some(1) });
+    node.handle(Event::Applied { through, next_expiry_ms: Some(1), command_version: 0 });
     let mut jobs = Jobs::default();
     node.replica.handle(node.now, 5_000, Event::Deadline, &mut jobs);
     assert_eq!(ticks(&node), 0);

@@ -84,7 +84,11 @@ fn damage_in_the_log_leads_to_a_snapshot_and_to_a_purge_behind_it() {
     }
     let outcome = AppendOutcome::Stored(LogIndex::new(10));
     node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
-    node.handle(Event::Applied { through: LogId { term: 1, index: 10 }, next_expiry_ms: None });
+    node.handle(Event::Applied {
+        through: LogId { term: 1, index: 10 },
+        next_expiry_ms: None,
+        command_version: 0,
+    });
     assert!(node.handle(kept(4, 2)).purge.is_none(), "the tail stays");
 
     // Not in the snapshot: one is taken.

@@ -233,7 +233,8 @@ fn a_decision_counts_once_it_is_committed_and_gets_apply_past_the_entry() {
     assert_eq!(indexes(&jobs), [2]);
     let skipped = jobs.apply.first().unwrap().skip.unwrap();
     assert_eq!((skipped.target, skipped.decided_at), (target.into(), last.get()));
-    let jobs = node.handle(Event::Applied { through: target.into(), next_expiry_ms: None });
+    let jobs =
+        node.handle(Event::Applied { through: target.into(), next_expiry_ms: None, command_version: 0 });
     assert_eq!(indexes(&jobs), (3..=last.get()).collect::<Vec<_>>());
     assert!(node.replica.apply_stop().is_none());
     skip(&mut node, target);
@@ -249,7 +250,7 @@ fn apply_waits_before_an_entry_that_a_stored_decision_names() {
     answers_round(&mut node, 2, stands);
     node.handle(Event::SkipEntry { target, responder: Box::new(|_| {}) });
     // As if the process were new: the state machine stands nowhere.
-    let jobs = node.handle(Event::Applied { through: at(1, 1), next_expiry_ms: None });
+    let jobs = node.handle(Event::Applied { through: at(1, 1), next_expiry_ms: None, command_version: 0 });
     assert!(jobs.apply.is_empty(), "{:?}", jobs.apply);
 }
 

@@ -344,6 +344,7 @@ impl Node {
             reserve_bytes: settings.reserve_bytes,
             machine: self.machine.name().to_owned(),
             user_format: self.machine.snapshot_format(),
+            command_version_max: self.machine.command_version_max(),
             compression: settings.compression.into(),
             ..SnapshotOptions::new(cluster, group)
         }

@@ -249,24 +249,32 @@ impl EmbeddedEngine {
         deadline: Option<d_engine_core::Instant>,
     ) -> (Option<Ticket>, oneshot::Receiver<Result<Bytes, ProposeError>>) {
         let (answer, answered) = oneshot::channel();
-        let checked = self.check(&command);
+        let (version, checked) = self.judge(&command);
         let responder = Box::new(move |result| {
             // Whoever asked may have gone away.
             answer.send(result).ok();
         });
-        let ticket = self.inner.shared.inbox.propose(Proposal { command, deadline, checked, responder });
+        let ticket =
+            self.inner.shared.inbox.propose(Proposal { command, deadline, checked, version, responder });
         (ticket, answered)
     }
 
-    /// What the state machine says of a command, on the caller's thread.
-    fn check(&self, command: &[u8]) -> Result<(), Arc<str>> {
-        let asked = catch_unwind(AssertUnwindSafe(|| self.inner.machine.check(command)));
-        let said = asked.unwrap_or_else(|panic| {
+    /// What the state machine says of a command, on the caller's thread: its version, and whether it is one.
+    fn judge(&self, command: &[u8]) -> (u32, Result<(), Arc<str>>) {
+        let machine = &self.inner.machine;
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            let version = machine.command_version(command);
+            // What this program does not decode it cannot judge: the version alone decides.
+            let decodes = version == 0 || version <= machine.command_version_max();
+            (version, if decodes { machine.check(command) } else { Ok(()) })
+        }));
+        let (version, said) = asked.unwrap_or_else(|panic| {
             let text = panic_text(panic.as_ref());
-            tracing::error!("the state machine panicked in check: {text}");
-            Err(d_engine_replica::Error::msg(format_args!("its check panicked: {text}")))
+            tracing::error!("the state machine panicked over a command: {text}");
+            let what = "its command_version or check panicked";
+            (0, Err(d_engine_replica::Error::msg(format_args!("{what}: {text}"))))
         });
-        said.map_err(|error| Arc::from(error.to_string()))
+        (version, said.map_err(|error| Arc::from(error.to_string())))
     }
 
     /// The value under `key`. Waits for a leader for no longer than ten of the longest election timeouts; see

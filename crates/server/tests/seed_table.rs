@@ -424,7 +424,7 @@ async fn row_check_before_a_command_is_proposed() {
     node.propose(1).await;
     node.settle().await;
     let before = node.applied().await;
-    for (number, said) in [(13, "an unlucky number"), (14, "its check panicked: as asked")] {
+    for (number, said) in [(13, "an unlucky number"), (14, "check panicked: as asked")] {
         let refused = node.engine.propose(vec![number]).await.unwrap_err();
         assert!(matches!(&refused, ProposeError::Refused { .. }), "{refused}");
         assert!(refused.to_string().contains(said), "{refused}");

@@ -45,16 +45,21 @@ pub(crate) fn is_of_bad_command(stop: &ApplyStop) -> bool {
 pub(crate) struct ChokingMachine {
     inner: Arc<dyn StateMachine>,
     program: u8,
+    command_version_max: u32,
 }
 
 impl ChokingMachine {
-    pub(crate) fn new(inner: Arc<dyn StateMachine>, program: u8) -> Self {
-        Self { inner, program }
+    pub(crate) fn new(inner: Arc<dyn StateMachine>, program: u8, command_version_max: u32) -> Self {
+        Self { inner, program, command_version_max }
     }
 }
 
 #[async_trait]
 impl StateMachine for ChokingMachine {
+    fn command_version_max(&self) -> u32 {
+        self.command_version_max
+    }
+
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let mut taken = Vec::with_capacity(chunk.len());
         for mut entry in chunk {

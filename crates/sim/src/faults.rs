@@ -42,11 +42,12 @@ pub enum Fault {
     Shutdown,
     DiskFull,
     BadCommand,
+    ProgramChanged,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -82,6 +83,7 @@ impl Fault {
         Self::Shutdown,
         Self::DiskFull,
         Self::BadCommand,
+        Self::ProgramChanged,
     ];
 }
 
@@ -164,12 +166,16 @@ pub enum Sometimes {
     ProgramMended,
     SkipRefused,
     EntrySkipped,
+    NewerCommandRefused,
+    NewerCommandTaken,
+    OlderProgramStopped,
+    OlderProgramRefusedSnapshot,
 }
 
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured over 400 seeds, and for
     /// torn tails what the design asks for.
-    pub const SHARES: [(Self, u64); 73] = [
+    pub const SHARES: [(Self, u64); 77] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -243,6 +249,10 @@ impl Sometimes {
         (Self::ProgramMended, 1),
         (Self::SkipRefused, 1),
         (Self::EntrySkipped, 1),
+        (Self::NewerCommandRefused, 1),
+        (Self::NewerCommandTaken, 1),
+        (Self::OlderProgramStopped, 1),
+        (Self::OlderProgramRefusedSnapshot, 1),
     ];
 }
 

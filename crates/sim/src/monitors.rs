@@ -15,7 +15,7 @@
 //! | applied is committed and stored | nothing is applied beyond min(commit, own disk) |
 //! | recovery | a restart finds what was synced, plus at most whole writes that were not |
 //!
-//! What snapshots add is in `snapshot_monitors.rs`. A log that was purged or begun anew behind a snapshot holds
+//! What snapshots add is in `snapshot_monitors.rs`, and what programs of several versions add in `program.rs`. A log that was purged or begun anew behind a snapshot holds
 //! everything up to there: that the snapshot is durable was checked then.
 
 use std::collections::BTreeMap;
@@ -28,6 +28,7 @@ use d_engine_storage::{LogEntry, LogSuffix, RecoveredLog};
 
 use crate::bound_directories::BoundDirectories;
 use crate::bounds::Bounds;
+use crate::program::ProgramMonitor;
 use crate::snapshot_monitors::SnapshotMonitors;
 use crate::traffic::Traffic;
 
@@ -166,6 +167,7 @@ pub(crate) struct Monitors {
     pub(crate) traffic: Traffic,
     pub(crate) bounds: Bounds,
     pub(crate) bound_directories: BoundDirectories,
+    pub(crate) programs: ProgramMonitor,
 }
 
 pub(crate) fn broken<T>(rule: &str, what: std::fmt::Arguments<'_>) -> Result<T, Broken> {
@@ -323,7 +325,8 @@ impl Monitors {
             }
             before = Some(entry.id.term);
         }
-        Ok(())
+        let committed = &self.committed;
+        self.programs.on_write(node, core, &job.entries, |id| is_committed(committed, id))
     }
 
     /// A write has begun: until it is known to be stored, any number of its steps may survive a crash.
@@ -375,8 +378,7 @@ impl Monitors {
 
     /// Whether the entry at `index` is committed with this term.
     pub(crate) fn is_committed(&self, id: LogId) -> bool {
-        let position = id.index.get().checked_sub(1).and_then(|position| usize::try_from(position).ok());
-        position.is_some_and(|position| self.committed.get(position) == Some(&id.term.get()))
+        is_committed(&self.committed, id)
     }
 
     /// A node has recovered its log. `snapshots` are those that a power cut leaves: an install that a crash has
@@ -486,7 +488,8 @@ impl Monitors {
                     return early("an ack for entries that are not stored");
                 }
             }
-            PeerMessage::HeartbeatReply { stored: index, term, .. } => {
+            PeerMessage::HeartbeatReply { stored: index, term, report, .. } => {
+                self.programs.on_announced(node, *term, report.command_version_max);
                 if is_early(*index, *term) {
                     return early("an ack (in a heartbeat's answer) for entries that are not stored");
                 }
@@ -575,6 +578,12 @@ impl Monitors {
     }
 }
 
+/// Whether the entry is one of these, whose terms are told from index 1.
+fn is_committed(committed: &[u64], id: LogId) -> bool {
+    let position = id.index.get().checked_sub(1).and_then(|position| usize::try_from(position).ok());
+    position.is_some_and(|position| committed.get(position) == Some(&id.term.get()))
+}
+
 /// Whether `found` is `before` after the log was begun anew behind one of `snapshots`, which it did not hold,
 /// or after the first step of that: the term of the snapshot's last entry.
 fn is_begun_anew(found: &Disk, before: &Disk, snapshots: &[LogId]) -> bool {
@@ -600,6 +609,7 @@ fn digest(entry: &LogEntry) -> u64 {
     let kind = [entry.kind.number()];
     let time = entry.time_ms.to_le_bytes();
     let is_command = [u8::from(entry.kind == EntryKind::Command)];
-    let bytes = kind.iter().chain(&time).chain(&is_command).chain(entry.data.iter());
+    let version = entry.version.to_le_bytes();
+    let bytes = kind.iter().chain(&time).chain(&is_command).chain(&version).chain(entry.data.iter());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -24,6 +24,7 @@ use crate::choking_machine::ChokingMachine;
 use crate::intake::Intake;
 use crate::machine::Machine;
 use crate::profile::Profile;
+use crate::program::NEWEST;
 
 /// The offset of a wall clock that is right: wrong ones may be behind it or before it.
 pub(crate) const RIGHT_TIME_MS: u64 = 86_400_000;
@@ -59,6 +60,10 @@ pub(crate) struct Node {
     pub(crate) disk_fails: bool,
     /// Whether its disk has hardly any room left.
     pub(crate) is_full: bool,
+    /// Its program decodes commands up to this version.
+    pub(crate) decodes: u32,
+    /// That program is too old for what the log or a snapshot holds: it has stopped, or did not start.
+    pub(crate) is_too_old: bool,
     /// Bytes on the disk after the last start, if that was refused for want of room.
     pub(crate) refused_with: Option<u64>,
     /// The speed of the node's clock in millionths.
@@ -131,6 +136,14 @@ impl std::fmt::Debug for Running {
     }
 }
 
+/// What the apply worker has reported of a job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Applied {
+    pub(crate) through: d_engine_replica::LogId,
+    pub(crate) next_expiry_ms: Option<u64>,
+    pub(crate) command_version: u32,
+}
+
 /// What a start has found.
 #[derive(Debug)]
 pub(crate) struct Started {
@@ -170,6 +183,8 @@ impl Node {
             held_back: false,
             disk_fails: false,
             is_full: false,
+            decodes: NEWEST,
+            is_too_old: false,
             refused_with: None,
             clock_rate,
             wall_offset_ms: RIGHT_TIME_MS,
@@ -227,7 +242,8 @@ impl Node {
         let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
         let found = opened.recovered.clone();
         let machine = Machine::new(Arc::new(self.fs.clone()), profile.snapshots.machine_of(self.id));
-        let choking = Arc::new(ChokingMachine::new(machine.shared(), self.program));
+        let choking =
+            Arc::new(ChokingMachine::new(machine.shared(), self.program, self.command_version_max(profile)));
         let (snapshots, snapshot_report) = self.open_snapshots(&opened.identity, profile)?;
         let policy: Arc<dyn SnapshotPolicy> = match profile.snapshots.after_entries {
             0 => Arc::new(Never),
@@ -240,6 +256,7 @@ impl Node {
             snapshots: &snapshots,
         };
         let (handler, footing) = now_or_never(StateMachineHandler::open(choking, policy, from))
+            .inspect_err(|reason| self.is_too_old = reason.needs_newer_program())
             .map_err(|reason| reason.to_string())?;
         let config = replica_config(profile);
         let replica =
@@ -284,6 +301,11 @@ impl Node {
         })
     }
 
+    /// Which commands this node's program decodes.
+    fn command_version_max(&self, profile: &Profile) -> u32 {
+        if profile.programs.are_mixed() { self.decodes } else { 0 }
+    }
+
     fn open_snapshots(
         &self,
         identity: &Identity,
@@ -294,6 +316,7 @@ impl Node {
             sync_bytes: profile.snapshots.sync_bytes,
             retained: profile.snapshots.retained,
             reserve_bytes: 0,
+            command_version_max: self.command_version_max(profile),
             ..SnapshotOptions::new(identity.cluster, GROUP)
         };
         SnapshotStore::open(Arc::new(self.fs.clone()), Path::new(SNAPSHOT_DIR), options)

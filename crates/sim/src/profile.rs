@@ -5,6 +5,7 @@
 use crate::limits::LimitProfile;
 use crate::links::LinkProfile;
 use crate::prng::Prng;
+use crate::program::ProgramProfile;
 use crate::snapshot_profile::SnapshotProfile;
 use crate::world_standing::StandingProfile;
 
@@ -92,6 +93,8 @@ pub struct Profile {
     pub links: LinkProfile,
     /// Limits, and what reaches them.
     pub limits: LimitProfile,
+    /// Programs of several versions.
+    pub programs: ProgramProfile,
     /// Whether only a minority's wall clocks jump.
     pub clock_minority: bool,
     /// Whether log time must bear a minority of wrong wall clocks.
@@ -193,6 +196,7 @@ impl Profile {
             snapshots: SnapshotProfile::of(seed),
             links: LinkProfile::of(seed),
             limits: LimitProfile::of(seed),
+            programs: ProgramProfile::of(seed),
             clock_minority: rare.2,
             log_time_is_anchored: LOG_TIME_IS_ANCHORED,
             hang_every: rare.0,

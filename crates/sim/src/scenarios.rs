@@ -10,6 +10,7 @@ use d_engine_replica::{Event, Proposal};
 use crate::limits::LimitProfile;
 use crate::links::LinkProfile;
 use crate::profile::{MS, Profile, SECOND};
+use crate::program::ProgramProfile;
 use crate::snapshot_profile::SnapshotProfile;
 use crate::trace::Trace;
 use crate::world::World;
@@ -88,6 +89,7 @@ impl Profile {
             snapshots,
             links: LinkProfile::unlimited(),
             limits: LimitProfile::defaults(),
+            programs: ProgramProfile::none(),
             clock_minority: true,
             log_time_is_anchored: false,
             slow_is_dead: false,

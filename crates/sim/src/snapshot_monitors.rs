@@ -160,7 +160,11 @@ fn state_of(label: LogId, archive: Vec<u8>) -> Result<[u8; 32], String> {
     let dirs = Path::new(SNAPSHOT_DIR).ancestors().filter(|dir| *dir != Path::new("/")).map(Path::to_owned);
     let image = SimImage { dirs: dirs.collect(), files: BTreeMap::from([(archive_path(label), archive)]) };
     let fs = Arc::new(SimFs::from_image(&image));
-    let options = SnapshotOptions { reserve_bytes: 0, ..SnapshotOptions::new(ClusterId(CLUSTER), GROUP) };
+    let options = SnapshotOptions {
+        reserve_bytes: 0,
+        command_version_max: u32::MAX,
+        ..SnapshotOptions::new(ClusterId(CLUSTER), GROUP)
+    };
     let (store, report) = SnapshotStore::open(fs.clone(), Path::new(SNAPSHOT_DIR), options)
         .map_err(|error| error.to_string())?;
     if let Some(error) = report.unusable.first() {

@@ -76,6 +76,7 @@ impl Trace {
             Happening::StopsYet { node, .. } => 2_200 + node,
             Happening::LogRetry { node, .. } => 2_300 + node,
             Happening::FillSome => 14,
+            Happening::ChangeProgram => 15,
             Happening::RoomAgain { node } => 2_400 + node,
             Happening::ApplyStopped { node, .. } => 2_500 + node,
             Happening::BadCommand => 15,

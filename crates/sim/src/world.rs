@@ -34,6 +34,7 @@ pub(crate) enum Happening {
     Burst,
     HangSome,
     StopSome,
+    ChangeProgram,
     StopsYet { node: u64, life: u64 },
     Deadline { node: u64, life: u64 },
     LogBegin { node: u64, life: u64 },
@@ -43,7 +44,7 @@ pub(crate) enum Happening {
     FillSome,
     RoomAgain { node: u64 },
     ApplyBegin { node: u64, life: u64 },
-    ApplyDone { node: u64, life: u64, through: d_engine_replica::LogId, next_expiry_ms: Option<u64> },
+    ApplyDone { node: u64, life: u64, applied: crate::node::Applied },
     ApplyStopped { node: u64, life: u64, through: d_engine_replica::LogId, stop: d_engine_replica::ApplyStop },
     BadCommand,
     OperatorLooks,
@@ -163,6 +164,8 @@ pub(crate) struct World {
     pub(crate) snapshot_prng: Prng,
     /// For turns and bursts alone.
     pub(crate) turn_prng: Prng,
+    /// For programs of several versions alone.
+    pub(crate) program_prng: Prng,
     pub(crate) transfers: Transfers,
     /// The node whose newest snapshot was damaged.
     pub(crate) damaged: Option<u64>,
@@ -200,6 +203,7 @@ impl World {
             prng,
             snapshot_prng: Prng::stream(seed, "snapshots"),
             turn_prng: Prng::stream(seed, "turns"),
+            program_prng: Prng::stream(seed, "programs of nodes"),
             transfers: Transfers::default(),
             damaged: None,
             trace,
@@ -214,6 +218,7 @@ impl World {
     }
 
     fn begin(&mut self) {
+        self.draw_programs();
         for node in 1..=self.profile.nodes {
             let delay = self.prng.below(200 * MS);
             self.after(delay, Happening::Start(node));
@@ -238,6 +243,7 @@ impl World {
                 self.node(node).program = u8::from(self.turn_prng.chance(self.profile.standing.newer));
             }
         }
+        self.plan(self.profile.programs.change_every, Happening::ChangeProgram);
         if self.profile.links.connections {
             self.plan(self.profile.links.slow_every, Happening::SlowLink);
         }
@@ -341,6 +347,7 @@ impl World {
             Happening::Burst => self.burst()?,
             Happening::HangSome => self.hang_some(),
             Happening::StopSome => self.stop_some()?,
+            Happening::ChangeProgram => self.change_program(),
             Happening::StopsYet { node, .. } => self.stops_yet(node)?,
             Happening::Deadline { node, .. } => self.deadline(node)?,
             Happening::LogBegin { node, .. } => self.log_begin(node)?,
@@ -350,9 +357,7 @@ impl World {
             Happening::FillSome => self.fill_some(),
             Happening::RoomAgain { node } => self.room_again(node),
             Happening::ApplyBegin { node, .. } => self.apply_begin(node)?,
-            Happening::ApplyDone { node, through, next_expiry_ms, .. } => {
-                self.apply_done(node, through, next_expiry_ms)?;
-            }
+            Happening::ApplyDone { node, applied, .. } => self.apply_done(node, applied)?,
             Happening::ApplyStopped { node, through, stop, .. } => self.apply_stopped(node, through, stop)?,
             Happening::BadCommand => self.bad_command_comes()?,
             Happening::OperatorLooks => self.operator_looks()?,
@@ -413,6 +418,9 @@ impl World {
                 }
                 Answer::Command(Err(ProposeError::Expired)) | Answer::Barrier(Err(ReadError::Expired)) => {
                     self.counts.reached(Sometimes::Expired);
+                }
+                Answer::Command(Err(ProposeError::NewerCommand { .. })) => {
+                    self.counts.reached(Sometimes::NewerCommandRefused);
                 }
                 Answer::Command(Err(ProposeError::TooLarge { .. })) => {
                     self.counts.reached(Sometimes::TooLarge);

@@ -2,12 +2,13 @@
 //! middle of either.
 
 use d_engine_core::PersistId;
-use d_engine_replica::{ApplyJob, ApplySource, Event, LogId};
+use d_engine_replica::{ApplyJob, ApplySource, Event};
 use d_engine_storage::FsOp;
 use d_engine_storage::fs_sim::Failure;
 
 use crate::choking_machine::is_of_bad_command;
 use crate::faults::{Fault, Sometimes};
+use crate::node::Applied;
 use crate::profile::{MS, SECOND};
 use crate::snapshot_monitors::surviving_labels;
 use crate::world::{Happening, World};
@@ -246,8 +247,10 @@ impl World {
             self.crash(id);
             return Ok(());
         }
-        let (through, next_expiry_ms) = match applied {
-            Ok(Event::Applied { through, next_expiry_ms }) => (through, next_expiry_ms),
+        let applied = match applied {
+            Ok(Event::Applied { through, next_expiry_ms, command_version }) => {
+                Applied { through, next_expiry_ms, command_version }
+            }
             Ok(Event::ApplyStopped { stop, .. }) if !is_of_bad_command(&stop) => {
                 let injected = injected || self.node(id).machine_lacks_room();
                 return self.stopped_by_disk(id, stop.reason, injected);
@@ -258,14 +261,15 @@ impl World {
                 return Ok(());
             }
             Ok(_) => return Err("apply: the worker answered with another event".to_owned()),
+            Err(reason) if reason.needs_newer_program() => return self.stopped_as_too_old(id, reason),
             Err(reason) => {
                 let injected = injected || self.node(id).machine_lacks_room();
                 return self.stopped_by_disk(id, reason, injected);
             }
         };
         let latency = self.prng.tail(self.profile.apply_mean);
-        self.after(latency, Happening::ApplyDone { node: id, life, through, next_expiry_ms });
-        self.after_apply(id, through, snapshot.is_some())
+        self.after(latency, Happening::ApplyDone { node: id, life, applied });
+        self.after_apply(id, applied.through, snapshot.is_some())
     }
 
     /// A snapshot is unpacked before it is installed; where there is no room for its files, that is tried again.
@@ -294,13 +298,9 @@ impl World {
         }
     }
 
-    pub(crate) fn apply_done(
-        &mut self,
-        id: u64,
-        through: LogId,
-        next_expiry_ms: Option<u64>,
-    ) -> Result<(), String> {
-        self.apply_is_free(id, Event::Applied { through, next_expiry_ms })
+    pub(crate) fn apply_done(&mut self, id: u64, applied: Applied) -> Result<(), String> {
+        let Applied { through, next_expiry_ms, command_version } = applied;
+        self.apply_is_free(id, Event::Applied { through, next_expiry_ms, command_version })
     }
 
     /// The apply worker has ended a job, and takes the next one.
@@ -347,6 +347,7 @@ impl World {
         let halt_at = halt_at + self.snapshot_prng.below(2) * self.snapshot_prng.below(80);
         let profile = self.profile.clone();
         self.maybe_damage(id);
+        self.draw_program(id);
         let snapshots = surviving_labels(&self.node(id).fs);
         let node = self.node(id);
         if crashes {
@@ -364,6 +365,14 @@ impl World {
         fs.keep_running();
         let started = match started {
             Ok(started) => started,
+            Err(reason) if self.node(id).is_too_old => {
+                let program = self.node(id).decodes;
+                self.trace.note(now, format_args!("node {id} does not start: {reason}"));
+                self.counts.reached(Sometimes::OlderProgramStopped);
+                self.monitors.programs.on_too_old(id, program)?;
+                self.crash(id);
+                return Ok(());
+            }
             Err(error) if self.node(id).is_full => {
                 self.counts.reached(Sometimes::StartRefusedForRoom);
                 let left = fs.used_bytes();

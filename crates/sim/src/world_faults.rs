@@ -136,6 +136,7 @@ impl World {
             self.node(node).disk_hangs_until = now;
             self.node(node).apply_hangs_until = now;
             self.room_again(node);
+            self.retire_old_program(node);
             self.after(100 * MS, Happening::Start(node));
         }
     }
@@ -219,7 +220,10 @@ impl World {
         let deadline =
             (useful > d_engine_core::Duration::ZERO).then(|| self.node(node).clock(now).plus(useful));
         match self.clients.message(operation, node, &self.profile, deadline) {
-            Some(ToNode::Propose(proposal)) => self.tell(node, Event::Propose(vec![proposal])),
+            Some(ToNode::Propose(proposal)) => {
+                let version = self.draw_version();
+                self.tell(node, Event::Propose(vec![proposal.with_version(version)]))
+            }
             Some(ToNode::Read(request)) => {
                 let now = self.now;
                 let state = self.node(node);

@@ -87,6 +87,9 @@ impl World {
             self.monitors.on_apply(id, &job)?;
             let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
             if let Err(reason) = running.run_apply(job) {
+                if reason.needs_newer_program() {
+                    return self.stopped_as_too_old(id, reason);
+                }
                 return self.died_or_stopped(id, reason);
             }
         }

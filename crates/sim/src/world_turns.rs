@@ -177,6 +177,9 @@ impl World {
         };
         let core = running.replica.core();
         for job in jobs.persist.iter().skip(asked.persists) {
+            if core.role() == RoleKind::Leader && job.entries.iter().any(|entry| entry.version > 0) {
+                self.counts.reached(Sometimes::NewerCommandTaken);
+            }
             if job.entries.iter().any(|entry| entry.kind == EntryKind::Tick) {
                 self.counts.reached(Sometimes::TickWritten);
             }

@@ -1,6 +1,6 @@
 //! Leases against clocks: what the drift bound is for.
 
-use d_engine_sim::{LimitProfile, LinkProfile, Profile, Report, RunOptions, run_as};
+use d_engine_sim::{LimitProfile, LinkProfile, Profile, ProgramProfile, Report, RunOptions, run_as};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -39,6 +39,7 @@ fn with_wild_clocks(seed: u64, clock_drift_percent_max: u32) -> Report {
         fill_every: 0,
         links: LinkProfile::none(),
         limits: LimitProfile::defaults(),
+        programs: ProgramProfile::none(),
         ..Profile::of(seed)
     };
     run_as(seed, profile, RunOptions { seconds: 10, trials: false, all_rules: false, trace: false })

@@ -43,6 +43,7 @@ fn entries(first: u64, count: u64) -> Vec<LogEntry> {
         kind: EntryKind::Command,
         time_ms: index,
         session: None,
+        version: 0,
         data: data.clone(),
     };
     (first..first + count).map(entry).collect()

@@ -130,6 +130,7 @@ impl Log {
                     kind: EntryKind::Command,
                     time_ms: 0,
                     session: None,
+                    version: 0,
                     data: data.clone(),
                 })
                 .collect();

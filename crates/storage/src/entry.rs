@@ -24,6 +24,9 @@ pub struct LogEntry {
     pub time_ms: u64,
     /// Set for commands sent under a session.
     pub session: Option<SessionSerial>,
+    /// The version of the command in `data`, as the state machine that led has judged it; 0 for entries of the engine.
+    /// It stands beside the payload, so that a program that does not decode the command still knows its version.
+    pub version: u32,
     /// The payload: a command, an encoded [`crate::Membership`], or empty.
     pub data: Bytes,
 }
@@ -37,6 +40,8 @@ pub struct EntryHead {
     pub kind: EntryKind,
     /// Log time in UNIX milliseconds.
     pub time_ms: u64,
+    /// The version of the command; 0 for entries of the engine.
+    pub version: u32,
     /// Length of the payload in bytes.
     pub data_len: u32,
 }
@@ -49,6 +54,7 @@ impl LogEntry {
             id: self.id,
             kind: self.kind,
             time_ms: self.time_ms,
+            version: self.version,
             data_len: u32::try_from(self.data.len()).unwrap_or(u32::MAX),
         }
     }

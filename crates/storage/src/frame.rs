@@ -14,7 +14,7 @@ use crate::{Incarnation, LogEntry, SessionSerial};
 pub(crate) const FORMAT_VERSION: u16 = 1;
 /// Length of a group header.
 pub(crate) const GROUP_HEADER_LEN: usize = 84;
-/// Length of a record without session and payload.
+/// Length of a record without session, version and payload.
 pub(crate) const RECORD_LEN: usize = 44;
 /// A hard state whose vote stickiness has been announced is longer by it.
 const STICKINESS_LEN: usize = 8;
@@ -25,9 +25,11 @@ pub(crate) const MAX_BODY_BYTES: usize = 1 << 30;
 
 const GROUP_MAGIC: [u8; 4] = *b"dGRP";
 const SESSION_LEN: usize = 16;
+const VERSION_LEN: usize = 4;
 const KIND_HARD_STATE: u8 = 1;
 const KIND_ENTRY: u8 = 2;
 const FLAG_SESSION: u8 = 1;
+const FLAG_VERSION: u8 = 2;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,7 +154,7 @@ pub(crate) fn decode_record(buffer: &Bytes, at: usize, chain: u32) -> Result<Fra
     let checksum = head.u32().ok_or(SHORT)?;
     let len = head.u32().ok_or(SHORT)?;
     let whole = len as usize;
-    if !(RECORD_LEN..=RECORD_LEN + SESSION_LEN + MAX_PAYLOAD_BYTES).contains(&whole) {
+    if !(RECORD_LEN..=RECORD_LEN + SESSION_LEN + VERSION_LEN + MAX_PAYLOAD_BYTES).contains(&whole) {
         return Err(Fault::Invalid("the record's length is impossible"));
     }
     let end = at.checked_add(whole).ok_or(SHORT)?;
@@ -173,7 +175,7 @@ fn decode_content(buffer: &Bytes, at: usize, end: usize) -> Result<Record, Fault
     let term = Term::new(rest.u64().ok_or(SHORT)?);
     let second = rest.u64().ok_or(SHORT)?;
     let third = rest.u64().ok_or(SHORT)?;
-    if reserved != 0 || flags & !FLAG_SESSION != 0 {
+    if reserved != 0 || flags & !(FLAG_SESSION | FLAG_VERSION) != 0 {
         return Err(Fault::Invalid("the record has unknown flags"));
     }
     match kind {
@@ -191,12 +193,16 @@ fn decode_content(buffer: &Bytes, at: usize, end: usize) -> Result<Record, Fault
                     serial: rest.u64().ok_or(SHORT)?,
                 }),
             };
+            let version = match flags & FLAG_VERSION {
+                0 => 0,
+                _ => rest.u32().ok_or(SHORT)?,
+            };
             let data = buffer.slice(end - rest.0.len()..end);
             if third > MAX_ACCEPTED_TIME_MS {
                 return Err(Fault::Impossible("the entry's time lies after the year 9999"));
             }
             let id = LogId::new(term, LogIndex::new(second));
-            Ok(Record::Entry { group, entry: LogEntry { id, kind, time_ms: third, session, data } })
+            Ok(Record::Entry { group, entry: LogEntry { id, kind, time_ms: third, session, version, data } })
         }
         _ => Err(Fault::Invalid("unknown kind of record")),
     }
@@ -271,13 +277,21 @@ impl GroupBuffer {
     /// than [`MAX_PAYLOAD_BYTES`].
     pub(crate) fn push_entry(&mut self, group: GroupId, entry: &LogEntry) -> usize {
         let number = self.records.len();
-        let flags = if entry.session.is_some() { FLAG_SESSION } else { 0 };
-        let len = RECORD_LEN + entry.data.len() + if entry.session.is_some() { SESSION_LEN } else { 0 };
+        let (mut flags, mut len) = (0, RECORD_LEN + entry.data.len());
+        if entry.session.is_some() {
+            (flags, len) = (flags | FLAG_SESSION, len + SESSION_LEN);
+        }
+        if entry.version != 0 {
+            (flags, len) = (flags | FLAG_VERSION, len + VERSION_LEN);
+        }
         let fields = [group.get(), entry.id.term.get(), entry.id.index.get(), entry.time_ms];
         self.push(len, [KIND_ENTRY, entry.kind.number(), flags, 0], fields);
         if let Some(SessionSerial { session, serial }) = entry.session {
             self.bytes.extend_from_slice(&session.to_le_bytes());
             self.bytes.extend_from_slice(&serial.to_le_bytes());
+        }
+        if entry.version != 0 {
+            self.bytes.extend_from_slice(&entry.version.to_le_bytes());
         }
         self.bytes.extend_from_slice(&entry.data);
         number

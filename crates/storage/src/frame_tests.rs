@@ -21,7 +21,8 @@ fn header() -> GroupHeader {
 
 fn entry(index: u64, session: Option<SessionSerial>) -> LogEntry {
     let id = LogId::new(Term::new(7), LogIndex::new(index));
-    LogEntry { id, kind: EntryKind::Command, time_ms: 8, session, data: Bytes::from_static(b"payload") }
+    let data = Bytes::from_static(b"payload");
+    LogEntry { id, kind: EntryKind::Command, time_ms: 8, session, version: 0, data }
 }
 
 fn group() -> Vec<u8> {
@@ -35,6 +36,7 @@ fn group() -> Vec<u8> {
     buffer.push_hard_state(GroupId::FIRST, &state);
     buffer.push_entry(GroupId::FIRST, &entry(1, None));
     buffer.push_entry(GroupId::FIRST, &entry(2, Some(SessionSerial { session: 1, serial: 9 })));
+    buffer.push_entry(GroupId::FIRST, &LogEntry { version: 2, ..entry(3, None) });
     buffer.finish(header(), 512).to_vec()
 }
 
@@ -50,13 +52,14 @@ fn a_group_comes_back_as_it_was_written() {
     let bytes = group();
     assert_eq!(bytes.len(), 512);
     let (found, _) = GroupHeader::decode(&bytes).unwrap();
-    let body_len = 3 * RECORD_LEN + 2 * 7 + 16;
-    assert_eq!(found, GroupHeader { body_len: body_len as u32, records: 3, ..header() });
+    let body_len = 4 * RECORD_LEN + 3 * 7 + 16 + 4;
+    assert_eq!(found, GroupHeader { body_len: body_len as u32, records: 4, ..header() });
     let records: Vec<_> = decode(&bytes).unwrap().into_iter().map(|framed| framed.record).collect();
     assert!(matches!(&records[0], Record::HardState { state, .. } if state.vote == NodeId::new(2)));
     assert!(matches!(&records[1], Record::Entry { entry: found, .. } if *found == entry(1, None)));
     let session = Some(SessionSerial { session: 1, serial: 9 });
     assert!(matches!(&records[2], Record::Entry { entry: found, .. } if *found == entry(2, session)));
+    assert!(matches!(&records[3], Record::Entry { entry: found, .. } if found.version == 2));
 }
 
 #[test]
@@ -162,6 +165,7 @@ proptest! {
         time_ms in 0..=d_engine_core::MAX_ACCEPTED_TIME_MS,
         kind in 1_u8..=5,
         session in proptest::option::of((any::<u64>(), any::<u64>())),
+        version in prop_oneof![Just(0), any::<u32>()],
         data in proptest::collection::vec(any::<u8>(), 0..2000),
     ) {
         let entry = LogEntry {
@@ -169,6 +173,7 @@ proptest! {
             kind: EntryKind::from_number(kind).unwrap(),
             time_ms,
             session: session.map(|(session, serial)| SessionSerial { session, serial }),
+            version,
             data: Bytes::from(data),
         };
         let mut buffer = GroupBuffer::new();

@@ -24,13 +24,14 @@ fn options() -> FileStorageOptions {
     }
 }
 
-/// A short life that has everything in it: every kind of entry, sessions, a superseded suffix, a
+/// A short life that has everything in it: every kind of entry, sessions, a command version, a superseded suffix, a
 /// watermark alone, two opens, a purge, a record of the node's own.
 fn written() -> (SimImage, Picture) {
     let fs = SimFs::new();
     let mut expected = Picture::default();
     let mut opened = open(&fs, &options()).unwrap();
-    for chunk in [entries(1, 1..=3), entries(1, 4..=5), entries(1, 6..=7), entries(2, 5..=6)] {
+    let newer = vec![entry(2, 5), LogEntry { version: 3, ..entry(2, 6) }];
+    for chunk in [entries(1, 1..=3), entries(1, 4..=5), entries(1, 6..=7), newer] {
         let state = hard_state(chunk[0].id.term.get(), 2, chunk[0].id.index.get() - 1);
         opened.log.append(GROUP, Some(state), &chunk).unwrap();
         opened.log.sync().unwrap();

@@ -299,19 +299,21 @@ fn names_are_not_believed() {
 #[test]
 fn snapshots_of_another_cluster_group_or_version_are_refused_with_both_values() {
     let fs = SimFs::new();
-    let newer = SnapshotOptions { user_format: 3, ..options() };
+    let newer = SnapshotOptions { user_format: 3, command_version_max: 9, ..options() };
     let (store, _) = SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), newer).unwrap();
     let staging = store.staging().unwrap();
     write_files(&fs, staging.path(), &files(log_id(1, 5))).unwrap();
     let mut said = facts(log_id(1, 5), &files(log_id(1, 5)));
     said.user_format = 3;
+    said.command_version = 9;
     store.pack(staging, &said, &mut FullSpeed).unwrap();
     let header = store.open_archive(log_id(1, 5)).unwrap().header_bytes().clone();
     assert_eq!(store.check_header(&header).unwrap().facts, said);
     let other = [
         (SnapshotOptions { cluster: ClusterId([9; 16]), ..options() }, "0909", "c1c1"),
         (SnapshotOptions { group: GroupId::new(8).unwrap(), ..options() }, "8", "1"),
-        (SnapshotOptions { user_format: 2, ..options() }, "up to 2", "version 3"),
+        (SnapshotOptions { user_format: 2, command_version_max: 9, ..options() }, "up to 2", "version 3"),
+        (SnapshotOptions { user_format: 3, command_version_max: 8, ..options() }, "up to 8", "version 9"),
     ];
     for (options, ours, theirs) in other {
         let (store, report) = SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), options).unwrap();

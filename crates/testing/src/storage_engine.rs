@@ -80,7 +80,15 @@ fn id(term: u64, index: u64) -> LogId {
 fn entry(term: u64, index: u64) -> LogEntry {
     let text = format!("entry {index} of term {term} ").repeat(usize::try_from(index % 7 + 1).unwrap_or(1));
     let kind = if index % 5 == 4 { EntryKind::Noop } else { EntryKind::Command };
-    LogEntry { id: id(term, index), kind, time_ms: 1_000 * index, session: None, data: Bytes::from(text) }
+    let version = if index % 5 == 2 { 3 } else { 0 };
+    LogEntry {
+        id: id(term, index),
+        kind,
+        time_ms: 1_000 * index,
+        session: None,
+        version,
+        data: Bytes::from(text),
+    }
 }
 
 fn entries(term: u64, first: u64, last: u64) -> Vec<LogEntry> {

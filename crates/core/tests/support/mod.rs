@@ -13,7 +13,7 @@ use d_engine_core::{
 /// What a follower with the default settings reports of itself once it has applied up to `applied`.
 pub(crate) fn reports(applied: u64) -> FollowerReport {
     let stickiness = CoreConfig::default().election_timeout_min;
-    FollowerReport { applied: i(applied), stickiness, ..FollowerReport::default() }
+    FollowerReport { applied: i(applied), stickiness, command_version_max: 2, ..FollowerReport::default() }
 }
 
 pub(crate) fn n(id: u64) -> NodeId {
@@ -119,6 +119,7 @@ impl Node {
             config: setup.config,
             hard_state: setup.hard_state,
             accepts_clock,
+            command_version_max: 2,
             log: InitialLog {
                 configuration: setup.configuration,
                 entries: setup.log,
@@ -388,7 +389,12 @@ impl Node {
     /// What a follower with the default settings reports.
     pub(crate) fn report(&self) -> FollowerReport {
         let stickiness = CoreConfig::default().election_timeout_min;
-        FollowerReport { stickiness, wall_ms: self.wall_ms, ..FollowerReport::default() }
+        FollowerReport {
+            stickiness,
+            wall_ms: self.wall_ms,
+            command_version_max: 2,
+            ..FollowerReport::default()
+        }
     }
 
     pub(crate) fn commit(&self) -> u64 {

@@ -118,6 +118,7 @@ impl Network {
             seed: node * 1_000 + station.starts,
             now: self.now,
             accepts_clock: false,
+            command_version_max: 0,
         }));
     }
 

@@ -154,6 +154,7 @@ fn message(body: Body, entries: Vec<peer::Entry>) -> Result<PeerMessage, FrameEr
                 log_lost: m.log_lost,
                 short_of_room: m.short_of_room,
                 stands_at: m.stands_at.map(|at| position("stands_at", Some(at))).transpose()?,
+                command_version_max: m.command_version_max,
             },
         },
         Body::TimeoutNow(m) => PeerMessage::TimeoutNow { term: term(m.term)? },
@@ -193,7 +194,7 @@ fn log_entries(leader: Term, prev: LogId, entries: Vec<peer::Entry>) -> Result<V
         // A copy of its own: a slice would keep the whole buffer alive that the frame came in, however
         // small the entry, for as long as a cache or a state machine holds it.
         let data = Bytes::copy_from_slice(&entry.data);
-        checked.push(LogEntry { id, kind, time_ms, session, data });
+        checked.push(LogEntry { id, kind, time_ms, session, version: entry.version, data });
         before = id;
     }
     Ok(checked)

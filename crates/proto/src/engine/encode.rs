@@ -138,6 +138,7 @@ fn encode_block(prev: LogId, entries: &[LogEntry]) -> (usize, Bytes) {
                 .session
                 .map(|one| peer::SessionSerial { session: one.session, serial: one.serial }),
             data: entry.data.clone(),
+            version: entry.version,
         };
         let length = wire.encoded_len();
         let added = 1 + prost::length_delimiter_len(length) + length;
@@ -198,6 +199,7 @@ fn small_body(message: &PeerMessage) -> Body {
                 log_lost: report.log_lost,
                 short_of_room: report.short_of_room,
                 stands_at: report.stands_at.map(position),
+                command_version_max: report.command_version_max,
             })
         }
         PeerMessage::TimeoutNow { term } => Body::TimeoutNow(peer::TimeoutNow { term: term.get() }),

@@ -15,6 +15,14 @@ pub fn propose_error_detail(error: &ProposeError) -> ErrorDetail {
         }
         ProposeError::Stopped { reason } => stopped(reason),
         ProposeError::Refused { reason } => Kind::Refused(client::Refused { reason: reason.to_string() }),
+        ProposeError::NewerCommand { version, allowed, held_by, .. } => {
+            Kind::NewerCommand(client::NewerCommand {
+                version: *version,
+                allowed: *allowed,
+                held_by: held_by.get(),
+                reason: error.to_string(),
+            })
+        }
         ProposeError::Expired => Kind::Expired(client::Expired {}),
         ProposeError::TransferInProgress { successor } => transfer_in_progress(successor.as_ref()),
         ProposeError::OutcomeUnknown { why } => outcome_unknown(why.to_string()),

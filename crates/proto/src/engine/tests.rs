@@ -25,6 +25,7 @@ fn command(term: u64, index: u64, data: &'static [u8]) -> LogEntry {
         kind: EntryKind::Command,
         time_ms: 1_700_000_000_000,
         session: None,
+        version: 0,
         data: Bytes::from_static(data),
     }
 }
@@ -77,16 +78,17 @@ fn any_kind() -> impl Strategy<Value = EntryKind> {
 fn any_append() -> impl Strategy<Value = PeerMessage> {
     let payload = prop::collection::vec(any::<u8>(), 0..40);
     let session = prop::option::of((any::<u64>(), any::<u64>()));
-    let one = (0_u64..3, any_kind(), any_time(), session, payload);
+    let version = prop_oneof![Just(0), any::<u32>()];
+    let one = (0_u64..3, any_kind(), any_time(), session, (version, payload));
     let prev = (1_u64..1 << 60, 0_u64..1 << 60);
     (prev, any_index(), prop::collection::vec(one, 0..20)).prop_map(|(prev, commit, raw)| {
         let prev = id(prev.0, prev.1);
         let mut before = prev;
         let mut entries = Vec::new();
-        for (term_step, kind, time_ms, session, data) in raw {
+        for (term_step, kind, time_ms, session, (version, data)) in raw {
             before = LogId::new(Term::new(before.term.get() + term_step), before.index.next());
             let session = session.map(|(session, serial)| SessionSerial { session, serial });
-            entries.push(LogEntry { id: before, kind, time_ms, session, data: data.into() });
+            entries.push(LogEntry { id: before, kind, time_ms, session, version, data: data.into() });
         }
         PeerMessage::Append { term: before.term, prev, commit, entries: entries.into() }
     })
@@ -98,10 +100,19 @@ fn any_time() -> impl Strategy<Value = u64> {
 
 fn any_report() -> impl Strategy<Value = FollowerReport> {
     let stands_at = proptest::option::of(any_id());
-    let parts = (any_index(), any::<u64>(), any_time(), any::<bool>(), any::<bool>(), stands_at);
-    parts.prop_map(|(applied, nanos, wall_ms, short_of_room, log_lost, stands_at)| {
+    let parts = (any_index(), any::<u64>(), any_time(), any::<(bool, bool)>(), stands_at, any::<u32>());
+    parts.prop_map(|(applied, nanos, wall_ms, flags, stands_at, command_version_max)| {
         let stickiness = Duration::from_nanos(nanos);
-        FollowerReport { applied, stickiness, wall_ms, short_of_room, log_lost, stands_at }
+        let (short_of_room, log_lost) = flags;
+        FollowerReport {
+            applied,
+            stickiness,
+            wall_ms,
+            short_of_room,
+            log_lost,
+            stands_at,
+            command_version_max,
+        }
     })
 }
 

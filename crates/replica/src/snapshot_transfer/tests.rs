@@ -60,6 +60,7 @@ fn archive(cluster: u8, label: LogId, content: &[u8]) -> SnapshotArchive {
         envelope: Bytes::new(),
         machine: "one".to_owned(),
         user_format: 0,
+        command_version: 0,
         checksum: hash.finalize().into(),
     };
     store.pack(staging, &facts, &mut FullSpeed).unwrap();

@@ -52,6 +52,7 @@ fn entry(term: u64, index: u64) -> LogEntry {
         kind: EntryKind::Command,
         time_ms: 1_000 + index,
         session: None,
+        version: 0,
         data: Bytes::from(command(term, index)),
     }
 }

@@ -105,6 +105,8 @@ pub(crate) struct Manner {
     pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
+    /// The highest version of a command that it decodes.
+    pub(crate) decodes: u32,
     pub(crate) name: &'static str,
     /// Numbers that it takes for no command, or that its `check` panics about.
     pub(crate) refuses: Option<u8>,
@@ -381,6 +383,10 @@ impl StateMachine for Recording {
     }
     fn snapshot_format(&self) -> u32 {
         self.manner.format
+    }
+
+    fn command_version_max(&self) -> u32 {
+        self.manner.decodes
     }
 
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {

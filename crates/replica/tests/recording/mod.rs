@@ -33,13 +33,15 @@ pub(crate) fn entry(index: u64, kind: EntryKind, number: u8) -> LogEntry {
         kind,
         time_ms: 1_000 + index,
         session: None,
+        version: 0,
         data: Bytes::from(vec![number]),
     }
 }
 
 /// A recovered log of `last` entries of term 1.
 pub(crate) fn recovered(last: u64) -> RecoveredLog {
-    let head = |index| EntryHead { id: id(1, index), kind: EntryKind::Command, time_ms: 0, data_len: 1 };
+    let head =
+        |index| EntryHead { id: id(1, index), kind: EntryKind::Command, time_ms: 0, version: 0, data_len: 1 };
     RecoveredLog { entries: (1..=last).map(head).collect(), ..RecoveredLog::default() }
 }
 
@@ -95,6 +97,7 @@ impl Ground {
             FileStorageEngine::new(dir.path().join("data"), options, fs.clone()).open(&request).unwrap();
         let options = SnapshotOptions {
             reserve_bytes: 0,
+            command_version_max: 9,
             ..SnapshotOptions::new(opened.identity.cluster, opened.identity.group)
         };
         let (store, _) = SnapshotStore::open(fs, &dir.path().join("data/snapshots"), options).unwrap();

@@ -52,6 +52,8 @@ pub(super) fn reply(status: NodeStatus) -> StatusReply {
     }
     reply.losses = replica.losses;
     reply.lease_revoked = core.lease_revoked;
+    reply.command_version_max = replica.command_version_max;
+    reply.command_version_allowed = replica.command_version_allowed;
     reply.members = replica.membership.members().iter().map(member).collect();
     reply
 }

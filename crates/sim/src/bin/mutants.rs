@@ -106,6 +106,7 @@ const MUTANTS: &[Mutant] = &[
         bug: "a leader's own wall clock makes log time, whatever the others' show",
         found_by: Check::Test("d-engine-sim", "a_leader_whose_wall_clock_is_wrong"),
     },
+    seeds("version-unheard-voter-ignored", "a voter that has told nothing holds no newer command up"),
     seeds("committed-forgotten", "a follower with a new leader does not tell it what is committed"),
     Mutant {
         name: "held-snapshot-pruned",

@@ -144,6 +144,9 @@ impl Inner {
             let (found, supported) = (header.facts.user_format, options.user_format);
             let what = "the state machine's data";
             Err(SnapshotError::NewerFormat { path: path.to_owned(), what, found, supported })
+        } else if header.facts.command_version > options.command_version_max {
+            let (found, supported) = (header.facts.command_version, options.command_version_max);
+            Err(SnapshotError::NewerCommands { path: path.to_owned(), found, supported })
         } else {
             Ok(())
         }

@@ -58,6 +58,19 @@ pub enum SnapshotError {
         /// Newest version that this program reads.
         supported: u32,
     },
+    /// Commands took effect in its state that the program does not decode: it could not go on from there.
+    #[error(
+        "{path} is of a state in which commands of version {found} took effect; this program decodes up to {supported}: \
+         start a newer program on this node"
+    )]
+    NewerCommands {
+        /// The file.
+        path: PathBuf,
+        /// The highest version of a command in the state.
+        found: u32,
+        /// The highest version that this program decodes.
+        supported: u32,
+    },
     /// The content is compressed in a way that this version does not read.
     #[error(
         "{path} is compressed by method {number}, which this version does not read; install a newer one on this node"

@@ -63,6 +63,8 @@ pub struct SnapshotFacts {
     pub machine: String,
     /// Version of the state machine's data, chosen by its author.
     pub user_format: u32,
+    /// The highest version of a command whose effect is in the state.
+    pub command_version: u32,
     /// What the state machine returned: `snapshot_checksum` over its files.
     pub checksum: [u8; 32],
 }
@@ -147,7 +149,7 @@ impl SnapshotHeader {
             facts.envelope.len() as u32,
             self.files.len() as u32,
             facts.machine.len() as u32,
-            0,
+            facts.command_version,
             0,
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -267,10 +269,9 @@ impl Fields<'_> {
         let (membership, envelope) = (self.u32("membership")?, self.u32("envelope")?);
         let count = self.u32("files")? as usize;
         let machine = self.u32("state machine")?;
-        for _ in 0..2 {
-            let reserved = self.u32("reserved field")?;
-            self.need((reserved == 0).then_some(()), "reserved field of zero")?;
-        }
+        let command_version = self.u32("command version")?;
+        let reserved = self.u32("reserved field")?;
+        self.need((reserved == 0).then_some(()), "reserved field of zero")?;
         if count > MAX_FILES {
             return Err(too_large(self.path, "the number of files", count as u64, MAX_FILES as u64));
         }
@@ -282,7 +283,16 @@ impl Fields<'_> {
         let machine = self.need(machine.map(str::to_owned), "name of a state machine")?;
         let files = self.files(count)?;
         self.need(self.rest.0.is_empty().then_some(()), "end where its length says")?;
-        let facts = SnapshotFacts { label, time_ms, membership, envelope, machine, user_format, checksum };
+        let facts = SnapshotFacts {
+            label,
+            time_ms,
+            membership,
+            envelope,
+            machine,
+            user_format,
+            command_version,
+            checksum,
+        };
         Ok(SnapshotHeader { cluster, group, facts, engine_format, compression, chunk_bytes, files })
     }
 

@@ -32,6 +32,9 @@ pub struct SnapshotOptions {
     pub machine: String,
     /// Newest version of the state machine's data that its code reads. Newer snapshots are refused.
     pub user_format: u32,
+    /// Highest version of a command that the state machine decodes. Snapshots of a state in which a command of a higher
+    /// version took effect are refused: a node could not go on from there.
+    pub command_version_max: u32,
     /// A longer archive is taken by no node: it serves this one alone, and the log is not purged behind it. What
     /// [`SnapshotStore::receive`] believes is told to that call.
     pub max_bytes: u64,
@@ -56,6 +59,7 @@ impl SnapshotOptions {
             retained: 2,
             machine: String::new(),
             user_format: 0,
+            command_version_max: 0,
             max_bytes: u64::MAX,
             reserve_bytes: 64 << 20,
             compression: Compression::None,

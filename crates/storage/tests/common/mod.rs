@@ -78,6 +78,7 @@ pub fn entry_with(term: u64, index: u64, data: impl Into<Bytes>) -> LogEntry {
         kind: EntryKind::Command,
         time_ms: 1_000 + index,
         session: index.is_multiple_of(3).then_some(SessionSerial { session: 1, serial: index }),
+        version: 0,
         data: data.into(),
     }
 }

@@ -83,6 +83,7 @@ pub fn facts(label: LogId, files: &Files) -> SnapshotFacts {
         envelope: Bytes::from_static(b"envelope"),
         machine: String::new(),
         user_format: 0,
+        command_version: 0,
         checksum: checksum(files),
     }
 }

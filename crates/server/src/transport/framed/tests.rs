@@ -206,6 +206,7 @@ fn append(index: u64, length: usize) -> PeerMessage {
         kind: EntryKind::Command,
         time_ms: 5,
         session: None,
+        version: 0,
         data: Bytes::from(vec![index as u8; length]),
     };
     let prev = LogId::new(Term::new(u64::from(index > 1)), LogIndex::new(index - 1));
