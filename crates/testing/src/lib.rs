@@ -93,6 +93,7 @@ macro_rules! __each_state_machine_check {
             the_position_never_goes_back
             foreign_bytes_stop_nothing
             its_own_commands_pass_its_check
+            versions_come_from_the_bytes_alone
             every_command_is_answered
             the_length_is_told
             answers_are_equal_on_two_machines

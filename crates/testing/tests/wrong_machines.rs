@@ -59,6 +59,7 @@ fn caught_by(fault: Fault) -> &'static [&'static str] {
         Fault::NeverRuns => &["start_and_stop"],
         Fault::StopsOnGarbage | Fault::LetsGarbageIntoTheLog => &["foreign_bytes_stop_nothing"],
         Fault::RefusesItsOwn => &["its_own_commands_pass_its_check"],
+        Fault::IsAheadOfItself | Fault::PanicsOverVersions => &["versions_come_from_the_bytes_alone"],
         Fault::AnswersNobody => &["every_command_is_answered"],
         Fault::HasNoLength => &["the_length_is_told"],
         Fault::AnswersAtRandom => &["answers_are_equal_on_two_machines"],

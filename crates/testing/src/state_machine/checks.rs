@@ -16,7 +16,7 @@ pub use self::durable::{
 };
 pub use self::foreign::{
     answers_are_equal_on_two_machines, every_command_is_answered, foreign_bytes_stop_nothing,
-    its_own_commands_pass_its_check, the_length_is_told,
+    its_own_commands_pass_its_check, the_length_is_told, versions_come_from_the_bytes_alone,
 };
 pub use self::power::{
     power_cuts_leave_the_old_state_or_none_after_a_reset,

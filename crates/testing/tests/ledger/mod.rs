@@ -58,10 +58,13 @@ pub(crate) enum Fault {
     WritesAfterItsEnd,
     ServesFlippedBits,
     ResetsByHalves,
+    /// Its commands are of a version that it says it does not decode.
+    IsAheadOfItself,
+    PanicsOverVersions,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 38] = [
+    pub(crate) const ALL: [Self; 40] = [
         Self::KeepsHalfAChunk,
         Self::AppliesAgain,
         Self::LabelsTheViewWrongly,
@@ -100,6 +103,8 @@ impl Fault {
         Self::WritesAfterItsEnd,
         Self::ServesFlippedBits,
         Self::ResetsByHalves,
+        Self::IsAheadOfItself,
+        Self::PanicsOverVersions,
     ];
 }
 
@@ -547,6 +552,17 @@ impl StateMachine for Ledger {
             return Err(Error::msg("the books are full"));
         }
         command(data).map(drop)
+    }
+
+    fn command_version_max(&self) -> u32 {
+        u32::from(!self.is(Fault::IsAheadOfItself))
+    }
+
+    fn command_version(&self, data: &[u8]) -> u32 {
+        if self.is(Fault::PanicsOverVersions) {
+            return u32::from(!std::str::from_utf8(data).unwrap().is_empty());
+        }
+        u32::from(!data.is_empty())
     }
 
     fn query(&self, request: &[u8]) -> Result<Bytes> {

@@ -1,5 +1,7 @@
 //! What a machine does with bytes, and what it says: commands of its own and of others, replies, answers, length.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use d_engine_replica::StateMachine;
 
 use super::{Found, SOME, skipped};
@@ -51,6 +53,47 @@ pub fn its_own_commands_pass_its_check<M: StateMachine>(case: &StateMachineCase<
         check("after")?;
     }
     Ok(())
+}
+
+/// The version of every command of the case is one that the machine decodes, whatever the state; and bytes of any other
+/// program have some version: it is asked about everything that anybody proposes.
+///
+/// # Errors
+/// What was found.
+pub fn versions_come_from_the_bytes_alone<M: StateMachine>(case: &StateMachineCase<M>) -> Found {
+    let subject = Subject::new(case)?;
+    let max = subject.machine().command_version_max();
+    let version_of = |bytes: &[u8]| {
+        let asked = catch_unwind(AssertUnwindSafe(|| subject.machine().command_version(bytes)));
+        asked.map_err(|_| format!("command_version() panics on the bytes {}", shown(bytes)))
+    };
+    for index in 1..=SOME {
+        let command = (case.command)(index);
+        let before = version_of(&command)?;
+        if before > max {
+            return Err(format!(
+                "command_version() of command {index} is {before}, but command_version_max() is {max}: no leader would take it"
+            ));
+        }
+        subject.apply(index, index)?;
+        let after = version_of(&command)?;
+        if after != before {
+            return Err(format!(
+                "command_version() of command {index} is {before} before it was applied, and {after} after it: it must come \
+                 from the bytes alone"
+            ));
+        }
+        // What another program may send: a part of it, and more than it.
+        for len in 0..command.len() {
+            version_of(command.get(..len).unwrap_or_default())?;
+        }
+        version_of(&[&command[..], &[0xFF; 9]].concat())?;
+    }
+    for first in 0..=u8::MAX {
+        version_of(&[first])?;
+        version_of(&[first; 24])?;
+    }
+    case.undecodable.iter().try_for_each(|bytes| version_of(bytes).map(drop))
 }
 
 /// Callers wait for the reply to their command.
