@@ -105,7 +105,7 @@ pub(crate) struct Manner {
     pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
-    /// The highest version of a command that it decodes.
+    /// The highest version of a command that it decodes. Above 0 the second byte of a command is its version.
     pub(crate) decodes: u32,
     pub(crate) name: &'static str,
     /// Numbers that it takes for no command, or that its `check` panics about.
@@ -387,6 +387,11 @@ impl StateMachine for Recording {
 
     fn command_version_max(&self) -> u32 {
         self.manner.decodes
+    }
+
+    fn command_version(&self, command: &[u8]) -> u32 {
+        let version = command.get(1).filter(|_| self.manner.decodes > 0);
+        version.copied().map_or(0, u32::from)
     }
 
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
