@@ -83,7 +83,9 @@ pub(crate) async fn status(args: StatusArgs) -> Result<(), Failure> {
         for line in snapshots::lines(statuses_by_node(&asked).into_values()) {
             say(line);
         }
-        if let Some(line) = commands::line(statuses_by_node(&asked).into_values()) {
+        let versions: Vec<_> =
+            statuses_by_node(&asked).into_values().filter_map(commands::Versions::of).collect();
+        if let Some(line) = commands::line(&versions) {
             say(line);
         }
         for line in &report.contradictions {

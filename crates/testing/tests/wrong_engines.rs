@@ -19,6 +19,7 @@ use d_engine_testing::{StorageEngineCase, check_storage_engine};
 enum Fault {
     AnotherIdentity,
     LosesTheHardState,
+    LosesTheVersion,
     SyncsLater,
     DoesNotSync,
     KeepsTheSuffix,
@@ -32,9 +33,10 @@ enum Fault {
     KeepsTheFirstRecord,
 }
 
-const FAULTS: [(Fault, &str); 13] = [
+const FAULTS: [(Fault, &str); 14] = [
     (Fault::AnotherIdentity, "a_new_directory_is_empty"),
     (Fault::LosesTheHardState, "entries_come_back_as_they_were"),
+    (Fault::LosesTheVersion, "entries_come_back_as_they_were"),
     (Fault::SyncsLater, "synced_is_in_the_files"),
     (Fault::DoesNotSync, "power_cuts_lose_nothing_synced"),
     (Fault::KeepsTheSuffix, "a_conflicting_suffix_is_replaced"),
@@ -114,7 +116,10 @@ impl LogStore for SpoiltLog {
         let hard_state = hard_state.filter(|_| self.fault != Fault::LosesTheHardState);
         let last = self.last.index;
         let is_new = |entry: &&LogEntry| self.fault != Fault::KeepsTheSuffix || entry.id.index > last;
-        let entries: Vec<LogEntry> = entries.iter().filter(is_new).cloned().collect();
+        let mut entries: Vec<LogEntry> = entries.iter().filter(is_new).cloned().collect();
+        if self.fault == Fault::LosesTheVersion {
+            entries.iter_mut().for_each(|entry| entry.version = 0);
+        }
         let appended = self.log.append(group, hard_state, &entries);
         if appended.is_ok() {
             self.last = entries.last().map_or(self.last, |entry| entry.id);

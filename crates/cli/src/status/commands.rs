@@ -2,20 +2,50 @@
 
 use d_engine_client::NodeStatus;
 
-/// What a leader takes now, and what each node decodes; `None` where no program knows versions.
-pub(super) fn line<'a>(statuses: impl Iterator<Item = &'a NodeStatus>) -> Option<String> {
-    let mut statuses: Vec<&NodeStatus> = statuses.collect();
-    statuses.sort_by_key(|status| status.node);
-    let allowed = statuses.iter().filter_map(|status| status.command_version_allowed).max();
-    let knows = |status: &&NodeStatus| status.command_version_max > 0;
-    if !statuses.iter().any(knows) && allowed.unwrap_or(0) == 0 {
+/// What one node says of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Versions {
+    node: u64,
+    /// What its program decodes.
+    decodes: u32,
+    /// What it takes, if it leads.
+    takes: Option<u32>,
+}
+
+impl Versions {
+    /// Of a node that has not stopped.
+    pub(super) fn of(status: &NodeStatus) -> Option<Self> {
+        let (decodes, takes) = (status.command_version_max, status.command_version_allowed);
+        status.stopped.is_none().then_some(Self { node: status.node, decodes, takes })
+    }
+}
+
+/// For people; `None` where no program knows versions.
+pub(super) fn line(nodes: &[Versions]) -> Option<String> {
+    let taken = nodes.iter().filter_map(|node| node.takes).max();
+    if nodes.iter().all(|node| node.decodes == 0) && taken.unwrap_or(0) == 0 {
         return None;
     }
-    let each = |status: &&NodeStatus| format!("node {} up to {}", status.node, status.command_version_max);
-    let decode = statuses.iter().filter(|status| status.stopped.is_none()).map(each).collect::<Vec<_>>();
-    let taken = match allowed {
-        Some(allowed) => format!("commands up to version {allowed} are taken"),
+    let each: Vec<String> =
+        nodes.iter().map(|node| format!("node {} up to {}", node.node, node.decodes)).collect();
+    let taken = match taken {
+        Some(taken) => format!("commands up to version {taken} are taken"),
         None => "no leader says which versions of commands are taken".to_owned(),
     };
-    Some(format!("{taken}; programs decode: {}", decode.join(", ")))
+    Some(format!("{taken}; programs decode: {}", each.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_shown_only_where_a_program_knows_them() {
+        let node = |node, decodes, takes| Versions { node, decodes, takes };
+        assert_eq!(line(&[node(1, 0, Some(0)), node(2, 0, None)]), None);
+        let during_an_upgrade = [node(1, 2, Some(1)), node(2, 1, None)];
+        let expected = "commands up to version 1 are taken; programs decode: node 1 up to 2, node 2 up to 1";
+        assert_eq!(line(&during_an_upgrade).as_deref(), Some(expected));
+        assert!(line(&[node(3, 1, None)]).is_some_and(|line| line.starts_with("no leader says")));
+    }
 }
