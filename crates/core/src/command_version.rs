@@ -1,4 +1,8 @@
 //! Which commands every voter can apply: the versions that their programs have announced to the leader.
+//!
+//! This keeps an upgrade safe in which nobody goes back. A voter that announces a version and is then started with an
+//! older program, before its leader has lost the connection or after a command of that version is in the log, meets an
+//! entry that it does not decode: it stops by name, and its state stays what it was.
 
 use crate::NodeId;
 use crate::raft_core::RaftCore;

@@ -330,7 +330,8 @@ impl Start<'_> {
     fn facts_at(&self, index: LogIndex, footing: &Footing) -> Applied {
         let heads = self.recovered.entries.iter().take_while(|head| head.id.index <= index);
         let in_heads = heads.clone().map(|head| head.version).max().unwrap_or(0);
-        // What is purged is in a snapshot.
+        // What is purged is in a snapshot. Where none can be read any more, less is known than was applied: a leader then only
+        // asks the voters once more.
         let snapshots = self.snapshots.list().into_iter().filter(|info| info.label().index <= index);
         let in_snapshots = snapshots.map(|info| info.header.facts.command_version).max().unwrap_or(0);
         let time_ms = heads.map(|head| head.time_ms).max().unwrap_or(0).max(footing.time_ms);

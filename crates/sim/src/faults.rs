@@ -169,13 +169,12 @@ pub enum Sometimes {
     NewerCommandRefused,
     NewerCommandTaken,
     OlderProgramStopped,
-    OlderProgramRefusedSnapshot,
 }
 
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured over 400 seeds, and for
     /// torn tails what the design asks for.
-    pub const SHARES: [(Self, u64); 77] = [
+    pub const SHARES: [(Self, u64); 76] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -249,10 +248,9 @@ impl Sometimes {
         (Self::ProgramMended, 1),
         (Self::SkipRefused, 1),
         (Self::EntrySkipped, 1),
-        (Self::NewerCommandRefused, 1),
-        (Self::NewerCommandTaken, 1),
-        (Self::OlderProgramStopped, 1),
-        (Self::OlderProgramRefusedSnapshot, 1),
+        (Self::NewerCommandRefused, 100),
+        (Self::NewerCommandTaken, 80),
+        (Self::OlderProgramStopped, 14),
     ];
 }
 

@@ -255,9 +255,6 @@ impl World {
                 Ok(())
             }
             ReceiverStep::Refuse(answer) => {
-                if matches!(answer, SnapshotMessage::Refused { refusal: Refusal::Unusable, .. }) {
-                    self.counts.reached(Sometimes::OlderProgramRefusedSnapshot);
-                }
                 self.refuse(number, id, &answer);
                 Ok(())
             }
