@@ -248,9 +248,9 @@ impl Sometimes {
         (Self::ProgramMended, 1),
         (Self::SkipRefused, 1),
         (Self::EntrySkipped, 1),
-        (Self::NewerCommandRefused, 100),
+        (Self::NewerCommandRefused, 90),
         (Self::NewerCommandTaken, 80),
-        (Self::OlderProgramStopped, 14),
+        (Self::OlderProgramStopped, 13),
     ];
 }
 
