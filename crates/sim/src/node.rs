@@ -229,15 +229,13 @@ impl Node {
         };
         let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
         let engine = FileStorageEngine::new("/data", options, fs);
-        let mut incarnation = [0; 16];
-        incarnation[0] = u8::try_from(self.id).unwrap_or(0);
         let request = OpenRequest {
             cluster: Some(ClusterId(CLUSTER)),
             node: node_id(self.id),
             group: GROUP,
             initial: members(profile.nodes),
             fresh_cluster: ClusterId(CLUSTER),
-            fresh_incarnation: Incarnation(incarnation),
+            fresh_incarnation: self.incarnation(),
         };
         let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
         let found = opened.recovered.clone();
@@ -299,6 +297,13 @@ impl Node {
             snapshots: snapshot_report,
             report: opened.report,
         })
+    }
+
+    /// What its data directory is called in the cluster.
+    fn incarnation(&self) -> Incarnation {
+        let mut bytes = [0; 16];
+        bytes[0] = u8::try_from(self.id).unwrap_or(0);
+        Incarnation(bytes)
     }
 
     /// Which commands this node's program decodes.

@@ -147,14 +147,7 @@ impl Profile {
         if prng.chance(100_000) {
             (clock_drift, clock_drift_percent_max) = (prng.between(100_000, 500_000), 100);
         }
-        let nodes = match prng.below(20) {
-            0 | 1 => 1,
-            2 => 2,
-            3..=13 => 3,
-            14 => 4,
-            15..=18 => 5,
-            _ => 7,
-        };
+        let nodes = size(prng.below(20));
         let (rare, full) = (rare(seed), full(seed));
         let mut upto = |from: u64, to: u64| prng.between(from, to);
         let profile = Self {
@@ -233,6 +226,18 @@ impl Profile {
             transfer_every,
             ..self
         }
+    }
+}
+
+/// The voters of a cluster: mostly three.
+const fn size(drawn: u64) -> u64 {
+    match drawn {
+        0 | 1 => 1,
+        2 => 2,
+        3..=13 => 3,
+        14 => 4,
+        15..=18 => 5,
+        _ => 7,
     }
 }
 
