@@ -21,6 +21,12 @@ const SKIPPED_MAX: usize = 1_024;
 /// The record, and where it lies.
 pub(crate) struct ApplyRecords {
     meta: Box<dyn MetaStore>,
+    noted: Noted,
+}
+
+/// What the record says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Noted {
     /// Indexes of the first and the last entry of a chunk in which a state machine stood.
     suspects: Option<(u64, u64)>,
     skipped: Vec<SkippedEntry>,
@@ -28,29 +34,29 @@ pub(crate) struct ApplyRecords {
 
 impl ApplyRecords {
     pub(crate) fn load(meta: Box<dyn MetaStore>) -> Self {
-        let (suspects, skipped) = match meta.load(NAME) {
+        let noted = match meta.load(NAME) {
             Ok(record) => record.and_then(|record| decode(&record)).unwrap_or_default(),
             Err(error) => {
                 tracing::warn!(%error, "the record of where the state machine stood cannot be read; it is written anew when needed");
-                (None, Vec::new())
+                Noted::default()
             }
         };
-        Self { meta, suspects, skipped }
+        Self { meta, noted }
     }
 
     /// Entries that are to be given to the state machine one by one.
     pub(crate) fn singly(&self) -> Option<(u64, u64)> {
-        self.suspects
+        self.noted.suspects
     }
 
     /// Entries that a state machine which keeps its own state has skipped.
     pub(crate) fn skipped(&self) -> impl Iterator<Item = LogId> {
-        self.skipped.iter().map(|skip| skip.target)
+        self.noted.skipped.iter().map(|skip| skip.target)
     }
 
     /// The state machine stands somewhere in a chunk. After the next start it is given the entries one by one.
     pub(crate) fn stopped_between(&mut self, first: LogId, last: LogId) {
-        self.suspects = Some((first.index, last.index));
+        self.noted.suspects = Some((first.index, last.index));
         if let Err(error) = self.store() {
             tracing::warn!(%error, "where the state machine stands was not noted: after a start it may not be found either");
         }
@@ -62,12 +68,12 @@ impl ApplyRecords {
     /// # Errors
     /// It could not be stored: the node must stop, and may skip it after a start.
     pub(crate) fn skips(&mut self, skip: SkippedEntry, durability: Durability) -> Result<(), StopReason> {
-        if durability == Durability::Rebuilt || self.skipped.contains(&skip) {
+        if durability == Durability::Rebuilt || self.noted.skipped.contains(&skip) {
             return Ok(());
         }
-        self.skipped.push(skip);
-        let surplus = self.skipped.len().saturating_sub(SKIPPED_MAX);
-        self.skipped.drain(..surplus);
+        self.noted.skipped.push(skip);
+        let surplus = self.noted.skipped.len().saturating_sub(SKIPPED_MAX);
+        self.noted.skipped.drain(..surplus);
         if cfg!(mutant = "skip-unnoted") {
             return Ok(());
         }
@@ -80,19 +86,20 @@ impl ApplyRecords {
     }
 
     fn store(&mut self) -> Result<(), d_engine_storage::StorageError> {
-        let record = encode(self.suspects, &self.skipped);
+        let record = encode(&self.noted);
         self.meta.store(NAME, &record)
     }
 }
 
-fn encode(suspects: Option<(u64, u64)>, skipped: &[SkippedEntry]) -> Vec<u8> {
-    let (first, last) = suspects.unwrap_or_default();
-    let skipped = skipped.iter().flat_map(|skip| [skip.target.term, skip.target.index, skip.decided_at]);
+fn encode(noted: &Noted) -> Vec<u8> {
+    let (first, last) = noted.suspects.unwrap_or_default();
+    let skipped =
+        noted.skipped.iter().flat_map(|skip| [skip.target.term, skip.target.index, skip.decided_at]);
     [first, last].into_iter().chain(skipped).flat_map(u64::to_le_bytes).collect()
 }
 
 /// The content of a record; `None` for one that this program does not know.
-fn decode(record: &[u8]) -> Option<(Option<(u64, u64)>, Vec<SkippedEntry>)> {
+fn decode(record: &[u8]) -> Option<Noted> {
     let (numbers, rest) = record.as_chunks::<8>();
     let numbers: Vec<u64> = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
     let (head, skipped) = numbers.split_at_checked(HEAD)?;
@@ -108,7 +115,7 @@ fn decode(record: &[u8]) -> Option<(Option<(u64, u64)>, Vec<SkippedEntry>)> {
         [first, last] if *first > 0 => Some((*first, *last)),
         _ => None,
     };
-    Some((suspects, skipped.collect()))
+    Some(Noted { suspects, skipped: skipped.collect() })
 }
 
 #[cfg(test)]
@@ -120,7 +127,8 @@ mod tests {
         let skip = SkippedEntry { target: LogId { term: 3, index: 131 }, decided_at: 140 };
         for suspects in [None, Some((7, 9))] {
             for skipped in [vec![], vec![skip], vec![skip, skip]] {
-                assert_eq!(decode(&encode(suspects, &skipped)), Some((suspects, skipped)));
+                let noted = Noted { suspects, skipped };
+                assert_eq!(decode(&encode(&noted)), Some(noted));
             }
         }
         for foreign in [&[][..], &[0; 15], &[0; 17], &[0; 24]] {

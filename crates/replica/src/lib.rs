@@ -26,6 +26,7 @@ mod loads;
 mod log_cache;
 mod log_worker;
 mod members;
+mod payloads;
 mod peer_message;
 mod proposals;
 mod reads;

@@ -5,16 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use bytes::Bytes;
 use d_engine_core::{
-    AppendPlan, Appended, Effects, EntryKind, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistId,
-    PersistOrder, RaftCore, Rejected, RoleKind,
+    Effects, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistId, RaftCore, Rejected,
 };
-use d_engine_storage::{Identity, Incarnation, LogEntry, LogSuffix, Membership, RecoveredLog};
+use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
 use crate::apply_queue::ApplyQueue;
 use crate::convert;
-use crate::event::{ApplySource, Event, Install, Jobs, Outgoing, PersistJob, Proposal, SnapshotOrder};
+use crate::event::{ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotOrder};
 use crate::health::Pauses;
 use crate::intake::refuse_event;
 use crate::loads::Loads;
@@ -27,8 +25,8 @@ use crate::snapshots::Snapshots;
 use crate::ticker::Ticker;
 use crate::worker_watch::WorkerWatch;
 use crate::{
-    ApplyStop, Footing, LeaderHint, LogDisk, PeerMessage, ProposeError, ReadError, ReplicaConfig,
-    ReplicaError, ReplicaStatus, StopReason, UnknownBecause,
+    ApplyStop, Footing, LeaderHint, LogDisk, PeerMessage, ReadError, ReplicaConfig, ReplicaError,
+    ReplicaStatus, StopReason,
 };
 
 /// A node of one group without its threads.
@@ -38,7 +36,7 @@ pub struct Replica {
     pub(crate) core: RaftCore,
     effects: Effects,
     pub(crate) cache: LogCache,
-    members: Members,
+    pub(crate) members: Members,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
     pub(crate) apply: ApplyQueue,
@@ -48,7 +46,7 @@ pub struct Replica {
     /// The data directories of this node and of connected peers.
     incarnations: BTreeMap<NodeId, Incarnation>,
     /// Payload bytes given to the log worker and not reported as stored, by order.
-    unsynced: VecDeque<(PersistId, usize)>,
+    pub(crate) unsynced: VecDeque<(PersistId, usize)>,
     pub(crate) unsynced_bytes: usize,
     pub(crate) snapshots: Snapshots,
     /// The log's disk.
@@ -574,147 +572,4 @@ impl Replica {
         jobs.status_changed |= effects.status_changed;
         jobs.hard_state_saved |= effects.hard_state_saved;
     }
-
-    /// Gives the core's order its payloads and passes it on to the log worker.
-    fn persist(&mut self, now: Instant, order: PersistOrder, payload: Payload, jobs: &mut Jobs) {
-        let mut install = None;
-        let entries = match (order.appended, payload) {
-            (Appended::Nothing, _) => Vec::new(),
-            (Appended::Received { skip, .. }, Payload::Received(entries)) => {
-                entries.iter().skip(skip).cloned().collect()
-            }
-            (Appended::Created { first, kind, time_ms, count }, payload) => {
-                self.create(first, kind, time_ms, count, payload)
-            }
-            (Appended::Snapshot { last, keeps_suffix }, Payload::Snapshot(membership)) => {
-                install = Some(self.begin_anew(last, keeps_suffix, membership));
-                Vec::new()
-            }
-            (Appended::Snapshot { .. }, _) => unreachable!("the core installs only what it was given"),
-            (Appended::Received { .. }, _) => unreachable!("the core appends only what it was given"),
-        };
-        for entry in &entries {
-            if entry.kind == EntryKind::Membership
-                && let Ok(membership) = Membership::decode(&entry.data)
-            {
-                self.members.push(entry.id.index, membership);
-            }
-            if entry.kind == EntryKind::Skip
-                && let Some(target) = skips::decode(&entry.data)
-            {
-                self.skips.push(entry.id.index, target);
-            }
-        }
-        self.cache.append(&entries);
-        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
-        if !self.log_disk.full {
-            self.disk.given(now);
-        }
-        self.unsynced.push_back((order.id, bytes));
-        self.unsynced_bytes = self.unsynced_bytes.saturating_add(bytes);
-        jobs.persist.push(PersistJob { id: order.id, hard_state: order.hard_state, entries, install });
-    }
-
-    /// A snapshot takes the place of the log up to `last`, in memory; the job for the disk.
-    fn begin_anew(&mut self, last: LogId, keeps_suffix: bool, membership: Membership) -> Install {
-        if !keeps_suffix {
-            self.cache.restart_after(last.index);
-        }
-        self.skips.purge_to(last.index);
-        self.members.install(last.index, &membership, keeps_suffix);
-        self.apply.install(last);
-        // These entries will not be applied one by one here: nobody has their replies.
-        for (_, responder) in self.proposals.take_to(last.index) {
-            responder(Err(ProposeError::OutcomeUnknown { why: UnknownBecause::LeadershipLost }));
-        }
-        Install { base: last, suffix: if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop } }
-    }
-
-    fn create(
-        &mut self,
-        first: LogId,
-        kind: EntryKind,
-        time_ms: u64,
-        count: u64,
-        payload: Payload,
-    ) -> Vec<LogEntry> {
-        let entry = |offset: usize, data: Bytes| LogEntry {
-            id: LogId::new(first.term, first.index.plus(offset as u64)),
-            kind,
-            time_ms,
-            session: None,
-            version: 0,
-            data,
-        };
-        match payload {
-            Payload::Commands(commands) if kind == EntryKind::Command => {
-                assert!(commands.len() as u64 == count, "the core took in another number of commands");
-                let mut entries = Vec::with_capacity(commands.len());
-                for (offset, proposal) in commands.into_iter().enumerate() {
-                    let entry = LogEntry { version: proposal.version, ..entry(offset, proposal.command) };
-                    self.proposals.push(entry.id, proposal.responder);
-                    entries.push(entry);
-                }
-                entries
-            }
-            Payload::Membership(membership) if kind == EntryKind::Membership => {
-                vec![entry(0, membership.encode())]
-            }
-            Payload::Skip(target) if kind == EntryKind::Skip => vec![entry(0, skips::encode(target))],
-            _ => vec![entry(0, Bytes::new())],
-        }
-    }
-
-    /// Fills an append with payloads from memory, or asks the log for them.
-    fn fill(&mut self, plan: AppendPlan, jobs: &mut Jobs) {
-        if self.loads.queue_behind(plan) {
-            return;
-        }
-        match self.entries_of(&plan) {
-            Some(entries) => jobs.send.push(append(plan, entries)),
-            None => jobs.load.push(self.loads.begin(plan)),
-        }
-    }
-
-    /// The entries of an append, if they are in memory.
-    fn entries_of(&mut self, plan: &AppendPlan) -> Option<Arc<[LogEntry]>> {
-        let first = plan.prev.index.next();
-        if plan.last.index < first { Some(Arc::new([])) } else { self.cache.slice(first, plan.last.index) }
-    }
-
-    /// Entries have come from the log. The log may have moved on meanwhile: a plan whose last entry
-    /// is gone, or whose term is over, is dropped, and the plans behind it with it.
-    fn on_loaded(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        read: (NodeId, u64),
-        entries: &Arc<[LogEntry]>,
-        jobs: &mut Jobs,
-    ) {
-        let Some((plan, mut behind)) = self.loads.ended(read.0, read.1) else { return };
-        if self.core.role() != RoleKind::Leader || self.core.term() != plan.term {
-            return;
-        }
-        let is_current = entries.last().is_some_and(|last| last.id == plan.last)
-            && self.core.term_at(plan.last.index) == Some(plan.last.term);
-        if !is_current {
-            let AppendPlan { to, term, prev, .. } = plan;
-            let input = Input::AppendNotSent { to, term, prev: prev.index };
-            self.step(now, wall_ms, input, Payload::None, jobs);
-            return;
-        }
-        jobs.send.push(append(plan, entries.clone()));
-        while let Some(next) = behind.front() {
-            let Some(entries) = self.entries_of(next) else { break };
-            jobs.send.push(append(*next, entries));
-            behind.pop_front();
-        }
-        jobs.load.extend(self.loads.go_on(behind));
-    }
-}
-
-fn append(plan: AppendPlan, entries: Arc<[LogEntry]>) -> Outgoing {
-    let AppendPlan { to, term, prev, commit, .. } = plan;
-    Outgoing { to, message: PeerMessage::Append { term, prev, commit, entries } }
 }

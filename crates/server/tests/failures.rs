@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvStateMachine};
-use d_engine_replica::{ProposeError, ReadConsistency, ReadError};
+use d_engine_replica::{ProposeError, ReadConsistency, ReadError, StateMachine as _};
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError, WaitError};
 use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{FileStorageEngine, FileStorageOptions, FsOp, StorageError};

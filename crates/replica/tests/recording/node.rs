@@ -40,8 +40,12 @@ impl Node {
         let (handler, footing) =
             now(StateMachineHandler::open(machine.clone(), Arc::new(policy), ground.start()))?;
         let worker = ApplyWorker::new(handler, ground.opened.log.reader(), GroupId::FIRST)
-            .with_snapshots(ground.store.clone(), NodeId::new(1).unwrap())
-            .with_records(ground.meta.take().unwrap());
+            .with_snapshots(ground.store.clone(), NodeId::new(1).unwrap());
+        // An earlier worker may have it still.
+        let worker = match ground.meta.take() {
+            Some(meta) => worker.with_records(meta),
+            None => worker,
+        };
         Ok(Self { ground, machine, worker, footing })
     }
 
