@@ -113,15 +113,17 @@ fn what_scan_prints_as_json_import_reads_back() {
 #[test]
 fn a_snapshot_that_takes_too_long_is_told_as_that() {
     let dir = tempfile::tempdir().unwrap();
-    let (config, address) = alone(dir.path(), "");
+    // Its archive takes more than a second.
+    let (config, address) = alone(dir.path(), "[snapshots]\nbuild_bytes_per_second = 65536\n");
     let mut node = serve(&config);
     node.lines().wait_for("is ready");
-    let put = run(&["put", "--endpoints", &address, "k", "v"]);
+    let value = "v".repeat(100_000);
+    let put = run(&["put", "--endpoints", &address, "k", &value]);
     assert_eq!(put.code, Some(0), "{}", put.err);
-    let late = run(&["snapshot", "--endpoints", &address, "--wait", "1ms"]);
-    // A fast disk may make it.
+    let late = run(&["snapshot", "--endpoints", &address, "--wait", "100ms"]);
     let told = format!("{}{}", late.out, late.err);
-    assert!(late.code == Some(0) || told.contains("--wait"), "{told}");
+    assert_eq!(late.code, Some(1), "{told}");
+    assert!(told.contains("--wait"), "{told}");
     assert!(!told.contains("cannot be reached"), "{told}");
 }
 
