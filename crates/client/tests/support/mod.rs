@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_client::{Client, ClientOptions, NodeStatus};
 use d_engine_kv::{KvCommand, KvStateMachine};
+use d_engine_replica::StateMachine;
 use d_engine_server::{Config, EmbeddedEngine, MemberConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -60,6 +61,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts three nodes with data under `dir` and waits until all are ready.
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::start_of(dir, || Arc::new(KvStateMachine::new())).await
+    }
+
+    /// The same with machines of the test's own.
+    pub(crate) async fn start_of(dir: &Path, machine: impl Fn() -> Arc<dyn StateMachine>) -> Self {
         let member = |id| MemberConfig { id, peer_addr: free_address(), client_addr: free_address() };
         let members: Vec<MemberConfig> = (1..=3).map(member).collect();
         let mut engines = Vec::new();
@@ -71,8 +77,7 @@ impl Cluster {
                 members: members.clone(),
                 ..Config::default()
             };
-            let machine = Arc::new(KvStateMachine::new());
-            engines.push(Some(EmbeddedEngine::start_custom(machine, config).await.unwrap()));
+            engines.push(Some(EmbeddedEngine::start_custom(machine(), config).await.unwrap()));
         }
         for engine in engines.iter().flatten() {
             engine.wait_ready(PATIENCE).await.unwrap();
