@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use d_engine_core::{Duration, Input, Instant, LogIndex, NodeId};
+use d_engine_core::{Duration, Input, Instant, LogIndex, NodeId, RoleKind};
 use d_engine_storage::snapshot::Hold;
 
 use crate::event::{InstallResponder, Jobs, ReceivedSnapshot};
@@ -185,6 +185,12 @@ impl Replica {
     /// that will be gone.
     pub(crate) fn maybe_install(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
         if !self.apply.is_idle() {
+            return;
+        }
+        // Its sender is deposed, and who leads now is open. As soon as that is known the snapshot serves after all.
+        let campaigns = matches!(self.core.role(), RoleKind::PreCandidate | RoleKind::Candidate);
+        let term = self.core.term();
+        if campaigns && self.snapshots.received.as_ref().is_some_and(|(snapshot, _)| snapshot.term < term) {
             return;
         }
         let Some((snapshot, responder)) = self.snapshots.received.take() else { return };

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use d_engine_core::{Duration, GroupId, Instant, LogId, NodeId};
+use d_engine_core::{Duration, GroupId, Instant, LogId, NodeId, Term};
 use d_engine_replica::{
     AfterEntries, ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica,
     ReplicaConfig, SnapshotPolicy, SnapshotReceiver, SnapshotSender, SnapshotTask, Start,
@@ -124,6 +124,8 @@ pub(crate) struct Running {
     pub(crate) chosen: BTreeMap<NodeId, LogId>,
     /// The snapshot that was received and not yet installed.
     pub(crate) installing: Option<LogId>,
+    /// The term that its sender leads, or led.
+    pub(crate) sent_in: Term,
     /// This life's data directory.
     pub(crate) incarnation: Incarnation,
     /// The deadline that an event is scheduled for.
@@ -288,6 +290,7 @@ impl Node {
             cut: BTreeSet::new(),
             chosen: BTreeMap::new(),
             installing: None,
+            sent_in: Term::ZERO,
             incarnation: opened.identity.incarnation,
             deadline: None,
         });

@@ -298,6 +298,7 @@ impl World {
         }
         if let Some(running) = self.node(id).running.as_mut() {
             running.installing = Some(label);
+            running.sent_in = snapshot.term;
         }
         self.transmit(number, Way::ToLeader, &SnapshotMessage::Installing);
         let outcomes = self.transfers.outcomes.clone();

@@ -154,11 +154,15 @@ impl World {
         }
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let after = (running.replica.core().role(), running.replica.core().term());
+        let is_deposed = running.sent_in < after.1;
         self.observe(id, before, after)?;
         let installs = jobs.persist.iter().skip(asked.persists).filter_map(|job| job.install);
         for install in installs.collect::<Vec<_>>() {
             let conflicts = there.is_some_and(|term| term != install.base.term);
             self.note_install(id, install, log.last, conflicts);
+            if is_deposed {
+                self.counts.reached(Sometimes::SnapshotOfDeposedInstalled);
+            }
         }
         self.look_at_jobs(id, jobs, &asked, carries_entries)
     }
