@@ -74,3 +74,32 @@ fn a_snapshot_of_a_deposed_leader_is_not_needed_by_the_next_one() {
     assert_eq!((begins_at(&node), node.replica.core().role()), (0, RoleKind::Leader));
     assert_eq!(*outcomes.lock().unwrap(), [Err(InstallError::Stale)]);
 }
+
+/// A large state may take minutes to be installed. Meanwhile the entries behind it are stored, and the leader hears of it.
+#[test]
+fn entries_are_stored_while_the_state_machine_gets_the_snapshot() {
+    let mut node = Node::new(3);
+    hears_of_leader(&mut node, 2, 2);
+    let outcomes = receives(&mut node, 2);
+    let id = LogId::new(Term::new(2), LogIndex::new(6));
+    let data = bytes::Bytes::from_static(b"command");
+    let entry = d_engine_storage::LogEntry {
+        id,
+        kind: d_engine_core::EntryKind::Command,
+        time_ms: 1,
+        session: None,
+        version: 0,
+        data,
+    };
+    let prev = LogId::new(Term::new(1), LogIndex::new(5));
+    let (term, commit) = (Term::new(2), LogIndex::new(6));
+    let entries: Arc<[_]> = Arc::new([entry]);
+    let jobs = node.receive(2, PeerMessage::Append { term, prev, commit, entries });
+    let stored = jobs.send.iter().any(|sent| {
+        let outcome = d_engine_core::AppendOutcome::Stored(id.index);
+        matches!(&sent.message, PeerMessage::AppendReply { outcome: told, .. } if *told == outcome)
+    });
+    assert!(stored, "it is acknowledged");
+    assert_eq!((node.replica.core().log().committed, node.replica.applied()), (id.index, LogIndex::ZERO));
+    assert!(outcomes.lock().unwrap().is_empty(), "the snapshot is not applied");
+}

@@ -25,6 +25,7 @@ use crate::intake::Intake;
 use crate::machine::Machine;
 use crate::profile::Profile;
 use crate::program::NEWEST;
+use crate::world_snapshots::Sent;
 
 /// The offset of a wall clock that is right: wrong ones may be behind it or before it.
 pub(crate) const RIGHT_TIME_MS: u64 = 86_400_000;
@@ -116,8 +117,8 @@ pub(crate) struct Running {
     pub(crate) sends: BTreeMap<u64, SnapshotSender>,
     /// Snapshots on their way in, by connection.
     pub(crate) receives: BTreeMap<u64, SnapshotReceiver>,
-    /// Followers that a snapshot was ordered for, since when.
-    pub(crate) sending: BTreeMap<NodeId, Instant>,
+    /// Followers that a snapshot was ordered for.
+    pub(crate) sending: BTreeMap<NodeId, Sent>,
     /// Those of them whose last attempt has ended early.
     pub(crate) cut: BTreeSet<NodeId>,
     /// The archive that was chosen for a follower last.
@@ -369,6 +370,7 @@ fn replica_config(profile: &Profile) -> ReplicaConfig {
     config.min_free_bytes = profile.min_free_bytes;
     config.tail_entries = profile.snapshots.tail_entries;
     config.held_bytes = profile.snapshots.held_bytes;
+    config.snapshot_reserve_bytes = 0;
     config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);
     config
 }

@@ -139,7 +139,7 @@ impl World {
         let received = running.installing;
         let there = received.and_then(|label| running.replica.core().term_at(label.index));
         let carries_entries = is_append(&event);
-        running.note_event(&event);
+        running.note_event(&event, clock);
         running.told_to_stop |= matches!(event, Event::Failed(_));
         running.replica.handle(clock, wall_ms, event, jobs);
         running.note_orders(jobs.snapshots.get(asked.snapshots..).unwrap_or_default(), clock, patience);
