@@ -53,6 +53,18 @@ impl RaftCore {
 
     /// What is in a leader's snapshot is committed, so it may take the place of a log that is behind it,
     /// whatever that holds (Raft paper, figure 13).
+    ///
+    /// The paper refuses a snapshot of an earlier term. Its sender is no leader any more, so nothing is believed of it but
+    /// that it led that term: the term, the known leader and the election timeout stay as they are. What it has sent is
+    /// still committed. Every leader of this node's term holds the snapshot's last entry and all before it (Leader
+    /// Completeness), so the argument of figure 13 holds in every later term too:
+    ///
+    /// - A log that holds the last entry agrees with the snapshot up to there (Log Matching). What lies behind it stays,
+    ///   and is as far acknowledged as before.
+    /// - In a log that does not hold it, everything behind that place contradicts it and is committed in no term. What
+    ///   this node has acknowledged up to there is in the snapshot, so its acknowledgement stays true.
+    ///
+    /// A node that campaigns has told others where its log ends, and a leader holds the entries already: both refuse.
     pub(crate) fn on_install_snapshot(
         &mut self,
         now: Instant,
@@ -64,13 +76,16 @@ impl RaftCore {
         if !in_range || last.term > term || last.term == Term::ZERO {
             return Err(Rejected::OutOfRange);
         }
-        if term < self.hard_state.term {
+        let is_deposed = term < self.hard_state.term;
+        if is_deposed && !matches!(self.role, Role::Follower(_)) {
             return Err(Rejected::SnapshotStale);
         }
         if term > self.hard_state.term {
             self.become_follower(now, term, out);
         }
-        self.accept_leader(now, from)?;
+        if !is_deposed || cfg!(mutant = "deposed-sender-leads") {
+            self.accept_leader(now, from)?;
+        }
         if last.index <= self.log.committed() {
             // The next heartbeat's answer tells the leader that it may go on with entries.
             return Err(Rejected::SnapshotStale);

@@ -190,16 +190,72 @@ fn fig13_nothing_of_a_snapshot_counts_before_it_is_stored() {
     assert_eq!((stored(&mut node), node.apply_to), (Some(i(5)), Some(5)));
 }
 
-/// A snapshot that brings nothing new, or that a deposed leader has sent, changes nothing.
+/// A snapshot that brings nothing new changes nothing.
 #[test]
 fn fig13_an_old_snapshot_is_refused() {
     let mut node = Node::new(3, 4, &[1, 3, 3]);
     node.append(2, 4, id(3, 3), &[], 3).unwrap();
     assert_eq!(node.commit(), 3);
     assert_eq!(install(&mut node, 2, 4, id(3, 3)), Err(Rejected::SnapshotStale));
-    assert_eq!(install(&mut node, 2, 3, id(3, 9)), Err(Rejected::SnapshotStale));
+    assert_eq!(
+        install(&mut node, 2, 3, id(3, 3)),
+        Err(Rejected::SnapshotStale),
+        "nor that of a deposed leader"
+    );
     assert_eq!(install(&mut node, 2, 4, id(5, 9)), Err(Rejected::OutOfRange), "newer than its sender's term");
     assert_eq!((node.core.log().last, snapshot_orders(&node)), (id(3, 3), vec![]));
+}
+
+/// Figure 13, rule 1, further than the paper: what a deposed leader has sent is committed in every later term too. Only
+/// the snapshot is taken; the sender is not followed, and whoever campaigned or led keeps its role.
+#[test]
+fn fig13_a_snapshot_of_a_deposed_leader_is_installed_and_its_sender_is_not_followed() {
+    for (log, last, keeps_suffix) in [
+        (&[1][..], id(3, 5), false),
+        (&[1, 1, 2, 2, 2, 2], id(3, 5), false),
+        (&[1, 3, 3, 3, 4], id(3, 3), true),
+    ] {
+        let mut node = Node::new(3, 6, log);
+        node.heartbeat(2, 6, 0).unwrap();
+        let due = node.core.next_deadline();
+        node.pass(50);
+        install(&mut node, 1, 4, last).unwrap();
+        assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last, keeps_suffix }]);
+        assert_eq!((node.commit(), node.core.log().base), (last.index.get(), last));
+        assert_eq!((node.role(), node.term(), node.leader_known()), (RoleKind::Follower, 6, Some(2)));
+        assert_eq!(node.core.next_deadline(), due, "the election timeout goes on");
+    }
+    let mut node = Node::new(3, 6, &[1]);
+    install(&mut node, 1, 4, id(3, 5)).unwrap();
+    assert_eq!((node.term(), node.leader_known(), node.commit()), (6, None, 5));
+}
+
+#[test]
+fn fig13_a_candidate_or_leader_of_a_later_term_takes_no_snapshot_of_a_deposed_leader() {
+    for mut node in [Node::candidate(3, 6, &[1]), Node::leader(3, 6, &[1])] {
+        let (role, term, last) = (node.role(), node.term(), node.core.log().last);
+        assert_eq!(install(&mut node, 2, 4, id(3, 5)), Err(Rejected::SnapshotStale));
+        assert_eq!((node.role(), node.term(), node.core.log().last), (role, term, last));
+        assert_eq!(snapshot_orders(&node), vec![]);
+    }
+}
+
+/// What this node has acknowledged to the leader of the present term, up to where the deposed one's snapshot ends, is in
+/// that snapshot: it says the same to the present leader, and no less.
+#[test]
+fn fig13_a_snapshot_of_a_deposed_leader_takes_no_acknowledgement_back() {
+    let mut node = Node::new(3, 6, &[1, 3]);
+    node.append(2, 6, id(3, 2), &[3], 2).unwrap();
+    node.store();
+    install(&mut node, 1, 4, id(4, 5)).unwrap();
+    node.store();
+    node.take_sent();
+    node.heartbeat(2, 6, 5).unwrap();
+    let acked = |(_, message): &(u64, Message)| match message {
+        Message::HeartbeatReply { received, stored, .. } => Some((*received, *stored)),
+        _ => None,
+    };
+    assert_eq!(node.take_sent().iter().find_map(acked), Some((i(5), i(5))));
 }
 
 /// A follower that has committed more than the snapshot holds needs entries. Its leader hears of it, instead of

@@ -25,11 +25,14 @@ pub struct ReplicaConfig {
     pub min_free_bytes: u64,
     /// As much of them in bytes; whichever is reached first counts.
     pub tail_bytes: u64,
-    /// How long a snapshot on its way to a follower keeps the log from being purged: the follower goes on
-    /// from there.
+    /// How long the log is kept for a follower that is sent a snapshot and does not come forward: nothing more of the
+    /// snapshot is confirmed, and no entry behind it is stored.
     pub purge_patience: Duration,
-    /// So many bytes of the log are kept for it at most.
+    /// So many bytes of the log are kept for it at most where nobody knows how many are free, or too few are.
     pub held_bytes: u64,
+    /// Bytes that a snapshot leaves free on the log's disk. What is kept of the log for a follower leaves as much, and room
+    /// for the next snapshot.
+    pub snapshot_reserve_bytes: u64,
     /// Believe the wall clock of a node that is alone however far it is from its log; see
     /// [`d_engine_core::ClockState::Held`].
     pub accept_clock: bool,
@@ -50,6 +53,7 @@ impl Default for ReplicaConfig {
             min_free_bytes: 2 << 20,
             purge_patience: Duration::from_millis(600_000),
             held_bytes: 256 << 20,
+            snapshot_reserve_bytes: 64 << 20,
             accept_clock: false,
         }
     }

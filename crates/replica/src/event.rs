@@ -96,6 +96,19 @@ pub struct LogDisk {
     pub free_bytes: Option<u64>,
 }
 
+/// How far a snapshot on its way to a follower has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SnapshotProgress {
+    /// The follower.
+    pub to: NodeId,
+    /// The last entry in the snapshot.
+    pub label: LogIndex,
+    /// Bytes that the follower has confirmed.
+    pub confirmed: u64,
+    /// Bytes of the archive.
+    pub len: u64,
+}
+
 /// Everything that can happen to a replica.
 pub enum Event {
     /// A message from a peer whose identity the transport has checked.
@@ -208,6 +221,9 @@ pub enum Event {
         /// Called with whether it is installed. Must not block.
         responder: InstallResponder,
     },
+    /// A snapshot on its way to a follower was chosen, or the follower has confirmed more of it. About once a second
+    /// is often enough.
+    SnapshotProgress(SnapshotProgress),
     /// A follower that was sent a snapshot has applied it.
     SnapshotSent(NodeId),
     /// Sending a snapshot to this follower has failed; it is ordered again with the next heartbeat.

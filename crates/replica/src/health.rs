@@ -164,7 +164,7 @@ impl Replica {
             Some(ClockState::Agreed) | None => {}
         }
         alarms.extend(self.snapshots.damage_alarm());
-        alarms.extend(self.followers_that_never_catch_up());
+        alarms.extend(self.hold_alarms());
         alarms.extend(self.losses());
         alarms
     }

@@ -52,6 +52,9 @@ impl Replica {
                 (proposal.responder)(Err(ProposeError::Refused { reason }));
             } else if room == 0 {
                 (proposal.responder)(Err(ProposeError::Busy { what: "proposals on their way" }));
+            } else if may_accept && !self.brake.takes(now, size as u64) {
+                let what = "commands are slowed while a follower catches up and the leader's disk fills";
+                (proposal.responder)(Err(ProposeError::Busy { what }));
             } else {
                 room -= 1;
                 accepted.push(proposal);

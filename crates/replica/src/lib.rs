@@ -11,6 +11,7 @@ mod apply_queue;
 mod apply_records;
 mod apply_worker;
 mod binding;
+mod brake;
 mod callback_error;
 mod callers;
 mod command_version;
@@ -21,6 +22,7 @@ mod error;
 mod event;
 mod gauges;
 mod health;
+mod holds;
 mod intake;
 mod loads;
 mod log_cache;
@@ -59,7 +61,7 @@ pub use error::{
 pub use event::{
     ApplyJob, ApplySource, ApplyStop, Event, Install, InstallResponder, Jobs, LoadJob, LogDisk, Outgoing,
     PersistJob, Proposal, ProposeResponder, ReadRequest, ReadResponder, ReceivedSnapshot, SkipResponder,
-    SkippedEntry, SnapshotOrder, TransferResponder,
+    SkippedEntry, SnapshotOrder, SnapshotProgress, TransferResponder,
 };
 pub use gauges::Gauges;
 pub use log_worker::{LogLoader, LogWorker};

@@ -43,7 +43,8 @@ impl Replica {
             }
         }
         self.cache.append(&entries);
-        let bytes = entries.iter().map(|entry| entry.data.len()).sum();
+        let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+        self.snapshots.written = self.snapshots.written.saturating_add(bytes as u64);
         if !self.log_disk().full {
             self.disk.given(now);
         }

@@ -11,6 +11,7 @@ use d_engine_core::{
 use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
 use crate::apply_queue::ApplyQueue;
+use crate::brake::Brake;
 use crate::convert;
 use crate::event::{ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotOrder};
 use crate::health::Pauses;
@@ -49,6 +50,7 @@ pub struct Replica {
     pub(crate) unsynced: VecDeque<(PersistId, usize)>,
     pub(crate) unsynced_bytes: usize,
     pub(crate) snapshots: Snapshots,
+    pub(crate) brake: Brake,
     /// The log's disk.
     pub(crate) disk: WorkerWatch,
     /// The state machine.
@@ -124,6 +126,7 @@ impl Replica {
         });
         let applied = footing.applied;
         let mut snapshots = Snapshots::default();
+        snapshots.newest_has(footing.covered_bytes);
         snapshots.covers(footing.covered, footing.oldest);
         let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
         // What the state machine holds already is applied: it may be purged. The answer says how far it may go on.
@@ -147,6 +150,7 @@ impl Replica {
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
             snapshots,
+            brake: Brake::default(),
             disk: WorkerWatch::default(),
             machine: WorkerWatch::default(),
             machine_steps: (Arc::default(), 0),
@@ -251,14 +255,18 @@ impl Replica {
                 self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
             }
             Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),
-            Event::SnapshotSent(to) => self.snapshots.transfer_ended(to, self.core.log().committed),
+            Event::SnapshotProgress(progress) => self.snapshots.holds.moved(&progress, now),
+            Event::SnapshotSent(to) => self.snapshots.holds.applied(to, self.core.log().committed, now),
             Event::SnapshotFailed { to, none_usable } => {
                 // The log is still held for it: it goes on where it was cut.
-                self.snapshots.transfer_cut(to);
+                self.snapshots.holds.cut(to);
                 jobs.snapshot_due |= none_usable;
                 self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
             }
-            Event::SnapshotKept(kept) => self.snapshots.covers(kept.newest.index, kept.oldest.index),
+            Event::SnapshotKept(kept) => {
+                self.snapshots.newest_has(kept.newest_bytes);
+                self.snapshots.covers(kept.newest.index, kept.oldest.index);
+            }
             Event::ApplyPaused(paused) => self.on_apply_paused(now, wall_ms, paused, jobs),
             Event::Purged(through) => {
                 self.snapshots.purged();
@@ -540,7 +548,7 @@ impl Replica {
             self.fill(plan, jobs);
         }
         for to in effects.snapshots.drain(..) {
-            self.snapshots.transfer_begun(to, self.core.matched(to), now, self.config.purge_patience);
+            self.snapshots.holds.begun(to, self.core.matched(to), now, self.config.purge_patience);
             let at_least = self.core.log().base.index;
             jobs.snapshots.push(SnapshotOrder { to, term: self.core.term(), at_least });
         }

@@ -37,6 +37,8 @@ pub struct Footing {
     pub time_ms: u64,
     /// Up to here a snapshot of this node reaches that was read whole at this start.
     pub covered: LogIndex,
+    /// Length of the newest snapshot in bytes.
+    pub covered_bytes: u64,
     /// Up to here the oldest of the retained ones reaches that is not known to be damaged.
     pub oldest: LogIndex,
     /// The highest version of a command that the state machine decodes.
@@ -49,6 +51,7 @@ impl Footing {
     /// The log is purged behind what other nodes take, and no further than the oldest snapshot that is retained.
     fn limit_to(&mut self, snapshots: &SnapshotStore) {
         let coverage = snapshots.coverage();
+        self.covered_bytes = coverage.as_ref().map_or(0, |coverage| coverage.newest_bytes);
         let (newest, oldest) = coverage.map_or((LogIndex::ZERO, LogIndex::ZERO), |coverage| {
             (coverage.newest.index, coverage.oldest.index)
         });
@@ -301,6 +304,7 @@ impl Start<'_> {
             membership,
             time_ms: facts.time_ms,
             covered: label.index,
+            covered_bytes: info.len,
             oldest: label.index,
             ..Footing::default()
         })

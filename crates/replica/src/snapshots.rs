@@ -1,17 +1,19 @@
 //! Snapshots as the replica sees them: one that was received and waits for its turn, followers that are being
 //! sent one, and how far the log may be purged.
 
-use std::collections::BTreeMap;
-
-use d_engine_core::{Duration, Input, Instant, LogIndex, NodeId};
+use d_engine_core::{Duration, Input, Instant, LogId, LogIndex, RoleKind};
 use d_engine_storage::snapshot::Hold;
 
+use crate::brake::SLOW_FOR;
 use crate::event::{InstallResponder, Jobs, ReceivedSnapshot};
+use crate::holds::{Holds, Limits, Room};
 use crate::replica::{Payload, Replica};
 use crate::{InstallError, StopReason};
 
 /// How often it is looked whether the log is too large although a transfer runs.
 const LOOK_AGAIN: Duration = Duration::from_millis(1_000);
+/// What is kept for followers leaves so many times the bytes free below which commands are refused.
+const LEAST_FREE_TIMES: u64 = 4;
 
 #[derive(Default)]
 pub(crate) struct Snapshots {
@@ -19,11 +21,13 @@ pub(crate) struct Snapshots {
     received: Option<(Box<ReceivedSnapshot>, InstallResponder)>,
     /// In the place of the log already, up to this index; whoever sent it waits until it is applied.
     installing: Option<Installing>,
-    /// Followers that a snapshot is on its way to, however often it was cut.
-    sending: BTreeMap<NodeId, Sending>,
-    /// Followers that have been sent a snapshot and have not come to the log's end since.
-    in_a_row: BTreeMap<NodeId, InARow>,
-    /// When it was last looked how far the log may be purged although a transfer runs.
+    /// Followers that are sent one, or were and have not caught up.
+    pub(crate) holds: Holds,
+    /// Bytes of the newest one of this node.
+    bytes: u64,
+    /// Bytes of entries that were given to the log so far.
+    pub(crate) written: u64,
+    /// When it was last looked how far the log may be purged although it is kept for a follower.
     looked: Instant,
     /// Up to here this node's newest snapshot reaches, verified and durable.
     covered: LogIndex,
@@ -34,19 +38,6 @@ pub(crate) struct Snapshots {
     is_purging: bool,
     /// The highest entry known to be damaged in the log, and what was said of it.
     damaged: Option<(LogIndex, StopReason)>,
-}
-
-struct Sending {
-    since: Instant,
-    /// The last attempt has ended without the follower's word that it has applied the snapshot.
-    is_cut: bool,
-}
-
-/// Snapshots that a follower was sent one after the other.
-struct InARow {
-    count: u64,
-    /// What was committed when the last one was applied: a follower that gets there has caught up.
-    goal: LogIndex,
 }
 
 struct Installing {
@@ -62,6 +53,11 @@ impl Snapshots {
         self.covered = self.covered.max(newest);
         self.oldest = self.oldest.max(oldest);
         self.is_due = true;
+    }
+
+    /// So long is the newest snapshot: about as much room the next one needs.
+    pub(crate) fn newest_has(&mut self, bytes: u64) {
+        self.bytes = bytes;
     }
 
     /// What an operator must know of damage in the log, and whether a snapshot holds what was there.
@@ -85,47 +81,8 @@ impl Snapshots {
         self.is_due = true;
     }
 
-    /// A follower that cannot be reached keeps the log for one `patience`, then not for as long, then anew: when it comes
-    /// back much later, it is to find what it needs.
-    pub(crate) fn transfer_begun(
-        &mut self,
-        to: NodeId,
-        matched: Option<LogIndex>,
-        now: Instant,
-        patience: Duration,
-    ) {
-        self.in_a_row.retain(|node, row| *node != to || matched < Some(row.goal));
-        let sending = self.sending.entry(to).or_insert(Sending { since: now, is_cut: false });
-        sending.is_cut = false;
-        if now.since(sending.since) >= patience.times(2) {
-            sending.since = now;
-        }
-    }
-
-    /// An attempt has ended early. It is ordered again, unless the follower turns out to need none.
-    pub(crate) fn transfer_cut(&mut self, to: NodeId) {
-        if let Some(sending) = self.sending.get_mut(&to) {
-            sending.is_cut = true;
-        }
-    }
-
-    /// The follower has applied a snapshot; so much is committed by now.
-    pub(crate) fn transfer_ended(&mut self, to: NodeId, committed: LogIndex) {
-        self.sending.remove(&to);
-        let row = self.in_a_row.entry(to).or_insert(InARow { count: 0, goal: committed });
-        *row = InARow { count: row.count + 1, goal: committed };
-        self.is_due = true;
-    }
-
-    /// Whether followers are being sent a snapshot, and go on from its label.
-    fn holds(&self, now: Instant, patience: Duration) -> bool {
-        !cfg!(mutant = "purge-during-transfer")
-            && self.sending.values().any(|sending| now.since(sending.since) < patience)
-    }
-
     pub(crate) fn lost_leadership(&mut self) {
-        self.sending.clear();
-        self.in_a_row.clear();
+        self.holds.clear();
         self.is_due = true;
     }
 
@@ -158,20 +115,6 @@ impl Snapshots {
 }
 
 impl Replica {
-    /// Followers that need one snapshot after the other: what lies behind each is purged before it is applied.
-    pub(crate) fn followers_that_never_catch_up(&self) -> impl Iterator<Item = String> {
-        let held = self.config.held_bytes;
-        let patience = self.config.purge_patience.as_millis() / 1_000;
-        let rows = self.snapshots.in_a_row.iter();
-        let stuck = rows.filter(|(node, row)| row.count >= 2 && self.core.matched(**node) < Some(row.goal));
-        stuck.map(move |(node, row)| {
-            format!(
-                "node {node} has been sent {} snapshots in a row and is still behind: the log waits for at most {held} bytes of                  commands (half of snapshots.max_log_bytes) and {patience} s (snapshots.purge_waits_ms) until one is applied;                  raise them, or write less until the node has caught up",
-                row.count
-            )
-        })
-    }
-
     /// A leader's snapshot is here. It is installed once the apply worker is idle.
     pub(crate) fn on_snapshot(&mut self, snapshot: Box<ReceivedSnapshot>, responder: InstallResponder) {
         if self.snapshots.received.is_some() || self.snapshots.installing.is_some() {
@@ -185,6 +128,12 @@ impl Replica {
     /// that will be gone.
     pub(crate) fn maybe_install(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
         if !self.apply.is_idle() {
+            return;
+        }
+        // Its sender is deposed, and who leads now is open. As soon as that is known the snapshot serves after all.
+        let campaigns = matches!(self.core.role(), RoleKind::PreCandidate | RoleKind::Candidate);
+        let term = self.core.term();
+        if campaigns && self.snapshots.received.as_ref().is_some_and(|(snapshot, _)| snapshot.term < term) {
             return;
         }
         let Some((snapshot, responder)) = self.snapshots.received.take() else { return };
@@ -228,13 +177,14 @@ impl Replica {
     }
 
     /// Purges what a snapshot covers, but for a tail, and for what the oldest retained snapshot needs behind it as long
-    /// as there is room. A follower that is being sent a snapshot goes on from its
-    /// label: until it has that, or for so long as is bearable, everything stays that the log has room for.
+    /// as there is room. What a follower needs that is sent a snapshot stays until it has caught up, while it comes
+    /// forward and the disk has room: see [`Holds`].
     pub(crate) fn maybe_purge(&mut self, now: Instant, jobs: &mut Jobs) {
-        // A transfer may be cut when only its last word is missing, or because the follower has caught up by itself.
-        let (core, before) = (&self.core, self.snapshots.sending.len());
-        self.snapshots.sending.retain(|to, sending| !sending.is_cut || core.lacks_purged_entries(*to));
-        self.snapshots.is_due |= self.snapshots.sending.len() < before;
+        let tail = (self.config.tail_entries, self.config.tail_bytes);
+        self.snapshots.is_due |= self.snapshots.holds.look(&self.core, now, self.snapshots.written, tail);
+        if self.snapshots.holds.is_empty() {
+            self.brake.release();
+        }
         if !self.snapshots.is_due || self.snapshots.is_purging {
             return;
         }
@@ -244,26 +194,93 @@ impl Replica {
             .damaged
             .as_ref()
             .is_some_and(|(at, _)| *at > base && *at <= self.snapshots.covered);
-        let (entries, bytes) = if damaged {
+        if damaged {
             // Nobody can read what lies before it.
-            (0, 0)
-        } else if self.snapshots.holds(now, self.config.purge_patience) {
-            if now.since(self.snapshots.looked) < LOOK_AGAIN {
-                return;
-            }
-            (u64::MAX, self.config.held_bytes)
-        } else {
-            self.snapshots.is_due = false;
-            (self.config.tail_entries, self.config.tail_bytes)
-        };
+            let through = self.core.tail_behind(self.snapshots.covered, 0, 0);
+            self.purge_to(through, jobs);
+            return;
+        }
+        let patience = self.config.purge_patience;
+        let needed = self.snapshots.holds.needed_from(now, patience);
+        if needed.is_some() && now.since(self.snapshots.looked) < LOOK_AGAIN {
+            return;
+        }
         self.snapshots.looked = now;
-        let mut through = self.core.tail_behind(self.snapshots.covered, entries, bytes);
-        if !damaged && !self.is_short_of_room() {
+        self.snapshots.is_due = needed.is_some();
+        let mut through = self.core.tail_behind(self.snapshots.covered, tail.0, tail.1);
+        if !self.is_short_of_room() {
             through = through.min(self.core.tail_behind(self.snapshots.oldest, 0, 0));
         }
+        let room = self.room_for_holds();
+        if let Some(needed) = needed.filter(|needed| *needed < through.index) {
+            self.maybe_slow(now, room);
+            // What it needs, or of that as much as may be kept.
+            let from = self.core.tail_behind(needed, 0, 0);
+            let held = match room {
+                Room::Plenty { .. } => from,
+                Room::Little { .. } | Room::Unknown => {
+                    from.max(self.core.tail_behind(self.snapshots.covered, u64::MAX, self.config.held_bytes))
+                }
+                Room::None { .. } => through,
+            };
+            through = through.min(held);
+        }
+        if through.index > base {
+            self.snapshots.holds.purging(through.index, room, now, patience);
+        }
+        self.purge_to(through, jobs);
+    }
+
+    fn purge_to(&mut self, through: LogId, jobs: &mut Jobs) {
         if through.index > self.core.log().base.index {
             self.snapshots.is_purging = true;
             jobs.purge = Some(through);
         }
+    }
+
+    /// What is kept of the log for followers leaves so many bytes free on its disk. Commands must not be refused because
+    /// of it, and the next snapshot needs its room: without that nothing could be purged later.
+    #[must_use]
+    pub fn free_for_holds(&self) -> u64 {
+        let snapshot = self.snapshots.bytes.saturating_mul(2);
+        let snapshot = snapshot.saturating_add(self.config.snapshot_reserve_bytes);
+        self.config.min_free_bytes.saturating_mul(LEAST_FREE_TIMES).saturating_add(snapshot)
+    }
+
+    /// How much of the log may be kept for followers.
+    fn room_for_holds(&self) -> Room {
+        let (disk, mark) = (self.log_disk(), self.free_for_holds());
+        let least = self.config.min_free_bytes;
+        match disk.free_bytes {
+            _ if disk.full => Room::None { free: disk.free_bytes.unwrap_or(0), mark },
+            Some(free) if free < least.saturating_mul(2) => Room::None { free, mark },
+            Some(free) if free < mark => Room::Little { free, mark },
+            Some(free) => Room::Plenty { spare: free - mark },
+            None => Room::Unknown,
+        }
+    }
+
+    /// When the room for a follower's entries is about to be used up, commands are slowed a little and for a while.
+    fn maybe_slow(&mut self, now: Instant, room: Room) {
+        match room {
+            Room::Plenty { spare } if self.brake.uses_up(now, spare) => self.brake.slow(now),
+            Room::Plenty { .. } | Room::Unknown => {}
+            Room::Little { .. } | Room::None { .. } => self.brake.give_up(),
+        }
+    }
+
+    /// What an operator must know of followers that do not catch up.
+    pub(crate) fn hold_alarms(&self) -> Vec<String> {
+        let limits = Limits { patience: self.config.purge_patience, held_bytes: self.config.held_bytes };
+        let mut alarms = self.snapshots.holds.alarms(&limits);
+        if let Some(per_second) = self.brake.slowed_to() {
+            let free = self.log_disk().free_bytes.unwrap_or(0);
+            alarms.push(format!(
+                "commands are slowed to {per_second} bytes/s, for {} s at most: the log is kept for a follower that catches up, \
+                 and this node's disk has {free} bytes free; make room, or write less",
+                SLOW_FOR.as_millis() / 1_000
+            ));
+        }
+        alarms
     }
 }

@@ -69,7 +69,7 @@ fn log_damaged(through: u64) -> Event {
 
 fn kept(newest: u64, oldest: u64) -> Event {
     let id = |index| LogId { term: 1, index }.into();
-    Event::SnapshotKept(Coverage { newest: id(newest), oldest: id(oldest) })
+    Event::SnapshotKept(Coverage { newest: id(newest), newest_bytes: 0, oldest: id(oldest) })
 }
 
 /// The state machine still holds what the entries did: a snapshot takes their place, and the node goes on.

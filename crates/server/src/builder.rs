@@ -474,6 +474,7 @@ impl Node {
             min_free_bytes: limits.min_free_bytes,
             purge_patience: Duration::from_millis(config.snapshots.purge_waits_ms),
             held_bytes: config.snapshots.max_log_bytes / 2,
+            snapshot_reserve_bytes: config.snapshots.reserve_bytes,
             accept_clock: config.accept_clock,
             ..ReplicaConfig::default()
         }

@@ -123,6 +123,7 @@ pub enum Sometimes {
     InstallKeepsSuffix,
     InstallOverConflict,
     InstallOverLongerLog,
+    SnapshotOfDeposedInstalled,
     OlderSnapshotRestored,
     DurableAheadOfSnapshot,
     DurableRestored,
@@ -174,7 +175,7 @@ pub enum Sometimes {
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured over 400 seeds, and for
     /// torn tails what the design asks for.
-    pub const SHARES: [(Self, u64); 76] = [
+    pub const SHARES: [(Self, u64); 77] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -206,6 +207,7 @@ impl Sometimes {
         (Self::InstallKeepsSuffix, 1),
         (Self::InstallOverConflict, 2),
         (Self::InstallOverLongerLog, 2),
+        (Self::SnapshotOfDeposedInstalled, 6),
         (Self::OlderSnapshotRestored, 20),
         (Self::DurableAheadOfSnapshot, 100),
         (Self::DurableRestored, 9),

@@ -4,6 +4,7 @@
 //! | rule | where it comes from |
 //! |---|---|
 //! | election safety | Raft paper, figure 3: at most one leader per term |
+//! | whom one follows | whoever a node takes for its leader was elected in that term |
 //! | vote once | per (node, term), across restarts |
 //! | durable before sent | a vote, an ack or a new term leaves only after its write |
 //! | committed on a durable quorum | the disks of a quorum hold the entry, crashed nodes counted |
@@ -203,6 +204,16 @@ impl Monitors {
                 marks.was_leader_in = Some(term);
                 self.check_completeness(node, core)?;
             }
+        }
+        let follows = core.leader().map(NodeId::get);
+        if follows.is_some() && follows != self.leader_of(term) {
+            return broken(
+                "whom one follows",
+                format_args!(
+                    "node {node} takes {follows:?} for the leader of term {term}, which is {:?}",
+                    self.leader_of(term)
+                ),
+            );
         }
         self.check_commit(node, core)
     }

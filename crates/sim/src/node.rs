@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use d_engine_core::{Duration, GroupId, Instant, LogId, NodeId};
+use d_engine_core::{Duration, GroupId, Instant, LogId, NodeId, Term};
 use d_engine_replica::{
     AfterEntries, ApplyJob, ApplyWorker, Event, Jobs, LoadJob, LogWorker, Never, PersistJob, Replica,
     ReplicaConfig, SnapshotPolicy, SnapshotReceiver, SnapshotSender, SnapshotTask, Start,
@@ -25,6 +25,7 @@ use crate::intake::Intake;
 use crate::machine::Machine;
 use crate::profile::Profile;
 use crate::program::NEWEST;
+use crate::world_snapshots::Sent;
 
 /// The offset of a wall clock that is right: wrong ones may be behind it or before it.
 pub(crate) const RIGHT_TIME_MS: u64 = 86_400_000;
@@ -116,14 +117,16 @@ pub(crate) struct Running {
     pub(crate) sends: BTreeMap<u64, SnapshotSender>,
     /// Snapshots on their way in, by connection.
     pub(crate) receives: BTreeMap<u64, SnapshotReceiver>,
-    /// Followers that a snapshot was ordered for, since when.
-    pub(crate) sending: BTreeMap<NodeId, Instant>,
+    /// Followers that a snapshot was ordered for.
+    pub(crate) sending: BTreeMap<NodeId, Sent>,
     /// Those of them whose last attempt has ended early.
     pub(crate) cut: BTreeSet<NodeId>,
     /// The archive that was chosen for a follower last.
     pub(crate) chosen: BTreeMap<NodeId, LogId>,
     /// The snapshot that was received and not yet installed.
     pub(crate) installing: Option<LogId>,
+    /// The term that its sender leads, or led.
+    pub(crate) sent_in: Term,
     /// This life's data directory.
     pub(crate) incarnation: Incarnation,
     /// The deadline that an event is scheduled for.
@@ -288,6 +291,7 @@ impl Node {
             cut: BTreeSet::new(),
             chosen: BTreeMap::new(),
             installing: None,
+            sent_in: Term::ZERO,
             incarnation: opened.identity.incarnation,
             deadline: None,
         });
@@ -366,6 +370,7 @@ fn replica_config(profile: &Profile) -> ReplicaConfig {
     config.min_free_bytes = profile.min_free_bytes;
     config.tail_entries = profile.snapshots.tail_entries;
     config.held_bytes = profile.snapshots.held_bytes;
+    config.snapshot_reserve_bytes = 0;
     config.purge_patience = Duration::from_millis(profile.snapshots.purge_patience_ms);
     config
 }

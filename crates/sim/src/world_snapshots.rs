@@ -1,7 +1,7 @@
 //! Snapshots of a simulated node: frozen between two jobs, built beside apply, kept, pruned; the log purged
 //! behind them; crashes and failing disks in each of these steps.
 
-use d_engine_core::{Duration, Instant, LogId, RoleKind};
+use d_engine_core::{Duration, Instant, LogId, LogIndex, RoleKind};
 use d_engine_replica::{Event, Install, Jobs, LogId as Place, SnapshotOrder, StopReason};
 use d_engine_storage::fs_sim::Failure;
 use d_engine_storage::snapshot::{FullSpeed, Health};
@@ -231,9 +231,15 @@ impl World {
         let core = running.replica.core();
         let is_over =
             |to: &d_engine_core::NodeId| running.cut.contains(to) && !core.lacks_purged_entries(*to);
-        let held = running.sending.iter().find(|(to, since)| clock.since(**since) < patience && !is_over(to));
+        let held = running.sending.iter().find(|(to, sent)| {
+            let goes_on_from = sent.label.max(core.matched(**to)).unwrap_or_default();
+            clock.since(sent.since) < patience && !is_over(to) && through.index > goes_on_from
+        });
+        // On a disk that is nearly full next to nothing is kept.
+        let mark = running.replica.free_for_holds();
+        let lacks_room = running.replica.log_disk().free_bytes.is_some_and(|free| free < mark);
         match held {
-            Some(_) if is_bounded => {
+            Some(_) if is_bounded || lacks_room => {
                 self.counts.reached(Sometimes::PurgedDuringTransfer);
                 Ok(())
             }
@@ -354,6 +360,24 @@ impl World {
     }
 }
 
+/// A snapshot on its way, as the simulator sees it.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// When it was begun, or more of it was confirmed.
+    since: Instant,
+    /// The archive of this attempt, once it is chosen.
+    label: Option<LogIndex>,
+    /// That of the last attempt.
+    last_label: LogIndex,
+    confirmed: u64,
+}
+
+impl Sent {
+    fn since(now: Instant) -> Self {
+        Self { since: now, label: None, last_label: LogIndex::ZERO, confirmed: 0 }
+    }
+}
+
 impl Running {
     /// Whether anything waits for the log worker.
     pub(crate) fn has_log_work(&self) -> bool {
@@ -361,8 +385,19 @@ impl Running {
     }
 
     /// Mirrors the replica's own account of the snapshots that it has ordered to be sent.
-    pub(crate) fn note_event(&mut self, event: &Event) {
+    pub(crate) fn note_event(&mut self, event: &Event, now: Instant) {
         match event {
+            Event::SnapshotProgress(progress) => {
+                if let Some(sent) = self.sending.get_mut(&progress.to) {
+                    if sent.last_label != progress.label {
+                        sent.confirmed = 0;
+                    }
+                    (sent.label, sent.last_label) = (Some(progress.label), progress.label);
+                    if progress.confirmed > sent.confirmed {
+                        (sent.since, sent.confirmed) = (now, progress.confirmed);
+                    }
+                }
+            }
             Event::SnapshotSent(to) => {
                 self.sending.remove(to);
                 self.chosen.remove(to);
@@ -384,10 +419,11 @@ impl Running {
         }
         for order in orders {
             self.cut.remove(&order.to);
-            let since = self.sending.entry(order.to).or_insert(now);
-            if now.since(*since) >= patience.times(2) {
-                *since = now;
+            let sent = self.sending.entry(order.to).or_insert(Sent::since(now));
+            if now.since(sent.since) >= patience.times(2) {
+                sent.since = now;
             }
+            sent.label = None;
         }
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use d_engine_core::{Duration, LogId, LogIndex, Term};
 use d_engine_proto::engine::{decode_snapshot_frame, encode_snapshot_frame};
 use d_engine_replica::{
-    Event, InstallError, ReceiverStep, Refusal, SendLimits, SnapshotMessage, SnapshotOrder, SnapshotReceiver,
-    SnapshotSender,
+    Event, InstallError, ReceiverStep, Refusal, SendLimits, SnapshotMessage, SnapshotOrder, SnapshotProgress,
+    SnapshotReceiver, SnapshotSender,
 };
 use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotArchive, SnapshotError};
 
@@ -90,6 +90,9 @@ impl World {
         };
         let label = archive.label();
         running.chosen.insert(order.to, label);
+        let (to_node, len) = (order.to, archive.len());
+        let progress = SnapshotProgress { to: to_node, label: label.index, confirmed: 0, len };
+        self.tell(id, Event::SnapshotProgress(progress))?;
         if self.node(to).running.is_none() || !self.connected(id, to) {
             self.lost_before_it_began(id, from_life, to);
             return Ok(());
@@ -298,6 +301,7 @@ impl World {
         }
         if let Some(running) = self.node(id).running.as_mut() {
             running.installing = Some(label);
+            running.sent_in = snapshot.term;
         }
         self.transmit(number, Way::ToLeader, &SnapshotMessage::Installing);
         let outcomes = self.transfers.outcomes.clone();
@@ -328,16 +332,18 @@ impl World {
         let clock = node.clock(now);
         let sender = node.running.as_mut().and_then(|it| it.sends.get_mut(&number));
         let Some(sender) = sender else { return Ok(()) };
+        let before = sender.confirmed();
         let heard = sender.on_message(clock, message);
+        let (confirmed, len) = (sender.confirmed(), sender.archive().len());
         let (applied, resumed) = (sender.is_applied(), is_accept && sender.resumed_at() > 0);
         let Some((to, label)) = self.transfers.open.get(&number).map(|it| (it.to, it.label)) else {
             return Ok(());
         };
         if is_accept {
-            let before = self.transfers.senders.insert((to, label), id);
+            let sender = self.transfers.senders.insert((to, label), id);
             if resumed {
                 self.counts.reached(Sometimes::TransferResumed);
-                if before.is_some_and(|before| before != id) {
+                if sender.is_some_and(|sender| sender != id) {
                     self.counts.reached(Sometimes::TransferResumedByAnother);
                 }
             }
@@ -350,6 +356,10 @@ impl World {
             self.monitors.snapshots.on_sent(to, label)?;
             self.close(number);
             return self.tell(id, Event::SnapshotSent(node_id(to)));
+        }
+        if confirmed > before {
+            let progress = SnapshotProgress { to: node_id(to), label: label.index, confirmed, len };
+            self.tell(id, Event::SnapshotProgress(progress))?;
         }
         self.pump(number)
     }

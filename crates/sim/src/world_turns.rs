@@ -139,7 +139,7 @@ impl World {
         let received = running.installing;
         let there = received.and_then(|label| running.replica.core().term_at(label.index));
         let carries_entries = is_append(&event);
-        running.note_event(&event);
+        running.note_event(&event, clock);
         running.told_to_stop |= matches!(event, Event::Failed(_));
         running.replica.handle(clock, wall_ms, event, jobs);
         running.note_orders(jobs.snapshots.get(asked.snapshots..).unwrap_or_default(), clock, patience);
@@ -154,11 +154,15 @@ impl World {
         }
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let after = (running.replica.core().role(), running.replica.core().term());
+        let is_deposed = running.sent_in < after.1;
         self.observe(id, before, after)?;
         let installs = jobs.persist.iter().skip(asked.persists).filter_map(|job| job.install);
         for install in installs.collect::<Vec<_>>() {
             let conflicts = there.is_some_and(|term| term != install.base.term);
             self.note_install(id, install, log.last, conflicts);
+            if is_deposed {
+                self.counts.reached(Sometimes::SnapshotOfDeposedInstalled);
+            }
         }
         self.look_at_jobs(id, jobs, &asked, carries_entries)
     }

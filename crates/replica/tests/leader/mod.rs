@@ -88,6 +88,12 @@ impl Node {
         self.receive(2, PeerMessage::VoteReply { term, granted: true, wall_ms: 0 });
     }
 
+    pub(crate) fn propose_bytes(&mut self, answers: &Answers, length: usize) {
+        let answers = answers.clone();
+        let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
+        self.handle(Event::Propose(vec![Proposal::new(Bytes::from(vec![0; length]), None, responder)]));
+    }
+
     pub(crate) fn propose(&mut self, answers: &Answers, number: u8) {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));

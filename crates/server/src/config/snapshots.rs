@@ -52,7 +52,8 @@ pub struct Snapshots {
     pub transfer_timeout_ms: u64,
     /// How long a follower may take to apply a snapshot that it has received, in milliseconds. Default 600,000.
     pub apply_timeout_ms: u64,
-    /// How long a transfer may keep the leader's log from being purged, in milliseconds. Default 600,000.
+    /// For so long, in milliseconds, a leader keeps its log for a follower that confirms nothing more of a snapshot.
+    /// Default 600,000.
     pub purge_waits_ms: u64,
     /// The largest snapshot that is received, in bytes. The log is not purged behind a longer one, and the node's status
     /// says so: the same on every node. Default 64 GiB.

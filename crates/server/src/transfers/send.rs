@@ -4,12 +4,15 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use d_engine_core::LogId;
-use d_engine_replica::{Event, Refusal, SendFailure, SnapshotOrder, SnapshotSender};
+use d_engine_replica::{Event, Refusal, SendFailure, SnapshotOrder, SnapshotProgress, SnapshotSender};
 use d_engine_storage::snapshot::{Health, Pace as _, SnapshotArchive, SnapshotInfo};
 
 use super::{BACKOFF_MS, LOOK_EVERY, SendingSnapshot, Transfers};
 use crate::pace::Throttle;
 use crate::transport::{SnapshotDialer, SnapshotLine};
+
+/// How often the replica is told how much the follower has confirmed.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a snapshot did not arrive.
 enum Failed {
@@ -125,6 +128,14 @@ impl Transfers {
         }
     }
 
+    /// Tells the replica how far a transfer has come, if it is still this one: the log is kept for it.
+    fn tell_progress(&self, id: u64, to: d_engine_core::NodeId, label: LogId, confirmed: u64, len: u64) {
+        if self.lock().sending.get(&to).is_some_and(|sending| sending.id == id) {
+            let progress = SnapshotProgress { to, label: label.index, confirmed, len };
+            self.inbox.report(Event::SnapshotProgress(progress));
+        }
+    }
+
     /// Waits before the follower is tried again, unless the node stops.
     fn wait(&self, id: u64, to: d_engine_core::NodeId, wait: Duration) {
         let state = self.lock();
@@ -186,6 +197,8 @@ impl Transfers {
                         sending.status.label = archive.label().index.get();
                         sending.status.len = len;
                     }
+                    drop(state);
+                    self.tell_progress(id, order.to, archive.label(), 0, len);
                     return Ok(archive);
                 }
                 Err(error) => tracing::warn!(%error, "a snapshot is not sent"),
@@ -224,6 +237,8 @@ impl Transfers {
     ) -> Result<(), Failed> {
         let mut pace = Throttle::new(self.settings.bytes_per_second, |_| !self.stops());
         let broke = |error: std::io::Error| Failed::Because(format!("the connection broke: {error}"));
+        let (label, len) = (sender.archive().label(), sender.archive().len());
+        let (mut told, mut told_at) = (0, Instant::now());
         while !sender.is_applied() {
             while let Some(message) = sender.poll()? {
                 let bytes = match &message {
@@ -249,6 +264,11 @@ impl Transfers {
                 status.resumed_at = sender.resumed_at();
                 status.is_installing = sender.is_installing();
             });
+            let confirmed = sender.confirmed();
+            if confirmed > told && (told_at.elapsed() >= TELL_EVERY || confirmed == len) {
+                (told, told_at) = (confirmed, Instant::now());
+                self.tell_progress(id, order.to, label, confirmed, len);
+            }
         }
         Ok(())
     }

@@ -99,6 +99,7 @@ const MUTANTS: &[Mutant] = &[
     seeds("purge-during-transfer", "the log is purged while a follower is being sent a snapshot"),
     seeds("success-before-apply", "a snapshot counts as sent before the follower has applied it"),
     seeds("install-keeps-conflicting-suffix", "what a snapshot drops from the log comes back"),
+    seeds("deposed-sender-leads", "who takes a deposed leader's snapshot follows it"),
     seeds("hang-unnoticed", "a leader whose disk or machine hangs goes on leading"),
     seeds("bindings-purged", "a purge forgets which data directories are bound"),
     Mutant {

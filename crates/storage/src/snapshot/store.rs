@@ -124,6 +124,8 @@ impl SnapshotInfo {
 pub struct Coverage {
     /// The label of the newest snapshot.
     pub newest: LogId,
+    /// Length of the newest one in bytes.
+    pub newest_bytes: u64,
     /// The label of the oldest one; both are the same if there is one.
     pub oldest: LogId,
 }
@@ -272,9 +274,10 @@ impl SnapshotStore {
         let list = self.inner.list();
         let retained = self.inner.options.retained.max(1);
         let usable = || list.iter().filter(|info| info.health != Health::Damaged && self.may_travel(info));
-        let newest = usable().find(|info| info.health == Health::Whole)?.label();
+        let newest = usable().find(|info| info.health == Health::Whole)?;
+        let (newest, newest_bytes) = (newest.label(), newest.len);
         let oldest = usable().take(retained).last().map_or(newest, SnapshotInfo::label);
-        Some(Coverage { newest, oldest: oldest.min(newest) })
+        Some(Coverage { newest, newest_bytes, oldest: oldest.min(newest) })
     }
 
     /// Whether other nodes take an archive of this length.
