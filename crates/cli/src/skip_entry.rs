@@ -18,6 +18,11 @@ pub(crate) async fn skip_entry(args: SkipEntryArgs) -> Result<(), Failure> {
         for status in statuses.into_values() {
             say(place(status));
         }
+        for address in answers.iter().filter(|(_, answer)| answer.is_err()).map(|(address, _)| address) {
+            say(format_args!(
+                "{address} does not answer: that node may have applied the entry, and told its caller so"
+            ));
+        }
         return Err(Failure::refused(format_args!(
             "nothing was changed: the effect of the entry at index {index} of term {term} would be lost on every node; if \
              that is what you want, add --yes"
@@ -34,6 +39,9 @@ pub(crate) async fn skip_entry(args: SkipEntryArgs) -> Result<(), Failure> {
 /// Where a node's state machine is.
 fn place(status: &NodeStatus) -> String {
     let node = status.node;
+    if let Some(reason) = &status.stopped {
+        return format!("node {node} has stopped ({reason}): it may have applied the entry");
+    }
     match (&status.apply_stopped, status.stands_at) {
         (Some(_), Some((term, index))) => format!("node {node} stands at {term}:{index}"),
         (Some(reason), None) => format!("node {node} stands: {reason}"),

@@ -142,8 +142,15 @@ pub enum SkipRefusal {
 impl fmt::Display for SkipRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotCommitted => f.write_str("no entry of this term and index is committed"),
-            Self::AppliedBy(node) => write!(f, "node {node} has applied it, so its effect is in the state"),
+            Self::NotCommitted => {
+                f.write_str("no entry of this term and index is committed, as far as the leader knows")
+            }
+            Self::AppliedBy(node) => {
+                write!(
+                    f,
+                    "node {node} has applied it, so its effect is in the state, unless it was skipped before"
+                )
+            }
             Self::TooFew { standing, voters } => write!(
                 f,
                 "{standing} of {voters} voters report that their state machine stops at exactly this entry; a majority must"

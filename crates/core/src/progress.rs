@@ -127,6 +127,8 @@ impl Progress {
             self.report = report;
             if round > self.unknown_to {
                 self.command_version_max = Some(report.command_version_max);
+            } else {
+                self.report.stands_at = None;
             }
         }
     }
@@ -134,6 +136,7 @@ impl Progress {
     /// The connection was lost after `last_round` was sent: whoever answers later rounds may run another program.
     pub(crate) fn program_unknown(&mut self, last_round: u64) {
         self.command_version_max = None;
+        self.report.stands_at = None;
         self.unknown_to = last_round;
     }
 

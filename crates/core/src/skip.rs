@@ -1,6 +1,6 @@
 //! An entry that stops every state machine that is given it: a command that no node's program can apply, so that
-//! nothing behind it is applied either. An operator may have it left out. That takes an effect away on which callers may
-//! rely, so it must be certain that nobody has seen one.
+//! nothing behind it is applied either. An operator may have it left out. That takes an effect away: a node that is silent may
+//! have applied it, and told its caller so. So nobody who is heard may have, and a majority must stand at it.
 
 use crate::effects::Effects;
 use crate::input::{Rejected, SkipRefusal};

@@ -89,6 +89,26 @@ fn reports_to_an_earlier_leader_do_not_count() {
     assert_eq!(refused(&mut node, ENTRY), SkipRefusal::TooFew { standing: 1, voters: 3 });
 }
 
+/// Whoever comes back may run a program that applies it at once.
+#[test]
+fn a_report_does_not_outlive_its_connection() {
+    let mut node = leader();
+    node.step(Input::StandsAt(Some(ENTRY))).unwrap();
+    reports(&mut node, 2, 0, Some(ENTRY));
+    node.step(Input::PeerLost(n(2))).unwrap();
+    assert_eq!(refused(&mut node, ENTRY), SkipRefusal::TooFew { standing: 1, voters: 3 });
+    reports(&mut node, 2, 0, Some(ENTRY));
+    assert_eq!(
+        refused(&mut node, ENTRY),
+        SkipRefusal::TooFew { standing: 1, voters: 3 },
+        "an answer to a round of before the loss"
+    );
+    node.pass(100);
+    node.step(Input::Deadline).unwrap();
+    reports(&mut node, 2, 0, Some(ENTRY));
+    skip(&mut node, ENTRY).unwrap();
+}
+
 #[test]
 fn a_follower_tells_where_it_stands() {
     let mut node = Node::new(3, 1, &[1]);

@@ -1,12 +1,13 @@
 //! What the apply worker has been given, and what it may be given next. A few jobs are on their
 //! way at most; everything else stays in the log, so a slow state machine costs no memory.
 
-use d_engine_core::{LogId, LogIndex};
+use d_engine_core::LogIndex;
 
 use crate::event::{ApplyJob, ApplySource, ApplyStop, SkippedEntry};
 use crate::log_cache::LogCache;
 use crate::proposals::Proposals;
-use crate::skips::Skips;
+use crate::skips::{Skip, Skips};
+use crate::{LogId, StopReason};
 
 #[derive(Debug)]
 pub(crate) struct ApplyQueue {
@@ -18,7 +19,7 @@ pub(crate) struct ApplyQueue {
     applied: LogIndex,
     jobs_out: usize,
     /// A snapshot that takes the place of everything up to its label, once that may be applied.
-    snapshot: Option<LogId>,
+    snapshot: Option<d_engine_core::LogId>,
     jobs_max: usize,
     entries_max: u64,
     /// Where the state machine stands: nothing but what gets it past that is given out.
@@ -50,7 +51,7 @@ impl ApplyQueue {
     }
 
     /// A snapshot comes next, in the place of all entries up to `label`.
-    pub(crate) fn install(&mut self, label: LogId) {
+    pub(crate) fn install(&mut self, label: d_engine_core::LogId) {
         self.snapshot = Some(label);
     }
 
@@ -65,9 +66,25 @@ impl ApplyQueue {
     pub(crate) fn stopped(&mut self, through: LogIndex, stop: ApplyStop) -> bool {
         self.done(through);
         self.given = self.applied;
-        let news = self.stop.as_ref() != Some(&stop);
-        self.stop = Some(stop);
+        let same = |known: &ApplyStop| (known.first, known.last) == (stop.first, stop.last);
+        let news = !self.stop.as_ref().is_some_and(same);
+        if news {
+            self.stop = Some(stop);
+        }
         news
+    }
+
+    /// Whether the entry at which the machine stands is skipped by now, and only a restart gets it past that. Told once.
+    pub(crate) fn waits_for_restart(&mut self, skips: &Skips) -> bool {
+        let Some(stop) = self.stop.as_mut().filter(|stop| stop.needs_restart()) else { return false };
+        let skip = skips.next_from(LogIndex::new(stop.first.index));
+        let inside = |skip: &&Skip| skip.at <= self.allowed && skip.target.index.get() <= stop.last.index;
+        let Some(skip) = skip.filter(inside) else { return false };
+        let reason = StopReason::new(format_args!(
+            "the entry at {} is skipped; start this node again, so that its state machine goes on behind it",
+            LogId::from(skip.target)
+        ));
+        std::mem::replace(&mut stop.reason, reason.clone()) != reason
     }
 
     /// Where the state machine stands, if it does.
@@ -105,11 +122,18 @@ impl ApplyQueue {
             // Not before it is decided whether it is skipped, and then as the last one of a job.
             last = if decided.is_some() { skip.target.index } else { skip.target.index.previous() };
         }
-        if last < first || (self.stop.is_some() && decided.is_none()) {
+        // A machine that stands is given what gets it past its entry, and nothing else.
+        let stays = |stop: &ApplyStop| {
+            let past = decided.map(|skip| skip.target.into());
+            stop.needs_restart() || past != stop.stands_at()
+        };
+        if last < first || self.stop.as_ref().is_some_and(stays) {
             return None;
         }
         let source = if first < cache.first() {
-            last = last.min(cache.first().previous());
+            if decided.is_none() {
+                last = last.min(cache.first().previous());
+            }
             ApplySource::Stored(first, last)
         } else {
             ApplySource::Entries(cache.copy(first, last)?)

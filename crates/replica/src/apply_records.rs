@@ -35,7 +35,11 @@ struct Noted {
 impl ApplyRecords {
     pub(crate) fn load(meta: Box<dyn MetaStore>) -> Self {
         let noted = match meta.load(NAME) {
-            Ok(record) => record.and_then(|record| decode(&record)).unwrap_or_default(),
+            Ok(None) => Noted::default(),
+            Ok(Some(record)) => decode(&record).unwrap_or_else(|| {
+                tracing::warn!("the record of where the state machine stood is of another program; it is written anew when needed");
+                Noted::default()
+            }),
             Err(error) => {
                 tracing::warn!(%error, "the record of where the state machine stood cannot be read; it is written anew when needed");
                 Noted::default()
@@ -50,8 +54,8 @@ impl ApplyRecords {
     }
 
     /// Entries that a state machine which keeps its own state has skipped.
-    pub(crate) fn skipped(&self) -> impl Iterator<Item = LogId> {
-        self.noted.skipped.iter().map(|skip| skip.target)
+    pub(crate) fn skipped(&self) -> impl Iterator<Item = &SkippedEntry> {
+        self.noted.skipped.iter()
     }
 
     /// The state machine stands somewhere in a chunk. After the next start it is given the entries one by one.

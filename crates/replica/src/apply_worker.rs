@@ -33,8 +33,8 @@ pub struct ApplyWorker {
     pause: fn(),
     /// What must outlive the process of where the state machine stood.
     records: Option<ApplyRecords>,
-    /// Where the state machine stands, if it does; and whether it panicked there.
-    stop: Option<(ApplyStop, bool)>,
+    /// Where the state machine stands, if it does.
+    stop: Option<ApplyStop>,
 }
 
 impl ApplyWorker {
@@ -61,7 +61,8 @@ impl ApplyWorker {
     pub fn with_records(mut self, meta: Box<dyn MetaStore>) -> Self {
         let records = ApplyRecords::load(meta);
         self.handler.singly = records.singly();
-        self.handler.skipped.extend(records.skipped());
+        self.handler.skipped.extend(records.skipped().map(|skip| skip.target));
+        self.handler.settles_at = records.skipped().map(|skip| skip.decided_at).max().unwrap_or(0);
         self.records = Some(records);
         self
     }
@@ -108,6 +109,10 @@ impl ApplyWorker {
     pub async fn run(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
         let stop = self.still_stops(&job);
         let callers = Callers::new(job.responders);
+        if stop.is_none() {
+            // What fails from here on has nothing to do with what it was given before.
+            self.handler.in_hand = None;
+        }
         if let Some(stop) = stop {
             return Ok(Event::ApplyStopped { through: self.handler.applied(), stop });
         }
@@ -136,44 +141,37 @@ impl ApplyWorker {
     /// # Errors
     /// The node must stop with the reason: the state machine was not the one that failed, or it failed at something else.
     pub fn stops(&mut self, reason: &StopReason, panicked: bool) -> Result<Event, StopReason> {
-        let Some((first, last)) = self.handler.in_hand else { return Err(reason.clone()) };
+        let given = self.handler.in_hand.filter(|_| !reason.needs_newer_program());
+        let Some((first, last)) = given else { return Err(reason.clone()) };
         if first != last
             && let Some(records) = &mut self.records
         {
             records.stopped_between(first, last);
         }
-        let stop = ApplyStop { first, last, reason: advice(first, last, reason) };
-        self.stop = Some((stop.clone(), panicked));
+        let stop = ApplyStop { first, last, panicked, reason: advice(first, last, reason) };
+        self.stop = Some(stop.clone());
         Ok(Event::ApplyStopped { through: self.handler.applied(), stop })
     }
 
     /// Where the state machine goes on standing, whatever the job is: unless that takes it past the entry. After a panic,
     /// or when nobody knows how much of a chunk it has applied, nothing but a new process does.
     fn still_stops(&self, job: &ApplyJob) -> Option<ApplyStop> {
-        let (stop, panicked) = self.stop.as_ref()?;
-        let is_whole = !panicked && stop.stands_at().is_some();
+        let stop = self.stop.as_ref()?;
         let is_past = match (&job.source, job.skip) {
-            (ApplySource::Snapshot(_), _) => !panicked,
-            (_, Some(skip)) => is_whole && stop.stands_at() == Some(skip.target),
+            (ApplySource::Snapshot(_), _) => !stop.panicked,
+            (_, Some(skip)) => !stop.needs_restart() && stop.stands_at() == Some(skip.target),
             _ => false,
         };
         if is_past {
             return None;
         }
-        let mut stop = stop.clone();
-        if let Some(skip) = job.skip {
-            stop.reason = StopReason::new(format_args!(
-                "the entry at {} is skipped; start this node again, so that its state machine goes on behind it",
-                skip.target
-            ));
-        }
-        Some(stop)
+        Some(stop.clone())
     }
 
-    /// Whether the state machine stands.
+    /// Where the state machine stands, if it does.
     #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.stop.is_some()
+    pub fn stop(&self) -> Option<&ApplyStop> {
+        self.stop.as_ref()
     }
 
     /// Applies a backlog from the log, a portion at a time.
@@ -271,7 +269,7 @@ impl ApplyWorker {
     /// Why no snapshot is taken for now, although there is a state.
     #[must_use]
     pub fn no_snapshot(&self) -> Option<StopReason> {
-        if let Some((stop, _)) = &self.stop {
+        if let Some(stop) = &self.stop {
             return Some(stop.reason.clone());
         }
         let settles_at = self.handler.settles_at;
@@ -304,14 +302,19 @@ impl ApplyWorker {
         &mut self,
         built: Result<SnapshotInfo, StopReason>,
     ) -> Result<Option<Event>, StopReason> {
-        let panicked = self.stop.as_ref().filter(|(_, panicked)| *panicked);
         // A machine that panicked is not told of anything any more.
-        let built = panicked.map_or(built, |(stop, _)| Err(stop.reason.clone()));
+        let panicked = self.stop.as_ref().filter(|stop| stop.panicked);
+        let built = panicked.map_or(built, |stop| Err(stop.reason.clone()));
         match built {
             Ok(info) => {
                 let kept = self.handler.keep_snapshot(&info);
                 self.hold_told();
                 self.building = None;
+                if let (Err(reason), Some(_)) = (&kept, &self.stop) {
+                    // It stands, and may fail at this too: no reason to end the node.
+                    tracing::warn!(%reason, "a snapshot was given up");
+                    return Ok(None);
+                }
                 // None if no node would take it, or the state machine had no room to note it: then nothing is
                 // purged behind it.
                 let kept =

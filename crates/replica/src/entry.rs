@@ -46,6 +46,7 @@ pub struct Entry {
     /// The command, as it was proposed.
     pub data: Bytes,
     time_ms: u64,
+    version: u32,
     session: Option<SessionSerial>,
     sink: Option<Arc<ReplySink>>,
     slot: usize,
@@ -55,7 +56,7 @@ impl Entry {
     /// An entry for tests; its replies go nowhere.
     #[must_use]
     pub fn new(index: u64, term: u64, data: impl Into<Bytes>) -> Self {
-        Self { index, term, data: data.into(), time_ms: 0, session: None, sink: None, slot: 0 }
+        Self { index, term, data: data.into(), time_ms: 0, version: 0, session: None, sink: None, slot: 0 }
     }
 
     /// An entry for tests, and a probe that tells what was replied to it.
@@ -81,6 +82,20 @@ impl Entry {
         self.sink = Some(sink);
         self.slot = slot;
         self
+    }
+
+    /// The same entry as one of a command of this version.
+    #[must_use]
+    pub fn of_version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// The version of the command, as the leader's program judged it ([`crate::StateMachine::command_version`]). Bytes that only a
+    /// later version makes a command of are to be answered as every program answers them that does not know them.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// The same entry at a log time, for tests.

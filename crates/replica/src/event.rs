@@ -382,6 +382,8 @@ pub struct ApplyStop {
     pub first: LogId,
     /// The last one of the same chunk.
     pub last: LogId,
+    /// It panicked there: nobody knows what it holds.
+    pub panicked: bool,
     /// What it said, and what to do.
     pub reason: StopReason,
 }
@@ -391,6 +393,13 @@ impl ApplyStop {
     #[must_use]
     pub fn stands_at(&self) -> Option<LogId> {
         (self.first == self.last).then_some(self.first)
+    }
+
+    /// Whether nothing but a new process goes on behind the entry, also once that is skipped: the machine may hold half of
+    /// a chunk.
+    #[must_use]
+    pub fn needs_restart(&self) -> bool {
+        self.panicked || self.first != self.last
     }
 }
 

@@ -183,6 +183,12 @@ impl Replica {
         self.bind_incarnations(now, wall_ms, jobs);
         self.maybe_install(now, wall_ms, jobs);
         self.maybe_purge(now, jobs);
+        if self.apply.waits_for_restart(&self.skips) {
+            if let Some(stop) = self.apply.stop() {
+                tracing::error!(node = %self.node, "{}", stop.reason);
+            }
+            jobs.status_changed = true;
+        }
         if self.snapshots.waits_for_apply() {
             // What is on its way to the apply worker is read from the log; nothing new until that has ended.
             return;

@@ -327,6 +327,7 @@ impl Start<'_> {
         self.recovered.base_membership = None;
         self.recovered.entries.clear();
         self.recovered.memberships.clear();
+        self.recovered.skips.clear();
         Ok(())
     }
 

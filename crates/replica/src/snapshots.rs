@@ -117,7 +117,10 @@ impl Snapshots {
 impl Replica {
     /// A leader's snapshot is here. It is installed once the apply worker is idle.
     pub(crate) fn on_snapshot(&mut self, snapshot: Box<ReceivedSnapshot>, responder: InstallResponder) {
-        if self.snapshots.received.is_some() || self.snapshots.installing.is_some() {
+        if let Some(stop) = self.apply.stop().filter(|stop| stop.panicked) {
+            // It would take the log's place, and no machine would take it.
+            responder(Err(InstallError::Stopped { reason: stop.reason.clone() }));
+        } else if self.snapshots.received.is_some() || self.snapshots.installing.is_some() {
             responder(Err(InstallError::Busy));
         } else {
             self.snapshots.received = Some((snapshot, responder));
@@ -137,6 +140,10 @@ impl Replica {
             return;
         }
         let Some((snapshot, responder)) = self.snapshots.received.take() else { return };
+        if let Some(stop) = self.apply.stop().filter(|stop| stop.panicked) {
+            responder(Err(InstallError::Stopped { reason: stop.reason.clone() }));
+            return;
+        }
         let ReceivedSnapshot { from, term, label, time_ms, membership, hold } = *snapshot;
         let configuration = Box::new(membership.configuration());
         let input = Input::InstallSnapshot { from, term, last: label, time_ms, configuration };

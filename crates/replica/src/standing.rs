@@ -9,7 +9,7 @@ use d_engine_core::{Input, Instant, LogId, LogIndex, RoleKind};
 use crate::event::{ApplyStop, Jobs, SkipResponder};
 use crate::replica::{Payload, Replica};
 use crate::skips::{self, SKIP_BYTES};
-use crate::{ReadError, UnknownBecause};
+use crate::{ReadError, SkipError, UnknownBecause};
 
 impl Replica {
     /// A job has come back undone.
@@ -62,6 +62,10 @@ impl Replica {
             && let Some(skip) = self.skips.of(target)
         {
             skip.wait(committed, responder);
+            return;
+        }
+        if self.log_disk().full {
+            responder(Err(SkipError::Busy));
             return;
         }
         self.skips.ask(responder);

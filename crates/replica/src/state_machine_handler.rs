@@ -186,7 +186,9 @@ impl StateMachineHandler {
         self.applied.id = last;
         for entry in entries {
             self.applied.time_ms = self.applied.time_ms.max(entry.time_ms);
-            self.applied.command_version = self.applied.command_version.max(entry.version);
+            if !self.skipped.contains(&LogId::from(entry.id)) {
+                self.applied.command_version = self.applied.command_version.max(entry.version);
+            }
             self.due.applied(entry.data.len());
             if entry.kind == EntryKind::Membership
                 && let Ok(membership) = Membership::decode(&entry.data)
@@ -216,9 +218,10 @@ impl StateMachineHandler {
         let target = skips::decode(&entry.data).map(LogId::from);
         match target {
             Some(target) if !self.skipped.contains(&target) => Err(StopReason::new(format_args!(
-                "the cluster has decided with entry {} to skip the entry at {target}, but this node has applied it, so its \
-                 state differs from the others': replace its snapshots by the newest snap-*.snap of another node, remove the \
-                 state machine's own files if it has any, and start again (docs/snapshots.md)",
+                "the cluster has decided with entry {} to skip the entry at {target}, but this node has applied it, or no longer \
+                 knows that it has not, so its state may differ from the others': start it again; if it stops again, replace \
+                 its snapshots by the newest snap-*.snap of another node and remove the state machine's own files, if it has \
+                 any, before you start it (docs/snapshots.md)",
                 entry.id.index
             ))),
             _ => Ok(()),
@@ -249,12 +252,9 @@ impl StateMachineHandler {
             .iter()
             .enumerate()
             .map(|(slot, entry)| {
-                Entry::new(entry.id.index.get(), entry.id.term.get(), entry.data.clone()).in_chunk(
-                    entry.time_ms,
-                    entry.session,
-                    sink.clone(),
-                    slot,
-                )
+                Entry::new(entry.id.index.get(), entry.id.term.get(), entry.data.clone())
+                    .of_version(entry.version)
+                    .in_chunk(entry.time_ms, entry.session, sink.clone(), slot)
             })
             .collect();
         self.machine.apply_chunk(chunk).await.map_err(|error| failed("apply_chunk", &error))?;

@@ -14,7 +14,7 @@ use d_engine_replica::{
 };
 use d_engine_storage::LogEntry;
 use leader::Node as Leader;
-use recording::node::{Node, command, now, store};
+use recording::node::{Node, command, leader_with_snapshot, now, send, store};
 use recording::{Ground, Manner, Recording, at, entry};
 
 /// The number that the machine cannot apply.
@@ -122,8 +122,23 @@ fn a_durable_machine_remembers_what_it_has_skipped() {
 
     let mut node = Node::start(node.ground.again(), choking_durable(&first), Never).unwrap();
     assert_eq!(node.footing.applied, LogIndex::new(5));
+    assert!(now(node.worker.begin_snapshot(true)).is_err(), "not before the decision is applied");
     now(node.worker.run(job(vec![decision()], None))).unwrap();
     assert_eq!(node.machine.numbers(), [1, 2, 4, 5]);
+}
+
+/// A snapshot takes the place of whatever the machine holds, half of a chunk too.
+#[test]
+fn a_snapshot_gets_a_machine_past_the_entry() {
+    let (leader, info) = leader_with_snapshot(5);
+    let mut node = Node::start(Ground::new(), choking(), Never).unwrap();
+    node.store(1, 4);
+    stop_of(run(&mut node, 1..=4, None));
+    assert!(node.install(at(1, 4)).is_err(), "it is not there: that is no matter of the machine's");
+    send(&leader, &info, &node.ground.store);
+    node.install(at(1, 5)).unwrap();
+    assert!(node.worker.stop().is_none());
+    assert_eq!(node.machine.numbers(), [1, 2, 3, 4, 5]);
 }
 
 /// A panic may leave anything behind: the machine is not used again, and waits for a new process.
@@ -136,8 +151,8 @@ fn after_a_panic_only_a_new_process_goes_on() {
     let told = node.worker.stops(&StopReason::new("it panicked: oh"), true).unwrap();
     assert_eq!(stop_of(told).1.stands_at(), Some(at(1, 3)));
     let (through, stop) = stop_of(run(&mut node, 3..=3, Some(3)));
-    assert_eq!(through, at(1, 2));
-    assert!(stop.reason.to_string().contains("is skipped; start this node again"), "{}", stop.reason);
+    assert_eq!((through, stop.needs_restart()), (at(1, 2), true));
+    assert!(now(node.worker.begin_snapshot(true)).is_err());
 }
 
 /// Node 1 of three, leading, with a machine that stands at entry 2.
@@ -153,6 +168,7 @@ fn standing() -> (Leader, Answers) {
     let stop = ApplyStop {
         first: stands_at(&node).into(),
         last: stands_at(&node).into(),
+        panicked: false,
         reason: StopReason::new("it cannot"),
     };
     node.handle(Event::ApplyStopped { through: at(1, 1), stop });
@@ -239,6 +255,55 @@ fn a_decision_counts_once_it_is_committed_and_gets_apply_past_the_entry() {
     assert!(node.replica.apply_stop().is_none());
     skip(&mut node, target);
     assert_eq!(told.lock().unwrap().pop(), Some(Ok(last.get())), "asked again, it is done");
+}
+
+/// Nothing but a new process helps: no job is given out, again and again.
+#[test]
+fn a_decision_that_needs_a_restart_is_told_and_not_tried() {
+    let (mut node, _) = standing();
+    let target = stands_at(&node);
+    let reason = StopReason::new("it panicked");
+    let stop = ApplyStop { first: target.into(), last: at(target.term.get(), 3), panicked: true, reason };
+    node.handle(Event::ApplyStopped { through: at(1, 1), stop });
+    let stands = FollowerReport { stands_at: Some(target), ..FollowerReport::default() };
+    answers_round(&mut node, 2, stands);
+    answers_round(&mut node, 3, stands);
+    node.handle(Event::SkipEntry { target, responder: Box::new(|_| {}) });
+    let jobs = answers_round(&mut node, 2, stands);
+    assert!(jobs.apply.is_empty() && jobs.status_changed, "{:?}", jobs.apply);
+    let alarms = node.replica.status().alarms;
+    assert!(alarms.concat().contains("is skipped; start this node again"), "{alarms:?}");
+    let jobs = answers_round(&mut node, 2, stands);
+    assert!(jobs.apply.is_empty() && !jobs.status_changed, "told once");
+}
+
+/// The next leaders decide; this node's caller does not wait for them.
+#[test]
+fn whoever_asked_a_leader_that_is_deposed_is_told_that_nobody_knows() {
+    let (mut node, _) = standing();
+    let target = stands_at(&node);
+    let stands = FollowerReport { stands_at: Some(target), ..FollowerReport::default() };
+    answers_round(&mut node, 2, stands);
+    let told = Arc::new(Mutex::new(None));
+    let answer = told.clone();
+    let responder = Box::new(move |outcome| *answer.lock().unwrap() = Some(outcome));
+    node.handle(Event::SkipEntry { target, responder });
+    let term = d_engine_core::Term::new(node.replica.core().term().get() + 1);
+    let zero = LogIndex::ZERO;
+    let jobs = node.receive(3, PeerMessage::Heartbeat { term, commit: zero, round: 1, matched: zero });
+    assert_eq!(told.lock().unwrap().take(), Some(Err(SkipError::OutcomeUnknown)));
+    assert_eq!(told_of(&jobs), Some(Some(target)), "it tells the new leader where it stands");
+    node.handle(Event::Applied { through: target.into(), next_expiry_ms: None, command_version: 0 });
+    let jobs = node.receive(3, PeerMessage::Heartbeat { term, commit: zero, round: 2, matched: zero });
+    assert_eq!(told_of(&jobs), Some(None));
+}
+
+/// Where an answer to a heartbeat says that the machine stands.
+fn told_of(jobs: &Jobs) -> Option<Option<d_engine_core::LogId>> {
+    jobs.send.iter().find_map(|sent| match &sent.message {
+        PeerMessage::HeartbeatReply { report, .. } => Some(report.stands_at),
+        _ => None,
+    })
 }
 
 /// After a restart the log may hold a decision that is not known to be committed yet.

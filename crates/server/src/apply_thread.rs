@@ -83,9 +83,8 @@ impl ApplyThread {
         let ended = self.work();
         if ended.is_err() {
             // The machine has failed; what it holds is flushed and stopped all the same.
-            let closes = AssertUnwindSafe(|| self.worker.handler().close().ok());
             // The first reason counts, whatever the machine does now.
-            catch_unwind(closes).ok();
+            catch_unwind(AssertUnwindSafe(|| self.close().ok())).ok();
         }
         ended
     }
@@ -99,7 +98,7 @@ impl ApplyThread {
                 Found::Idle => continue,
             };
             self.worker.at(self.clock.now());
-            if work.hard_state_saved && !self.worker.is_stopped() {
+            if work.hard_state_saved && self.worker.stop().is_none() {
                 self.worker.handler().hard_state_saved();
             }
             if let Some(built) = work.built.take() {
@@ -113,7 +112,7 @@ impl ApplyThread {
                 self.worker.at(self.clock.now());
                 let installs = matches!(job.source, ApplySource::Snapshot(_));
                 if !self.unpack(&job)? {
-                    return self.worker.handler().close();
+                    return self.close();
                 }
                 let what = named(&job.source);
                 let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run(job)));
@@ -127,13 +126,15 @@ impl ApplyThread {
                     self.snapshots.put(|work| work.prune = true);
                 }
                 self.gate.applied(self.worker.handler().applied().index);
+                // Before anybody is told: its state may be half of a chunk.
+                self.gate.set_stands(self.worker.stop().is_some());
                 self.inbox.report(event);
                 if !closed {
                     self.begin_snapshot(false, &mut asked);
                 }
             }
             if closed {
-                return self.worker.handler().close();
+                return self.close();
             }
             let applied = self.worker.handler().applied().index;
             for answer in work.asked.drain(..) {
@@ -149,6 +150,18 @@ impl ApplyThread {
             let log_bytes = self.worker.handler().bytes_since_snapshot();
             self.progress.log_bytes.store(log_bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Ends the machine's life. One that panicked is only told to stop, and may panic at that too.
+    fn close(&mut self) -> Result<(), StopReason> {
+        if self.worker.stop().is_none_or(|stop| !stop.panicked) {
+            return self.worker.handler().close();
+        }
+        let machine = self.worker.handler().machine().clone();
+        if !matches!(catch_unwind(AssertUnwindSafe(|| machine.stop())), Ok(Ok(()))) {
+            tracing::warn!("the state machine that panicked did not stop in order");
+        }
+        Ok(())
     }
 
     /// Unpacks the snapshot that `job` installs, if it does; waits until there is room for it. Returns whether it is there;

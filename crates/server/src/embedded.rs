@@ -173,6 +173,7 @@ impl EmbeddedEngine {
         let serves = async {
             // Its sender lives as long as this engine.
             ready.wait_for(|ready| *ready).await.ok();
+            stands.wait_for(Option::is_none).await.ok();
             let mut looks = tokio::time::interval(MACHINE_LOOK_EVERY);
             while self.inner.asked.is_running().await != Some(true) {
                 looks.tick().await;
@@ -183,15 +184,13 @@ impl EmbeddedEngine {
             _ = stopped.wait_for(Option::is_some) => {
                 return Err(WaitError::Stopped { reason: self.stop_reason() });
             }
-            Ok(reason) = stands.wait_for(Option::is_some) => {
-                let reason = reason.clone().unwrap_or_else(|| self.stop_reason());
-                return Err(WaitError::Stopped { reason });
-            }
             waited = tokio::time::timeout(patience, serves) => waited,
         };
         waited.map_err(|_| {
             let waited_ms = patience.as_millis();
-            if *self.inner.shared.ready.borrow() {
+            if let Some(reason) = self.inner.shared.stands.borrow().clone() {
+                WaitError::Stopped { reason }
+            } else if *self.inner.shared.ready.borrow() {
                 WaitError::StateMachineDown { waited_ms }
             } else {
                 WaitError::TimedOut { waited_ms }
@@ -479,7 +478,8 @@ impl EmbeddedEngine {
     /// for the same entry, it answers the same for as long as the log holds it.
     ///
     /// The effect of that command is lost. Refused unless a majority of the voters reports that its state machine stands at
-    /// exactly this entry ([`NodeStatus`] tells), and nobody to have applied it. A node whose state machine panicked at it,
+    /// exactly this entry ([`NodeStatus`] tells), and nobody to have applied it. A node that is silent
+    /// may have: then its caller was told so, and it stops when it hears of the decision. A node whose state machine panicked at it,
     /// or whose state may be half of a chunk, says that it must be started again.
     ///
     /// # Errors
@@ -493,7 +493,11 @@ impl EmbeddedEngine {
                 answer.send(outcome).ok();
             }),
         );
-        answered.await.unwrap_or_else(|_| Err(SkipError::Stopped { reason: self.stop_reason() }))
+        let stopped = || SkipError::Stopped { reason: self.stop_reason() };
+        match tokio::time::timeout(self.inner.shared.patience.read, answered).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(stopped())),
+            Err(_) => Err(SkipError::OutcomeUnknown),
+        }
     }
 
     /// This node's id.

@@ -372,7 +372,6 @@ impl RaftThread {
         let core = self.replica.core();
         // Before the jobs are given out: what others are told is never ahead of the gate.
         self.shared.gate.publish(core.log().committed.get(), core.lease_until());
-        self.shared.gate.set_stands(self.replica.apply_stop().is_some());
     }
 
     /// Gives the replica's jobs to those who do them.

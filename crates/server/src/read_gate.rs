@@ -55,7 +55,7 @@ impl ReadGate {
         self.applied.fetch_max(index, Ordering::AcqRel);
     }
 
-    /// Whether the state machine stands; called by the raft thread. Its state may be half of a chunk.
+    /// Whether the state machine stands; called by the apply thread. Its state may be half of a chunk.
     pub(crate) fn set_stands(&self, stands: bool) {
         self.stands.store(stands, Ordering::Release);
     }

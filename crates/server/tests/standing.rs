@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use d_engine_replica::{ProposeError, ReadConsistency, ReadError, SkipError, UnknownBecause};
 use d_engine_server::{Config, EmbeddedEngine, NodeStatus, WaitError};
@@ -170,7 +171,7 @@ async fn after_a_panic_the_node_runs_and_its_machine_waits_for_a_new_process() {
     let alarms = status.replica.unwrap().alarms.join("\n");
     assert!(alarms.contains("panicked in apply_chunk, entries ") && alarms.contains("as asked"), "{alarms}");
     assert!(!engine.is_leader(), "it serves nobody");
-    let ready = engine.wait_ready(PATIENCE).await.unwrap_err();
+    let ready = engine.wait_ready(Duration::from_millis(10)).await.unwrap_err();
     assert!(matches!(ready, WaitError::Stopped { .. }), "{ready}");
 
     skip(one, entry).await.unwrap();

@@ -203,7 +203,7 @@ impl Sometimes {
         (Self::CrashInReceive, 35),
         (Self::CrashBeforeInstall, 25),
         (Self::CrashInInstall, 14),
-        (Self::InstallFinishedAtStart, 16),
+        (Self::InstallFinishedAtStart, 7),
         (Self::InstallKeepsSuffix, 1),
         (Self::InstallOverConflict, 2),
         (Self::InstallOverLongerLog, 2),

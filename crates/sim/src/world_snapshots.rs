@@ -237,7 +237,8 @@ impl World {
         });
         // On a disk that is nearly full next to nothing is kept.
         let mark = running.replica.free_for_holds();
-        let lacks_room = running.replica.log_disk().free_bytes.is_some_and(|free| free < mark);
+        let disk = running.replica.log_disk();
+        let lacks_room = disk.full || disk.free_bytes.is_some_and(|free| free < mark);
         match held {
             Some(_) if is_bounded || lacks_room => {
                 self.counts.reached(Sometimes::PurgedDuringTransfer);

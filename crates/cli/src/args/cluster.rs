@@ -105,7 +105,8 @@ Examples:
 A state machine that cannot apply an entry stands there: its node works on and answers no caller, and `status` tells the \
 entry. If a program that can apply it exists, start that on every node instead. Otherwise this leaves the entry out on \
 every node: the effect of its command is lost, and everything behind it is applied. It is refused unless a majority of the \
-voters stands at exactly this entry and nobody has applied it. Exit 0: it is skipped. Exit 1: refused; the message says \
+voters stands at exactly this entry and nobody who answers has applied it; one that does not answer may have, and told its \
+caller so. Exit 0: it is skipped. Exit 1: refused; the message says \
 why. Exit 2: without --yes. Exit 4: the outcome is unknown; ask again.";
 
 #[derive(Args, Debug)]
