@@ -207,7 +207,7 @@ impl Sometimes {
         (Self::InstallKeepsSuffix, 1),
         (Self::InstallOverConflict, 2),
         (Self::InstallOverLongerLog, 2),
-        (Self::SnapshotOfDeposedInstalled, 6),
+        (Self::SnapshotOfDeposedInstalled, 4),
         (Self::OlderSnapshotRestored, 20),
         (Self::DurableAheadOfSnapshot, 100),
         (Self::DurableRestored, 9),
