@@ -17,15 +17,24 @@ use d_engine_server::{Config, EmbeddedEngine};
 use recording::{Manner, Recording};
 use support::PATIENCE;
 
-/// "Either fully applies or fails the entire batch": a machine that cannot go on stops its node, and nobody was told that
-/// any command of the chunk has taken effect.
+/// "Either fully applies or fails the entire batch": a machine that cannot go on stands there, its node says why, and nobody
+/// was told that any command of the chunk has taken effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn notes_atomic_operations() {
     let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
     node.propose(1).await;
     let told = node.engine.propose(vec![13]).await.unwrap_err();
     assert!(matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }), "{told}");
-    let reason = node.engine.stopped().await.unwrap_err().to_string();
+    let stands = async {
+        loop {
+            let status = node.engine.status().await;
+            match status.replica.and_then(|replica| replica.apply_stop) {
+                Some(stop) => return stop.reason.to_string(),
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let reason = tokio::time::timeout(PATIENCE, stands).await.unwrap();
     assert!(reason.contains("the backend is gone"), "{reason}");
     assert_eq!(node.machine.held().numbers.len(), 1);
     node.stop().await;
