@@ -375,7 +375,7 @@ async fn the_log_is_measured_as_it_lies_on_the_disk() {
     let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
     config.limits.max_command_bytes = 64 << 10;
     config.limits.segment_bytes = 1 << 20;
-    config.snapshots.after_log_bytes = 0;
+    config.snapshots.after_log_bytes = 1 << 20;
     config.snapshots.tail_entries = 0;
     let engine = start(&config).await;
     let mut carried = 0;
