@@ -56,8 +56,17 @@ impl RaftCore {
         self.replicate(now, out);
     }
 
-    pub(crate) fn not_leader(&self) -> Rejected {
+    fn not_leader(&self) -> Rejected {
         Rejected::NotLeader { leader: self.leader() }
+    }
+
+    /// Only a leader that stays one creates entries.
+    pub(crate) fn may_create(&self) -> Result<(), Rejected> {
+        match &self.role {
+            Role::Leader(leader) if leader.transfer.is_some() => Err(Rejected::TransferInProgress),
+            Role::Leader(_) => Ok(()),
+            _ => Err(self.not_leader()),
+        }
     }
 
     /// How many of these commands, from the first on, [`crate::Input::Propose`] would take in together now,
@@ -79,11 +88,7 @@ impl RaftCore {
         sizes: &[u32],
         out: &mut Effects,
     ) -> Result<(), Rejected> {
-        match &self.role {
-            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
-            Role::Leader(_) => {}
-            _ => return Err(self.not_leader()),
-        }
+        self.may_create()?;
         let waiting = self.log.uncommitted_bytes();
         let new: u64 = sizes.iter().map(|size| cost(*size)).sum();
         // One command is always let in when nothing waits, so that no size is refused for ever.
@@ -100,11 +105,7 @@ impl RaftCore {
 
     /// An entry that only tells the log's time, for a state machine that waits for it.
     pub(crate) fn on_tick(&mut self, now: Instant, out: &mut Effects) -> Result<(), Rejected> {
-        match &self.role {
-            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
-            Role::Leader(_) => {}
-            _ => return Err(self.not_leader()),
-        }
+        self.may_create()?;
         self.create(EntryKind::Tick, now, &[0], None);
         self.replicate(now, out);
         Ok(())
@@ -117,11 +118,7 @@ impl RaftCore {
         bytes: u32,
         out: &mut Effects,
     ) -> Result<(), Rejected> {
-        match &self.role {
-            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
-            Role::Leader(_) => {}
-            _ => return Err(self.not_leader()),
-        }
+        self.may_create()?;
         // Not before an entry of the own term is committed, and one change at a time: otherwise two
         // leaders could commit with majorities that do not meet (raft-dev, "bug in single-server
         // membership changes", 2015).

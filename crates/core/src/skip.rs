@@ -19,11 +19,7 @@ impl RaftCore {
         bytes: u32,
         out: &mut Effects,
     ) -> Result<(), Rejected> {
-        match &self.role {
-            Role::Leader(leader) if leader.transfer.is_some() => return Err(Rejected::TransferInProgress),
-            Role::Leader(_) => {}
-            _ => return Err(self.not_leader()),
-        }
+        self.may_create()?;
         self.may_skip(target).map_err(Rejected::SkipRefused)?;
         self.create(EntryKind::Skip, now, &[bytes], None);
         self.replicate(now, out);
