@@ -184,6 +184,21 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entri
     }
 }
 
+/// A cluster whose first node stops before the others write 7 MB and purge what it would need. Returns these, and the value
+/// under each of the keys `k0` to `k69`.
+async fn go_on_without_the_first(configs: &[Config]) -> (Vec<EmbeddedEngine>, String) {
+    let mut engines = start_all(configs).await;
+    engines.remove(0).stop().await;
+    let value = "x".repeat(100_000);
+    for n in 0..70 {
+        put(&engines, &format!("k{n}"), &value).await;
+    }
+    for engine in &engines {
+        until(engine, "the log is purged", |status| base(status) >= 40).await;
+    }
+    (engines, value)
+}
+
 /// The leader stays on the log that a follower needs, and the follower is slow: it resumes where it was cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
@@ -194,15 +209,7 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
         config.snapshots.after_entries = 40;
         // One is retained: only that it is on its way keeps an archive when there is a newer one.
     }
-    let mut engines = start_all(&configs).await;
-    engines.remove(0).stop().await;
-    let value = "x".repeat(100_000);
-    for n in 0..70 {
-        put(&engines, &format!("k{n}"), &value).await;
-    }
-    for engine in &engines {
-        until(engine, "the log is purged", |status| base(status) >= 40).await;
-    }
+    let (mut engines, _) = go_on_without_the_first(&configs).await;
     let back = start(&configs[0]).await;
     let status = until(&back, "a part is there", |status| {
         status.snapshots.receiving.as_ref().is_some_and(|receiving| receiving.received > 1_000_000)
@@ -249,15 +256,7 @@ async fn a_follower_catches_up_behind_its_first_snapshot_however_much_is_written
         config.snapshots.tail_bytes = 1 << 20;
         config.snapshots.max_log_bytes = 16 << 20;
     }
-    let mut engines = start_all(&configs).await;
-    engines.remove(0).stop().await;
-    let value = "x".repeat(100_000);
-    for n in 0..70 {
-        put(&engines, &format!("k{n}"), &value).await;
-    }
-    for engine in &engines {
-        until(engine, "the log is purged", |status| base(status) >= 40).await;
-    }
+    let (mut engines, value) = go_on_without_the_first(&configs).await;
     let back = start(&configs[0]).await;
     let (mut sent, mut written) = (std::collections::BTreeSet::new(), 0_u64);
     let writes = async {
