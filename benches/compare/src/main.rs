@@ -1,23 +1,25 @@
-//! Log appends beside a raw overwrite loop and raft-engine, in one run.
+//! Compares log appends with a raw overwrite loop and with raft-engine, in one run.
 //!
 //! ```text
 //! benches/compare/run [DIRECTORY]
 //! ```
 //!
-//! One writer appends entries of 256 bytes, N at a time, each batch synced before the next. Every
-//! contestant is never idle and lives through all rounds, over several segments. In each round all of
-//! them run after one another, in an order that rotates; what is printed is the median of the rounds and
-//! the median of the ratios *within* the rounds: a disk's speed changes from minute to minute, a ratio
-//! hardly does.
+//! One writer appends entries of 256 bytes, N at a time, and syncs each batch before the next. No
+//! log is ever idle, and each stays open for all rounds and fills several segments. In each round
+//! all logs run one after another, in an order that rotates. The program prints the median of the
+//! rounds and the median of the ratios *within* the rounds: the speed of a disk changes from minute
+//! to minute, a ratio hardly does.
 //!
-//! - `raw`: the least that any log must do: overwrite files that hold zeros, in writes as large as the
-//!   ones of d-engine's log, one fdatasync each.
-//! - `growing`: d-engine's log with nothing prepared and nothing purged, every segment a new file.
-//! - `recycling`: the same, purged while it is written, so that segments lie in the files of purged ones.
-//! - `raft-engine`: raft-engine 0.4.2 with its defaults, but without compression (the payload does not
-//!   compress).
-//! - `re-recycled`: the same with its own recycling: files filled ahead at the start, purged while it is
-//!   written, of the same size as d-engine's segments.
+//! - `raw`: the lower bound for any log: overwrites files that hold zeros, in writes as large as
+//!   those of d-engine's log, with one fdatasync each.
+//! - `growing`: d-engine's log with nothing prepared and nothing purged, so that every segment is a
+//!   new file.
+//! - `recycling`: the same, purged while it is written, so that segments reuse the files of purged
+//!   ones.
+//! - `raft-engine`: raft-engine 0.4.2 with its defaults, but without compression (the payload does
+//!   not compress).
+//! - `re-recycled`: the same with raft-engine's own recycling: files of the same size as d-engine's
+//!   segments, filled ahead at the start, and purged while it is written.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -40,16 +42,17 @@ type Failure = Box<dyn Error>;
 const ENTRY_BYTES: usize = 256;
 const SEGMENT_BYTES: u64 = 64 << 20;
 const ROUNDS: usize = 5;
-/// Entries kept by a purge.
+/// The number of entries that a purge keeps.
 const KEPT: u64 = 1_000;
-/// Bytes after which a contestant that purges does so.
+/// Bytes written between two purges of a log that purges.
 const PURGE_AFTER: u64 = 32 << 20;
 
 fn main() -> Result<(), Failure> {
     let parent = std::env::args().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(parent)?;
     println!(
-        "{ENTRY_BYTES}-byte entries, one writer, never idle; medians of {ROUNDS} rounds, ratios within the rounds"
+        "{ENTRY_BYTES}-byte entries, one writer, never idle; medians of {ROUNDS} rounds, ratios \
+         within the rounds"
     );
     println!(
         "{:>4} {:<12} {:>9} {:>10} {:>8} {:>7} {:>14} {:>14}",
@@ -61,7 +64,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A log that can be written to: `syncs` batches of `batch` entries each.
+/// A log under comparison. `run` appends `syncs` batches of `batch` entries each.
 trait Contestant {
     fn run(&mut self, batch: usize, syncs: usize) -> Result<(), Failure>;
 }
@@ -73,7 +76,7 @@ fn compare(dir: &Path, batch: usize, syncs: usize) -> Result<(), Failure> {
     growing.run(batch, 200)?;
     let size = growing.bytes_per_sync();
     let mut recycling = Ours::open(&at("recycling"), true)?;
-    // Until it has files to recycle.
+    // Write until there are purged files to recycle.
     let warm_up = usize::try_from(7 * SEGMENT_BYTES / 2)? / size;
     recycling.run(batch, warm_up)?;
     let prefilled = Config {
@@ -98,8 +101,9 @@ fn compare(dir: &Path, batch: usize, syncs: usize) -> Result<(), Failure> {
             rates[who][round] = syncs as f64 / start.elapsed().as_secs_f64();
         }
     }
-    let ratio =
-        |who: usize, to: usize| median(std::array::from_fn(|round| rates[who][round] / rates[to][round]));
+    let ratio = |who: usize, to: usize| {
+        median(std::array::from_fn(|round| rates[who][round] / rates[to][round]))
+    };
     for (who, (name, _)) in contestants.iter().enumerate() {
         let rate = median(rates[who]);
         println!(
@@ -119,7 +123,7 @@ fn median(mut values: [f64; ROUNDS]) -> f64 {
     values[ROUNDS / 2]
 }
 
-/// Bytes that do not compress, the same in every run.
+/// Returns bytes that do not compress, the same in every run.
 fn payload() -> Vec<u8> {
     let mut state = 1_u64;
     let mut next = || {
@@ -179,7 +183,8 @@ struct Ours {
 
 impl Ours {
     fn open(dir: &Path, purges: bool) -> Result<Self, Failure> {
-        let options = FileStorageOptions { segment_bytes: SEGMENT_BYTES, ..FileStorageOptions::default() };
+        let options =
+            FileStorageOptions { segment_bytes: SEGMENT_BYTES, ..FileStorageOptions::default() };
         let request = OpenRequest {
             cluster: None,
             node: NodeId::new(1).ok_or("no node")?,
@@ -188,7 +193,8 @@ impl Ours {
             fresh_cluster: ClusterId([1; 16]),
             fresh_incarnation: Incarnation([1; 16]),
         };
-        let opened = FileStorageEngine::new(dir, options, Arc::new(RealFs::new())).open(&request)?;
+        let opened =
+            FileStorageEngine::new(dir, options, Arc::new(RealFs::new())).open(&request)?;
         Ok(Self { log: opened.log, data: payload().into(), next: 1, purges, purged_at: 0 })
     }
 
@@ -227,7 +233,7 @@ impl Contestant for Ours {
     }
 }
 
-/// An entry of raft-engine's: a protobuf message whose first eight bytes are the index.
+/// An entry of raft-engine: a protobuf message whose first eight bytes are the index.
 struct Indexed;
 
 impl MessageExt for Indexed {
@@ -263,7 +269,8 @@ impl Contestant for RaftEngine {
                 value[..8].copy_from_slice(&index.to_le_bytes());
                 BytesValue { value, ..BytesValue::default() }
             };
-            let entries: Vec<BytesValue> = (self.next..self.next + batch as u64).map(entry).collect();
+            let entries: Vec<BytesValue> =
+                (self.next..self.next + batch as u64).map(entry).collect();
             self.next += batch as u64;
             log_batch.add_entries::<Indexed>(1, &entries)?;
             self.written += self.engine.write(&mut log_batch, true)? as u64;

@@ -1,4 +1,4 @@
-//! Clients that fight over pairs of keys through the network client.
+//! Clients that contend for pairs of keys through the network client.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_client::{
-    BatchOutcome, ClientError, ClientOptions, Consistency, KvClient, KvError, KvOperation, SwapOutcome,
+    BatchOutcome, ClientError, ClientOptions, KvClient, KvError, KvOperation, ReadConsistency,
+    SwapOutcome,
 };
 use d_engine_sim::{Action, Operation, Prng};
 
@@ -15,36 +16,36 @@ use crate::net::{NODES, client_addr};
 use crate::record::Record;
 use crate::shell::{Outcome, doing};
 
-/// A call's deadline. Longer than an election, shorter than most faults.
+/// A call's timeout: longer than an election, shorter than most faults.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// The longest pause between two operations of a client.
+/// The longest pause between two operations of a client, in milliseconds.
 const PAUSE_MAX_MS: u64 = 100;
-/// The longest value; some are this long.
+/// The longest padding of a value, in bytes; some values have nearly as much.
 const VALUE_MAX: u64 = 200_000;
 
-/// The next value that is written; every one is written once.
+/// The next value to write; every value is written once.
 static NEXT_VALUE: AtomicU64 = AtomicU64::new(1);
 
-/// A client that knows these nodes.
+/// Connects a client to these nodes.
 pub(crate) fn connect(nodes: impl IntoIterator<Item = u64>) -> Outcome<KvClient> {
     let options = ClientOptions::default().timeout(DEADLINE);
     KvClient::connect(nodes.into_iter().map(client_addr), options).map_err(doing("a client"))
 }
 
-/// One client; it does one thing after the other.
+/// A client; it runs one operation at a time.
 pub(crate) struct Client {
     record: Arc<Record>,
     group: Arc<Group>,
     prng: Prng,
     writer: KvClient,
-    /// One for each node, which is asked first.
+    /// One client for each node, which calls that node first.
     readers: Vec<KvClient>,
-    /// Reads ask for what may be old: a fault that must be found.
+    /// Whether reads are eventual: a planted fault that the checks must find.
     reads_stale: bool,
 }
 
 impl Client {
-    /// Client `number` of a group.
+    /// Creates client `number` of a group.
     pub(crate) fn new(
         record: Arc<Record>,
         group: Arc<Group>,
@@ -58,7 +59,7 @@ impl Client {
         Ok(Self { record, group, prng, writer: connect(nodes)?, readers, reads_stale })
     }
 
-    /// Works until the run is over.
+    /// Runs operations until the run ends.
     pub(crate) async fn work(mut self) {
         while !self.record.is_over() {
             let pair = self.group.pair();
@@ -78,7 +79,7 @@ impl Client {
         }
     }
 
-    /// A new value, and its bytes.
+    /// Returns a new value and its bytes.
     fn value(&mut self) -> (u64, Bytes) {
         let value = NEXT_VALUE.fetch_add(1, Ordering::Relaxed);
         let length = if self.prng.chance(50_000) { VALUE_MAX } else { 2_000 };
@@ -88,13 +89,14 @@ impl Client {
         (value, bytes.into())
     }
 
-    fn reader(&mut self) -> (KvClient, Consistency) {
+    fn reader(&mut self) -> (KvClient, ReadConsistency) {
         // Reads through the writer's client go to the leader that it knows.
-        let client = if self.prng.chance(400_000) { None } else { self.prng.pick(&self.readers).cloned() };
+        let client =
+            if self.prng.chance(400_000) { None } else { self.prng.pick(&self.readers).cloned() };
         let consistency = match self.prng.below(100) {
-            _ if self.reads_stale => Consistency::Eventual,
-            0..60 => Consistency::Linearizable,
-            _ => Consistency::Lease,
+            _ if self.reads_stale => ReadConsistency::Eventual,
+            0..60 => ReadConsistency::Linearizable,
+            _ => ReadConsistency::Lease,
         };
         (client.unwrap_or_else(|| self.writer.clone()), consistency)
     }
@@ -111,8 +113,16 @@ impl Client {
         }
     }
 
-    /// What certainly did not happen is no part of a history, so that it is noticed if it has happened.
-    fn not_done(&self, pair: &Pair, called: u64, slot: usize, action: Option<Action>, error: &KvError) {
+    /// Records an operation that failed. If it certainly did not take effect, it is left out of the
+    /// history, so that the checker finds it if it took effect after all.
+    fn not_done(
+        &self,
+        pair: &Pair,
+        called: u64,
+        slot: usize,
+        action: Option<Action>,
+        error: &KvError,
+    ) {
         match action {
             Some(action) if error.is_unknown() => {
                 self.record.unknown.fetch_add(1, Ordering::Relaxed);
@@ -154,19 +164,24 @@ impl Client {
         let puts = [0, 1].map(|slot| KvOperation::put(pair.key(slot), bytes.clone()));
         match self.writer.batch(puts).await {
             Ok(BatchOutcome::Done { .. }) => self.done(pair, called, 0, action, true),
-            Ok(BatchOutcome::Failed { .. }) => self.record.finding("a batch without a compare failed"),
+            Ok(BatchOutcome::Failed { .. }) => {
+                self.record.finding("a batch without a compare failed")
+            }
             Err(error) => self.not_done(pair, called, 0, Some(action), &error),
         }
     }
 
     async fn swap(&mut self, pair: &Pair, slot: usize) {
-        // The compare is with the value's bytes, which are long: they are read first, by an operation of its own.
+        // The swap compares with the value's bytes, which are long: read them first, as an
+        // operation of its own.
         let Some(found) = self.get_bytes(pair, slot).await else { return };
         let (new, bytes) = self.value();
         let expected = found.as_deref().and_then(number);
         let called = self.nanos();
         match self.writer.compare_and_swap(pair.key(slot), found, Some(bytes)).await {
-            Ok(SwapOutcome::Done) => self.done(pair, called, slot, Action::CasDone { expected, new }, true),
+            Ok(SwapOutcome::Done) => {
+                self.done(pair, called, slot, Action::CasDone { expected, new }, true)
+            }
             Ok(SwapOutcome::Failed { current }) => {
                 let found = current.as_deref().and_then(number);
                 self.done(pair, called, slot, Action::CasRefused { expected, found }, true);
@@ -182,7 +197,7 @@ impl Client {
         self.get_bytes(pair, slot).await;
     }
 
-    /// The value that was read, or nothing when the read failed.
+    /// Returns the value that was read, or `None` if the read failed.
     async fn get_bytes(&mut self, pair: &Pair, slot: usize) -> Option<Option<Bytes>> {
         let (client, consistency) = self.reader();
         let called = self.nanos();
@@ -213,20 +228,21 @@ impl Client {
     }
 }
 
-/// The number at the beginning of a value. What is no value of ours becomes one that nobody wrote.
+/// Returns the number at the beginning of a value. Bytes that no client has written become a number
+/// that no client has written.
 fn number(bytes: &[u8]) -> Option<u64> {
     let text = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
     Some(std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX))
 }
 
-/// Reads every pair once more, through each node in turn, when everything is calm.
+/// Reads every pair once more after the end of all faults, through each node in turn.
 pub(crate) async fn read_all(groups: &[Arc<Group>], record: &Record) -> Outcome<()> {
     let clients: Vec<KvClient> = (1..=NODES).map(|node| connect([node])).collect::<Outcome<_>>()?;
     let pairs: Vec<Arc<Pair>> = groups.iter().flat_map(|group| group.pairs()).collect();
     for (pair, client) in pairs.iter().zip(clients.iter().cycle()) {
         let called = u64::try_from(record.now().as_nanos()).unwrap_or(u64::MAX);
         let found = client.with_timeout(Duration::from_secs(20));
-        let found = found.get_many([pair.key(0), pair.key(1)], Consistency::Linearizable).await;
+        let found = found.get_many([pair.key(0), pair.key(1)], ReadConsistency::Linearizable).await;
         let found = found.map_err(doing("the final reads"))?;
         let mut seen = found.iter().map(|value| value.as_deref().and_then(number));
         let action = Action::GetBoth([seen.next().flatten(), seen.next().flatten()]);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::shell::{Outcome, doing, run};
 
-/// One file system in an image on a loop device.
+/// A file system in an image file on a loop device.
 #[derive(Debug)]
 pub(crate) struct Disk {
     at: PathBuf,
@@ -14,7 +14,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Makes and mounts the file system `name` of this many MiB below `dir`.
+    /// Makes and mounts the file system `name` of `mib` MiB in `dir`.
     pub(crate) fn make(dir: &Path, name: &str, mib: u64) -> Outcome<Self> {
         let image = dir.join(format!("{name}.img"));
         let at = dir.join(name);
@@ -25,19 +25,19 @@ impl Disk {
         Ok(Self { at, is_frozen: false })
     }
 
-    /// Where it is mounted.
+    /// Returns where it is mounted.
     pub(crate) fn at(&self) -> &Path {
         &self.at
     }
 
-    /// Every write and sync hangs from now on.
+    /// Freezes the file system: every write and sync hangs from now on.
     pub(crate) fn freeze(&mut self) -> Outcome<()> {
         run(&format!("fsfreeze --freeze {}", self.at.display()))?;
         self.is_frozen = true;
         Ok(())
     }
 
-    /// What hung goes on.
+    /// Unfreezes the file system: hanging operations continue.
     pub(crate) fn thaw(&mut self) -> Outcome<()> {
         if self.is_frozen {
             run(&format!("fsfreeze --unfreeze {}", self.at.display()))?;
@@ -50,25 +50,29 @@ impl Disk {
         self.at.join("filler")
     }
 
-    /// Takes all room but `left` bytes.
+    /// Fills the file system until `left` bytes are free.
     pub(crate) fn fill(&self, left: u64) -> Outcome<()> {
         let path = self.filler();
         let mut file = File::create(&path).map_err(doing(path.display()))?;
         let block = vec![1_u8; 64 << 10];
-        // Until there is no room any more; the last write may be a part of a block.
+        // Write until no space is left; the last write may be part of a block.
         while file.write_all(&block).is_ok() {}
         file.sync_all().map_err(doing(path.display()))?;
         let length = file.metadata().map_err(doing(path.display()))?.len();
         file.set_len(length.saturating_sub(left)).map_err(doing(path.display()))
     }
 
-    /// Gives the room back.
+    /// Removes the filler, so that its space is free again.
     pub(crate) fn empty(&self) -> Outcome<()> {
         let path = self.filler();
-        if path.exists() { std::fs::remove_file(&path).map_err(doing(path.display())) } else { Ok(()) }
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(doing(path.display()))
+        } else {
+            Ok(())
+        }
     }
 
-    /// Takes the file system away.
+    /// Unmounts the file system.
     pub(crate) fn unmount(&mut self) -> Outcome<()> {
         self.thaw()?;
         run(&format!("umount {}", self.at.display())).map(drop)

@@ -1,11 +1,11 @@
-//! Keys with a time to live: none may vanish early, whatever a node's clock shows.
+//! Keys with a time to live: none may expire early, whatever a node's wall clock shows.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_client::{Consistency, KvClient, PutOptions};
+use d_engine_client::{KvClient, PutOptions, ReadConsistency};
 use d_engine_sim::Prng;
 
 use crate::clients::connect;
@@ -13,43 +13,44 @@ use crate::net::NODES;
 use crate::record::Record;
 use crate::shell::Outcome;
 
-/// `max_clock_offset_ms` of the nodes, the default.
+/// The default `max_clock_offset_ms` of the nodes.
 const CLOCK_OFFSET: Duration = Duration::from_secs(1);
-/// Keys whose fate is still watched.
+/// The most keys that are watched at once.
 const WATCHED_MAX: usize = 256;
 
-/// One key.
+/// A key that expires.
 #[derive(Clone, Debug)]
 struct Key {
     name: String,
-    /// Not earlier than this was it put.
+    /// When the put was called.
     called: Duration,
-    /// Acknowledged.
+    /// When the put was acknowledged.
     returned: Duration,
     ttl: Duration,
 }
 
 impl Key {
-    /// Before this the key must be there. Log time may run 10 % faster than the clocks.
+    /// Returns the time before which the key must exist. Log time may run 10 % faster than the
+    /// clocks.
     fn due(&self) -> Duration {
         (self.called + self.ttl * 10 / 11).saturating_sub(CLOCK_OFFSET)
     }
 }
 
-/// What was seen of keys that expire.
+/// What reads of keys that expire have found.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     /// Keys that were put.
     pub(crate) keys: u64,
-    /// Reads that found a key which had to be there.
+    /// Reads that found the key.
     pub(crate) there: u64,
     /// Reads that found a key gone.
     pub(crate) gone: u64,
-    /// How long after its time a key was still there, at most.
+    /// The longest time for which a key was still found after its expiry.
     pub(crate) latest: Duration,
 }
 
-/// Puts keys that expire, and looks at them, until the run is over.
+/// Puts keys that expire, and reads them, until the run ends.
 pub(crate) async fn watch(record: Arc<Record>, seed: u64) -> Outcome<Seen> {
     let client = connect(1..=NODES)?;
     let mut prng = Prng::stream(seed, "keys that expire");
@@ -81,10 +82,12 @@ async fn put(client: &KvClient, record: &Record, name: String, ttl: Duration) ->
     Some(Key { name, called, returned: record.now(), ttl })
 }
 
-/// Whether the key is worth another look.
+/// Reads a key and checks the result; returns whether to read it again later.
 async fn look(client: &KvClient, record: &Record, key: &Key, seen: &mut Seen) -> bool {
     let called = record.now();
-    let Ok(found) = client.get(key.name.clone(), Consistency::Linearizable).await else { return true };
+    let Ok(found) = client.get(key.name.clone(), ReadConsistency::Linearizable).await else {
+        return true;
+    };
     let returned = record.now();
     if found.is_some() {
         seen.there += 1;
@@ -94,7 +97,7 @@ async fn look(client: &KvClient, record: &Record, key: &Key, seen: &mut Seen) ->
     seen.gone += 1;
     if returned < key.due() {
         record.finding(&format!(
-            "{} with a time to live of {:?}, put at {:?} s, was gone at {:?} s",
+            "{} with a time to live of {:?}, put at {:?} s, was already gone at {:?} s",
             key.name,
             key.ttl,
             key.called.as_secs_f64(),

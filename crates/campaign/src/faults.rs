@@ -1,4 +1,4 @@
-//! What is done to the nodes, and how it is undone.
+//! The kinds of faults, and how each begins and ends.
 
 use d_engine_sim::Prng;
 use rustix::process::Signal;
@@ -10,29 +10,29 @@ use crate::shell::Outcome;
 /// A kind of fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// SIGKILL, and a start later.
+    /// SIGKILL, and a later start.
     Kill,
-    /// SIGTERM, and a start later.
+    /// SIGTERM, and a later start.
     Stop,
-    /// SIGSTOP, and SIGCONT later.
+    /// SIGSTOP, and a later SIGCONT.
     Pause,
     /// The node's file system is frozen.
     FreezeDisk,
     /// The node's file system is filled.
     FillDisk,
-    /// The node runs under a wrong wall clock.
+    /// The node runs with a wrong wall clock.
     WrongClock,
-    /// Nothing gets from some nodes to others.
+    /// Some directions between nodes are cut.
     Cut,
-    /// What leaves a node passes a narrow link.
+    /// A node's outgoing traffic is slow.
     Slow,
-    /// Leadership is handed over.
+    /// Leadership is transferred.
     Transfer,
     /// A node takes a snapshot.
     Snapshot,
 }
 
-/// The kinds, each as often as it is drawn.
+/// The kinds to draw from; a kind that is listed twice is drawn twice as often.
 const DRAWN: &[Kind] = &[
     Kind::Kill,
     Kind::Kill,
@@ -50,16 +50,16 @@ const DRAWN: &[Kind] = &[
     Kind::Snapshot,
 ];
 
-/// Wrong clocks, as libfaketime takes them.
+/// The errors of wrong clocks, in the syntax of libfaketime.
 const CLOCKS: &[&str] = &["+3650d", "+1d", "+90s", "+2s", "-2s", "-1h", "-3000d"];
 
 impl Kind {
-    /// A kind.
+    /// Draws a kind.
     pub(crate) fn draw(prng: &mut Prng) -> Self {
         prng.pick(DRAWN).copied().unwrap_or(Self::Kill)
     }
 
-    /// What the summary calls it.
+    /// Returns the kind's name in the summary.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kill => "kill",
@@ -75,7 +75,7 @@ impl Kind {
         }
     }
 
-    /// How long it lasts at least and at most, in milliseconds.
+    /// Returns the shortest and the longest duration, in milliseconds.
     pub(crate) fn lasts(self) -> (u64, u64) {
         match self {
             Self::Kill | Self::Stop | Self::Pause => (200, 6_000),
@@ -88,17 +88,17 @@ impl Kind {
     }
 }
 
-/// A fault that is being done.
+/// A fault that has begun.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
-    /// Something about one node.
+    /// A fault of one node.
     OfNode(Kind, u64),
-    /// These directions of the network are cut.
+    /// A cut of these directions of the network.
     Cut(Vec<(u64, u64)>),
 }
 
 impl Fault {
-    /// Does the fault; in words what was done.
+    /// Begins a fault; returns it with a description for the log.
     pub(crate) fn begin(kind: Kind, node: &mut Node, prng: &mut Prng) -> Outcome<(Self, String)> {
         let id = node.id;
         let name = kind.name();
@@ -109,7 +109,8 @@ impl Fault {
             Kind::Pause => node.signal(Signal::STOP)?,
             Kind::FreezeDisk => node.disk.freeze()?,
             Kind::FillDisk => {
-                let left = prng.pick(&[0, 0, 64 << 10, 1 << 20, 2 << 20]).copied().unwrap_or_default();
+                let left =
+                    prng.pick(&[0, 0, 64 << 10, 1 << 20, 2 << 20]).copied().unwrap_or_default();
                 node.disk.fill(left)?;
                 words.push_str(&format!(", {left} bytes left"));
             }
@@ -134,12 +135,12 @@ impl Fault {
         let all = directions();
         let concerns = |(from, to): &(u64, u64)| *from == id || *to == id;
         let cuts: Vec<(u64, u64)> = match prng.below(5) {
-            // The node is alone.
+            // The node is isolated.
             0 | 1 => all.into_iter().filter(concerns).collect(),
-            // It is not heard, or hears nothing.
+            // All that it sends is lost, or all that is sent to it.
             2 => all.into_iter().filter(|(from, _)| *from == id).collect(),
             3 => all.into_iter().filter(|(_, to)| *to == id).collect(),
-            // Any directions at all.
+            // Directions drawn at random.
             _ => all.into_iter().filter(|_| prng.chance(400_000)).collect(),
         };
         for (from, to) in &cuts {
@@ -149,7 +150,7 @@ impl Fault {
         Ok((Self::Cut(cuts), format!("cut network: {}", list.join(" "))))
     }
 
-    /// Undoes it; whether a process was started.
+    /// Ends the fault; returns whether a process was started.
     pub(crate) fn end(&self, nodes: &mut [Node]) -> Outcome<bool> {
         match self {
             Self::Cut(cuts) => {
@@ -177,12 +178,13 @@ impl Fault {
         }
     }
 
-    /// The nodes that it concerns.
+    /// Returns the nodes that are under the fault.
     pub(crate) fn nodes(&self) -> Vec<u64> {
         match self {
             Self::OfNode(_, id) => vec![*id],
             Self::Cut(cuts) => {
-                // A node that is alone, or is not heard, or hears nothing, is one; anything else concerns all.
+                // A cut counts for one node if that node is an end of every direction that is cut;
+                // any other cut counts for all nodes.
                 let alone = (1..=NODES).find(|id| {
                     cuts.iter().all(|(from, _)| from == id)
                         || cuts.iter().all(|(_, to)| to == id)
@@ -193,7 +195,7 @@ impl Fault {
         }
     }
 
-    /// Whether it is about the network.
+    /// Returns whether this is a fault of the network.
     pub(crate) fn is_of_network(&self) -> bool {
         matches!(self, Self::Cut(_) | Self::OfNode(Kind::Slow, _))
     }

@@ -1,4 +1,4 @@
-//! Histories of pairs of keys, and their judgement by the simulator's checker.
+//! Histories of pairs of keys, which the simulator's checker judges.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,14 @@ use d_engine_sim::{Operation, Verdict, check};
 use crate::record::Record;
 use crate::shell::{Outcome, doing};
 
-/// A pair of keys is left to itself after so many operations: longer histories are slow to judge.
+/// The operations on a pair of keys before its clients move to the next pair: longer histories are
+/// slow to check.
 const OPERATIONS_MAX: usize = 500;
-/// Steps of the search; a history that needs more is badly designed.
+/// The most steps of the search; a history that needs more counts as a finding, since it cannot be
+/// checked.
 const STEPS_MAX: u64 = 3_000_000;
 
-/// Two keys that were, are or will be used, and what was done to them.
+/// Two keys, and the operations on them.
 #[derive(Debug)]
 pub(crate) struct Pair {
     name: String,
@@ -22,12 +24,12 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// The key in the slot 0 or 1.
+    /// Returns the name of the key in the slot 0 or 1.
     pub(crate) fn key(&self, slot: usize) -> String {
         format!("{}-{slot}", self.name)
     }
 
-    /// Notes what was done.
+    /// Adds an operation to the history.
     pub(crate) fn note(&self, operation: Operation) {
         self.lock().push(operation);
     }
@@ -36,13 +38,13 @@ impl Pair {
         self.operations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What everything done so far is judged as.
+    /// Checks the history so far.
     pub(crate) fn judge(&self) -> Verdict {
         check(&self.lock().clone(), STEPS_MAX)
     }
 }
 
-/// A group of clients fights over one pair after the other.
+/// A group of clients that contend for one pair after another.
 #[derive(Debug)]
 pub(crate) struct Group {
     number: usize,
@@ -50,12 +52,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// The group with this number.
+    /// Creates the group with this number.
     pub(crate) fn new(number: usize) -> Self {
         Self { number, pairs: Mutex::default() }
     }
 
-    /// The pair for the next operation.
+    /// Returns the pair for the next operation.
     pub(crate) fn pair(&self) -> Arc<Pair> {
         let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
         match pairs.last() {
@@ -69,40 +71,51 @@ impl Group {
         }
     }
 
-    /// All pairs.
+    /// Returns all pairs.
     pub(crate) fn pairs(&self) -> Vec<Arc<Pair>> {
         self.pairs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Judges every pair, and writes the histories that cannot be explained below `dir`. Returns how many operations
-/// were judged.
+/// Checks every pair, and writes the histories that fail below `dir`. Returns how many operations
+/// were checked.
 pub(crate) fn judge_all(groups: &[Arc<Group>], record: &Record, dir: &Path) -> Outcome<usize> {
     let mut judged = 0;
     for pair in groups.iter().flat_map(|group| group.pairs()) {
         judged += pair.lock().len();
         let problem = match pair.judge() {
             Verdict::Linearizable => continue,
-            Verdict::Violation(operation) => format!("not linearizable: no order explains {operation:?}"),
-            Verdict::Unknown => "cannot be judged: the search takes too long".to_owned(),
+            Verdict::Violation(operation) => {
+                format!("not linearizable: no order explains {operation:?}")
+            }
+            Verdict::Unknown => "too hard to check: the search takes too many steps".to_owned(),
         };
         let path = write(&pair, dir)?;
-        record.finding(&format!("the history of {} is {problem}; see {}", pair.name, path.display()));
+        record.finding(&format!(
+            "the history of {} is {problem}; see {}",
+            pair.name,
+            path.display()
+        ));
     }
     Ok(judged)
 }
 
-/// One operation a line, in the order of the calls.
+/// Writes a history, one operation a line, in the order of the calls.
 fn write(pair: &Pair, dir: &Path) -> Outcome<PathBuf> {
     let path = dir.join(format!("{}.history", pair.name));
     let mut operations = pair.lock().clone();
     operations.sort_by_key(|operation| operation.called);
-    let mut text = "# called and returned in seconds since the begin, key, what was done\n".to_owned();
+    let mut text =
+        "# called and returned in seconds since the start of the run, key, action\n".to_owned();
     let seconds = |nanos: u64| std::time::Duration::from_nanos(nanos).as_secs_f64();
     for operation in operations {
-        let returned = operation.returned.map_or("unknown".to_owned(), |at| format!("{:.6}", seconds(at)));
+        let returned =
+            operation.returned.map_or("unknown".to_owned(), |at| format!("{:.6}", seconds(at)));
         let called = seconds(operation.called);
-        text.push_str(&format!("{called:.6} {returned} {} {:?}\n", operation.slot, operation.action));
+        text.push_str(&format!(
+            "{called:.6} {returned} {} {:?}\n",
+            operation.slot, operation.action
+        ));
     }
     fs::write(&path, text).map_err(doing(path.display()))?;
     Ok(path)
@@ -121,15 +134,21 @@ mod tests {
             slot: 0,
             action: *action,
         };
-        Pair { name: "pair".to_owned(), operations: Mutex::new(operations.iter().map(operation).collect()) }
+        Pair {
+            name: "pair".to_owned(),
+            operations: Mutex::new(operations.iter().map(operation).collect()),
+        }
     }
 
     #[test]
     fn a_stale_read_a_lost_write_and_a_write_that_should_not_have_happened_are_found() {
-        let stale =
-            [(0, Some(1), Action::Put(1)), (2, Some(3), Action::Put(2)), (4, Some(5), Action::Get(Some(1)))];
+        let stale = [
+            (0, Some(1), Action::Put(1)),
+            (2, Some(3), Action::Put(2)),
+            (4, Some(5), Action::Get(Some(1))),
+        ];
         let lost = [(0, Some(1), Action::Put(1)), (2, Some(3), Action::Get(None))];
-        // The put of 2 was refused and is no part of the history.
+        // The put of 2 was refused, and so is not part of the history.
         let refused = [(0, Some(1), Action::Put(1)), (4, Some(5), Action::Get(Some(2)))];
         for history in [&stale[..], &lost, &refused] {
             assert!(matches!(pair(history).judge(), Verdict::Violation(_)), "{history:?}");

@@ -1,9 +1,11 @@
-//! `d-engine-campaign`: three nodes of the real binary, each in a network namespace and on a file system of its own, under
-//! faults that are drawn from a seed; what their clients saw is judged by the simulator's checker.
+//! `d-engine-campaign`: three nodes of the real binary, each in a network namespace and on a file
+//! system of its own, under faults that are drawn from a seed. The simulator's checker judges what
+//! their clients observed.
 //!
-//! Run it by `scripts/campaign`, which makes the namespaces around it. `nemesis.rs` says what happens when, `faults.rs` how a
-//! fault is done, `net.rs`, `disk.rs` and `node.rs` what it is done to. `clients.rs` and `expiry.rs` are the load, `history.rs`
-//! judges it, `watch.rs` asks the nodes how they are. `record.rs` holds what is known.
+//! Run it with `scripts/campaign`, which creates the namespaces around it. `nemesis.rs` decides
+//! what happens when, `faults.rs` begins and ends a fault, and `net.rs`, `disk.rs` and `node.rs`
+//! are the things that it acts on. `clients.rs` and `expiry.rs` are the load, `history.rs` judges
+//! it, and `watch.rs` polls the nodes' status. `record.rs` collects the results.
 
 mod clients;
 mod disk;
@@ -36,43 +38,45 @@ use crate::record::Record;
 use crate::shell::{Outcome, doing};
 use crate::watch::View;
 
-/// Groups of clients, each with a pair of keys.
+/// Groups of clients; each contends for a pair of keys of its own.
 const GROUPS: usize = 4;
-/// Clients of a group; more would make histories slow to judge.
+/// Clients per group; more would make histories slow to check.
 const CLIENTS: u64 = 4;
-/// While at most one node is under a fault, writes may pause for a call's deadline, an election and some patience.
+/// While at most one node is under a fault, writes may pause this long: a call's timeout, an
+/// election, and a margin.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Runs three nodes under faults. To be started by `scripts/campaign`.
+/// Runs three nodes under faults; start it with `scripts/campaign`.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Arguments {
-    /// How long faults are done.
+    /// Seconds of faults.
     #[arg(long, default_value_t = 120)]
     seconds: u64,
-    /// What the faults and the load are drawn from.
+    /// The seed of faults and load.
     #[arg(long)]
     seed: u64,
-    /// The release binary.
+    /// The release binary of d-engine.
     #[arg(long)]
     binary: PathBuf,
     /// An empty directory for disks, logs and histories.
     #[arg(long)]
     dir: PathBuf,
-    /// The library of libfaketime; without it there are no wrong clocks.
+    /// The library of libfaketime; without it no clock is wrong.
     #[arg(long)]
     faketime: Option<PathBuf>,
-    /// Put in a fault that must be found.
+    /// Plant a fault that must be found.
     #[arg(long)]
     plant: Option<Plant>,
 }
 
-/// A fault that must be found.
+/// A planted fault that must be found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Plant {
-    /// Every data directory is put back to an earlier copy of itself: acknowledged writes are lost.
+    /// Every data directory is put back to an earlier copy of itself, which loses acknowledged
+    /// writes.
     Rollback,
-    /// Reads ask for what may be old, and are judged as if they had not.
+    /// Reads are eventual, and are judged as linearizable.
     StaleReads,
 }
 
@@ -81,7 +85,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("campaign: no runtime can be started: {error}");
+            eprintln!("campaign: the runtime cannot be started: {error}");
             return ExitCode::from(2);
         }
     };
@@ -89,7 +93,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(problem) => {
-            eprintln!("campaign: cannot go on: {problem}");
+            eprintln!("campaign: cannot continue: {problem}");
             ExitCode::from(2)
         }
     }
@@ -147,7 +151,7 @@ async fn campaign(arguments: &Arguments) -> Outcome<bool> {
     Ok(summary(&record, recovery, seen))
 }
 
-/// The nodes and whoever does the faults.
+/// Prepares the nodes and the nemesis.
 fn prepare(arguments: &Arguments, record: &Arc<Record>) -> Outcome<Nemesis> {
     let setup = Setup {
         binary: arguments.binary.clone(),
@@ -155,18 +159,21 @@ fn prepare(arguments: &Arguments, record: &Arc<Record>) -> Outcome<Nemesis> {
         faketime: arguments.faketime.clone(),
     };
     let mut prng = Prng::stream(arguments.seed, "machines");
-    let nodes: Vec<Node> =
-        (1..=NODES).map(|id| Node::prepare(&setup, id, prng.chance(400_000))).collect::<Outcome<_>>()?;
-    let mut nemesis = Nemesis::start(nodes, record.clone(), Arc::new(View::default()), arguments.seed)?;
+    let nodes: Vec<Node> = (1..=NODES)
+        .map(|id| Node::prepare(&setup, id, prng.chance(400_000)))
+        .collect::<Outcome<_>>()?;
+    let mut nemesis =
+        Nemesis::start(nodes, record.clone(), Arc::new(View::default()), arguments.seed)?;
     nemesis.has_faketime = arguments.faketime.is_some();
     if !nemesis.has_faketime {
-        record.say("SKIPPED: wrong clocks: libfaketime is not there");
+        record.say("SKIPPED: wrong clocks: libfaketime is not installed");
     }
-    nemesis.plants_rollback = (arguments.plant == Some(Plant::Rollback)).then(|| arguments.dir.clone());
+    nemesis.plants_rollback =
+        (arguments.plant == Some(Plant::Rollback)).then(|| arguments.dir.clone());
     Ok(nemesis)
 }
 
-/// Set by the first Ctrl-C or SIGTERM.
+/// Returns a flag that the first Ctrl-C or SIGTERM sets.
 fn on_interrupt(record: &Arc<Record>) -> Outcome<Arc<AtomicBool>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt()).map_err(doing("signals"))?;
@@ -179,14 +186,14 @@ fn on_interrupt(record: &Arc<Record>) -> Outcome<Arc<AtomicBool>> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            record.say("interrupted: everything is healed and stopped");
+            record.say("interrupted: ending all faults and stopping the nodes");
             flag.store(true, Ordering::Relaxed);
         }
     });
     Ok(interrupted)
 }
 
-/// A line of progress every ten seconds.
+/// Prints a line of progress every ten seconds.
 async fn tell(record: Arc<Record>, view: Arc<View>) {
     let mut next = Duration::from_secs(10);
     while !record.is_over() {
@@ -195,7 +202,9 @@ async fn tell(record: Arc<Record>, view: Arc<View>) {
             next += Duration::from_secs(10);
             let [ok, failed, unknown] = counts(&record);
             let leader = view.leader().map_or("nobody".to_owned(), |id| format!("node {id}"));
-            record.say(&format!("operations: {ok} ok, {failed} failed, {unknown} unknown; {leader} leads"));
+            record.say(&format!(
+                "operations: {ok} ok, {failed} failed, {unknown} unknown; {leader} leads"
+            ));
         }
     }
 }
@@ -210,7 +219,8 @@ fn judge(record: &Record, groups: &[Arc<Group>], dir: &Path) -> Outcome<()> {
     let (pause, at) = record.pauses().with_one_fault;
     if pause > PAUSE_MAX {
         record.finding(&format!(
-            "no write was acknowledged for {:.1} s until {:.1} s, though no more than one node was under a fault",
+            "no write was acknowledged for {:.1} s until {:.1} s, although at most one node was \
+             under a fault",
             pause.as_secs_f64(),
             at.as_secs_f64()
         ));
@@ -218,24 +228,26 @@ fn judge(record: &Record, groups: &[Arc<Group>], dir: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Prints what came of the run; whether nothing was found.
+/// Prints the results of the run; returns whether nothing was found.
 fn summary(record: &Record, recovery: Duration, seen: Seen) -> bool {
     let [ok, failed, unknown] = counts(record);
     let pauses = record.pauses();
     println!("  operations     {ok} ok, {failed} failed, {unknown} of unknown outcome");
-    let faults: Vec<String> = record.faults().iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let faults: Vec<String> =
+        record.faults().iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("  faults         {}", faults.join(", "));
     println!(
-        "  longest pause  {:.1} s without an acknowledged write; {:.1} s with at most one node under a fault",
+        "  longest pause  {:.1} s without an acknowledged write; {:.1} s with at most one node \
+         under a fault",
         pauses.longest.as_secs_f64(),
         pauses.with_one_fault.0.as_secs_f64()
     );
     println!(
-        "  recovery       {:.1} s at most from the end of all faults to the next write",
+        "  recovery       at most {:.1} s from the end of all faults to the next write",
         recovery.as_secs_f64()
     );
     println!(
-        "  expiring keys  {} put, {} reads found one, {} found one gone; {:.1} s too late at most",
+        "  expiring keys  {} put, {} reads found one, {} found one gone; at most {:.1} s late",
         seen.keys,
         seen.there,
         seen.gone,

@@ -1,4 +1,4 @@
-//! Draws faults from a seed, does them, undoes them, and sees to it that the cluster recovers.
+//! Draws faults from a seed, begins and ends them, and checks that the cluster recovers.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,49 +17,49 @@ use crate::record::Record;
 use crate::shell::{Outcome, run};
 use crate::watch::View;
 
-/// Between two looks at what is to be done.
+/// The time between two turns of the nemesis.
 const TURN: Duration = Duration::from_millis(50);
-/// Faults for so long, then a calm in which the cluster must recover.
+/// The length of a phase of faults; a calm follows, in which the cluster must recover.
 const PHASE: Duration = Duration::from_secs(40);
-/// The first write after a calm has begun.
+/// The first write must be acknowledged within this time after a calm starts.
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
-/// All nodes are where the leader was.
+/// All nodes must have caught up within this time after a calm starts.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
-/// So long after its fault a node still counts as under one: it starts, or catches up.
+/// A node still counts as under a fault for this time afterwards: it starts, or catches up.
 const AFTERMATH: Duration = Duration::from_secs(3);
-/// A fault that is put in to see that it is found: the data directories of an earlier moment come back.
+/// The length of a phase if the rollback of data directories is planted.
 const PLANTED_PHASE: Duration = Duration::from_secs(8);
-/// A run with so many findings tells nothing more.
+/// A run ends early after this many findings: more of them teach nothing.
 const FINDINGS_MAX: usize = 10;
 
-/// A fault under way.
+/// A fault that has begun, and when it ends.
 #[derive(Debug)]
 struct Active {
     fault: Fault,
     ends: Duration,
 }
 
-/// Who does the faults. It works on a thread of its own, since the tools that it uses block.
+/// The source of the faults. It runs on a thread of its own, since the tools that it uses block.
 pub(crate) struct Nemesis {
     pub(crate) nodes: Vec<Node>,
     pub(crate) record: Arc<Record>,
     pub(crate) view: Arc<View>,
     pub(crate) runtime: Handle,
     pub(crate) prng: Prng,
-    /// Whether wrong clocks can be shown.
+    /// Whether wrong clocks are possible, that is libfaketime is installed.
     pub(crate) has_faketime: bool,
-    /// Where the copies are kept for the planted fault.
+    /// Where the planted rollback keeps its copies; `None` if it is not planted.
     pub(crate) plants_rollback: Option<PathBuf>,
     pub(crate) interrupted: Arc<AtomicBool>,
     active: Vec<Active>,
-    /// Nodes whose fault has ended lately.
+    /// Nodes whose fault ended recently, and until when they count as under one.
     recent: Vec<(u64, Duration)>,
-    /// The longest time that a calm cluster took to acknowledge a write.
+    /// The longest time from the start of a calm to the next acknowledged write.
     pub(crate) slowest_recovery: Duration,
 }
 
 impl Nemesis {
-    /// Starts the nodes.
+    /// Starts the nodes, without faults.
     pub(crate) fn start(
         mut nodes: Vec<Node>,
         record: Arc<Record>,
@@ -88,14 +88,15 @@ impl Nemesis {
         self.interrupted.load(Ordering::Relaxed) || self.record.findings().len() >= FINDINGS_MAX
     }
 
-    /// Works for so long; everything is healed afterwards.
+    /// Runs phases of faults for `length`, each followed by a calm, in which all faults have ended.
     pub(crate) fn work(&mut self, length: Duration) -> Outcome<()> {
         self.calm()?;
         let end = self.record.now() + length;
         let mut phases = 0_u64;
         while self.record.now() < end && !self.is_interrupted() {
             let length = if self.plants_rollback.is_some() { PLANTED_PHASE } else { PHASE };
-            // Faults of one node at a time, which a majority must not notice for long, in every other phase.
+            // In every other phase at most one node is under a fault; a majority must then lose
+            // little time.
             let most = if phases.is_multiple_of(2) { 1 } else { 2 };
             self.phase((self.record.now() + length).min(end), most)?;
             self.calm()?;
@@ -106,7 +107,7 @@ impl Nemesis {
     }
 
     fn phase(&mut self, end: Duration, most: usize) -> Outcome<()> {
-        self.record.say(&format!("phase of at most {most} node(s) under a fault at once"));
+        self.record.say(&format!("phase: at most {most} node(s) under a fault at once"));
         let mut next = self.record.now();
         while self.record.now() < end && !self.is_interrupted() {
             self.turn()?;
@@ -119,10 +120,11 @@ impl Nemesis {
         Ok(())
     }
 
-    /// Ends what is due, and looks whether a process has ended by itself.
+    /// Ends faults whose time is over, and checks whether a process has ended unexpectedly.
     fn turn(&mut self) -> Outcome<()> {
         let now = self.record.now();
-        let (due, active) = std::mem::take(&mut self.active).into_iter().partition(|one| one.ends <= now);
+        let (due, active) =
+            std::mem::take(&mut self.active).into_iter().partition(|one| one.ends <= now);
         self.active = active;
         let due: Vec<Active> = due;
         for one in due {
@@ -169,7 +171,8 @@ impl Nemesis {
         }
     }
 
-    /// A node that did not stop in order is a finding; the campaign goes on with it.
+    /// Records a fault that could not be begun or ended, such as an orderly stop that failed, as a
+    /// finding, and starts its nodes again.
     fn broken_stop(&mut self, fault: &Fault, problem: &str) -> Outcome<()> {
         self.record.finding(problem);
         for id in fault.nodes() {
@@ -211,7 +214,7 @@ impl Nemesis {
         let length = Duration::from_millis(self.prng.between(from, to));
         match Fault::begin(kind, node, &mut self.prng) {
             Ok((fault, said)) => {
-                let leads = if self.view.leader() == Some(id) { " (it led)" } else { "" };
+                let leads = if self.view.leader() == Some(id) { " (the leader)" } else { "" };
                 self.record.say(&format!("{said}{leads}, for {:.1} s", length.as_secs_f64()));
                 if matches!(kind, Kind::Kill | Kind::Stop | Kind::WrongClock) {
                     self.view.started(id);
@@ -233,7 +236,9 @@ impl Nemesis {
         self.record.fault(Kind::Transfer.name());
         match moved {
             Ok(leader) => self.record.say(&format!("leadership transfer: node {leader} leads")),
-            Err(error) => self.record.say(&format!("leadership transfer to node {to} refused: {error}")),
+            Err(error) => {
+                self.record.say(&format!("leadership transfer to node {to} refused: {error}"))
+            }
         }
         Ok(())
     }
@@ -244,14 +249,15 @@ impl Nemesis {
         self.record.fault(Kind::Snapshot.name());
         match taken {
             Ok(taken) => {
-                self.record.say(&format!("snapshot: node {id}: {} bytes at {}", taken.bytes, taken.index));
+                self.record
+                    .say(&format!("snapshot: node {id}: {} bytes at {}", taken.bytes, taken.index));
             }
-            Err(error) => self.record.say(&format!("snapshot: node {id} took none: {error}")),
+            Err(error) => self.record.say(&format!("snapshot: node {id} refused: {error}")),
         }
         Ok(())
     }
 
-    /// Ends every fault, and waits until the cluster works as a whole again.
+    /// Ends every fault, and waits until writes are acknowledged and all nodes have caught up.
     pub(crate) fn calm(&mut self) -> Outcome<()> {
         for one in std::mem::take(&mut self.active) {
             self.end(&one.fault)?;
@@ -268,7 +274,9 @@ impl Nemesis {
                 first = Some(self.record.pauses().last().saturating_sub(begin));
             }
             if first.is_none() && waited > RECOVERY_MAX {
-                self.record.finding(&format!("no write was acknowledged within {RECOVERY_MAX:?} of a calm"));
+                self.record.finding(&format!(
+                    "no write was acknowledged within {RECOVERY_MAX:?} after the end of all faults"
+                ));
                 first = Some(waited);
             }
             let behind = self.behind();
@@ -276,15 +284,17 @@ impl Nemesis {
                 (Some(first), true) => {
                     self.slowest_recovery = self.slowest_recovery.max(first);
                     self.record.say(&format!(
-                        "calm: writes after {:.1} s, all nodes there after {:.1} s",
+                        "calm: writes after {:.1} s, all nodes caught up after {:.1} s",
                         first.as_secs_f64(),
                         waited.as_secs_f64()
                     ));
                     return Ok(());
                 }
                 _ if waited > CATCH_UP_MAX => {
-                    self.record
-                        .finding(&format!("not there {CATCH_UP_MAX:?} after a calm: {}", behind.join("; ")));
+                    self.record.finding(&format!(
+                        "not caught up {CATCH_UP_MAX:?} after the end of all faults: {}",
+                        behind.join("; ")
+                    ));
                     return Ok(());
                 }
                 _ => std::thread::sleep(TURN),
@@ -292,21 +302,26 @@ impl Nemesis {
         }
     }
 
-    /// Nodes that are not ready, or far behind the leader.
+    /// Describes the nodes that are not ready, or far behind the leader.
     fn behind(&self) -> Vec<String> {
         let leader = self.view.leader().and_then(|id| self.view.said(id));
         let commit = leader.map_or(u64::MAX, |leader| leader.commit_index);
         let is_there = |node: &u64| {
-            self.view.said(*node).is_some_and(|said| said.ready && said.applied_index + 100 >= commit)
+            self.view
+                .said(*node)
+                .is_some_and(|said| said.ready && said.applied_index + 100 >= commit)
         };
         let describe = |node: u64| match self.view.said(node) {
-            Some(said) => format!("node {node}: ready {}, applied {}", said.ready, said.applied_index),
-            None => format!("node {node} says nothing"),
+            Some(said) => {
+                format!("node {node}: ready {}, applied {}", said.ready, said.applied_index)
+            }
+            None => format!("node {node}: no status"),
         };
         (1..=NODES).filter(|node| !is_there(node)).map(describe).collect()
     }
 
-    /// The planted fault: all nodes go back to where they were two phases before.
+    /// The planted fault: the data directories are copied after the first phase and put back after
+    /// the second.
     fn plant(&mut self, phase: u64) -> Outcome<()> {
         let Some(dir) = self.plants_rollback.clone() else { return Ok(()) };
         if phase > 1 {
@@ -323,7 +338,7 @@ impl Nemesis {
             }
         }
         self.record.say(if phase == 0 {
-            "planted: a copy of every data directory"
+            "planted: every data directory is copied"
         } else {
             "planted: every data directory is put back to its copy"
         });
@@ -334,7 +349,7 @@ impl Nemesis {
         self.calm()
     }
 
-    /// Stops every node in order.
+    /// Shuts every node down in an orderly way, and unmounts the disks.
     pub(crate) fn finish(mut self) -> Outcome<()> {
         for node in &mut self.nodes {
             if let Err(problem) = node.stop() {

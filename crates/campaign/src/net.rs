@@ -1,24 +1,25 @@
-//! The nodes' network: a namespace for each, joined by a bridge in the namespace of this program.
+//! The nodes' network: a namespace for each node, joined by a bridge in the namespace of this
+//! program.
 //!
-//! A direction is cut by a neighbour entry that leads nowhere: what one node sends to another is lost on the way, and
-//! no end is told, as on a real cable.
+//! A direction is cut by a neighbour entry with an unused hardware address: the packets from one
+//! node to another are lost on the way, and neither end is informed, as on a real cable.
 
 use crate::shell::{Outcome, run};
 
-/// How many nodes there are.
+/// The number of nodes.
 pub(crate) const NODES: u64 = 3;
 
-/// Where clients reach a node.
+/// Returns the address for a node's clients.
 pub(crate) fn client_addr(node: u64) -> String {
     format!("10.77.0.{node}:7001")
 }
 
-/// Where other nodes reach a node.
+/// Returns the address for a node's peers.
 pub(crate) fn peer_addr(node: u64) -> String {
     format!("10.77.0.{node}:7101")
 }
 
-/// What a process of the node `node` is started through.
+/// Returns the argument of `nsenter` that enters the namespace of `node`.
 pub(crate) fn enter(node: u64) -> String {
     format!("--net=/run/netns/n{node}")
 }
@@ -27,13 +28,13 @@ fn hardware(node: u64) -> String {
     format!("02:00:00:00:00:0{node}")
 }
 
-/// Nobody's hardware address.
+/// A hardware address that no node has.
 const NOWHERE: &str = "02:de:ad:00:00:00";
 
-/// Makes the network. Everything ends with the namespaces of this program.
+/// Creates the network. It disappears with the namespaces of this program.
 pub(crate) fn make() -> Outcome<()> {
     std::fs::create_dir_all("/run/netns").map_err(|error| format!("/run/netns: {error}"))?;
-    // The names of the namespaces are of this run alone.
+    // Keep the names of the namespaces private to this run.
     run("mount -t tmpfs none /run/netns")?;
     run("ip link set lo up")?;
     run("ip link add bridge0 type bridge")?;
@@ -42,7 +43,9 @@ pub(crate) fn make() -> Outcome<()> {
     for node in 1..=NODES {
         run(&format!("ip netns add n{node}"))?;
         let address = hardware(node);
-        run(&format!("ip link add port{node} type veth peer name eth0 netns n{node} address {address}"))?;
+        run(&format!(
+            "ip link add port{node} type veth peer name eth0 netns n{node} address {address}"
+        ))?;
         run(&format!("ip link set port{node} master bridge0 up"))?;
         run(&format!("ip -n n{node} addr add 10.77.0.{node}/24 dev eth0"))?;
         run(&format!("ip -n n{node} link set eth0 up"))?;
@@ -54,7 +57,7 @@ pub(crate) fn make() -> Outcome<()> {
     Ok(())
 }
 
-/// Every pair of nodes in both directions.
+/// Returns all directions between two nodes.
 pub(crate) fn directions() -> Vec<(u64, u64)> {
     (1..=NODES)
         .flat_map(|from| (1..=NODES).map(move |to| (from, to)))
@@ -62,29 +65,33 @@ pub(crate) fn directions() -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// What `from` sends to `to` is lost from now on.
+/// Cuts the direction from `from` to `to`: its packets are lost from now on.
 pub(crate) fn cut(from: u64, to: u64) -> Outcome<()> {
     lead(from, to, NOWHERE)
 }
 
-/// What `from` sends to `to` arrives again.
+/// Ends the cut from `from` to `to`.
 pub(crate) fn connect(from: u64, to: u64) -> Outcome<()> {
     lead(from, to, &hardware(to))
 }
 
 fn lead(from: u64, to: u64, hardware: &str) -> Outcome<()> {
-    run(&format!("ip -n n{from} neigh replace 10.77.0.{to} lladdr {hardware} dev eth0 nud permanent"))
-        .map(drop)
+    run(&format!(
+        "ip -n n{from} neigh replace 10.77.0.{to} lladdr {hardware} dev eth0 nud permanent"
+    ))
+    .map(drop)
 }
 
-/// Bounds what leaves the node `node` to this many kbit/s.
+/// Limits the outgoing traffic of `node` to `kbit` kbit/s.
 pub(crate) fn slow(node: u64, kbit: u64) -> Outcome<()> {
-    // The queue holds what half a second takes; longer ones are dropped, as by a router.
-    run(&format!("tc -n n{node} qdisc replace dev eth0 root tbf rate {kbit}kbit burst 16kb latency 500ms"))
-        .map(drop)
+    // The queue holds half a second of traffic; packets beyond that are dropped, as by a router.
+    run(&format!(
+        "tc -n n{node} qdisc replace dev eth0 root tbf rate {kbit}kbit burst 16kb latency 500ms"
+    ))
+    .map(drop)
 }
 
-/// Takes the bound away.
+/// Removes the limit.
 pub(crate) fn fast(node: u64) -> Outcome<()> {
     run(&format!("tc -n n{node} qdisc del dev eth0 root")).map(drop)
 }

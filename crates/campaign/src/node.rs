@@ -1,4 +1,4 @@
-//! One node: the real binary as a process in its own network namespace, on its own file system.
+//! A node: the real binary as a process in its own network namespace, on its own file system.
 
 use std::fs::File;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -12,17 +12,18 @@ use crate::disk::Disk;
 use crate::net::{NODES, client_addr, enter, peer_addr};
 use crate::shell::{Outcome, doing};
 
-/// How long a node may take to stop in order. Its disk may be full, the machine busy.
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// The timeout of an orderly stop: the node's disk may be full, and the machine busy.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How the nodes are run.
+/// The settings with which all nodes run.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     /// The release binary.
     pub(crate) binary: PathBuf,
-    /// Where everything lies.
+    /// The directory of disks, configs and logs.
     pub(crate) dir: PathBuf,
-    /// The library that shows a process another wall clock.
+    /// The path of libfaketime, which gives a process another wall clock; `None` if it is not
+    /// installed.
     pub(crate) faketime: Option<PathBuf>,
 }
 
@@ -37,7 +38,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Prepares a disk and a config.
+    /// Creates the node's disk and config.
     pub(crate) fn prepare(setup: &Setup, id: u64, keeps_records_on_disk: bool) -> Outcome<Self> {
         let disk = Disk::make(&setup.dir, &format!("disk-{id}"), 64)?;
         let mut text = format!(
@@ -62,19 +63,20 @@ impl Node {
         self.setup.dir.join(format!("node-{}.{extension}", self.id))
     }
 
-    /// Where its log lines go.
+    /// Returns the file of its log lines.
     pub(crate) fn log(&self) -> PathBuf {
         self.path("log")
     }
 
-    /// Its data directory.
+    /// Returns its data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.disk.at().join("data")
     }
 
-    /// Starts the process; with `clock`, under a wall clock that is wrong by so much ("+1d").
+    /// Starts the process. With `clock`, its wall clock is wrong by that much, as in "+1d".
     pub(crate) fn start(&mut self, clock: Option<&str>) -> Outcome<()> {
-        let log = File::options().create(true).append(true).open(self.log()).map_err(doing("a log"))?;
+        let log =
+            File::options().create(true).append(true).open(self.log()).map_err(doing("a log"))?;
         let out = log.try_clone().map_err(doing("a log"))?;
         let mut command = Command::new("nsenter");
         command.arg(enter(self.id)).arg(&self.setup.binary).args(["serve", "--config"]);
@@ -86,13 +88,14 @@ impl Node {
             command.env("LD_PRELOAD", library).env("FAKETIME", clock);
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
         }
-        // A Ctrl-C at the terminal is for this program, which then stops the nodes.
+        // A process group of its own: a Ctrl-C at the terminal reaches only this program, which
+        // then stops the nodes.
         command.stdin(Stdio::null()).stdout(out).stderr(log).process_group(0);
         self.child = Some(command.spawn().map_err(doing("nsenter"))?);
         Ok(())
     }
 
-    /// Sends the process a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, signal: Signal) -> Outcome<()> {
         let Some(child) = &self.child else { return Ok(()) };
         let process = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -109,22 +112,25 @@ impl Node {
         Ok(())
     }
 
-    /// Stops the process in order; a finding if it does not end well.
+    /// Sends SIGTERM and waits until the process has ended. The error says that it failed or did
+    /// not end in time.
     pub(crate) fn stop(&mut self) -> Outcome<()> {
         self.signal(Signal::TERM)?;
-        let deadline = Instant::now() + STOP_PATIENCE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while Instant::now() < deadline {
             match self.ended()? {
                 Some(exit) if exit.success() => return Ok(()),
-                Some(exit) => return Err(format!("node {} did not stop in order: {exit}", self.id)),
+                Some(exit) => {
+                    return Err(format!("node {} failed to stop cleanly: {exit}", self.id));
+                }
                 None if self.child.is_none() => return Ok(()),
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-        Err(format!("node {} did not stop within {STOP_PATIENCE:?} of SIGTERM", self.id))
+        Err(format!("node {} did not stop within {STOP_TIMEOUT:?} of SIGTERM", self.id))
     }
 
-    /// How the process ended, if it has.
+    /// Returns how the process ended, if it has ended.
     pub(crate) fn ended(&mut self) -> Outcome<Option<ExitStatus>> {
         let Some(child) = &mut self.child else { return Ok(None) };
         let exit = child.try_wait().map_err(doing(format!("node {}", self.id)))?;
@@ -134,7 +140,7 @@ impl Node {
         Ok(exit)
     }
 
-    /// The end of its log, for a report.
+    /// Returns the last lines of its log, for a report.
     pub(crate) fn last_lines(&self) -> String {
         last_lines(&self.log(), 3)
     }
@@ -142,7 +148,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A process that waits for a frozen disk cannot end, and a file system in use cannot be taken away.
+        // A process that waits for a frozen disk cannot end, and a file system in use cannot be
+        // unmounted.
         for step in [self.disk.thaw(), self.kill()] {
             if let Err(problem) = step {
                 eprintln!("campaign: {problem}");
@@ -157,7 +164,7 @@ fn last_lines(path: &Path, count: usize) -> String {
     lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n    ")
 }
 
-/// How a process ended, in words.
+/// Describes how a process ended.
 pub(crate) fn words(exit: ExitStatus) -> String {
     exit.signal().map_or_else(|| exit.to_string(), |signal| format!("ended by signal {signal}"))
 }

@@ -1,4 +1,4 @@
-//! What is known of a run: findings, counts, pauses. Shared by everything that goes on.
+//! The record of a run: findings, counts, pauses. All threads and tasks share it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,9 +15,9 @@ use crate::shell::{Outcome, doing};
 pub(crate) struct Record {
     begin: Instant,
     stop: AtomicBool,
-    /// Operations that took effect, or reads that were answered.
+    /// Operations that succeeded.
     pub(crate) ok: AtomicU64,
-    /// Operations that certainly did not happen.
+    /// Operations that failed and certainly did not take effect, and failed reads.
     pub(crate) failed: AtomicU64,
     /// Commands of unknown outcome.
     pub(crate) unknown: AtomicU64,
@@ -32,7 +32,7 @@ struct Inner {
     pauses: Pauses,
 }
 
-/// How long no write was acknowledged.
+/// The times in which no write was acknowledged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pauses {
     last: Duration,
@@ -45,7 +45,7 @@ pub(crate) struct Pauses {
 }
 
 impl Record {
-    /// A record whose events are also written below `dir`.
+    /// Creates a record whose events are also written to `dir`/events.log.
     pub(crate) fn new(dir: &Path) -> Outcome<Self> {
         let events = File::create(dir.join("events.log")).map_err(doing("events.log"))?;
         Ok(Self {
@@ -59,12 +59,12 @@ impl Record {
         })
     }
 
-    /// Time since the run began.
+    /// Returns the time since the run began.
     pub(crate) fn now(&self) -> Duration {
         self.begin.elapsed()
     }
 
-    /// Whether the run shall end.
+    /// Returns whether the run shall end.
     pub(crate) fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -78,7 +78,7 @@ impl Record {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what happens.
+    /// Prints an event, and writes it to the log of events.
     pub(crate) fn say(&self, text: &str) {
         let line = format!("[{:7.1} s] {text}", self.now().as_secs_f64());
         println!("{line}");
@@ -88,13 +88,13 @@ impl Record {
         }
     }
 
-    /// Notes a broken promise.
+    /// Records a finding, that is a broken promise.
     pub(crate) fn finding(&self, text: &str) {
         self.say(&format!("FINDING: {text}"));
         self.inner().findings.push(text.to_owned());
     }
 
-    /// All broken promises.
+    /// Returns all findings.
     pub(crate) fn findings(&self) -> Vec<String> {
         self.inner().findings.clone()
     }
@@ -104,31 +104,31 @@ impl Record {
         *self.inner().faults.entry(name).or_default() += 1;
     }
 
-    /// How often each fault was done.
+    /// Returns how often each fault occurred.
     pub(crate) fn faults(&self) -> BTreeMap<&'static str, u64> {
         self.inner().faults.clone()
     }
 
-    /// A write was acknowledged.
+    /// Records that a write was acknowledged.
     pub(crate) fn acknowledged(&self) {
         let now = self.now();
         self.inner().pauses.acknowledged(now);
     }
 
-    /// Two nodes or more are under a fault just now.
+    /// Records that two nodes or more are under a fault now.
     pub(crate) fn many_faults(&self) {
         let now = self.now();
         self.inner().pauses.many_until = now;
     }
 
-    /// The pauses until now.
+    /// Returns the pauses so far.
     pub(crate) fn pauses(&self) -> Pauses {
         self.inner().pauses
     }
 }
 
 impl Pauses {
-    /// When the last write was acknowledged.
+    /// Returns when the last write was acknowledged.
     pub(crate) fn last(self) -> Duration {
         self.last
     }

@@ -1,12 +1,12 @@
-//! Programs of the system that make the faults.
+//! Runs the system's programs that cause the faults.
 
 use std::fmt::Display;
 use std::process::Command;
 
-/// What a step came to; the error is a sentence for people.
+/// The result of a step; the error is a sentence for a reader.
 pub(crate) type Outcome<T> = Result<T, String>;
 
-/// Runs a command line, its words parted by spaces, and waits for its end.
+/// Runs a command line, its words separated by spaces, and waits for its end.
 pub(crate) fn run(line: &str) -> Outcome<String> {
     let mut words = line.split_whitespace();
     let program = words.next().ok_or("an empty command line")?;
@@ -20,7 +20,7 @@ pub(crate) fn run(line: &str) -> Outcome<String> {
     }
 }
 
-/// Turns an error into a sentence that says what was being done.
+/// Turns an error into a sentence that names the failed step.
 pub(crate) fn doing<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
 }

@@ -1,4 +1,4 @@
-//! What the nodes say about themselves all the time.
+//! Polls the nodes' status throughout the run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,15 +10,15 @@ use crate::net::{NODES, client_addr};
 use crate::record::Record;
 use crate::shell::{Outcome, doing};
 
-/// Between two looks at a node.
+/// The pause between two rounds of status calls.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a node may take to answer.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The timeout of a status call.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What a node says while it stops in order, as it was told to.
+/// The reason that a node's status shows during an orderly stop.
 const SHUT_DOWN: &str = "the node was shut down";
 
-/// What is known of the nodes; shared.
+/// The last known status of the nodes; shared between tasks.
 #[derive(Debug, Default)]
 pub(crate) struct View(Mutex<Inner>);
 
@@ -26,9 +26,9 @@ pub(crate) struct View(Mutex<Inner>);
 struct Inner {
     said: BTreeMap<u64, NodeStatus>,
     terms: BTreeSet<u64>,
-    /// Nodes that said that they are ready since they were started.
+    /// Nodes that have reported ready since their last start.
     ready: BTreeSet<u64>,
-    /// Starts of each node.
+    /// How often each node was started.
     starts: BTreeMap<u64, u64>,
 }
 
@@ -37,24 +37,24 @@ impl View {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node that leads in the highest term.
+    /// Returns the leader of the highest term, by the last status of each node.
     pub(crate) fn leader(&self) -> Option<u64> {
         let inner = self.lock();
         let leaders = inner.said.values().filter(|status| status.role == NodeRole::Leader);
         leaders.max_by_key(|status| status.term).map(|status| status.node)
     }
 
-    /// What a node has said last.
+    /// Returns the last status of a node.
     pub(crate) fn said(&self, node: u64) -> Option<NodeStatus> {
         self.lock().said.get(&node).cloned()
     }
 
-    /// How many terms had a leader.
+    /// Returns how many terms with a leader were seen.
     pub(crate) fn terms(&self) -> usize {
         self.lock().terms.len()
     }
 
-    /// The node was started: it need not be ready.
+    /// Records a start of a node: until it reports ready again, not being ready is no finding.
     pub(crate) fn started(&self, node: u64) {
         let mut inner = self.lock();
         inner.ready.remove(&node);
@@ -66,7 +66,7 @@ impl View {
         self.lock().starts.get(&node).copied().unwrap_or_default()
     }
 
-    /// Keeps what a node said; a sentence if it cannot be.
+    /// Stores a node's status; returns a finding if the status must not occur.
     fn note(&self, status: NodeStatus) -> Option<String> {
         let mut inner = self.lock();
         let node = status.node;
@@ -74,13 +74,15 @@ impl View {
         let broken = match &status.stopped {
             Some(reason) if reason == SHUT_DOWN => None,
             Some(reason) => Some(format!("node {node} has stopped: {reason}")),
-            None if was_ready && !status.ready => Some(format!("node {node} was ready and is not any more")),
+            None if was_ready && !status.ready => {
+                Some(format!("node {node} was ready and no longer is"))
+            }
             None => None,
         };
         if status.ready {
             inner.ready.insert(node);
         } else {
-            // Told once.
+            // Report this only once.
             inner.ready.remove(&node);
         }
         if status.role == NodeRole::Leader {
@@ -93,15 +95,16 @@ impl View {
     }
 }
 
-/// Asks the nodes until the run is over.
+/// Polls the nodes until the run ends.
 pub(crate) async fn watch(record: Arc<Record>, view: Arc<View>) -> Outcome<()> {
-    let client = Client::new((1..=NODES).map(client_addr), ClientOptions::default().timeout(PATIENCE));
+    let client =
+        Client::new((1..=NODES).map(client_addr), ClientOptions::default().timeout(TIMEOUT));
     let client = client.map_err(doing("a client"))?;
     while !record.is_over() {
         for node in 1..=NODES {
             let starts = view.starts(node);
             if let Ok(status) = client.status(&client_addr(node)).await
-                // An answer of the process before says nothing about this one.
+                // A response of the previous process says nothing about this one.
                 && starts == view.starts(node)
                 && let Some(problem) = view.note(status)
             {

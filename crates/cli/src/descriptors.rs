@@ -1,12 +1,12 @@
-//! The limit on file descriptors of a process that is nothing but a node.
+//! Raises the limit on file descriptors. Only for `serve`, whose process runs nothing but a node.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// More than any node needs.
+/// The limit to set if the hard limit allows it; more than any node needs.
 const WANTED: u64 = 65_536;
 
-/// Raises the soft limit as far as the hard one allows. What is left to be said is said by the engine, which bounds
-/// its clients by the limit.
+/// Raises the soft limit as far as the hard limit allows. If that is not enough, the engine logs a
+/// warning: it bounds the number of client connections by the limit.
 pub(crate) fn raise_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = maximum.map_or(WANTED, |maximum| maximum.min(WANTED));
@@ -14,7 +14,9 @@ pub(crate) fn raise_limit() {
         return;
     }
     match setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }) {
-        Ok(()) => tracing::debug!(from = current, to = wanted, "the limit on file descriptors was raised"),
+        Ok(()) => {
+            tracing::debug!(from = current, to = wanted, "the limit on file descriptors was raised")
+        }
         Err(error) => {
             tracing::warn!(%error, current, wanted, "the limit on file descriptors cannot be raised");
         }

@@ -1,4 +1,4 @@
-//! `d-engine dev`: a cluster to work against, its nodes processes of their own.
+//! `d-engine dev`: runs a local cluster to develop against; each node is a process of its own.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use crate::place::Place;
 use crate::signals::StopSignals;
 use crate::status::{Answers, ask_all, leader_with_quorum};
 
-/// Nodes if nothing else is said.
+/// Number of nodes without `--nodes`.
 const NODES: u64 = 3;
-/// Between two looks at who leads, until somebody does.
+/// Interval between status polls until a node leads.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// And afterwards.
+/// Interval between status polls afterwards.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-/// How long a node may take to say what it is doing.
+/// Timeout of one status call.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
@@ -32,8 +32,10 @@ pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
     };
     match ended {
         Ok(signal) => {
-            say(format_args!("  stop      {signal}; every node stops in order, once more kills them"));
-            // The nodes are children of the cluster: when it is dropped, they are killed.
+            say(format_args!(
+                "  stop      {signal} received; stopping every node; a second signal kills them"
+            ));
+            // The nodes are child processes of the cluster: dropping it kills them.
             let stopped = tokio::select! {
                 stopped = cluster.stop() => stopped,
                 _ = signals.next() => Ok(()),
@@ -42,7 +44,7 @@ pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
             stopped
         }
         Err(failure) => {
-            // What it has to say is told already.
+            // The failure that ended the run matters more than one of the stop.
             cluster.stop().await.ok();
             say(format_args!("  kept      data and logs in {}", place.keep().display()));
             Err(failure)
@@ -50,7 +52,7 @@ pub(crate) async fn dev(args: DevArgs) -> Result<(), Failure> {
     }
 }
 
-/// A node that was started by hand is not this program's to stop, and its files are not to be removed.
+/// `dev` does not stop a node that was started by hand, and does not remove the files it uses.
 async fn leave_to_others(cluster: &Cluster, place: Place) {
     let options = ClientOptions::default().timeout(STATUS_TIMEOUT);
     let Ok(client) = Client::new(cluster.endpoints(), options) else { return };
@@ -60,12 +62,14 @@ async fn leave_to_others(cluster: &Cluster, place: Place) {
         return;
     }
     for node in left {
-        say(format_args!("  node {node}    was started by hand and goes on; stop it where it was started"));
+        say(format_args!(
+            "  node {node}    was started by hand and keeps running; stop it where it was started"
+        ));
     }
     say(format_args!("  kept      data and logs in {}", place.keep().display()));
 }
 
-/// A new cluster, or the one that an earlier run left in `--dir`.
+/// Creates a new cluster, or reopens the one that an earlier run left in `--dir`.
 fn open(args: &DevArgs, place: &Place) -> Result<Cluster, Failure> {
     let Some(cluster) = Cluster::reopen(place.path())? else {
         let ports = if args.ephemeral { Ports::Ephemeral } else { Ports::Fixed };
@@ -74,17 +78,18 @@ fn open(args: &DevArgs, place: &Place) -> Result<Cluster, Failure> {
     let there = cluster.nodes().len() as u64;
     match args.nodes {
         Some(asked) if asked != there => Err(Failure::refused(format_args!(
-            "--nodes {asked}: the cluster in {} has {there} nodes; name another --dir for a new one",
+            "--nodes {asked}: the cluster in {} has {there} nodes; use another --dir for a new one",
             place.path().display()
         ))),
         _ => Ok(cluster),
     }
 }
 
-/// Runs the cluster until it fails to start; whoever wants an end drops this.
+/// Runs the cluster and returns only if it fails to start. Drop the future to end it.
 async fn run(cluster: &mut Cluster, place: &Place) -> Result<(), Failure> {
     let began = Instant::now();
-    let client = Client::new(cluster.endpoints(), ClientOptions::default().timeout(STATUS_TIMEOUT))?;
+    let client =
+        Client::new(cluster.endpoints(), ClientOptions::default().timeout(STATUS_TIMEOUT))?;
     cluster.start()?;
     introduce(cluster, place);
     let endpoints = cluster.endpoints();
@@ -94,7 +99,7 @@ async fn run(cluster: &mut Cluster, place: &Place) -> Result<(), Failure> {
     };
     let leader = found.map_err(|ended| {
         let node = cluster.nodes().iter().find(|node| node.id() == ended.node);
-        let what = format!("has ended ({}) before the cluster was there", ended.how);
+        let what = format!("has ended ({}) before the cluster had a leader", ended.how);
         node.map_or_else(|| Failure::failed(&what), |node| node.failure(&what))
     })?;
     say(format_args!(
@@ -107,7 +112,10 @@ async fn run(cluster: &mut Cluster, place: &Place) -> Result<(), Failure> {
 fn introduce(cluster: &Cluster, place: &Place) {
     let dir = place.path().display();
     say(format_args!("d-engine dev: {} processes on this machine", cluster.nodes().len()));
-    say(format_args!("  data      {dir} ({})", if place.is_kept() { "kept" } else { "removed at the end" }));
+    say(format_args!(
+        "  data      {dir} ({})",
+        if place.is_kept() { "kept" } else { "removed at the end" }
+    ));
     for node in cluster.nodes() {
         say(format_args!(
             "  node {}    clients at {}, process {}, log {}",
@@ -131,7 +139,7 @@ async fn first_leader(client: &Client, endpoints: Vec<String>) -> u64 {
     }
 }
 
-/// Says what happens to the nodes, without an end.
+/// Prints changes of the leader and ends of nodes. Never returns.
 async fn watch(cluster: &mut Cluster, client: &Client, leader: u64) -> Result<(), Failure> {
     let endpoints = cluster.endpoints();
     let mut seen = Seen { leader: Some(leader), ended: BTreeSet::new() };
@@ -151,16 +159,19 @@ async fn watch(cluster: &mut Cluster, client: &Client, leader: u64) -> Result<()
 }
 
 fn tell_end(cluster: &Cluster, ended: &Ended) {
-    say(format_args!("  node {}    process {} has ended: {}", ended.node, ended.process, ended.how));
+    say(format_args!(
+        "  node {}    process {} has ended: {}",
+        ended.node, ended.process, ended.how
+    ));
     if let Some(node) = cluster.nodes().iter().find(|node| node.id() == ended.node) {
         say(format_args!("            start it again with: {}", node.start_command()));
     }
 }
 
-/// What was told last.
+/// What was printed last.
 struct Seen {
     leader: Option<u64>,
-    /// Nodes whose process has ended, and which have not answered since.
+    /// Nodes whose process has ended and that have not answered since.
     ended: BTreeSet<u64>,
 }
 
@@ -175,7 +186,7 @@ impl Seen {
         if leader != self.leader {
             match leader {
                 Some(leader) => say(format_args!("  leader    node {leader}")),
-                None => say("  leader    none with a majority behind it"),
+                None => say("  leader    none that a majority follows"),
             }
             self.leader = leader;
         }

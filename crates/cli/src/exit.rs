@@ -1,4 +1,4 @@
-//! How the command ends, and what it says on its way.
+//! Exit codes, failures, and printing to stdout and stderr.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
@@ -7,28 +7,28 @@ use std::sync::OnceLock;
 
 use d_engine_client::{ClientError, KvError};
 
-/// The exit codes, as `--help` tells them.
+/// The exit codes; `--help` lists them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Exit {
-    /// Something failed.
+    /// The command failed.
     Failed = 1,
-    /// The command line or the config cannot be used (clap uses the same number).
+    /// The command line or the config is invalid (clap uses the same number).
     Refused = 2,
     /// `get`: the key has no value.
     Absent = 3,
     /// A change may or may not have taken effect.
     Unknown = 4,
-    /// `cas`: another value was there.
+    /// `cas`: the current value is not the expected one.
     Mismatch = 5,
-    /// Ctrl-C or SIGTERM ended a command that was not done (128 + SIGINT, as shells count).
+    /// Ctrl-C or SIGTERM ended the command early (128 + SIGINT, the convention of shells).
     Interrupted = 130,
 }
 
-/// Why the command does not end with 0.
+/// Why the command exits with another code than 0.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,
-    /// For people, on stderr; empty: the exit code says it all.
+    /// Printed on stderr; empty if the exit code alone is enough.
     message: String,
 }
 
@@ -41,7 +41,7 @@ impl Failure {
         Self::new(Exit::Failed, message)
     }
 
-    /// The command line or what it names cannot be used.
+    /// The command line, or a file or directory it names, cannot be used.
     pub(crate) fn refused(message: impl Display) -> Self {
         Self::new(Exit::Refused, message)
     }
@@ -50,7 +50,7 @@ impl Failure {
         self.exit == Exit::Interrupted
     }
 
-    /// Has `say` say why; only the exit code is left to be reported.
+    /// Passes the message to `say`, so that `report` only returns the exit code.
     pub(crate) fn said_by(self, say: impl FnOnce(String)) -> Self {
         if !self.message.is_empty() {
             say(format!("{PREFIX}{self}"));
@@ -58,7 +58,7 @@ impl Failure {
         Self { message: String::new(), ..self }
     }
 
-    /// Says why, and gives the exit code.
+    /// Prints the message on stderr and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
             note(self);
@@ -95,30 +95,30 @@ impl From<KvError> for Failure {
     }
 }
 
-/// Before what people are told on stderr.
+/// Prefix of every message on stderr.
 const PREFIX: &str = "d-engine: ";
 
-/// Why a line was not printed, if one was not: the command fails in the end.
+/// Why a line could not be printed, if one could not; the command then fails at its end.
 static NOT_PRINTED: OnceLock<String> = OnceLock::new();
 
-/// Prints a line. A reader that has gone away is no reason to fail; a line that cannot be written is, and `unprinted`
-/// says so at the end.
+/// Prints a line on stdout. A closed pipe is ignored; any other write error makes the command fail
+/// at its end, through [`unprinted`].
 pub(crate) fn say(line: impl Display) {
     if let Err(error) = try_say(line)
         && error.kind() != ErrorKind::BrokenPipe
     {
-        // The first one counts.
+        // Keep the first error.
         NOT_PRINTED.get_or_init(|| error.to_string());
     }
 }
 
-/// Prints a line that is not what the command is for.
+/// Prints a line on stdout and returns the write error, for lines whose loss is no failure.
 pub(crate) fn try_say(line: impl Display) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush())
 }
 
-/// The failure of a command that has done everything but printed not all of it.
+/// Returns the failure of a command that succeeded but could not print all of its output.
 pub(crate) fn unprinted() -> Result<(), Failure> {
     match NOT_PRINTED.get() {
         None => Ok(()),
@@ -126,7 +126,7 @@ pub(crate) fn unprinted() -> Result<(), Failure> {
     }
 }
 
-/// Tells people something on stderr that is no failure. Nobody may be listening any more.
+/// Prints a note on stderr that is no failure. Write errors are ignored: stderr may be closed.
 pub(crate) fn note(line: impl Display) {
     writeln!(std::io::stderr(), "{PREFIX}{line}").ok();
 }

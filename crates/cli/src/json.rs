@@ -1,10 +1,11 @@
-//! Records as JSON, one in a line.
+//! Records as JSON, one per line.
 
 use bytes::Bytes;
 use d_engine_client::Record;
 use serde_json::{Map, Value};
 
-/// `{"key": ..., "value": ...}`; bytes that are no UTF-8 are `"key_hex"` and `"value_hex"`.
+/// Formats a record as `{"key": ..., "value": ...}`. Bytes that are not UTF-8 become `"key_hex"`
+/// and `"value_hex"`.
 pub(crate) fn record(record: &Record) -> String {
     let mut line = Map::new();
     put(&mut line, "key", &record.key);
@@ -14,7 +15,7 @@ pub(crate) fn record(record: &Record) -> String {
     Value::Object(line).to_string()
 }
 
-/// The same for a key that has no value.
+/// Formats a key that has no value: `"value"` is null.
 pub(crate) fn absent(key: &[u8]) -> String {
     let mut line = Map::new();
     put(&mut line, "key", key);
@@ -32,10 +33,11 @@ fn put(line: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     };
 }
 
-/// Reads a line that [`record`] wrote; a key without a value is no record to import.
+/// Parses a line that [`record`] wrote. A line without a value is an error: it is no record to
+/// import.
 pub(crate) fn parse(line: &[u8]) -> Result<(Bytes, Bytes), String> {
     let line: Map<String, Value> =
-        serde_json::from_slice(line).map_err(|error| format!("it is no JSON object: {error}"))?;
+        serde_json::from_slice(line).map_err(|error| format!("not a JSON object: {error}"))?;
     Ok((take(&line, "key")?, take(&line, "value")?))
 }
 
@@ -43,10 +45,9 @@ fn take(line: &Map<String, Value>, name: &str) -> Result<Bytes, String> {
     let hex = format!("{name}_hex");
     match (line.get(name), line.get(&hex)) {
         (Some(Value::String(text)), None) => Ok(Bytes::from(text.clone())),
-        (None, Some(Value::String(digits))) => {
-            bytes_of(digits).ok_or_else(|| format!("`{hex}` is {digits:?}, which is not hexadecimal"))
-        }
-        _ => Err(format!("it lacks a text `{name}` or `{hex}`")),
+        (None, Some(Value::String(digits))) => bytes_of(digits)
+            .ok_or_else(|| format!("`{hex}` is {digits:?}, which is not hexadecimal")),
+        _ => Err(format!("a string `{name}` or `{hex}` is missing")),
     }
 }
 
@@ -74,7 +75,8 @@ mod tests {
             (b"\xef\xbb\xbfbyte order mark", b"line\nbreak"),
             (b"\xff\x00", b"\xfe"),
         ] {
-            let written = Record { key: Bytes::from_static(key), value: Some(Bytes::from_static(value)) };
+            let written =
+                Record { key: Bytes::from_static(key), value: Some(Bytes::from_static(value)) };
             let read = parse(record(&written).as_bytes());
             assert_eq!(read, Ok((Bytes::from_static(key), Bytes::from_static(value))));
         }

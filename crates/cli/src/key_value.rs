@@ -30,7 +30,7 @@ pub(crate) async fn put(args: PutArgs) -> Result<(), Failure> {
 
 pub(crate) async fn get(args: GetArgs) -> Result<(), Failure> {
     let kv = args.cluster.kv()?;
-    let consistency = args.consistency.into();
+    let consistency = args.consistency;
     let values = match args.keys.as_slice() {
         [key] => vec![kv.get(key.clone(), consistency).await?],
         keys => kv.get_many(keys.iter().cloned(), consistency).await?,
@@ -40,8 +40,11 @@ pub(crate) async fn get(args: GetArgs) -> Result<(), Failure> {
         [(_, Some(value))] if !args.json => write_value(value)?,
         found => write_all(found, args.json)?,
     }
-    let missing: Vec<String> =
-        found.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| format!("{key:?}")).collect();
+    let missing: Vec<String> = found
+        .iter()
+        .filter(|(_, value)| value.is_none())
+        .map(|(key, _)| format!("{key:?}"))
+        .collect();
     match missing.as_slice() {
         [] => Ok(()),
         [key] => Err(Failure::new(Exit::Absent, format!("{key} has no value"))),
@@ -72,7 +75,7 @@ pub(crate) async fn cas(args: CasArgs) -> Result<(), Failure> {
     }
 }
 
-/// Writes a value as it is, with a line break behind it only on a terminal.
+/// Writes a value byte for byte, followed by a line break only on a terminal.
 fn write_value(value: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let line_break: &[u8] = if out.is_terminal() { b"\n" } else { b"" };
@@ -88,7 +91,8 @@ fn write_all(found: &[(&String, Option<Bytes>)], json: bool) -> Result<(), Failu
         for (key, value) in found {
             match value {
                 Some(value) => {
-                    let record = Record { key: Bytes::from((*key).clone()), value: Some(value.clone()) };
+                    let record =
+                        Record { key: Bytes::from((*key).clone()), value: Some(value.clone()) };
                     write_record(&mut out, &record, json)?;
                 }
                 None if json => writeln!(out, "{}", json::absent(key.as_bytes()))?,
@@ -100,8 +104,12 @@ fn write_all(found: &[(&String, Option<Bytes>)], json: bool) -> Result<(), Failu
     write().map_err(|error| Failure::failed(format!("the values cannot be written: {error}")))
 }
 
-/// Writes a record as a line.
-pub(crate) fn write_record(out: &mut impl Write, record: &Record, json: bool) -> std::io::Result<()> {
+/// Writes a record as one line.
+pub(crate) fn write_record(
+    out: &mut impl Write,
+    record: &Record,
+    json: bool,
+) -> std::io::Result<()> {
     if json {
         return writeln!(out, "{}", json::record(record));
     }

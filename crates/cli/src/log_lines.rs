@@ -1,9 +1,10 @@
-//! The log lines of `serve`, on their way to stderr.
+//! Writes the log lines of `serve` to stderr.
 //!
-//! Whoever logs must never wait for whoever reads the log: the raft thread logs too, and a terminal that is stopped, or
-//! a collector that hangs, would stop the node. So a line goes into a bounded queue, and a thread of its own writes it.
-//! What does not fit, and what cannot be written (the reader is gone, the disk is full), is dropped and counted; a line
-//! says how many were lost once lines can be written again.
+//! Logging must never block on the reader of the log: the raft thread logs too, and a stopped
+//! terminal or a hung log collector would stop the node. So a line goes into a bounded queue, and a
+//! dedicated thread writes it. Lines that do not fit into the queue or cannot be written (closed
+//! pipe, full disk) are dropped and counted; once writes succeed again, a line reports how many
+//! were lost.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,12 +18,12 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::exit::{Exit, Failure};
 
-/// Bytes of lines that wait to be written; what would pass this is dropped.
+/// Bound of the queue in bytes; a line that would exceed it is dropped.
 const QUEUE_BYTES: usize = 1 << 20;
-/// How long the end of the process waits for the last lines to be written.
+/// How long the exit waits for the last lines to be written.
 const LAST_LINES_WITHIN: Duration = Duration::from_millis(500);
 
-/// Writes lines from a queue, on a thread of its own. Cheap to clone.
+/// Writes lines from a queue on a dedicated thread. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LogLines {
     queue: Arc<Queue>,
@@ -38,20 +39,22 @@ struct Queue {
 struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// A line has been taken out and is being written.
+    /// A line has been taken from the queue and is being written.
     is_writing: bool,
     /// Lines dropped since the last report of dropped lines.
     dropped: u64,
 }
 
 impl LogLines {
-    /// Sends what the process logs to stderr from now on, panics included.
+    /// Writes the log of this process to stderr from now on, panics included.
     pub(crate) fn to_stderr() -> Result<Self, Failure> {
         let filter = filter()?;
         let is_terminal = io::stderr().is_terminal();
-        let wrong =
-            |error: &dyn std::fmt::Display| Failure::failed(format!("stderr cannot be used: {error}"));
-        // A descriptor of its own: the lock around the standard library's stderr is never held while a write waits.
+        let wrong = |error: &dyn std::fmt::Display| {
+            Failure::failed(format!("stderr cannot be used: {error}"))
+        };
+        // A separate descriptor, so that the standard library's lock on stderr is not held while a
+        // write blocks.
         let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(|error| wrong(&error))?;
         let lines = Self::start(File::from(stderr), QUEUE_BYTES).map_err(|error| wrong(&error))?;
         tracing_subscriber::fmt()
@@ -61,7 +64,7 @@ impl LogLines {
             .log_internal_errors(false)
             .try_init()
             .map_err(|error| wrong(&error))?;
-        // The standard hook writes to stderr on the thread that panics.
+        // The default hook would write to stderr on the panicking thread.
         std::panic::set_hook(Box::new(|panic| {
             let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
             let backtrace = std::backtrace::Backtrace::capture();
@@ -78,22 +81,24 @@ impl LogLines {
     fn start(to: impl Write + Send + 'static, bytes_max: usize) -> io::Result<Self> {
         let queue = Arc::new(Queue { state: Mutex::default(), changed: Condvar::new(), bytes_max });
         let taken = queue.clone();
-        std::thread::Builder::new().name("log-lines".to_owned()).spawn(move || taken.write_all_to(to))?;
+        std::thread::Builder::new()
+            .name("log-lines".to_owned())
+            .spawn(move || taken.write_all_to(to))?;
         Ok(Self { queue })
     }
 
-    /// Writes a line that is no log line.
+    /// Enqueues a line that is not a log line.
     pub(crate) fn say(&self, line: impl std::fmt::Display) {
         self.queue.put(format!("{line}\n").into_bytes());
     }
 
-    /// Waits until everything is written, but not for long: nobody may be reading.
+    /// Waits until the queue is written, for a bounded time: stderr may have no reader.
     pub(crate) fn finish(&self) {
         self.finish_within(LAST_LINES_WITHIN);
     }
 
-    fn finish_within(&self, patience: Duration) {
-        let until = Instant::now() + patience;
+    fn finish_within(&self, timeout: Duration) {
+        let until = Instant::now() + timeout;
         let mut state = self.queue.lock();
         while state.is_writing || !state.lines.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
@@ -114,7 +119,7 @@ impl<'a> MakeWriter<'a> for LogLines {
     }
 }
 
-/// Takes one line, which comes as one write.
+/// Enqueues one line; `tracing_subscriber` passes each line as one write.
 pub(crate) struct LineWriter<'a> {
     queue: &'a Queue,
 }
@@ -131,7 +136,7 @@ impl Write for LineWriter<'_> {
 }
 
 impl Queue {
-    // Nobody panics while holding the lock.
+    // No code panics while holding the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,7 +153,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Writes for ever. Nothing waits for this thread but `finish`, which has an end.
+    /// Writes lines and never returns. Only `finish` waits for this thread, for a bounded time.
     fn write_all_to(&self, mut to: impl Write) {
         let mut last_error = None;
         let mut was_cut = false;
@@ -176,7 +181,7 @@ impl Queue {
         }
     }
 
-    /// Waits for a line; with it, how many were dropped and not reported yet.
+    /// Waits for a line and returns it with the number of dropped lines that were not reported yet.
     fn next(&self) -> (Vec<u8>, u64) {
         let mut state = self.lock();
         loop {
@@ -194,7 +199,7 @@ impl Queue {
     }
 }
 
-/// Writes a line, on a new line if the one before was cut in its middle.
+/// Writes a line; begins with a line break if the previous line was written only in part.
 fn write_line(to: &mut impl Write, line: &[u8], was_cut: &mut bool) -> io::Result<()> {
     if *was_cut {
         to.write_all(b"\n")?;
@@ -218,8 +223,12 @@ fn write_line(to: &mut impl Write, line: &[u8], was_cut: &mut bool) -> io::Resul
 
 fn filter() -> Result<EnvFilter, Failure> {
     match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)
-            .map_err(|error| Failure::new(Exit::Refused, format_args!("RUST_LOG: {error}"))),
+        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter).map_err(|error| {
+            Failure::new(
+                Exit::Refused,
+                format_args!("RUST_LOG cannot be used: {error}; write for example RUST_LOG=info"),
+            )
+        }),
         _ => Ok(EnvFilter::new("info")),
     }
 }
@@ -232,7 +241,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Asks before each write what to do, and passes on what was written.
+    /// Asks before each write what it should return, and passes on the written bytes.
     struct Asked {
         answers: Receiver<io::Result<()>>,
         asks: SyncSender<()>,
@@ -252,7 +261,7 @@ mod tests {
         }
     }
 
-    /// A log; what its writes are answered; tells of each before it is answered; what was written.
+    /// The log; the results to give its writes; a signal before each write; the written lines.
     type Watched = (LogLines, Sender<io::Result<()>>, Receiver<()>, Receiver<Vec<u8>>);
 
     fn asked(bytes_max: usize) -> Watched {
@@ -271,7 +280,7 @@ mod tests {
     fn whoever_logs_never_waits_and_what_does_not_fit_is_counted() {
         let (log, answer, asked, lines) = asked(20);
         log.say("first");
-        // The first line hangs in its write; six bytes each.
+        // The write of the first line blocks; each line is six bytes.
         asked.recv_timeout(LONG).unwrap();
         for _ in 0..10 {
             log.say("later");
@@ -281,12 +290,15 @@ mod tests {
             (state.bytes, state.dropped)
         };
         assert_eq!(waiting(&log), (18, 7));
-        // Nobody reads: the end waits for a bounded time.
+        // No write completes: `finish` waits for a bounded time.
         log.finish_within(Duration::from_millis(1));
         drop(answer);
         log.finish_within(LONG);
-        let expected =
-            ["first\n", "d-engine: 7 log lines were lost: they were not read fast enough\n", "later\n"];
+        let expected = [
+            "first\n",
+            "d-engine: 7 log lines were lost: they were not read fast enough\n",
+            "later\n",
+        ];
         for line in expected {
             assert_eq!(text(&lines), line);
         }
@@ -297,7 +309,7 @@ mod tests {
     fn lines_that_cannot_be_written_are_lost_and_told_when_it_works_again() {
         let (log, answer, _asked, lines) = asked(1_000);
         for kind in [io::ErrorKind::BrokenPipe, io::ErrorKind::StorageFull] {
-            // The second line tries to tell of the first one before.
+            // Before the second line, the writer tries to report that the first one was lost.
             answer.send(Err(kind.into())).unwrap();
         }
         answer.send(Err(io::ErrorKind::WouldBlock.into())).unwrap();

@@ -1,9 +1,11 @@
-//! The `d-engine` command: a node, its clients, a cluster to work against, and a demonstration of a failover.
+//! The `d-engine` command: runs a node, sends client requests, runs a local cluster, measures a
+//! cluster, and demonstrates a failover.
 //!
-//! `args/` is what can be typed. `serve.rs` runs a node, whose log goes through
-//! `log_lines.rs`. `key_value.rs`, `scan.rs` and `import/` work with
-//! records, `status.rs`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` with the cluster. `dev.rs` and `demo/` run a cluster of processes, which
-//! `cluster/` starts and stops. `bench/` measures one. `exit.rs` is what the exit codes mean.
+//! `args/` defines the command line, `exit.rs` the exit codes. `serve.rs` runs a node and
+//! `log_lines.rs` writes its log. `key_value.rs`, `scan.rs` and `import/` read and write records;
+//! `status.rs`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster. `cluster/`
+//! starts and stops the processes of a local cluster, which `dev.rs` and `demo/` use. `bench/`
+//! measures one.
 
 mod args;
 mod bench;
@@ -34,22 +36,25 @@ use clap::Parser as _;
 use crate::args::{Cli, Verb};
 use crate::exit::Failure;
 
-/// Threads for waiting calls; a node's own work has its own threads.
+/// Threads of the async runtime. Its tasks mostly wait; a node's own work runs on threads of its
+/// own.
 const WORKER_THREADS: usize = 2;
-/// What is still running in the background when the command is done does not hold it up for longer.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the exit waits for background tasks of the runtime.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .enable_all()
+        .build();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(run(cli.verb)).and_then(|()| exit::unprinted());
-            runtime.shutdown_timeout(SHUTDOWN_PATIENCE);
+            runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
             result
         }
-        Err(error) => Err(Failure::failed(format!("no runtime can be started: {error}"))),
+        Err(error) => Err(Failure::failed(format!("the async runtime cannot be started: {error}"))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

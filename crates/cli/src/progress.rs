@@ -7,14 +7,14 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::exit::say;
 
-/// How often a sign of life moves.
+/// Interval at which the spinner moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A progress bar on stderr; nothing when that is no terminal.
+/// A progress bar on stderr; hidden if stderr is not a terminal.
 pub(crate) fn progress(what: &str, records: usize) -> ProgressBar {
     let bar = ProgressBar::new(records as u64);
     let rate = |state: &ProgressState, out: &mut dyn Write| {
-        // Drawing is best effort.
+        // Errors of drawing are ignored.
         write!(out, "{:.0}/s", state.per_sec()).ok();
     };
     if let Ok(style) = ProgressStyle::with_template("  {prefix:12} [{bar:40}] {pos}/{len} {rate}") {
@@ -24,7 +24,7 @@ pub(crate) fn progress(what: &str, records: usize) -> ProgressBar {
     bar
 }
 
-/// A sign on stderr that something goes on, with a message that changes; nothing when that is no terminal.
+/// A spinner on stderr with a changing message; hidden if stderr is not a terminal.
 pub(crate) fn waiting(what: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("  {spinner} {prefix} {elapsed} {msg}") {

@@ -1,4 +1,4 @@
-//! `d-engine serve`: one node.
+//! `d-engine serve`: runs one node.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -14,34 +14,37 @@ use crate::exit::{Exit, Failure, try_say};
 use crate::log_lines::LogLines;
 use crate::signals::StopSignals;
 
-/// Below the data directory, where the records lie on disk.
+/// The directory inside the data directory that holds the records of `--state-machine disk`.
 const DISK_DIR: &str = "kv-disk";
 
 pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
-    let config = Config::from_file(&args.config).map_err(|error| Failure::new(Exit::Refused, error))?;
+    let config =
+        Config::from_file(&args.config).map_err(|error| Failure::new(Exit::Refused, error))?;
     let lines = LogLines::to_stderr()?;
     let ended = node(args, config).await;
-    // From here on stderr may be something that nobody reads: the last words go where the log lines go.
+    // From here on a write to stderr could block, so the last message goes through the log queue
+    // too.
     let ended = ended.map_err(|failure| failure.said_by(|words| lines.say(words)));
     lines.finish();
     ended
 }
 
-/// One node, until it is asked to stop or fails.
+/// Runs one node until it is asked to stop or fails.
 async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
-    // Before anything else is started, so that an early signal is not the end without a farewell.
+    // First, so that an early signal does not end the process without a clean stop.
     let mut signals = StopSignals::listen()?;
     let stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
     let id = config.node_id;
     descriptors::raise_limit();
-    // The signals are handled here; the engine is stopped by its handle.
+    // Signals are handled here and the engine is stopped through its handle, so this channel is
+    // unused.
     let (_shutdown, never) = watch::channel(());
     let node = with_machine(config, args.state_machine, never)?.build().map_err(start_failure)?;
     let engine = node.start().await.map_err(start_failure)?;
     let asked = async {
         tokio::select! {
             signal = signals.next() => signal,
-            () = closed(stdin) => "the end of stdin",
+            () = closed(stdin) => "stdin was closed",
         }
     };
     tokio::select! {
@@ -55,40 +58,45 @@ async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
     }
 }
 
-/// The machine on disk lies in a directory of its own, which also tells that it was chosen.
+/// The state machine on disk has a directory of its own. Its existence shows that it was chosen
+/// before.
 fn with_machine(
     config: Config,
     kind: StateMachineKind,
     shutdown: watch::Receiver<()>,
 ) -> Result<NodeBuilder, Failure> {
-    // An empty one is refused by the engine, with the reason.
+    // The engine refuses an empty data directory, with the reason.
     let has_data_dir = !config.data_dir.as_os_str().is_empty();
     let dir = config.data_dir.join(DISK_DIR);
     let builder = NodeBuilder::new(config, shutdown);
     match kind {
         StateMachineKind::Disk => Ok(builder.state_machine(Arc::new(DiskKvStateMachine::new(dir)))),
-        StateMachineKind::Memory if has_data_dir && dir.exists() => Err(Failure::refused(format_args!(
-            "{} was made by a node with --state-machine disk, and this one was started with --state-machine memory; \
-             start it with --state-machine disk, or remove that directory to have the records rebuilt in memory from \
-             snapshot and log",
-            dir.display()
-        ))),
+        StateMachineKind::Memory if has_data_dir && dir.exists() => {
+            Err(Failure::refused(format_args!(
+                "{} was created with --state-machine disk, but this node was started with \
+                 --state-machine memory; start it with --state-machine disk, or remove that \
+                 directory to rebuild the records in memory from the snapshot and the log",
+                dir.display()
+            )))
+        }
         StateMachineKind::Memory => Ok(builder),
     }
 }
 
-/// Says when the node is ready; returns when it has failed.
+/// Prints a line when the node is ready; returns when it has stopped.
 async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
     if engine.wait_ready(Duration::MAX).await.is_ok() {
-        let clients = engine.client_addr().map(|addr| format!(", clients at {addr}")).unwrap_or_default();
-        // Once, on a thread of its own: stdout may be a pipe that nobody reads.
+        let clients =
+            engine.client_addr().map(|addr| format!(", clients at {addr}")).unwrap_or_default();
+        // On a thread of its own, because stdout may be a pipe without a reader and block.
         let line = format!("node {id} is ready{clients}");
-        let told = std::thread::Builder::new().name("ready".to_owned()).spawn(move || try_say(line).ok());
+        let told =
+            std::thread::Builder::new().name("ready".to_owned()).spawn(move || try_say(line).ok());
         if let Err(error) = told {
-            tracing::warn!(node = id, %error, "stdout was not told that the node is ready");
+            tracing::warn!(node = id, %error, "cannot print on stdout that the node is ready");
         }
     }
-    engine.stopped().await.map_err(|error| Failure::failed(format!("node {id} has stopped: {error}")))
+    engine.stopped().await.map_err(|error| Failure::failed(format!("node {id}: {error}")))
 }
 
 fn start_failure(error: StartError) -> Failure {
@@ -96,25 +104,26 @@ fn start_failure(error: StartError) -> Failure {
     Failure::new(exit, error)
 }
 
-/// Resolves when stdin ends. A thread of its own: a blocked read must not hold up the runtime's end.
+/// Resolves when stdin is closed. Reads on a thread of its own, so that a blocked read does not
+/// delay the shutdown of the runtime.
 fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
     let (ended, end) = oneshot::channel();
     let read = move || {
         let mut ignored = [0; 256];
-        // Whatever it is that ends the reading: there is nobody behind stdin any more.
+        // An error counts as the end of stdin too.
         while std::io::stdin().read(&mut ignored).is_ok_and(|bytes| bytes > 0) {}
         ended.send(()).ok();
     };
     std::thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(read)
-        .map_err(|error| Failure::failed(format!("no thread can be started: {error}")))?;
+        .map_err(|error| Failure::failed(format!("the stdin thread cannot be started: {error}")))?;
     Ok(end)
 }
 
 async fn closed(stdin: Option<oneshot::Receiver<()>>) {
     match stdin {
-        // An error means that the thread is gone, and stdin with it.
+        // An error means that the thread has ended, and stdin with it.
         Some(end) => drop(end.await),
         None => std::future::pending().await,
     }

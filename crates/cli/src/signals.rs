@@ -1,15 +1,15 @@
-//! Being asked to stop.
+//! Ctrl-C and SIGTERM.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
 
-/// Ctrl-C and SIGTERM. From its creation on, neither ends the process by itself.
+/// Receives Ctrl-C and SIGTERM. Once it is created, neither ends the process by default.
 pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// A write beyond the limit on the size of files (`ulimit -f`) then fails, with a reason, in the place of ending the
-    /// process without a word. Nobody waits for it.
+    /// Keeps SIGXFSZ from killing the process: a write beyond the file size limit (`ulimit -f`)
+    /// then fails with an error instead. No code waits for this signal.
     _file_size: Signal,
 }
 
@@ -19,7 +19,8 @@ const SIGXFSZ: i32 = 25;
 impl StopSignals {
     pub(crate) fn listen() -> Result<Self, Failure> {
         let listen = |kind| {
-            signal(kind).map_err(|error| Failure::failed(format!("signals cannot be received: {error}")))
+            signal(kind)
+                .map_err(|error| Failure::failed(format!("signals cannot be received: {error}")))
         };
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
@@ -28,7 +29,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for either; returns its name.
+    /// Waits for one of the two signals; returns its name.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "Ctrl-C",

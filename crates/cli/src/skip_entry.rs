@@ -1,4 +1,4 @@
-//! `d-engine skip-entry`.
+//! `d-engine skip-entry`: leaves out an entry that no state machine can apply.
 
 use std::collections::BTreeMap;
 
@@ -18,33 +18,38 @@ pub(crate) async fn skip_entry(args: SkipEntryArgs) -> Result<(), Failure> {
         for status in statuses.into_values() {
             say(place(status));
         }
-        for address in answers.iter().filter(|(_, answer)| answer.is_err()).map(|(address, _)| address) {
+        for address in
+            answers.iter().filter(|(_, answer)| answer.is_err()).map(|(address, _)| address)
+        {
             say(format_args!(
-                "{address} does not answer: that node may have applied the entry, and told its caller so"
+                "{address} does not answer: that node may have applied the entry and acknowledged \
+                 it"
             ));
         }
         return Err(Failure::refused(format_args!(
-            "nothing was changed: the effect of the entry at index {index} of term {term} would be lost on every node; if \
-             that is what you want, add --yes"
+            "nothing was changed: skipping the entry at index {index} of term {term} loses its \
+             effect on every node; to do that, add --yes"
         )));
     }
     let decided_at = client.skip_entry(term, index).await?;
     say(format_args!(
-        "the entry at index {index} of term {term} is skipped on every node (entry {decided_at} says so); look with status \
-         whether a node must be started again"
+        "the entry at index {index} of term {term} is skipped on every node (decided by entry \
+         {decided_at}); check with `d-engine status` whether a node must be restarted"
     ));
     Ok(())
 }
 
-/// Where a node's state machine is.
+/// Describes how far a node's state machine has applied.
 fn place(status: &NodeStatus) -> String {
     let node = status.node;
     if let Some(reason) = &status.stopped {
         return format!("node {node} has stopped ({reason}): it may have applied the entry");
     }
-    match (&status.apply_stopped, status.stands_at) {
-        (Some(_), Some((term, index))) => format!("node {node} stands at {term}:{index}"),
-        (Some(reason), None) => format!("node {node} stands: {reason}"),
-        (None, _) => format!("node {node} has applied everything up to index {}", status.applied_index),
+    match (&status.apply_stopped, status.halted_at) {
+        (Some(_), Some(entry)) => format!("node {node} has halted at {entry}"),
+        (Some(reason), None) => format!("node {node} has halted: {reason}"),
+        (None, _) => {
+            format!("node {node} has applied everything up to index {}", status.applied_index)
+        }
     }
 }

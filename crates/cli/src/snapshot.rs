@@ -1,4 +1,4 @@
-//! `d-engine snapshot`.
+//! `d-engine snapshot`: makes nodes take a snapshot.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::progress::waiting;
 use crate::signals::StopSignals;
 use crate::status::ask_everybody;
 
-/// How often a node is asked how far it is.
+/// Interval between progress polls.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A node's snapshot, or why it has none.
@@ -32,7 +32,8 @@ pub(crate) async fn snapshot(args: SnapshotArgs) -> Result<(), Failure> {
     tokio::select! {
         result = take(args) => result,
         signal = signals.next() => {
-            let message = format!("interrupted by {signal}; a node that has begun a snapshot goes on with it");
+            let message =
+                format!("interrupted by {signal}; a node that has begun a snapshot continues it");
             Err(Failure::new(Exit::Interrupted, message))
         }
     }
@@ -48,9 +49,9 @@ async fn take(args: SnapshotArgs) -> Result<(), Failure> {
             continue;
         }
         let taken = match answer {
-            // One at a time: the others serve meanwhile.
+            // One node at a time, so that the others serve clients undisturbed.
             Ok(_) => take_at(&client, &address, args.wait).await,
-            // Somebody else than the one that is wanted, for all that is known.
+            // With `--node`, an address that does not answer cannot be shown to be that node.
             Err(_) if args.node.is_some() => continue,
             Err(reason) => Err(reason),
         };
@@ -62,21 +63,27 @@ async fn take(args: SnapshotArgs) -> Result<(), Failure> {
     }
     if args.json {
         let json = serde_json::to_string_pretty(&rows);
-        say(json.map_err(|error| Failure::failed(format!("no JSON can be made: {error}")))?);
+        say(json.map_err(|error| Failure::failed(format!("the JSON cannot be written: {error}")))?);
     }
     match (rows.iter().filter(|row| row.reason.is_some()).count(), args.node) {
-        (_, Some(node)) if rows.is_empty() => {
-            Err(Failure::failed(format!("node {node} was not found; `d-engine status` shows who answers")))
-        }
+        (_, Some(node)) if rows.is_empty() => Err(Failure::failed(format!(
+            "node {node} was not found; `d-engine status` shows which nodes answer"
+        ))),
         (0, _) => Ok(()),
-        (failed, _) => Err(Failure::failed(format!("{failed} of {} nodes took no snapshot", rows.len()))),
+        (failed, _) => {
+            Err(Failure::failed(format!("{failed} of {} nodes took no snapshot", rows.len())))
+        }
     }
 }
 
-/// Makes one node take a snapshot, and shows how far it is.
-async fn take_at(client: &Client, address: &str, patience: Duration) -> Result<TakenSnapshot, String> {
+/// Makes one node take a snapshot and shows the progress.
+async fn take_at(
+    client: &Client,
+    address: &str,
+    timeout: Duration,
+) -> Result<TakenSnapshot, String> {
     let bar = waiting(&format!("{address} takes a snapshot"));
-    let patient = client.with_timeout(patience);
+    let patient = client.with_timeout(timeout);
     let taken = patient.take_snapshot(address);
     tokio::pin!(taken);
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -90,7 +97,8 @@ async fn take_at(client: &Client, address: &str, patience: Duration) -> Result<T
     taken.map_err(|error| match error {
         ClientError::DeadlineElapsed { .. } => {
             format!(
-                "no snapshot within {patience:?}; one that was begun goes on: allow more time with --wait"
+                "no snapshot within {timeout:?}; one that has begun continues on the node; allow \
+                 more time with --wait"
             )
         }
         error => error.to_string(),

@@ -1,4 +1,4 @@
-//! `d-engine transfer-leader`.
+//! `d-engine transfer-leader`: moves the leadership to another node.
 
 use crate::args::TransferArgs;
 use crate::exit::{Failure, say};
@@ -6,8 +6,9 @@ use crate::status::{ask_everybody, leader_with_quorum};
 
 pub(crate) async fn transfer_leader(args: TransferArgs) -> Result<(), Failure> {
     let client = args.cluster.client()?;
-    // Where it is already, it need not go.
-    let before = leader_with_quorum(&ask_everybody(&client, args.cluster.endpoints.addresses()).await);
+    // No transfer is needed if the target leads already.
+    let before =
+        leader_with_quorum(&ask_everybody(&client, args.cluster.endpoints.addresses()).await);
     if let Some(leader) = before
         && args.to == Some(leader)
     {

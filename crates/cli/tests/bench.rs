@@ -1,4 +1,5 @@
-//! `bench`, from outside: every workload on real processes, what it says, and what it leaves behind.
+//! `bench`, from outside: every workload on real processes, what it prints, and which files and
+//! processes it leaves.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,7 +9,8 @@ use std::fs;
 use serde_json::Value;
 use support::{Dev, Process, Strays, d_engine, processes_of, run};
 
-/// Runs a short bench in a directory of its own; returns its JSON. Nothing is left behind.
+/// Runs a short bench in a directory of its own; returns its JSON, and checks that no process and
+/// no file is left.
 fn bench(args: &[&str]) -> Value {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
@@ -26,19 +28,24 @@ fn json(text: &str) -> Value {
 }
 
 fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+    value.as_u64().unwrap_or_else(|| panic!("{value} is not a count"))
 }
 
-/// Sums of the parts are the whole, latencies are in order, and nothing failed.
+/// The parts add up to the total, latencies are in order, and nothing failed.
 fn check(run: &Value) {
     let operations = number(&run["operations"]);
     let errors: u64 = run["errors"].as_object().unwrap().values().map(number).sum();
     assert_eq!((errors, operations), (0, number(&run["succeeded"])), "{run}");
     let kinds = run["by_operation"].as_object().unwrap();
-    assert_eq!(kinds.values().map(|kind| number(&kind["succeeded"])).sum::<u64>(), operations, "{run}");
+    assert_eq!(
+        kinds.values().map(|kind| number(&kind["succeeded"])).sum::<u64>(),
+        operations,
+        "{run}"
+    );
     assert!(operations > 0, "{run}");
     let latency = &run["latency_us"];
-    let in_order = ["min", "p50", "p90", "p99", "p999", "max"].map(|name| latency[name].as_f64().unwrap());
+    let in_order =
+        ["min", "p50", "p90", "p99", "p999", "max"].map(|name| latency[name].as_f64().unwrap());
     assert!(in_order.is_sorted() && in_order[0] > 0.0, "{latency}");
     let (seconds, rate) = (run["seconds"].as_f64().unwrap(), run["per_second"].as_f64().unwrap());
     assert!((seconds * rate / operations as f64 - 1.0).abs() < 1e-6, "{run}");
@@ -47,14 +54,23 @@ fn check(run: &Value) {
 #[test]
 fn puts_cost_syncs_at_a_majority_and_each_number_of_callers_is_told() {
     let report = bench(&["put", "--callers", "1,16", "--duration", "1s", "--value-bytes", "100"]);
-    assert_eq!((report["nodes"].as_u64(), report["durability"].as_str()), (Some(3), Some("durable")));
-    assert_eq!((report["target"].as_str(), report["value_bytes"].as_u64()), (Some("processes"), Some(100)));
+    assert_eq!(
+        (report["nodes"].as_u64(), report["durability"].as_str()),
+        (Some(3), Some("durable"))
+    );
+    assert_eq!(
+        (report["target"].as_str(), report["value_bytes"].as_u64()),
+        (Some("processes"), Some(100))
+    );
     let runs = report["runs"].as_array().unwrap();
     assert_eq!(runs.iter().map(|run| number(&run["callers"])).collect::<Vec<_>>(), [1, 16]);
     runs.iter().for_each(check);
     let cost = &runs[0]["cost_per_operation"];
-    // One caller shares no sync with another: the leader's and a follower's at least.
-    assert!(cost["syncs"].as_f64().unwrap() >= 2.0 && cost["log_bytes"].as_f64().unwrap() > 200.0, "{cost}");
+    // A single caller shares no sync with another: the leader's and a follower's at least.
+    assert!(
+        cost["syncs"].as_f64().unwrap() >= 2.0 && cost["log_bytes"].as_f64().unwrap() > 200.0,
+        "{cost}"
+    );
     if cfg!(target_os = "linux") {
         assert!(report["file_system"].is_string());
         assert!(cost["cpu_seconds"].as_f64().unwrap() > 0.0, "{cost}");
@@ -107,7 +123,8 @@ fn at_a_fixed_rate_no_more_begins_than_is_asked_for() {
     assert!(rate["behind_max_ms"].as_f64().unwrap() >= 0.0);
 }
 
-/// Far more than the cluster can take: what waits for its turn is told, and counts in the latency.
+/// Far more than the cluster can handle: the time that operations wait for their turn is reported,
+/// and counts in the latency.
 #[test]
 fn a_rate_that_cannot_be_kept_shows_in_latency_and_lag() {
     let report = bench(&["put", "--rate", "1000000", "--callers", "4", "--duration", "1s"]);
@@ -125,8 +142,8 @@ fn a_cluster_that_is_there_is_measured_and_goes_on() {
     let args = ["bench", "put", "--duration", "500ms", "--warmup", "100ms", "--callers", "4"];
     let more = ["--endpoints", &dev.endpoints, "--plot", plot.to_str().unwrap()];
     let out = dev.ok(&[&args[..], &more].concat());
-    assert!(out.contains("3 nodes that were there") && out.contains("PER SECOND"), "{out}");
-    // Its processes are not this command's.
+    assert!(out.contains("3 existing nodes") && out.contains("PER SECOND"), "{out}");
+    // The processes of the cluster were not started by this command.
     let costs = out.lines().last().unwrap();
     assert!(costs.contains("n/a") && !costs.trim_start().starts_with("4  n/a"), "{out}");
     let svg = fs::read_to_string(plot).unwrap();
@@ -142,7 +159,7 @@ fn ctrl_c_shows_what_was_measured_and_leaves_nothing_behind() {
     let args = ["bench", "--duration", "10m", "--warmup", "0s", "--dir", path];
     let mut bench = Process::start(d_engine().args(args));
     let mut lines = bench.lines();
-    // Said when the nodes serve and the callers begin.
+    // Printed when the nodes serve and the callers begin.
     lines.wait_for("3 processes on this machine; durable");
     assert_eq!(processes_of(path).len(), 4);
     bench.signal("INT");
@@ -158,7 +175,10 @@ fn ctrl_c_shows_what_was_measured_and_leaves_nothing_behind() {
 #[test]
 fn what_cannot_be_measured_is_refused_before_anything_is_started() {
     for (args, named) in [
-        (&["bench", "put", "--consistency", "lease"][..], "--consistency goes with get, mixed, scan"),
+        (
+            &["bench", "put", "--consistency", "lease"][..],
+            "--consistency goes with get, mixed, scan",
+        ),
         (&["bench", "--keys", "1000", "--key-bytes", "8"], "--key-bytes 8"),
         (&["bench", "--plot", "/nonexistent/x.svg"], "--plot /nonexistent/x.svg"),
         (&["bench", "--callers", "0"], "--callers"),
@@ -170,8 +190,8 @@ fn what_cannot_be_measured_is_refused_before_anything_is_started() {
     }
 }
 
-/// What is received is a slice of a larger buffer; an entry that kept it would make small commands cost
-/// kilobytes each for as long as they are in the log's cache.
+/// What is received is a slice of a larger buffer. An entry that kept that buffer would make each
+/// small command cost kilobytes for as long as it is in the log's cache.
 #[test]
 fn a_small_command_does_not_keep_the_buffer_it_came_in() {
     let report = bench(&["put", "--callers", "64", "--value-bytes", "8", "--duration", "3s"]);

@@ -1,12 +1,13 @@
-//! A node's process dies at its K-th write, sync or rename, for every K up to 100 and as far as its life
-//! has them; whatever it has acknowledged is there when it comes back.
+//! A node's process dies at its K-th write, sync or rename, for every K up to 100 and as far as its
+//! boot reaches; everything that it has acknowledged is there after its restart.
 //!
-//! The process is this test's own executable, started again with a file system that aborts the process
-//! at the chosen operation: real threads, real files, a real end. Segments are tiny and snapshots come often, so that
-//! the life rolls over many of both, and purges. Comebacks are by the same code on the plain file system, now and then by the `d-engine` binary.
-//! `crash_strace.rs` kills the binary itself, where `strace` is there.
+//! The process is this test's own executable, started again with a file system that aborts the
+//! process at the chosen operation: real threads, real files, a real end. Segments are tiny and
+//! snapshots are frequent, so that the boot rolls over many of both, and purges. Restarts use the
+//! same code on the plain file system, and sometimes the `d-engine` binary. `crash_strace.rs` kills
+//! the binary itself, where `strace` is installed.
 //!
-//! The page cache outlives a process: what a power cut does is shown by the simulated disk
+//! The page cache outlives a process. The effects of a power cut are covered by the simulated disk
 //! (`crates/storage/tests/recycling.rs`, `crash_points.rs`) and by `.ci/power-cut`.
 #![allow(clippy::unwrap_used)]
 
@@ -21,29 +22,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use d_engine_kv::KvCommand;
 use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, ReadConsistency};
 use d_engine_storage::fs::{FileKind, LockAttempt, OpenMode};
-use d_engine_storage::{Alignment, FileStorageEngine, FileStorageOptions, Fs, FsCounts, FsFile, RealFs};
-use support::{PATIENCE, free_address, run, serve};
+use d_engine_storage::{
+    Alignment, FileStorageEngine, FileStorageOptions, Fs, FsCounts, FsFile, RealFs,
+};
+use support::{TIMEOUT, free_address, run, serve};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// Puts of a life that is not cut short.
+/// Number of puts of a boot that is not interrupted.
 const PUTS: u64 = 110;
-/// Tells the child where to die: kind and number.
+/// Names the operation at which the child dies: kind and number.
 const DIES_AT: &str = "D_ENGINE_TEST_DIES_AT";
 const DIRECTORY: &str = "D_ENGINE_TEST_DIRECTORY";
 
-/// What the process dies at.
+/// The kind of operation at which the process dies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
-    /// In the middle: half of the bytes are written.
+    /// In the middle of the write: half of the bytes are written.
     Write,
-    /// Before it.
+    /// Before the sync.
     Sync,
-    /// Before it.
+    /// Before the rename.
     Rename,
 }
 
-/// The real file system, until the chosen operation.
+/// The real file system, up to the chosen operation.
 #[derive(Clone, Debug)]
 struct Deadly {
     kind: Kind,
@@ -52,7 +55,7 @@ struct Deadly {
 }
 
 impl Deadly {
-    /// Whether this is the operation at which the process dies.
+    /// Returns whether this is the operation at which the process dies.
     fn is_last(&self, kind: Kind) -> bool {
         kind == self.kind && self.left.fetch_sub(1, Ordering::SeqCst) == 1
     }
@@ -135,7 +138,7 @@ impl FsFile for DeadlyFile {
     }
 }
 
-/// A node that is alone, with tiny segments and short election timeouts.
+/// Starts a single node with tiny segments and short election timeouts.
 async fn node(dir: &Path, fs: Arc<dyn Fs>, shutdown: watch::Receiver<()>) -> EmbeddedEngine {
     let mut config = Config {
         data_dir: dir.to_owned(),
@@ -156,7 +159,7 @@ async fn node(dir: &Path, fs: Arc<dyn Fs>, shutdown: watch::Receiver<()>) -> Emb
     let node = NodeBuilder::new(config, shutdown).storage_engine(storage).file_system(fs);
     let node = node.build().unwrap();
     let engine = node.start().await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     engine
 }
 
@@ -164,8 +167,8 @@ fn value(put: u64) -> String {
     format!("value of put {put}; {}", "x".repeat((put % 7 * 60) as usize))
 }
 
-/// The life of the process that dies, started by the tests below as a process of its own. Without
-/// being told where to die it does nothing.
+/// The boot of the process that dies; the tests below start it as a process of its own. Without the
+/// variable that names the operation, this test does nothing.
 #[test]
 fn a_life() {
     let Ok(dies_at) = std::env::var(DIES_AT) else { return };
@@ -186,7 +189,7 @@ fn a_life() {
             let mut out = io::stdout();
             writeln!(out, "\nacknowledged {put}").and_then(|()| out.flush()).unwrap();
             if put % 8 == 7 {
-                // Beside those of the policy, of which a busy machine takes fewer.
+                // In addition to those of the policy, of which a busy machine takes fewer.
                 engine.take_snapshot().await.unwrap();
             }
         }
@@ -195,8 +198,8 @@ fn a_life() {
     println!("\nthe end");
 }
 
-/// Starts a life and returns how many puts it acknowledged, and whether it came to its end.
-fn life(dir: &Path, kind: Kind, at: u64) -> (u64, bool) {
+/// Starts a boot; returns how many puts it acknowledged, and whether it ran to its end.
+fn boot(dir: &Path, kind: Kind, at: u64) -> (u64, bool) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_life", "--nocapture", "--test-threads=1"])
         .env(DIES_AT, format!("{kind:?} {at}"))
@@ -215,7 +218,8 @@ fn life(dir: &Path, kind: Kind, at: u64) -> (u64, bool) {
     (acknowledged, ended)
 }
 
-/// What was acknowledged is there; the put under way is there or not; the node takes puts.
+/// Checks that everything acknowledged is there, that the put in progress is there or not, and that
+/// the node accepts puts.
 fn assert_comes_back(runtime: &Runtime, dir: &Path, acknowledged: u64, context: &str) {
     runtime.block_on(async {
         let (_running, shutdown) = watch::channel(());
@@ -224,7 +228,8 @@ fn assert_comes_back(runtime: &Runtime, dir: &Path, acknowledged: u64, context: 
             let key = format!("k{put}");
             let found = engine.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
             let under_way = put == acknowledged;
-            let is_right = found.as_deref() == Some(value(put).as_bytes()) || (under_way && found.is_none());
+            let is_right =
+                found.as_deref() == Some(value(put).as_bytes()) || (under_way && found.is_none());
             assert!(is_right, "{context}: put {put} of {acknowledged} acknowledged is {found:?}");
         }
         engine.propose(KvCommand::put("after", "wards").encode()).await.unwrap();
@@ -232,7 +237,7 @@ fn assert_comes_back(runtime: &Runtime, dir: &Path, acknowledged: u64, context: 
     });
 }
 
-/// The same by the binary.
+/// The same with the binary.
 fn assert_serves(dir: &Path, acknowledged: u64, context: &str) {
     let address = free_address();
     let config = dir.join("node.toml");
@@ -249,13 +254,13 @@ fn assert_serves(dir: &Path, acknowledged: u64, context: &str) {
     }
 }
 
-/// Dies at every operation of a kind up to the 100th. Returns how many lives were cut short.
+/// Dies at every operation of a kind up to the 100th. Returns how many boots were interrupted.
 fn every_death(kind: Kind) -> u64 {
     let runtime = Runtime::new().unwrap();
     for at in 1..=100 {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("data");
-        let (acknowledged, ended) = life(&dir, kind, at);
+        let (acknowledged, ended) = boot(&dir, kind, at);
         let context = format!("{kind:?} {at}");
         if ended {
             assert_eq!(acknowledged, PUTS, "{context}");
@@ -281,6 +286,6 @@ fn nothing_acknowledged_is_lost_when_the_process_dies_before_its_kth_sync() {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_process_dies_before_its_kth_rename() {
-    let lives = every_death(Kind::Rename);
-    assert!(lives >= 20, "the life has only {lives} renames");
+    let boots = every_death(Kind::Rename);
+    assert!(boots >= 20, "the boot has only {boots} renames");
 }

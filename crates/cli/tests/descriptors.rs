@@ -10,12 +10,12 @@ use std::path::Path;
 use std::process::Command;
 
 use d_engine_client::{ClientOptions, KvClient};
-use support::{PATIENCE, Process, free_address, run};
+use support::{Process, TIMEOUT, free_address, run};
 
-/// With what every HTTP/2 connection begins, and an empty SETTINGS frame.
+/// The bytes with which every HTTP/2 connection begins, and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A node alone, under `ulimit` with these arguments.
+/// Starts a single node under `ulimit` with these arguments.
 fn limited(dir: &Path, ulimit: &str) -> (Process, String) {
     let (peers, clients) = (free_address(), free_address());
     let text = format!(
@@ -26,12 +26,15 @@ fn limited(dir: &Path, ulimit: &str) -> (Process, String) {
     fs::write(&config, text).unwrap();
     let script = format!("ulimit {ulimit}; exec \"$0\" serve --config \"$1\"");
     let mut command = Command::new("sh");
-    command.args(["-c", &script, env!("CARGO_BIN_EXE_d-engine")]).arg(&config).env_remove("RUST_LOG");
+    command
+        .args(["-c", &script, env!("CARGO_BIN_EXE_d-engine")])
+        .arg(&config)
+        .env_remove("RUST_LOG");
     (Process::start(&mut command), clients)
 }
 
-/// As many clients as the process may have descriptors, who say that they speak HTTP/2 and nothing more, while another
-/// writes so much that the log needs new files.
+/// As many clients as the process may have descriptors open a connection and send only the preface
+/// of HTTP/2, while another client writes so much that the log needs new files.
 #[test]
 fn idle_clients_leave_the_node_its_own_descriptors() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,9 +42,9 @@ fn idle_clients_leave_the_node_its_own_descriptors() {
     node.lines().wait_for("is ready");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let kv = KvClient::connect([&address], ClientOptions::default().timeout(PATIENCE)).unwrap();
+        let kv = KvClient::connect([&address], ClientOptions::default().timeout(TIMEOUT)).unwrap();
         kv.put("first", "value").await.unwrap();
-        // Those that are not let in wait in the system's queue, which is short.
+        // Connections that the node does not accept wait in the system's queue, which is short.
         let idle: Vec<TcpStream> = (0..245)
             .map(|_| {
                 let mut client = TcpStream::connect(&address).unwrap();
@@ -73,7 +76,7 @@ fn a_node_raises_its_soft_limit_at_the_start() {
     assert_eq!(soft, hard.min(65_536), "{line}");
 }
 
-/// Without a handler the system ends the process, and nobody learns why.
+/// Without a handler of the signal the system ends the process, and the reason is not logged.
 #[test]
 fn a_limit_on_the_size_of_files_ends_the_node_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
@@ -81,7 +84,7 @@ fn a_limit_on_the_size_of_files_ends_the_node_with_a_reason() {
     let (node, address) = limited(dir.path(), "-f 400");
     let value = "x".repeat(60_000);
     for n in 0..10 {
-        // The node may be gone already.
+        // The node may have ended already.
         run(&["put", "--timeout", "1s", "--endpoints", &address, &format!("key {n}"), &value]);
     }
     let ended = node.finish();

@@ -1,9 +1,9 @@
-//! Every command of the documents is run, and answers as they say.
+//! Every command of the documents is run, and prints what they show.
 //!
-//! In a block marked `console`, a line that begins with `$ ` is typed at a shell, and the lines up to the next one
-//! are what it prints, `...` standing for anything. A command ends with 0, or as its comment `# exit N` says. The
-//! blocks of a document share one cluster: `d-engine dev` runs on free ports here, `d-engine serve` only has its
-//! config checked.
+//! In a block marked `console`, a line that begins with `$ ` is typed at a shell, and the lines up
+//! to the next one are what it prints; `...` stands for anything. A command exits with 0, or with N
+//! if its comment is `# exit N`. The blocks of a document share one cluster: `d-engine dev` runs on
+//! free ports here, and of `d-engine serve` only the config is checked.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -23,7 +23,8 @@ impl Document {
     fn all() -> Vec<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         let guides = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-        let paths = guides.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+        let paths =
+            guides.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
         let read = |path: std::path::PathBuf| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             Self { name, text: fs::read_to_string(path).unwrap() }
@@ -31,7 +32,7 @@ impl Document {
         paths.chain([root.join("README.md")]).map(read).collect()
     }
 
-    /// The blocks that are marked with this word.
+    /// Returns the blocks that are marked with this word.
     fn blocks(&self, mark: &str) -> Vec<&str> {
         let opening = format!("```{mark}\n");
         let behind = self.text.split(&opening).skip(1);
@@ -39,7 +40,7 @@ impl Document {
     }
 }
 
-/// A command with what it prints and how it ends.
+/// A command with what it prints and its exit code.
 struct Typed<'a> {
     command: &'a str,
     printed: Vec<&'a str>,
@@ -50,7 +51,8 @@ fn typed(block: &str) -> Vec<Typed<'_>> {
     let mut all: Vec<Typed<'_>> = Vec::new();
     for line in block.lines() {
         if let Some(command) = line.strip_prefix("$ ") {
-            let exit = command.rsplit_once("# exit ").map_or(0, |(_, exit)| exit.trim().parse().unwrap());
+            let exit =
+                command.rsplit_once("# exit ").map_or(0, |(_, exit)| exit.trim().parse().unwrap());
             all.push(Typed { command, printed: Vec::new(), exit });
         } else {
             all.last_mut().expect("a block begins with a command").printed.push(line);
@@ -59,7 +61,7 @@ fn typed(block: &str) -> Vec<Typed<'_>> {
     all
 }
 
-/// Whether a line is as the document says, `...` standing for anything.
+/// Returns whether a line is as the document shows it; `...` stands for anything.
 fn is_as_said(said: &str, line: &str) -> bool {
     let mut parts = said.split("...");
     let Some(mut rest) = line.strip_prefix(parts.next().unwrap_or_default()) else { return false };
@@ -104,16 +106,18 @@ fn every_command_of_the_documents_answers_as_they_say() {
             if let Some(config) = one.command.strip_prefix("d-engine serve --config ") {
                 let config = dir.path().join(config);
                 fs::write(&config, document.blocks("toml").last().unwrap()).unwrap();
-                d_engine_server::Config::from_file(&config).unwrap_or_else(|error| panic!("{at}: {error}"));
+                d_engine_server::Config::from_file(&config)
+                    .unwrap_or_else(|error| panic!("{at}: {error}"));
                 continue;
             }
             let ended = at_a_shell(one.command, dir.path(), &dev.endpoints);
-            // At a terminal a value has a line break behind it.
-            let break_between = if ended.out.is_empty() || ended.out.ends_with('\n') { "" } else { "\n" };
+            // At a terminal a value is followed by a line break.
+            let break_between =
+                if ended.out.is_empty() || ended.out.ends_with('\n') { "" } else { "\n" };
             let printed = format!("{}{break_between}{}", ended.out, ended.err);
             assert_eq!(ended.code, Some(one.exit), "{at}\n{printed}");
             let lines: Vec<&str> = printed.lines().collect();
-            // A last line of dots alone stands for the rest.
+            // A last line of dots alone stands for all further lines.
             let (printed_first, goes_on) = match one.printed.split_last() {
                 Some((&"...", first)) => (first, true),
                 _ => (one.printed.as_slice(), false),
@@ -121,13 +125,17 @@ fn every_command_of_the_documents_answers_as_they_say() {
             let as_said = (lines.len() == printed_first.len()
                 || goes_on && lines.len() > printed_first.len())
                 && printed_first.iter().zip(&lines).all(|(said, line)| is_as_said(said, line));
-            assert!(as_said, "{at}\nit is said to print\n{}\nbut prints\n{printed}", one.printed.join("\n"));
+            assert!(
+                as_said,
+                "{at}\nthe document shows\n{}\nbut the command prints\n{printed}",
+                one.printed.join("\n")
+            );
         }
     }
     assert!(commands >= 15, "only {commands} commands were found");
 }
 
-/// What is typed before there is a `d-engine` is run by CI.
+/// The commands that are typed before there is a `d-engine` are run by CI.
 #[test]
 fn every_cargo_command_of_the_readme_is_run_by_ci() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
@@ -146,6 +154,14 @@ fn every_cargo_command_of_the_readme_is_run_by_ci() {
 
 #[test]
 fn what_is_said_is_compared_line_by_line() {
-    assert!(is_as_said("a ... b", "a 12 b") && is_as_said("1 ...", "1 x y") && is_as_said("same", "same"));
-    assert!(!is_as_said("a ... b", "a 12 c") && !is_as_said("same", "same too") && !is_as_said("...x", "y"));
+    assert!(
+        is_as_said("a ... b", "a 12 b")
+            && is_as_said("1 ...", "1 x y")
+            && is_as_said("same", "same")
+    );
+    assert!(
+        !is_as_said("a ... b", "a 12 c")
+            && !is_as_said("same", "same too")
+            && !is_as_said("...x", "y")
+    );
 }

@@ -1,11 +1,11 @@
-//! The verbs that work with records, against a cluster of `dev`.
+//! The commands that work with records, against a cluster of `dev`.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::fs;
 
-use support::{Dev, PATIENCE, wait_until};
+use support::{Dev, TIMEOUT, wait_until};
 
 #[test]
 fn put_get_and_delete_do_what_they_say() {
@@ -19,13 +19,16 @@ fn put_get_and_delete_do_what_they_say() {
     assert_eq!((first.code, first.out.as_str()), (Some(0), ""));
     assert!(first.err.contains("\"new\" had no value before"), "{}", first.err);
 
-    // Several of one moment: lines; those without a value are named.
+    // Several values of one state are printed as lines; keys without a value are named.
     let several = dev.run(&["get", "new", "nothing", "greeting"]);
     assert_eq!((several.code, several.out.as_str()), (Some(3), "new\t1\ngreeting\tgood day\n"));
     assert!(several.err.contains("\"nothing\" has no value"), "{}", several.err);
     let json = dev.run(&["get", "--json", "new", "nothing"]);
     assert_eq!(json.code, Some(3));
-    assert_eq!(json.out, "{\"key\":\"new\",\"value\":\"1\"}\n{\"key\":\"nothing\",\"value\":null}\n");
+    assert_eq!(
+        json.out,
+        "{\"key\":\"new\",\"value\":\"1\"}\n{\"key\":\"nothing\",\"value\":null}\n"
+    );
 
     dev.ok(&["delete", "new"]);
     assert_eq!(dev.run(&["get", "new"]).code, Some(3));
@@ -47,7 +50,7 @@ fn cas_changes_only_what_is_as_expected_and_says_what_is_there() {
     let gone = dev.run(&["cas", "--expect", "me", "lock", "x"]);
     assert_eq!((gone.code, gone.out.as_str()), (Some(5), ""));
     assert!(gone.err.contains("\"lock\" has no value"), "{}", gone.err);
-    // What cannot be meant is refused before anything is sent.
+    // Meaningless combinations are refused before anything is sent.
     for wrong in [
         &["cas", "lock", "x"][..],
         &["cas", "--absent", "lock"],
@@ -66,8 +69,8 @@ fn a_key_with_a_time_to_live_vanishes_and_one_put_again_stays() {
     dev.ok(&["put", "--ttl", "1h", "renewed", "v"]);
     dev.ok(&["put", "--ttl", "100ms", "kept", "v"]);
     dev.ok(&["put", "kept", "v"]);
-    // Nothing else is written: the leader's ticks move log time.
-    wait_until(PATIENCE, || (dev.run(&["get", "short"]).code == Some(3)).then_some(()));
+    // No other command is written: the leader's ticks move log time.
+    wait_until(TIMEOUT, || (dev.run(&["get", "short"]).code == Some(3)).then_some(()));
     assert_eq!(dev.ok(&["get", "renewed", "kept"]), "renewed\tv\nkept\tv\n");
 }
 
@@ -80,17 +83,20 @@ fn scan_goes_through_the_keys_in_order_across_pages() {
     dev.ok(&["import", file.to_str().unwrap()]);
     dev.ok(&["put", "other", "o"]);
 
-    // What is printed is what was imported.
+    // `scan` prints what was imported.
     assert_eq!(dev.ok(&["scan", "--prefix", "k"]), records.concat());
     assert_eq!(dev.ok(&["scan"]).lines().count(), 2_501);
     assert_eq!(dev.ok(&["scan", "--limit", "1500"]).lines().count(), 1_500);
     assert_eq!(dev.ok(&["scan", "--limit", "0"]), "");
     assert_eq!(dev.ok(&["scan", "--from", "k2498", "--keys-only"]), "k2498\nk2499\nother\n");
     assert_eq!(dev.ok(&["scan", "--from", "k0001", "--to", "k0003"]), records[1..3].concat());
-    assert_eq!(dev.ok(&["scan", "--to", "k0001", "--json"]), "{\"key\":\"k0000\",\"value\":\"v0\"}\n");
+    assert_eq!(
+        dev.ok(&["scan", "--to", "k0001", "--json"]),
+        "{\"key\":\"k0000\",\"value\":\"v0\"}\n"
+    );
     assert_eq!(dev.ok(&["scan", "--from", "b", "--to", "a"]), "");
     for node in dev.endpoints.split(',') {
-        wait_until(PATIENCE, || {
+        wait_until(TIMEOUT, || {
             let args = ["scan", "--consistency", "eventual", "--endpoints", node, "--keys-only"];
             (dev.ok(&args).lines().count() == 2_501).then_some(())
         });
@@ -113,7 +119,11 @@ fn transfer_leader_moves_the_leadership() {
     let asked = dev.run(&["skip-entry", "1:1"]);
     assert_eq!(asked.code, Some(2), "{}", asked.err);
     assert!(asked.out.contains("node 1 has applied everything up to index"), "{}", asked.out);
-    assert!(asked.err.contains("nothing was changed") && asked.err.contains("--yes"), "{}", asked.err);
+    assert!(
+        asked.err.contains("nothing was changed") && asked.err.contains("--yes"),
+        "{}",
+        asked.err
+    );
     let refused = dev.run(&["skip-entry", "1:1", "--yes"]);
     assert_eq!(refused.code, Some(1), "{}", refused.err);
     assert!(refused.err.contains("is not skipped"), "{}", refused.err);
@@ -126,13 +136,21 @@ fn transfer_leader_moves_the_leadership() {
 fn what_cannot_be_used_is_refused_with_the_reason() {
     for (args, code, named) in [
         (&["put", "--ttl", "soon", "k", "v"][..], 2, "write for example"),
-        (&["put", "--ttl", "0s", "k", "v"], 2, "longer than nothing"),
+        (&["put", "--ttl", "0s", "k", "v"], 2, "longer than 0"),
         (&["put", "--ttl", "999999999999d", "k", "v"], 2, "too long"),
         (&["get"], 2, "<KEY>"),
         (&["scan", "--endpoints", "nowhere"], 2, "host:port"),
-        (&["delete", "--endpoints", "127.0.0.1:1", "--timeout", "200ms", "k"], 1, "cannot be reached"),
+        (
+            &["delete", "--endpoints", "127.0.0.1:1", "--timeout", "200ms", "k"],
+            1,
+            "cannot be reached",
+        ),
         (&["scan", "--endpoints", "127.0.0.1:1", "--timeout", "200ms"], 1, "cannot be reached"),
-        (&["transfer-leader", "--endpoints", "127.0.0.1:1", "--timeout", "200ms"], 1, "cannot be reached"),
+        (
+            &["transfer-leader", "--endpoints", "127.0.0.1:1", "--timeout", "200ms"],
+            1,
+            "cannot be reached",
+        ),
         (&["transfer-leader", "--to", "0"], 2, "0"),
         (&["skip-entry", "131"], 2, "write TERM:INDEX"),
         (&["import", "/nonexistent/words.tsv"], 2, "/nonexistent/words.tsv"),

@@ -1,4 +1,4 @@
-//! Nodes whose log lines cannot be written, or that nobody reads.
+//! Nodes whose log lines cannot be written, or are not read.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,9 +8,9 @@ use std::io::{PipeReader, Write as _, pipe};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
-use support::{Cluster, PATIENCE, run, wait_until};
+use support::{Cluster, TIMEOUT, run, wait_until};
 
-/// The leader dies, which everybody logs; the others go on, and end in order.
+/// The leader dies, which every node logs; the others continue, and stop in an orderly way.
 fn a_leader_dies_and_the_others_go_on(stderr: impl Fn() -> Stdio + 'static) {
     let mut cluster = Cluster::prepare("", &[]);
     cluster.stderr = Some(Box::new(stderr));
@@ -18,7 +18,7 @@ fn a_leader_dies_and_the_others_go_on(stderr: impl Fn() -> Stdio + 'static) {
     let leader = cluster.leader();
     cluster.nodes[leader].take().unwrap().kill();
     let put = || run(&["put", "--endpoints", &cluster.endpoints(), "key", "value"]);
-    wait_until(PATIENCE, || (put().code == Some(0)).then_some(()));
+    wait_until(TIMEOUT, || (put().code == Some(0)).then_some(()));
     for node in cluster.nodes.iter_mut().filter_map(Option::take) {
         node.signal("TERM");
         let ended = node.finish();
@@ -26,14 +26,14 @@ fn a_leader_dies_and_the_others_go_on(stderr: impl Fn() -> Stdio + 'static) {
     }
 }
 
-/// A collector that is stopped: the pipe is full, and a write to it would wait for ever.
+/// A collector that has stopped reading: the pipe is full, and a write to it would never return.
 #[test]
 fn nodes_go_on_while_their_stderr_is_a_full_pipe_that_nobody_reads() {
     let kept: Arc<Mutex<Vec<PipeReader>>> = Arc::default();
     a_leader_dies_and_the_others_go_on(move || {
         let (reader, writer) = pipe().unwrap();
         let mut fills = writer.try_clone().unwrap();
-        // Fills the pipe and waits; the end comes with the reader's.
+        // Fills the pipe and waits; it ends together with the reader.
         std::thread::spawn(move || fills.write_all(&[b'x'; 1 << 20]).ok());
         kept.lock().unwrap().push(reader);
         writer.into()
@@ -47,5 +47,7 @@ fn nodes_go_on_while_the_reader_of_their_stderr_is_gone() {
 
 #[test]
 fn nodes_go_on_while_their_stderr_is_on_a_full_disk() {
-    a_leader_dies_and_the_others_go_on(|| File::options().write(true).open("/dev/full").unwrap().into());
+    a_leader_dies_and_the_others_go_on(|| {
+        File::options().write(true).open("/dev/full").unwrap().into()
+    });
 }

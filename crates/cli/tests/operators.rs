@@ -1,4 +1,4 @@
-//! What an operator does, and what the command makes of it.
+//! What an operator does, and how the commands respond.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,19 +8,21 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 
-use support::{Cluster, Dev, PATIENCE, Process, d_engine, free_address, run, serve, wait_until};
+use support::{Cluster, Dev, Process, TIMEOUT, d_engine, free_address, run, serve, wait_until};
 
-/// A node alone that says it belongs to a cluster of one.
+/// Writes the config of a single node, as a cluster of one.
 fn alone(dir: &Path, extra: &str) -> (std::path::PathBuf, String) {
     let (peers, clients) = (free_address(), free_address());
-    let text =
-        format!("data_dir = \"data\"\npeer_listen = \"{peers}\"\nclient_listen = \"{clients}\"\n{extra}");
+    let text = format!(
+        "data_dir = \"data\"\npeer_listen = \"{peers}\"\nclient_listen = \"{clients}\"\n{extra}"
+    );
     let config = dir.join("node.toml");
     fs::write(&config, text).unwrap();
     (config, clients)
 }
 
-/// Two and three found a cluster while one is down, and one serves alone under the same cluster id.
+/// Nodes two and three form a cluster while the first is down; then the first runs alone under the
+/// same cluster id.
 #[test]
 fn status_fails_when_nodes_of_one_cluster_contradict_each_other() {
     let mut cluster = Cluster::prepare("", &[]);
@@ -29,7 +31,7 @@ fn status_fails_when_nodes_of_one_cluster_contradict_each_other() {
         cluster.start_node(i);
     }
     cluster.wait_ready(&[1, 2]);
-    // The first member alone.
+    // The first node with a member list of its own alone.
     let first = whole.find("[[members]]").unwrap();
     let second = first + whole[first..].match_indices("[[members]]").nth(1).unwrap().0;
     fs::write(cluster.config(0), &whole[..second]).unwrap();
@@ -37,14 +39,18 @@ fn status_fails_when_nodes_of_one_cluster_contradict_each_other() {
     cluster.wait_ready(&[0]);
     let status = run(&["status", "--endpoints", &cluster.endpoints()]);
     assert_eq!(status.code, Some(1), "{}{}", status.out, status.err);
-    assert!(status.out.contains("CONTRADICTION: they know different members: node 1: 1;"), "{}", status.out);
+    assert!(
+        status.out.contains("CONTRADICTION: the nodes have different member lists: node 1: 1;"),
+        "{}",
+        status.out
+    );
     let json = run(&["status", "--json", "--endpoints", &cluster.endpoints()]);
     assert_eq!(json.code, Some(1), "{}", json.err);
     let report: serde_json::Value = serde_json::from_str(&json.out).unwrap();
     assert!(!report["contradictions"].as_array().unwrap().is_empty());
-    // They refuse each other, and each says so.
+    // They refuse each other, and each one logs it.
     let refused = |i: usize, part: &str| {
-        wait_until(PATIENCE, || {
+        wait_until(TIMEOUT, || {
             let row = cluster.status(i)?;
             row["reason"].as_str()?.contains(part).then_some(())
         });
@@ -52,13 +58,13 @@ fn status_fails_when_nodes_of_one_cluster_contradict_each_other() {
     refused(1, "node 1 refuses this node");
     refused(0, "node 2 is refused");
 
-    // The config of one that is corrected is no config of its directory any more.
+    // The corrected config of the first node does not fit its directory any more.
     cluster.nodes[0].take().unwrap().kill();
     fs::write(cluster.config(0), whole).unwrap();
     let refused = serve(&cluster.config(0)).finish();
     assert_eq!(refused.code, Some(1));
     let log = fs::read_to_string(cluster.config(0).with_extension("log")).unwrap();
-    assert!(log.contains("was made for 1:") && log.contains("names the nodes 1, 2, 3"), "{log}");
+    assert!(log.contains("was created for 1:") && log.contains("names the nodes 1, 2, 3"), "{log}");
 }
 
 #[test]
@@ -80,7 +86,7 @@ fn output_that_cannot_be_written_is_a_failure() {
     }
 }
 
-/// Whatever a value holds: a carriage return at its end, line breaks, bytes that are no text.
+/// Any value survives: a carriage return at its end, line breaks, bytes that are no UTF-8.
 #[test]
 fn what_scan_prints_as_json_import_reads_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -113,7 +119,7 @@ fn what_scan_prints_as_json_import_reads_back() {
 #[test]
 fn a_snapshot_that_takes_too_long_is_told_as_that() {
     let dir = tempfile::tempdir().unwrap();
-    // Its archive takes more than a second.
+    // Its archive takes more than a second to build.
     let (config, address) = alone(dir.path(), "[snapshots]\nbuild_bytes_per_second = 65536\n");
     let mut node = serve(&config);
     node.lines().wait_for("is ready");
@@ -161,7 +167,7 @@ fn a_config_from_a_pipe_needs_a_whole_path_and_variables_are_not_expanded() {
     assert!(!dir.path().join("$HOME").exists());
 }
 
-/// Every line says whose it is: three nodes may log into one place.
+/// Every line names its node: three nodes may log to one place.
 #[test]
 fn every_line_of_a_nodes_log_names_the_node() {
     let dir = tempfile::tempdir().unwrap();
@@ -181,19 +187,20 @@ fn every_line_of_a_nodes_log_names_the_node() {
     }
 }
 
-/// Waiting for it would be waiting in vain.
+/// Waiting for a dead target is pointless.
 #[test]
 fn a_leader_is_told_at_once_that_a_dead_node_cannot_take_over() {
     let dev = Dev::start();
     let leader = dev.leader();
     let dead = leader % 3 + 1;
     support::send("KILL", dev.node_process(dead));
-    // As soon as the leader has missed its answers, it says so; a little before, nobody has taken over in time.
+    // Once the leader has missed the target's responses, it reports that; shortly before, the
+    // transfer times out.
     let transfer = || dev.run(&["transfer-leader", "--to", &dead.to_string()]);
-    let told = wait_until(PATIENCE, || {
+    let told = wait_until(TIMEOUT, || {
         let ended = transfer();
         assert_eq!(ended.code, Some(1), "{}{}", ended.out, ended.err);
-        ended.err.contains("has not been heard from for").then_some(ended.err)
+        ended.err.contains("keeps its leadership").then_some(ended.err)
     });
     assert!(told.contains(&format!("node {dead} ")), "{told}");
     assert_eq!(dev.leader(), leader);

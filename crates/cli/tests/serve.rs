@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use support::{Cluster, PATIENCE, Process, d_engine, free_address, run, serve, wait_until};
+use support::{Cluster, Process, TIMEOUT, d_engine, free_address, run, serve, wait_until};
 
 #[test]
 fn a_refused_config_exits_2_and_names_file_field_value_and_what_is_allowed() {
@@ -30,7 +30,7 @@ fn a_refused_config_exits_2_and_names_file_field_value_and_what_is_allowed() {
         for part in named.into_iter().chain([file.to_str().unwrap()]) {
             assert!(ended.err.contains(part), "{part:?} is missing in {:?}", ended.err);
         }
-        assert!(!dir.path().join("d").exists(), "nothing may be opened");
+        assert!(!dir.path().join("d").exists(), "the data directory was created");
     }
     let ended = run(&["serve", "--config", "/nonexistent/node.toml"]);
     assert_eq!(ended.code, Some(2));
@@ -47,7 +47,7 @@ fn a_put_at_a_follower_is_followed_to_the_leader_and_every_node_answers_gets() {
     let get = run(&["get", "--endpoints", &follower, "greeting"]);
     assert_eq!((get.code, get.out.as_str()), (Some(0), "hello, world"), "{}", get.err);
     for node in &cluster.clients {
-        wait_until(PATIENCE, || {
+        wait_until(TIMEOUT, || {
             let get = run(&["get", "--consistency", "eventual", "--endpoints", node, "greeting"]);
             (get.out == "hello, world").then_some(())
         });
@@ -70,7 +70,7 @@ fn status_shows_every_member_and_fails_without_a_majority() {
     }
     assert_eq!(table.out.matches("leader").count(), 1, "{}", table.out);
 
-    // A dead node is a row that says so; two of three still have a leader.
+    // A dead node has a row that says so; two of three nodes still have a leader.
     let (dead, other) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.nodes[dead].take().unwrap().kill();
     let table = run(&["status", "--endpoints", &cluster.endpoints()]);
@@ -92,7 +92,7 @@ fn sigterm_and_ctrl_c_stop_a_node_in_order_and_free_its_directory() {
     let config = lonely(dir.path());
     for signal in ["TERM", "INT"] {
         let mut node = ready(&config);
-        // The directory is locked while it runs.
+        // The directory is locked while the node runs.
         let second = run(&["serve", "--config", config.to_str().unwrap()]);
         assert_eq!(second.code, Some(1), "{}", second.err);
         assert!(second.err.contains("in use"), "{}", second.err);
@@ -100,7 +100,7 @@ fn sigterm_and_ctrl_c_stop_a_node_in_order_and_free_its_directory() {
         node.close_stdin();
         assert_eq!(node.finish().code, Some(0));
     }
-    // Free again.
+    // The lock is free again.
     ready(&config);
 }
 
@@ -130,7 +130,7 @@ fn a_node_stops_when_the_parent_that_holds_its_stdin_is_gone() {
     command.args(["serve", "--stop-on-stdin-close", "--config"]).arg(&config).stdin(Stdio::piped());
     let mut node = Process::start(&mut command);
     let address = address_of(&config);
-    wait_until(PATIENCE, || {
+    wait_until(TIMEOUT, || {
         let put = run(&["put", "--endpoints", &address, "k", "v"]);
         (put.code == Some(0)).then_some(())
     });
@@ -141,7 +141,7 @@ fn a_node_stops_when_the_parent_that_holds_its_stdin_is_gone() {
 #[test]
 fn a_cluster_that_is_not_there_is_an_error_with_a_next_step() {
     let put = run(&["put", "--endpoints", "127.0.0.1:1", "--timeout", "200ms", "k", "v"]);
-    // Not 4: it certainly was not sent.
+    // Not 4: the command certainly was not sent.
     assert_eq!(put.code, Some(1), "{}", put.err);
     assert!(put.err.contains("127.0.0.1:1 cannot be reached"), "{}", put.err);
     let wrong = run(&["get", "--endpoints", "not an address", "k"]);
@@ -178,10 +178,11 @@ fn help_of_every_verb_has_examples_and_the_exit_codes_are_told() {
     }
 }
 
-/// A config for a node alone.
+/// Writes the config of a single node.
 fn lonely(dir: &std::path::Path) -> std::path::PathBuf {
     let (peers, clients) = (free_address(), free_address());
-    let text = format!("data_dir = \"data\"\npeer_listen = \"{peers}\"\nclient_listen = \"{clients}\"\n");
+    let text =
+        format!("data_dir = \"data\"\npeer_listen = \"{peers}\"\nclient_listen = \"{clients}\"\n");
     let config = dir.join("node.toml");
     fs::write(&config, text).unwrap();
     config
@@ -193,7 +194,7 @@ fn address_of(config: &std::path::Path) -> String {
     line.trim_matches('"').to_owned()
 }
 
-/// Starts a node and waits for the line that says that it is ready.
+/// Starts a node and waits for the line that reports that it is ready.
 fn ready(config: &std::path::Path) -> Process {
     let mut node = serve(config);
     let mut line = String::new();

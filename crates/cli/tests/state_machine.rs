@@ -1,13 +1,14 @@
-//! `serve --state-machine disk`: real processes, SIGKILL, snapshots, and the way to disk and back.
+//! `serve --state-machine disk`: real processes, SIGKILL, snapshots, and the change from memory to
+//! disk and back.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::fs;
 
-use support::{Cluster, PATIENCE, run, wait_until};
+use support::{Cluster, TIMEOUT, run, wait_until};
 
-/// The log keeps nothing behind a snapshot.
+/// The log keeps no entries before a snapshot.
 const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\nretained = 1\n";
 
 fn put(cluster: &Cluster, key: &str, value: &str) {
@@ -25,10 +26,10 @@ fn restart_all(cluster: &mut Cluster) {
     cluster.wait_ready(&[0, 1, 2]);
 }
 
-/// What each node itself holds, once it has applied everything.
+/// Waits until each node, once it has applied everything, returns this value.
 fn every_node_has(cluster: &Cluster, key: &str, value: &str) {
     for node in &cluster.clients {
-        wait_until(PATIENCE, || {
+        wait_until(TIMEOUT, || {
             let get = run(&["get", "--consistency", "eventual", "--endpoints", node, key]);
             (get.out == value).then_some(())
         });
@@ -50,7 +51,7 @@ fn records_on_disk_outlive_sigkill_with_and_without_a_snapshot() {
     every_node_has(&cluster, "a", "one");
     every_node_has(&cluster, "b", "two");
 
-    // One that has lost its records gets them from its snapshot and the log.
+    // A node that has lost its records gets them from its snapshot and the log.
     cluster.nodes[1].take().unwrap().kill();
     fs::remove_dir_all(cluster.dir.path().join("data-2/kv-disk")).unwrap();
     cluster.start_node(1);
@@ -65,7 +66,7 @@ fn a_node_goes_from_memory_to_disk_but_not_back_unless_it_is_told_to_forget() {
     put(&cluster, "a", "one");
     let told = run(&["snapshot", "--endpoints", &cluster.endpoints()]);
     assert_eq!(told.code, Some(0), "{}{}", told.out, told.err);
-    // One node of three: the others stay in memory.
+    // One node of three changes to disk; the others stay in memory.
     cluster.nodes[0].take().unwrap().kill();
     cluster.args = vec!["--state-machine".to_owned(), "disk".to_owned()];
     cluster.start_node(0);

@@ -1,56 +1,58 @@
-//! What an answer means for the next step: the retry rules, in one place.
+//! The retry rules: what a response means for the next step.
 
 use std::error::Error;
 
-use d_engine_proto::client::{ErrorDetail, error_detail::Kind};
+use d_engine_api::message::{ErrorDetail, error_detail::Kind};
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
 use crate::ClientError;
 
-/// What a call does to the cluster, as far as retrying is concerned.
+/// The effect of a call, as far as retries are concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Effect {
-    /// Nothing: it may be asked again whatever happened.
+    /// A read: it may always be retried.
     Read,
-    /// A command of so many bytes: once it may have been taken, it is never sent again.
+    /// A command: once a node may have accepted it, it is never resent.
     Command {
-        /// Bytes of the command.
+        /// Length of the command in bytes.
         size: u64,
     },
-    /// A command that the caller says may take effect more than once.
+    /// A command that, according to the caller, may take effect more than once.
     Idempotent {
-        /// Bytes of the command.
+        /// Length of the command in bytes.
         size: u64,
     },
-    /// Leadership is handed over: a second order would send it on to the next node.
+    /// A leadership transfer: a second request would transfer leadership again, to the next node.
     Handover,
 }
 
-/// What to do after a call that was not answered as hoped.
+/// What to do after a failed call.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// Ask the leader, at this address if it is known.
+    /// Try the leader, at this address if it is known.
     Leader(Option<String>),
-    /// Leadership is on its way to another node, at this address if it is known: ask there. The error is for the case
-    /// that the time is up.
+    /// Leadership is being transferred to another node, at this address if it is known: try that
+    /// node. The error is returned if the deadline passes.
     Successor(Option<String>, ClientError),
-    /// Ask the same node after a pause. The error is for the case that the time is up.
+    /// Try the same node after a pause. The error is returned if the deadline passes.
     Pause(ClientError),
-    /// Ask another node: this one is of no use now.
+    /// Try another node: this one cannot serve the call now.
     Elsewhere(ClientError),
-    /// It may have been done or not. Only what may be done twice goes on.
+    /// The call may or may not have taken effect. Only calls that may take effect twice are
+    /// retried.
     Unknown(ClientError),
-    /// The caller's time is up.
+    /// The deadline has passed.
     Late(ClientError),
-    /// Tell the caller.
+    /// Return the error to the caller.
     Tell(ClientError),
 }
 
-/// The least that a node's bound on messages can be: its bound on commands and what surrounds one.
+/// The smallest possible bound of a node on messages: its bound on commands, plus the overhead of
+/// one.
 const NODE_MESSAGE_BYTES_MIN: u64 = 64 << 10;
 
-/// What to do after `status`. True with it: the connection itself is no good any more. `max_reply_bytes` is this
-/// client's own bound on answers.
+/// Returns what to do after `status`, and whether the connection must be closed. `max_reply_bytes`
+/// is this client's own bound on replies.
 pub(crate) fn next_step(
     endpoint: &str,
     effect: Effect,
@@ -59,7 +61,7 @@ pub(crate) fn next_step(
 ) -> (Next, bool) {
     match ErrorDetail::from_status(status).and_then(|detail| detail.kind) {
         Some(kind) => {
-            // Whoever restarts the node at this address is reached by a new connection only.
+            // A restarted node at this address is reached only by a new connection.
             let stopped = matches!(kind, Kind::Stopped(_));
             (after_refusal(endpoint.to_owned(), kind), stopped)
         }
@@ -67,7 +69,7 @@ pub(crate) fn next_step(
     }
 }
 
-/// The node itself refused, and said why.
+/// The node itself refused the call and reported why.
 fn after_refusal(endpoint: String, kind: Kind) -> Next {
     Next::Tell(match kind {
         Kind::NotLeader(hint) => {
@@ -79,7 +81,7 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
             return Next::Elsewhere(ClientError::Stopped { endpoint, reason: stopped.reason });
         }
         Kind::Expired(_) => {
-            let what = "the deadline passed before the command was taken up".to_owned();
+            let what = "the deadline passed before the node took up the request".to_owned();
             return Next::Pause(ClientError::Busy { endpoint, what });
         }
         Kind::OutcomeUnknown(unknown) => {
@@ -91,8 +93,12 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
             let error = ClientError::TransferInProgress { endpoint, successor };
             return Next::Successor((!address.is_empty()).then_some(address), error);
         }
-        Kind::TransferFailed(failed) => ClientError::TransferFailed { endpoint, reason: failed.reason },
-        Kind::TooLarge(large) => ClientError::TooLarge { size: large.size, limit: Some(large.limit) },
+        Kind::TransferFailed(failed) => {
+            ClientError::TransferFailed { endpoint, reason: failed.reason }
+        }
+        Kind::TooLarge(large) => {
+            ClientError::TooLarge { size: large.size, limit: Some(large.limit) }
+        }
         Kind::Refused(refused) => ClientError::Refused { endpoint, reason: refused.reason },
         Kind::NewerCommand(newer) => ClientError::NewerCommand {
             endpoint,
@@ -105,67 +111,78 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
             ClientError::Unsupported { endpoint, operation: unsupported.operation }
         }
         Kind::Invalid(invalid) => ClientError::Invalid { endpoint, reason: invalid.reason },
-        Kind::SnapshotFailed(failed) => ClientError::SnapshotFailed { endpoint, reason: failed.reason },
+        Kind::SnapshotFailed(failed) => {
+            ClientError::SnapshotFailed { endpoint, reason: failed.reason }
+        }
         Kind::StateMachineFailed(failed) => {
             ClientError::StateMachineFailed { endpoint, reason: failed.reason }
         }
     })
 }
 
-/// gRPC itself failed: the node's service never gave an answer, or it did not arrive.
+/// gRPC itself failed: the node's service did not respond, or its response did not arrive.
 fn after_grpc_error(
     endpoint: String,
     effect: Effect,
     status: &Status,
     max_reply_bytes: usize,
 ) -> (Next, bool) {
-    // No connection, so nothing was sent.
+    // There was no connection, so nothing was sent.
     if was_not_sent(status) {
-        return (Next::Elsewhere(ClientError::Unreachable { endpoint, reason: innermost(status) }), true);
+        return (
+            Next::Elsewhere(ClientError::Unreachable { endpoint, reason: innermost(status) }),
+            true,
+        );
     }
     match (status.code(), effect) {
-        // Whatever listens there has no such service or call, so it has done nothing.
+        // The server at this address has no such service or call, so it has done nothing.
         (Code::Unimplemented, _) => {
-            let operation = "this call; is it the client address of a node of this version?".to_owned();
+            let operation =
+                "this call; check that it is the client address of a node of this version"
+                    .to_owned();
             (Next::Tell(ClientError::Unsupported { endpoint, operation }), false)
         }
-        (Code::OutOfRange, Effect::Read) => {
-            (Next::Tell(ClientError::Invalid { endpoint, reason: status.message().to_owned() }), false)
-        }
+        (Code::OutOfRange, Effect::Read) => (
+            Next::Tell(ClientError::Invalid { endpoint, reason: status.message().to_owned() }),
+            false,
+        ),
         (_, Effect::Read) => {
             (Next::Elsewhere(ClientError::Unreachable { endpoint, reason: lost(status) }), true)
         }
-        // The node's own bound on messages, before its service sees them: not done.
+        // The node's bound on messages rejected the command before its service received it: not
+        // done.
         (Code::OutOfRange, Effect::Command { size } | Effect::Idempotent { size })
             if size >= NODE_MESSAGE_BYTES_MIN && !names(status, max_reply_bytes) =>
         {
             (Next::Tell(ClientError::TooLarge { size, limit: None }), false)
         }
-        // Asked again, it would be as long again.
+        // A retry would return a reply of the same length.
         (Code::OutOfRange, _) => {
-            let reason = "the answer is longer than max_reply_bytes".to_owned();
+            let reason = "the reply is longer than max_reply_bytes".to_owned();
             (Next::Tell(ClientError::OutcomeUnknown { endpoint, reason }), false)
         }
         _ => (Next::Unknown(ClientError::OutcomeUnknown { endpoint, reason: lost(status) }), true),
     }
 }
 
-/// Whether the text names this number. A message that is too long has the same code at the node, where the
-/// command was refused, and here, where it has taken effect and the answer cannot be taken; the bound that is named
-/// is the only difference. In doubt the outcome is unknown.
+/// Whether the text names this number. The code of a message that is too long is the same from the
+/// node, where the command was refused, and from this client, where the command has taken effect
+/// and only the reply is too long. Only the bound named in the text distinguishes them. In doubt
+/// the outcome is unknown.
 fn names(status: &Status, bound: usize) -> bool {
     let mut numbers = status.message().split(|c: char| !c.is_ascii_digit());
     numbers.any(|number| number.parse() == Ok(bound))
 }
 
-/// Whether the call's own time ran out, before an answer came: here, or at the node, which was told how much there is.
+/// Whether the call's own timeout expired before a response: here, or at the node, which knows the
+/// remaining time.
 pub(crate) fn is_out_of_time(status: &Status, is_over: bool) -> bool {
     let ended_there = matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)
         && ErrorDetail::from_status(status).is_none();
     has_cause::<TimeoutExpired>(status) || (is_over && ended_there)
 }
 
-/// Whether the status says that there was no connection to send anything on.
+/// Whether the status means that there was no connection to send the call on.
 fn was_not_sent(status: &Status) -> bool {
     has_cause::<ConnectError>(status)
 }
@@ -179,7 +196,7 @@ fn lost(status: &Status) -> String {
     format!("the connection was lost with the call in flight: {}", innermost(status))
 }
 
-/// The cause at the end of the chain: "connection refused" rather than "transport error".
+/// Returns the last cause in the chain: "connection refused" rather than "transport error".
 pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -193,7 +210,7 @@ pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use d_engine_proto::client as wire;
+    use d_engine_api::message as wire;
 
     use super::*;
 
@@ -213,9 +230,13 @@ mod tests {
             let next = after(Kind::NotLeader(wire::NotLeader::default()), effect);
             assert!(matches!(next, Next::Leader(None)));
             let next = after(Kind::Busy(wire::Busy { what: "proposals".to_owned() }), effect);
-            assert!(matches!(next, Next::Pause(ClientError::Busy { what, .. }) if what == "proposals"));
+            assert!(
+                matches!(next, Next::Pause(ClientError::Busy { what, .. }) if what == "proposals")
+            );
             let next = after(Kind::Stopped(wire::Stopped { reason: "disk".to_owned() }), effect);
-            assert!(matches!(next, Next::Elsewhere(ClientError::Stopped { reason, .. }) if reason == "disk"));
+            assert!(
+                matches!(next, Next::Elsewhere(ClientError::Stopped { reason, .. }) if reason == "disk")
+            );
         }
     }
 
@@ -262,7 +283,9 @@ mod tests {
     fn a_lost_leadership_leaves_the_outcome_unknown() {
         let why = || "leadership was lost".to_owned();
         let next = after(Kind::OutcomeUnknown(wire::OutcomeUnknown { reason: why() }), COMMAND);
-        let Next::Unknown(ClientError::OutcomeUnknown { reason, .. }) = next else { panic!("{next:?}") };
+        let Next::Unknown(ClientError::OutcomeUnknown { reason, .. }) = next else {
+            panic!("{next:?}")
+        };
         assert_eq!(reason, why());
     }
 
@@ -284,10 +307,12 @@ mod tests {
         }
     }
 
-    /// A command is only ever sent again when it certainly was not taken, whatever code gRPC chose.
+    /// A command is resent only if it certainly was not accepted, whatever code gRPC chose.
     #[test]
     fn a_command_without_an_answer_is_unknown_and_a_read_goes_on() {
-        for code in [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::Internal, Code::Aborted] {
+        for code in
+            [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::Internal, Code::Aborted]
+        {
             let status = Status::new(code, "broken pipe");
             for effect in [COMMAND, Effect::Idempotent { size: 9 }, Effect::Handover] {
                 let (next, connection_lost) = next_step("n1:1", effect, &status, LIMIT);
@@ -298,11 +323,14 @@ mod tests {
                 assert!(connection_lost);
             }
             let (next, _) = next_step("n1:1", Effect::Read, &status, LIMIT);
-            assert!(matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })), "{code:?}: {next:?}");
+            assert!(
+                matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })),
+                "{code:?}: {next:?}"
+            );
         }
     }
 
-    /// The text is for people: a status without a detail means the same whatever it says.
+    /// The text is for people: a status without a detail means the same, whatever its text.
     #[test]
     fn texts_are_never_understood() {
         let status = Status::new(Code::FailedPrecondition, "this node is not the leader");
@@ -320,12 +348,14 @@ mod tests {
         assert!(matches!(next, Next::Elsewhere(ClientError::Unreachable { .. })), "{next:?}");
     }
 
-    /// An answer too long to be taken looks like a command too long to be sent, but has taken effect.
+    /// A reply that is too long looks like a command that is too long, but the command has taken
+    /// effect.
     #[test]
     fn an_answer_that_is_too_long_leaves_the_outcome_unknown() {
         let long = Effect::Command { size: 1 << 20 };
-        let of_limit =
-            |limit| Status::new(Code::OutOfRange, format!("found 9999 bytes, the limit is: {limit} bytes"));
+        let of_limit = |limit| {
+            Status::new(Code::OutOfRange, format!("found 9999 bytes, the limit is: {limit} bytes"))
+        };
         let (next, _) = next_step("n1:1", long, &of_limit(66_000), LIMIT);
         assert!(
             matches!(next, Next::Tell(ClientError::TooLarge { size: 1_048_576, limit: None })),
@@ -334,7 +364,7 @@ mod tests {
         let (next, _) = next_step("n1:1", long, &of_limit(LIMIT), LIMIT);
         assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{next:?}");
         let status = of_limit(66_000);
-        // Not even one that may be sent again: its answer would be as long again.
+        // Not even an idempotent command is resent: its reply would be as long again.
         for effect in [COMMAND, Effect::Idempotent { size: 9 }] {
             let (next, _) = next_step("n1:1", effect, &status, LIMIT);
             assert!(matches!(next, Next::Tell(ClientError::OutcomeUnknown { .. })), "{next:?}");

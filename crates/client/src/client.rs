@@ -1,12 +1,13 @@
-//! The calls.
+//! [`Client`] and its calls.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_proto::client::{
-    Consistency as WireConsistency, EntryId, GetRequest, ProposeRequest, QueryRequest, SkipEntryRequest,
-    StatusRequest, TakeSnapshotRequest, TransferLeadershipRequest,
+use d_engine_api::ReadConsistency;
+use d_engine_api::message::{
+    EntryId, GetRequest, ProposeRequest, QueryRequest, SkipEntryRequest, StatusRequest,
+    TakeSnapshotRequest, TransferLeadershipRequest,
 };
 use tonic::Request;
 
@@ -16,48 +17,24 @@ use crate::nodes::Nodes;
 use crate::route::Route;
 use crate::{ClientError, ClientOptions, NodeStatus, TakenSnapshot};
 
-/// A client of one cluster. Cheap to clone; clones share connections and what is known about the
-/// leader. Connections are made when they are first needed.
+/// A client of one cluster. Cheap to clone; clones share connections and the known leader. A
+/// connection is opened when it is first needed.
 ///
-/// Every call has the deadline of [`ClientOptions::timeout`] or [`Client::with_timeout`], and may be dropped at
-/// any time; dropping a [`Client::propose`] does not take the command back.
+/// Every call has the deadline of [`ClientOptions::timeout`] or [`Client::with_timeout`]. A call
+/// may be dropped at any time, but dropping a [`Client::propose`] does not cancel the command.
 #[derive(Clone)]
 pub struct Client {
     nodes: Arc<Nodes>,
     timeout: Duration,
 }
 
-/// How fresh a read must be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum Consistency {
-    /// Sees every write that was acknowledged before the read was sent. Confirmed by a round of the leader's
-    /// heartbeats, answered by whichever node is asked; the leader is asked first if it is known.
-    #[default]
-    Linearizable,
-    /// As linearizable while the nodes' clocks drift apart less than is configured: a leader that has a lease
-    /// answers at once. Any other node confirms the read as a linearizable one.
-    Lease,
-    /// Whatever the answering node has applied; may be old. Any node answers.
-    Eventual,
-}
-
-impl Consistency {
-    fn wire(self) -> WireConsistency {
-        match self {
-            Self::Linearizable => WireConsistency::Linearizable,
-            Self::Lease => WireConsistency::Lease,
-            Self::Eventual => WireConsistency::Eventual,
-        }
-    }
-}
-
 impl Client {
-    /// A client of the cluster that has nodes at `endpoints`, each as `host:port`. A few nodes are enough:
-    /// they name the leader.
+    /// Creates a client of the cluster that has nodes at `endpoints`, each as `host:port`. A few
+    /// nodes are enough: they name the leader.
     ///
     /// # Errors
-    /// [`ClientError::BadEndpoint`] for an address that cannot be one. Nothing is opened.
+    /// [`ClientError::BadEndpoint`] if an address is invalid or none is given. No connection is
+    /// opened.
     pub fn new(
         endpoints: impl IntoIterator<Item = impl AsRef<str>>,
         options: ClientOptions,
@@ -66,12 +43,13 @@ impl Client {
         Ok(Self { nodes: Arc::new(Nodes::new(endpoints, options)?), timeout })
     }
 
-    /// The same client with another deadline for its calls.
+    /// Returns this client with another timeout for its calls; connections are shared.
     ///
     /// ```no_run
-    /// # async fn example(client: d_engine_client::Client) -> Result<(), d_engine_client::ClientError> {
+    /// # use d_engine_client::{Client, ClientError};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
     /// let hurried = client.with_timeout(std::time::Duration::from_millis(50));
-    /// let value = hurried.get("key", d_engine_client::Consistency::Eventual).await?;
+    /// let value = hurried.get("key", d_engine_client::ReadConsistency::Eventual).await?;
     /// # let _ = value;
     /// # Ok(())
     /// # }
@@ -81,27 +59,31 @@ impl Client {
         Self { nodes: self.nodes.clone(), timeout }
     }
 
-    /// Replicates a command; returns the state machine's reply, once a majority has the command on
-    /// stable storage and the leader has applied it.
+    /// Replicates a command and returns the state machine's reply, once a majority has the command
+    /// on stable storage and the leader has applied it.
     ///
     /// # Errors
-    /// After [`ClientError::OutcomeUnknown`] the command may or may not take effect; after any other
-    /// error it does not.
+    /// After [`ClientError::OutcomeUnknown`] the command may or may not take effect; after any
+    /// other error it does not.
     pub async fn propose(&self, command: impl Into<Bytes>) -> Result<Bytes, ClientError> {
         let command = command.into();
         let effect = Effect::Command { size: command.len() as u64 };
         self.replicate(command, effect).await
     }
 
-    /// As [`Client::propose`], for a command of which the caller says that it may take effect more than
-    /// once: when its outcome is unknown, it is sent again until the deadline.
+    /// As [`Client::propose`], for a command that may safely take effect more than once: if its
+    /// outcome is unknown, it is resent until the deadline.
     ///
-    /// Be sure of it. A put of a fixed value is harmless twice in a row, but not if somebody else puts
-    /// another value in between: the second time would undo that.
+    /// Be sure that it is idempotent. A put of a fixed value may run twice in a row, but not if
+    /// another client puts a different value in between: the second put would overwrite that value.
     ///
     /// # Errors
-    /// After [`ClientError::OutcomeUnknown`] the command may have taken effect once or more, or may not.
-    pub async fn propose_idempotent(&self, command: impl Into<Bytes>) -> Result<Bytes, ClientError> {
+    /// After [`ClientError::OutcomeUnknown`] the command may have taken effect once or more, or may
+    /// not.
+    pub async fn propose_idempotent(
+        &self,
+        command: impl Into<Bytes>,
+    ) -> Result<Bytes, ClientError> {
         let command = command.into();
         let effect = Effect::Idempotent { size: command.len() as u64 };
         self.replicate(command, effect).await
@@ -125,18 +107,19 @@ impl Client {
         Route::new(&self.nodes, effect, self.timeout)
     }
 
-    /// The value under `key`.
+    /// Returns the value of `key` from the key-value machine. Any node can serve it; the leader is
+    /// tried first if it is known.
     ///
     /// # Errors
-    /// See [`ClientError`]; a read changes nothing and may always be asked again.
+    /// See [`ClientError`]. A read changes nothing and may always be retried.
     pub async fn get(
         &self,
         key: impl Into<Bytes>,
-        consistency: Consistency,
+        consistency: ReadConsistency,
     ) -> Result<Option<Bytes>, ClientError> {
         let key = key.into();
         let call = |mut calls: Calls, left| {
-            let request = GetRequest { key: key.clone(), consistency: consistency.wire().into() };
+            let request = GetRequest { key: key.clone(), consistency: consistency.into() };
             let request = timed(request, left);
             async move {
                 let reply = calls.get(request).await?.into_inner();
@@ -146,29 +129,32 @@ impl Client {
         self.route(Effect::Read).run(call).await
     }
 
-    /// The state machine's answer to a question of its own form.
+    /// Sends a query to the state machine and returns its reply; both are bytes in the state
+    /// machine's own encoding.
     ///
     /// # Errors
     /// As [`Client::get`].
     pub async fn query(
         &self,
         request: impl Into<Bytes>,
-        consistency: Consistency,
+        consistency: ReadConsistency,
     ) -> Result<Bytes, ClientError> {
         let request = request.into();
         self.check_size(&request)?;
         let call = |mut calls: Calls, left| {
-            let request = QueryRequest { request: request.clone(), consistency: consistency.wire().into() };
+            let request =
+                QueryRequest { request: request.clone(), consistency: consistency.into() };
             let request = timed(request, left);
             async move { Ok(calls.query(request).await?.into_inner().reply) }
         };
         self.route(Effect::Read).run(call).await
     }
 
-    /// What the node at `endpoint` says about itself. Only this node is asked, and only once.
+    /// Returns the status of the node at `endpoint`. Only this node is called, and only once.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] or [`ClientError::DeadlineElapsed`] when it does not answer.
+    /// [`ClientError::Unreachable`] or [`ClientError::DeadlineElapsed`] if the node does not
+    /// answer.
     pub async fn status(&self, endpoint: &str) -> Result<NodeStatus, ClientError> {
         let node = self.nodes.at(endpoint)?;
         let call = |mut calls: Calls, left| async move {
@@ -178,13 +164,14 @@ impl Client {
         self.route(Effect::Read).run_at(&node, call).await
     }
 
-    /// Makes the node at `endpoint` take a snapshot of everything that it has applied, and waits until that is
-    /// durable. Only this node is asked. One of a large state may take minutes: give the client a deadline for it with
-    /// [`Client::with_timeout`]; [`Client::status`] tells how far it is.
+    /// Makes the node at `endpoint` take a snapshot of everything that it has applied, and waits
+    /// until the snapshot is durable. Only this node is called. A snapshot of a large state may
+    /// take minutes: set a timeout for it with [`Client::with_timeout`]; [`Client::status`] shows
+    /// the progress.
     ///
     /// # Errors
-    /// [`ClientError::SnapshotFailed`] says why there is none. After [`ClientError::DeadlineElapsed`] the node goes
-    /// on with it.
+    /// [`ClientError::SnapshotFailed`] says why there is no snapshot. After
+    /// [`ClientError::DeadlineElapsed`] the node continues the snapshot.
     pub async fn take_snapshot(&self, endpoint: &str) -> Result<TakenSnapshot, ClientError> {
         let node = self.nodes.at(endpoint)?;
         let call = |mut calls: Calls, left| async move {
@@ -194,13 +181,15 @@ impl Client {
         self.route(Effect::Read).run_at(&node, call).await
     }
 
-    /// Hands leadership over to node `to`, or to whichever voter the leader finds best; returns the node that
-    /// leads once it does. Commands of others are delayed meanwhile, by no more than an election.
+    /// Transfers leadership to node `to`, or without it to the voter that the leader chooses.
+    /// Returns the new leader's id once it leads. Commands of other clients are delayed meanwhile,
+    /// by no more than an election.
     ///
     /// # Errors
-    /// [`ClientError::Invalid`] when `to` cannot lead or already does; [`ClientError::TransferFailed`] when the leader
-    /// has not heard from it lately, or it did not take over in time; [`ClientError::TransferInProgress`] when leadership
-    /// is being handed over already; after [`ClientError::OutcomeUnknown`] look who leads.
+    /// [`ClientError::Invalid`] if `to` cannot lead or already leads;
+    /// [`ClientError::TransferFailed`] if the leader has not heard from `to` lately or `to` did not
+    /// take over in time; [`ClientError::TransferInProgress`] if leadership is already being
+    /// transferred. After [`ClientError::OutcomeUnknown`], check which node leads.
     pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<u64, ClientError> {
         let request = TransferLeadershipRequest { to: to.unwrap_or(0) };
         let call = |mut calls: Calls, left| {
@@ -212,13 +201,14 @@ impl Client {
         moved
     }
 
-    /// Leaves out the entry at `term` and `index`, which stops the state machine of every node: the effect of its command
-    /// is lost, and all nodes go on behind it. Returns the index of the entry that says so; asked again, it is the same.
-    /// [`NodeStatus::stands_at`] tells where a node stands.
+    /// Skips the entry at `term` and `index`, at which every state machine has halted: the effect
+    /// of its command is lost, and all nodes continue with the entries after it. Returns the index
+    /// of the entry that records the decision; a repeated request returns the same index.
+    /// [`NodeStatus::halted_at`] shows where a node has halted.
     ///
     /// # Errors
-    /// [`ClientError::Invalid`] when it must not be skipped: fewer than a majority of the voters stand at exactly this
-    /// entry, or a node has applied it.
+    /// [`ClientError::Invalid`] if the entry must not be skipped: fewer than a majority of the
+    /// voters are halted at exactly this entry, or a node has applied it.
     pub async fn skip_entry(&self, term: u64, index: u64) -> Result<u64, ClientError> {
         let call = |mut calls: Calls, left| {
             let entry = Some(EntryId { term, index });
@@ -228,15 +218,16 @@ impl Client {
         self.route(Effect::Idempotent { size: 0 }).run(call).await
     }
 
-    /// The address of the node that last answered as the leader, unless it failed since.
+    /// Returns the address of the node that last answered as the leader, unless it has failed
+    /// since.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         self.nodes.leader().map(|node| node.address.to_string())
     }
 }
 
-/// A request that carries the time that its caller has left (`grpc-timeout`), so that a node need not do what
-/// nobody waits for any more.
+/// Adds the caller's remaining time (`grpc-timeout`) to a request, so that a node need not process
+/// it after the caller has stopped waiting.
 fn timed<T>(message: T, left: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(left);
@@ -246,6 +237,9 @@ fn timed<T>(message: T, left: Duration) -> Request<T> {
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let endpoints: Vec<&str> = self.nodes.told().iter().map(|node| &*node.address).collect();
-        f.debug_struct("Client").field("endpoints", &endpoints).field("leader", &self.leader()).finish()
+        f.debug_struct("Client")
+            .field("endpoints", &endpoints)
+            .field("leader", &self.leader())
+            .finish()
     }
 }

@@ -1,30 +1,31 @@
-//! The calls of the key-value machine.
+//! [`KvClient`]: the calls of the key-value machine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::{
-    BATCH_OPERATIONS_MAX, KvAnswer, KvCommand, KvOperation, KvQuery, KvReply, Page, PutOptions,
+use d_engine_kv_language::{
+    BATCH_OPERATIONS_MAX, KvCommand, KvOperation, KvQuery, KvQueryReply, KvReply, Page, PutOptions,
     QueryLimitError, Scan, UndecodableError,
 };
 
-use crate::{Client, ClientError, ClientOptions, Consistency};
+use crate::{Client, ClientError, ClientOptions, ReadConsistency};
 
-/// A client of a cluster that runs the key-value machine. Cheap to clone, as [`Client`] is, and with the same
-/// deadlines and retries.
+/// A client of a cluster that runs the key-value machine. Cheap to clone, with the deadlines and
+/// retries of [`Client`].
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), d_engine_client::KvError> {
 /// use std::time::Duration;
-/// use d_engine_client::{ClientOptions, Consistency, KvClient, PutOptions, Scan};
+/// use d_engine_client::{ClientOptions, ReadConsistency, KvClient, PutOptions, Scan};
 ///
 /// let kv = KvClient::connect(["127.0.0.1:7001"], ClientOptions::default())?;
 /// kv.put("greeting", "hello").await?;
-/// kv.put_with("service/a", "10.0.0.1:80", PutOptions::default().ttl(Duration::from_secs(30))).await?;
-/// let value = kv.get("greeting", Consistency::Linearizable).await?;
-/// let page = kv.scan(Scan::prefix("service/"), Consistency::Linearizable).await?;
+/// let thirty_seconds = PutOptions::default().ttl(Duration::from_secs(30));
+/// kv.put_with("service/a", "10.0.0.1:80", thirty_seconds).await?;
+/// let value = kv.get("greeting", ReadConsistency::Linearizable).await?;
+/// let page = kv.scan(Scan::prefix("service/"), ReadConsistency::Linearizable).await?;
 /// # let _ = (value, page);
 /// # Ok(())
 /// # }
@@ -33,95 +34,99 @@ use crate::{Client, ClientError, ClientOptions, Consistency};
 pub struct KvClient {
     client: Client,
     repeats: Repeats,
-    /// Whether the cluster has answered a question of the key-value machine; for all clones.
+    /// Whether the cluster has answered a query of the key-value machine; shared by all clones.
     is_known: Arc<AtomicBool>,
 }
 
-/// What becomes of a command whose outcome is unknown.
+/// Whether a command whose outcome is unknown is resent.
 #[derive(Clone, Copy, Debug)]
 enum Repeats {
     Never,
     UntilTheDeadline,
 }
 
-/// What a put came to.
+/// The outcome of a put.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PutOutcome {
     /// Whether the key had a value before.
     pub existed: bool,
-    /// The value before, if [`PutOptions::previous`] asked for it and there was one.
+    /// The previous value, if [`PutOptions::previous`] requested it and there was one.
     pub previous: Option<Bytes>,
 }
 
-/// What a compare-and-swap came to.
+/// The outcome of a compare-and-swap.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use = "a swap may have failed"]
 pub enum SwapOutcome {
-    /// It took effect.
+    /// The value was changed.
     Done,
-    /// Another value was there, and nothing changed. Decide anew with what was found.
+    /// The key has another value, and nothing was changed. Decide again, given the current value.
     Failed {
-        /// The value found; `None`: the key is absent.
+        /// The current value; `None` if the key is absent.
         current: Option<Bytes>,
     },
 }
 
-/// What a batch came to.
+/// The outcome of a batch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use = "a batch may have failed"]
 pub enum BatchOutcome {
-    /// All of it took effect.
+    /// All operations took effect.
     Done {
-        /// For each operation in turn, whether its key had a value before it.
+        /// For each operation in order, whether its key had a value before it.
         existed: Vec<bool>,
     },
-    /// A compare failed, and nothing changed.
+    /// A compare failed, and nothing was changed.
     Failed {
         /// The first operation whose compare failed, counted from 0.
         operation: u32,
-        /// The value found there; `None`: the key is absent.
+        /// The current value of its key; `None` if the key is absent.
         current: Option<Bytes>,
     },
 }
 
-/// Why a call of the key-value machine has no answer.
+/// Why a call of the key-value machine failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvError {
     /// The call itself failed; the error says whether the command may have taken effect.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The machine cannot carry the command out, for example because it is older. Not done; do not retry.
-    #[error("the machine rejected the command: {reason}")]
+    /// The machine cannot execute the command, for example because its version is older. Not done;
+    /// do not retry.
+    #[error("the key-value machine rejected the command: {reason}")]
     Rejected {
         /// Why.
         reason: String,
     },
-    /// The cluster runs another state machine. Nothing was proposed; use its own commands.
+    /// The cluster runs another state machine. Nothing was proposed; use [`Client`] with that
+    /// machine's own commands.
     #[error(
-        "the cluster runs another state machine than the key-value machine: {reason}; nothing was sent to its log"
+        "the cluster runs another state machine, not the key-value machine: {reason}; nothing was \
+         proposed"
     )]
     OtherMachine {
-        /// What it answered to a question of the key-value machine.
+        /// How it answered a query of the key-value machine.
         reason: String,
     },
-    /// A question beyond what is answered at once. Nothing was sent; ask for less.
+    /// The query is larger than what one query may return. Nothing was sent; request less.
     #[error(transparent)]
     Limit(#[from] QueryLimitError),
-    /// A batch too long to be carried out as one. Nothing was sent.
-    #[error("the batch has {operations} operations; at most {BATCH_OPERATIONS_MAX} are carried out as one")]
+    /// The batch has too many operations. Nothing was sent; split it, if its parts may take effect
+    /// separately.
+    #[error("the batch has {operations} operations; at most {BATCH_OPERATIONS_MAX} are allowed")]
     BatchTooLong {
-        /// Operations in it.
+        /// Number of operations in it.
         operations: usize,
     },
-    /// The answer cannot be read. A command may have taken effect. Does the cluster run the key-value machine,
-    /// in a version no newer than this client's?
-    #[error("the answer cannot be read: {0}; does the cluster run the key-value machine?")]
+    /// The reply cannot be decoded. A command may have taken effect. Check that the cluster runs
+    /// the key-value machine, in a version no newer than this client's.
+    #[error("the reply cannot be decoded: {0}; check that the cluster runs the key-value machine")]
     Unreadable(#[from] UndecodableError),
 }
 
 impl KvError {
-    /// Whether the command may have taken effect, or may still do so.
+    /// Whether the command may have taken effect or may still take effect.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Client(ClientError::OutcomeUnknown { .. }) | Self::Unreadable(_))
@@ -129,16 +134,16 @@ impl KvError {
 }
 
 impl KvClient {
-    /// The key-value calls through `client`.
+    /// Creates a key-value client that sends its calls through `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self { client, repeats: Repeats::Never, is_known: Arc::default() }
     }
 
-    /// A client of the cluster that has nodes at `endpoints`; see [`Client::new`].
+    /// Creates a client of the cluster that has nodes at `endpoints`; see [`Client::new`].
     ///
     /// # Errors
-    /// [`ClientError::BadEndpoint`].
+    /// [`ClientError::BadEndpoint`] if an address is invalid or none is given.
     pub fn connect(
         endpoints: impl IntoIterator<Item = impl AsRef<str>>,
         options: ClientOptions,
@@ -146,34 +151,39 @@ impl KvClient {
         Client::new(endpoints, options).map(Self::new)
     }
 
-    /// The client underneath.
+    /// Returns the underlying client.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The same client with another deadline for its calls.
+    /// Returns this client with another timeout for its calls.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { client: self.client.with_timeout(timeout), ..self.clone() }
     }
 
-    /// The same client, whose commands the caller says may take effect more than once: see
-    /// [`Client::propose_idempotent`] for what that means.
+    /// Returns this client with commands that may safely take effect more than once: while the
+    /// outcome of one is unknown, it is resent until the deadline, as with
+    /// [`Client::propose_idempotent`].
     #[must_use]
     pub fn idempotent(&self) -> Self {
         Self { repeats: Repeats::UntilTheDeadline, ..self.clone() }
     }
 
-    /// Gives `key` a value; returns whether it had one before. It has no expiry afterwards.
+    /// Sets the value of `key`; returns whether it had one before. The value does not expire.
     ///
     /// # Errors
     /// See [`KvError`].
-    pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<bool, KvError> {
+    pub async fn put(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<bool, KvError> {
         Ok(self.put_with(key, value, PutOptions::default()).await?.existed)
     }
 
-    /// Gives `key` a value with a time to live, or asks for the value before, or both.
+    /// Sets the value of `key`, with a time to live, or returning the previous value, or both.
     ///
     /// # Errors
     /// See [`KvError`].
@@ -185,12 +195,14 @@ impl KvClient {
     ) -> Result<PutOutcome, KvError> {
         match self.command(&KvCommand::put_with(key, value, options)).await? {
             KvReply::Done { existed } => Ok(PutOutcome { existed, previous: None }),
-            KvReply::Replaced { previous } => Ok(PutOutcome { existed: previous.is_some(), previous }),
+            KvReply::Replaced { previous } => {
+                Ok(PutOutcome { existed: previous.is_some(), previous })
+            }
             _ => Err(unexpected()),
         }
     }
 
-    /// Takes the value of `key` away; returns whether it had one.
+    /// Deletes `key`; returns whether it had a value.
     ///
     /// # Errors
     /// See [`KvError`].
@@ -201,10 +213,11 @@ impl KvClient {
         }
     }
 
-    /// Gives `key` the value `value` (`None`: none) if it has `expected` (`None`: none) now.
+    /// Sets `key` to `value` (`None` deletes it) if its current value is `expected` (`None`: it has
+    /// none).
     ///
     /// # Errors
-    /// See [`KvError`]; a failed compare is an outcome, not an error.
+    /// See [`KvError`]. A failed compare is an outcome, not an error.
     pub async fn compare_and_swap(
         &self,
         key: impl Into<Bytes>,
@@ -218,11 +231,11 @@ impl KvClient {
         }
     }
 
-    /// Carries out operations as one, in order, each seeing what the ones before it did; or none of them, if a
-    /// compare fails.
+    /// Executes operations atomically and in order, each seeing the effects of those before it; if
+    /// a compare fails, none takes effect.
     ///
     /// # Errors
-    /// See [`KvError`]; a failed compare is an outcome, not an error.
+    /// See [`KvError`]. A failed compare is an outcome, not an error.
     pub async fn batch(
         &self,
         operations: impl IntoIterator<Item = KvOperation>,
@@ -233,63 +246,67 @@ impl KvClient {
         }
         match self.command(&KvCommand::Batch(operations)).await? {
             KvReply::BatchDone { existed } => Ok(BatchOutcome::Done { existed }),
-            KvReply::BatchFailed { operation, current } => Ok(BatchOutcome::Failed { operation, current }),
+            KvReply::BatchFailed { operation, current } => {
+                Ok(BatchOutcome::Failed { operation, current })
+            }
             _ => Err(unexpected()),
         }
     }
 
-    /// The value under `key`.
+    /// Returns the value of `key`.
     ///
     /// # Errors
-    /// See [`KvError`]; a read may always be asked again.
+    /// See [`KvError`]. A read may always be retried.
     pub async fn get(
         &self,
         key: impl Into<Bytes>,
-        consistency: Consistency,
+        consistency: ReadConsistency,
     ) -> Result<Option<Bytes>, KvError> {
         Ok(self.client.get(key, consistency).await?)
     }
 
-    /// The values under several keys, in their order, all of one applied state.
+    /// Returns the values of several keys, in the order of the keys, all from one applied state.
     ///
     /// # Errors
-    /// See [`KvError`]; a read may always be asked again.
+    /// See [`KvError`]. A read may always be retried.
     pub async fn get_many(
         &self,
         keys: impl IntoIterator<Item = impl Into<Bytes>>,
-        consistency: Consistency,
+        consistency: ReadConsistency,
     ) -> Result<Vec<Option<Bytes>>, KvError> {
         match self.question(&KvQuery::get_many(keys), consistency).await? {
-            KvAnswer::Values(values) => Ok(values),
+            KvQueryReply::Values(values) => Ok(values),
             _ => Err(unexpected()),
         }
     }
 
-    /// One page of records in the order of their keys. [`KvClient::pages`] goes on by itself.
+    /// Returns one page of records in the order of their keys. [`KvClient::pages`] fetches all
+    /// pages.
     ///
     /// # Errors
-    /// See [`KvError`]; a read may always be asked again.
-    pub async fn scan(&self, scan: Scan, consistency: Consistency) -> Result<Page, KvError> {
+    /// See [`KvError`]. A read may always be retried.
+    pub async fn scan(&self, scan: Scan, consistency: ReadConsistency) -> Result<Page, KvError> {
         match self.question(&KvQuery::Scan(scan), consistency).await? {
-            KvAnswer::Page(page) => Ok(page),
+            KvQueryReply::Page(page) => Ok(page),
             _ => Err(unexpected()),
         }
     }
 
-    /// All pages of a scan, one after the other. Each is of one applied state, but what is written meanwhile
-    /// shows in the pages behind it.
+    /// Returns the pages of a scan, one after the other. Each page is from one applied state;
+    /// writes between two pages show in the later one.
     #[must_use]
-    pub fn pages(&self, scan: Scan, consistency: Consistency) -> Pages {
+    pub fn pages(&self, scan: Scan, consistency: ReadConsistency) -> Pages {
         Pages { kv: self.clone(), scan: Some(scan), consistency }
     }
 
-    /// Before the first command: another machine may take anything for a command of its own.
+    /// Checks, before the first command, that the cluster runs the key-value machine: another state
+    /// machine could execute the command's bytes as a command of its own.
     async fn check_machine(&self) -> Result<(), KvError> {
         if self.is_known.load(Ordering::Relaxed) {
             return Ok(());
         }
         let question = KvQuery::get_many([Bytes::new()]);
-        match self.question(&question, Consistency::Eventual).await {
+        match self.question(&question, ReadConsistency::Eventual).await {
             Ok(_) => self.is_known.store(true, Ordering::Relaxed),
             Err(
                 error @ (KvError::Unreadable(_)
@@ -316,14 +333,19 @@ impl KvClient {
         }
     }
 
-    async fn question(&self, query: &KvQuery, consistency: Consistency) -> Result<KvAnswer, KvError> {
+    async fn question(
+        &self,
+        query: &KvQuery,
+        consistency: ReadConsistency,
+    ) -> Result<KvQueryReply, KvError> {
         query.check()?;
         let answer = self.client.query(query.encode(), consistency).await?;
-        Ok(KvAnswer::decode(&answer)?)
+        Ok(KvQueryReply::decode(&answer)?)
     }
 }
 
-/// An answer of another kind than was asked for: whoever answers is not the machine that this client knows.
+/// The error for a reply of the wrong kind, which the key-value machine in this version does not
+/// return.
 fn unexpected() -> KvError {
     KvError::Unreadable(UndecodableError::Unknown)
 }
@@ -332,13 +354,14 @@ fn unexpected() -> KvError {
 #[derive(Clone, Debug)]
 pub struct Pages {
     kv: KvClient,
-    /// `None` once the last page was given.
+    /// `None` after the last page.
     scan: Option<Scan>,
-    consistency: Consistency,
+    consistency: ReadConsistency,
 }
 
 impl Pages {
-    /// The next page; `None` behind the last one. After an error the same page may be asked for again.
+    /// Returns the next page; `None` after the last one. After an error, call it again for the same
+    /// page.
     ///
     /// # Errors
     /// As [`KvClient::scan`].

@@ -1,8 +1,8 @@
-//! How patient a client is.
+//! Timeouts and bounds of a client.
 
 use std::time::Duration;
 
-/// How patient a client is. Start from the default and change what you need.
+/// The timeouts and bounds of a client. Start from the default and change what you need.
 ///
 /// ```
 /// use std::time::Duration;
@@ -12,22 +12,22 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClientOptions {
-    /// How long one call may take with all its retries. Default 10 s. [`Client::with_timeout`](crate::Client)
-    /// has it for single calls. What is left of it goes to the node with every call.
+    /// The deadline of one call, retries included. Default 10 s.
+    /// [`Client::with_timeout`](crate::Client) sets it for single calls. Each call carries its
+    /// remaining time to the node.
     pub timeout: Duration,
-    /// How long a node may take to accept a connection and answer on it once. Default 2 s.
+    /// How long a node may take to accept a connection and answer one call on it. Default 2 s.
     pub connect_timeout: Duration,
-    /// With calls in flight, how often a node is asked for a sign of life. Default 500 ms.
+    /// Interval of pings on a connection with calls in flight. Default 500 ms.
     pub ping_interval: Duration,
-    /// How long such a sign may take before the connection counts as lost. Default 1 s.
+    /// How long the response to a ping may take before the connection counts as lost. Default 1 s.
     pub ping_timeout: Duration,
-    /// The longest command or question that is sent, in bytes. Default 8 MiB, which is the most that a
-    /// node can be configured to take; its own bound is 1 MiB unless `limits.max_command_bytes` says
-    /// otherwise.
+    /// The longest command or query to send, in bytes. Default 8 MiB, the most that a node can be
+    /// configured to accept. A node's own bound is 1 MiB unless `limits.max_command_bytes` is set.
     pub max_command_bytes: usize,
-    /// The longest answer that is taken, in bytes. Default 64 MiB.
+    /// The longest reply to accept, in bytes. Default 64 MiB.
     pub max_reply_bytes: usize,
-    /// Calls that may be in flight at once, over all clones of the client; one more is answered
+    /// Calls in flight over all clones of the client; one more returns
     /// [`ClientError::Busy`](crate::ClientError::Busy) at once. Default 4,096.
     pub max_in_flight: usize,
 }
@@ -61,8 +61,8 @@ impl ClientOptions {
         self
     }
 
-    /// Sets [`ClientOptions::ping_interval`] and [`ClientOptions::ping_timeout`]: a node that dies without
-    /// closing its connection is noticed after the sum of both at the latest.
+    /// Sets [`ClientOptions::ping_interval`] and [`ClientOptions::ping_timeout`]. A node that fails
+    /// without closing its connection is noticed after at most the sum of both.
     #[must_use]
     pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
         self.ping_interval = interval;

@@ -1,4 +1,4 @@
-//! The way of one call from node to node, within its deadline.
+//! Takes one call from node to node until its deadline.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -12,41 +12,42 @@ use crate::answer::{Effect, Next, is_out_of_time, next_step};
 use crate::node::{Calls, Node};
 use crate::nodes::Nodes;
 
-/// The first pause after everybody was asked in vain.
+/// The first pause after all nodes were tried in vain.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-/// The longest: short beside an election, long beside a round trip.
+/// The longest pause: short compared with an election, long compared with a round trip.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// A repetition with less time than this is not sent: it could only become an unknown outcome.
+/// A retry with less time left than this is not sent: it could only become an unknown outcome.
 const LAST_CALL: Duration = Duration::from_millis(100);
 
-/// By so much a node's clock may end a call earlier than this client's.
+/// How much earlier than this client a node may end a call, because of rounding.
 const ROUNDING: Duration = Duration::from_millis(2);
 
-/// One call on its way.
+/// One call and its search for a node.
 pub(crate) struct Route<'a> {
     nodes: &'a Nodes,
     effect: Effect,
     timeout: Duration,
     started: Instant,
     deadline: Instant,
-    /// Asked since the last pause.
+    /// Nodes tried since the last pause.
     asked: Vec<Arc<Node>>,
-    /// Where to go next, if somebody said so.
+    /// The node to try next, if one was named.
     hint: Option<Arc<Node>>,
     pause: Duration,
-    /// Whether to pause before anybody else is asked.
+    /// Whether to pause before the next node is tried.
     pause_now: bool,
-    /// What is told if the time is up.
+    /// The error to return if the deadline passes.
     last: Option<ClientError>,
-    /// Set once a command may have been taken: whatever happens later, the outcome is not certain any more.
+    /// Set once a command may have been accepted; from then on the outcome is unknown, whatever
+    /// later attempts return.
     unknown: Option<ClientError>,
 }
 
 impl<'a> Route<'a> {
     pub(crate) fn new(nodes: &'a Nodes, effect: Effect, timeout: Duration) -> Self {
         let started = Instant::now();
-        // A timeout beyond what the clock can express is none that anybody sees elapse.
+        // A longer timeout could exceed what the clock can express.
         let far = Duration::from_secs(365 * 24 * 3600);
         let deadline = started + timeout.min(far);
         Self {
@@ -64,9 +65,12 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Asks node after node until one answers, an error is final, or the deadline has passed. `call` is
-    /// given the time that is left, to be carried to the node.
-    pub(crate) async fn run<T, F>(mut self, call: impl Fn(Calls, Duration) -> F) -> Result<T, ClientError>
+    /// Tries node after node until one answers, an error is final, or the deadline passes. `call`
+    /// receives the remaining time, to carry it to the node.
+    pub(crate) async fn run<T, F>(
+        mut self,
+        call: impl Fn(Calls, Duration) -> F,
+    ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -79,7 +83,7 @@ impl<'a> Route<'a> {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        // Subscribed before anybody is asked, so that no news is missed.
+        // Subscribe before the first attempt, so that no change of the leader is missed.
         let mut leader_news = self.nodes.watch_leader();
         loop {
             let Some(node) = self.next_node() else {
@@ -90,7 +94,8 @@ impl<'a> Route<'a> {
             match self.ask(&node, &call).await {
                 Ok(answer) => {
                     node.answered();
-                    // A read that sees everything may be served by any node; a command only by the leader.
+                    // Only commands are always served by the leader; a read may be served by any
+                    // node.
                     if self.effect != Effect::Read {
                         self.nodes.is_leader(&node);
                     }
@@ -101,7 +106,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Asks this node and no other, once.
+    /// Calls this node once, and no other.
     pub(crate) async fn run_at<T, F>(
         self,
         node: &Arc<Node>,
@@ -121,12 +126,17 @@ impl<'a> Route<'a> {
         })
     }
 
-    /// Asks one node once.
-    async fn ask<T, F>(&self, node: &Arc<Node>, call: &impl Fn(Calls, Duration) -> F) -> Result<T, Next>
+    /// Calls one node once.
+    async fn ask<T, F>(
+        &self,
+        node: &Arc<Node>,
+        call: &impl Fn(Calls, Duration) -> F,
+    ) -> Result<T, Next>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        // Up to here nothing is sent, so the time being up is no unknown outcome.
+        // Nothing is sent until the connection is open, so a timeout here is not an unknown
+        // outcome.
         let connection = match timeout_at(self.deadline, node.connection()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
@@ -138,43 +148,49 @@ impl<'a> Route<'a> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match timeout_at(self.deadline, call(connection.calls.clone(), left)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) if !is_out_of_time(&status, self.deadline - ROUNDING <= Instant::now()) => {
+            Ok(Err(status))
+                if !is_out_of_time(&status, self.deadline - ROUNDING <= Instant::now()) =>
+            {
                 let max_reply_bytes = self.nodes.options.max_reply_bytes;
-                let (next, connection_lost) = next_step(&node.address, self.effect, &status, max_reply_bytes);
+                let (next, connection_lost) =
+                    next_step(&node.address, self.effect, &status, max_reply_bytes);
                 if connection_lost {
                     node.failed();
                     node.forget(&connection).await;
                 }
                 Err(next)
             }
-            // The time that is left is watched twice, here and by the channel that carries it. That this caller had so
-            // little time says nothing about the node: a dead connection shows by its pings.
+            // The remaining time is limited twice: here and by the channel. A timeout says nothing
+            // about the node, because this caller's may have been short; pings detect a dead
+            // connection.
             Err(_) | Ok(Err(_)) => Err(Next::Late(match self.effect {
                 Effect::Read => self.time_is_up(node),
                 _ => ClientError::OutcomeUnknown {
                     endpoint: node.address.to_string(),
-                    reason: format!("no answer within {:?}", self.timeout),
+                    reason: format!("no response within {:?}", self.timeout),
                 },
             })),
         }
     }
 
-    /// Draws the conclusions from what one node said.
+    /// Decides how to continue after a failed attempt.
     fn learn(&mut self, node: &Arc<Node>, next: Next) -> Result<(), ClientError> {
         match next {
             Next::Leader(address) => {
                 node.answered();
-                self.nodes.is_no_leader(node);
-                // An address that cannot be used is as good as none.
+                self.nodes.clear_leader(node);
+                // Ignore an invalid address.
                 self.hint = address.and_then(|address| self.nodes.at(&address).ok());
                 self.last = Some(self.no_leader(node));
                 Ok(())
             }
-            // Afterwards somebody else leads, whom this order does not concern.
-            Next::Pause(error) | Next::Successor(_, error) if self.effect == Effect::Handover => Err(error),
+            // After the transfer another node leads, and the request does not apply to it.
+            Next::Pause(error) | Next::Successor(_, error) if self.effect == Effect::Handover => {
+                Err(error)
+            }
             Next::Successor(address, error) => {
                 node.answered();
-                self.nodes.is_no_leader(node);
+                self.nodes.clear_leader(node);
                 self.hint = address.and_then(|address| self.nodes.at(&address).ok());
                 self.last = Some(error);
                 Ok(())
@@ -182,7 +198,7 @@ impl<'a> Route<'a> {
             Next::Late(error) => Err(error),
             Next::Pause(error) => {
                 node.answered();
-                // The same node after the pause: others do not lead.
+                // Try the same node after the pause: the others do not lead.
                 self.hint = Some(node.clone());
                 self.pause_now = true;
                 self.last = Some(error);
@@ -192,15 +208,16 @@ impl<'a> Route<'a> {
                 if !node.is_unreachable() {
                     node.failed();
                 }
-                self.nodes.is_no_leader(node);
-                // Another node's answer says more about the cluster than one that is down.
+                self.nodes.clear_leader(node);
+                // The response of a running node says more about the cluster than the failure of
+                // one that is down.
                 if !matches!(self.last, Some(ClientError::NoLeader { .. })) {
                     self.last = Some(error);
                 }
                 Ok(())
             }
             Next::Unknown(error) => {
-                self.nodes.is_no_leader(node);
+                self.nodes.clear_leader(node);
                 if !matches!(self.effect, Effect::Idempotent { .. }) {
                     return Err(error);
                 }
@@ -209,15 +226,15 @@ impl<'a> Route<'a> {
             }
             Next::Tell(error) => {
                 if matches!(error, ClientError::OutcomeUnknown { .. }) {
-                    self.nodes.is_no_leader(node);
+                    self.nodes.clear_leader(node);
                 }
                 Err(error)
             }
         }
     }
 
-    /// Whom to ask next: who was named, who led last, then everybody in turn; somebody who just failed
-    /// only when there is nobody else. `None`: it is time for a pause.
+    /// Returns the node to try next: the one that was named, the last leader, then all others in
+    /// turn. Nodes that failed recently come last. `None` means that it is time for a pause.
     fn next_node(&mut self) -> Option<Arc<Node>> {
         if self.pause_now {
             return None;
@@ -225,17 +242,20 @@ impl<'a> Route<'a> {
         let everybody = self.nodes.all();
         let fresh = |node: &&Arc<Node>| !self.asked.iter().any(|asked| Arc::ptr_eq(asked, node));
         let leader = self.nodes.leader();
-        // Whom a node names as the leader is asked, unless no connection came about just now.
+        // The node that was named as the leader is tried unless opening a connection to it just
+        // failed.
         let named = self.hint.iter().filter(fresh).find(|node| !node.is_unreachable());
         let promising = leader.iter().chain(&everybody);
-        let next = named.or_else(|| promising.filter(fresh).find(|node| !node.is_doubtful())).or_else(|| {
-            let nobody_else = self.asked.iter().all(|node| node.is_doubtful());
-            everybody.iter().filter(fresh).find(|_| nobody_else)
-        });
+        let next = named
+            .or_else(|| promising.filter(fresh).find(|node| !node.is_doubtful()))
+            .or_else(|| {
+                let nobody_else = self.asked.iter().all(|node| node.is_doubtful());
+                everybody.iter().filter(fresh).find(|_| nobody_else)
+            });
         next.cloned()
     }
 
-    /// Waits a little after everybody was asked, or until another call finds the leader.
+    /// Pauses after all nodes were tried, or until another call finds the leader.
     async fn rest(
         &mut self,
         leader_news: &mut tokio::sync::watch::Receiver<Option<Arc<Node>>>,
@@ -258,9 +278,11 @@ impl<'a> Route<'a> {
     fn give_up(&mut self) -> ClientError {
         let waited = self.started.elapsed();
         match self.last.take() {
-            Some(ClientError::NoLeader { endpoint, .. }) => ClientError::NoLeader { waited, endpoint },
+            Some(ClientError::NoLeader { endpoint, .. }) => {
+                ClientError::NoLeader { waited, endpoint }
+            }
             Some(error) => error,
-            None => ClientError::DeadlineElapsed { waited, endpoint: "nobody".to_owned() },
+            None => ClientError::DeadlineElapsed { waited, endpoint: "any node".to_owned() },
         }
     }
 
@@ -269,13 +291,17 @@ impl<'a> Route<'a> {
     }
 
     fn time_is_up(&self, node: &Arc<Node>) -> ClientError {
-        ClientError::DeadlineElapsed { waited: self.started.elapsed(), endpoint: node.address.to_string() }
+        ClientError::DeadlineElapsed {
+            waited: self.started.elapsed(),
+            endpoint: node.address.to_string(),
+        }
     }
 }
 
-/// Half to all of a pause, so that callers who failed together do not come back together.
+/// Returns between half and all of a pause, so that callers that failed together do not retry
+/// together.
 fn jittered(pause: Duration) -> Duration {
-    // The standard library seeds every hasher's keys at random.
+    // The standard library seeds each hasher with random keys.
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     let permille = u32::try_from(random % 501).unwrap_or(0) + 500;
     pause * permille / 1000
@@ -285,7 +311,8 @@ fn jittered(pause: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// It may lead again: a lost connection is no reason to look elsewhere, an address that takes none is.
+    /// After a lost connection the named node may lead again; if no connection can be opened, it is
+    /// not tried.
     #[test]
     fn whoever_is_named_as_the_leader_is_asked_unless_no_connection_comes_about() {
         let nodes = Nodes::new(["n1:1", "n2:1"], crate::ClientOptions::default()).unwrap();

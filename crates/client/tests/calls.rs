@@ -1,4 +1,4 @@
-//! Deadlines, bounds and orders of a call.
+//! Deadlines, limits, and operator requests of a client.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -6,21 +6,21 @@ mod support;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
-use d_engine_proto::client::engine_server::{Engine, EngineServer};
-use d_engine_proto::client::{
+use d_engine_api::message::engine_server::{Engine, EngineServer};
+use d_engine_api::message::{
     GetReply, GetRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply,
     SkipEntryRequest, StatusReply, StatusRequest, TakeSnapshotReply, TakeSnapshotRequest,
     TransferLeadershipReply, TransferLeadershipRequest,
 };
+use d_engine_client::{Client, ClientError, ClientOptions, ReadConsistency};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use support::{Cluster, PATIENCE, Wire, alone, client, put, wait_until};
+use support::{Cluster, TIMEOUT, Wire, alone, client, put, wait_until};
 
-/// A node of another origin, which tells what it is asked: the call, the time that it may take, the
+/// A stand-in for a node, which reports each request that it receives: the call, its timeout, its
 /// consistency.
 struct Listening(Mutex<mpsc::UnboundedSender<(&'static str, Option<String>, i32)>>);
 
@@ -36,14 +36,18 @@ impl Listening {
     }
 
     fn heard<T>(&self, call: &'static str, consistency: i32, request: &Request<T>) {
-        let timeout = request.metadata().get("grpc-timeout").map(|time| time.to_str().unwrap().to_owned());
+        let timeout =
+            request.metadata().get("grpc-timeout").map(|time| time.to_str().unwrap().to_owned());
         self.0.lock().unwrap().send((call, timeout, consistency)).unwrap();
     }
 }
 
 #[tonic::async_trait]
 impl Engine for Listening {
-    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+    async fn propose(
+        &self,
+        request: Request<ProposeRequest>,
+    ) -> Result<Response<ProposeReply>, Status> {
         self.heard("propose", 0, &request);
         Ok(Response::new(ProposeReply::default()))
     }
@@ -58,7 +62,10 @@ impl Engine for Listening {
         Ok(Response::new(QueryReply::default()))
     }
 
-    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusReply>, Status> {
         Ok(Response::new(StatusReply::default()))
     }
 
@@ -87,7 +94,7 @@ impl Engine for Listening {
     }
 }
 
-/// A time as gRPC writes it.
+/// Reads a timeout as gRPC writes it.
 fn time(text: &str) -> Duration {
     let (number, unit) = text.split_at(text.len() - 1);
     let number: u64 = number.parse().unwrap();
@@ -103,14 +110,15 @@ fn time(text: &str) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_carries_the_time_that_is_left_and_the_consistency() {
     let (address, mut hears) = Listening::start().await;
-    let all = Client::new([&address], ClientOptions::default().timeout(Duration::from_secs(50))).unwrap();
+    let all =
+        Client::new([&address], ClientOptions::default().timeout(Duration::from_secs(50))).unwrap();
     let hurried = all.with_timeout(Duration::from_secs(20));
     for (client, most) in [(&all, 50), (&hurried, 20)] {
         client.propose("c").await.unwrap();
         client.propose_idempotent("c").await.unwrap();
-        client.get("k", Consistency::Linearizable).await.unwrap();
-        client.get("k", Consistency::Eventual).await.unwrap();
-        client.query("q", Consistency::Lease).await.unwrap();
+        client.get("k", ReadConsistency::Linearizable).await.unwrap();
+        client.get("k", ReadConsistency::Eventual).await.unwrap();
+        client.query("q", ReadConsistency::Lease).await.unwrap();
         client.transfer_leadership(None).await.unwrap();
         client.skip_entry(3, 131).await.unwrap();
         client.take_snapshot(&address).await.unwrap();
@@ -128,7 +136,9 @@ async fn every_call_carries_the_time_that_is_left_and_the_consistency() {
             let (heard, timeout, of) = hears.recv().await.unwrap();
             assert_eq!((heard, of), (call, consistency));
             let timeout = time(&timeout.unwrap());
-            assert!(timeout <= Duration::from_secs(most) && timeout > Duration::from_secs(most - 10));
+            assert!(
+                timeout <= Duration::from_secs(most) && timeout > Duration::from_secs(most - 10)
+            );
         }
     }
 }
@@ -138,14 +148,15 @@ async fn a_single_call_may_have_a_deadline_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, address) = alone(dir.path(), |_| ()).await;
     let wire = Wire::to(&address).await;
-    let options = ClientOptions::default().timeout(PATIENCE).ping(PATIENCE, PATIENCE);
+    let options = ClientOptions::default().timeout(TIMEOUT).ping(TIMEOUT, TIMEOUT);
     let client = Client::new([&wire.address], options).unwrap();
     client.propose(put("k", "1")).await.unwrap();
     wire.mute();
     let began = Instant::now();
-    let outcome = client.with_timeout(Duration::from_millis(200)).get("k", Consistency::Eventual).await;
+    let outcome =
+        client.with_timeout(Duration::from_millis(200)).get("k", ReadConsistency::Eventual).await;
     assert!(matches!(outcome, Err(ClientError::DeadlineElapsed { .. })), "{outcome:?}");
-    assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
+    assert!(began.elapsed() < TIMEOUT / 3, "{:?}", began.elapsed());
     engine.stop().await;
 }
 
@@ -154,23 +165,26 @@ async fn one_call_more_than_may_be_in_flight_is_busy_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, address) = alone(dir.path(), |_| ()).await;
     let wire = Wire::to(&address).await;
-    let options = ClientOptions::default().timeout(PATIENCE).max_in_flight(1);
+    let options = ClientOptions::default().timeout(TIMEOUT).max_in_flight(1);
     let client = Client::new([&wire.address], options).unwrap();
-    client.get("k", Consistency::Eventual).await.unwrap();
+    client.get("k", ReadConsistency::Eventual).await.unwrap();
     wire.mute();
     let first = tokio::spawn({
         let client = client.clone();
-        async move { client.get("k", Consistency::Eventual).await }
+        async move { client.get("k", ReadConsistency::Eventual).await }
     });
-    wait_until(PATIENCE, async || (wire.lost() > 0).then_some(())).await;
+    wait_until(TIMEOUT, async || (wire.lost() > 0).then_some(())).await;
     let began = Instant::now();
-    let refused = client.get("k", Consistency::Eventual).await.unwrap_err();
-    assert!(matches!(&refused, ClientError::Busy { endpoint, .. } if endpoint == "this client"), "{refused}");
-    assert!(began.elapsed() < PATIENCE / 3);
-    // The place is free again once the first has its answer.
+    let refused = client.get("k", ReadConsistency::Eventual).await.unwrap_err();
+    assert!(
+        matches!(&refused, ClientError::Busy { endpoint, .. } if endpoint == "this client"),
+        "{refused}"
+    );
+    assert!(began.elapsed() < TIMEOUT / 3);
+    // The slot is free again once the first call has its response.
     wire.cut();
     first.await.unwrap().unwrap();
-    client.get("k", Consistency::Eventual).await.unwrap();
+    client.get("k", ReadConsistency::Eventual).await.unwrap();
     engine.stop().await;
 }
 
@@ -181,10 +195,10 @@ async fn what_is_longer_than_allowed_is_not_sent() {
     let too_large = ClientError::TooLarge { size: 101, limit: Some(100) };
     assert_eq!(client.propose(vec![0; 101]).await.unwrap_err(), too_large);
     assert_eq!(client.propose_idempotent(vec![0; 101]).await.unwrap_err(), too_large);
-    assert_eq!(client.query(vec![0; 101], Consistency::Eventual).await.unwrap_err(), too_large);
-    assert!(too_large.to_string().contains("101 bytes, at most 100"), "{too_large}");
+    assert_eq!(client.query(vec![0; 101], ReadConsistency::Eventual).await.unwrap_err(), too_large);
+    assert!(too_large.to_string().contains("101 bytes, more than the limit of 100"), "{too_large}");
     client.propose(vec![0; 100]).await.unwrap();
-    // The first that arrives is the one that fits.
+    // The first request that arrives is the one that fits.
     assert_eq!(hears.recv().await.unwrap().0, "propose");
     assert!(hears.try_recv().is_err());
 }
@@ -195,7 +209,7 @@ async fn an_answer_longer_than_allowed_is_told_and_a_command_is_unknown() {
     let (engine, address) = alone(dir.path(), |_| ()).await;
     client(std::slice::from_ref(&address)).propose(put("k", &"x".repeat(1000))).await.unwrap();
     let client = Client::new([&address], ClientOptions::default().max_reply_bytes(500)).unwrap();
-    let error = client.get("k", Consistency::Linearizable).await.unwrap_err();
+    let error = client.get("k", ReadConsistency::Linearizable).await.unwrap_err();
     assert!(matches!(error, ClientError::Invalid { .. }), "{error}");
     let returning = d_engine_client::PutOptions::default().previous();
     // A short command, and one so long that it could have been refused.
@@ -204,13 +218,13 @@ async fn an_answer_longer_than_allowed_is_told_and_a_command_is_unknown() {
         let began = Instant::now();
         let error = client.propose_idempotent(command).await.unwrap_err();
         assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error}");
-        assert!(began.elapsed() < PATIENCE / 3, "it was sent again and again");
+        assert!(began.elapsed() < TIMEOUT / 3, "it was resent repeatedly");
         assert_eq!(engine.state_machine().get(b"k").unwrap().unwrap(), value);
     }
     engine.stop().await;
 }
 
-/// It may have been done the first time, whatever is said later.
+/// The first attempt may have taken effect, whatever later attempts return.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idempotent_command_that_was_once_in_doubt_stays_unknown() {
     let dir = tempfile::tempdir().unwrap();
@@ -218,10 +232,11 @@ async fn an_idempotent_command_that_was_once_in_doubt_stays_unknown() {
     let wire = Wire::to(&address).await;
     let (through, direct) = (client(std::slice::from_ref(&wire.address)), client(&[address]));
     let through = through.with_timeout(Duration::from_secs(3));
-    through.get("k", Consistency::Linearizable).await.unwrap();
+    through.get("k", ReadConsistency::Linearizable).await.unwrap();
     wire.mute();
     let call = tokio::spawn(async move { through.propose_idempotent(put("k", "v")).await });
-    wait_until(PATIENCE, async || direct.get("k", Consistency::Linearizable).await.unwrap()).await;
+    wait_until(TIMEOUT, async || direct.get("k", ReadConsistency::Linearizable).await.unwrap())
+        .await;
     engine.stop().await;
     wire.cut();
     let outcome = call.await.unwrap();
@@ -234,14 +249,14 @@ async fn leadership_goes_where_it_is_sent_and_the_client_follows() {
     let mut cluster = Cluster::start(dir.path()).await;
     let leader = cluster.leader().await;
     let target = (leader + 1) % 3;
-    // The order finds the leader from any node.
+    // The request finds the leader from any node.
     let client = client(&[cluster.addresses[target].clone()]);
     let to = target as u64 + 1;
     assert_eq!(client.transfer_leadership(Some(to)).await.unwrap(), to);
-    assert_eq!(client.leader(), None, "who handed over is not asked first any more");
+    assert_eq!(client.leader(), None, "the former leader is still asked first");
     client.propose(put("k", "v")).await.unwrap();
     assert_eq!(client.leader(), Some(cluster.addresses[target].clone()));
-    // To nobody in particular.
+    // Without a named target.
     let next = client.transfer_leadership(None).await.unwrap();
     assert_ne!(next, to);
     let error = client.transfer_leadership(Some(9)).await.unwrap_err();
@@ -249,18 +264,19 @@ async fn leadership_goes_where_it_is_sent_and_the_client_follows() {
     cluster.stop_all().await;
 }
 
-/// The node's state machine is asked before the log is: bytes that are no command of it have no effect, on no node.
+/// The node's state machine checks a command before it is logged: bytes that are no command of it
+/// have no effect on any node.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_state_machine_takes_for_no_command_is_refused_over_the_network() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, address) = alone(dir.path(), |_| ()).await;
     let client = client(std::slice::from_ref(&address));
     client.propose(put("k", "v")).await.unwrap();
-    let last = || async { engine.status().await.replica.unwrap().core.log.last };
+    let last = || async { engine.replica_status().await.unwrap().core.log.last };
     let before = last().await;
     let refused = client.propose(vec![0xFF; 24]).await.unwrap_err();
     assert!(
-        matches!(&refused, ClientError::Refused { reason, .. } if reason.contains("no key-value message")),
+        matches!(&refused, ClientError::Refused { reason, .. } if reason.contains("not a key-value message")),
         "{refused}"
     );
     assert!(refused.to_string().contains("right cluster"), "{refused}");

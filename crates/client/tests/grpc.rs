@@ -1,4 +1,4 @@
-//! The client service as programs in other languages see it: the bare calls.
+//! The client service as programs in other languages see it: the plain gRPC calls.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../server/tests/support/held.rs"]
@@ -8,12 +8,12 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use d_engine_api::message::engine_client::EngineClient;
+use d_engine_api::message::{Consistency, GetRequest, ProposeRequest, QueryRequest, StatusRequest};
 use d_engine_client::{Client, ClientError, ClientOptions};
-use d_engine_proto::client::engine_client::EngineClient;
-use d_engine_proto::client::{Consistency, GetRequest, ProposeRequest, QueryRequest, StatusRequest};
 use d_engine_server::{Config, EmbeddedEngine};
 use held::Held;
-use support::{PATIENCE, alone, free_address, put, wait_until};
+use support::{TIMEOUT, alone, free_address, put, wait_until};
 use tonic::Request;
 
 async fn connect(address: &str) -> EngineClient<tonic::transport::Channel> {
@@ -25,7 +25,8 @@ fn get(key: &str, consistency: Consistency) -> GetRequest {
     GetRequest { key: key.to_owned().into(), consistency: consistency.into() }
 }
 
-/// Whoever leaves the field out gets the strongest: only an eventual read promises no index.
+/// Without the field a read gets the strongest consistency: only an eventual read promises no
+/// index.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_without_a_consistency_is_linearizable() {
     let dir = tempfile::tempdir().unwrap();
@@ -52,7 +53,7 @@ async fn a_read_without_a_consistency_is_linearizable() {
     engine.stop().await;
 }
 
-/// What nobody waits for any more is not proposed.
+/// A command whose caller no longer waits is not proposed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_without_time_left_has_no_effect() {
     let dir = tempfile::tempdir().unwrap();
@@ -65,28 +66,37 @@ async fn a_command_without_time_left_has_no_effect() {
     }
     calls.propose(ProposeRequest { command: put("k", "v") }).await.unwrap();
     for n in 0..20 {
-        let late =
-            calls.get(get(&format!("late {n}"), Consistency::Linearizable)).await.unwrap().into_inner();
+        let late = calls
+            .get(get(&format!("late {n}"), Consistency::Linearizable))
+            .await
+            .unwrap()
+            .into_inner();
         assert!(!late.found, "{n}");
     }
     engine.stop().await;
 }
 
-/// The value is looked up when the barrier has been passed, not when the call came in.
+/// The value is looked up after the read barrier has been passed, not when the request arrives.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_waits_for_what_is_committed_before_it_looks() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, address) = (Arc::new(Held::default()), free_address());
-    let config =
-        Config { data_dir: dir.path().to_owned(), client_listen: Some(address.clone()), ..Config::default() };
+    let config = Config {
+        data_dir: dir.path().to_owned(),
+        client_listen: Some(address.clone()),
+        ..Config::default()
+    };
     let engine = EmbeddedEngine::start_custom(machine.clone(), config).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let mut calls = connect(&address).await;
     let closed = machine.apply.close();
     let mut writes = calls.clone();
-    let write = tokio::spawn(async move { writes.propose(ProposeRequest { command: put("k", "v") }).await });
-    wait_until(PATIENCE, async || {
-        let replica = engine.status().await.replica.unwrap();
+    let write =
+        tokio::spawn(
+            async move { writes.propose(ProposeRequest { command: put("k", "v") }).await },
+        );
+    wait_until(TIMEOUT, async || {
+        let replica = engine.replica_status().await.unwrap();
         (replica.core.log.committed.get() > replica.applied).then_some(())
     })
     .await;
@@ -96,11 +106,15 @@ async fn a_read_waits_for_what_is_committed_before_it_looks() {
             tokio::spawn(async move { reads.get(get("k", consistency)).await })
         })
         .into();
-    // Behind the reads on the same connection: when these have been answered, those have come in.
+    // Sent after the reads on the same connection: once these have responses, the reads have
+    // arrived.
     for _ in 0..3 {
         calls.status(StatusRequest {}).await.unwrap();
     }
-    assert!(reads.iter().all(|read| !read.is_finished()), "a read did not wait for what is committed");
+    assert!(
+        reads.iter().all(|read| !read.is_finished()),
+        "a read did not wait for what is committed"
+    );
     drop(closed);
     write.await.unwrap().unwrap();
     for read in reads {
@@ -109,15 +123,18 @@ async fn a_read_waits_for_what_is_committed_before_it_looks() {
     engine.stop().await;
 }
 
-/// The call's own deadline, not a node that cannot be reached.
+/// The error names the call's own deadline, not an unreachable node.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_takes_longer_than_its_caller_waits_is_late() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, address) = (Arc::new(Held::default()), free_address());
-    let config =
-        Config { data_dir: dir.path().to_owned(), client_listen: Some(address.clone()), ..Config::default() };
+    let config = Config {
+        data_dir: dir.path().to_owned(),
+        client_listen: Some(address.clone()),
+        ..Config::default()
+    };
     let engine = EmbeddedEngine::start_custom(machine.clone(), config).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let client = Client::new([&address], ClientOptions::default()).unwrap();
     client.propose(put("k", "v")).await.unwrap();
     let closed = machine.apply.close();
@@ -125,8 +142,8 @@ async fn a_snapshot_that_takes_longer_than_its_caller_waits_is_late() {
         let client = client.clone();
         async move { client.propose(put("k", "w")).await }
     });
-    wait_until(PATIENCE, async || {
-        let replica = engine.status().await.replica.unwrap();
+    wait_until(TIMEOUT, async || {
+        let replica = engine.replica_status().await.unwrap();
         (replica.core.log.committed.get() > replica.applied).then_some(())
     })
     .await;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_client::{
-    BatchOutcome, ClientError, Consistency, KvClient, KvError, KvOperation, PutOptions, PutOutcome,
-    QueryLimitError, Scan, SwapOutcome,
+    BatchOutcome, ClientError, KvClient, KvError, KvOperation, PutOptions, PutOutcome,
+    QueryLimitError, ReadConsistency, Scan, SwapOutcome,
 };
 
 use support::{Wire, alone, client, free_address, wait_until};
 
-const LINEARIZABLE: Consistency = Consistency::Linearizable;
+const LINEARIZABLE: ReadConsistency = ReadConsistency::Linearizable;
 
 fn bytes(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
@@ -72,7 +72,7 @@ async fn a_scan_goes_from_page_to_page_until_the_end() {
     engine.stop().await;
 }
 
-/// Nothing else is written: the leader's ticks move log time.
+/// No other command is written: the leader's ticks move log time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_with_a_time_to_live_vanishes() {
     let dir = tempfile::tempdir().unwrap();
@@ -80,15 +80,17 @@ async fn a_key_with_a_time_to_live_vanishes() {
     let kv = KvClient::new(client(&[address]));
     kv.put_with("k", "v", PutOptions::default().ttl(Duration::from_millis(50))).await.unwrap();
     kv.put_with("kept", "v", PutOptions::default().ttl(Duration::from_secs(3600))).await.unwrap();
-    wait_until(support::PATIENCE, async || kv.get("k", LINEARIZABLE).await.unwrap().is_none().then_some(()))
-        .await;
+    wait_until(support::TIMEOUT, async || {
+        kv.get("k", LINEARIZABLE).await.unwrap().is_none().then_some(())
+    })
+    .await;
     assert_eq!(kv.get("kept", LINEARIZABLE).await.unwrap(), Some(bytes("v")));
     engine.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_asks_for_too_much_is_refused_before_it_is_sent() {
-    // Nobody listens there.
+    // No process listens there.
     let kv = KvClient::new(client(&[free_address()]));
     let error = kv.get_many(vec!["k"; 10_001], LINEARIZABLE).await.unwrap_err();
     assert_eq!(error, KvError::Limit(QueryLimitError::Keys { keys: 10_001 }));
@@ -112,14 +114,14 @@ async fn only_commands_declared_idempotent_are_sent_again() {
         let wire = Wire::to(&address).await;
         let kv = KvClient::new(client(std::slice::from_ref(&wire.address)));
         let kv = if idempotent { kv.idempotent() } else { kv };
-        // The first command asks what the machine is.
+        // The first command checks the state machine's name.
         kv.delete("nothing").await.unwrap();
         wire.mute();
         let call = tokio::spawn(async move { kv.put(key, "v").await });
-        wait_until(support::PATIENCE, async || direct.get(key, LINEARIZABLE).await.unwrap()).await;
+        wait_until(support::TIMEOUT, async || direct.get(key, LINEARIZABLE).await.unwrap()).await;
         wire.cut();
         match call.await.unwrap() {
-            // The second time the key was there.
+            // At the second attempt the key existed.
             Ok(existed) => assert!(idempotent && existed),
             Err(error) => assert!(!idempotent && error.is_unknown(), "{error}"),
         }

@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
+use d_engine_client::{Client, ClientError, ClientOptions, ReadConsistency};
 
 use support::{Cluster, client, free_address, put, silent};
 
@@ -15,15 +15,15 @@ async fn a_call_at_a_follower_goes_to_the_leader_that_it_names() {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path()).await;
     let leader = cluster.leader().await;
-    // The leader's address is not in the list.
+    // The leader's address is not in the list of endpoints.
     let follower = client(&[cluster.addresses[(leader + 1) % 3].clone()]);
     follower.propose(put("k", "v")).await.unwrap();
     assert_eq!(follower.leader(), Some(cluster.addresses[leader].clone()));
-    for consistency in [Consistency::Linearizable, Consistency::Lease] {
+    for consistency in [ReadConsistency::Linearizable, ReadConsistency::Lease] {
         let value = follower.get("k", consistency).await.unwrap();
         assert_eq!(value, Some(Bytes::from_static(b"v")));
     }
-    assert_eq!(follower.get("none", Consistency::Linearizable).await.unwrap(), None);
+    assert_eq!(follower.get("none", ReadConsistency::Linearizable).await.unwrap(), None);
     cluster.stop_all().await;
 }
 
@@ -35,14 +35,16 @@ async fn an_eventual_read_is_answered_by_the_node_that_is_asked() {
     client(&cluster.addresses).propose(put("k", "v")).await.unwrap();
     let address = cluster.addresses[(leader + 1) % 3].clone();
     let follower = client(std::slice::from_ref(&address));
-    support::wait_until(support::PATIENCE, async || follower.get("k", Consistency::Eventual).await.unwrap())
-        .await;
-    // It had no need to look for the leader.
+    support::wait_until(support::TIMEOUT, async || {
+        follower.get("k", ReadConsistency::Eventual).await.unwrap()
+    })
+    .await;
+    // The client did not have to search for the leader.
     assert_eq!(follower.leader(), None);
     cluster.stop_all().await;
 }
 
-/// A follower serves it by itself: that does not make it the leader for the next command.
+/// A follower serves the read itself: that does not make it the leader for the next command.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_a_follower_serves_does_not_make_it_the_leader() {
     let dir = tempfile::tempdir().unwrap();
@@ -50,7 +52,7 @@ async fn a_read_that_a_follower_serves_does_not_make_it_the_leader() {
     let leader = cluster.leader().await;
     let address = cluster.addresses[(leader + 1) % 3].clone();
     let client = client(std::slice::from_ref(&address));
-    for consistency in [Consistency::Linearizable, Consistency::Lease] {
+    for consistency in [ReadConsistency::Linearizable, ReadConsistency::Lease] {
         client.get("k", consistency).await.unwrap();
         assert_eq!(client.leader(), None);
     }
@@ -66,10 +68,11 @@ async fn addresses_that_are_dead_or_silent_are_passed_over() {
     let (silent, _listener) = silent();
     let mut endpoints = vec![free_address(), silent];
     endpoints.extend(cluster.addresses.clone());
-    let options = ClientOptions::default().timeout(support::PATIENCE).connect_timeout(Duration::from_secs(1));
+    let options =
+        ClientOptions::default().timeout(support::TIMEOUT).connect_timeout(Duration::from_secs(1));
     let client = Client::new(&endpoints, options).unwrap();
     client.propose(put("k", "v")).await.unwrap();
-    // From then on the leader is asked at once.
+    // From then on the client asks the leader first.
     let began = Instant::now();
     client.propose(put("k", "w")).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
@@ -86,7 +89,7 @@ async fn the_loss_of_the_leader_costs_no_call_that_was_not_in_flight() {
     cluster.stop(leader).await;
     client.propose(put("k", "2")).await.unwrap();
     assert_ne!(client.leader(), Some(cluster.addresses[leader].clone()));
-    let value = client.get("k", Consistency::Linearizable).await.unwrap();
+    let value = client.get("k", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(value, Some(Bytes::from_static(b"2")));
     cluster.stop_all().await;
 }
@@ -130,7 +133,8 @@ async fn without_a_majority_nothing_is_done_and_the_caller_knows_it() {
 
     let options = ClientOptions::default().timeout(Duration::from_secs(2));
     let client = Client::new(&cluster.addresses, options).unwrap();
-    // The leader that stopped made the last node its successor; alone, that one steps down.
+    // The leader that stopped made the last node its successor; without a quorum, that one steps
+    // down.
     let alone = async {
         while client.status(&cluster.addresses[left]).await.unwrap().leader.is_some() {
             tokio::task::yield_now().await;
@@ -139,10 +143,10 @@ async fn without_a_majority_nothing_is_done_and_the_caller_knows_it() {
     tokio::time::timeout(Duration::from_secs(20), alone).await.unwrap();
     let error = client.propose(put("k", "w")).await.unwrap_err();
     assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
-    let error = client.get("k", Consistency::Linearizable).await.unwrap_err();
+    let error = client.get("k", ReadConsistency::Linearizable).await.unwrap_err();
     assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
-    // An eventual read asks for nobody's leave, and the two dead nodes are passed over.
-    client.get("k", Consistency::Eventual).await.unwrap();
+    // An eventual read needs no leader, and the client skips the two dead nodes.
+    client.get("k", ReadConsistency::Eventual).await.unwrap();
 
     let status = client.status(&cluster.addresses[left]).await.unwrap();
     assert_eq!((status.node, status.members.len()), (left as u64 + 1, 3));
@@ -163,7 +167,7 @@ async fn a_node_that_just_failed_is_not_asked_while_others_answer() {
     let options = ClientOptions::default().connect_timeout(Duration::from_millis(500));
     let client = Client::new([silent, address], options).unwrap();
     for _ in 0..3 {
-        client.get("k", Consistency::Eventual).await.unwrap();
+        client.get("k", ReadConsistency::Eventual).await.unwrap();
     }
     listener.set_nonblocking(true).unwrap();
     let tried = std::iter::from_fn(|| listener.accept().ok()).count();
@@ -171,7 +175,7 @@ async fn a_node_that_just_failed_is_not_asked_while_others_answer() {
     engine.stop().await;
 }
 
-/// A caller with little time says nothing about the node: the others go on to ask it.
+/// A caller with a short deadline proves nothing about the node: others continue to ask it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missed_deadline_does_not_send_other_callers_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
@@ -180,20 +184,29 @@ async fn a_missed_deadline_does_not_send_other_callers_elsewhere() {
     let client = Client::new([address, silent], ClientOptions::default()).unwrap();
     client.propose(put("k", "v")).await.unwrap();
     let hasty = client.with_timeout(Duration::from_nanos(1));
-    // The runtime's clock ticks once a millisecond, and some calls are quicker than that.
-    let late =
-        support::wait_until(support::PATIENCE, async || hasty.get("k", Consistency::Eventual).await.err());
+    // The runtime's clock ticks once a millisecond, and some calls are faster than that.
+    let late = support::wait_until(support::TIMEOUT, async || {
+        hasty.get("k", ReadConsistency::Eventual).await.err()
+    });
     let late = late.await;
     assert!(matches!(late, ClientError::DeadlineElapsed { .. }), "{late}");
-    let late = support::wait_until(support::PATIENCE, async || hasty.propose(put("k", "w")).await.err());
+    let late =
+        support::wait_until(support::TIMEOUT, async || hasty.propose(put("k", "w")).await.err());
     let late = late.await;
-    // Or the node says first that there was no time left.
-    assert!(matches!(late, ClientError::OutcomeUnknown { .. } | ClientError::Busy { .. }), "{late}");
+    // Or the node responds first that no time is left.
+    assert!(
+        matches!(late, ClientError::OutcomeUnknown { .. } | ClientError::Busy { .. }),
+        "{late}"
+    );
     assert!(client.leader().is_some());
-    client.get("k", Consistency::Eventual).await.unwrap();
+    client.get("k", ReadConsistency::Eventual).await.unwrap();
     client.propose(put("k", "x")).await.unwrap();
     listener.set_nonblocking(true).unwrap();
-    assert_eq!(std::iter::from_fn(|| listener.accept().ok()).count(), 0, "the other address was tried");
+    assert_eq!(
+        std::iter::from_fn(|| listener.accept().ok()).count(),
+        0,
+        "the other address was tried"
+    );
     engine.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! What the algorithm itself costs: no disk, no network, no payload.
+//! The cost of the algorithm itself: no disk, no network, no payload.
 //!
 //! ```text
 //! cargo bench -p d-engine-core
@@ -6,18 +6,19 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop there")]
 #![allow(missing_docs, reason = "criterion's macro makes a public function")]
 
-use std::time::Duration as StdDuration;
+use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use d_engine_core::{
-    AppendOutcome, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta, FollowerReport,
-    HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, RaftCore, Term,
+    AppendOutcome, Configuration, CoreConfig, Effects, EntryKind, EntryMeta, FollowerReport,
+    HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId, Now,
+    RaftCore, ReadMode, Term,
 };
 
 const COMMAND_BYTES: u32 = 256;
 const TERM: Term = Term::new(1);
 
-/// One of three nodes, and everything that its steps give out.
+/// One of three nodes, and the effects of its steps.
 struct Node {
     core: RaftCore,
     now: Instant,
@@ -41,7 +42,7 @@ impl Node {
         Self { core, now, out: Effects::default() }
     }
 
-    /// Leads term 1, its no-op committed.
+    /// Returns a leader of term 1 whose no-op is committed.
     fn leader() -> Self {
         let mut leader = Self::new();
         leader.now = leader.now.plus(Duration::from_millis(2_000));
@@ -54,26 +55,29 @@ impl Node {
     }
 
     fn step(&mut self, input: Input) {
-        self.core.step(self.now, 0, input, &mut self.out).unwrap();
+        self.core.step(Now { monotonic: self.now, wall_ms: 0 }, input, &mut self.out).unwrap();
     }
 
     fn receive(&mut self, from: u64, message: Message) {
         self.step(Input::Message { from: node(from), message });
     }
 
-    /// Everything ordered by the last step is stored.
+    /// Completes every write that the last step requested.
     fn store(&mut self) {
         if let Some(order) = self.out.persist.take() {
             self.step(Input::Persisted(order.id));
         }
     }
 
-    /// What the last step appended is stored here and at both followers, and applied.
+    /// Persists here and at both followers what the last step appended, and applies it.
     fn commit(&mut self) {
         self.store();
         let last = self.core.log().last.index;
         for from in [2, 3] {
-            self.receive(from, Message::AppendReply { term: TERM, outcome: AppendOutcome::Stored(last) });
+            self.receive(
+                from,
+                Message::AppendReply { term: TERM, outcome: AppendOutcome::Persisted(last) },
+            );
         }
         assert_eq!(self.core.log().committed, last);
         self.step(Input::Applied(last));
@@ -108,7 +112,7 @@ fn leader(criterion: &mut Criterion) {
         bencher.iter_batched(
             || ids.clone(),
             |ids| {
-                leader.step(Input::Read { ids, lease: false });
+                leader.step(Input::Read { ids, mode: ReadMode::Round });
                 let sent = leader.out.messages.iter().find_map(|send| match send.message {
                     Message::Heartbeat { round, .. } => Some(round),
                     _ => None,
@@ -120,7 +124,7 @@ fn leader(criterion: &mut Criterion) {
                         term: TERM,
                         round,
                         received: last,
-                        stored: last,
+                        persisted: last,
                         report: FollowerReport::default(),
                     },
                 );
@@ -131,7 +135,7 @@ fn leader(criterion: &mut Criterion) {
                         term: TERM,
                         round,
                         received: last,
-                        stored: last,
+                        persisted: last,
                         report: FollowerReport::default(),
                     },
                 );
@@ -161,7 +165,10 @@ fn follower(criterion: &mut Criterion) {
                 |entries| {
                     let prev = follower.core.log().last;
                     // The one before is committed by now.
-                    follower.receive(2, Message::Append { term: TERM, prev, commit: prev.index, entries });
+                    follower.receive(
+                        2,
+                        Message::Append { term: TERM, prev, commit: prev.index, entries },
+                    );
                     let applied = follower.out.apply_to;
                     follower.store();
                     if let Some(applied) = applied {
@@ -177,7 +184,7 @@ fn follower(criterion: &mut Criterion) {
 }
 
 fn short() -> Criterion {
-    let (warm_up, measured) = (StdDuration::from_millis(300), StdDuration::from_secs(1));
+    let (warm_up, measured) = (Duration::from_millis(300), Duration::from_secs(1));
     Criterion::default().sample_size(20).warm_up_time(warm_up).measurement_time(measured)
 }
 

@@ -12,53 +12,44 @@
 //! 3. [`RaftCore::next_deadline`] tells when to call with [`Input::Deadline`] if nothing happens.
 //!
 //! # Where to look
-//! `raft_core.rs` has the struct, `step` and the term rule; `election.rs`, `follower.rs` and
-//! `leader.rs` what each role does; `log_view.rs` the log without payloads; `quorum.rs` majorities;
-//! `read.rs` linearizable reads, `forward.rs` those of a follower, `lease.rs` those without a round;
-//! `transfer.rs` handing leadership over; `held.rs` messages that wait for the disk; `log_clock.rs`
-//! the time that entries carry.
+//! `raft_core.rs` has the struct, `step` and the term rule. The folders:
+//!
+//! - `interface`: configuration, inputs, effects, messages, status;
+//! - `protocol`: what each role does: elections, replication, membership changes, leadership
+//!   transfer, snapshots, skipped entries, and the invariants that are checked after every step;
+//! - `state`: what is tracked: the log without payloads, followers, quorums, log time, messages
+//!   that wait for the disk;
+//! - `read`: linearizable reads by rounds of heartbeats, reads at a follower, the leader lease.
 #![no_std]
 extern crate alloc;
 
-mod command_version;
-mod config;
-mod effects;
-mod election;
-mod follower;
-mod forward;
-mod gauges;
-mod held;
-mod input;
-mod invariants;
-mod leader;
-mod lease;
-mod log_clock;
-mod log_view;
-mod message;
+mod interface;
 mod prng;
-mod progress;
-mod quorum;
+mod protocol;
 mod raft_core;
 mod read;
-mod role;
-mod skip;
-mod snapshot;
-mod status;
+mod state;
 mod time;
-mod transfer;
 mod types;
 
-pub use command_version::CommonVersion;
-pub use config::{CoreConfig, CoreConfigError};
-pub use effects::{AppendPlan, Appended, Effects, PersistOrder, Send};
-pub use gauges::CoreGauges;
-pub use input::{EntryMeta, Input, ReadId, Rejected, SkipRefusal};
-pub use log_clock::ClockState;
-pub use log_view::{InitialLog, LogSummary};
-pub use message::{AppendOutcome, FollowerReport, MAX_ACCEPTED_TIME_MS, Message};
-pub use quorum::Configuration;
+pub use interface::config::{CoreConfig, CoreConfigError};
+pub use interface::effects::{AppendPlan, Appended, Effects, Envelope, PersistRequest};
+pub use interface::gauges::CoreGauges;
+pub use interface::input::{
+    Input, QuorumRisk, ReadId, ReadMode, Rejected, SkipRefusal, SnapshotToInstall, VoterSet,
+};
+pub use interface::message::{
+    AppendOutcome, EntryMeta, FollowerReport, MAX_ACCEPTED_TIME_MS, Message, SentMessage,
+};
+pub use interface::status::{CoreStatus, FollowerStatus};
+pub use protocol::role::RoleKind;
 pub use raft_core::{Initial, RaftCore};
-pub use role::RoleKind;
-pub use status::{CoreStatus, FollowerStatus};
-pub use time::{Duration, Instant};
-pub use types::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, PersistId, Term};
+pub use state::command_version::CommonVersion;
+pub use state::log_clock::ClockState;
+pub use state::log_view::{InitialLog, LogSummary};
+pub use state::quorum::{Configuration, MembershipStep};
+pub use time::{Instant, Now, nanos};
+pub use types::{
+    ClusterId, EntryKind, GroupId, HardState, Incarnation, LogId, LogIndex, NodeId, PersistId,
+    SessionSerial, Term,
+};

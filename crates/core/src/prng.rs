@@ -1,7 +1,9 @@
-//! The random numbers of the core: SplitMix64, seeded once, part of the state, so that a run is a
+//! The core's random numbers: SplitMix64, seeded once and part of the state, so that a run is a
 //! function of its inputs and its seed.
 
-use crate::Duration;
+use core::time::Duration;
+
+use crate::nanos;
 
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub(crate) struct Prng(u64);
@@ -22,7 +24,8 @@ impl Prng {
 
     /// A time from `from` (included) to `to` (excluded).
     pub(crate) fn duration_between(&mut self, from: Duration, to: Duration) -> Duration {
-        let spread = to.as_nanos().saturating_sub(from.as_nanos()).max(1);
-        Duration::from_nanos(from.as_nanos().saturating_add(self.number() % spread))
+        let (from, to) = (nanos(from), nanos(to));
+        let spread = to.saturating_sub(from).max(1);
+        Duration::from_nanos(from.saturating_add(self.number() % spread))
     }
 }

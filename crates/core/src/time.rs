@@ -1,87 +1,59 @@
-//! Monotonic time as the driver tells it: a counter of nanoseconds with no relation to any wall
-//! clock. The core never asks for the time; it is told.
+//! Time, supplied by the driver; the core reads no clock itself. Monotonic time is a counter of
+//! nanoseconds, unrelated to any wall clock.
 
 use core::fmt;
+use core::time::Duration;
 
-/// A point in monotonic time, in nanoseconds since a start that only the driver knows.
+/// A point in monotonic time, in nanoseconds since an origin that only the driver knows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 
-/// A length of time in nanoseconds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Duration(u64);
+/// The time at which an input arrives, as the driver reads its two clocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Now {
+    /// The monotonic clock: every timeout, deadline and lease is measured with it.
+    pub monotonic: Instant,
+    /// The wall clock in UNIX milliseconds: the source of log time, and used for nothing else.
+    pub wall_ms: u64,
+}
 
 impl Instant {
-    /// The driver's start.
+    /// The driver's origin.
     pub const ZERO: Self = Self(0);
 
-    /// A point `nanos` after the driver's start.
+    /// A point `nanos` after the driver's origin.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds since the driver's start.
+    /// Nanoseconds since the driver's origin.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// This point moved later by `by`; saturates at the end of time.
+    /// This point plus `by`; saturates.
     #[must_use]
     pub const fn plus(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(by.0))
+        Self(self.0.saturating_add(nanos(by)))
     }
 
     /// The time from `earlier` to this point; zero when `earlier` is not earlier.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
-        Duration(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-impl Duration {
-    /// No time at all.
-    pub const ZERO: Self = Self(0);
-
-    /// A length of `nanos` nanoseconds.
-    #[must_use]
-    pub const fn from_nanos(nanos: u64) -> Self {
-        Self(nanos)
-    }
-
-    /// A length of `millis` milliseconds; saturates.
-    #[must_use]
-    pub const fn from_millis(millis: u64) -> Self {
-        Self(millis.saturating_mul(1_000_000))
-    }
-
-    /// The length in nanoseconds.
-    #[must_use]
-    pub const fn as_nanos(self) -> u64 {
-        self.0
-    }
-
-    /// The length in whole milliseconds.
-    #[must_use]
-    pub const fn as_millis(self) -> u64 {
-        self.0 / 1_000_000
-    }
-
-    /// This length `times` over; saturates.
-    #[must_use]
-    pub const fn times(self, times: u64) -> Self {
-        Self(self.0.saturating_mul(times))
-    }
+/// A length of time in nanoseconds; saturates after 584 years.
+#[must_use]
+pub const fn nanos(length: Duration) -> u64 {
+    let nanos = length.as_nanos();
+    if nanos > u64::MAX as u128 { u64::MAX } else { nanos as u64 }
 }
 
 impl fmt::Debug for Instant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:06}ms", self.0 / 1_000_000, self.0 % 1_000_000)
-    }
-}
-
-impl fmt::Debug for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:06}ms", self.0 / 1_000_000, self.0 % 1_000_000)
     }

@@ -1,8 +1,8 @@
-//! Identifiers and the few plain values that every layer speaks in.
+//! Identifiers and the plain values that every layer uses.
 
+use core::cmp::Ordering;
 use core::fmt;
-
-use crate::Duration;
+use core::time::Duration;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -61,9 +61,42 @@ number! {
 }
 
 number! {
-    /// The number of a persist order, rising by one per order; completion is cumulative.
+    /// The id of a persist request. Ids rise by one; completion is cumulative.
     PersistId
 }
+
+/// What makes a newtype read like the number it is, for code that has plain numbers: state
+/// machines, files, tests.
+macro_rules! reads_as_number {
+    ($name:ident) => {
+        impl From<u64> for $name {
+            fn from(value: u64) -> Self {
+                Self(value)
+            }
+        }
+
+        impl From<$name> for u64 {
+            fn from(value: $name) -> Self {
+                value.0
+            }
+        }
+
+        impl PartialEq<u64> for $name {
+            fn eq(&self, other: &u64) -> bool {
+                self.0 == *other
+            }
+        }
+
+        impl PartialOrd<u64> for $name {
+            fn partial_cmp(&self, other: &u64) -> Option<Ordering> {
+                self.0.partial_cmp(other)
+            }
+        }
+    };
+}
+
+reads_as_number!(Term);
+reads_as_number!(LogIndex);
 
 impl Term {
     /// The highest term that a message may carry. Terms above it are refused, so that counting up
@@ -76,7 +109,7 @@ impl LogIndex {
     pub const MAX_ACCEPTED: Self = Self(1 << 62);
 
     /// The index `count` entries further on. Saturates; indexes are bounded by
-    /// [`LogIndex::MAX_ACCEPTED`] at every entrance, so saturation is never reached in a real log.
+    /// [`LogIndex::MAX_ACCEPTED`] wherever they enter, so a real log never saturates.
     #[must_use]
     pub const fn plus(self, count: u64) -> Self {
         Self(self.0.saturating_add(count))
@@ -94,7 +127,7 @@ impl LogIndex {
         Self(self.0.saturating_sub(1))
     }
 
-    /// How many entries lie after `earlier` up to and including this index.
+    /// The number of entries after `earlier`, up to and including this index.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -164,6 +197,57 @@ macro_rules! display_as_number {
 display_as_number!(NodeId);
 display_as_number!(GroupId);
 
+macro_rules! sixteen_bytes {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; 16]);
+
+        impl $name {
+            /// Reads 32 hexadecimal digits.
+            #[must_use]
+            pub fn from_hex(text: &str) -> Option<Self> {
+                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return None;
+                }
+                u128::from_str_radix(text, 16).ok().map(|number| Self(number.to_be_bytes()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", u128::from_be_bytes(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+    };
+}
+
+sixteen_bytes! {
+    /// The identity of a cluster: 16 random bytes, the same on every node.
+    ClusterId
+}
+
+sixteen_bytes! {
+    /// The identity of one data directory: 16 random bytes drawn when it is created. A node whose
+    /// directory was wiped has another one and is refused by its peers.
+    Incarnation
+}
+
+/// The session of a client and the number of its command within the session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionSerial {
+    /// The session: the log index of the entry that opened it.
+    pub session: u64,
+    /// The number of the command; a retry carries the same number.
+    pub serial: u64,
+}
+
 /// The identity of a log entry: entries with the same term and index are the same entry
 /// (Raft paper, section 5.3, Log Matching). Ordered by term first, as votes compare logs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -175,13 +259,19 @@ pub struct LogId {
 }
 
 impl LogId {
-    /// Stands before the first entry.
+    /// The log id before the first entry.
     pub const ZERO: Self = Self { term: Term::ZERO, index: LogIndex::ZERO };
 
     /// Joins a term and an index.
     #[must_use]
     pub const fn new(term: Term, index: LogIndex) -> Self {
         Self { term, index }
+    }
+
+    /// Joins a term and an index that are plain numbers.
+    #[must_use]
+    pub const fn of(term: u64, index: u64) -> Self {
+        Self::new(Term::new(term), LogIndex::new(index))
     }
 }
 
@@ -197,18 +287,18 @@ impl fmt::Display for LogId {
     }
 }
 
-/// What a node must remember across restarts beside its log (Raft paper, figure 2).
+/// What a node must persist beside its log (Raft paper, figure 2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HardState {
     /// The latest term this node has seen.
     pub term: Term,
     /// The candidate that this node voted for in `term`.
     pub vote: Option<NodeId>,
-    /// A commit index known at the time of writing. Only a hint: it may lag behind and is never
-    /// needed for safety; at restart it tells how far the log may be applied at once.
+    /// A commit index known at the time of writing. Only a hint: it may be too low and is not
+    /// needed for safety. At a restart, entries up to it are applied at once.
     pub commit: LogIndex,
-    /// The longest vote stickiness that this node has announced to a leader whose lease may rest on it
-    /// (Raft thesis, section 6.4.1). A restart grants no vote for that long.
+    /// The longest vote stickiness that this node has announced to a leader whose lease may rest on
+    /// it (Raft thesis, section 6.4.1). After a restart this node grants no vote for that long.
     pub stickiness: Duration,
 }
 
@@ -227,7 +317,7 @@ pub enum EntryKind {
     Session = 4,
     /// Carries only log time to an otherwise idle state machine.
     Tick = 5,
-    /// Names an entry that no state machine applies, because it stops them all.
+    /// The decision that no state machine applies a named entry, because it halts them all.
     Skip = 6,
 }
 

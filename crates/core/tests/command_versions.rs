@@ -1,4 +1,4 @@
-//! Which command version a leader knows every voter to decode.
+//! The highest command version that a leader knows every voter to decode.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use d_engine_core::{CommonVersion, Configuration, FollowerReport, Input, Message};
 use support::{Node, Setup, i, n};
 
-/// `from` answers the newest round, with a program that decodes commands up to `version`.
+/// `from` replies to the newest round, with a program that decodes commands up to `version`.
 fn announces(node: &mut Node, from: u64, version: u32) {
     announces_in(node, from, node.last_round(), version);
 }
@@ -14,8 +14,11 @@ fn announces(node: &mut Node, from: u64, version: u32) {
 fn announces_in(node: &mut Node, from: u64, round: u64, version: u32) {
     let report = FollowerReport { command_version_max: version, ..node.report() };
     let term = node.core.term();
-    node.receive(from, Message::HeartbeatReply { term, round, received: i(0), stored: i(0), report })
-        .unwrap();
+    node.receive(
+        from,
+        Message::HeartbeatReply { term, round, received: i(0), persisted: i(0), report },
+    )
+    .unwrap();
 }
 
 fn common(node: &Node) -> CommonVersion {
@@ -49,7 +52,8 @@ fn a_voter_that_was_not_heard_in_this_leadership_holds_the_version_down() {
     assert_eq!(known, [Some(2), Some(7)]);
 }
 
-/// Another program may have been started there since: also its answer to an earlier round says nothing.
+/// Another program may have been started on the peer since: even its reply to an earlier round does
+/// not count.
 #[test]
 fn a_lost_connection_takes_an_announcement_back() {
     let mut node = leader();
@@ -68,8 +72,10 @@ fn a_lost_connection_takes_an_announcement_back() {
 
 #[test]
 fn a_learner_holds_nothing_down_and_a_single_voter_asks_nobody() {
-    let mut node =
-        Node::start(Setup { configuration: Configuration::new([n(1)], [n(2)]), ..Setup::of(1, 1, &[1]) });
+    let mut node = Node::start(Setup {
+        configuration: Configuration::new([n(1)], [n(2)]),
+        ..Setup::of(1, 1, &[1])
+    });
     assert_eq!(node.core.common_command_version(), None, "it does not lead yet");
     node.step(Input::Deadline).unwrap();
     node.store();

@@ -1,5 +1,5 @@
-//! Log time: anchored to the wall clocks of a quorum, monotonic within a term. The rules of
-//! `src/log_clock.rs`, seen from outside.
+//! Log time: it is anchored to the wall clocks of a quorum and monotonic within a term. These are
+//! the rules of `src/state/log_clock.rs`, tested from outside.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -11,7 +11,8 @@ const RIGHT: u64 = 1_700_000_000_000;
 const HOUR: u64 = 3_600_000;
 const TEN_YEARS: u64 = 10 * 365 * 24 * HOUR;
 
-/// Node 1 of `voters` before its election: its wall clock shows `own`, its log ends at time `log_ms`.
+/// Node 1 of `voters` before its election: its wall clock shows `own`, and its log ends at log time
+/// `log_ms`.
 fn before_election(voters: u64, own: u64, log_ms: u64) -> Node {
     let mut setup = Setup::of(voters, 1, &[1]);
     setup.log[0].time_ms = log_ms;
@@ -54,7 +55,8 @@ fn the_first_entry_of_a_term_has_the_time_of_the_quorum() {
     assert_eq!(times(&mut leader(RIGHT, RIGHT + TEN_YEARS, RIGHT + 10)), [RIGHT]);
 }
 
-/// FINDINGS T1: a leader that is ten years ahead stamps its entries with the time of the others.
+/// FINDINGS T1: a leader whose clock is ten years ahead stamps its entries with the time of the
+/// other nodes.
 #[test]
 fn a_leader_with_a_wrong_clock_goes_by_the_clocks_of_the_others() {
     let mut node = leader(RIGHT + TEN_YEARS, RIGHT, RIGHT + 10);
@@ -65,8 +67,8 @@ fn a_leader_with_a_wrong_clock_goes_by_the_clocks_of_the_others() {
     assert_eq!(clock(&node), Some(ClockState::Agreed));
 }
 
-/// The election is won, but the clocks of the winner and of its voter differ: the third may tell which
-/// one is wrong, and gets a heartbeat interval for it.
+/// The clocks of the winner and its voter differ. The third node's clock may show which one is
+/// wrong; the winner waits a heartbeat interval for it.
 #[test]
 fn a_winner_waits_a_heartbeat_interval_for_clocks_that_agree() {
     let mut node = before_election(3, RIGHT + TEN_YEARS, 0);
@@ -86,11 +88,11 @@ fn a_winner_waits_a_heartbeat_interval_for_clocks_that_agree() {
     node.pass(100);
     node.step(Input::Deadline).unwrap();
     assert_eq!((node.role(), clock(&node)), (RoleKind::Leader, Some(ClockState::NoQuorum)));
-    assert_eq!(times(&mut node), [5_000], "log time goes on from the log");
+    assert_eq!(times(&mut node), [5_000], "log time continues from the log");
 }
 
-/// A heartbeat's answer brings the clock that was missing. Before a command has its time log time may
-/// leap; afterwards it runs a tenth faster.
+/// A heartbeat reply brings the missing clock. Before the first command is stamped, log time may
+/// jump; afterwards it runs a tenth faster.
 #[test]
 fn an_agreement_that_comes_late_leaps_only_before_the_first_command() {
     for (first, expected) in [(false, RIGHT), (true, 5_000 + 100 + 1_100)] {
@@ -128,7 +130,11 @@ fn log_time_never_goes_back() {
     vote(&mut node, 2, RIGHT);
     node.pass(1_000);
     node.propose(1).unwrap();
-    assert_eq!(times(&mut node), [RIGHT + HOUR, RIGHT + HOUR + 900], "slower until the clocks are there");
+    assert_eq!(
+        times(&mut node),
+        [RIGHT + HOUR, RIGHT + HOUR + 900],
+        "slower until the clocks have caught up"
+    );
 }
 
 #[test]
@@ -146,7 +152,10 @@ fn a_node_that_is_alone_holds_log_time_when_its_clock_leaps_at_a_start() {
     node.wall_ms = RIGHT + TEN_YEARS;
     node.pre_campaign();
     node.store();
-    assert_eq!((clock(&node), times(&mut node)), (Some(ClockState::Agreed), vec![RIGHT + TEN_YEARS]));
+    assert_eq!(
+        (clock(&node), times(&mut node)),
+        (Some(ClockState::Agreed), vec![RIGHT + TEN_YEARS])
+    );
 }
 
 #[test]
@@ -154,7 +163,10 @@ fn a_tick_is_compared_with_log_time() {
     let mut node = leader(RIGHT + TEN_YEARS, RIGHT, RIGHT);
     assert_eq!(node.core.log_time_ms(node.now), Some(RIGHT));
     node.step(Input::Tick).unwrap();
-    assert_eq!(node.created().last().map(|entry| (entry.0, entry.3)), Some((EntryKind::Tick, RIGHT)));
+    assert_eq!(
+        node.created().last().map(|entry| (entry.0, entry.3)),
+        Some((EntryKind::Tick, RIGHT))
+    );
     let follower = Node::new(3, 1, &[1]);
     assert_eq!(follower.core.log_time_ms(follower.now), None);
 }

@@ -1,20 +1,22 @@
-//! Whatever comes in, in whatever order: a core refuses or takes it, and never panics; its term and its
-//! commit index never fall, and what it gives out is about entries that it has.
+//! For any inputs in any order: a core accepts or rejects each and never panics; its term and its
+//! commit index never decrease, and its output refers only to entries that it has.
 //!
-//! Peers are not believed to follow the algorithm here. What a run of such inputs cannot show is that
-//! honest peers stay safe; that is the simulator's part.
+//! Peers need not follow the algorithm here. Such a run cannot show that correct peers stay safe;
+//! the simulator tests that.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
+use std::time::Duration;
+
 use d_engine_core::{
-    AppendOutcome, Duration, Effects, EntryKind, EntryMeta, FollowerReport, Input, Instant, LogId, LogIndex,
-    Message, PersistId, Term,
+    AppendOutcome, Effects, EntryKind, EntryMeta, FollowerReport, Input, Instant, LogId, LogIndex,
+    Message, PersistId, ReadMode, SnapshotToInstall, Term,
 };
 use proptest::prelude::*;
 use support::{Node, Setup, cluster, i, n, t};
 
-/// Small numbers, where things happen, and the ends of the range.
+/// Small numbers, which are likely to interact, and both ends of the range.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         12 => 0_u64..8,
@@ -46,13 +48,14 @@ fn entry() -> impl Strategy<Value = EntryMeta> {
     let configuration = proptest::option::weighted(0.2, (0_u64..6, 0_u64..3));
     (term(), kind, any::<u64>(), any::<u32>(), configuration).prop_map(
         |(term, kind, time_ms, bytes, configuration)| {
-            let configuration = configuration.map(|(voters, learners)| Box::new(cluster(voters, learners)));
+            let configuration =
+                configuration.map(|(voters, learners)| Box::new(cluster(voters, learners)));
             EntryMeta { term, kind, time_ms, bytes, configuration }
         },
     )
 }
 
-/// Entries as an honest leader would send them: none of them is refused for its form.
+/// Entries that a correct leader could send: none of them is rejected for its form.
 fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
     proptest::collection::vec((1_u64..6, 0_u32..30), 0..5).prop_map(|mut terms| {
         terms.sort_unstable();
@@ -61,35 +64,34 @@ fn plausible_entries() -> impl Strategy<Value = Vec<EntryMeta>> {
 }
 
 fn report() -> impl Strategy<Value = FollowerReport> {
-    let parts = (index(), number(), number(), any::<(bool, bool, u32)>(), proptest::option::of(log_id()));
-    parts.prop_map(|(applied, nanos, wall_ms, flags, stands_at)| {
+    let parts =
+        (index(), number(), number(), any::<(bool, bool, u32)>(), proptest::option::of(log_id()));
+    parts.prop_map(|(applied, nanos, wall_ms, flags, halted_at)| {
         let stickiness = Duration::from_nanos(nanos);
-        let (short_of_room, log_lost, command_version_max) = flags;
+        let (short_of_space, log_lost, command_version_max) = flags;
         FollowerReport {
             applied,
             stickiness,
             wall_ms,
-            short_of_room,
+            short_of_space,
             log_lost,
-            stands_at,
+            halted_at,
             command_version_max,
         }
     })
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let entries = prop_oneof![3 => plausible_entries(), 1 => proptest::collection::vec(entry(), 0..4)];
+    let entries =
+        prop_oneof![3 => plausible_entries(), 1 => proptest::collection::vec(entry(), 0..4)];
     let outcome = prop_oneof![
-        index().prop_map(AppendOutcome::Stored),
+        index().prop_map(AppendOutcome::Persisted),
         (index(), log_id()).prop_map(|(refused, hint)| AppendOutcome::Conflict { refused, hint }),
     ];
     prop_oneof![
         (term(), log_id()).prop_map(|(term, last)| Message::PreVote { term, last }),
-        (term(), any::<bool>(), number()).prop_map(|(term, granted, wall_ms)| Message::PreVoteReply {
-            term,
-            granted,
-            wall_ms
-        }),
+        (term(), any::<bool>(), number())
+            .prop_map(|(term, granted, wall_ms)| Message::PreVoteReply { term, granted, wall_ms }),
         (term(), log_id(), any::<bool>()).prop_map(|(term, last, transfer)| Message::RequestVote {
             term,
             last,
@@ -100,22 +102,18 @@ fn message() -> impl Strategy<Value = Message> {
             granted,
             wall_ms
         }),
-        (term(), log_id(), index(), entries).prop_map(|(term, prev, commit, entries)| Message::Append {
-            term,
-            prev,
-            commit,
-            entries
+        (term(), log_id(), index(), entries).prop_map(|(term, prev, commit, entries)| {
+            Message::Append { term, prev, commit, entries }
         }),
         (term(), outcome).prop_map(|(term, outcome)| Message::AppendReply { term, outcome }),
-        (term(), index(), number(), index()).prop_map(|(term, commit, round, matched)| Message::Heartbeat {
-            term,
-            commit,
-            round,
-            matched
+        (term(), index(), number(), index()).prop_map(|(term, commit, round, matched)| {
+            Message::Heartbeat { term, commit, round, matched }
         }),
-        (term(), number(), index(), index(), report()).prop_map(|(term, round, received, stored, report)| {
-            Message::HeartbeatReply { term, round, received, stored, report }
-        }),
+        (term(), number(), index(), index(), report()).prop_map(
+            |(term, round, received, persisted, report)| {
+                Message::HeartbeatReply { term, round, received, persisted, report }
+            }
+        ),
         term().prop_map(|term| Message::TimeoutNow { term }),
         (term(), number()).prop_map(|(term, token)| Message::ReadRequest { term, token }),
         (term(), number(), proptest::option::of(index()))
@@ -123,20 +121,20 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// What the test does next.
+/// An action of the test.
 #[derive(Clone, Debug)]
 enum Act {
     Give(Input),
-    /// The message as it is, but with the term that the node is in: most others are stale.
+    /// The message with the node's current term: most others are stale.
     GiveInTerm(u64, Message),
-    /// Every write ordered so far is complete.
+    /// Completes every requested write.
     StoreAll,
-    /// Everything allowed is applied.
+    /// Reports every allowed entry as applied.
     ApplyAll,
     Pass(u64),
-    /// The clock shows this, back or forth.
+    /// Sets the clock, forwards or backwards.
     SetClock(u64),
-    /// A whole election in which everybody is for this node.
+    /// A complete election that this node wins with all votes.
     Elect,
 }
 
@@ -148,21 +146,26 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|sizes| Input::Propose { sizes }),
         1 => (1_u64..=5, 0_u64..2).prop_map(|(voters, learners)| Input::ProposeMembership {
             configuration: Box::new(cluster(voters, learners)),
-            bytes: 10
+            bytes: 10,
+            risk: d_engine_core::QuorumRisk::Accept,
         }),
-        1 => proptest::collection::vec(any::<u64>(), 0..3).prop_map(|ids| Input::Read { lease: ids.len() == 1, ids }),
+        1 => proptest::collection::vec(any::<u64>(), 0..3).prop_map(|ids| {
+            let mode = if ids.len() == 1 { ReadMode::Lease } else { ReadMode::Round };
+            Input::Read { ids, mode }
+        }),
         1 => number().prop_map(|order| Input::Persisted(PersistId::new(order))),
-        1 => number().prop_map(|order| Input::HardStateStored(PersistId::new(order))),
+        1 => number().prop_map(|order| Input::HardStatePersisted(PersistId::new(order))),
         1 => index().prop_map(Input::Applied),
         1 => from().prop_map(|node| Input::PeerLost(n(node))),
         1 => proptest::option::of(from())
             .prop_map(|to| Input::TransferLeadership { to: to.map(n) }),
         1 => Just(Input::Tick),
         1 => (log_id(), any::<u32>()).prop_map(|(target, bytes)| Input::ProposeSkip { target, bytes }),
-        1 => proptest::option::of(log_id()).prop_map(Input::StandsAt),
+        1 => proptest::option::of(log_id()).prop_map(Input::HaltedAt),
         1 => (from(), term(), log_id(), 1_u64..=5).prop_map(|(from, term, last, voters)| {
             let configuration = Box::new(cluster(voters, 0));
-            Input::InstallSnapshot { from: n(from), term, last, time_ms: 7, configuration }
+            let from = n(from);
+            Input::InstallSnapshot(SnapshotToInstall { from, term, last, time_ms: 7, configuration })
         }),
         1 => from().prop_map(|node| Input::SnapshotFailed(n(node))),
         1 => log_id().prop_map(Input::Purged),
@@ -181,12 +184,18 @@ fn act() -> impl Strategy<Value = Act> {
 
 fn in_term(message: Message, current: Term) -> Message {
     match message {
-        Message::PreVote { last, .. } => Message::PreVote { term: t(current.get().saturating_add(1)), last },
+        Message::PreVote { last, .. } => {
+            Message::PreVote { term: t(current.get().saturating_add(1)), last }
+        }
         Message::PreVoteReply { granted, wall_ms, .. } => {
             Message::PreVoteReply { term: t(current.get().saturating_add(1)), granted, wall_ms }
         }
-        Message::RequestVote { last, transfer, .. } => Message::RequestVote { term: current, last, transfer },
-        Message::VoteReply { granted, wall_ms, .. } => Message::VoteReply { term: current, granted, wall_ms },
+        Message::RequestVote { last, transfer, .. } => {
+            Message::RequestVote { term: current, last, transfer }
+        }
+        Message::VoteReply { granted, wall_ms, .. } => {
+            Message::VoteReply { term: current, granted, wall_ms }
+        }
         Message::Append { prev, commit, entries, .. } => {
             Message::Append { term: current, prev, commit, entries }
         }
@@ -194,24 +203,30 @@ fn in_term(message: Message, current: Term) -> Message {
         Message::Heartbeat { commit, round, matched, .. } => {
             Message::Heartbeat { term: current, commit, round, matched }
         }
-        Message::HeartbeatReply { round, received, stored, report, .. } => {
-            Message::HeartbeatReply { term: current, round, received, stored, report }
+        Message::HeartbeatReply { round, received, persisted, report, .. } => {
+            Message::HeartbeatReply { term: current, round, received, persisted, report }
         }
         Message::TimeoutNow { .. } => Message::TimeoutNow { term: current },
         Message::ReadRequest { token, .. } => Message::ReadRequest { term: current, token },
-        Message::ReadReply { token, index, .. } => Message::ReadReply { term: current, token, index },
+        Message::ReadReply { token, index, .. } => {
+            Message::ReadReply { term: current, token, index }
+        }
     }
 }
 
-/// Gives one input and checks what must hold for any input.
+/// Passes one input to the core and checks the rules that hold for every input.
 fn give(node: &mut Node, input: Input) -> Result<(), TestCaseError> {
     let before = (node.core.term(), node.core.log());
     let mut out = Effects::default();
-    let result = node.core.step(node.now, 0, input, &mut out);
+    let result = node.core.step(node.time(), input, &mut out);
     let (term, log) = (node.core.term(), node.core.log());
-    prop_assert!(term >= before.0, "the term fell");
-    prop_assert!(log.committed >= before.1.committed, "the commit index fell after {:?}", result);
-    prop_assert!(log.applied >= before.1.applied, "the applied index fell");
+    prop_assert!(term >= before.0, "the term decreased");
+    prop_assert!(
+        log.committed >= before.1.committed,
+        "the commit index decreased after {:?}",
+        result
+    );
+    prop_assert!(log.applied >= before.1.applied, "the applied index decreased");
     prop_assert!(log.committed <= log.last.index && log.persisted <= log.last.index);
     prop_assert!(out.apply_to.is_none_or(|index| index <= log.committed && index <= log.persisted));
     for plan in &out.appends {
@@ -223,7 +238,7 @@ fn give(node: &mut Node, input: Input) -> Result<(), TestCaseError> {
         prop_assert!(send.to != n(1), "a message to itself: {:?}", send);
     }
     node.orders.extend(out.persist);
-    // What it tells about itself can be asked for at any moment, and fits together.
+    // Status and gauges may be requested at any time, and must be consistent.
     let status = node.core.status();
     prop_assert_eq!((status.term, status.log, status.role), (term, log, node.core.role()));
     prop_assert!(!node.core.leads_with_commit() || node.core.is_caught_up());

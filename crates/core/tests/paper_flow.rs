@@ -1,5 +1,5 @@
-//! How fast a leader sends, and how it finds out what got lost: batches and pipelines (Raft thesis,
-//! section 10.2), retries (paper, section 5.3: "retries AppendEntries RPCs indefinitely").
+//! How fast a leader sends, and how it detects losses: batches and pipelines (Raft thesis, section
+//! 10.2), retries (paper, section 5.3: "retries AppendEntries RPCs indefinitely").
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,25 +7,26 @@ mod support;
 use d_engine_core::{CoreConfig, Input, LogId};
 use support::{Node, Setup, cluster, id, n, t};
 
-/// A leader of three under `config` whose followers hold all of its two entries.
+/// A leader of three with `config`, whose followers hold its two entries.
 fn leader_with(config: CoreConfig) -> Node {
     let mut node = Node::leader_of(Setup { config, ..Setup::of(3, 1, &[1]) });
     node.settle();
     node
 }
 
-/// Lets heartbeat intervals pass in which `from` answers each round with what it has received.
+/// Lets `rounds` heartbeat intervals pass; `from` answers each round with `received` as its last
+/// received index.
 fn beat(node: &mut Node, from: u64, received: u64, rounds: u64) {
     for _ in 0..rounds {
         node.pass(100);
         node.step(Input::Deadline).unwrap();
         let round = node.last_round();
-        let stored = received.min(2);
-        node.answers_holding(from, round, received, stored).unwrap();
+        let persisted = received.min(2);
+        node.answers_holding(from, round, received, persisted).unwrap();
     }
 }
 
-/// Until it is known where the logs meet, one append at a time is on its way.
+/// Until the leader knows where the logs match, one append at a time is in flight.
 #[test]
 fn s5_3_a_follower_of_unknown_state_is_probed_with_one_append_at_a_time() {
     let mut node = Node::leader(3, 1, &[1]);
@@ -37,7 +38,7 @@ fn s5_3_a_follower_of_unknown_state_is_probed_with_one_append_at_a_time() {
     assert_eq!(node.take_appends_to(2), [(2, 4)]);
 }
 
-/// Once they are known to meet, appends follow each other without waiting for the answers.
+/// Once the logs are known to match, appends follow each other without waiting for replies.
 #[test]
 fn thesis_10_2_1_appends_to_a_follower_that_matches_are_pipelined() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -47,7 +48,7 @@ fn thesis_10_2_1_appends_to_a_follower_that_matches_are_pipelined() {
     assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4), (4, 5)]);
 }
 
-/// The pipeline has a limit of messages; an ack opens it again.
+/// The pipeline has a limit of messages; an ack makes space in it.
 #[test]
 fn thesis_10_2_1_the_window_counts_messages() {
     let mut node = leader_with(CoreConfig { inflight_appends_max: 2, ..CoreConfig::default() });
@@ -56,10 +57,10 @@ fn thesis_10_2_1_the_window_counts_messages() {
     }
     assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4)]);
     node.stored_by(2, 3).unwrap();
-    assert_eq!(node.take_appends_to(2), [(4, 6)], "what waited goes in one message");
+    assert_eq!(node.take_appends_to(2), [(4, 6)], "the waiting entries are sent in one message");
 }
 
-/// And a limit of bytes.
+/// The pipeline also has a limit of bytes.
 #[test]
 fn thesis_10_2_1_the_window_counts_bytes() {
     let mut node = leader_with(CoreConfig { inflight_bytes_max: 25, ..CoreConfig::default() });
@@ -71,7 +72,7 @@ fn thesis_10_2_1_the_window_counts_bytes() {
     assert_eq!(node.take_appends_to(2), [(5, 7)]);
 }
 
-/// The window is per follower: a slow one does not hold up a fast one.
+/// The window is per follower: a slow follower does not delay a fast one.
 #[test]
 fn thesis_10_2_1_a_slow_follower_holds_up_nobody_else() {
     let mut node = leader_with(CoreConfig { inflight_appends_max: 1, ..CoreConfig::default() });
@@ -82,16 +83,17 @@ fn thesis_10_2_1_a_slow_follower_holds_up_nobody_else() {
     assert_eq!(node.take_appends(), [(3, 3, 4)]);
 }
 
-/// One message carries at most so many bytes and entries, and at least one entry of any size.
+/// A message has a limit of bytes and entries, but may carry one entry of any size.
 #[test]
 fn thesis_10_2_2_a_message_has_a_limit_of_bytes_and_entries() {
-    let config = CoreConfig { append_bytes_max: 20, append_entries_max: 3, ..CoreConfig::default() };
+    let config =
+        CoreConfig { append_bytes_max: 20, append_entries_max: 3, ..CoreConfig::default() };
     let mut node = leader_with(config);
     node.step(Input::Propose { sizes: vec![10, 10, 10, 1000, 0, 0, 0, 0] }).unwrap();
     assert_eq!(node.take_appends_to(2), [(2, 4), (4, 5), (5, 6), (6, 9), (9, 10)]);
 }
 
-/// If a follower's log is inconsistent with the leader's, the leader goes back and tries again.
+/// If a follower's log is inconsistent with the leader's, the leader probes further back.
 #[test]
 fn s5_3_after_a_refusal_the_leader_probes_further_back() {
     let mut node = Node::leader(3, 5, &[1, 1, 4, 4, 4]);
@@ -102,22 +104,22 @@ fn s5_3_after_a_refusal_the_leader_probes_further_back() {
     assert_eq!(node.take_appends_to(2), [(0, 6)]);
 }
 
-/// A refusal that comes late or twice is about a probe that is history.
+/// A late or duplicate refusal refers to an earlier probe.
 #[test]
 fn s5_3_a_stale_refusal_changes_nothing() {
     let mut node = Node::leader(3, 5, &[1, 1, 4, 4, 4]);
     node.refused_by(2, 5, id(1, 2)).unwrap();
     node.take_appends();
     node.refused_by(2, 5, id(1, 1)).unwrap();
-    assert_eq!(node.take_appends_to(2), [], "the probe is at 2 now");
+    assert_eq!(node.take_appends_to(2), [], "the probe is now at 2");
     node.stored_by(2, 6).unwrap();
     node.refused_by(2, 5, id(1, 1)).unwrap();
     node.propose(1).unwrap();
-    assert_eq!(node.take_appends_to(2), [(6, 7)], "the refused entry is known to be stored");
+    assert_eq!(node.take_appends_to(2), [(6, 7)], "the refused entry is known to be persisted");
 }
 
-/// A refusal in the middle of a pipeline (a message before it got lost) starts a new probe where the
-/// follower ends, and never before what it has acknowledged.
+/// A refusal in the middle of a pipeline (an earlier message was lost) starts a new probe at the
+/// follower's end, and never before its last ack.
 #[test]
 fn s5_3_a_gap_in_the_pipeline_leads_back_to_a_probe() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -129,23 +131,24 @@ fn s5_3_a_gap_in_the_pipeline_leads_back_to_a_probe() {
     node.refused_by(2, 5, id(1, 1)).unwrap();
     assert_eq!(node.take_appends_to(2), [(3, 6)]);
     node.propose(1).unwrap();
-    assert_eq!(node.take_appends_to(2), [], "one at a time again");
+    assert_eq!(node.take_appends_to(2), [], "one append at a time again");
 }
 
-/// A follower that refuses what it has acknowledged has lost its log. It cannot be helped by asking
-/// again at once, and asking without pause would keep both busy at the speed of the network.
+/// A follower that refuses entries that it has acknowledged has lost its log. Probing it again at
+/// once does not help, and probing without a pause would keep both nodes busy at the speed of the
+/// network.
 #[test]
 fn s5_3_a_follower_that_refuses_what_it_acknowledged_is_not_asked_without_pause() {
     let mut node = Node::settled(3, 1, &[1]);
     beat(&mut node, 2, 0, 1);
-    assert_eq!(node.take_appends_to(2), [(2, 2)], "it says that it knows nothing: a probe");
+    assert_eq!(node.take_appends_to(2), [(2, 2)], "it reports an empty log: a probe");
     node.refused_by(2, 2, LogId::ZERO).unwrap();
     assert_eq!(node.take_appends_to(2), []);
     beat(&mut node, 2, 0, 2);
     assert_eq!(node.take_appends_to(2), [(2, 2)], "and again after two heartbeats");
 }
 
-/// An append that was lost without a report of the transport is found out by an *empty* append after
+/// An append that was lost without a report of the transport is detected by an *empty* append after
 /// everything sent, and not before three of the longest election timeouts without progress.
 #[test]
 fn s5_3_a_lost_append_is_found_out_by_an_empty_one_and_sent_again() {
@@ -154,15 +157,15 @@ fn s5_3_a_lost_append_is_found_out_by_an_empty_one_and_sent_again() {
     node.propose(1).unwrap();
     assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4)]);
     beat(&mut node, 2, 2, 30);
-    assert_eq!(node.take_appends_to(2), [], "it may still be on its way");
+    assert_eq!(node.take_appends_to(2), [], "it may still be in flight");
     beat(&mut node, 2, 2, 1);
-    assert_eq!(node.take_appends_to(2), [(4, 4)], "no entry is sent twice on a guess");
+    assert_eq!(node.take_appends_to(2), [(4, 4)], "no entry is sent twice without evidence");
     node.refused_by(2, 4, id(1, 2)).unwrap();
-    assert_eq!(node.take_appends_to(2), [(2, 4)], "now it is known what is missing");
+    assert_eq!(node.take_appends_to(2), [(2, 4)], "now the missing entries are known");
 }
 
-/// The log may have been purged past everything sent meanwhile: then there is nothing to ask with, and
-/// the follower gets a snapshot. Found by the simulator.
+/// The log may have been purged past everything sent meanwhile. Then no empty append is possible,
+/// and the follower is sent a snapshot. Found by the simulator.
 #[test]
 fn s5_3_a_follower_that_hangs_before_a_purge_gets_a_snapshot() {
     let config = CoreConfig { inflight_appends_max: 1, ..CoreConfig::default() };
@@ -179,8 +182,8 @@ fn s5_3_a_follower_that_hangs_before_a_purge_gets_a_snapshot() {
     assert_eq!(node.snapshots, [2]);
 }
 
-/// On a slow link nothing is lost, only late: the account of what is on its way stays, and nothing is
-/// sent again however long it takes.
+/// On a slow link messages are late but not lost: the leader keeps them counted as in flight and
+/// sends nothing twice, however long it takes.
 #[test]
 fn s5_3_on_a_slow_link_nothing_is_sent_twice() {
     let config = CoreConfig { inflight_appends_max: 2, ..CoreConfig::default() };
@@ -190,15 +193,15 @@ fn s5_3_on_a_slow_link_nothing_is_sent_twice() {
     }
     assert_eq!(node.take_appends_to(2), [(2, 3), (3, 4)]);
     beat(&mut node, 2, 2, 100);
-    assert_eq!(node.take_appends_to(2), [(4, 4), (4, 4), (4, 4)], "three questions in ten seconds");
+    assert_eq!(node.take_appends_to(2), [(4, 4), (4, 4), (4, 4)], "three probes in ten seconds");
     node.stored_by(2, 3).unwrap();
     assert_eq!(node.take_appends_to(2), [(4, 7)]);
     node.stored_by(2, 4).unwrap();
     assert_eq!(node.take_appends_to(2), []);
 }
 
-/// What the driver could not send is planned again from there, not before the follower is heard: a
-/// full queue has to move first. What was sent before is not sent again.
+/// Entries that the driver could not send are planned again from there once the follower is heard,
+/// not before: a full queue must drain first. Entries sent before are not sent again.
 #[test]
 fn s5_3_what_was_not_sent_is_planned_again_once_the_follower_is_heard() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -216,14 +219,15 @@ fn s5_3_what_was_not_sent_is_planned_again_once_the_follower_is_heard() {
     assert_eq!(node.take_appends_to(2), [(3, 6)]);
 }
 
-/// A report about an earlier term or about what is stored meanwhile changes nothing.
+/// A report about an earlier term, or about entries persisted meanwhile, changes nothing.
 #[test]
 fn s5_3_a_late_report_of_an_append_that_was_not_sent_changes_nothing() {
     let mut node = Node::settled(3, 1, &[1]);
     node.propose(1).unwrap();
     node.take_appends();
     let term = node.core.term();
-    let old = Input::AppendNotSent { to: n(2), term: support::t(term.get() - 1), prev: support::i(2) };
+    let old =
+        Input::AppendNotSent { to: n(2), term: support::t(term.get() - 1), prev: support::i(2) };
     node.step(old).unwrap();
     node.stored_by(2, 3).unwrap();
     node.step(Input::AppendNotSent { to: n(2), term, prev: support::i(3) }).unwrap();
@@ -231,8 +235,8 @@ fn s5_3_a_late_report_of_an_append_that_was_not_sent_changes_nothing() {
     assert_eq!(node.take_appends_to(2), [(3, 4)]);
 }
 
-/// A probe that carries more than a few entries delays everything behind it on a slow link, and a
-/// follower that does not match gets them in vain.
+/// A probe with more than a few entries would delay everything after it on a slow link, and would
+/// be wasted if the follower does not match.
 #[test]
 fn s5_3_a_probe_carries_no_more_than_a_few_kilobytes() {
     let mut setup = Setup::of(3, 1, &[1, 1]);
@@ -243,7 +247,7 @@ fn s5_3_a_probe_carries_no_more_than_a_few_kilobytes() {
     assert_eq!(node.take_appends_to(2), [(1, 1)]);
 }
 
-/// A follower that gets on, however slowly, is left alone.
+/// A follower that makes progress, however slowly, is not probed.
 #[test]
 fn s5_3_a_follower_that_makes_progress_is_not_probed() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -257,7 +261,7 @@ fn s5_3_a_follower_that_makes_progress_is_not_probed() {
     assert_eq!(node.take_appends_to(2), []);
 }
 
-/// So is one that has received everything and whose disk is slow.
+/// Neither is one that has received everything and has a slow disk.
 #[test]
 fn s5_3_a_follower_with_a_slow_disk_is_not_sent_everything_again() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -276,10 +280,14 @@ fn s5_3_a_lost_probe_is_sent_again() {
     beat(&mut node, 2, 0, 1);
     assert_eq!(node.take_appends_to(2), []);
     beat(&mut node, 2, 0, 1);
-    assert_eq!(node.take_appends_to(2), [(1, 1)], "the first one may be late: no entry is sent again");
+    assert_eq!(
+        node.take_appends_to(2),
+        [(1, 1)],
+        "the first append may be late: no entry is sent again"
+    );
 }
 
-/// The answer to a heartbeat is an ack: when the ack itself got lost, nothing is sent twice.
+/// The reply to a heartbeat is an ack: if an ack is lost, nothing is sent twice.
 #[test]
 fn s5_3_a_lost_ack_is_replaced_by_the_answer_to_a_heartbeat() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -293,7 +301,7 @@ fn s5_3_a_lost_ack_is_replaced_by_the_answer_to_a_heartbeat() {
     assert_eq!((node.commit(), node.take_appends_to(2)), (3, vec![]));
 }
 
-/// A follower that has restarted no longer knows what matches; an empty append tells it.
+/// A restarted follower no longer knows how far its log matches; an empty append tells it.
 #[test]
 fn s5_3_a_restarted_follower_is_found_and_probed() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -301,7 +309,7 @@ fn s5_3_a_restarted_follower_is_found_and_probed() {
     assert_eq!(node.take_appends_to(2), [(2, 2)]);
 }
 
-/// When a connection breaks, what was on its way is sent again from the last ack on.
+/// After a lost connection, everything in flight is sent again from the last ack on.
 #[test]
 fn s5_3_after_a_lost_connection_the_leader_starts_from_the_last_ack() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -316,8 +324,8 @@ fn s5_3_after_a_lost_connection_the_leader_starts_from_the_last_ack() {
     assert_eq!(node.take_appends(), []);
 }
 
-/// Strangers are neither believed nor answered by a leader.
-/// A new leader knows no ack. A connection that breaks then is no reason to send the whole log again.
+/// A new leader has no acks. If a connection breaks then, the probe is repeated; the whole log is
+/// not sent again.
 #[test]
 fn s5_3_a_probe_is_sent_again_from_where_it_stood_after_a_lost_connection() {
     let mut node = Node::leader(3, 1, &[1, 1, 1]);
@@ -327,7 +335,7 @@ fn s5_3_a_probe_is_sent_again_from_where_it_stood_after_a_lost_connection() {
     assert_eq!(sent, [(3, 4)]);
 }
 
-/// A disk that stands still while a leader's heartbeats come must not fill memory with answers.
+/// Heartbeat replies that wait for a hanging disk must not fill memory.
 #[test]
 fn s5_3_of_the_answers_to_heartbeats_that_wait_only_the_last_is_kept() {
     let mut node = Node::new(3, 0, &[]);
@@ -339,8 +347,8 @@ fn s5_3_of_the_answers_to_heartbeats_that_wait_only_the_last_is_kept() {
     assert_eq!(node.take_sent().len(), 1);
 }
 
-/// Elections that come and go while this node's disk stands still must not fill memory: what is of an
-/// earlier term is of no use, and of the answers to pre-votes the last one is enough.
+/// Repeated elections while this node's disk hangs must not fill memory: messages of an earlier
+/// term are of no use, and of the pre-vote replies the last one suffices.
 #[test]
 fn s5_3_of_what_waits_for_the_disk_only_the_current_term_is_kept() {
     let mut node = Node::new(3, 1, &[1]);
@@ -357,7 +365,7 @@ fn s5_3_of_what_waits_for_the_disk_only_the_current_term_is_kept() {
     assert!(node.take_sent().iter().all(|(_, message)| message.term() >= t(49)));
 }
 
-/// An append that comes again while the disk stands still must not fill memory with acks either.
+/// Repeated appends while the disk hangs must not fill memory with acks either.
 #[test]
 fn s5_3_an_append_that_comes_again_is_acknowledged_once() {
     let mut node = Node::new(3, 1, &[1]);
@@ -369,7 +377,8 @@ fn s5_3_an_append_that_comes_again_is_acknowledged_once() {
     assert_eq!(node.take_sent().len(), 1);
 }
 
-/// A refusal that carries a term which is not stored waits for the disk; a link that flaps brings the question again.
+/// A refusal with a term that is not persisted waits for the disk, and an unstable link repeats the
+/// request.
 #[test]
 fn s5_3_a_question_that_comes_again_is_refused_once() {
     let mut node = Node::new(3, 1, &[1]);
@@ -381,6 +390,7 @@ fn s5_3_a_question_that_comes_again_is_refused_once() {
     assert_eq!(node.take_sent().len(), 1);
 }
 
+/// A leader neither accepts messages from nodes outside the configuration nor replies to them.
 #[test]
 fn s5_3_acks_of_strangers_do_not_count() {
     let mut node = Node::leader_of(Setup { configuration: cluster(3, 0), ..Setup::of(3, 1, &[1]) });

@@ -1,14 +1,17 @@
-//! Reads by the leader's lease, and reads at a follower (Raft thesis, sections 6.4 and 6.4.1), a test per
-//! sentence. Unless said otherwise: heartbeats every 100 ms, a shortest election timeout of 500 ms, and
-//! clocks that drift by 10 percent, so that a lease lasts 409 ms from the sending of its round.
+//! Reads by leader lease, and reads at a follower (Raft thesis, sections 6.4 and 6.4.1), one test
+//! per sentence. Unless stated otherwise: heartbeats every 100 ms, a shortest election timeout of
+//! 500 ms and a clock drift of 10 percent, so that a lease lasts 409 ms from the sending of its
+//! round.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use d_engine_core::{CoreConfig, Duration, Input, Message, Rejected};
+use std::time::Duration;
+
+use d_engine_core::{CoreConfig, Input, Message, Rejected};
 use support::{Node, Setup, i, n, t};
 
-/// A leader of three whose round, sent just now, was answered by a quorum.
+/// A leader of three to whose round, sent just now, a quorum has replied.
 fn with_lease(config: CoreConfig) -> Node {
     let mut node = Node::leader_of(Setup { config, ..Setup::of(3, 1, &[1]) });
     node.settle();
@@ -45,7 +48,7 @@ fn thesis_6_4_1_a_read_that_does_not_ask_for_it_gets_a_round() {
     assert_eq!(node.confirmed, []);
 }
 
-/// The lease counts from when the round was sent, not from when it was answered.
+/// The lease counts from the sending of the round, not from the replies.
 #[test]
 fn thesis_6_4_1_the_lease_counts_from_the_sending_of_its_round() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -59,7 +62,7 @@ fn thesis_6_4_1_the_lease_counts_from_the_sending_of_its_round() {
     assert!(!confirmed_at_once(&mut node), "410 ms after it");
 }
 
-/// The answer to an earlier round renews the lease from that round only.
+/// The reply to an earlier round renews the lease from that round only.
 #[test]
 fn thesis_6_4_1_an_answer_to_an_earlier_round_counts_from_that_round() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -74,7 +77,7 @@ fn thesis_6_4_1_an_answer_to_an_earlier_round_counts_from_that_round() {
     assert!(!confirmed_at_once(&mut node));
 }
 
-/// One of five is no quorum, however often it answers.
+/// One of five is not a quorum, however often it replies.
 #[test]
 fn thesis_6_4_1_only_a_quorum_gives_a_lease() {
     let mut node = Node::settled(5, 1, &[1]);
@@ -87,7 +90,8 @@ fn thesis_6_4_1_only_a_quorum_gives_a_lease() {
     assert_eq!(node.core.lease_until().map(|until| until.since(node.now).as_millis()), Some(409));
 }
 
-/// Answers to appends are of no use: what they tell is when they came, not what they answer.
+/// Replies to appends do not renew the lease: they show when they arrived, not which message they
+/// reply to.
 #[test]
 fn thesis_6_4_1_acks_do_not_renew_the_lease() {
     let mut node = with_lease(CoreConfig::default());
@@ -100,7 +104,8 @@ fn thesis_6_4_1_acks_do_not_renew_the_lease() {
     assert_eq!(node.core.lease_until(), until);
 }
 
-/// Before an entry of its term is committed the leader does not know what is, lease or not.
+/// Before an entry of its term is committed the leader does not know the commit index, with or
+/// without a lease.
 #[test]
 fn thesis_6_4_1_no_lease_before_the_terms_first_commit() {
     let mut node = Node::leader(3, 1, &[1]);
@@ -113,8 +118,8 @@ fn thesis_6_4_1_no_lease_before_the_terms_first_commit() {
     assert!(node.core.lease_until().is_some());
 }
 
-/// The leader that has told another node to campaign holds no lease any more in its term: that node's
-/// voters need not be loyal.
+/// A leader that has told another node to campaign has no lease any more in its term: vote
+/// stickiness does not apply to that node's requests.
 #[test]
 fn thesis_6_4_1_a_transfer_ends_the_lease_for_the_term() {
     let mut node = with_lease(CoreConfig::default());
@@ -123,7 +128,7 @@ fn thesis_6_4_1_a_transfer_ends_the_lease_for_the_term() {
     node.step(Input::TransferLeadership { to: Some(n(2)) }).unwrap();
     assert!(node.take_sent().contains(&(2, Message::TimeoutNow { term: node.core.term() })));
     assert_eq!(node.core.lease_until(), None);
-    // Given up after an election timeout; the target may still campaign at any time.
+    // The transfer ends after an election timeout, but the target may still campaign at any time.
     for _ in 0..7 {
         beat(&mut node);
         let round = node.last_round();
@@ -134,7 +139,7 @@ fn thesis_6_4_1_a_transfer_ends_the_lease_for_the_term() {
     assert!(!confirmed_at_once(&mut node));
 }
 
-/// A transfer whose target was not told yet has not freed anybody from loyalty.
+/// A transfer whose target was not asked to campaign yet leaves vote stickiness in force.
 #[test]
 fn thesis_6_4_1_the_lease_holds_until_the_target_is_told() {
     let mut node = with_lease(CoreConfig::default());
@@ -146,7 +151,7 @@ fn thesis_6_4_1_the_lease_holds_until_the_target_is_told() {
     assert_eq!(node.core.lease_until(), None);
 }
 
-/// Fast clocks elsewhere and a slow one here: both are in the bound.
+/// Fast clocks on other nodes and a slow one here: the bound on drift covers both.
 #[test]
 fn thesis_6_4_1_the_lease_is_shorter_than_the_loyalty_by_the_drift() {
     let lasts = |percent| CoreConfig { clock_drift_percent_max: percent, ..CoreConfig::default() };
@@ -158,7 +163,7 @@ fn thesis_6_4_1_the_lease_is_shorter_than_the_loyalty_by_the_drift() {
     assert!(!confirmed_at_once(&mut with_lease(lasts(100))), "turned off");
 }
 
-/// A deposed leader has none.
+/// A deposed leader has no lease.
 #[test]
 fn thesis_6_4_1_the_lease_ends_with_leadership() {
     let mut node = with_lease(CoreConfig::default());
@@ -178,7 +183,8 @@ fn thesis_6_4_1_a_single_node_has_a_lease_after_its_first_heartbeat() {
     assert!(confirmed_at_once(&mut node));
 }
 
-/// A follower of node 3 in term 4 that has asked it about read 1; the question's name.
+/// A follower of node 3 in term 4 that has requested the read index for read 1; returns the
+/// request's token.
 fn asking() -> (Node, u64) {
     let mut node = Node::new(3, 4, &[4]);
     node.heartbeat(3, 4, 0).unwrap();
@@ -209,8 +215,8 @@ fn thesis_6_4_a_follower_asks_its_leader_for_the_read_index() {
     assert_eq!(node.confirmed, [(1, 9)], "once");
 }
 
-/// Reads that arrive while a question is on its way are not answered by it: it may have been confirmed
-/// before they came.
+/// Reads that arrive while a request is in flight are not confirmed by its reply, which may have
+/// been confirmed before they arrived.
 #[test]
 fn thesis_6_4_a_later_read_at_a_follower_goes_with_the_next_question() {
     let (mut node, first) = asking();
@@ -222,12 +228,12 @@ fn thesis_6_4_a_later_read_at_a_follower_goes_with_the_next_question() {
     let second = asked(&mut node).unwrap();
     assert_ne!(first, second);
     node.receive(3, reply(4, first, Some(5))).unwrap();
-    assert_eq!(node.confirmed, [(1, 5)], "the answer to the first question, again");
+    assert_eq!(node.confirmed, [(1, 5)], "the reply to the first request, again");
     node.receive(3, reply(4, second, Some(6))).unwrap();
     assert_eq!(node.confirmed, [(1, 5), (2, 6), (3, 6)]);
 }
 
-/// FAULTS.md row 22: what was asked before a restart has other names.
+/// FAULTS.md row 22: requests from before a restart have other tokens.
 #[test]
 fn row_22_questions_of_two_starts_have_different_names() {
     let token_of = |seed| {
@@ -247,7 +253,8 @@ fn thesis_6_4_the_leader_answers_a_follower_after_a_round_sent_since() {
     node.receive(2, Message::ReadRequest { term: node.core.term(), token: 77 }).unwrap();
     node.answers(3, before, 2).unwrap();
     let replies = |node: &Node| {
-        let is_reply = |(_, message): &&(u64, Message)| matches!(message, Message::ReadReply { .. });
+        let is_reply =
+            |(_, message): &&(u64, Message)| matches!(message, Message::ReadReply { .. });
         node.sent.iter().filter(is_reply).cloned().collect::<Vec<_>>()
     };
     assert_eq!(replies(&node), []);
@@ -257,7 +264,7 @@ fn thesis_6_4_the_leader_answers_a_follower_after_a_round_sent_since() {
     assert_eq!(replies(&node), [(2, reply(2, 77, Some(2)))]);
 }
 
-/// Whoever does not lead, or no longer leads the term that is asked about, refuses at once.
+/// A node that does not lead, or no longer leads the requested term, refuses at once.
 #[test]
 fn thesis_6_4_a_question_that_cannot_be_answered_is_refused() {
     let mut node = Node::new(3, 4, &[4]);
@@ -269,7 +276,7 @@ fn thesis_6_4_a_question_that_cannot_be_answered_is_refused() {
     assert_eq!(node.lost_reads, [1]);
 }
 
-/// No answer comes from a leader that is gone.
+/// A leader that is gone does not reply.
 #[test]
 fn thesis_6_4_a_follower_gives_up_when_its_leader_changes_or_is_silent() {
     let (mut node, token) = asking();
@@ -282,7 +289,11 @@ fn thesis_6_4_a_follower_gives_up_when_its_leader_changes_or_is_silent() {
     let (mut node, _) = asking();
     node.pass(100);
     node.heartbeat(3, 4, 0).unwrap();
-    assert_eq!(node.deadline_in_ms(), Some(400), "the question's, not the election's");
+    assert_eq!(
+        node.deadline_in_ms(),
+        Some(400),
+        "the deadline of the request, not of the election"
+    );
     for _ in 0..4 {
         node.pass(100);
         node.heartbeat(3, 4, 0).unwrap();
@@ -291,8 +302,8 @@ fn thesis_6_4_a_follower_gives_up_when_its_leader_changes_or_is_silent() {
     assert_eq!(node.lost_reads, [1]);
 }
 
-/// The refusal of a node that is in a later term leaves this one without a leader to ask: reads that
-/// wait behind the question are lost with it. Found by the simulator.
+/// A refusal from a later term leaves this node without a leader to ask: reads that wait for the
+/// next request are lost with it. Found by the simulator.
 #[test]
 fn thesis_6_4_a_refusal_from_a_later_term_ends_the_waiting_reads_too() {
     let (mut node, token) = asking();
@@ -301,7 +312,7 @@ fn thesis_6_4_a_refusal_from_a_later_term_ends_the_waiting_reads_too() {
     assert_eq!(node.lost_reads, [1, 2]);
 }
 
-/// A broken connection may have lost the question; it is asked again under its name.
+/// A lost connection may have lost the request; it is sent again with the same token.
 #[test]
 fn thesis_6_4_a_lost_question_is_asked_again() {
     let (mut node, token) = asking();
@@ -311,7 +322,7 @@ fn thesis_6_4_a_lost_question_is_asked_again() {
     assert_eq!(asked(&mut node), Some(token));
 }
 
-/// Reads that wait are bounded at a follower too.
+/// The number of waiting reads is limited at a follower too.
 #[test]
 fn thesis_6_4_waiting_reads_are_bounded_at_a_follower() {
     let config = CoreConfig { waiting_reads_max: 2, ..CoreConfig::default() };

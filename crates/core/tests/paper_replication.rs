@@ -1,24 +1,24 @@
-//! How entries get to followers and what followers do with them, sentence by sentence: Raft paper,
-//! figure 2 (AppendEntries) and section 5.3. How fast they are sent is in `paper_flow.rs`.
+//! How entries reach followers and what followers do with them, sentence by sentence: Raft paper,
+//! figure 2 (AppendEntries) and section 5.3. `paper_flow.rs` tests how fast they are sent.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use d_engine_core::{
-    AppendOutcome, Appended, Configuration, EntryKind, EntryMeta, Input, LogId, LogIndex, Message, Rejected,
-    RoleKind, Term,
+    AppendOutcome, Appended, Configuration, EntryKind, EntryMeta, Input, LogId, LogIndex, Message,
+    Rejected, RoleKind, Term,
 };
 use support::{Node, Setup, cluster, entry, i, id, membership, t};
 
-fn stored(index: u64) -> AppendOutcome {
-    AppendOutcome::Stored(i(index))
+fn persisted(index: u64) -> AppendOutcome {
+    AppendOutcome::Persisted(i(index))
 }
 
 fn conflict(refused: u64, hint: LogId) -> AppendOutcome {
     AppendOutcome::Conflict { refused: i(refused), hint }
 }
 
-/// A follower of node 2 in term `term` whose log has these terms, all stored, none verified.
+/// A follower of node 2 in term `term` whose log has these terms, all persisted, none verified.
 fn follower(term: u64, log: &[u64]) -> Node {
     Node::new(3, term, log)
 }
@@ -34,7 +34,7 @@ fn s5_3_a_command_goes_to_the_own_log_and_to_the_followers_at_once() {
     assert_eq!(node.core.log().persisted, i(2));
 }
 
-/// A leader opens its term with an entry that carries nothing (section 8).
+/// A leader begins its term with an entry without content (section 8).
 #[test]
 fn s8_a_leader_opens_its_term_with_a_noop() {
     let node = Node::leader(3, 4, &[1, 4]);
@@ -42,7 +42,8 @@ fn s8_a_leader_opens_its_term_with_a_noop() {
     assert_eq!(node.log_terms(), [1, 4, 5]);
 }
 
-/// The follower refuses new entries if it does not hold the entry before them: nothing at that index.
+/// The follower refuses new entries if it does not have the entry before them. Here: its log ends
+/// before that index.
 #[test]
 fn s5_3_an_append_behind_the_end_of_the_log_is_refused() {
     let mut node = follower(4, &[1, 1]);
@@ -51,7 +52,7 @@ fn s5_3_an_append_behind_the_end_of_the_log_is_refused() {
     assert_eq!((node.log_terms(), node.commit()), (vec![1, 1], 0));
 }
 
-/// The same if the entry at that index has another term.
+/// Here: the entry at that index has another term.
 #[test]
 fn s5_3_an_append_after_an_entry_of_another_term_is_refused() {
     let mut node = follower(4, &[1, 2, 2]);
@@ -60,7 +61,7 @@ fn s5_3_an_append_after_an_entry_of_another_term_is_refused() {
     assert_eq!((node.log_terms(), node.commit()), (vec![1, 2, 2], 0));
 }
 
-/// The refusal names the last entry that can still match, a whole term at a time.
+/// The refusal names the last entry that could still match, skipping whole terms.
 #[test]
 fn s5_3_a_refusal_skips_terms_that_the_leader_cannot_have() {
     let mut node = follower(6, &[1, 1, 1, 4, 4, 4]);
@@ -68,8 +69,8 @@ fn s5_3_a_refusal_skips_terms_that_the_leader_cannot_have() {
     assert_eq!(node.take_acks(), [conflict(6, id(1, 3))]);
 }
 
-/// An existing entry that conflicts with a new one (same index, other term) goes, and all that
-/// follow it.
+/// An existing entry that conflicts with a new one (same index, other term) is removed with all
+/// that follow it.
 #[test]
 fn fig2_a_conflicting_entry_is_removed_with_all_that_follow() {
     let mut node = follower(4, &[1, 2, 2, 2]);
@@ -80,8 +81,8 @@ fn fig2_a_conflicting_entry_is_removed_with_all_that_follow() {
     assert_eq!(node.orders.last().unwrap().appended, appended);
 }
 
-/// Entries that are there already are left alone, and what follows them too: a delayed append must
-/// not undo a later one.
+/// Existing entries are kept, and so are those that follow: a delayed append must not undo a later
+/// one.
 #[test]
 fn fig2_entries_behind_a_matching_append_are_kept() {
     let mut node = follower(4, &[1, 4, 4, 4]);
@@ -91,7 +92,7 @@ fn fig2_entries_behind_a_matching_append_are_kept() {
     assert_eq!((node.superseded_from, node.orders.len()), (None, 0));
 }
 
-/// Any new entries are appended, and only the new ones are written.
+/// New entries are appended, and only the new ones are written.
 #[test]
 fn fig2_only_entries_not_already_in_the_log_are_appended() {
     let mut node = follower(4, &[1, 4]);
@@ -101,17 +102,17 @@ fn fig2_only_entries_not_already_in_the_log_are_appended() {
     assert_eq!(node.superseded_from, None);
 }
 
-/// An ack promises stable storage: it leaves after the entries are there.
+/// An ack promises stable storage: it is sent after the entries are persisted.
 #[test]
 fn fig2_an_ack_leaves_only_once_the_entries_are_stored() {
     let mut node = follower(4, &[1]);
     node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
     assert_eq!(node.take_acks(), []);
     node.store();
-    assert_eq!(node.take_acks(), [stored(3)]);
+    assert_eq!(node.take_acks(), [persisted(3)]);
 }
 
-/// A duplicate of an append that is not stored yet is not acknowledged early either.
+/// A duplicate of an append that is not persisted yet is not acknowledged early either.
 #[test]
 fn fig2_a_duplicate_append_waits_for_the_first_ones_write() {
     let mut node = follower(4, &[1]);
@@ -119,20 +120,20 @@ fn fig2_a_duplicate_append_waits_for_the_first_ones_write() {
     node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
     assert_eq!((node.take_acks(), node.orders.len()), (vec![], 1));
     node.store();
-    assert_eq!(node.take_acks(), [stored(3)]);
+    assert_eq!(node.take_acks(), [persisted(3)]);
     node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
-    assert_eq!(node.take_acks(), [stored(3)], "what is stored is acknowledged at once");
+    assert_eq!(node.take_acks(), [persisted(3)], "persisted entries are acknowledged at once");
 }
 
-/// The ack is about the entries of the message, not about whatever else the follower holds.
+/// The ack covers the entries of the message, not the rest of the follower's log.
 #[test]
 fn s5_3_an_ack_names_the_end_of_the_message_not_of_the_log() {
     let mut node = follower(4, &[1, 1, 1, 1]);
     node.append(2, 4, id(1, 1), &[1], 0).unwrap();
-    assert_eq!(node.take_acks(), [stored(2)]);
+    assert_eq!(node.take_acks(), [persisted(2)]);
 }
 
-/// Acks that waited for one write leave as one: the last covers the others.
+/// Acks that waited for one write are sent as one: the last covers the others.
 #[test]
 fn s5_3_acks_that_waited_together_leave_as_one() {
     let mut node = follower(4, &[1]);
@@ -142,7 +143,7 @@ fn s5_3_acks_that_waited_together_leave_as_one() {
     }
     assert_eq!(node.core.status().held_messages, 5);
     node.store();
-    assert_eq!(node.take_acks(), [stored(6)]);
+    assert_eq!(node.take_acks(), [persisted(6)]);
 }
 
 /// An ack covers earlier ones to the same receiver, not those to another.
@@ -163,11 +164,11 @@ fn s5_3_a_partial_write_releases_what_it_covers() {
     node.append(2, 4, id(1, 1), &[4], 0).unwrap();
     node.append(2, 4, id(4, 2), &[4], 0).unwrap();
     node.store_order(1).unwrap();
-    assert_eq!(node.take_acks(), [stored(2)]);
+    assert_eq!(node.take_acks(), [persisted(2)]);
     assert_eq!(node.core.status().held_messages, 1);
 }
 
-/// A refusal between two acks is an answer of its own.
+/// A refusal between two acks is sent separately.
 #[test]
 fn s5_3_a_refusal_is_not_swallowed_by_the_acks_around_it() {
     let mut node = follower(3, &[1]);
@@ -175,10 +176,10 @@ fn s5_3_a_refusal_is_not_swallowed_by_the_acks_around_it() {
     node.append(2, 4, id(4, 9), &[4], 0).unwrap();
     node.append(2, 4, id(4, 2), &[4], 0).unwrap();
     node.store();
-    assert_eq!(node.take_acks(), [stored(2), conflict(9, id(4, 2)), stored(3)]);
+    assert_eq!(node.take_acks(), [persisted(2), conflict(9, id(4, 2)), persisted(3)]);
 }
 
-/// An ack to a leader that is gone says nothing to anybody.
+/// An ack to a leader of an earlier term has no meaning.
 #[test]
 fn s5_3_acks_of_an_earlier_term_are_dropped() {
     let mut node = follower(4, &[1]);
@@ -189,8 +190,8 @@ fn s5_3_acks_of_an_earlier_term_are_dropped() {
     assert!(matches!(sent.as_slice(), [(3, Message::HeartbeatReply { .. })]), "{sent:?}");
 }
 
-/// The leader decrements nextIndex and retries until the logs meet; here in whole terms. Figure 7:
-/// whatever a follower's log looks like, it ends equal to the leader's.
+/// The leader decrements nextIndex and retries until the logs match; here in whole terms. Figure 7:
+/// from any state, a follower's log becomes equal to the leader's.
 #[test]
 fn fig7_every_follower_is_brought_in_line_within_few_rounds() {
     let leader_log = [1, 1, 1, 4, 4, 5, 5, 6, 6, 6];
@@ -234,7 +235,7 @@ fn fig3_a_leader_only_appends() {
     assert_eq!(node.log_terms(), [1, 2, 2]);
 }
 
-/// If leaderCommit > commitIndex, the follower's commit index follows, bounded by the last entry
+/// If leaderCommit > commitIndex, the follower's commit index follows, limited to the last entry
 /// known to match.
 #[test]
 fn fig2_a_follower_commits_what_its_leader_has_committed() {
@@ -245,7 +246,7 @@ fn fig2_a_follower_commits_what_its_leader_has_committed() {
     assert_eq!(node.commit(), 3);
 }
 
-/// "Index of last new entry", not of the last entry: what lies behind may be a leftover that was
+/// "Index of last new entry", not of the last entry: entries after it may be leftovers that were
 /// never committed.
 #[test]
 fn fig2_a_follower_commits_only_what_it_knows_to_match() {
@@ -268,8 +269,8 @@ fn fig2_a_heartbeat_commits_nothing_that_was_not_matched() {
     assert!(node.core.is_caught_up());
 }
 
-/// A new leader may know of less than an earlier one had committed: a node that knows as much as this leader has caught
-/// up only once that is an entry of the leader's own term.
+/// A new leader may have a lower commit index than an earlier leader. A node with the same commit
+/// index has caught up only once that is an entry of the leader's own term.
 #[test]
 fn s8_a_node_has_not_caught_up_with_a_leader_that_has_committed_nothing_in_its_term() {
     let mut node = follower(4, &[1, 1, 1]);
@@ -283,8 +284,8 @@ fn s8_a_node_has_not_caught_up_with_a_leader_that_has_committed_nothing_in_its_t
     assert!(node.core.is_caught_up());
 }
 
-/// A node that has lost touch, or has got a snapshot in the place of its log, knows from the first word of its leader
-/// how much it lacks, even when it refuses that word.
+/// A node that has lost contact, or has received a snapshot in place of its log, knows from its
+/// leader's first message how many entries it lacks, even if it refuses that message.
 #[test]
 fn fig2_a_node_that_lacks_entries_has_not_caught_up() {
     let mut node = Node::leader(3, 1, &[1]);
@@ -307,26 +308,28 @@ fn fig2_a_node_that_lacks_entries_has_not_caught_up() {
     assert!(!refuses.core.is_caught_up());
 }
 
-/// What matched the log of one leader may not match that of the next.
+/// Entries that matched the log of one leader may not match that of the next.
 #[test]
 fn fig2_what_is_known_to_match_is_forgotten_with_the_leader() {
     let mut node = follower(4, &[1]);
     node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
     node.store();
     node.take_sent();
-    node.receive(3, Message::Heartbeat { term: t(5), commit: i(3), round: 1, matched: i(0) }).unwrap();
+    node.receive(3, Message::Heartbeat { term: t(5), commit: i(3), round: 1, matched: i(0) })
+        .unwrap();
     node.store();
     let answer = Message::HeartbeatReply {
         term: t(5),
         round: 1,
         received: i(0),
-        stored: i(0),
+        persisted: i(0),
         report: support::reports(0),
     };
     assert_eq!((node.commit(), node.take_sent()), (0, vec![(3, answer)]));
 }
 
-/// Nor is anything known of entries that the leader itself has replaced. No honest leader does so.
+/// Entries that the leader itself has replaced are not known to match either. No correct leader
+/// does so.
 #[test]
 fn fig2_what_a_leader_replaces_is_no_longer_known_to_match() {
     let mut node = follower(4, &[1]);
@@ -339,13 +342,16 @@ fn fig2_what_a_leader_replaces_is_no_longer_known_to_match() {
         term: t(4),
         round: 1,
         received: i(3),
-        stored: i(3),
+        persisted: i(3),
         report: support::reports(0),
     };
-    assert_eq!((node.log_terms(), node.commit(), node.take_sent()), (vec![1, 2, 2], 3, vec![(2, answer)]));
+    assert_eq!(
+        (node.log_terms(), node.commit(), node.take_sent()),
+        (vec![1, 2, 2], 3, vec![(2, answer)])
+    );
 }
 
-/// The commit index never falls, whatever a delayed message says.
+/// The commit index never decreases, whatever a delayed message says.
 #[test]
 fn fig2_the_commit_index_never_falls() {
     let mut node = follower(4, &[1]);
@@ -355,17 +361,18 @@ fn fig2_the_commit_index_never_falls() {
     assert_eq!(node.commit(), 3);
 }
 
-/// The answer to a heartbeat acknowledges what is stored and matches, and tells what is only received.
+/// The reply to a heartbeat acknowledges persisted entries that match, and reports received ones
+/// separately.
 #[test]
 fn s5_3_the_answer_to_a_heartbeat_tells_received_and_stored_apart() {
     let mut node = follower(4, &[1, 1, 1]);
     node.append(2, 4, id(1, 2), &[4, 4], 0).unwrap();
     node.heartbeat(2, 4, 0).unwrap();
-    let answer = |stored| Message::HeartbeatReply {
+    let answer = |persisted| Message::HeartbeatReply {
         term: t(4),
         round: 1,
         received: i(4),
-        stored: i(stored),
+        persisted: i(persisted),
         report: support::reports(0),
     };
     assert_eq!(node.take_sent(), [(2, answer(2))]);
@@ -375,8 +382,8 @@ fn s5_3_the_answer_to_a_heartbeat_tells_received_and_stored_apart() {
     assert_eq!(node.take_sent(), [(2, answer(4))]);
 }
 
-/// Entries of one append rise in term and come from no later term than their sender's; a membership
-/// entry has a configuration and no other has.
+/// The terms of the entries of one append never decrease and are not above the sender's term;
+/// membership entries have a configuration and no others have.
 #[test]
 fn s5_3_an_append_that_no_leader_can_have_sent_is_rejected() {
     let someone = cluster(3, 0);
@@ -390,12 +397,20 @@ fn s5_3_an_append_that_no_leader_can_have_sent_is_rejected() {
     for entries in bad {
         let mut node = follower(4, &[2]);
         let shown = format!("{entries:?}");
-        assert_eq!(node.append_of(2, 4, id(2, 1), entries, 9), Err(Rejected::MalformedAppend), "{shown}");
-        assert_eq!((node.log_terms(), node.commit(), node.take_sent()), (vec![2], 0, vec![]), "{shown}");
+        assert_eq!(
+            node.append_of(2, 4, id(2, 1), entries, 9),
+            Err(Rejected::MalformedAppend),
+            "{shown}"
+        );
+        assert_eq!(
+            (node.log_terms(), node.commit(), node.take_sent()),
+            (vec![2], 0, vec![]),
+            "{shown}"
+        );
     }
 }
 
-/// Numbers near the end of their range are refused at the door, so that counting up never overflows.
+/// Numbers near the end of their range are rejected on input, so that incrementing never overflows.
 #[test]
 fn s5_1_numbers_out_of_range_are_refused() {
     let mut node = follower(4, &[1]);
@@ -404,10 +419,20 @@ fn s5_1_numbers_out_of_range_are_refused() {
         Message::VoteReply { term: far_term, granted: true, wall_ms: 0 },
         Message::RequestVote { term: t(5), last: LogId::new(far_term, i(1)), transfer: false },
         Message::PreVote { term: t(5), last: LogId::new(t(1), far_index) },
-        Message::Append { term: t(5), prev: LogId::new(t(1), far_index), commit: i(1), entries: vec![] },
+        Message::Append {
+            term: t(5),
+            prev: LogId::new(t(1), far_index),
+            commit: i(1),
+            entries: vec![],
+        },
         Message::Append { term: t(5), prev: id(1, 1), commit: far_index, entries: vec![] },
-        Message::Append { term: t(5), prev: id(1, 1), commit: i(1), entries: vec![entry(far_term.get())] },
-        Message::AppendReply { term: t(5), outcome: AppendOutcome::Stored(far_index) },
+        Message::Append {
+            term: t(5),
+            prev: id(1, 1),
+            commit: i(1),
+            entries: vec![entry(far_term.get())],
+        },
+        Message::AppendReply { term: t(5), outcome: AppendOutcome::Persisted(far_index) },
         Message::AppendReply {
             term: t(5),
             outcome: AppendOutcome::Conflict { refused: far_index, hint: LogId::ZERO },
@@ -417,7 +442,7 @@ fn s5_1_numbers_out_of_range_are_refused() {
             term: t(5),
             round: 1,
             received: far_index,
-            stored: i(0),
+            persisted: i(0),
             report: support::reports(0),
         },
     ];
@@ -429,7 +454,7 @@ fn s5_1_numbers_out_of_range_are_refused() {
     assert_eq!(node.append(1, 4, id(1, 1), &[4], 1), Err(Rejected::FromSelf));
 }
 
-/// A leader believes no ack of what it never sent.
+/// A leader accepts no ack for entries that it never sent.
 #[test]
 fn s5_3_acks_past_the_end_of_the_log_are_rejected() {
     let mut node = Node::leader(3, 1, &[1]);
@@ -440,7 +465,7 @@ fn s5_3_acks_past_the_end_of_the_log_are_rejected() {
     assert_eq!(node.commit(), 0);
 }
 
-/// The leader sends heartbeats to everybody, learners too, in every interval.
+/// The leader sends heartbeats to every member, learners too, in every interval.
 #[test]
 fn s5_2_heartbeats_go_to_every_member_in_every_interval() {
     let mut node = Node::leader_of(Setup { configuration: cluster(3, 1), ..Setup::of(3, 1, &[1]) });
@@ -458,8 +483,8 @@ fn s5_2_heartbeats_go_to_every_member_in_every_interval() {
     }
 }
 
-/// A heartbeat tells everybody the same commit index: the receiver bounds it by what it knows to match, and sees by it
-/// how much it lacks.
+/// A heartbeat carries the same commit index to every node. The receiver limits it to the entries
+/// known to match, and learns from it how many entries it lacks.
 #[test]
 fn fig2_a_heartbeat_tells_what_the_leader_has_committed() {
     let mut node = Node::leader(3, 1, &[1]);
@@ -468,7 +493,8 @@ fn fig2_a_heartbeat_tells_what_the_leader_has_committed() {
     node.take_sent();
     node.pass(100);
     node.step(Input::Deadline).unwrap();
-    let heartbeat = |matched| Message::Heartbeat { term: t(2), commit: i(2), round: 1, matched: i(matched) };
+    let heartbeat =
+        |matched| Message::Heartbeat { term: t(2), commit: i(2), round: 1, matched: i(matched) };
     assert_eq!(node.take_sent(), [(2, heartbeat(2)), (3, heartbeat(0))]);
 }
 
@@ -485,7 +511,8 @@ fn thesis_4_2_1_learners_receive_entries_and_do_not_count() {
     assert_eq!(node.take_appends(), [(4, 2, 3), (5, 2, 3)]);
 }
 
-/// The configuration in force is the last one appended; a truncated one is undone (section 6).
+/// The configuration in force is the last one appended; if its entry is removed, the previous one
+/// is in force again (section 6).
 #[test]
 fn s6_a_configuration_holds_from_its_append_and_is_undone_with_it() {
     let more: Configuration = cluster(5, 0);

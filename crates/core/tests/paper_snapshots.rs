@@ -1,13 +1,13 @@
-//! Snapshots (Raft paper, section 7 and figure 13), a test per rule.
+//! Snapshots (Raft paper, section 7 and figure 13), one test per rule.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use d_engine_core::{Appended, Input, Message, Rejected, RoleKind};
+use d_engine_core::{Appended, Input, Message, Rejected, RoleKind, SnapshotToInstall};
 use support::{Node, cluster, i, id, n, t};
 
-/// A leader of three in term 2 that has committed, applied and purged its log up to entry 4; its log ends at
-/// 6. Node 2 has everything, node 3 was never heard.
+/// A leader of three in term 2 that has committed, applied and purged its log up to entry 4; its
+/// log ends at 6. Node 2 has everything; node 3 was never heard.
 fn purged_leader() -> Node {
     let mut node = Node::leader(3, 1, &[1, 1, 1]);
     node.stored_by(2, 4).unwrap();
@@ -20,7 +20,7 @@ fn purged_leader() -> Node {
     node
 }
 
-/// The leader's first question to node 3, whether it has entry 3, is answered: it has nothing.
+/// Node 3 replies to the leader's first probe (for entry 3) that its log is empty.
 fn has_nothing(node: &mut Node) {
     node.refused_by(3, 3, id(0, 0)).unwrap();
 }
@@ -35,14 +35,14 @@ fn beat(node: &mut Node) -> u64 {
 fn s7_only_what_was_applied_is_purged() {
     let mut node = Node::settled(3, 1, &[1, 1, 1]);
     node.step(Input::Applied(i(3))).unwrap();
-    assert_eq!(node.step(Input::Purged(id(2, 4))), Err(Rejected::UnknownOrder));
-    assert_eq!(node.step(Input::Purged(id(2, 3))), Err(Rejected::UnknownOrder), "of another term");
+    assert_eq!(node.step(Input::Purged(id(2, 4))), Err(Rejected::OutOfSequence));
+    assert_eq!(node.step(Input::Purged(id(2, 3))), Err(Rejected::OutOfSequence), "another term");
     node.step(Input::Purged(id(1, 3))).unwrap();
     assert_eq!(node.core.log().base, id(1, 3));
     assert_eq!(node.core.term_at(i(2)), None);
 }
 
-/// A leader may lead for years: the first entry of its term is purged like any other.
+/// A leader may lead for years: the first entry of its term can be purged like any other.
 #[test]
 fn s7_a_leader_purges_the_first_entry_of_its_term() {
     let mut node = purged_leader();
@@ -54,7 +54,8 @@ fn s7_a_leader_purges_the_first_entry_of_its_term() {
     assert_eq!(node.commit(), 7);
 }
 
-/// A follower whose next entry is gone gets a snapshot, once, and no entries while it is on its way.
+/// A follower whose next entry was purged is sent one snapshot, and no entries while that is being
+/// sent.
 #[test]
 fn s7_a_follower_behind_the_purged_log_gets_a_snapshot() {
     let mut node = purged_leader();
@@ -64,11 +65,11 @@ fn s7_a_follower_behind_the_purged_log_gets_a_snapshot() {
     let round = beat(&mut node);
     node.answers_holding(3, round, 0, 0).unwrap();
     has_nothing(&mut node);
-    assert_eq!(node.snapshots, [3], "one is on its way");
+    assert_eq!(node.snapshots, [3], "a snapshot is being sent");
     assert_eq!(node.take_appends_to(3), []);
 }
 
-/// The entry before the first that is left can still be compared.
+/// The entry before the first remaining one can still be compared.
 #[test]
 fn s7_a_follower_that_ends_where_the_log_begins_needs_no_snapshot() {
     let mut node = purged_leader();
@@ -77,7 +78,8 @@ fn s7_a_follower_that_ends_where_the_log_begins_needs_no_snapshot() {
     assert_eq!(node.take_appends_to(3), [(4, 6)]);
 }
 
-/// Success is what the follower has applied and stored: its answers to heartbeats tell.
+/// The snapshot counts as sent once the follower has applied and persisted it, as its heartbeat
+/// replies show.
 #[test]
 fn s7_a_follower_with_the_snapshot_gets_entries_again() {
     let mut node = purged_leader();
@@ -98,13 +100,13 @@ fn s7_a_snapshot_that_failed_is_sent_again_with_the_next_heartbeat_not_at_once()
     beat(&mut node);
     assert_eq!(node.snapshots, [3, 3]);
     beat(&mut node);
-    assert_eq!(node.snapshots, [3, 3], "one is on its way");
+    assert_eq!(node.snapshots, [3, 3], "a snapshot is being sent");
     node.step(Input::SnapshotFailed(n(2))).unwrap();
     beat(&mut node);
     assert_eq!(node.snapshots, [3, 3], "node 2 needs none");
 }
 
-/// A broken connection for messages says nothing of the snapshot's own connection.
+/// A lost connection for messages does not affect the snapshot's own connection.
 #[test]
 fn s7_a_lost_connection_does_not_order_a_second_snapshot() {
     let mut node = purged_leader();
@@ -113,9 +115,21 @@ fn s7_a_lost_connection_does_not_order_a_second_snapshot() {
     assert_eq!(node.snapshots, [3]);
 }
 
-fn install(node: &mut Node, from: u64, term: u64, last: d_engine_core::LogId) -> Result<(), Rejected> {
+fn install(
+    node: &mut Node,
+    from: u64,
+    term: u64,
+    last: d_engine_core::LogId,
+) -> Result<(), Rejected> {
     let configuration = Box::new(cluster(3, 0));
-    node.step(Input::InstallSnapshot { from: n(from), term: t(term), last, time_ms: 9_000, configuration })
+    let (from, term) = (n(from), t(term));
+    node.step(Input::InstallSnapshot(SnapshotToInstall {
+        from,
+        term,
+        last,
+        time_ms: 9_000,
+        configuration,
+    }))
 }
 
 fn snapshot_orders(node: &Node) -> Vec<Appended> {
@@ -123,25 +137,28 @@ fn snapshot_orders(node: &Node) -> Vec<Appended> {
     orders.filter(|appended| matches!(appended, Appended::Snapshot { .. })).collect()
 }
 
-/// Figure 13, rule 7: a log that does not hold the snapshot's last entry is discarded whole.
+/// Figure 13, rule 7: a log without the snapshot's last included entry is discarded completely.
 #[test]
 fn fig13_a_snapshot_replaces_a_shorter_or_conflicting_log() {
     for log in [&[1][..], &[1, 1, 2, 2, 2, 2]] {
         let mut node = Node::new(3, 4, log);
         install(&mut node, 2, 4, id(3, 5)).unwrap();
-        assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last: id(3, 5), keeps_suffix: false }]);
+        assert_eq!(
+            snapshot_orders(&node),
+            [Appended::Snapshot { last: id(3, 5), keeps_suffix: false }]
+        );
         let summary = node.core.log();
         assert_eq!((summary.base, summary.last, summary.committed), (id(3, 5), id(3, 5), i(5)));
         assert_eq!(node.superseded_from, Some(6));
         assert_eq!(node.leader_known(), Some(2));
-        // Entries go on behind it.
+        // Entries continue after it.
         node.store();
         node.append(2, 4, id(3, 5), &[4], 5).unwrap();
         assert_eq!(node.core.log().last, id(4, 6));
     }
 }
 
-/// Figure 13, rule 6: what lies behind an entry that both hold stays.
+/// Figure 13, rule 6: entries after an entry that log and snapshot have in common are kept.
 #[test]
 fn fig13_a_matching_suffix_is_kept() {
     let mut node = Node::new(3, 4, &[1, 3, 3, 3, 4]);
@@ -152,7 +169,8 @@ fn fig13_a_matching_suffix_is_kept() {
     assert_eq!(node.superseded_from, None);
 }
 
-/// Only what the snapshot covers is known to match: the suffix is acknowledged after an append has shown it.
+/// Only the part that the snapshot covers is known to match: the suffix is acknowledged after an
+/// append has shown that it matches.
 #[test]
 fn fig13_an_installed_snapshot_is_acknowledged_once_it_is_stored_and_no_further() {
     let mut node = Node::new(3, 4, &[1, 3, 3, 3, 4]);
@@ -164,7 +182,7 @@ fn fig13_an_installed_snapshot_is_acknowledged_once_it_is_stored_and_no_further(
         .take_sent()
         .into_iter()
         .filter_map(|(_, message)| match message {
-            Message::HeartbeatReply { received, stored, .. } => Some((received, stored)),
+            Message::HeartbeatReply { received, persisted, .. } => Some((received, persisted)),
             _ => None,
         })
         .collect();
@@ -178,19 +196,19 @@ fn fig13_nothing_of_a_snapshot_counts_before_it_is_stored() {
     node.take_sent();
     node.heartbeat(2, 4, 5).unwrap();
     assert_eq!(node.apply_to.filter(|index| *index > 1), None);
-    let stored = |node: &mut Node| {
+    let persisted = |node: &mut Node| {
         node.take_sent().into_iter().find_map(|(_, message)| match message {
-            Message::HeartbeatReply { stored, .. } => Some(stored),
+            Message::HeartbeatReply { persisted, .. } => Some(persisted),
             _ => None,
         })
     };
-    assert!(stored(&mut node).is_none_or(|index| index <= i(1)));
+    assert!(persisted(&mut node).is_none_or(|index| index <= i(1)));
     node.store();
     node.heartbeat(2, 4, 5).unwrap();
-    assert_eq!((stored(&mut node), node.apply_to), (Some(i(5)), Some(5)));
+    assert_eq!((persisted(&mut node), node.apply_to), (Some(i(5)), Some(5)));
 }
 
-/// A snapshot that brings nothing new changes nothing.
+/// A snapshot that contains nothing new changes nothing.
 #[test]
 fn fig13_an_old_snapshot_is_refused() {
     let mut node = Node::new(3, 4, &[1, 3, 3]);
@@ -200,14 +218,19 @@ fn fig13_an_old_snapshot_is_refused() {
     assert_eq!(
         install(&mut node, 2, 3, id(3, 3)),
         Err(Rejected::SnapshotStale),
-        "nor that of a deposed leader"
+        "nor one of a deposed leader"
     );
-    assert_eq!(install(&mut node, 2, 4, id(5, 9)), Err(Rejected::OutOfRange), "newer than its sender's term");
+    assert_eq!(
+        install(&mut node, 2, 4, id(5, 9)),
+        Err(Rejected::OutOfRange),
+        "newer than its sender's term"
+    );
     assert_eq!((node.core.log().last, snapshot_orders(&node)), (id(3, 3), vec![]));
 }
 
-/// Figure 13, rule 1, further than the paper: what a deposed leader has sent is committed in every later term too. Only
-/// the snapshot is taken; the sender is not followed, and whoever campaigned or led keeps its role.
+/// Figure 13, rule 1, extended: entries in a snapshot of a deposed leader are committed in every
+/// later term too. Only the snapshot is accepted; the sender is not followed, and a candidate or
+/// leader keeps its role.
 #[test]
 fn fig13_a_snapshot_of_a_deposed_leader_is_installed_and_its_sender_is_not_followed() {
     for (log, last, keeps_suffix) in [
@@ -222,8 +245,11 @@ fn fig13_a_snapshot_of_a_deposed_leader_is_installed_and_its_sender_is_not_follo
         install(&mut node, 1, 4, last).unwrap();
         assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last, keeps_suffix }]);
         assert_eq!((node.commit(), node.core.log().base), (last.index.get(), last));
-        assert_eq!((node.role(), node.term(), node.leader_known()), (RoleKind::Follower, 6, Some(2)));
-        assert_eq!(node.core.next_deadline(), due, "the election timeout goes on");
+        assert_eq!(
+            (node.role(), node.term(), node.leader_known()),
+            (RoleKind::Follower, 6, Some(2))
+        );
+        assert_eq!(node.core.next_deadline(), due, "the election timeout continues");
     }
     let mut node = Node::new(3, 6, &[1]);
     install(&mut node, 1, 4, id(3, 5)).unwrap();
@@ -240,8 +266,9 @@ fn fig13_a_candidate_or_leader_of_a_later_term_takes_no_snapshot_of_a_deposed_le
     }
 }
 
-/// What this node has acknowledged to the leader of the present term, up to where the deposed one's snapshot ends, is in
-/// that snapshot: it says the same to the present leader, and no less.
+/// Entries that this node has acknowledged to the present leader, up to the end of the deposed
+/// leader's snapshot, are in that snapshot: the node still acknowledges all of them to the present
+/// leader.
 #[test]
 fn fig13_a_snapshot_of_a_deposed_leader_takes_no_acknowledgement_back() {
     let mut node = Node::new(3, 6, &[1, 3]);
@@ -252,14 +279,14 @@ fn fig13_a_snapshot_of_a_deposed_leader_takes_no_acknowledgement_back() {
     node.take_sent();
     node.heartbeat(2, 6, 5).unwrap();
     let acked = |(_, message): &(u64, Message)| match message {
-        Message::HeartbeatReply { received, stored, .. } => Some((*received, *stored)),
+        Message::HeartbeatReply { received, persisted, .. } => Some((*received, *persisted)),
         _ => None,
     };
     assert_eq!(node.take_sent().iter().find_map(acked), Some((i(5), i(5))));
 }
 
-/// A follower that has committed more than the snapshot holds needs entries. Its leader hears of it, instead of
-/// offering the snapshot for ever.
+/// A follower whose commit index is beyond the snapshot needs entries. It tells its leader so,
+/// instead of being offered the snapshot forever.
 #[test]
 fn fig13_who_refuses_an_old_snapshot_tells_how_far_its_log_matches() {
     let mut node = Node::new(3, 4, &[1, 3, 3, 3]);
@@ -269,15 +296,16 @@ fn fig13_who_refuses_an_old_snapshot_tells_how_far_its_log_matches() {
     node.take_sent();
     assert_eq!(install(&mut node, 3, 5, id(3, 3)), Err(Rejected::SnapshotStale));
     node.heartbeat(3, 5, 0).unwrap();
-    let stored = |(_, message): &(u64, Message)| match message {
-        Message::HeartbeatReply { stored, .. } => Some(*stored),
+    let persisted = |(_, message): &(u64, Message)| match message {
+        Message::HeartbeatReply { persisted, .. } => Some(*persisted),
         _ => None,
     };
-    assert_eq!(node.take_sent().iter().find_map(stored), Some(i(4)));
+    assert_eq!(node.take_sent().iter().find_map(persisted), Some(i(4)));
 }
 
-/// The snapshot is installed, and before the leader has heard of that the follower gives it up and takes it back.
-/// A leader that has sent a snapshot sends nothing else until it hears.
+/// A follower installs the snapshot, and forgets its leader before the leader has heard of it. Its
+/// reply to the next heartbeat still reports the snapshot: a leader that has sent one sends nothing
+/// else until then.
 #[test]
 fn fig13_who_has_forgotten_its_leader_still_tells_that_the_snapshot_is_installed() {
     let mut node = Node::new(3, 4, &[1]);
@@ -289,14 +317,15 @@ fn fig13_who_has_forgotten_its_leader_still_tells_that_the_snapshot_is_installed
     assert_eq!((node.role(), node.leader_known()), (RoleKind::PreCandidate, None));
     node.take_sent();
     node.heartbeat(2, 4, 0).unwrap();
-    let stored = |(_, message): &(u64, Message)| match message {
-        Message::HeartbeatReply { stored, .. } => Some(*stored),
+    let persisted = |(_, message): &(u64, Message)| match message {
+        Message::HeartbeatReply { persisted, .. } => Some(*persisted),
         _ => None,
     };
-    assert_eq!(node.take_sent().iter().find_map(stored), Some(i(5)));
+    assert_eq!(node.take_sent().iter().find_map(persisted), Some(i(5)));
 }
 
-/// The sender leads its term: whoever campaigns in it, or leads an earlier one, follows.
+/// The sender leads its term: a candidate of the same term, or a leader of an earlier one, follows
+/// it.
 #[test]
 fn fig13_a_snapshot_makes_its_sender_the_leader() {
     let mut node = Node::candidate(3, 4, &[1]);
@@ -308,12 +337,14 @@ fn fig13_a_snapshot_makes_its_sender_the_leader() {
     assert!(node.lost_leadership);
 }
 
-/// The configuration in force afterwards is the snapshot's, and one behind it in a kept suffix stays.
+/// The configuration in force is then the snapshot's; a later one in a kept suffix remains in
+/// force.
 #[test]
 fn s6_a_snapshot_brings_its_configuration() {
     let mut node = Node::new(3, 4, &[1]);
     let configuration = Box::new(cluster(5, 0));
-    let input = Input::InstallSnapshot { from: n(2), term: t(4), last: id(3, 5), time_ms: 0, configuration };
-    node.step(input).unwrap();
+    let (from, term, last) = (n(2), t(4), id(3, 5));
+    let snapshot = SnapshotToInstall { from, term, last, time_ms: 0, configuration };
+    node.step(Input::InstallSnapshot(snapshot)).unwrap();
     assert_eq!(node.core.configuration(), &cluster(5, 0));
 }

@@ -1,5 +1,5 @@
-//! What keeps a working leader in office and takes an idle one out of it: pre-vote (Raft thesis,
-//! section 9.6), loyalty of voters (4.2.3) and check-quorum (6.2).
+//! Rules that keep a working leader and depose an isolated one: pre-vote (Raft thesis, section
+//! 9.6), vote stickiness (4.2.3) and check-quorum (6.2).
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -11,7 +11,7 @@ fn pre_vote_reply(term: u64, granted: bool) -> Message {
     Message::PreVoteReply { term: t(term), granted, wall_ms: 0 }
 }
 
-/// A candidate first asks whether it could win, and raises its term only when a majority says so.
+/// A candidate first requests pre-votes, and raises its term only when a majority grants them.
 #[test]
 fn thesis_9_6_asking_for_pre_votes_changes_no_term_and_writes_nothing() {
     let mut node = Node::new(3, 4, &[1, 4]);
@@ -22,7 +22,7 @@ fn thesis_9_6_asking_for_pre_votes_changes_no_term_and_writes_nothing() {
     assert_eq!(node.orders, []);
 }
 
-/// Answering a pre-vote changes nothing either: no term, no vote, no timer, and it binds to nobody.
+/// Replying to a pre-vote changes nothing either: no term, no vote, no timer, and no promise.
 #[test]
 fn thesis_9_6_granting_a_pre_vote_changes_nothing_and_binds_to_nobody() {
     let mut node = Node::rested(3, 4, &[1, 4]);
@@ -34,7 +34,7 @@ fn thesis_9_6_granting_a_pre_vote_changes_nothing_and_binds_to_nobody() {
     assert_eq!((node.core.next_deadline(), node.orders.len()), (before, 0));
 }
 
-/// An attempt that nobody answers is repeated after a new timeout, not at once.
+/// An attempt without replies is repeated after a new timeout, not at once.
 #[test]
 fn thesis_9_6_an_attempt_without_answers_waits_for_a_new_timeout() {
     let mut node = Node::new(3, 4, &[4]);
@@ -67,7 +67,7 @@ fn thesis_9_6_a_majority_of_refusals_ends_the_attempt() {
     assert_eq!((node.role(), node.term()), (RoleKind::Follower, 4));
 }
 
-/// A grant counts for the term it was asked for, not for another.
+/// A grant counts only for the term that was requested.
 #[test]
 fn thesis_9_6_a_grant_for_another_term_does_not_count() {
     let mut node = Node::new(3, 4, &[4]);
@@ -90,7 +90,8 @@ fn thesis_9_6_a_pre_vote_needs_a_later_term_and_an_up_to_date_log() {
     }
 }
 
-/// A node that was away and asks again is told the current term, takes it and can win its next try.
+/// A node that was disconnected and requests a pre-vote receives the current term, adopts it and
+/// can win its next attempt.
 #[test]
 fn thesis_9_6_a_refusal_with_a_later_term_brings_the_asker_up_to_date() {
     let mut node = Node::new(3, 4, &[4]);
@@ -101,7 +102,8 @@ fn thesis_9_6_a_refusal_with_a_later_term_brings_the_asker_up_to_date() {
     assert_eq!((node.role(), node.term()), (RoleKind::Candidate, 8));
 }
 
-/// The loyalty of section 4.2.3 holds for pre-votes: whoever hears a leader supports nobody else.
+/// The vote stickiness of section 4.2.3 applies to pre-votes: a node that hears a leader grants
+/// none.
 #[test]
 fn thesis_9_6_whoever_hears_a_leader_grants_no_pre_vote() {
     let mut node = Node::rested(3, 4, &[4]);
@@ -116,7 +118,7 @@ fn thesis_9_6_whoever_hears_a_leader_grants_no_pre_vote() {
 }
 
 /// A server that receives a vote request within the minimum election timeout of hearing a leader
-/// neither votes nor takes over the term: a node that cannot hear the leader must not depose it.
+/// neither votes nor adopts the term: a node that cannot hear the leader must not depose it.
 #[test]
 fn thesis_4_2_3_a_loyal_follower_does_not_even_take_the_term_of_a_request() {
     let mut node = Node::rested(3, 4, &[4]);
@@ -130,7 +132,7 @@ fn thesis_4_2_3_a_loyal_follower_does_not_even_take_the_term_of_a_request() {
     assert_eq!((node.term(), node.vote()), (9, Some(3)));
 }
 
-/// The same within the term: a vote that is still free is not given against a leader one hears.
+/// The same within the term: an unused vote is not granted while a leader is heard.
 #[test]
 fn thesis_4_2_3_a_loyal_follower_keeps_its_free_vote() {
     let mut node = Node::rested(3, 4, &[4]);
@@ -139,7 +141,8 @@ fn thesis_4_2_3_a_loyal_follower_keeps_its_free_vote() {
     assert_eq!(node.vote(), None);
 }
 
-/// A node that has just started may have promised a leader its loyalty before it went down.
+/// A node that has just started may have promised its vote stickiness to a leader before it
+/// stopped.
 #[test]
 fn thesis_4_2_3_a_restarted_node_is_loyal_to_the_leader_it_may_have_had() {
     let mut node = Node::new(3, 4, &[4]);
@@ -160,7 +163,7 @@ fn thesis_4_2_3_a_node_without_history_votes_at_once() {
     assert_eq!(node.vote(), Some(2));
 }
 
-/// A leader that has not lost its quorum is loyal to itself.
+/// A leader that has not lost its quorum applies vote stickiness to itself.
 #[test]
 fn thesis_4_2_3_a_leader_is_not_deposed_by_a_request_for_votes() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -171,7 +174,7 @@ fn thesis_4_2_3_a_leader_is_not_deposed_by_a_request_for_votes() {
     assert_eq!(node.take_sent(), [(3, pre_vote_reply(2, false))]);
 }
 
-/// But an answer with a later term deposes it: somebody was elected, or is stuck with that term.
+/// A reply with a later term deposes it: another node was elected, or is stuck in that term.
 #[test]
 fn thesis_4_2_3_a_leader_yields_to_an_answer_with_a_later_term() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -179,7 +182,7 @@ fn thesis_4_2_3_a_leader_yields_to_an_answer_with_a_later_term() {
     assert_eq!((node.role(), node.term()), (RoleKind::Follower, 9));
 }
 
-/// A request that is marked as a transfer was ordered by the leader itself.
+/// A request that is marked as a transfer was caused by the leader itself.
 #[test]
 fn thesis_4_2_3_a_transfer_overrules_loyalty() {
     let mut node = Node::rested(3, 4, &[4]);
@@ -202,11 +205,11 @@ fn thesis_6_2_a_leader_that_hears_no_quorum_steps_down() {
     assert!(node.deadline_in_ms().unwrap() >= 500, "it campaigns only after a new timeout");
 }
 
-/// The deadline is told to the driver, so that an idle leader notices in time.
+/// The deadline is reported to the driver, so that an idle leader notices in time.
 #[test]
 fn thesis_6_2_the_loss_of_the_quorum_is_a_deadline() {
     let mut node = Node::settled(3, 1, &[1]);
-    // Between two heartbeats, so that it is not one of them that finds the loss.
+    // Between two heartbeats, so that the deadline itself detects the loss and not a heartbeat.
     node.pass(50);
     node.stored_by(2, 2).unwrap();
     let heard = node.now;
@@ -221,7 +224,8 @@ fn thesis_6_2_the_loss_of_the_quorum_is_a_deadline() {
     assert_eq!(node.now.since(heard).as_millis(), 1_000);
 }
 
-/// One follower of two is a quorum together with the leader; so are two of four, and not one.
+/// One follower of two is a quorum together with the leader; so are two of four, but not one of
+/// four.
 #[test]
 fn thesis_6_2_the_answers_of_a_quorum_keep_the_leader() {
     for (voters, heard, stays) in [(3, 2..=2, true), (5, 2..=3, true), (5, 2..=2, false)] {
@@ -237,7 +241,7 @@ fn thesis_6_2_the_answers_of_a_quorum_keep_the_leader() {
     }
 }
 
-/// Acks of entries are contact as well as answers to heartbeats.
+/// Acks of entries count as contact, as replies to heartbeats do.
 #[test]
 fn thesis_6_2_acks_of_entries_count_as_contact() {
     let mut node = Node::settled(3, 1, &[1]);

@@ -1,4 +1,4 @@
-//! Handing leadership over (Raft thesis, section 3.10), a test per sentence.
+//! Leadership transfer (Raft thesis, section 3.10), one test per sentence.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -12,7 +12,9 @@ fn hand_over(node: &mut Node, to: Option<u64>) -> Result<(), Rejected> {
 
 fn told(node: &mut Node) -> Vec<u64> {
     let sent = node.take_sent().into_iter();
-    sent.filter(|(_, message)| matches!(message, Message::TimeoutNow { .. })).map(|(to, _)| to).collect()
+    sent.filter(|(_, message)| matches!(message, Message::TimeoutNow { .. }))
+        .map(|(to, _)| to)
+        .collect()
 }
 
 #[test]
@@ -25,11 +27,11 @@ fn thesis_3_10_the_target_is_told_only_once_its_log_matches() {
     hand_over(&mut node, Some(3)).unwrap();
     assert_eq!(told(&mut node), [] as [u64; 0]);
     node.stored_by(2, last).unwrap();
-    assert_eq!(node.commit(), last, "everything is committed, only the target lacks it");
+    assert_eq!(node.commit(), last, "everything is committed; only the target lacks it");
     assert_eq!(told(&mut node), [] as [u64; 0]);
     node.stored_by(3, last).unwrap();
     assert_eq!(told(&mut node), [3]);
-    // Once is enough; the answer to a heartbeat does not tell it again.
+    // Once is enough; the reply to a heartbeat does not cause it again.
     node.stored_by(3, last).unwrap();
     assert_eq!(told(&mut node), [] as [u64; 0]);
 }
@@ -56,7 +58,7 @@ fn thesis_3_10_after_an_election_timeout_the_transfer_is_given_up() {
     assert_eq!(node.role(), RoleKind::Leader);
 }
 
-/// A leader of five whose entry 2 is committed: nodes 3 and 4 hold it, node 2 does not.
+/// A leader of five whose entry 2 is committed: nodes 3 and 4 have it, node 2 does not.
 fn with_two_ahead() -> Node {
     let mut node = Node::leader(5, 0, &[]);
     for from in [2, 3] {
@@ -75,12 +77,12 @@ fn with_two_ahead() -> Node {
 #[test]
 fn thesis_3_10_without_a_name_the_furthest_voter_is_chosen() {
     let mut node = with_two_ahead();
-    // The one that is behind is heard last.
+    // The node that lags behind is heard last.
     node.pass(1);
     node.stored_by(2, 1).unwrap();
     node.take_sent();
     hand_over(&mut node, None).unwrap();
-    assert_eq!(told(&mut node), [4], "of the furthest the one heard last");
+    assert_eq!(told(&mut node), [4], "of the most advanced, the one heard last");
 }
 
 #[test]
@@ -93,8 +95,8 @@ fn thesis_3_10_a_voter_that_is_silent_is_not_chosen() {
     assert_eq!(told(&mut node), [3]);
 }
 
-/// The target's disk may be faster than the leader's: its election must not depose a leader whose callers
-/// still wait for a commit.
+/// The target's disk may be faster than the leader's: its election must not depose a leader whose
+/// callers still wait for a commit.
 #[test]
 fn thesis_3_10_the_target_is_told_only_once_everything_is_committed() {
     let mut node = Node::settled(3, 0, &[]);
@@ -102,12 +104,12 @@ fn thesis_3_10_the_target_is_told_only_once_everything_is_committed() {
     hand_over(&mut node, Some(2)).unwrap();
     node.take_sent();
     node.stored_by(2, 2).unwrap();
-    assert_eq!(told(&mut node), [] as [u64; 0], "the leader's own write is not stored");
+    assert_eq!(told(&mut node), [] as [u64; 0], "the leader's own write is not persisted");
     node.store();
     assert_eq!((node.commit(), told(&mut node)), (2, vec![2]));
 }
 
-/// The order may be lost with a connection.
+/// The message may be lost with a connection.
 #[test]
 fn thesis_3_10_the_target_is_told_again_when_its_connection_was_lost() {
     let mut node = Node::settled(3, 0, &[]);
@@ -137,7 +139,7 @@ fn thesis_3_10_the_target_campaigns_at_once_and_says_why() {
     node.take_sent();
     node.receive(2, Message::TimeoutNow { term: t(1) }).unwrap();
     assert_eq!((node.role(), node.term()), (RoleKind::Candidate, 2));
-    // Like every request for votes it waits for the own vote.
+    // Like every vote request it waits until the candidate's own vote is persisted.
     assert_eq!(node.take_sent(), []);
     node.store();
     let request = Message::RequestVote { term: t(2), last: id(1, 1), transfer: true };

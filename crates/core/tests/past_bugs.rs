@@ -1,5 +1,5 @@
 //! Bugs of other implementations, as scenarios. The number is the row in the project's catalogue of
-//! real bugs; `docs/testing.md` says which test stands for which row.
+//! real bugs; `docs/testing.md` lists the test of each row.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,43 +10,50 @@ use d_engine_core::{
 use support::network::Network;
 use support::{Node, Setup, cluster, entries, i, id, membership, t};
 
-/// Row 3 (nebula 3415): in the real election after the pre-vote the candidate forgot to record its own
-/// vote, and could vote for another in the same term after a restart.
+/// Row 3 (nebula 3415): in the election after the pre-vote the candidate did not record its own
+/// vote, and could vote for another candidate of the same term after a restart.
 #[test]
 fn row_03_a_candidate_records_its_own_vote_in_the_real_election() {
     let mut node = Node::new(3, 1, &[1]);
     node.campaign();
-    let stored = node.ordered_hard_state().unwrap();
-    assert_eq!((stored.term, stored.vote), (t(2), Some(support::n(1))));
-    // Nobody else gets the vote, now or after a restart with what was stored.
+    let persisted = node.ordered_hard_state().unwrap();
+    assert_eq!((persisted.term, persisted.vote), (t(2), Some(support::n(1))));
+    // No other node is granted the vote, now or after a restart with the persisted hard state.
     node.store();
-    let mut restarted = Node::start(Setup { hard_state: stored, ..Setup::of(3, 1, &[1]) });
+    let mut restarted = Node::start(Setup { hard_state: persisted, ..Setup::of(3, 1, &[1]) });
     restarted.pass(500);
-    for mut life in [node, restarted] {
-        life.take_sent();
-        life.ask_vote(3, 2, id(1, 9)).unwrap();
-        assert_eq!(life.take_sent(), [(3, Message::VoteReply { term: t(2), granted: false, wall_ms: 0 })]);
+    for mut boot in [node, restarted] {
+        boot.take_sent();
+        boot.ask_vote(3, 2, id(1, 9)).unwrap();
+        assert_eq!(
+            boot.take_sent(),
+            [(3, Message::VoteReply { term: t(2), granted: false, wall_ms: 0 })]
+        );
     }
 }
 
-/// Row 4 (canonical/raft 196): answers to the pre-vote that arrive late were taken for votes.
+/// Row 4 (canonical/raft 196): late replies to the pre-vote were counted as votes.
 #[test]
 fn row_04_a_late_pre_vote_reply_is_no_vote() {
     let mut node = Node::candidate(5, 1, &[1]);
     assert_eq!((node.role(), node.term()), (RoleKind::Candidate, 2));
     for voter in 2..=5 {
-        node.receive(voter, Message::PreVoteReply { term: t(2), granted: true, wall_ms: 0 }).unwrap();
-        node.receive(voter, Message::PreVoteReply { term: t(3), granted: true, wall_ms: 0 }).unwrap();
+        node.receive(voter, Message::PreVoteReply { term: t(2), granted: true, wall_ms: 0 })
+            .unwrap();
+        node.receive(voter, Message::PreVoteReply { term: t(3), granted: true, wall_ms: 0 })
+            .unwrap();
     }
     assert_eq!((node.role(), node.term()), (RoleKind::Candidate, 2));
-    // Nor does a late refusal end the campaign.
+    // A late refusal does not end the campaign either.
     for voter in 2..=5 {
-        node.receive(voter, Message::PreVoteReply { term: t(2), granted: false, wall_ms: 0 }).unwrap();
+        node.receive(voter, Message::PreVoteReply { term: t(2), granted: false, wall_ms: 0 })
+            .unwrap();
     }
     assert_eq!(node.role(), RoleKind::Candidate);
 }
 
-/// Row 5 (LogCabin 44, async-raft 106): an entry of an earlier term was committed by counting.
+/// Row 5 (LogCabin 44, async-raft 106): an entry of an earlier term was committed by counting
+/// replicas.
 #[test]
 fn row_05_figure_8_an_old_entry_on_a_majority_is_not_committed() {
     let mut node = Node::leader(5, 3, &[1, 2]);
@@ -60,7 +67,7 @@ fn row_05_figure_8_an_old_entry_on_a_majority_is_not_committed() {
 }
 
 /// Row 6 (openraft 1802): the structure that finds the quorum's index was not kept in order, so the
-/// order in which acks arrived mattered.
+/// result depended on the order of the acks.
 #[test]
 fn row_06_the_commit_index_does_not_depend_on_the_order_of_acks() {
     let acks = [(2, 5), (3, 9), (4, 3), (5, 7)];
@@ -82,7 +89,7 @@ fn row_06_the_commit_index_does_not_depend_on_the_order_of_acks() {
     }
 }
 
-/// Row 7: a leader counted entries that were only in its memory.
+/// Row 7: a leader counted entries that it had only in memory.
 #[test]
 fn row_07_entries_in_memory_do_not_count_for_commit() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -106,15 +113,15 @@ fn row_08_a_single_node_acknowledges_nothing_before_its_write() {
     assert_eq!((node.commit(), node.apply_to), (2, Some(2)));
 }
 
-/// Row 9 (the single-server membership bug): a new leader put a membership entry into its log before it
-/// had committed one of its term.
+/// Row 9 (the single-server membership bug): a new leader appended a membership entry before it had
+/// committed an entry of its term.
 #[test]
 fn row_09_no_membership_entry_before_the_noop_is_committed() {
     let mut node = Node::leader(3, 1, &[1]);
     assert_eq!(node.propose_membership(cluster(3, 0)), Err(Rejected::MembershipBusy));
 }
 
-/// Row 10 (NuRaft 67, jraft 1): a configuration that was not committed yet was forgotten over a restart.
+/// Row 10 (NuRaft 67, jraft 1): an uncommitted configuration was forgotten in a restart.
 #[test]
 fn row_10_an_uncommitted_configuration_is_in_force_after_a_restart() {
     let mut setup = Setup::of(3, 1, &[1]);
@@ -125,8 +132,8 @@ fn row_10_an_uncommitted_configuration_is_in_force_after_a_restart() {
     assert_eq!(node.core.status().followers.len(), 4);
 }
 
-/// Row 16 (raft-rs 57, etcd 10998): a learner that had been promoted and did not know it yet refused its
-/// vote, which was needed. Who asks knows better.
+/// Row 16 (raft-rs 57, etcd 10998): a learner that had been promoted and did not know it yet
+/// refused a vote that was needed. The candidate has the newer configuration.
 #[test]
 fn row_16_a_node_that_believes_to_be_a_learner_votes_when_asked() {
     let configuration = Configuration::new([2, 3].map(support::n), [support::n(1)]);
@@ -142,8 +149,8 @@ fn row_16_a_node_that_believes_to_be_a_learner_votes_when_asked() {
     assert_eq!(node.take_sent(), granted);
 }
 
-/// Row 18 (openraft 1796, etcd 8501, canonical/raft 279): with pre-vote, a longer log of a lower term and
-/// a shorter log of a higher term refused each other for ever.
+/// Row 18 (openraft 1796, etcd 8501, canonical/raft 279): with pre-vote, a node with a longer log
+/// of a lower term and a node with a shorter log of a higher term refused each other forever.
 #[test]
 fn row_18_long_log_of_low_term_and_short_log_of_high_term_elect_a_leader() {
     for (long_term, short_term) in [(2, 5), (2, 3), (2, 90)] {
@@ -163,8 +170,8 @@ fn row_18_long_log_of_low_term_and_short_log_of_high_term_elect_a_leader() {
     }
 }
 
-/// Row 19 (raft-rs 84, hashicorp 605): with pre-vote and check-quorum, a pre-candidate still named its old
-/// leader and refused the others because of it.
+/// Row 19 (raft-rs 84, hashicorp 605): with pre-vote and check-quorum, a pre-candidate still had
+/// its old leader and refused other nodes because of it.
 #[test]
 fn row_19_a_pre_candidate_has_no_leader_and_refuses_nobody_because_of_one() {
     let mut node = Node::rested(3, 4, &[4]);
@@ -174,7 +181,10 @@ fn row_19_a_pre_candidate_has_no_leader_and_refuses_nobody_because_of_one() {
     assert_eq!((node.role(), node.leader_known()), (RoleKind::PreCandidate, None));
     node.take_sent();
     node.ask_pre_vote(3, 5, id(4, 1)).unwrap();
-    assert_eq!(node.take_sent(), [(3, Message::PreVoteReply { term: t(5), granted: true, wall_ms: 0 })]);
+    assert_eq!(
+        node.take_sent(),
+        [(3, Message::PreVoteReply { term: t(5), granted: true, wall_ms: 0 })]
+    );
     node.ask_vote(3, 5, id(4, 1)).unwrap();
     assert_eq!(node.vote(), Some(3));
 }
@@ -188,7 +198,7 @@ fn row_20_a_bridge_node_is_free_once_its_leader_has_lost_the_quorum() {
     network.deliver_all();
     network.cut(1, 3);
     network.cut(1, 4);
-    // The old leader's heartbeats reach node 2 for as long as it may send them.
+    // The old leader's heartbeats reach node 2 until that leader steps down.
     let mut beats = 0;
     while network.leaders() == [1] && beats < 100 {
         network.timeout(1);
@@ -202,7 +212,8 @@ fn row_20_a_bridge_node_is_free_once_its_leader_has_lost_the_quorum() {
     assert_eq!(network.leaders(), [3]);
 }
 
-/// Row 21 (etcd 7331, tikv 6340): a read was served by a leader that had committed nothing in its term.
+/// Row 21 (etcd 7331, tikv 6340): a read was served by a leader that had committed nothing in its
+/// term.
 #[test]
 fn row_21_no_read_index_before_the_first_commit_of_the_term() {
     let mut node = Node::leader(3, 1, &[1, 1]);
@@ -216,14 +227,14 @@ fn row_21_no_read_index_before_the_first_commit_of_the_term() {
     assert_eq!(node.confirmed, []);
 }
 
-/// Row 22 (etcd-io/raft 397): a stale answer to a heartbeat confirmed a read that came after it.
+/// Row 22 (etcd-io/raft 397): a stale reply to a heartbeat confirmed a read that arrived after it.
 #[test]
 fn row_22_a_replayed_heartbeat_answer_confirms_no_later_read() {
     let mut node = Node::settled(3, 1, &[1]);
     node.read(1).unwrap();
     node.answers(2, 1, 2).unwrap();
     assert_eq!(node.confirmed, [(1, 2)]);
-    // The same read again, and the old answer again, from anybody and as often as it likes.
+    // The same read again, and the old reply again, from every node and repeatedly.
     node.read(1).unwrap();
     for _ in 0..3 {
         node.answers(2, 1, 2).unwrap();
@@ -232,12 +243,15 @@ fn row_22_a_replayed_heartbeat_answer_confirms_no_later_read() {
     assert_eq!(node.confirmed, [(1, 2)]);
 }
 
-/// A heartbeat of an earlier term is answered in the present one. Should its sender lead that term by now, the answer must
-/// not count for a round of the same number: the heartbeat had been sent before the read arrived.
+/// The reply to a heartbeat of an earlier term carries the current term. If the heartbeat's sender
+/// leads the current term by now, the reply must not count for a round of the same number, because
+/// the heartbeat was sent before the read arrived.
 #[test]
 fn an_answer_to_a_heartbeat_of_an_earlier_term_confirms_no_read() {
     let mut follower = Node::new(3, 6, &[1]);
-    follower.receive(2, Message::Heartbeat { term: t(5), commit: i(0), round: 7, matched: i(0) }).unwrap();
+    follower
+        .receive(2, Message::Heartbeat { term: t(5), commit: i(0), round: 7, matched: i(0) })
+        .unwrap();
     let answer = follower.take_sent().pop().unwrap().1;
     assert!(matches!(answer, Message::HeartbeatReply { round: 0, .. }), "{answer:?}");
 
@@ -245,10 +259,15 @@ fn an_answer_to_a_heartbeat_of_an_earlier_term_confirms_no_read() {
     leader.read(1).unwrap();
     let report = d_engine_core::FollowerReport { log_lost: true, ..leader.report() };
     let term = t(leader.term());
-    let (received, stored) = (i(0), i(0));
-    leader.receive(2, Message::HeartbeatReply { term, round: 0, received, stored, report }).unwrap();
+    let (received, persisted) = (i(0), i(0));
+    leader
+        .receive(2, Message::HeartbeatReply { term, round: 0, received, persisted, report })
+        .unwrap();
     assert_eq!(leader.confirmed, []);
-    assert!(leader.core.status().followers.iter().all(|it| !it.log_lost), "it says nothing but the term");
+    assert!(
+        leader.core.status().followers.iter().all(|it| !it.log_lost),
+        "it carries only the term"
+    );
     leader.answers(2, 1, 2).unwrap();
     assert_eq!(leader.confirmed, [(1, 2)]);
 }
@@ -268,7 +287,8 @@ fn row_23_a_read_needs_the_same_quorum_as_a_commit() {
     }
 }
 
-/// Row 41 (openraft 9540c904, 44381b0c): a delayed append removed entries that had been acknowledged.
+/// Row 41 (openraft 9540c904, 44381b0c): a delayed append removed entries that had been
+/// acknowledged.
 #[test]
 fn row_41_a_delayed_append_removes_nothing() {
     let mut node = Node::new(3, 4, &[1]);
@@ -282,8 +302,8 @@ fn row_41_a_delayed_append_removes_nothing() {
     }
 }
 
-/// Row 42 (openraft 1500, CCF 6016): a leader that is elected again receives an ack of its earlier
-/// term. The follower's log may have been changed in between, so the ack means nothing now.
+/// Row 42 (openraft 1500, CCF 6016): a re-elected leader receives an ack from its earlier term. The
+/// follower's log may have changed in between, so the ack has no meaning now.
 #[test]
 fn row_42_an_ack_of_an_earlier_term_does_not_count_after_re_election() {
     let mut node = Node::leader(3, 0, &[]);
@@ -299,32 +319,35 @@ fn row_42_an_ack_of_an_earlier_term_does_not_count_after_re_election() {
     node.store();
     assert_eq!((node.role(), node.core.term()), (RoleKind::Leader, Term::new(3)));
     // The follower has the no-op of term 3 at the index that its old ack names.
-    let old = Message::AppendReply { term: Term::new(1), outcome: AppendOutcome::Stored(LogIndex::new(5)) };
+    let old = Message::AppendReply {
+        term: Term::new(1),
+        outcome: AppendOutcome::Persisted(LogIndex::new(5)),
+    };
     node.receive(3, old).unwrap();
     assert_eq!(node.commit(), 0);
     node.stored_by(3, 5).unwrap();
     assert_eq!(node.commit(), 5);
 }
 
-/// Row 42 (CCF 6016): a follower acknowledged its whole log and not only what the append had shown to
-/// match.
+/// Row 42 (CCF 6016): a follower acknowledged its whole log, not only the part that the append had
+/// shown to match.
 #[test]
 fn row_42_an_ack_does_not_go_beyond_the_append_it_answers() {
     let mut node = Node::new(3, 4, &[1, 2, 2, 2]);
     node.append(2, 4, id(1, 1), &[], 0).unwrap();
-    assert_eq!(node.take_acks(), [AppendOutcome::Stored(i(1))]);
+    assert_eq!(node.take_acks(), [AppendOutcome::Persisted(i(1))]);
     node.heartbeat(2, 4, 0).unwrap();
     let answer = Message::HeartbeatReply {
         term: t(4),
         round: 1,
         received: i(1),
-        stored: i(1),
+        persisted: i(1),
         report: support::reports(0),
     };
     assert_eq!(node.take_sent(), [(2, answer)]);
 }
 
-/// Row 43 (CCF 5674): a leader that became a follower rolled back what was committed.
+/// Row 43 (CCF 5674): a leader that became a follower rolled back committed entries.
 #[test]
 fn row_43_a_deposed_leader_keeps_what_it_committed() {
     let mut node = Node::settled(3, 1, &[1]);
@@ -334,8 +357,12 @@ fn row_43_a_deposed_leader_keeps_what_it_committed() {
     node.propose(2).unwrap();
     node.heartbeat(3, 5, 0).unwrap();
     assert_eq!((node.role(), node.commit()), (RoleKind::Follower, 4));
-    assert_eq!(node.log_terms(), [1, 2, 2, 2, 2, 2], "what is not committed may be so elsewhere");
-    // Only the new leader's own entries replace it, and only behind the commit index.
+    assert_eq!(
+        node.log_terms(),
+        [1, 2, 2, 2, 2, 2],
+        "uncommitted entries may be committed elsewhere"
+    );
+    // Only the new leader's own entries replace it, and only after the commit index.
     node.append(3, 5, id(2, 4), &[5], 0).unwrap();
     assert_eq!((node.log_terms(), node.commit()), (vec![1, 2, 2, 2, 5], 4));
 }
@@ -350,7 +377,7 @@ fn row_44_no_new_leader_can_roll_back_a_committed_entry() {
     assert_eq!((node.log_terms(), node.commit()), (vec![1, 4, 4], 3));
 }
 
-/// Row 49 (openraft 1960): completions of writes that arrived out of order stopped the progress.
+/// Row 49 (openraft 1960): write completions that arrived out of order stopped all progress.
 #[test]
 fn row_49_completions_out_of_order_strand_nothing() {
     let mut node = Node::new(3, 4, &[1]);
@@ -358,14 +385,14 @@ fn row_49_completions_out_of_order_strand_nothing() {
         node.append(2, 4, id(if index == 1 { 1 } else { 4 }, index), &[4], 0).unwrap();
     }
     node.store_order(3).unwrap();
-    assert_eq!(node.take_acks(), [AppendOutcome::Stored(i(4))]);
+    assert_eq!(node.take_acks(), [AppendOutcome::Persisted(i(4))]);
     node.store_order(1).unwrap();
     node.store_order(2).unwrap();
     assert_eq!((node.core.log().persisted, node.take_acks()), (i(4), vec![]));
 }
 
-/// Row 50 (etcd 10167, nats 7853): the limit of what waits for commit was forgotten with the term, so a
-/// flapping leader's log grew without bound.
+/// Row 50 (etcd 10167, nats 7853): the count of uncommitted bytes was reset with each term, so an
+/// unstable leader's log grew without bound.
 #[test]
 fn row_50_the_limit_of_uncommitted_bytes_outlives_the_term() {
     let config = CoreConfig { uncommitted_bytes_max: 10 * 74, ..CoreConfig::default() };
@@ -387,7 +414,8 @@ fn row_50_the_limit_of_uncommitted_bytes_outlives_the_term() {
     assert_eq!(node.propose(1), Err(Rejected::TooMuchUncommitted));
 }
 
-/// Row 53 (etcd 21518): a heartbeat whose commit index lies behind the follower's log made it panic.
+/// Row 53 (etcd 21518): a node panicked on a heartbeat whose commit index was beyond the end of its
+/// log.
 #[test]
 fn row_53_a_commit_index_behind_the_log_is_taken_as_far_as_the_log_goes() {
     let mut node = Node::new(3, 4, &[1, 1]);

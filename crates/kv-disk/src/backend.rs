@@ -1,9 +1,9 @@
-//! The database's way to the disk: through the engine's own seam, so that tests can cut the power under it.
+//! Lets the database do its I/O through the engine's `Fs` trait, so that tests can cut its power.
 
 use std::io;
 use std::sync::Arc;
 
-use d_engine_storage::{FsFile, write_all_at};
+use d_engine_fs::{FsFile, write_all_at};
 
 /// One open file.
 #[derive(Debug)]

@@ -1,13 +1,13 @@
-//! What can go wrong with a database.
+//! Errors of the on-disk key-value machine.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why the machine cannot go on. None of these loses what was durable.
+/// Why the machine cannot continue. None of these loses durable data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskKvError {
-    /// The file system failed. Mend it and start the node again.
+    /// The file system failed. Repair it and start the node again.
     #[error("{path}: {source}")]
     Io {
         /// The file or directory.
@@ -15,20 +15,20 @@ pub enum DiskKvError {
         /// The failure.
         source: io::Error,
     },
-    /// The database failed. Mend the disk and start the node again. A damaged file is found at the start, put aside, and
-    /// the machine filled anew from the snapshot and the log.
-    #[error("the database {path}: {source}")]
+    /// The database failed. Repair the disk and start the node again. A start detects a damaged
+    /// file and moves it aside; the machine is then refilled from the snapshot and the log.
+    #[error("the database {path} failed: {source}; repair the disk and start the node again")]
     Database {
         /// Its file.
         path: PathBuf,
         /// The failure.
         source: Box<redb::Error>,
     },
-    /// The file is damaged. Look at the disk, and start the node again: the file is put aside, and the machine filled anew
-    /// from the snapshot and the log.
+    /// The file is damaged. Check the disk and start the node again: the start moves the file
+    /// aside, and the machine is refilled from the snapshot and the log.
     #[error(
-        "the database {path} is damaged: {what}; look at the disk, and start the node again: it puts the file \
-             aside and is filled anew from the snapshot and the log"
+        "the database {path} is damaged: {what}; check the disk and start the node again: the \
+         start moves the file aside and refills the machine from the snapshot and the log"
     )]
     Damaged {
         /// Its file.
@@ -36,45 +36,53 @@ pub enum DiskKvError {
         /// What is wrong with it.
         what: String,
     },
-    /// The database was made by a newer program. Upgrade this node.
-    #[error("the database {path} has format version {found}, this program reads {expected}")]
+    /// A newer program created the database. Upgrade this node.
+    #[error(
+        "the database {path} has format version {found}, but this program reads {expected}; \
+         upgrade this node"
+    )]
     Newer {
         /// Its file.
         path: PathBuf,
-        /// Its version.
+        /// The file's format version.
         found: u64,
-        /// The version of this program.
+        /// The format version that this program reads.
         expected: u64,
     },
-    /// Somebody else has the directory open. Stop that process, or give this one another directory.
-    #[error("{dir} is in use by {holder}")]
+    /// Another process has the directory open. Stop that process, or give this one another
+    /// directory.
+    #[error("{dir} is in use by {holder}; stop that process or use another directory")]
     InUse {
         /// The directory.
         dir: PathBuf,
-        /// Who, as far as the lock tells.
+        /// The process, as far as the lock identifies it.
         holder: String,
     },
-    /// While a snapshot was written, the file has grown beyond the bound: pages that the snapshot reads are not written
-    /// anew. The snapshot is tried again; write less meanwhile, or raise `view_growth_bytes`.
+    /// While a snapshot was written, the file grew beyond the limit, because pages that the
+    /// snapshot reads cannot be reused. The snapshot is retried; reduce the write rate, or raise
+    /// `view_growth_bytes`.
     #[error(
-        "the database {path} has grown from {began_at} to {grown_to} bytes while a snapshot of it was written, which \
-             was given up; it is tried again when less is written, or raise view_growth_bytes"
+        "the snapshot was cancelled because the database {path} grew from {began_at} to \
+         {grown_to} bytes while it was written; it will be retried; reduce the write rate or \
+         raise view_growth_bytes"
     )]
     ViewGivenUp {
         /// Its file.
         path: PathBuf,
-        /// Bytes when the snapshot was begun.
+        /// File length in bytes when the snapshot began.
         began_at: u64,
-        /// Bytes when it was given up.
+        /// File length in bytes when the snapshot was cancelled.
         grown_to: u64,
     },
-    /// A snapshot takes the place of the records, and there was no room for both. Ask again when it is installed.
-    #[error("the machine in {dir} is being filled from a snapshot; ask again later")]
+    /// A snapshot is replacing the records, and there was not enough free space for both. Retry
+    /// after the install.
+    #[error("the machine in {dir} is installing a snapshot; retry later")]
     BeingFilled {
         /// Its directory.
         dir: PathBuf,
     },
-    /// The machine has not been started. The engine does that; call `start` where there is none.
+    /// The machine has not been started. The engine starts it; call `start` when using it without
+    /// an engine.
     #[error("the machine in {dir} has not been started")]
     NotStarted {
         /// Its directory.
@@ -83,7 +91,7 @@ pub enum DiskKvError {
 }
 
 impl DiskKvError {
-    /// Whether it is the file that is wrong, not the disk or the moment.
+    /// Whether the file itself is damaged, as opposed to a failing disk or a temporary condition.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
@@ -103,12 +111,12 @@ impl DiskKvError {
     }
 }
 
-/// Whether the disk has done what it was asked to, and what it gave makes no sense.
+/// Whether the disk returned data without error and the data are corrupt.
 pub(crate) fn is_wrong_content(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-/// A failure of the database, without its file: the rules do not know that.
+/// A failure of the database without its path, which the rules do not know.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Database(Box<redb::Error>),

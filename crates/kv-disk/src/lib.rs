@@ -1,13 +1,15 @@
-//! The key-value state machine of d-engine on disk: the same commands, questions, answers and snapshots as
-//! `d-engine-kv`, for more data than memory holds, and for starts that do not read it all.
+//! The key-value state machine of d-engine on disk: the same commands, queries and snapshots as
+//! `d-engine-kv`, for data sets larger than memory and for starts that do not replay everything.
 //!
-//! The data lie in one file of [redb](https://www.redb.org), a B-tree with copy on write. What a chunk of the log
-//! changes, and the position behind it, are one transaction. Transactions are made durable when the engine asks for
-//! it, and after every [`SYNC_EVERY_BYTES`] of commands; the log has whatever a crash takes away.
+//! The data are in one file of [redb](https://www.redb.org), a copy-on-write B-tree. One
+//! transaction holds the changes of a log chunk and the position after it. Transactions become
+//! durable when the engine requests it, and after every [`SYNC_EVERY_BYTES`] of commands; what a
+//! crash loses is applied again from the log.
 //!
-//! What commands mean is decided in `d_engine_proto::key_value::rules`, for this machine and for the one in memory.
-//! `machine` is the machine as the engine sees it, `tables` what the rules work on, `database` one file, `state` what
-//! goes with it, `snapshot` both ways between a database and a snapshot, `backend` the way to the disk.
+//! The rules of commands are in [`d_engine_kv_language::rules`], for this machine and for the one
+//! in memory. `machine` implements the state machine trait, `tables` is what the rules work on,
+//! `database` one file, `state` the position and other metadata, `snapshot` the conversion between
+//! a database and a snapshot, and `backend` the I/O.
 
 mod backend;
 mod database;
@@ -17,10 +19,13 @@ mod snapshot;
 mod state;
 mod tables;
 
-pub use d_engine_proto::key_value::{
-    BATCH_OPERATIONS_MAX, GET_MANY_BYTES_MAX, GET_MANY_KEYS_MAX, Keys, KvAnswer, KvCommand, KvOperation,
-    KvQuery, KvReply, Page, PutOptions, QueryLimitError, Record, SCAN_LIMIT_DEFAULT, SCAN_LIMIT_MAX,
-    SCAN_PAGE_BYTES, Scan, UndecodableError, snapshot_file::SnapshotFileError,
+pub use d_engine_kv::snapshot_file::SnapshotFileError;
+pub use d_engine_kv_language::{
+    BATCH_OPERATIONS_MAX, GET_MANY_BYTES_MAX, GET_MANY_KEYS_MAX, Keys, KvCommand, KvOperation,
+    KvQuery, KvQueryReply, KvReply, Page, PutOptions, QueryLimitError, Record, SCAN_LIMIT_DEFAULT,
+    SCAN_LIMIT_MAX, SCAN_PAGE_BYTES, Scan, UndecodableError,
 };
 pub use error::DiskKvError;
-pub use machine::{CACHE_BYTES_DEFAULT, DiskKvStateMachine, SYNC_EVERY_BYTES, VIEW_GROWTH_BYTES_DEFAULT};
+pub use machine::{
+    CACHE_BYTES_DEFAULT, DiskKvStateMachine, SYNC_EVERY_BYTES, VIEW_GROWTH_BYTES_DEFAULT,
+};

@@ -1,65 +1,70 @@
-//! The machine as the engine sees it: a database, with what is worth knowing without asking it.
+//! The on-disk key-value state machine: a database, with the values that are needed without reading
+//! it.
+
+mod change;
+mod open;
+mod scrub;
 
 use std::num::NonZeroU64;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{self, KvRead as _, KvTable as _};
-use d_engine_proto::key_value::snapshot_file::{
-    SnapshotFileError, SnapshotFileReader, check_files, file_bytes,
-};
-use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
-use d_engine_replica::{
+use d_engine_fs::{Fs, RealFs};
+use d_engine_kv::snapshot_file::{SnapshotFileError, SnapshotFileReader, check_files, file_bytes};
+use d_engine_kv_language::rules;
+use d_engine_kv_language::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
+use d_engine_state_machine::{
     Binding, Bound, Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
 };
-use d_engine_storage::fs::ensure_dir;
-use d_engine_storage::{Fs, FsLock, LockAttempt, RealFs};
 
-use crate::database::{self, Database, panicked};
+use self::open::Open;
+use crate::database::Database;
 use crate::error::{DiskKvError, Failure};
 use crate::snapshot::{self, Frozen, View};
-use crate::state::{ReadError, State};
-use crate::tables::{FrozenRecords, Pages, Tables};
+use crate::state::State;
+use crate::tables::FrozenRecords;
 
-/// Bytes that the database keeps in memory of what it has read and is about to write, unless told otherwise.
+/// Default size in bytes of the database's cache for pages read and pages about to be written.
 pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 
-/// Bytes of commands after which the machine makes its changes durable without being asked: a crash takes away
-/// no more than this, to be applied again from the log, and the file need not grow for more than this.
+/// After this many bytes of commands the machine makes its changes durable without a request. A
+/// crash loses no more than this, and the log supplies it again; the file also need not grow for
+/// more than this.
 pub const SYNC_EVERY_BYTES: usize = 64 << 20;
 
-/// What a new database needs for records whose snapshot has `file_bytes`. Measured: twice as many while it is filled, and
-/// 1.07 times once it is closed.
+/// Disk space that a new database needs for records whose snapshot has `file_bytes`. Measured:
+/// twice the size while it is filled, and 1.07 times once it is closed.
 fn database_bytes(file_bytes: u64) -> u64 {
     file_bytes.saturating_mul(9).div_ceil(4).saturating_add(4 << 20)
 }
 
-/// Bytes that the file may grow by while a view is held, unless told otherwise; or by as much as it had, if that is more.
-/// Every page that is changed then is written elsewhere: a small put costs up to 30 KiB.
+/// Default limit in bytes for the file's growth while a view is held; if the file's own length is
+/// larger, that is the limit. Every page changed in that time is written elsewhere: a small put
+/// costs up to 30 KiB.
 pub const VIEW_GROWTH_BYTES_DEFAULT: u64 = 1 << 30;
 
-const LOCK_NAME: &str = "lock";
-
-/// Ordered keys on disk ([`Durability::Durable`]), with the commands, replies, questions and snapshots of
-/// `d-engine-kv`'s `KvStateMachine`: a cluster may have both kinds.
+/// Ordered keys on disk ([`Durability::Durable`]), with the commands, replies, queries and
+/// snapshots of `d-engine-kv`'s `KvStateMachine`: one cluster may run both machines.
 ///
-/// Data and position are changed in one transaction for each chunk. [`StateMachine::flush`], dropping the machine, and
-/// every [`SYNC_EVERY_BYTES`] of commands make the transactions durable; a crash before that leaves an earlier state
-/// with its position, and the engine applies the rest again.
+/// Data and position are changed in one transaction for each chunk. [`StateMachine::flush`],
+/// dropping the machine, and every [`SYNC_EVERY_BYTES`] of commands make the transactions durable;
+/// a crash before that leaves an earlier state with its position, and the engine applies the rest
+/// again.
 ///
-/// It needs its directory for itself, locks it while it is started, and makes it when it is missing. A damaged file is
-/// found: every record has a checksum that is compared whenever it is read, and a start reads the whole file twice (page
-/// by page, then record by record; see `docs/performance.md` for the time per GiB). [`StateMachine::scrub`] and every
-/// snapshot read all records again. Damage stops the node with the reason; the next start puts the file aside as
-/// `kv.redb.damaged` and begins empty, so that the engine fills it from the snapshot and the log.
+/// It needs a directory of its own, creates it if missing, and locks it from `start` to `stop`.
+/// Damage to the file is detected: every record has a checksum that is verified at every read, and
+/// a start reads the whole file twice (page by page, then record by record; see
+/// `docs/performance.md` for the time per GiB). [`StateMachine::scrub`] and every snapshot read all
+/// records again. Damage stops the node with the reason; the next start moves the file aside as
+/// `kv.redb.damaged` and begins empty, so that the engine refills it from the snapshot and the log.
 ///
-/// Damage that was there at the start is found before anything is served. Of damage that comes later, a damaged record is
-/// found by the read that meets it; a damaged page *above* the records is found for certain only by the scrub: until
-/// then a read may miss a key that is there. Pages that the cache holds are not read again by a scrub.
+/// Damage present at the start is found before anything is served. Of later damage, a read detects
+/// a damaged record that it meets; only a scrub is certain to detect a damaged page *above* the
+/// records: until then a read may miss an existing key. A scrub does not read pages again that are
+/// in the cache.
 pub struct DiskKvStateMachine {
     fs: Arc<dyn Fs>,
     dir: PathBuf,
@@ -67,32 +72,17 @@ pub struct DiskKvStateMachine {
     view_growth_bytes: u64,
     sync_every_bytes: usize,
     running: AtomicBool,
-    /// What the engine has told of its directory.
+    /// The binding that the engine passed for this directory.
     binding: Mutex<Option<Binding>>,
-    /// Taken by whoever changes the state, for as long as that takes. Readers do not.
+    /// Held by the thread that changes the state, for the whole change. Readers do not take it.
     writing: Mutex<()>,
     /// `None`: not started yet.
     open: RwLock<Option<Open>>,
 }
 
-/// What is known of the open database. `state` and the rest are what the last transaction has left, or what has been
-/// told since and goes into the next one.
-struct Open {
-    database: Arc<Database>,
-    state: State,
-    next_expiry_ms: Option<u64>,
-    /// Bytes of commands since the last durable transaction; `None`: nothing has changed since.
-    not_durable: Option<usize>,
-    /// What is being read as of one moment: for a snapshot, by a scrub.
-    views: Vec<Weak<Frozen>>,
-    /// The records were given up to make room for those of a snapshot, which are not there yet.
-    is_filling: bool,
-    _lock: Mutex<Box<dyn FsLock>>,
-}
-
 impl DiskKvStateMachine {
-    /// A machine in `dir`; a relative path starts at the working directory of this moment. Nothing is touched before
-    /// [`StateMachine::start`].
+    /// A machine in `dir`; a relative path is resolved against the current working directory now.
+    /// Nothing is touched before [`StateMachine::start`].
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
@@ -115,21 +105,23 @@ impl DiskKvStateMachine {
         }
     }
 
-    /// Another size of the database's cache than [`CACHE_BYTES_DEFAULT`], in bytes; from the next start on.
+    /// Sets the size of the database's cache in bytes (default [`CACHE_BYTES_DEFAULT`]); takes
+    /// effect at the next start.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self
     }
 
-    /// Another number than [`SYNC_EVERY_BYTES`].
+    /// Replaces [`SYNC_EVERY_BYTES`].
     #[must_use]
     pub fn sync_every_bytes(mut self, bytes: usize) -> Self {
         self.sync_every_bytes = bytes;
         self
     }
 
-    /// Another bound than [`VIEW_GROWTH_BYTES_DEFAULT`] for what the file may grow by while a snapshot is written.
+    /// Replaces [`VIEW_GROWTH_BYTES_DEFAULT`], the limit of the file's growth while a snapshot is
+    /// written.
     #[must_use]
     pub fn view_growth_bytes(mut self, bytes: u64) -> Self {
         self.view_growth_bytes = bytes;
@@ -142,7 +134,8 @@ impl DiskKvStateMachine {
         &self.dir
     }
 
-    // Nothing panics while it holds this lock for long enough to leave a half of anything behind.
+    // No code panics while it holds this lock and leaves a partial change, so a poisoned lock is
+    // safe.
     fn read<T>(&self, read: impl FnOnce(&Open) -> T) -> Result<T, DiskKvError> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         open.as_ref().map(read).ok_or_else(|| DiskKvError::NotStarted { dir: self.dir.clone() })
@@ -158,7 +151,8 @@ impl DiskKvStateMachine {
     }
 
     fn records(&self) -> Result<(Arc<Database>, FrozenRecords), DiskKvError> {
-        let (database, is_filling) = self.read(|open| (Arc::clone(&open.database), open.is_filling))?;
+        let (database, is_filling) =
+            self.read(|open| (Arc::clone(&open.database), open.is_filling))?;
         if is_filling {
             return Err(DiskKvError::BeingFilled { dir: self.dir.clone() });
         }
@@ -169,8 +163,8 @@ impl DiskKvStateMachine {
         Ok((database, records))
     }
 
-    /// Gives every record in the order of the keys, with its value and when it vanishes; returns the log time of that
-    /// moment. For comparing replicas.
+    /// Passes every record in key order, with its value and expiry; returns the log time of that
+    /// state. For comparing replicas.
     ///
     /// # Errors
     /// The machine was not started, or its file cannot be read.
@@ -178,7 +172,8 @@ impl DiskKvStateMachine {
         &self,
         mut each: impl FnMut(&[u8], &[u8], Option<NonZeroU64>),
     ) -> Result<u64, DiskKvError> {
-        let (database, time_ms) = self.read(|open| (Arc::clone(&open.database), open.state.time_ms))?;
+        let (database, time_ms) =
+            self.read(|open| (Arc::clone(&open.database), open.state.time_ms))?;
         let records = FrozenRecords::open(&database.begin_read()?, time_ms)
             .map_err(|failure| database.failed(failure))?;
         let told = records.try_for_each(|key, value, expires_ms| {
@@ -190,7 +185,7 @@ impl DiskKvStateMachine {
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
-        // What a panic has left of a transaction is gone with it.
+        // A transaction that a panic interrupted is rolled back.
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -198,171 +193,29 @@ impl DiskKvStateMachine {
         DiskKvError::Io { path: self.dir.clone(), source }
     }
 
-    /// Locks the directory and opens what is in it, if it belongs to the node.
-    fn open(&self) -> Result<Open> {
-        ensure_dir(&*self.fs, &self.dir).map_err(|source| self.io(source))?;
-        let lock = match self.fs.try_lock(&self.dir.join(LOCK_NAME)).map_err(|source| self.io(source))? {
-            LockAttempt::Held(lock) => Mutex::new(lock),
-            LockAttempt::InUse { holder } => {
-                return Err(DiskKvError::InUse { dir: self.dir.clone(), holder }.into());
-            }
-        };
-        let (database, mut state) = Database::open(&*self.fs, &self.dir, self.cache_bytes)?;
-        if let Some(binding) = &*self.bound_to()
-            && binding.compare(state.binding.as_ref().map(<[u8; _]>::as_slice))? == Bound::Store
-        {
-            state.binding = Some(binding.to_bytes());
-            database.commit_durably(&state)?;
-        }
-        let next_expiry_ms = database.first_expiry_ms()?;
-        let (database, is_filling) = (Arc::new(database), false);
-        let (not_durable, views) = (None, Vec::new());
-        Ok(Open { database, state, next_expiry_ms, not_durable, views, is_filling, _lock: lock })
-    }
-
     fn bound_to(&self) -> MutexGuard<'_, Option<Binding>> {
         self.binding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One transaction: what `work` does to the tables, and the position that it comes to. `bytes` is how much of the
-    /// log it was.
-    fn transact<T>(
-        &self,
-        bytes: usize,
-        work: impl FnOnce(&mut Tables<'_>, &mut LogId) -> Result<T, Failure>,
-    ) -> Result<T, DiskKvError> {
-        let (database, mut state, waiting) =
-            self.read(|open| (Arc::clone(&open.database), open.state.clone(), open.not_durable))?;
-        let not_durable = waiting.unwrap_or(0).saturating_add(bytes);
-        let is_durable = not_durable >= self.sync_every_bytes;
-        let transaction = if is_durable { database.begin_durable()? } else { database.begin_lazy()? };
-        let done = (|| {
-            let mut tables = Tables::open(&transaction, &state)?;
-            let done = work(&mut tables, &mut state.position)?;
-            (state.time_ms, state.content_bytes) = (tables.time_ms(), tables.content_bytes());
-            let next_expiry_ms = tables.first_expiry()?.map(|(at, _)| at.get());
-            drop(tables);
-            state.store(&transaction)?;
-            transaction.commit()?;
-            Ok((done, next_expiry_ms))
-        })();
-        let (done, next_expiry_ms) = done.map_err(|failure| database.failed(failure))?;
-        self.change(|open| {
-            open.state = state;
-            open.next_expiry_ms = next_expiry_ms;
-            open.not_durable = (!is_durable).then_some(not_durable);
-        })?;
-        self.bound_views(&database)?;
-        Ok(done)
-    }
-
-    /// Gives the views up for which the file has grown too far: the pages that they read are needed.
-    fn bound_views(&self, database: &Database) -> Result<(), DiskKvError> {
-        let views: Vec<_> = self.read(|open| open.views.iter().filter_map(Weak::upgrade).collect())?;
-        let mut bytes = None;
-        for view in views.iter().filter(|view| view.given_up_at().is_none()) {
-            let bytes = *bytes.get_or_insert_with(|| database.bytes());
-            if bytes.saturating_sub(view.began_at) > self.view_growth_bytes.max(view.began_at) {
-                tracing::warn!(
-                    began_at = view.began_at,
-                    bytes,
-                    "a snapshot or a scrub is given up: the database grows beside it"
-                );
-                view.give_up(bytes);
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts a new database in the place of the open one.
-    fn replace(&self, new: Database, state: State, next_expiry_ms: Option<u64>) -> Result<(), DiskKvError> {
-        new.take_place(&*self.fs, &self.dir)?;
-        let before = self.change(|open| {
-            open.state = state;
-            open.next_expiry_ms = next_expiry_ms;
-            open.not_durable = None;
-            std::mem::replace(&mut open.database, Arc::new(new))
-        })?;
-        // Its file is gone when the last reader is.
-        drop(before);
-        self.fs.sync_dir(&self.dir).map_err(|source| self.io(source))
-    }
-
-    /// Ends an unfinished database after whatever went wrong with it.
-    fn give_up(&self, new: &Database) {
-        new.close().ok();
-        database::discard(&*self.fs, &self.dir);
-    }
-
-    /// Whether a second database has room beside the open one. What the disk does not tell is not asked for.
-    fn has_room(&self, bytes: u64) -> Result<bool, DiskKvError> {
-        let free = self.fs.free_bytes(&self.dir).map_err(|source| self.io(source))?;
-        Ok(free.is_none_or(|free| free >= bytes))
-    }
-
-    /// Gives the records up, durably: the machine stands at the beginning, so that whatever happens until a snapshot
-    /// has been installed, the next start installs it again.
-    fn make_room(&self) -> Result<(), DiskKvError> {
-        let before = self.database()?;
-        let state = State { binding: self.read(|open| open.state.binding)?, ..State::default() };
-        let empty = Database::create(&*self.fs, &self.dir, self.cache_bytes)?;
-        if let Err(error) = empty.commit_durably(&state) {
-            self.give_up(&empty);
-            return Err(error);
-        }
-        self.change(|open| open.is_filling = true)?;
-        self.replace(empty, state, None)?;
-        // Also when a view still reads from it: the room is needed.
-        before.close()
-    }
-
     fn freeze(&self) -> Result<View, DiskKvError> {
         let _writing = self.writing();
-        let (database, label, time_ms) =
-            self.read(|open| (Arc::clone(&open.database), open.state.position, open.state.time_ms))?;
+        let (database, last_included, time_ms) = self
+            .read(|open| (Arc::clone(&open.database), open.state.position, open.state.time_ms))?;
         let frozen = Arc::new(Frozen::new(database.begin_read()?, database.bytes()));
         self.change(|open| {
             open.views.retain(|view| view.strong_count() > 0);
             open.views.push(Arc::downgrade(&frozen));
         })?;
-        Ok(View { fs: Arc::clone(&self.fs), label, time_ms, frozen, database })
-    }
-
-    /// Reads all records and expiries of one moment, and compares them with what is noted of the whole.
-    fn scrub_view(&self, view: &View) -> Result<(), Ended> {
-        let Some(transaction) = view.frozen.take() else { return Ok(()) };
-        let state = State::read(&transaction).map_err(|error| match error {
-            ReadError::Failed(failure) => failure,
-            ReadError::Damaged(what) => Failure::Damaged(what.to_owned()),
-            ReadError::Newer(found) => Failure::Damaged(format!("it has become one of version {found}")),
-        })?;
-        let records = FrozenRecords::open(&transaction, state.time_ms)?;
-        records.verify(state.content_bytes, Pages::Unchecked, || {
-            let goes_on = self.running.load(Ordering::Acquire) && view.frozen.given_up_at().is_none();
-            goes_on.then_some(()).ok_or(Ended::GivenUp)
-        })
+        Ok(View { fs: Arc::clone(&self.fs), last_included, time_ms, frozen, database })
     }
 }
 
-/// Why a scrub has not come to its end.
-enum Ended {
-    Failed(Failure),
-    /// The machine was stopped, or the file has grown too far beside it.
-    GivenUp,
-}
-
-impl From<Failure> for Ended {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-/// Flushes; what cannot be flushed comes again from the log.
+/// Flushes. If that fails, the log supplies the rest again.
 impl Drop for DiskKvStateMachine {
     fn drop(&mut self) {
         self.flush().ok();
         if let Ok(database) = self.database() {
-            // Also when a view still reads from it: the directory is free after this.
+            // Even if a view still reads from it: the directory is unlocked after this.
             database.close().ok();
         }
     }
@@ -384,7 +237,7 @@ impl StateMachine for DiskKvStateMachine {
         Ok(())
     }
 
-    /// Opens the database; after a `stop`, the machine just goes on.
+    /// Opens the database; after a `stop`, the machine resumes.
     fn start(&self) -> Result<()> {
         let _writing = self.writing();
         if self.database().is_err() {
@@ -401,8 +254,9 @@ impl StateMachine for DiskKvStateMachine {
     }
 
     fn is_running(&self) -> bool {
-        // A damaged file serves nothing more; the next entry stops the node with the reason.
-        self.running.load(Ordering::Acquire) && self.database().is_ok_and(|database| !database.is_damaged())
+        // A damaged file serves no more reads; the next entry stops the node with the reason.
+        self.running.load(Ordering::Acquire)
+            && self.database().is_ok_and(|database| !database.is_damaged())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
@@ -415,23 +269,23 @@ impl StateMachine for DiskKvStateMachine {
             [Some(open.state.position), open.state.snapshot.as_ref().map(|meta| meta.last_included)]
         });
         let known = known.ok()?.into_iter().flatten();
-        known.filter(|id| id.index == entry_id && id.index > 0).map(|id| id.term).next()
+        known.filter(|id| id.index == entry_id && id.index > 0).map(|id| id.term.get()).next()
     }
 
-    /// One transaction for the chunk: decoding comes before it and the replies after it, and each command sees what
-    /// the one before it did.
+    /// Runs one transaction for the chunk: commands are decoded before it and replies sent after
+    /// it. Each command sees the effects of the previous one.
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let commands: Vec<_> = chunk.iter().map(|entry| KvCommand::decode(&entry.data)).collect();
         let bytes = chunk.iter().map(|entry| entry.data.len()).sum();
         let _writing = self.writing();
         let applied = self.read(|open| open.state.position.index)?;
-        if chunk.iter().all(|entry| entry.index <= applied) {
+        if chunk.iter().all(|entry| applied >= entry.index) {
             return Ok(());
         }
         let replies = self.transact(bytes, |tables, position| {
             let mut replies = Vec::with_capacity(chunk.len());
             for (entry, command) in chunk.iter().zip(&commands) {
-                if entry.index <= position.index {
+                if position.index >= entry.index {
                     continue;
                 }
                 let reply = match command {
@@ -441,7 +295,7 @@ impl StateMachine for DiskKvStateMachine {
                         KvReply::Rejected { reason: error.to_string() }
                     }
                 };
-                *position = entry.log_id();
+                *position = entry.id();
                 replies.push((entry, reply));
             }
             Ok(replies)
@@ -452,13 +306,14 @@ impl StateMachine for DiskKvStateMachine {
         Ok(())
     }
 
-    /// 0 when the machine has not been started, or its database cannot be read.
+    /// 0 if the machine has not been started, or its database cannot be read.
     fn len(&self) -> usize {
         let length = self.records().ok().and_then(|(_, records)| records.len().ok());
         length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0)
     }
 
-    /// Goes into the next transaction: an entry without a command changes no data, so it may come again.
+    /// Stored with the next transaction: an entry without a command changes no data, so it may be
+    /// delivered again.
     fn update_last_applied(&self, last: LogId) {
         let told = self.change(|open| {
             if last.index > open.state.position.index {
@@ -466,18 +321,12 @@ impl StateMachine for DiskKvStateMachine {
                 open.not_durable.get_or_insert(0);
             }
         });
-        // There is nothing to tell a machine that has not been started: the engine starts it first.
+        // A machine that is not started ignores this: the engine starts it first.
         told.unwrap_or(());
     }
 
     fn last_applied(&self) -> LogId {
         self.read(|open| open.state.position).unwrap_or_default()
-    }
-
-    /// Nothing beyond [`StateMachine::update_last_applied`]: data and position are stored together.
-    fn persist_last_applied(&self, last: LogId) -> Result<()> {
-        self.update_last_applied(last);
-        Ok(())
     }
 
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
@@ -491,13 +340,9 @@ impl StateMachine for DiskKvStateMachine {
         self.read(|open| open.state.snapshot.clone()).ok().flatten()
     }
 
-    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
-        self.update_last_snapshot_metadata(meta)?;
-        self.flush()
-    }
-
-    /// Fills a new database beside the open one, which takes its place by a rename. Without room on the disk for both,
-    /// the records are given up first; reads fail until the new ones are there.
+    /// Fills a new database beside the open one and replaces that by a rename. Without enough free
+    /// space for both, the records are deleted first, and reads fail until the new ones are
+    /// installed.
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         let _writing = self.writing();
         check_files(&*self.fs, meta, &path)?;
@@ -513,7 +358,7 @@ impl StateMachine for DiskKvStateMachine {
                 Ok(self.change(|open| open.is_filling = false)?)
             }
             Err(error) => {
-                self.give_up(&new);
+                new.give_up(&*self.fs, &self.dir);
                 Err(error)
             }
         }
@@ -521,15 +366,12 @@ impl StateMachine for DiskKvStateMachine {
 
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
         let view = self.freeze()?;
-        if view.label > last_included {
-            let error = SnapshotFileError::Label { state: view.label, label: last_included };
+        if view.last_included > last_included {
+            let error =
+                SnapshotFileError::OtherLastIncluded { state: view.last_included, last_included };
             return Err(error.into());
         }
-        Box::new(View { label: last_included, ..view }).write(&dir)
-    }
-
-    fn save_hard_state(&self) -> Result<()> {
-        Ok(())
+        Box::new(View { last_included, ..view }).write(&dir)
     }
 
     fn flush(&self) -> Result<()> {
@@ -542,7 +384,7 @@ impl StateMachine for DiskKvStateMachine {
             self.read(|open| (Arc::clone(&open.database), open.state.clone(), open.not_durable))?;
         if waiting.is_some() {
             database.commit_durably(&state)?;
-            // What was told meanwhile is not in it.
+            // Metadata updated in the meantime is not in the new database.
             self.change(|open| {
                 if open.state == state {
                     open.not_durable = None;
@@ -552,14 +394,14 @@ impl StateMachine for DiskKvStateMachine {
         Ok(())
     }
 
-    /// An empty database takes the place of the open one.
+    /// Replaces the open database by an empty one.
     async fn reset(&self) -> Result<()> {
         let _writing = self.writing();
         self.database()?;
         let new = Database::create(&*self.fs, &self.dir, self.cache_bytes)?;
         let state = State { binding: self.read(|open| open.state.binding)?, ..State::default() };
         if let Err(error) = new.commit_durably(&state) {
-            self.give_up(&new);
+            new.give_up(&*self.fs, &self.dir);
             return Err(error.into());
         }
         self.replace(new, state, None)?;
@@ -578,47 +420,45 @@ impl StateMachine for DiskKvStateMachine {
         Ok(KvCommand::check(command)?)
     }
 
-    /// Compares every record, their number and order, and their expiries, as a start does, and looks each up by its key; all
-    /// of one moment, because a damaged page above the records loses some of them and touches none. Others go on beside it. Ends when the machine
-    /// is stopped, or when the file has grown too far meanwhile ([`DiskKvStateMachine::view_growth_bytes`]).
+    /// Verifies every record, their number and order, and their expiries, as a start does, and
+    /// looks each one up by its key. All reads use one state, because a damaged page above the
+    /// records hides some of them without changing any. Runs concurrently with other work. Stops
+    /// when the machine is stopped, or when the file has grown too far
+    /// ([`DiskKvStateMachine::view_growth_bytes`]).
     fn scrub(&self) -> Result<()> {
         let view = self.freeze()?;
-        // The database may panic about pages that it cannot make sense of.
-        let scrubbed = catch_unwind(AssertUnwindSafe(|| self.scrub_view(&view)));
-        match scrubbed.unwrap_or_else(|panic| Err(Failure::Damaged(panicked(&*panic)).into())) {
-            Ok(()) | Err(Ended::GivenUp) => Ok(()),
-            // Another one has taken its place, and this one may be closed: nobody reads from it any more.
-            Err(Ended::Failed(_)) if !Arc::ptr_eq(&view.database, &self.database()?) => Ok(()),
-            Err(Ended::Failed(failure)) => Err(view.database.failed(failure).into()),
-        }
+        self.scrub_whole(&view)
     }
 
     fn snapshot_bytes(&self) -> Option<u64> {
         self.read(|open| file_bytes(open.state.content_bytes)).ok()
     }
 
-    /// Room for a second database; or, where there is none, what the new one needs beyond the old one.
+    /// Space for a second database; without that, what the new one needs beyond the old one.
     fn install_bytes(&self, _meta: &SnapshotMetadata, file_bytes: u64) -> u64 {
         let needed = database_bytes(file_bytes);
         let own = self.database().map_or(0, |database| database.bytes());
         needed.saturating_sub(own)
     }
 
-    /// The disk may be asked: not on an async thread.
+    /// Reads may access the disk, so they must not run on an async thread.
     fn reads_block(&self) -> bool {
         true
     }
 
-    /// Always one: the database keeps the pages of the state that is read, and writes others.
+    /// Always returns a view: the database keeps the pages of the state being read and writes
+    /// changes to others.
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         Ok(Some(Box::new(self.freeze()?)))
     }
 
-    /// A [`KvQuery`], answered with a [`KvAnswer`](d_engine_proto::key_value::KvAnswer), from one state.
+    /// Runs a [`KvQuery`] on one state and returns a
+    /// [`KvQueryReply`](d_engine_kv_language::KvQueryReply).
     fn query(&self, request: &[u8]) -> Result<Bytes> {
         let query = KvQuery::decode(request)?;
         let (database, records) = self.records()?;
-        let answer = rules::answer(&records, &query).map_err(|failure| database.failed(failure))??;
+        let answer =
+            rules::answer(&records, &query).map_err(|failure| database.failed(failure))??;
         Ok(answer.encode())
     }
 

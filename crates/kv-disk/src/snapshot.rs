@@ -1,15 +1,15 @@
-//! From a database into a snapshot and back, as streams: what is in memory is one record, and the cache.
+//! Writes a database into a snapshot and back as streams: memory holds one record, and the cache.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use d_engine_proto::key_value::rules::KvTable;
-use d_engine_proto::key_value::snapshot_file::{
+use d_engine_fs::Fs;
+use d_engine_kv::snapshot_file::{
     SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotHead, SnapshotRecord,
 };
-use d_engine_replica::{LogId, Result, SnapshotRoom, SnapshotView, snapshot_checksum_in};
-use d_engine_storage::Fs;
+use d_engine_kv_language::rules::KvTable;
+use d_engine_state_machine::{LogId, Result, SnapshotRoom, SnapshotView, snapshot_checksum_in};
 use redb::ReadTransaction;
 
 use crate::database::Database;
@@ -17,24 +17,25 @@ use crate::error::{DiskKvError, Failure};
 use crate::state::State;
 use crate::tables::{FrozenRecords, Tables};
 
-/// A frozen state on its way into a snapshot. As long as it lives, pages that it needs are not written anew, so the
-/// file grows by what is changed meanwhile: the machine gives it up beyond a bound.
+/// A frozen state that is being written into a snapshot. While it exists, pages that it needs
+/// cannot be reused, so the file grows with every change; beyond a limit the machine cancels the
+/// view.
 pub(crate) struct View {
     pub(crate) fs: Arc<dyn Fs>,
-    pub(crate) label: LogId,
+    pub(crate) last_included: LogId,
     pub(crate) time_ms: u64,
     pub(crate) frozen: Arc<Frozen>,
-    /// The database that is read; another one may have taken its place.
+    /// The database being read; another one may have replaced it.
     pub(crate) database: Arc<Database>,
 }
 
-/// What the machine and the writer of a view share.
+/// State shared by the machine and the writer of a view.
 pub(crate) struct Frozen {
-    /// `None`: it is being written, or was given up.
+    /// `None`: the view is being written, or was cancelled.
     transaction: Mutex<Option<ReadTransaction>>,
-    /// Bytes that the file had when the view was taken.
+    /// File length in bytes when the view was taken.
     pub(crate) began_at: u64,
-    /// Bytes that it has when it was given up; 0: it was not.
+    /// File length in bytes when the view was cancelled; 0: not cancelled.
     grown_to: AtomicU64,
 }
 
@@ -47,19 +48,20 @@ impl Frozen {
         self.transaction.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file has grown so far: the pages are needed.
+    /// Cancels the view because the file has grown too far: its pages are needed.
     pub(crate) fn give_up(&self, grown_to: u64) {
         self.grown_to.store(grown_to, Ordering::Release);
         let transaction = self.transaction().take();
         drop(transaction);
     }
 
-    /// The bytes that the file had grown to when it was given up; `None`: it was not.
+    /// The file length at which the view was cancelled; `None`: not cancelled.
     pub(crate) fn given_up_at(&self) -> Option<u64> {
         Some(self.grown_to.load(Ordering::Acquire)).filter(|grown_to| *grown_to > 0)
     }
 
-    /// What is read. Whoever takes it asks between two records whether it was given up.
+    /// Takes the read transaction. The reader checks between two records whether the view was
+    /// cancelled.
     pub(crate) fn take(&self) -> Option<ReadTransaction> {
         self.transaction().take()
     }
@@ -72,11 +74,11 @@ impl Frozen {
     }
 }
 
-/// What can happen while records are written.
+/// Errors while records are written.
 enum WriteError {
     Database(Failure),
     File(SnapshotFileError),
-    Room(d_engine_replica::Error),
+    Room(d_engine_state_machine::Error),
     GivenUp { began_at: u64, grown_to: u64 },
 }
 
@@ -94,12 +96,16 @@ impl From<SnapshotFileError> for WriteError {
 
 impl View {
     fn write_file(&self, dir: &Path, room: &SnapshotRoom<'_>) -> Result<(), WriteError> {
-        // Gone with this call, or with the view's being given up before it.
+        // Released at the end of this call, or earlier when the view is cancelled.
         let transaction = self.frozen.take();
         self.frozen.check()?;
         let Some(transaction) = transaction else { return Ok(()) };
         let records = FrozenRecords::open(&transaction, self.time_ms)?;
-        let head = SnapshotHead { label: self.label, records: records.len()?, time_ms: self.time_ms };
+        let head = SnapshotHead {
+            last_included: self.last_included,
+            records: records.len()?,
+            time_ms: self.time_ms,
+        };
         let mut out = SnapshotFileWriter::create(&*self.fs, dir, &head)?;
         records.try_for_each(|key, value, expires_ms| {
             self.frozen.check()?;
@@ -111,8 +117,8 @@ impl View {
 }
 
 impl SnapshotView for View {
-    fn label(&self) -> LogId {
-        self.label
+    fn last_included(&self) -> LogId {
+        self.last_included
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
@@ -133,16 +139,17 @@ impl SnapshotView for View {
     }
 }
 
-/// Bytes of records that are put into a new database at a time.
+/// How many bytes of records are put into a new database at a time.
 const BYTES_AT_A_TIME: usize = 4 << 20;
 
-/// Puts every record of a snapshot into a new database, and makes it durable once the file has been found whole.
+/// Puts every record of a snapshot into a new database, and makes it durable once the whole file
+/// has been verified.
 pub(crate) fn fill(
     database: &Database,
     input: &mut SnapshotFileReader,
     state: &mut State,
 ) -> Result<Option<u64>> {
-    state.position = input.head().label;
+    state.position = input.head().last_included;
     state.time_ms = input.head().time_ms;
     state.content_bytes = 0;
     let mut first_expiry: Option<u64> = None;

@@ -1,12 +1,12 @@
-//! The tables that commands and questions work on. They only move data; what a command means is in
-//! `d_engine_proto::key_value::rules`.
+//! The tables that commands and queries work on. They only move data; the rules of commands are in
+//! [`d_engine_kv_language::rules`].
 
 use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{KvRead, KvTable, Pair, Replaced, Stored};
-use d_engine_proto::key_value::snapshot_file::record_bytes;
+use d_engine_kv::snapshot_file::record_bytes;
+use d_engine_kv_language::rules::{KvRead, KvTable, Pair, Replaced, Stored};
 use redb::{
     ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
     WriteTransaction,
@@ -15,15 +15,17 @@ use redb::{
 use crate::error::Failure;
 use crate::state::State;
 
-/// When a record vanishes (UNIX milliseconds of log time; 0: never), CRC-32C over key, that and value, and the value. The
-/// database has checksums of its own over whole pages, which it compares when it is asked to, not when it reads.
+/// For each key: its expiry (UNIX milliseconds of log time; 0: does not expire), the CRC-32C over
+/// key, expiry and value, and the value. The database also has checksums over whole pages, which it
+/// verifies on request and not when it reads.
 type Value = (u64, u32, &'static [u8]);
 type Records = TableDefinition<'static, &'static [u8], Value>;
 const RECORDS: Records = TableDefinition::new("records");
-/// When it vanishes and key, in the order in which they vanish → CRC-32C over both.
-const EXPIRIES: TableDefinition<'static, (u64, &'static [u8]), u32> = TableDefinition::new("expiries");
+/// (Expiry, key) in expiry order → CRC-32C over both.
+const EXPIRIES: TableDefinition<'static, (u64, &'static [u8]), u32> =
+    TableDefinition::new("expiries");
 
-/// The checksum of a record; with an empty value that of an expiry.
+/// The checksum of a record, or of an expiry if the value is empty.
 fn checksum(key: &[u8], expires_ms: u64, value: &[u8]) -> u32 {
     let mut sum = crc32c::crc32c(&(key.len() as u64).to_le_bytes());
     for part in [key, &expires_ms.to_le_bytes(), value] {
@@ -32,19 +34,27 @@ fn checksum(key: &[u8], expires_ms: u64, value: &[u8]) -> u32 {
     sum
 }
 
-/// What is stored in a record that is as it was written.
-fn checked<'a>(key: &[u8], stored: (u64, u32, &'a [u8])) -> Result<(&'a [u8], Option<NonZeroU64>), Failure> {
+/// The contents of a record whose checksum matches.
+fn checked<'a>(
+    key: &[u8],
+    stored: (u64, u32, &'a [u8]),
+) -> Result<(&'a [u8], Option<NonZeroU64>), Failure> {
     let (expires_ms, expected, value) = stored;
     let found = checksum(key, expires_ms, value);
     if found == expected {
         return Ok((value, NonZeroU64::new(expires_ms)));
     }
     let key = key.escape_ascii();
-    Err(Failure::Damaged(format!("the record of \"{key}\" has checksum {found:08x}, not {expected:08x}")))
+    Err(Failure::Damaged(format!(
+        "the record of \"{key}\" has checksum {found:08x}, not {expected:08x}"
+    )))
 }
 
-/// The key of an expiry that is as it was written.
-fn checked_expiry((at_ms, key): (u64, &[u8]), expected: u32) -> Result<(NonZeroU64, &[u8]), Failure> {
+/// The key of an expiry whose checksum matches.
+fn checked_expiry(
+    (at_ms, key): (u64, &[u8]),
+    expected: u32,
+) -> Result<(NonZeroU64, &[u8]), Failure> {
     let found = checksum(key, at_ms, &[]);
     match NonZeroU64::new(at_ms).filter(|_| found == expected) {
         Some(at_ms) => Ok((at_ms, key)),
@@ -57,17 +67,18 @@ fn checked_expiry((at_ms, key): (u64, &[u8]), expected: u32) -> Result<(NonZeroU
     }
 }
 
-/// What a record that is replaced or removed held, copied out of the page that is about to change.
+/// The previous contents of a record that is replaced or removed, copied out of the page before it
+/// changes.
 fn replaced(key: &[u8], stored: (u64, u32, &[u8])) -> Result<Stored<Bytes>, Failure> {
     let (value, expires_ms) = checked(key, stored)?;
     Ok((Bytes::copy_from_slice(value), expires_ms))
 }
 
-/// The tables in a transaction that changes them.
+/// The tables in a write transaction.
 pub(crate) struct Tables<'txn> {
     records: Table<'txn, &'static [u8], Value>,
     expiries: Table<'txn, (u64, &'static [u8]), u32>,
-    /// The log time; whoever ends the transaction stores it.
+    /// The log time; the code that ends the transaction stores it.
     time_ms: u64,
     /// Bytes of all records in a snapshot; stored likewise.
     content_bytes: u64,
@@ -75,7 +86,10 @@ pub(crate) struct Tables<'txn> {
 
 impl<'txn> Tables<'txn> {
     /// The tables, made if they are missing, at this log time.
-    pub(crate) fn open(transaction: &'txn WriteTransaction, state: &State) -> Result<Self, Failure> {
+    pub(crate) fn open(
+        transaction: &'txn WriteTransaction,
+        state: &State,
+    ) -> Result<Self, Failure> {
         let records = transaction.open_table(RECORDS)?;
         let expiries = transaction.open_table(EXPIRIES)?;
         Ok(Self { records, expiries, time_ms: state.time_ms, content_bytes: state.content_bytes })
@@ -86,15 +100,16 @@ impl<'txn> Tables<'txn> {
         self.content_bytes
     }
 
-    /// A record was replaced or removed.
+    /// Accounts for a record that was replaced or removed.
     fn lose(&mut self, key: &[u8], before: Option<&Stored<Bytes>>) {
         let bytes = before.map_or(0, |(value, _)| record_bytes(key, value));
         self.content_bytes = self.content_bytes.saturating_sub(bytes);
     }
 }
 
-/// Whether the database has just compared the checksums of its pages. Otherwise a damaged separator above the records may
-/// hide some from whoever looks for their keys, and not from whoever reads them all: each is looked for too.
+/// Whether the database has just verified its page checksums. Otherwise a damaged separator above
+/// the records may hide some records from a lookup by key but not from a full scan, so the scan
+/// also looks up each key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pages {
     Checked,
@@ -105,7 +120,7 @@ fn not_found(what: &str, key: &[u8]) -> Failure {
     Failure::Damaged(format!("the {what} of \"{}\" is not found by its key", key.escape_ascii()))
 }
 
-/// The records of one moment.
+/// The records at one moment.
 pub(crate) struct FrozenRecords {
     records: ReadOnlyTable<&'static [u8], Value>,
     expiries: ReadOnlyTable<(u64, &'static [u8]), u32>,
@@ -113,7 +128,7 @@ pub(crate) struct FrozenRecords {
 }
 
 impl FrozenRecords {
-    /// Those of a transaction, as of this log time.
+    /// The records of a transaction, as of this log time.
     pub(crate) fn open(transaction: &ReadTransaction, time_ms: u64) -> Result<Self, Failure> {
         let records = transaction.open_table(RECORDS)?;
         Ok(Self { records, expiries: transaction.open_table(EXPIRIES)?, time_ms })
@@ -123,8 +138,9 @@ impl FrozenRecords {
         Ok(self.records.len()?)
     }
 
-    /// Gives every record in the order of the keys, with when it vanishes, until `each` fails. That there are as many as the
-    /// tree says and in order is checked too: a damaged page above the records loses some of them and touches none.
+    /// Passes every record with its expiry to `each`, in key order, until `each` fails. Also
+    /// verifies the order and the number of records, because a damaged page above the records loses
+    /// records without changing any.
     pub(crate) fn try_for_each<E: From<Failure>>(
         &self,
         mut each: impl FnMut(&[u8], &[u8], Option<NonZeroU64>) -> Result<(), E>,
@@ -137,7 +153,10 @@ impl FrozenRecords {
             let (value, expires_ms) = checked(key, stored.value())?;
             let is_next = before.as_deref().is_none_or(|before| before < key);
             left = left.checked_sub(1).filter(|_| is_next).ok_or_else(|| {
-                Failure::Damaged(format!("the record of \"{}\" is one too many", key.escape_ascii()))
+                Failure::Damaged(format!(
+                    "the record of \"{}\" is out of order or surplus",
+                    key.escape_ascii()
+                ))
             })?;
             let copy = before.get_or_insert_default();
             copy.clear();
@@ -150,7 +169,8 @@ impl FrozenRecords {
         }
     }
 
-    /// Reads everything, and compares it with what is known of the whole, until `goes_on` says why not.
+    /// Reads all records and expiries and compares the totals with the stored ones, until `goes_on`
+    /// returns a reason to stop.
     pub(crate) fn verify<E: From<Failure>>(
         &self,
         content_bytes: u64,
@@ -161,7 +181,8 @@ impl FrozenRecords {
         self.try_for_each(|key, value, expires_ms| {
             bytes = bytes.saturating_add(record_bytes(key, value));
             expiring += u64::from(expires_ms.is_some());
-            if pages == Pages::Unchecked && self.records.get(key).map_err(Failure::from)?.is_none() {
+            if pages == Pages::Unchecked && self.records.get(key).map_err(Failure::from)?.is_none()
+            {
                 return Err(not_found("record", key).into());
             }
             goes_on()
@@ -169,14 +190,15 @@ impl FrozenRecords {
         let noted = self.verify_expiries(pages, goes_on)?;
         if (bytes, expiring) != (content_bytes, noted) {
             return Err(Failure::Damaged(format!(
-                "{bytes} bytes of records with {expiring} expiries were found, but {content_bytes} and {noted} are noted"
+                "{bytes} bytes of records with {expiring} expiries were found, but {content_bytes} \
+                 and {noted} are noted"
             ))
             .into());
         }
         Ok(())
     }
 
-    /// Reads all expiries, in order; returns how many there are.
+    /// Reads all expiries in order; returns their number.
     fn verify_expiries<E: From<Failure>>(
         &self,
         pages: Pages,
@@ -189,7 +211,7 @@ impl FrozenRecords {
             let this = Some((at_ms, key.to_vec()));
             if before >= this {
                 let key = key.escape_ascii();
-                return Err(Failure::Damaged(format!("the expiry of \"{key}\" is one too many")).into());
+                return Err(Failure::Damaged(format!("the expiry of \"{key}\" is surplus")).into());
             }
             if pages == Pages::Unchecked
                 && self.expiries.get((at_ms.get(), key)).map_err(Failure::from)?.is_none()
@@ -206,7 +228,7 @@ impl FrozenRecords {
     }
 }
 
-/// When the first record vanishes, in UNIX milliseconds of log time.
+/// When the first record expires, in UNIX milliseconds of log time.
 pub(crate) fn first_expiry_ms(transaction: &ReadTransaction) -> Result<Option<u64>, Failure> {
     first_in(&transaction.open_table(EXPIRIES)?).map(|first| first.map(|(at, _)| at.get()))
 }
@@ -289,15 +311,19 @@ impl KvTable for Tables<'_> {
     ) -> Result<Replaced<Bytes>, Failure> {
         let expires_ms = expires_ms.map_or(0, NonZeroU64::get);
         let stored = (expires_ms, checksum(key, expires_ms, value), value);
-        let before =
-            self.records.insert(key, stored)?.map(|before| replaced(key, before.value())).transpose()?;
+        let before = self
+            .records
+            .insert(key, stored)?
+            .map(|before| replaced(key, before.value()))
+            .transpose()?;
         self.content_bytes = self.content_bytes.saturating_add(record_bytes(key, value));
         self.lose(key, before.as_ref());
         Ok(before)
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<Replaced<Bytes>, Failure> {
-        let before = self.records.remove(key)?.map(|before| replaced(key, before.value())).transpose()?;
+        let before =
+            self.records.remove(key)?.map(|before| replaced(key, before.value())).transpose()?;
         self.lose(key, before.as_ref());
         Ok(before)
     }

@@ -1,4 +1,5 @@
-//! What the machine does with its files: restarts, refusals, failures, and snapshots beside changes.
+//! What the machine does with its files: restarts, refusals, failures, and snapshots taken during
+//! changes.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use d_engine_fs::sim::SimFs;
+use d_engine_fs::{Fs as _, OpenMode, ensure_dir, read_file, write_all_at};
 use d_engine_kv_disk::{DiskKvError, DiskKvStateMachine, KvCommand, PutOptions};
-use d_engine_replica::{Binding, SnapshotMetadata, StateMachine, snapshot_checksum};
-use d_engine_storage::fs::ensure_dir;
-use d_engine_storage::fs_sim::{Failure, SimFs};
-use d_engine_storage::{ClusterId, Fs as _, FsOp, Incarnation, OpenMode, read_file, write_all_at};
-use support::{apply, at_once, id, install, snapshot, started};
+use d_engine_state_machine::{
+    Binding, ClusterId, Incarnation, SnapshotMetadata, StateMachine, snapshot_checksum,
+};
+use support::{apply, at_once, crash, id, install, snapshot, started};
 
 #[test]
 fn everything_is_there_after_a_restart() {
@@ -55,7 +57,7 @@ fn a_machine_that_was_not_started_says_so_and_touches_nothing() {
     let machine = DiskKvStateMachine::new(&dir);
     let error = machine.get(b"a").unwrap_err();
     assert!(matches!(error.downcast_ref(), Some(DiskKvError::NotStarted { .. })), "{error}");
-    assert_eq!((machine.len(), machine.last_applied().index), (0, 0));
+    assert_eq!((machine.len(), machine.last_applied().index.get()), (0, 0));
     machine.stop().unwrap();
     drop(machine);
     assert!(!dir.exists());
@@ -71,7 +73,7 @@ fn a_directory_is_opened_once() {
     started(home.path());
 }
 
-/// As after a `snapshot_view` whose writer has not come to its end when the node is stopped.
+/// The state of a node that is stopped before the writer of a `snapshot_view` has finished.
 #[test]
 fn a_view_does_not_keep_the_directory_in_use() {
     let home = tempfile::tempdir().unwrap();
@@ -89,7 +91,8 @@ fn a_view_does_not_keep_the_directory_in_use() {
 fn a_view_outlives_the_state_that_it_was_taken_of() {
     let (home, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (machine, other) = (started(home.path()), started(others.path()));
-    let commands: Vec<_> = (0..500).map(|n| KvCommand::put(format!("key {n}"), vec![1; 300])).collect();
+    let commands: Vec<_> =
+        (0..500).map(|n| KvCommand::put(format!("key {n}"), vec![1; 300])).collect();
     apply(&machine, 1, &commands);
     apply(&other, 1, &commands[..1]);
     let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
@@ -102,11 +105,11 @@ fn a_view_outlives_the_state_that_it_was_taken_of() {
     install(&machine, &small, dirs[1].path()).unwrap();
     at_once(machine.reset()).unwrap();
     assert!(machine.is_empty());
-    assert_eq!(view.label(), expected.last_included);
+    assert_eq!(view.last_included(), expected.last_included);
     assert_eq!(view.write(dirs[2].path()).unwrap(), expected.checksum);
 }
 
-/// The file is checked by itself too: here the metadata agree with the damaged file.
+/// The file has a checksum of its own: here the metadata agrees with the damaged file.
 #[test]
 fn a_flipped_bit_or_a_cut_anywhere_is_refused_and_the_old_state_stays() {
     let (home, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -124,8 +127,12 @@ fn a_flipped_bit_or_a_cut_anywhere_is_refused_and_the_old_state_stays() {
             std::fs::write(&file, damaged).unwrap();
             let refusal = install(&machine, &meta, dir.path()).unwrap_err();
             assert!(refusal.contains("checksum"), "{refusal}");
-            let agreeing = SnapshotMetadata::new(meta.last_included, snapshot_checksum(dir.path()).unwrap());
-            assert!(install(&machine, &agreeing, dir.path()).is_err(), "damage at byte {at} was accepted");
+            let agreeing =
+                SnapshotMetadata::new(meta.last_included, snapshot_checksum(dir.path()).unwrap());
+            assert!(
+                install(&machine, &agreeing, dir.path()).is_err(),
+                "damage at byte {at} was accepted"
+            );
             assert_eq!((machine.last_applied(), machine.len()), (id(1), 1));
         }
     }
@@ -133,19 +140,19 @@ fn a_flipped_bit_or_a_cut_anywhere_is_refused_and_the_old_state_stays() {
     let names = std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<_> = names.collect();
     names.sort();
-    assert_eq!(names, ["kv.redb", "lock"], "nothing unfinished is left");
+    assert_eq!(names, ["kv.redb", "lock"], "no unfinished file is left");
     assert_eq!(started(home.path()).get(b"old").unwrap(), Some(Bytes::from_static(b"state")));
 }
 
-/// The engine fills an empty machine from the snapshot and the log, or says what is missing: nothing is lost, and the
-/// file is kept.
+/// The engine fills the empty machine from the snapshot and the log, or reports what is missing:
+/// nothing is lost, and the damaged file is kept.
 #[test]
 fn a_file_that_is_no_database_is_put_aside() {
     for content in [&b"something else"[..], &[0; 8192]] {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("kv.redb"), content).unwrap();
         let machine = started(home.path());
-        assert_eq!((machine.last_applied().index, machine.len()), (0, 0));
+        assert_eq!((machine.last_applied().index.get(), machine.len()), (0, 0));
         assert_eq!(std::fs::read(home.path().join("kv.redb.damaged")).unwrap(), content);
         apply(&machine, 1, &[KvCommand::put("a", "1")]);
         drop(machine);
@@ -153,17 +160,19 @@ fn a_file_that_is_no_database_is_put_aside() {
     }
 }
 
-/// A bit is flipped in every byte of a small file, one after the other: what the machine then serves and writes into
-/// snapshots is what it was, or nothing.
+/// A bit is flipped in every byte of a small file, one after the other: what the machine then
+/// serves and writes into snapshots is either unchanged or nothing.
 #[test]
 fn a_flipped_bit_anywhere_in_the_file_is_never_served() {
     let home = tempfile::tempdir().unwrap();
     let machine = started(home.path());
     let commands: Vec<KvCommand> = (0..8)
         .map(|n| match n % 4 {
-            0 => {
-                KvCommand::put_with(format!("k{n}"), "x", PutOptions::default().ttl(Duration::from_secs(60)))
-            }
+            0 => KvCommand::put_with(
+                format!("k{n}"),
+                "x",
+                PutOptions::default().ttl(Duration::from_secs(60)),
+            ),
             _ => KvCommand::put(format!("k{n}"), format!("value {n}")),
         })
         .collect();
@@ -173,7 +182,7 @@ fn a_flipped_bit_anywhere_in_the_file_is_never_served() {
     drop(machine);
     let whole = std::fs::read(home.path().join("kv.redb")).unwrap();
     let (mut given_up, mut harmless) = (0, 0);
-    // Pages that the tree does not use are zeros, and most of the file.
+    // Most of the file is pages of zeros, which the tree does not use.
     let used = |at: usize| whole[at / 512 * 512..].iter().take(512).any(|byte| *byte != 0);
     for at in (0..whole.len()).filter(|at| used(*at)) {
         let fs = SimFs::new();
@@ -199,8 +208,8 @@ fn a_flipped_bit_anywhere_in_the_file_is_never_served() {
     assert!(given_up > 1_000, "{given_up} flips were noticed, {harmless} did no harm");
 }
 
-/// Damage that comes while the machine runs: the read says so, the machine is not ready, the next entry stops the node
-/// with the reason, and the next start begins empty.
+/// Damage that occurs while the machine runs: the read reports it, the machine is not ready, the
+/// next entry stops the node with the reason, and the next start begins empty.
 #[test]
 fn a_record_that_is_damaged_while_the_machine_runs_stops_it() {
     let fs = Arc::new(SimFs::new());
@@ -213,8 +222,9 @@ fn a_record_that_is_damaged_while_the_machine_runs_stops_it() {
     machine.flush().unwrap();
     let path = place.join("kv.redb");
     let mut bytes = read_file(&*fs, &path).unwrap();
-    let found: Vec<usize> =
-        (0..bytes.len() - value.len()).filter(|at| bytes[*at..].starts_with(value.as_bytes())).collect();
+    let found: Vec<usize> = (0..bytes.len() - value.len())
+        .filter(|at| bytes[*at..].starts_with(value.as_bytes()))
+        .collect();
     let file = fs.open(&path, OpenMode::Existing).unwrap();
     for at in found {
         bytes[at] ^= 1;
@@ -223,24 +233,28 @@ fn a_record_that_is_damaged_while_the_machine_runs_stops_it() {
     assert!(machine.get(b"b").unwrap().is_some(), "what is not damaged is served");
     assert!(machine.scrub().unwrap_err().to_string().contains("the record of \"a\""));
     let told = machine.get(b"a").unwrap_err().to_string();
-    assert!(told.contains("the record of \"a\"") && told.contains("filled anew"), "{told}");
+    assert!(told.contains("the record of \"a\"") && told.contains("refills the machine"), "{told}");
     assert!(!machine.is_running());
     let next = vec![(0, KvCommand::put("c", "3").encode())];
-    assert!(support::apply_at(&machine, 3, &next).unwrap_err().to_string().contains("the record of"));
+    assert!(
+        support::apply_at(&machine, 3, &next).unwrap_err().to_string().contains("the record of")
+    );
     drop(machine);
     let machine = open();
     machine.start().unwrap();
-    assert_eq!((machine.last_applied().index, machine.len()), (0, 0));
+    assert_eq!((machine.last_applied().index.get(), machine.len()), (0, 0));
     assert!(fs.kind(&place.join("kv.redb.damaged")).is_ok());
 }
 
-/// Until the engine asks for it nothing is synced, but for every so many bytes: a power cut must not take more.
+/// The engine has not requested a sync yet, but the machine syncs after so many bytes: a power cut
+/// must not take more than that.
 #[test]
 fn what_was_applied_long_ago_survives_a_power_cut_without_a_flush() {
     for survives in [0, 1] {
         let fs = Arc::new(SimFs::new());
         let open = || {
-            let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").sync_every_bytes(10_000);
+            let machine =
+                DiskKvStateMachine::with_fs(fs.clone(), "/machine").sync_every_bytes(10_000);
             machine.start().unwrap();
             machine
         };
@@ -252,13 +266,13 @@ fn what_was_applied_long_ago_survives_a_power_cut_without_a_flush() {
         drop(machine);
         fs.crash(&mut |below| if below == 0 { 0 } else { survives % below });
         let machine = open();
-        let position = machine.last_applied().index;
-        assert!((30..=50).contains(&position), "it stands at {position} of 50");
+        let position = machine.last_applied().index.get();
+        assert!((30..=50).contains(&position), "the position is {position} of 50");
         assert_eq!(machine.len() as u64, position);
     }
 }
 
-/// The installed state has its name for good when the machine says so.
+/// The rename of the installed state is durable when the install returns.
 #[test]
 fn an_installed_state_survives_whatever_a_power_cut_takes() {
     for survives in 0..4 {
@@ -286,11 +300,12 @@ fn an_installed_state_survives_whatever_a_power_cut_takes() {
         fs.crash(&mut |below| if below == 0 { 0 } else { survives % 2 % below });
         let machine = open("/machine");
         let expected = if survives < 2 { (3, 3) } else { (0, 0) };
-        assert_eq!((machine.last_applied().index, machine.len()), expected);
+        assert_eq!((machine.last_applied().index.get(), machine.len()), expected);
     }
 }
 
-/// The pages that a view reads are not written anew: beyond a bound the view goes, not the disk.
+/// Pages that a view reads are not reused: beyond a limit the view is dropped, so that the disk
+/// does not fill up.
 #[test]
 fn a_view_for_which_the_file_grows_too_far_is_given_up_with_the_figures() {
     let home = tempfile::tempdir().unwrap();
@@ -315,7 +330,7 @@ fn a_view_for_which_the_file_grows_too_far_is_given_up_with_the_figures() {
         given_up.contains(&format!("from {before} to")) && given_up.contains("view_growth_bytes"),
         "{given_up}"
     );
-    // What was held is free: the file grows no more.
+    // The dropped view has released its pages: the file does not grow further.
     machine.flush().unwrap();
     let (after, last) = (length(), index);
     for index in last + 1..last + 2_000 {
@@ -329,7 +344,8 @@ fn a_view_for_which_the_file_grows_too_far_is_given_up_with_the_figures() {
     machine.snapshot_view().unwrap().unwrap().write(dir.path()).unwrap();
 }
 
-/// The power fails, or the disk does, at any operation of an install or a reset: the state is the old or the new one.
+/// The power fails, or the disk does, at any operation of an install or a reset: the state is the
+/// old or the new one.
 #[test]
 fn a_crash_anywhere_in_an_install_or_a_reset_leaves_the_old_state_or_the_new_one() {
     let dir = Path::new("/snapshot");
@@ -357,18 +373,17 @@ fn a_crash_anywhere_in_an_install_or_a_reset_leaves_the_old_state_or_the_new_one
                 install(&machine, &meta, dir).is_ok()
             };
             drop((machine, source));
-            let mut state = nth;
-            fs.crash(&mut |below| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                if below == 0 { 0 } else { (state >> 33) % below }
-            });
+            crash(&fs, nth);
             let machine = open("/machine");
-            let (position, value) = (machine.last_applied().index, machine.get(b"a").unwrap());
+            let (position, value) =
+                (machine.last_applied().index.get(), machine.get(b"a").unwrap());
             match (position, value.as_deref(), machine.len()) {
                 (1, Some(b"old"), 1) if !done => old += 1,
                 (3, Some(b"new"), 3) if !is_reset => new += 1,
                 (0, None, 0) if is_reset => new += 1,
-                found => panic!("{found:?} after a crash at operation {nth} of an install or a reset"),
+                found => {
+                    panic!("{found:?} after a crash at operation {nth} of an install or a reset")
+                }
             }
             if done {
                 break;
@@ -382,10 +397,13 @@ fn binding(incarnation: u8) -> Binding {
     Binding::new(ClusterId([1; 16]), 1, Incarnation([incarnation; 16]))
 }
 
-/// A start with what the engine tells of its directory.
+/// Starts a machine that is bound to a data directory with this incarnation.
 fn bound(dir: &Path, incarnation: u8) -> Result<DiskKvStateMachine, String> {
     let machine = DiskKvStateMachine::new(dir);
-    machine.bind(&binding(incarnation)).and_then(|()| machine.start()).map_err(|error| error.to_string())?;
+    machine
+        .bind(&binding(incarnation))
+        .and_then(|()| machine.start())
+        .map_err(|error| error.to_string())?;
     Ok(machine)
 }
 
@@ -396,7 +414,7 @@ fn the_file_belongs_to_one_data_directory_also_after_a_reset_and_an_install() {
     let source = bound(others.path(), 8).unwrap();
     apply(&source, 1, &[KvCommand::put("a", "1")]);
     let meta = snapshot(&source, dir.path());
-    // What was made without an engine is bound by the first one.
+    // A file that was created without an engine is bound by the first engine.
     apply(&started(home.path()), 1, &[KvCommand::put("a", "0")]);
     let refused = |what: &str| {
         let refused = bound(home.path(), 8).map(drop).unwrap_err();
@@ -418,14 +436,14 @@ fn the_file_belongs_to_one_data_directory_also_after_a_reset_and_an_install() {
     drop(machine);
     refused("after the install of another node's snapshot");
     assert_eq!(bound(home.path(), 7).unwrap().last_applied(), id(1));
-    // A recovered directory says whose history it goes on with.
+    // The binding of a recovered directory names the history that it continues.
     let machine = DiskKvStateMachine::new(home.path());
     let mut continuing = binding(8);
     continuing.continues.push((ClusterId([1; 16]), Incarnation([7; 16])));
     machine.bind(&continuing).unwrap();
     machine.start().unwrap();
     drop(machine);
-    assert!(bound(home.path(), 7).is_err(), "it was bound anew");
+    assert!(bound(home.path(), 7).is_err(), "the former directory was accepted");
     bound(home.path(), 8).unwrap();
 }
 
@@ -464,8 +482,8 @@ fn the_machine_knows_how_large_its_snapshot_will_be() {
     is_told("after an install");
 }
 
-/// Without room for two databases the old records go first. Whenever the power fails, the machine stands at the
-/// beginning with nothing, or at the snapshot with all of it: the next start installs it again.
+/// Without space for two databases the old records are removed first. Whenever the power fails, the
+/// machine starts empty, or with the complete snapshot: the next start installs the snapshot again.
 #[test]
 fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
     let dir = Path::new("/snapshot");
@@ -485,8 +503,13 @@ fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
         let meta = snapshot(&source, dir);
         let machine = open("/machine");
         apply(&machine, 1, &[KvCommand::put("a", "old")]);
-        machine.persist_last_snapshot_metadata(&SnapshotMetadata::new(id(1), [0; 32])).unwrap();
-        assert!(machine.install_bytes(&meta, 1 << 30) > 1 << 30, "it asks for what it needs");
+        let first = SnapshotMetadata::new(id(1), [0; 32]);
+        machine.update_last_snapshot_metadata(&first).unwrap();
+        machine.persist_last_snapshot_metadata(&first).unwrap();
+        assert!(
+            machine.install_bytes(&meta, 1 << 30) > 1 << 30,
+            "it requests the space that it needs"
+        );
         fs.set_free_bytes(Some(1 << 20));
         fs.halt_at(nth);
         let done = install(&machine, &meta, dir).is_ok();
@@ -497,15 +520,16 @@ fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
             );
         }
         drop((machine, source));
-        let mut state = nth;
-        fs.crash(&mut |below| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            if below == 0 { 0 } else { (state >> 33) % below }
-        });
+        crash(&fs, nth);
         fs.set_free_bytes(None);
         let machine = open("/machine");
-        let named = machine.snapshot_metadata().map(|meta| meta.last_included.index);
-        match (machine.last_applied().index, machine.get(b"a").unwrap().as_deref(), machine.len(), named) {
+        let named = machine.snapshot_metadata().map(|meta| meta.last_included.index.get());
+        match (
+            machine.last_applied().index.get(),
+            machine.get(b"a").unwrap().as_deref(),
+            machine.len(),
+            named,
+        ) {
             (1, Some(b"old"), 1, Some(1)) if !done => old += 1,
             (0, None, 0, None) if !done => empty += 1,
             (3, Some(b"new"), 3, Some(1)) => new += 1,
@@ -523,75 +547,18 @@ fn without_room_for_two_the_records_are_given_up_for_those_of_the_snapshot() {
     );
 }
 
-/// A page above the records that is damaged while the machine runs hides keys and touches no record: the scrub sees that.
+/// Every disk that is too small for an empty database, in steps of a page.
 #[test]
-fn a_page_above_the_records_that_is_damaged_while_the_machine_runs_is_found_by_the_scrub() {
-    const PAGE: usize = 4096;
-    /// The first byte of such a page.
-    const BRANCH: u8 = 2;
-    let fs = Arc::new(SimFs::new());
-    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
-    machine.start().unwrap();
-    let keys: Vec<String> = (0..400).map(|n| format!("key {n:04}")).collect();
-    let commands: Vec<_> = keys.iter().map(|key| KvCommand::put(key.clone(), "x".repeat(100))).collect();
-    apply(&machine, 1, &commands);
-    machine.flush().unwrap();
-    machine.scrub().unwrap();
-    let path = Path::new("/machine/kv.redb");
-    let whole = read_file(&*fs, path).unwrap();
-    let file = fs.open(path, OpenMode::Existing).unwrap();
-    let branches = (PAGE..whole.len()).step_by(PAGE).filter(|page| whole[*page] == BRANCH);
-    // The keys in such a page say which records lie below which page: here the hundreds are turned.
-    let separators = |page: usize| (page..page + PAGE).filter(|at| whole[*at..].starts_with(b"key "));
-    let mut hidden = 0;
-    for at in branches.flat_map(separators).map(|key| key + 5) {
-        write_all_at(&*file, at as u64, &[whole[at] ^ 2]).unwrap();
-        let hides = keys.iter().any(|key| machine.get(key.as_bytes()).unwrap().is_none());
-        let scrubbed = machine.scrub();
-        write_all_at(&*file, at as u64, &whole[at..=at]).unwrap();
-        if hides {
-            let told = scrubbed.expect_err("a page hides keys, and the scrub has not found it").to_string();
-            assert!(told.contains("damaged"), "{told}");
-            hidden += 1;
-        }
+fn a_start_refused_by_a_full_disk_leaves_nothing_behind() {
+    let mut refused = 0;
+    for capacity in (0..).step_by(4096) {
+        let fs = Arc::new(SimFs::new());
+        ensure_dir(&*fs, Path::new("/machine")).unwrap();
+        fs.set_capacity(Some(capacity));
+        let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
+        let Err(error) = machine.start() else { break };
+        refused += 1;
+        assert_eq!(fs.used_bytes(), 0, "{capacity} bytes: {error}");
     }
-    assert!(hidden > 3, "{hidden} flipped bits hid keys");
-    assert!(!machine.is_running());
-}
-
-/// Without room for two databases an install closes the one that is being scrubbed: nothing is damaged by that.
-#[test]
-fn a_scrub_beside_an_install_that_gives_the_records_up_finds_no_damage() {
-    let fs = Arc::new(SimFs::new());
-    let dir = Path::new("/snapshot");
-    ensure_dir(&*fs, dir).unwrap();
-    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
-    machine.start().unwrap();
-    let commands: Vec<_> = (0..2_000).map(|n| KvCommand::put(format!("key {n}"), "x".repeat(100))).collect();
-    apply(&machine, 1, &commands);
-    let meta = snapshot(&machine, dir);
-    fs.set_free_bytes(Some(1 << 20));
-    std::thread::scope(|scope| {
-        let installs = scope.spawn(|| (0..20).try_for_each(|_| install(&machine, &meta, dir)));
-        while !installs.is_finished() {
-            machine.scrub().unwrap();
-        }
-        installs.join().unwrap().unwrap();
-    });
-    assert!(machine.is_running());
-    assert_eq!(machine.len(), 2_000);
-}
-
-/// A disk that cannot be read is not a damaged file: nothing is given up for it.
-#[test]
-fn a_scrub_that_cannot_read_the_disk_says_that_and_not_damage() {
-    let fs = Arc::new(SimFs::new());
-    let machine = DiskKvStateMachine::with_fs(fs.clone(), "/machine").cache_bytes(0);
-    machine.start().unwrap();
-    apply(&machine, 1, &[KvCommand::put("a", "1")]);
-    machine.flush().unwrap();
-    fs.fail(FsOp::Read, 1, Failure::Io);
-    let error = machine.scrub().unwrap_err();
-    assert!(matches!(error.downcast_ref(), Some(DiskKvError::Io { .. })), "{error}");
-    assert!(machine.is_running());
+    assert!(refused > 1, "{refused}");
 }

@@ -1,4 +1,5 @@
-//! The machine on disk against the one in memory: whatever both are told, they answer alike and hold the same.
+//! The machine on disk against the one in memory: given the same calls, both return the same and
+//! hold the same state.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,25 +8,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
-use d_engine_kv_disk::{DiskKvStateMachine, KvCommand, KvOperation, KvQuery, KvReply, PutOptions, Scan};
-use d_engine_replica::StateMachine;
+use d_engine_kv_disk::{
+    DiskKvStateMachine, KvCommand, KvOperation, KvQuery, KvReply, PutOptions, Scan,
+};
+use d_engine_state_machine::StateMachine;
 use proptest::prelude::*;
 use support::{apply_at, at_once, id, install, snapshot, started};
 
-/// What happens between two looks at both machines.
+/// The calls between two comparisons of the machines.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A chunk: for each command, by how much log time has moved on, and its bytes.
+    /// A chunk: for each command, by how much log time has advanced, and its bytes.
     Chunk(Vec<(u64, Bytes)>),
-    /// The chunk before, delivered again.
+    /// The previous chunk, delivered again.
     Again,
-    /// A tick of the log's clock, by milliseconds.
+    /// A tick of the log's clock, by this many milliseconds.
     Time(u64),
     /// An entry without a command.
     Other,
     Flush,
     Reopen,
-    /// A snapshot of the one is installed in the other.
+    /// A snapshot of one machine is installed in the other.
     Install {
         from_disk: bool,
     },
@@ -48,7 +51,7 @@ fn operation() -> impl Strategy<Value = KvOperation> {
         2 => key().prop_map(KvOperation::delete),
         2 => (key(), prop::option::of(value()), prop::option::of(value()))
             .prop_map(|(key, expected, value)| KvOperation::compare_and_swap(key, expected, value)),
-        // One that often succeeds.
+        // A compare that often succeeds.
         2 => (key(), value()).prop_map(|(key, value)| KvOperation::compare_and_swap(key, None, Some(value))),
     ]
 }
@@ -93,7 +96,10 @@ fn look_alike(disk: &DiskKvStateMachine, memory: &KvStateMachine) -> Result<(), 
         KvQuery::Scan(Scan::range(vec![0], Some(vec![3].into())).keys_only().after(vec![1])),
         KvQuery::GetMany { keys: (0..4_u8).map(|byte| Bytes::from(vec![byte])).collect() },
     ] {
-        prop_assert_eq!(disk.query(&query.encode()).unwrap(), memory.query(&query.encode()).unwrap());
+        prop_assert_eq!(
+            disk.query(&query.encode()).unwrap(),
+            memory.query(&query.encode()).unwrap()
+        );
     }
     for byte in 0..4 {
         prop_assert_eq!(disk.get(&[byte]).unwrap(), memory.get(&[byte]).unwrap());
@@ -159,14 +165,14 @@ proptest! {
             }
             look_alike(&disk, &memory)?;
         }
-        // The same bytes: a transfer that was cut may go on from a node with the other machine.
+        // The same bytes: a node with the other machine may continue an interrupted send.
         let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         prop_assert_eq!(snapshot(&disk, one.path()), snapshot(&memory, other.path()));
     }
 }
 
-/// Many keys that expire at once are removed little by little, and all of them are absent from that moment on, on both
-/// machines alike: in reads, to commands, and after a snapshot in the middle.
+/// Many keys that expire at once are removed in small steps, but all of them are absent from that
+/// moment on, on both machines alike: in reads, to commands, and after a snapshot in the middle.
 #[test]
 fn of_many_keys_that_are_due_each_entry_removes_some_and_nobody_sees_the_others() {
     const KEYS: u64 = 2_500;
@@ -175,25 +181,30 @@ fn of_many_keys_that_are_due_each_entry_removes_some_and_nobody_sees_the_others(
     memory.start().unwrap();
     let both: [&dyn StateMachine; 2] = [&disk, &memory];
     let ttl = PutOptions::default().ttl(Duration::from_millis(100));
-    let puts: Vec<_> =
-        (0..KEYS).map(|n| (1_000, KvCommand::put_with(format!("k{n:04}"), "x", ttl).encode())).collect();
+    let puts: Vec<_> = (0..KEYS)
+        .map(|n| (1_000, KvCommand::put_with(format!("k{n:04}"), "x", ttl).encode()))
+        .collect();
     apply_at(&disk, 1, &puts).unwrap();
     apply_at(&memory, 1, &puts).unwrap();
-    let all = |machine: &dyn StateMachine| machine.query(&KvQuery::Scan(Scan::all()).encode()).unwrap();
+    let all =
+        |machine: &dyn StateMachine| machine.query(&KvQuery::Scan(Scan::all()).encode()).unwrap();
     for machine in both {
         machine.advance_time(id(KEYS + 1), 1_099).unwrap();
         assert_eq!(machine.len() as u64, KEYS);
         machine.advance_time(id(KEYS + 2), 1_100).unwrap();
-        assert_eq!(machine.len() as u64, KEYS - 1_000, "so many go with one tick");
-        assert_eq!(machine.next_expiry_ms(), Some(1_100), "the next tick is wanted at once");
+        assert_eq!(machine.len() as u64, KEYS - 1_000, "one tick removes so many");
+        assert_eq!(machine.next_expiry_ms(), Some(1_100), "the next tick must follow at once");
         assert_eq!(machine.get(b"k2499").unwrap(), None);
     }
-    assert_eq!(all(&disk), all(&KvStateMachine::new()), "nothing is there");
+    assert_eq!(all(&disk), all(&KvStateMachine::new()), "no key may be visible");
     assert_eq!(all(&disk), all(&memory));
-    // To commands they are absent as well; each command removes a few before its own work.
+    // They are absent to commands as well; each command removes a few before its own work.
     let commands = vec![
         (1_100, KvCommand::put("k2498", "new").encode()),
-        (1_100, KvCommand::compare_and_swap("k2497", Some(Bytes::from_static(b"x")), None).encode()),
+        (
+            1_100,
+            KvCommand::compare_and_swap("k2497", Some(Bytes::from_static(b"x")), None).encode(),
+        ),
         (1_100, KvCommand::delete("k2496").encode()),
         (1_100, KvCommand::put_with("k2495", "y", PutOptions::default().previous()).encode()),
     ];
@@ -208,12 +219,12 @@ fn of_many_keys_that_are_due_each_entry_removes_some_and_nobody_sees_the_others(
         KvReply::Replaced { previous: None },
     ];
     assert_eq!(decoded, expected);
-    // k2496 is gone by its delete, and the two that were put anew stay.
+    // The delete has removed k2496, and the two that were put again stay.
     let left = KEYS - 1_000 - 4 * 32 - 1;
     for machine in both {
         assert_eq!(machine.len() as u64, left);
     }
-    // A snapshot holds those that are left, and so does the machine that installs it.
+    // A snapshot contains those that are left, and so does the machine that installs it.
     let dir = tempfile::tempdir().unwrap();
     let meta = snapshot(&memory, dir.path());
     install(&disk, &meta, dir.path()).unwrap();

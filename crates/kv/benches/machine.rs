@@ -1,4 +1,4 @@
-//! What the key-value machine costs: chunks of puts, a get, a page of a scan.
+//! The cost of the key-value machine: chunks of puts, a get, a page of a scan.
 //!
 //! ```text
 //! cargo bench -p d-engine-kv
@@ -15,12 +15,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use d_engine_kv::{KvCommand, KvQuery, KvStateMachine, Scan};
-use d_engine_replica::{Entry, StateMachine};
+use d_engine_state_machine::{Entry, StateMachine};
 
 const KEYS: u64 = 10_000;
 const VALUE_BYTES: usize = 256;
 
-/// The result of a future that never waits, as all of this machine's do.
+/// Returns the result of a future that never waits, as this machine's do not.
 fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -32,10 +32,13 @@ fn key(number: u64) -> Bytes {
     format!("key-{:08}", number % KEYS).into()
 }
 
-/// Puts with these log indexes. A prime between the keys of two neighbours: no order that a tree would like.
+/// Puts with these log indexes. The keys of two neighbours are a prime apart, so that they are not
+/// inserted in the order of the tree.
 fn puts(first: u64, count: u64) -> Vec<Entry> {
     let value = Bytes::from(vec![7; VALUE_BYTES]);
-    let put = |index: u64| Entry::new(index, 1, KvCommand::put(key(index * 7_919), value.clone()).encode());
+    let put = |index: u64| {
+        Entry::new(index, 1, KvCommand::put(key(index * 7_919), value.clone()).encode())
+    };
     (first..first + count).map(put).collect()
 }
 
@@ -57,7 +60,11 @@ fn applies(criterion: &mut Criterion) {
                 next += count;
                 puts(next - count, count)
             };
-            bencher.iter_batched(prepare, |chunk| at_once(machine.apply_chunk(chunk)), BatchSize::SmallInput);
+            bencher.iter_batched(
+                prepare,
+                |chunk| at_once(machine.apply_chunk(chunk)),
+                BatchSize::SmallInput,
+            );
         });
     }
     group.finish();

@@ -1,6 +1,11 @@
-//! What the map of the key-value machine costs: memory per key, applying, reading, freezing a view, and applying while a
-//! view is held and written. `cargo run --release -p d-engine-kv --example kv_figures -- [KEYS]`, 1,000,000 without an argument.
-#![allow(clippy::unwrap_used, clippy::disallowed_types, reason = "a program that measures has a clock")]
+//! The cost of the key-value machine's map: memory per key, applying, reading, freezing a view,
+//! and applying while a view is held and written. `cargo run --release -p d-engine-kv --example
+//! kv_figures -- [KEYS]`, 1,000,000 without an argument.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a program that measures has a clock"
+)]
 
 use std::future::Future;
 use std::pin::pin;
@@ -9,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvStateMachine};
-use d_engine_replica::{Entry, LogId, SnapshotMetadata, StateMachine};
+use d_engine_state_machine::{Entry, LogId, SnapshotMetadata, StateMachine};
 
 const CHUNK: u64 = 128;
 const VALUE_BYTES: usize = 256;
@@ -30,10 +35,11 @@ fn key(number: u64) -> [u8; 8] {
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).map_or(0, |kib: u64| kib * 1_024)
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .map_or(0, |kib: u64| kib * 1_024)
 }
 
-/// What applying cost.
+/// The cost of applying.
 struct Figures {
     per_second: f64,
     p50: Duration,
@@ -54,7 +60,10 @@ impl Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { per_second, p50, p99, longest } = self;
-        write!(f, "{per_second:>10.0} per second, a chunk p50 {p50:?}, p99 {p99:?}, longest {longest:?}")
+        write!(
+            f,
+            "{per_second:>10.0} per second, a chunk p50 {p50:?}, p99 {p99:?}, longest {longest:?}"
+        )
     }
 }
 
@@ -76,7 +85,9 @@ impl Load {
     fn entries(&mut self, mut key_of: impl FnMut(&mut Self, u64) -> [u8; 8]) -> Vec<Entry> {
         let first = self.next;
         self.next += CHUNK;
-        let put = |key: [u8; 8]| KvCommand::put(Bytes::copy_from_slice(&key), vec![7; VALUE_BYTES]).encode();
+        let put = |key: [u8; 8]| {
+            KvCommand::put(Bytes::copy_from_slice(&key), vec![7; VALUE_BYTES]).encode()
+        };
         (first..self.next).map(|index| Entry::new(index, 1, put(key_of(self, index - 1)))).collect()
     }
 
@@ -123,14 +134,14 @@ fn main() {
     println!("memory with it   {:>10} bytes per key", (resident() - empty) / held);
     drop(view);
 
-    // What of the next figures is the processor's, shared with whatever else runs.
+    // The part of the next figures that is due to other load on the processor.
     let ends = Instant::now() + Duration::from_secs(3);
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| while Instant::now() < ends {});
         println!("beside a loop    {}", load.overwrite(|_| !busy.is_finished()));
     });
     let view = load.machine.snapshot_view().unwrap().unwrap();
-    let label = view.label();
+    let last_included = view.last_included();
     let dir = std::env::temp_dir().join(format!("kv-figures-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let checksum = std::thread::scope(|scope| {
@@ -147,10 +158,10 @@ fn main() {
     });
     let other = KvStateMachine::new();
     let start = Instant::now();
-    let meta = SnapshotMetadata::new(label, checksum);
+    let meta = SnapshotMetadata::new(last_included, checksum);
     at_once(other.apply_snapshot_from_file(&meta, dir.clone())).unwrap();
     println!("install          {:>10?}", start.elapsed());
-    assert_eq!((other.last_applied(), other.len() as u64), (label, held));
+    assert_eq!((other.last_applied(), other.len() as u64), (last_included, held));
     assert!(load.machine.last_applied() > LogId::default());
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Bytes with the count of their owners before them: one allocation, 16 bytes in the map, and a clone that allocates
-/// nothing. A [`Bytes`] takes twice the room in the map, and allocates its count apart when it is first cloned, which
-/// for a copied leaf of the map means for every record in it (`docs/performance.md` has the figures).
+/// Bytes stored with their reference count: one allocation, 16 bytes in the map, and a clone that
+/// does not allocate. A [`Bytes`] takes twice the space in the map and allocates its reference
+/// count at the first clone, which for a copied leaf of the map means for every record in it
+/// (`docs/performance.md` has the figures).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Blob(Arc<[u8]>);
 

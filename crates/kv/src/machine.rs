@@ -1,4 +1,4 @@
-//! The key-value machine as the engine sees it: the store under a lock, with its position.
+//! The key-value state machine: the store under a lock, with its position.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,29 +6,28 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use d_engine_proto::key_value::snapshot_file::{SnapshotFileError, check_files, file_bytes};
-use d_engine_proto::key_value::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
-use d_engine_replica::{
-    Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView, StateMachine,
+use d_engine_fs::{Fs, RealFs};
+use d_engine_kv_language::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
+use d_engine_state_machine::{
+    Entry, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView, StateMachine,
     snapshot_checksum_in,
 };
-use d_engine_storage::{Fs, RealFs};
 
-use crate::snapshot_file;
+use crate::snapshot;
+use crate::snapshot_file::{SnapshotFileError, check_files, file_bytes};
 use crate::store::Store;
 
 /// Ordered keys in memory, rebuilt from snapshot and log at every start
-/// ([`Durability::Rebuilt`]).
+/// ([`Rebuilt`](d_engine_state_machine::Durability::Rebuilt)).
 ///
-/// Commands are those of [`KvCommand`], replies those of [`KvReply`], questions ([`StateMachine::query`])
-/// those of [`KvQuery`]. Bytes that are no command of this
-/// version are answered with [`KvReply::Rejected`] and change nothing: whoever may propose must not
-/// be able to stop a node. A format that older nodes would reject may therefore be used only once
-/// every member reads it.
+/// Commands are [`KvCommand`], replies [`KvReply`], and queries ([`StateMachine::query`])
+/// [`KvQuery`]. Bytes that are not a command of this version get the reply [`KvReply::Rejected`]
+/// and change nothing, because a client that may propose must not be able to stop a node. A format
+/// that older nodes would reject may therefore be used only once every member reads it.
 ///
-/// Keys with a time to live vanish by log time alone: every entry that is applied moves it, and on an idle
-/// log the leader's ticks do. No read looks at a clock, so all replicas have the same keys at the same place
-/// of the log.
+/// Keys with a time to live expire by log time alone: every applied entry advances log time, and on
+/// an idle log the leader's ticks do. No read uses a clock, so all replicas have the same keys at
+/// the same log position.
 #[derive(Debug)]
 pub struct KvStateMachine {
     fs: Arc<dyn Fs>,
@@ -42,7 +41,8 @@ impl Default for KvStateMachine {
     }
 }
 
-/// Everything that changes together. One lock, so that a reader sees data and position of one moment.
+/// Everything that changes together. One lock, so that a reader sees data and position of the same
+/// moment.
 #[derive(Debug, Default)]
 struct State {
     store: Store,
@@ -63,27 +63,32 @@ impl KvStateMachine {
         Self { fs, state: RwLock::default(), running: AtomicBool::new(false) }
     }
 
-    /// SHA-256 over log time and all records with their expiries. Equal on all replicas that have applied the same entries.
+    /// SHA-256 over log time and all records with their expiries. Equal on all replicas that have
+    /// applied the same entries.
     #[must_use]
     pub fn state_hash(&self) -> [u8; 32] {
         self.read().store.hash()
     }
 
-    /// Position and hash of one moment, for comparing replicas while entries are being applied.
+    /// Position and hash at one moment, for comparing replicas while entries are applied.
     #[must_use]
     pub fn position_and_hash(&self) -> (LogId, [u8; 32]) {
         let state = self.read();
         (state.last_applied, state.store.hash())
     }
 
-    /// The state of this moment. The lock is held for as long as two counters take to be raised.
+    /// A copy of the current state. The lock is held only while two reference counts are raised.
     fn freeze(&self) -> View {
         let state = self.read();
-        View { fs: Arc::clone(&self.fs), label: state.last_applied, store: state.store.clone() }
+        View {
+            fs: Arc::clone(&self.fs),
+            last_included: state.last_applied,
+            store: state.store.clone(),
+        }
     }
 
-    // Nothing in this file panics while it holds the lock, so a poisoned lock still holds whole
-    // entries; a reader must not fail because of somebody else's panic.
+    // Nothing in this file panics while it holds the lock, so a poisoned lock still guards whole
+    // entries; a reader must not fail because another thread panicked.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,18 +98,19 @@ impl KvStateMachine {
     }
 }
 
-/// A frozen state on its way into a snapshot: records, expiries, log time and position of one moment. It shares with
-/// the machine what the machine has not changed since. The last owner of a record frees it, so the view frees what
-/// was replaced meanwhile, on the thread that wrote it.
+/// A frozen state that is being written into a snapshot: records, expiries, log time and position
+/// of one moment. It shares every unchanged record with the machine. The last owner of a record
+/// frees it, so records that were replaced in the meantime are freed with the view, on the thread
+/// that wrote it.
 struct View {
     fs: Arc<dyn Fs>,
-    label: LogId,
+    last_included: LogId,
     store: Store,
 }
 
 impl SnapshotView for View {
-    fn label(&self) -> LogId {
-        self.label
+    fn last_included(&self) -> LogId {
+        self.last_included
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
@@ -112,14 +118,14 @@ impl SnapshotView for View {
     }
 
     fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
-        snapshot_file::write(&*self.fs, dir, self.label, &self.store, room)?;
+        snapshot::write(&*self.fs, dir, self.last_included, &self.store, room)?;
         Ok(snapshot_checksum_in(&*self.fs, dir)?)
     }
 }
 
 #[async_trait]
 impl StateMachine for KvStateMachine {
-    /// What an earlier start of this value has left is forgotten: the machine is rebuilt.
+    /// Discards the state of an earlier start of this value: the machine is rebuilt.
     fn start(&self) -> Result<()> {
         let before = std::mem::take(&mut *self.write());
         drop(before);
@@ -144,18 +150,22 @@ impl StateMachine for KvStateMachine {
         let state = self.read();
         let snapshot = state.snapshot.as_ref().map(|meta| meta.last_included);
         let known = [Some(state.last_applied), snapshot];
-        known.into_iter().flatten().find(|id| id.index == entry_id && id.index > 0).map(|id| id.term)
+        known
+            .into_iter()
+            .flatten()
+            .find(|id| id.index == entry_id && id.index > 0)
+            .map(|id| id.term.get())
     }
 
-    /// One write lock for the chunk: decoding comes before it and the replies after it, and each
-    /// command sees what the one before it did.
+    /// Takes one write lock for the chunk: commands are decoded before it and replies sent after
+    /// it. Each command sees the effects of the previous one.
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let commands: Vec<_> = chunk.iter().map(|entry| KvCommand::decode(&entry.data)).collect();
         let mut replies = Vec::with_capacity(chunk.len());
         {
             let mut state = self.write();
             for (entry, command) in chunk.iter().zip(&commands) {
-                if entry.index <= state.last_applied.index {
+                if state.last_applied.index >= entry.index {
                     continue;
                 }
                 let reply = match command {
@@ -165,7 +175,7 @@ impl StateMachine for KvStateMachine {
                         KvReply::Rejected { reason: error.to_string() }
                     }
                 };
-                state.last_applied = entry.log_id();
+                state.last_applied = entry.id();
                 replies.push((entry, reply));
             }
         }
@@ -190,10 +200,6 @@ impl StateMachine for KvStateMachine {
         self.read().last_applied
     }
 
-    fn persist_last_applied(&self, _last: LogId) -> Result<()> {
-        Ok(())
-    }
-
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
         self.write().snapshot = Some(meta.clone());
         Ok(())
@@ -203,18 +209,13 @@ impl StateMachine for KvStateMachine {
         self.read().snapshot.clone()
     }
 
-    /// Nothing to do: the engine keeps the snapshot and tells of it again at the next start.
-    fn persist_last_snapshot_metadata(&self, _meta: &SnapshotMetadata) -> Result<()> {
-        Ok(())
-    }
-
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         check_files(&*self.fs, meta, &path)?;
-        let mut store = snapshot_file::read(&*self.fs, &path, meta.last_included)?;
+        let mut store = snapshot::read(&*self.fs, &path, meta.last_included)?;
         let mut state = self.write();
         std::mem::swap(&mut state.store, &mut store);
         state.last_applied = meta.last_included;
-        // The old records are dropped after the lock is free: that may take long.
+        // Drop the old records after releasing the lock: that may take long.
         drop(state);
         drop(store);
         Ok(())
@@ -222,30 +223,19 @@ impl StateMachine for KvStateMachine {
 
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
         let view = self.freeze();
-        if view.label > last_included {
-            let error = SnapshotFileError::Label { state: view.label, label: last_included };
+        if view.last_included > last_included {
+            let error =
+                SnapshotFileError::OtherLastIncluded { state: view.last_included, last_included };
             return Err(error.into());
         }
-        Box::new(View { label: last_included, ..view }).write(&dir)
-    }
-
-    fn save_hard_state(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
+        Box::new(View { last_included, ..view }).write(&dir)
     }
 
     async fn reset(&self) -> Result<()> {
-        // Dropped after the lock is free: that may take long.
+        // Drop after releasing the lock: that may take long.
         let before = std::mem::take(&mut *self.write());
         drop(before);
         Ok(())
-    }
-
-    fn durability(&self) -> Durability {
-        Durability::Rebuilt
     }
 
     fn name(&self) -> &str {
@@ -260,13 +250,14 @@ impl StateMachine for KvStateMachine {
         Some(file_bytes(self.read().store.content_bytes()))
     }
 
-    /// Always one: a copy of the map costs nothing, and what is changed afterwards is changed beside it.
+    /// Always returns a view: copying the map costs nothing, and later changes are made to new
+    /// nodes of it.
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         Ok(Some(Box::new(self.freeze())))
     }
 
-    /// A [`KvQuery`], answered with a [`KvAnswer`](d_engine_proto::key_value::KvAnswer). The answer is
-    /// encoded after the lock is free.
+    /// Runs a [`KvQuery`] and returns a [`KvQueryReply`](d_engine_kv_language::KvQueryReply). The
+    /// response is encoded after the lock is released.
     fn query(&self, request: &[u8]) -> Result<Bytes> {
         let query = KvQuery::decode(request)?;
         let answer = self.read().store.answer(&query)?;

@@ -1,41 +1,41 @@
-//! The map that commands and questions work on: pure, no lock, no file, no position. What they mean is decided in
-//! `d_engine_proto::key_value::rules`.
+//! The map that commands and queries work on: pure, without locks, files or positions. The rules of
+//! commands and queries are in [`d_engine_kv_language::rules`].
 
 use std::convert::Infallible;
 use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use d_engine_proto::key_value::rules::{self, KvRead, KvTable, Pair, Replaced};
-use d_engine_proto::key_value::snapshot_file::record_bytes;
-use d_engine_proto::key_value::{KvAnswer, KvCommand, KvQuery, KvReply, QueryLimitError};
+use d_engine_kv_language::rules::{self, KvRead, KvTable, Pair, Replaced};
+use d_engine_kv_language::{KvCommand, KvQuery, KvQueryReply, KvReply, QueryLimitError};
 use imbl::{OrdMap, OrdSet};
 use sha2::{Digest, Sha256};
 
 use crate::blob::Blob;
+use crate::snapshot_file::record_bytes;
 
-/// A value, and the log time at which it vanishes.
+/// A value and the log time at which it expires.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Stored {
     pub(crate) value: Blob,
-    /// UNIX milliseconds of log time; `None`: never.
+    /// UNIX milliseconds of log time; `None`: does not expire.
     pub(crate) expires_ms: Option<NonZeroU64>,
 }
 
-/// Ordered keys with their values, as of a log time. A clone is a frozen copy that costs nothing: the two share
-/// every leaf until one of them changes it.
+/// Ordered keys with their values, as of a log time. A clone is a frozen copy that costs nothing:
+/// both share every leaf until one of them changes it.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Store {
     map: OrdMap<Blob, Stored>,
-    /// Every expiry in `map`, earliest first. The keys are those of `map`, shared.
+    /// Every expiry in `map`, earliest first. The keys are shared with `map`.
     expiries: OrdSet<(NonZeroU64, Blob)>,
-    /// The latest log time that was told.
+    /// The latest log time received.
     time_ms: u64,
-    /// Bytes of all records in a snapshot.
+    /// Total bytes of all records in a snapshot.
     content_bytes: u64,
 }
 
-/// The result of what cannot fail.
+/// The result of an operation that cannot fail.
 fn always<T>(result: Result<T, Infallible>) -> T {
     match result {
         Ok(value) => value,
@@ -44,23 +44,23 @@ fn always<T>(result: Result<T, Infallible>) -> T {
 }
 
 impl Store {
-    /// Moves log time forward at a tick: every key whose expiry it has reached is absent.
+    /// Advances log time at a tick: every key whose expiry is at or before it becomes absent.
     pub(crate) fn advance_to(&mut self, time_ms: u64) {
         always(rules::advance_to(self, time_ms));
     }
 
-    /// The same at a command that cannot be decoded.
+    /// The same for a command that cannot be decoded.
     pub(crate) fn pass_time(&mut self, time_ms: u64) {
         always(rules::pass_time(self, time_ms));
     }
 
-    /// Carries out one command of this log time.
+    /// Executes one command at this log time.
     pub(crate) fn apply(&mut self, command: &KvCommand, time_ms: u64) -> KvReply {
         always(rules::apply(self, command, time_ms))
     }
 
-    /// Answers a question. Values in the answer are shared with the store, not copied.
-    pub(crate) fn answer(&self, query: &KvQuery) -> Result<KvAnswer, QueryLimitError> {
+    /// Executes a query. Values in the response are shared with the store, not copied.
+    pub(crate) fn answer(&self, query: &KvQuery) -> Result<KvQueryReply, QueryLimitError> {
         always(rules::answer(self, query))
     }
 
@@ -72,22 +72,22 @@ impl Store {
         always(rules::value(self, key)).map(Into::into)
     }
 
-    /// Records, with those that are due and not removed yet.
+    /// Number of records, including expired ones that are not removed yet.
     pub(crate) fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// The log time at which the next key vanishes.
+    /// The log time at which the next key expires.
     pub(crate) fn next_expiry_ms(&self) -> Option<u64> {
         self.expiries.get_min().map(|(at, _)| at.get())
     }
 
-    /// All records, in order of their keys.
+    /// All records, in key order.
     pub(crate) fn records(&self) -> impl Iterator<Item = (&Blob, &Stored)> {
         self.map.iter()
     }
 
-    /// A store of these records at this log time.
+    /// A store with these records at this log time.
     pub(crate) fn from_records(records: Vec<(Blob, Stored)>, time_ms: u64) -> Self {
         let expiry = |(key, stored): &(Blob, Stored)| Some((stored.expires_ms?, key.clone()));
         let expiries = records.iter().filter_map(expiry).collect();
@@ -96,7 +96,7 @@ impl Store {
         Self { expiries, map: records.into_iter().collect(), time_ms, content_bytes }
     }
 
-    /// SHA-256 over the log time and all records in order of their keys, each with its lengths and expiry.
+    /// SHA-256 over the log time and all records in key order, each with its lengths and expiry.
     pub(crate) fn hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(self.time_ms.to_le_bytes());
@@ -129,13 +129,15 @@ impl KvRead for Store {
         to: Bound<&[u8]>,
     ) -> Result<impl Iterator<Item = Pair<Blob, Infallible>>, Infallible> {
         let records = self.map.range::<_, [u8]>((from, to));
-        Ok(records.map(|(key, stored)| Ok((key.clone(), (stored.value.clone(), stored.expires_ms)))))
+        Ok(records
+            .map(|(key, stored)| Ok((key.clone(), (stored.value.clone(), stored.expires_ms)))))
     }
 }
 
 impl KvTable for Store {
-    /// Keys and values are slices of the buffer in which a whole batch of entries came; kept as they
-    /// are, one small value would keep all of it in memory. So they are copied here, once.
+    /// Keys and values are slices of the buffer that a whole batch of entries arrived in. If they
+    /// were kept, one small value would keep the whole buffer in memory, so they are copied here
+    /// once.
     fn insert(
         &mut self,
         key: &[u8],
@@ -160,7 +162,7 @@ impl KvTable for Store {
         Ok(before.map(|before| (before.value, before.expires_ms)))
     }
 
-    /// Under the map's own copy of the key.
+    /// Use the map's own copy of the key.
     fn note_expiry(&mut self, at_ms: NonZeroU64, key: &[u8]) -> Result<(), Infallible> {
         if let Some((held, _)) = self.map.get_key_value(key) {
             self.expiries.insert((at_ms, held.clone()));

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::{
-    KvAnswer, KvCommand, KvOperation, KvQuery, KvReply, KvStateMachine, PutOptions, Scan, UndecodableError,
+    KvCommand, KvOperation, KvQuery, KvQueryReply, KvReply, KvStateMachine, PutOptions, Scan,
+    UndecodableError,
 };
-use d_engine_replica::{Durability, Entry, LogId, StateMachine};
+use d_engine_state_machine::{Durability, Entry, LogId, StateMachine};
 use proptest::prelude::*;
 use support::{apply, apply_at, at_once};
 
@@ -18,7 +19,7 @@ fn bytes(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
 }
 
-/// The machine's rules once more, as plainly as possible: a list of keys, values and expiries.
+/// The machine's rules a second time, as plainly as possible: a list of keys, values and expiries.
 #[derive(Clone, Default)]
 struct Model {
     records: Vec<(Bytes, Bytes, Option<u64>)>,
@@ -30,8 +31,13 @@ impl Model {
         self.records.iter().find(|(k, ..)| k == key).map(|(_, value, _)| value.clone())
     }
 
-    /// Returns what was there before.
-    fn set(&mut self, key: &Bytes, value: Option<&Bytes>, ttl_ms: Option<NonZeroU64>) -> Option<Bytes> {
+    /// Returns the previous value.
+    fn set(
+        &mut self,
+        key: &Bytes,
+        value: Option<&Bytes>,
+        ttl_ms: Option<NonZeroU64>,
+    ) -> Option<Bytes> {
         let before = self.get(key);
         self.records.retain(|(k, ..)| k != key);
         if let Some(value) = value {
@@ -47,7 +53,7 @@ impl Model {
         self.records.retain(|(.., expiry)| expiry.is_none_or(|expiry| expiry > now));
     }
 
-    /// One operation; `Err`: a compare failed.
+    /// Executes one operation; `Err`: a compare failed.
     fn operate(&mut self, operation: &KvOperation) -> Result<bool, Option<Bytes>> {
         let before = match operation {
             KvOperation::Put { key, value, ttl_ms } => self.set(key, Some(value), *ttl_ms),
@@ -72,7 +78,7 @@ impl Model {
                 KvReply::Replaced { previous: self.set(key, Some(value), *ttl_ms) }
             }
             KvCommand::Batch(operations) => {
-                // On a copy, which takes the place of the original only if all goes well.
+                // On a copy, which replaces the original only if every operation succeeds.
                 let mut after = self.clone();
                 let mut existed = Vec::new();
                 for (operation, number) in operations.iter().zip(0..) {
@@ -93,7 +99,7 @@ impl Model {
     }
 }
 
-/// Few keys and values, so that commands meet each other.
+/// Few keys and values, so that commands affect each other.
 fn any_word() -> impl Strategy<Value = Bytes> {
     prop::sample::select(vec!["", "a", "b", "c"]).prop_map(bytes)
 }
@@ -126,14 +132,15 @@ fn any_command() -> impl Strategy<Value = KvCommand> {
     ]
 }
 
-/// A chunk, each command some time after the one before it, and what a tick behind it moves time by.
+/// A chunk in which each command follows some time after the one before it, and the time by which a
+/// tick after the chunk advances.
 fn any_chunk() -> impl Strategy<Value = (Vec<(u64, KvCommand)>, u64)> {
     (prop::collection::vec((0_u64..4, any_command()), 0..12), 0_u64..4)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
-    /// FAULTS row 48: commands of one chunk that read what was there before the chunk.
+    /// FAULTS row 48: commands of one chunk must not read the state from before the chunk.
     #[test]
     fn a_chunk_equals_its_commands_one_by_one_and_the_model(
         chunks in prop::collection::vec(any_chunk(), 1..6)
@@ -159,11 +166,11 @@ proptest! {
             prop_assert_eq!(&at_once, &one_by_one);
             prop_assert_eq!(&at_once, &expected);
             time_ms += tick;
-            let at = LogId { term: 1, index: next + chunk.len() as u64 };
+            let at = LogId::of(1, next + chunk.len() as u64);
             whole.advance_time(at, time_ms).unwrap();
             single.advance_time(at, time_ms).unwrap();
             model.tick(time_ms);
-            next = at.index + 1;
+            next = at.index.next().get();
             prop_assert_eq!(whole.position_and_hash(), single.position_and_hash());
             prop_assert_eq!(whole.next_expiry_ms(), model.next_expiry_ms());
             prop_assert_eq!(whole.len(), model.records.len());
@@ -192,7 +199,10 @@ fn of_two_equal_swaps_in_one_chunk_only_the_first_succeeds() {
     let replies = apply(&machine, 1, &[take("first"), take("second")]);
     assert_eq!(
         replies,
-        [KvReply::Done { existed: false }, KvReply::CompareFailed { current: Some(bytes("first")) }]
+        [
+            KvReply::Done { existed: false },
+            KvReply::CompareFailed { current: Some(bytes("first")) }
+        ]
     );
     assert_eq!(machine.get(b"lock").unwrap(), Some(bytes("first")));
 }
@@ -221,7 +231,7 @@ fn of_a_chunk_that_overlaps_only_the_new_entries_take_effect() {
     at_once(machine.apply_chunk(chunk)).unwrap();
     assert_eq!(machine.get(b"k").unwrap(), None);
     assert_eq!(machine.get(b"other").unwrap(), Some(bytes("2")));
-    assert_eq!(machine.last_applied(), LogId { term: 2, index: 3 });
+    assert_eq!(machine.last_applied(), LogId::of(2, 3));
 }
 
 #[test]
@@ -231,12 +241,14 @@ fn what_is_no_command_gets_a_reply_and_the_rest_of_the_chunk_goes_on() {
     let (newer, newer_probe) = Entry::with_reply_probe(2, 1, &b"\x08\x63\x1a\x03\x0a\x01k"[..]);
     let good = Entry::new(3, 1, KvCommand::put("k", "v").encode());
     at_once(machine.apply_chunk(vec![bad, newer, good])).unwrap();
-    let reason = |probe: d_engine_replica::ReplyProbe| match KvReply::decode(&probe.take().unwrap()).unwrap()
-    {
-        KvReply::Rejected { reason } => reason,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(reason(bad_probe), "the bytes are no key-value message");
+    let reason =
+        |probe: d_engine_state_machine::ReplyProbe| match KvReply::decode(&probe.take().unwrap())
+            .unwrap()
+        {
+            KvReply::Rejected { reason } => reason,
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(reason(bad_probe), "the bytes are not a key-value message");
     assert_eq!(reason(newer_probe), "the format version is 99, this program reads 1");
     assert_eq!(machine.get(b"k").unwrap(), Some(bytes("v")));
     assert_eq!(machine.last_applied().index, 3);
@@ -245,9 +257,9 @@ fn what_is_no_command_gets_a_reply_and_the_rest_of_the_chunk_goes_on() {
 #[test]
 fn the_position_moves_only_forward() {
     let machine = KvStateMachine::new();
-    machine.update_last_applied(LogId { term: 2, index: 5 });
-    machine.update_last_applied(LogId { term: 1, index: 4 });
-    assert_eq!(machine.last_applied(), LogId { term: 2, index: 5 });
+    machine.update_last_applied(LogId::of(2, 5));
+    machine.update_last_applied(LogId::of(1, 4));
+    assert_eq!(machine.last_applied(), LogId::of(2, 5));
     assert_eq!(machine.entry_term(5), Some(2));
     assert_eq!(machine.entry_term(4), None);
     assert_eq!(machine.entry_term(0), None);
@@ -276,7 +288,7 @@ fn the_machine_runs_between_start_and_stop() {
     assert_eq!(machine.durability(), Durability::Rebuilt);
 }
 
-/// A log that the first version wrote: these bytes are what it put there.
+/// A log of the first version: these are the bytes that it wrote.
 #[test]
 fn a_log_of_the_first_version_gives_the_state_and_the_replies_it_gave() {
     let machine = KvStateMachine::new();
@@ -306,25 +318,25 @@ fn a_tick_expires_keys_and_moves_the_position() {
     assert_eq!(machine.next_expiry_ms(), None);
     apply_at(&machine, 1, &[(1_000, put_for("k", 500))]);
     assert_eq!(machine.next_expiry_ms(), Some(1_500));
-    machine.advance_time(LogId { term: 1, index: 2 }, 1_499).unwrap();
+    machine.advance_time(LogId::of(1, 2), 1_499).unwrap();
     assert_eq!(machine.get(b"k").unwrap(), Some(bytes("v")));
-    machine.advance_time(LogId { term: 1, index: 3 }, 1_500).unwrap();
+    machine.advance_time(LogId::of(1, 3), 1_500).unwrap();
     assert_eq!(machine.get(b"k").unwrap(), None);
     assert_eq!(machine.next_expiry_ms(), None);
     assert_eq!(machine.last_applied().index, 3);
 }
 
-/// What is delivered again after a crash must change nothing.
+/// A tick that is delivered again after a crash must change nothing.
 #[test]
 fn a_tick_that_was_told_before_changes_nothing() {
     let machine = KvStateMachine::new();
     apply_at(&machine, 1, &[(1_000, put_for("k", 500)), (1_100, KvCommand::delete("x"))]);
     let before = machine.position_and_hash();
-    machine.advance_time(LogId { term: 1, index: 2 }, 9_000).unwrap();
+    machine.advance_time(LogId::of(1, 2), 9_000).unwrap();
     assert_eq!(machine.position_and_hash(), before);
 }
 
-/// Also a command that changes nothing itself, and one that cannot be read.
+/// Also a command that changes nothing itself, and one that cannot be decoded.
 #[test]
 fn every_entry_moves_log_time() {
     for data in [KvCommand::delete("x").encode(), bytes("not a command")] {
@@ -339,11 +351,14 @@ fn every_entry_moves_log_time() {
 fn questions_are_answered_from_one_state_and_bad_ones_are_told_apart() {
     let machine = KvStateMachine::new();
     apply(&machine, 1, &[KvCommand::put("a", "1"), KvCommand::put("b", "2")]);
-    let ask =
-        |query: KvQuery| machine.query(&query.encode()).map(|answer| KvAnswer::decode(&answer).unwrap());
+    let ask = |query: KvQuery| {
+        machine.query(&query.encode()).map(|answer| KvQueryReply::decode(&answer).unwrap())
+    };
     let values = ask(KvQuery::get_many(["b", "none"])).unwrap();
-    assert_eq!(values, KvAnswer::Values(vec![Some(bytes("2")), None]));
-    let KvAnswer::Page(page) = ask(KvQuery::Scan(Scan::prefix("a"))).unwrap() else { panic!("no page") };
+    assert_eq!(values, KvQueryReply::Values(vec![Some(bytes("2")), None]));
+    let KvQueryReply::Page(page) = ask(KvQuery::Scan(Scan::prefix("a"))).unwrap() else {
+        panic!("no page")
+    };
     assert_eq!((page.records.len(), page.next), (1, None));
     let error = ask(KvQuery::Scan(Scan::all().limit(20_000))).unwrap_err().to_string();
     assert!(error.contains("20000") && error.contains("10000"), "{error}");

@@ -1,4 +1,4 @@
-//! Readers beside apply see whole chunks, never a part of one.
+//! Readers concurrent with apply see whole chunks, never a part of one.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -6,11 +6,12 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use d_engine_kv::{KvCommand, KvStateMachine};
-use d_engine_replica::StateMachine;
+use d_engine_state_machine::StateMachine;
 use support::apply;
 
-/// Every chunk writes the same value under both keys, `first` before `last`. A reader that asks for
-/// `first` and then for `last` must never find `last` behind: the chunk becomes visible as one.
+/// Every chunk writes the same value under both keys, `first` before `last`. A reader that reads
+/// `first` and then `last` must never find an older value in `last`: a chunk becomes visible as
+/// one.
 #[test]
 fn a_reader_never_sees_half_a_chunk() {
     let machine = KvStateMachine::new();
@@ -43,7 +44,7 @@ fn a_reader_never_sees_half_a_chunk() {
     });
 }
 
-/// The hash is taken of one state: it must be one that existed between two chunks.
+/// The hash belongs to one state: it must be a state that existed between two chunks.
 #[test]
 fn the_hash_is_always_that_of_a_state_between_chunks() {
     let chunk = |round: u64| {
@@ -63,7 +64,7 @@ fn the_hash_is_always_that_of_a_state_between_chunks() {
         let reader = threads.spawn(|| {
             while !done.load(Ordering::Acquire) {
                 let seen = machine.position_and_hash();
-                assert!(known.contains(&seen), "a state that never was, at {}", seen.0);
+                assert!(known.contains(&seen), "a state that never existed, at {}", seen.0);
             }
         });
         for round in 1..=rounds {

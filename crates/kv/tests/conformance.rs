@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use d_engine_kv::{KvCommand, KvQuery, KvStateMachine, PutOptions, Scan};
-use d_engine_replica::StateMachine;
+use d_engine_state_machine::StateMachine;
 
-d_engine_testing::state_machine_suite!(
-    d_engine_testing::StateMachineCase::new(|_dir| KvStateMachine::new())
+d_engine_conformance::state_machine_suite!(
+    d_engine_conformance::StateMachineCase::new(|_dir| KvStateMachine::new())
         .commands(|n| match n % 6 {
-            // Vanishes five commands later, by log time.
+            // Expires five commands later, by log time.
             3 => KvCommand::put_with(
                 format!("k{}", n % 7),
                 n.to_string(),
@@ -19,12 +19,14 @@ d_engine_testing::state_machine_suite!(
         }
         .encode())
         .expiring(
-            KvCommand::put_with("held", "x", PutOptions::default().ttl(Duration::from_secs(20))).encode(),
+            KvCommand::put_with("held", "x", PutOptions::default().ttl(Duration::from_secs(20)))
+                .encode(),
             20_000
         )
         .questions(|n| match n % 2 {
             0 => KvQuery::Scan(Scan::all().limit(n as u32)).encode(),
-            _ => KvQuery::GetMany { keys: vec![format!("k{}", n % 7).into(), "held".into()] }.encode(),
+            _ => KvQuery::GetMany { keys: vec![format!("k{}", n % 7).into(), "held".into()] }
+                .encode(),
         })
         .contents(|machine| machine.query(&KvQuery::Scan(Scan::all()).encode()).unwrap())
 );

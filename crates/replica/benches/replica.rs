@@ -1,5 +1,5 @@
-//! What a replica costs around the algorithm: entries through the handler into a machine, and the barrier of a
-//! read by lease and by a round.
+//! The cost of a replica around the algorithm: entries through the handler into a machine, and the
+//! barrier of a read by lease and by a round.
 //!
 //! ```text
 //! cargo bench -p d-engine-replica
@@ -19,16 +19,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use d_engine_core::{AppendOutcome, EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Term};
-use d_engine_replica::{
-    Event, Footing, Jobs, LogWorker, Never, PeerMessage, ProposeResponder, ReadRequest, Replica,
-    ReplicaConfig, Start, StateMachineHandler,
+use d_engine_core::{
+    AppendOutcome, EntryKind, GroupId, Instant, LogId, LogIndex, NodeId, Now, ReadMode, Term,
 };
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_replica::{
+    Event, Jobs, LogWorker, Never, PeerMessage, ProposeResponder, ReadRequest, Replica,
+    ReplicaConfig, Start, StartPosition, StateMachineHandler,
+};
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole, Membership,
-    OpenRequest, OpenedStorage, StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, Member, MemberRole,
+    Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
 
 use crate::counter::Counter;
@@ -68,7 +70,8 @@ fn applies(criterion: &mut Criterion) {
         let fs = Arc::new(SimFs::new());
         let mut opened = storage(fs.clone());
         let options = SnapshotOptions::new(opened.identity.cluster, opened.identity.group);
-        let (snapshots, _) = SnapshotStore::open(fs, Path::new("/data/snapshots"), options).unwrap();
+        let (snapshots, _) =
+            SnapshotStore::open(fs, Path::new("/data/snapshots"), options).unwrap();
         let start = Start {
             identity: &opened.identity,
             log: opened.log.as_mut(),
@@ -76,7 +79,8 @@ fn applies(criterion: &mut Criterion) {
             snapshots: &snapshots,
         };
         let machine = Arc::new(Counter::default());
-        let (mut handler, _) = at_once(StateMachineHandler::open(machine, Arc::new(Never), start)).unwrap();
+        let (mut handler, _) =
+            at_once(StateMachineHandler::open(machine, Arc::new(Never), start)).unwrap();
         let mut next = 1;
         let mut prepare = || {
             let indexes = next..next + count;
@@ -125,7 +129,7 @@ impl Leader {
             ReplicaConfig::default(),
             &opened.identity,
             &opened.recovered,
-            &Footing::default(),
+            &StartPosition::default(),
             7,
             start,
         );
@@ -145,11 +149,15 @@ impl Leader {
 
     /// Handles an event; writes are stored at once.
     fn handle(&mut self, event: Event) {
-        self.replica.handle(self.now, 0, event, &mut self.jobs);
+        self.replica.handle(Now { monotonic: self.now, wall_ms: 0 }, event, &mut self.jobs);
         while !self.jobs.persist.is_empty() {
             let writes = std::mem::take(&mut self.jobs.persist);
             let stored = self.log.persist(&writes).unwrap().unwrap();
-            self.replica.handle(self.now, 0, Event::Persisted(stored), &mut self.jobs);
+            self.replica.handle(
+                Now { monotonic: self.now, wall_ms: 0 },
+                Event::Persisted(stored),
+                &mut self.jobs,
+            );
         }
     }
 
@@ -157,15 +165,14 @@ impl Leader {
         self.handle(Event::Peer { from: node(from), message });
     }
 
-    /// A follower stores everything, and it is applied, until nothing new comes of it.
+    /// A follower persists everything and it is applied, until no step has further effects.
     fn settle(&mut self) {
         loop {
             self.jobs.clear();
             let last = self.replica.core().log().last;
-            let outcome = AppendOutcome::Stored(last.index);
+            let outcome = AppendOutcome::Persisted(last.index);
             self.receive(2, PeerMessage::AppendReply { term: TERM, outcome });
-            let through = d_engine_replica::LogId { term: last.term.get(), index: last.index.get() };
-            self.handle(Event::Applied { through, next_expiry_ms: None, command_version: 0 });
+            self.handle(Event::Applied { through: last, next_expiry_ms: None, command_version: 0 });
             let log = self.replica.core().log();
             if log.last.index == self.replica.applied() {
                 return;
@@ -173,16 +180,16 @@ impl Leader {
         }
     }
 
-    fn read(&mut self, lease: bool) {
+    fn read(&mut self, mode: ReadMode) {
         self.jobs.clear();
         let answered = self.answered.clone();
         let responder = Box::new(move |result: Result<u64, _>| {
             answered.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
         });
-        self.handle(Event::Read(vec![ReadRequest { lease, deadline: None, responder }]));
+        self.handle(Event::Read(vec![ReadRequest { mode, deadline: None, responder }]));
     }
 
-    /// A follower answers the round that was sent last.
+    /// A follower replies to the round that was sent last.
     fn confirm(&mut self) {
         let round = self.jobs.send.iter().find_map(|sent| match sent.message {
             PeerMessage::Heartbeat { round, .. } => Some(round),
@@ -195,7 +202,7 @@ impl Leader {
                 term: TERM,
                 round,
                 received: last,
-                stored: last,
+                persisted: last,
                 report: d_engine_core::FollowerReport::default(),
             },
         );
@@ -212,16 +219,16 @@ fn reads(criterion: &mut Criterion) {
     let mut reads = 0;
     group.bench_function("by a round", |bencher| {
         bencher.iter(|| {
-            leader.read(false);
+            leader.read(ReadMode::Round);
             leader.confirm();
             reads += 1;
             assert_eq!(leader.answered.load(Ordering::Relaxed), reads);
         });
     });
-    // That round gave the lease; no time passes here.
+    // That round has confirmed the lease; no time passes here.
     group.bench_function("by lease", |bencher| {
         bencher.iter(|| {
-            leader.read(true);
+            leader.read(ReadMode::Lease);
             reads += 1;
             assert_eq!(leader.answered.load(Ordering::Relaxed), reads);
         });

@@ -1,13 +1,14 @@
-//! What a replica is told and what it asks for.
+//! The input of a replica ([`Event`]) and its output ([`Jobs`]).
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, Term};
+use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, ReadMode, Term};
 use d_engine_storage::snapshot::{Coverage, Hold};
 use d_engine_storage::{Incarnation, LogEntry, LogSuffix, Membership};
 
+use crate::membership_driver::ChangeMembers;
 use crate::{
     InstallError, LogId, PeerMessage, ProposeError, ReadError, SkipError, StopReason, TransferError,
 };
@@ -20,168 +21,177 @@ pub type ProposeResponder = Box<dyn FnOnce(Result<Bytes, ProposeError>) + Send>;
 /// applied here; the value is the read index. Must not block.
 pub type ReadResponder = Box<dyn FnOnce(Result<u64, ReadError>) + Send>;
 
-/// Called exactly once with whether a transfer of leadership has begun. Must not block.
+/// Called exactly once: with `Ok` once a leadership transfer has begun, or with the reason why none
+/// has. Must not block.
 pub type TransferResponder = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
 
-/// Called exactly once: with the index of the entry that skips another, once that is committed, or with why there is
-/// none. Must not block.
+/// Called exactly once: with the index of the entry that skips another, once it is committed, or
+/// with the reason why none is. Must not block.
 pub type SkipResponder = Box<dyn FnOnce(Result<u64, SkipError>) + Send>;
 
-/// Called exactly once: when the state machine holds a received snapshot, or with why it does not. Must not block.
+/// Called exactly once: with `Ok` once the state machine holds a received snapshot, or with the
+/// reason why it does not. Must not block.
 pub type InstallResponder = Box<dyn FnOnce(Result<(), InstallError>) + Send>;
 
-/// A snapshot that a leader has sent: an archive that is whole and durable in this node's store.
+/// A snapshot that a leader has sent. Its archive is complete and durable in this node's store.
 #[derive(Debug)]
 pub struct ReceivedSnapshot {
     /// The leader that sent it.
     pub from: NodeId,
-    /// The term in which it did.
+    /// The leader's term when it sent it.
     pub term: Term,
-    /// The last entry in it.
-    pub label: d_engine_core::LogId,
-    /// Log time at the label, in UNIX milliseconds.
+    /// The last included entry.
+    pub last_included: LogId,
+    /// Log time at the last included entry, in UNIX milliseconds.
     pub time_ms: u64,
-    /// The members as of the label.
+    /// The membership at the last included entry.
     pub membership: Membership,
-    /// Keeps the archive from being pruned until it is installed.
+    /// Protects the archive from pruning until the snapshot is installed.
     pub hold: Hold,
 }
 
-/// A command on its way into the log.
+/// A command that a caller proposes.
 pub struct Proposal {
     /// The command.
     pub command: Bytes,
-    /// When nobody waits for it any more: from then on it is not proposed. `None`: never.
+    /// The caller's deadline; after it the command is not proposed. `None`: no deadline.
     pub deadline: Option<Instant>,
-    /// What the state machine's [`check`](crate::StateMachine::check) said on the caller's thread. A refused command is
-    /// not proposed; a node that does not lead answers `NotLeader` all the same: its program may be an older one.
+    /// The result of the state machine's [`check`](crate::StateMachine::check), called on the
+    /// caller's thread. A leader does not propose a refused command. A node that does not lead
+    /// returns `NotLeader` even for a refused command, because its program may be older than the
+    /// leader's.
     pub checked: Result<(), Arc<str>>,
-    /// What the state machine's [`command_version`](crate::StateMachine::command_version) said there. A leader refuses
-    /// a version that not every voter is known to decode.
+    /// The result of the state machine's [`command_version`](crate::StateMachine::command_version),
+    /// called on the caller's thread. A leader refuses a version that not every voter is known to
+    /// decode.
     pub version: u32,
-    /// Who waits for the reply.
+    /// Receives the outcome.
     pub responder: ProposeResponder,
 }
 
 impl Proposal {
-    /// A command of version 0 that the state machine has not refused.
+    /// A command of version 0 that the state machine's check has accepted.
     #[must_use]
     pub fn new(command: Bytes, deadline: Option<Instant>, responder: ProposeResponder) -> Self {
         Self { command, deadline, checked: Ok(()), version: 0, responder }
     }
 
-    /// The same command, of this version.
+    /// The same command with this version.
     #[must_use]
     pub fn with_version(self, version: u32) -> Self {
         Self { version, ..self }
     }
 }
 
-/// A read on its way to confirmation.
+/// A linearizable read that waits for confirmation.
 pub struct ReadRequest {
-    /// Whether the leader's lease may confirm it; otherwise, and without a valid lease, a round does.
-    pub lease: bool,
-    /// When nobody waits for it any more. `None`: never.
+    /// How a leader confirms it.
+    pub mode: ReadMode,
+    /// The caller's deadline. `None`: no deadline.
     pub deadline: Option<Instant>,
-    /// Who waits.
+    /// Receives the outcome.
     pub responder: ReadResponder,
 }
 
-/// How a log stands with its disk.
+/// The state of the disk that contains the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LogDisk {
-    /// Whether entries wait for room. Terms and votes are still stored.
+    /// Whether the disk is full, so that entries wait for space. Terms and votes are still
+    /// persisted.
     pub full: bool,
-    /// Bytes that can still be written where the log lies, as of lately; `None` where nobody knows.
+    /// Free bytes on the log's disk at the last check; `None` if unknown.
     pub free_bytes: Option<u64>,
 }
 
-/// How far a snapshot on its way to a follower has come.
+/// Progress of a snapshot that is being sent to a follower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnapshotProgress {
     /// The follower.
     pub to: NodeId,
-    /// The last entry in the snapshot.
-    pub label: LogIndex,
+    /// The index of the last included entry.
+    pub last_included: LogIndex,
     /// Bytes that the follower has confirmed.
     pub confirmed: u64,
-    /// Bytes of the archive.
+    /// Length of the archive in bytes.
     pub len: u64,
 }
 
-/// Everything that can happen to a replica.
+/// An input of a replica, for [`Replica::handle`](crate::Replica::handle).
 pub enum Event {
-    /// A message from a peer whose identity the transport has checked.
+    /// A message from a peer. The transport has verified the peer's identity.
     Peer {
         /// The sender.
         from: NodeId,
         /// The message.
         message: PeerMessage,
     },
-    /// A connection with a peer stands; the handshake told its incarnation.
+    /// A connection with a peer was established. Its handshake carried the peer's incarnation.
     PeerUp {
         /// The peer.
         node: NodeId,
-        /// Its data directory.
+        /// The incarnation of its data directory.
         incarnation: Incarnation,
     },
-    /// The connection on which messages to this peer go was lost, and with it what was in flight.
+    /// The connection that carries messages to this peer was lost, and with it the messages in
+    /// flight.
     PeerDown {
         /// The peer.
         node: NodeId,
     },
     /// Commands of callers, drained in one batch.
     Propose(Vec<Proposal>),
-    /// Reads of callers, drained in one batch. Linearizable, whatever confirms them.
+    /// Linearizable reads of callers, drained in one batch; a round or the lease confirms them.
     Read(Vec<ReadRequest>),
-    /// Somebody wants another node to lead; `None` leaves the choice to the core.
+    /// A request to transfer leadership. With `None` the core chooses the target.
     TransferLeadership {
-        /// The node that shall lead.
+        /// The target.
         to: Option<NodeId>,
-        /// Called with whether the transfer has begun. Must not block.
+        /// Called with the outcome. Must not block.
         responder: TransferResponder,
     },
-    /// An operator wants no state machine to apply an entry that stops them all.
+    /// A caller's request to change the members.
+    ChangeMembers(Box<ChangeMembers>),
+    /// An operator's request to skip an entry that halts every state machine.
     SkipEntry {
         /// The entry.
-        target: d_engine_core::LogId,
+        target: LogId,
         /// Called with the outcome. Must not block.
         responder: SkipResponder,
     },
-    /// The log worker has stored everything up to and including this order.
+    /// The log worker has persisted all jobs up to and including this id.
     Persisted(PersistId),
-    /// The log worker has stored term and vote of everything up to and including this order; its entries
-    /// wait for room on the disk.
-    HardStateStored(PersistId),
-    /// How the log stands with its disk; told when it changes.
+    /// The log worker has persisted term and vote of all jobs up to and including this id. Their
+    /// entries wait for space on the disk.
+    HardStatePersisted(PersistId),
+    /// The state of the log's disk has changed.
     LogDisk(LogDisk),
     /// The apply worker has applied everything up to and including this entry.
     Applied {
         /// The entry.
         through: LogId,
-        /// The log time at which the state machine wants to be told the time, if it does.
+        /// The log time of the state machine's next expiry, if it has one; a tick is due then.
         next_expiry_ms: Option<u64>,
-        /// The highest version of a command up to there.
+        /// The highest command version among the applied entries.
         command_version: u32,
     },
-    /// The state machine cannot apply an entry: it stands, and the node goes on without it. Told for every job that is
-    /// not done because of it.
+    /// The state machine cannot apply an entry and is halted; the node continues without it. Sent
+    /// for every job that is not executed because of it.
     ApplyStopped {
-        /// The last entry that is applied.
+        /// The last applied entry.
         through: LogId,
-        /// Where it stands.
+        /// Where and why it is halted.
         stop: ApplyStop,
     },
-    /// The log worker has read entries for a follower that is behind.
+    /// The log worker has read entries for a follower that lags behind.
     Loaded {
         /// The follower.
         to: NodeId,
         /// The job's token.
         token: u64,
-        /// The entries; may end before the range that was asked for.
+        /// The entries; may end before the requested last index.
         entries: Arc<[LogEntry]>,
     },
-    /// The log worker cannot read an entry for a follower: the log is damaged there.
+    /// The log worker cannot read an entry for a follower, because the log is damaged there.
     LoadFailed {
         /// The follower.
         to: NodeId,
@@ -194,7 +204,7 @@ pub enum Event {
     },
     /// A scrub has found damage in the log.
     LogDamaged {
-        /// No entry behind this one is touched by it; zero if none that is kept is.
+        /// The last entry that the damage may affect; zero if it affects no entry that is kept.
         through: LogIndex,
         /// The damage.
         reason: StopReason,
@@ -204,8 +214,8 @@ pub enum Event {
         /// The damage.
         reason: StopReason,
     },
-    /// The transport did not take an append of [`Jobs::send`]: there is no connection, or no room in the
-    /// queue of its receiver. Appends before it to the same node are on their way.
+    /// The transport did not accept an append of [`Jobs::send`]: there is no connection, or the
+    /// receiver's queue is full. Earlier appends to the same node are in flight.
     AppendNotSent {
         /// The receiver.
         to: NodeId,
@@ -214,66 +224,72 @@ pub enum Event {
         /// The entry before its first one.
         prev: LogIndex,
     },
-    /// A snapshot of the leader's has been received whole and is durable here.
+    /// A snapshot from the leader was received completely and is durable on this node.
     SnapshotReceived {
-        /// What it is of.
+        /// The snapshot.
         snapshot: Box<ReceivedSnapshot>,
-        /// Called with whether it is installed. Must not block.
+        /// Called with the outcome of the installation. Must not block.
         responder: InstallResponder,
     },
-    /// A snapshot on its way to a follower was chosen, or the follower has confirmed more of it. About once a second
-    /// is often enough.
+    /// A snapshot was chosen for a follower, or the follower has confirmed more bytes of it.
+    /// Reporting it once a second is enough.
     SnapshotProgress(SnapshotProgress),
     /// A follower that was sent a snapshot has applied it.
     SnapshotSent(NodeId),
-    /// Sending a snapshot to this follower has failed; it is ordered again with the next heartbeat.
+    /// Sending a snapshot to this follower has failed; it is requested again with the next
+    /// heartbeat.
     SnapshotFailed {
         /// The follower.
         to: NodeId,
-        /// No snapshot here could be sent: a new one is due.
+        /// Whether no snapshot of this node can be sent. A new one is due then.
         none_usable: bool,
     },
-    /// This node has a new snapshot, verified and durable, that other nodes take; the state machine knows of it and, if it keeps its
-    /// own state, has flushed everything up to there.
+    /// This node has a new snapshot that is verified and durable, and that the other nodes accept.
+    /// The state machine has been informed of it and, if it is durable itself, has flushed
+    /// everything up to there.
     SnapshotKept(Coverage),
-    /// Apply pauses on purpose, for a snapshot of a machine that has no view, or goes on: meanwhile the
-    /// state machine is not taken to hang.
+    /// Apply pauses (`true`) or continues (`false`), because a state machine without views
+    /// generates a snapshot. The pause does not count as a hang.
     ApplyPaused(bool),
     /// The log worker has purged the log up to and including this entry.
-    Purged(d_engine_core::LogId),
+    Purged(LogId),
     /// The time of `Replica::next_deadline` has come.
     Deadline,
-    /// A worker can no longer go on. The replica stops for good.
+    /// A worker has failed. The replica stops permanently.
     Failed(StopReason),
 }
 
-/// Everything that a replica asks its driver to do. Cleared and refilled; nothing may be ignored.
+/// The work that a replica requests from its driver. The driver must execute all of it, then
+/// clear the buffers and pass them in again.
 #[derive(Default)]
 pub struct Jobs {
-    /// For the log worker, in this order; one sync may serve them all.
+    /// For the log worker, in this order; one sync may cover all of them.
     pub persist: Vec<PersistJob>,
-    /// For the transport, now.
+    /// For the transport, to be sent at once.
     pub send: Vec<Outgoing>,
     /// For the apply worker, in this order.
     pub apply: Vec<ApplyJob>,
-    /// Reads of the log for followers that are behind; not on the thread that writes. A new one for a
-    /// follower replaces one that is still queued.
+    /// Log reads for followers that lag behind; run them on a thread other than the log writer's. A
+    /// new job for a follower replaces one that is still queued.
     pub load: Vec<LoadJob>,
-    /// For the log worker, after the persists and loads: how far the log is to be purged.
-    pub purge: Option<d_engine_core::LogId>,
-    /// For the transport: followers that need a snapshot, each over a connection of its own.
+    /// For the log worker, after persist and load jobs: purge the log up to here.
+    pub purge: Option<LogId>,
+    /// For the transport: followers that need a snapshot, each over its own connection.
     pub snapshots: Vec<SnapshotOrder>,
-    /// For the apply worker: a snapshot is due, whatever the policy says.
+    /// For the transport: nodes that no configuration needs any more. End all sends to them and
+    /// close their connections.
+    pub dropped: Vec<NodeId>,
+    /// For the apply worker: take a snapshot, regardless of the policy.
     pub snapshot_due: bool,
-    /// The status (role, leader, term, commit, members) has changed.
+    /// The status (role, leader, term, commit index, members) has changed.
     pub status_changed: bool,
-    /// Term or vote were stored: `StateMachine::save_hard_state` is due, off the write path.
+    /// Term or vote were persisted: call `StateMachine::save_hard_state`, off the write path.
     pub hard_state_saved: bool,
 }
 
 impl Outgoing {
-    /// What is to be told when this message cannot be sent: only a lost append needs it. Votes and
-    /// heartbeats are repeated by themselves.
+    /// The event to report if this message cannot be sent. Only a lost append needs one; votes and
+    /// heartbeats are repeated anyway.
     #[must_use]
     pub fn not_sent(&self) -> Option<Event> {
         match &self.message {
@@ -295,12 +311,13 @@ impl Jobs {
             && self.load.is_empty()
             && self.purge.is_none()
             && self.snapshots.is_empty()
+            && self.dropped.is_empty()
             && !self.snapshot_due
             && !self.status_changed
             && !self.hard_state_saved
     }
 
-    /// Forgets everything, keeping the buffers.
+    /// Removes all jobs and keeps the buffers.
     pub fn clear(&mut self) {
         self.persist.clear();
         self.send.clear();
@@ -308,42 +325,44 @@ impl Jobs {
         self.load.clear();
         self.purge = None;
         self.snapshots.clear();
+        self.dropped.clear();
         self.snapshot_due = false;
         self.status_changed = false;
         self.hard_state_saved = false;
     }
 }
 
-/// Hard state and entries to be made durable in one step.
+/// A hard state and entries to be made durable in one step.
 #[derive(Clone, Debug)]
 pub struct PersistJob {
-    /// Told back in [`Event::Persisted`]; cumulative.
+    /// Reported in [`Event::Persisted`], which also covers all smaller ids.
     pub id: PersistId,
     /// The new hard state, if it has changed.
     pub hard_state: Option<HardState>,
     /// The new entries; the first may replace a conflicting suffix.
     pub entries: Vec<LogEntry>,
-    /// A snapshot that takes the place of the log, after the hard state.
+    /// A snapshot that replaces the log; installed after the hard state is durable.
     pub install: Option<Install>,
 }
 
-/// The log begins anew behind an installed snapshot.
+/// The log restarts after an installed snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Install {
-    /// The last entry in the snapshot.
-    pub base: d_engine_core::LogId,
-    /// What becomes of the entries behind it.
+    /// The last included entry.
+    pub base: LogId,
+    /// Whether the entries after it are kept.
     pub suffix: LogSuffix,
 }
 
-/// A follower needs a snapshot.
+/// A request to send a snapshot to a follower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnapshotOrder {
     /// The follower.
     pub to: NodeId,
-    /// The term that this node leads; the snapshot is sent in it.
+    /// The term in which this node leads; the snapshot is sent in this term.
     pub term: Term,
-    /// The log begins behind this entry: a snapshot that ends before it would not help.
+    /// The last index before the log's first entry. A snapshot that ends before it would not help
+    /// the follower.
     pub at_least: LogIndex,
 }
 
@@ -358,11 +377,11 @@ pub struct Outgoing {
 
 /// Committed entries for the apply worker.
 pub struct ApplyJob {
-    /// The entries, or where to find them.
+    /// The entries, or their location.
     pub source: ApplySource,
-    /// Who waits for the replies: (index, responder), in order of index.
+    /// The callers that wait for replies, as (index, responder), ordered by index.
     pub responders: Vec<(LogIndex, ProposeResponder)>,
-    /// One of the entries that is not given to the state machine, if any is.
+    /// The entry in this job that is skipped, if there is one.
     pub skip: Option<SkippedEntry>,
 }
 
@@ -371,46 +390,56 @@ pub struct ApplyJob {
 pub struct SkippedEntry {
     /// The entry.
     pub target: LogId,
-    /// The index of the entry that says so.
+    /// The index of the entry that contains the decision.
     pub decided_at: u64,
 }
 
-/// Where a state machine stands that cannot apply an entry.
+/// What halts a state machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HaltCause {
+    /// It returned an error.
+    Error,
+    /// It panicked, so its state is unknown.
+    Panic,
+}
+
+/// Where and why a state machine is halted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ApplyStop {
-    /// The first entry that it was given and did not apply.
+    /// The first entry of the chunk that it did not apply.
     pub first: LogId,
-    /// The last one of the same chunk.
+    /// The last entry of the same chunk.
     pub last: LogId,
-    /// It panicked there: nobody knows what it holds.
+    /// Whether it panicked; its state is unknown then.
     pub panicked: bool,
-    /// What it said, and what to do.
+    /// The machine's error, and what to do about it.
     pub reason: StopReason,
 }
 
 impl ApplyStop {
-    /// The entry at which it stands, if that is known: the chunk held no other.
+    /// The entry at which it is halted; `None` if unknown, because the chunk had several entries.
     #[must_use]
-    pub fn stands_at(&self) -> Option<LogId> {
+    pub fn halted_at(&self) -> Option<LogId> {
         (self.first == self.last).then_some(self.first)
     }
 
-    /// Whether nothing but a new process goes on behind the entry, also once that is skipped: the machine may hold half of
-    /// a chunk.
+    /// Whether only a restart of the process continues after the entry, even once it is skipped:
+    /// the machine may have applied a part of the chunk.
     #[must_use]
     pub fn needs_restart(&self) -> bool {
         self.panicked || self.first != self.last
     }
 }
 
-/// Where the entries of an [`ApplyJob`] are.
+/// The location of the entries of an [`ApplyJob`].
 #[derive(Clone, Debug)]
 pub enum ApplySource {
-    /// Here.
+    /// In memory, in this job.
     Entries(Vec<LogEntry>),
-    /// In the log, from the first to the last index, both included; read in bounded portions.
+    /// In the log, from the first to the last index, both inclusive; read in bounded portions.
     Stored(LogIndex, LogIndex),
-    /// The state is replaced by the snapshot with this label, which is in the node's store.
+    /// No entries: the snapshot with this last included entry, in the node's store, replaces the
+    /// state.
     Snapshot(LogId),
 }
 
@@ -428,7 +457,7 @@ impl fmt::Debug for ApplyJob {
 pub struct LoadJob {
     /// The follower.
     pub to: NodeId,
-    /// Told back in [`Event::Loaded`].
+    /// Reported in [`Event::Loaded`].
     pub token: u64,
     /// First index.
     pub first: LogIndex,

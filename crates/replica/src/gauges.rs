@@ -1,4 +1,4 @@
-//! What a replica holds in memory. Each of these is bounded; `docs/durability.md`, section 8.
+//! What a replica holds in memory. Each amount is bounded; `docs/durability.md`, section 8.
 
 use d_engine_core::CoreGauges;
 
@@ -9,17 +9,17 @@ use crate::Replica;
 pub struct Gauges {
     /// What the core holds.
     pub core: CoreGauges,
-    /// Commands whose callers wait for an answer.
+    /// Commands whose callers wait for a reply.
     pub proposals: usize,
-    /// Reads whose callers wait for an answer.
+    /// Reads whose callers wait for a reply.
     pub reads: usize,
-    /// Payload bytes that wait for the own disk.
+    /// Payload bytes that wait for this node's disk.
     pub unsynced_bytes: usize,
-    /// Bytes of recent entries in memory, those that wait for the own disk included.
+    /// Bytes of recent entries in memory, including those that wait for this node's disk.
     pub cache_bytes: usize,
     /// Appends that wait for entries from the log.
     pub loads: usize,
-    /// Jobs on their way to the apply worker.
+    /// Jobs in flight at the apply worker.
     pub apply_jobs: usize,
 }
 
@@ -31,7 +31,7 @@ impl Replica {
             core: self.core.gauges(),
             proposals: self.proposals.len(),
             reads: self.reads.len(),
-            unsynced_bytes: self.unsynced_bytes,
+            unsynced_bytes: self.unsynced.bytes(),
             cache_bytes: self.cache.bytes(),
             loads: self.loads.len(),
             apply_jobs: self.apply.jobs_out(),

@@ -1,39 +1,43 @@
-//! A node of one group without its threads: the only driver of the core. The server calls
+//! A node of one Raft group without its threads: the only driver of the core. The server calls
 //! [`Replica::handle`] from its raft thread, the simulator from its event loop.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use d_engine_core::{
-    Effects, Initial, Input, Instant, LogId, LogIndex, NodeId, PersistId, RaftCore, Rejected,
+    Effects, Initial, Input, Instant, LogId, LogIndex, NodeId, Now, PersistId, RaftCore, Rejected,
 };
 use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
-use crate::apply_queue::ApplyQueue;
-use crate::brake::Brake;
+use crate::clients::intake::refuse_event;
+use crate::clients::proposals::{self, Proposals};
+use crate::clients::reads::Reads;
+use crate::clients::throttle::Throttle;
 use crate::convert;
-use crate::event::{ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotOrder};
+use crate::event::{
+    ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotOrder, TransferResponder,
+};
 use crate::health::Pauses;
-use crate::intake::refuse_event;
-use crate::loads::Loads;
-use crate::log_cache::LogCache;
+use crate::health::worker_watch::WorkerWatch;
+use crate::log::cache::LogCache;
+use crate::log::loads::Loads;
+use crate::log::unsynced::Unsynced;
 use crate::members::Members;
-use crate::proposals::{self, Proposals};
-use crate::reads::Reads;
-use crate::skips::{self, Skips};
+use crate::membership_driver::MembershipDriver;
 use crate::snapshots::Snapshots;
+use crate::state_machine::apply_queue::ApplyQueue;
+use crate::state_machine::skips::{self, Skips};
 use crate::ticker::Ticker;
-use crate::worker_watch::WorkerWatch;
 use crate::{
-    ApplyStop, Footing, LeaderHint, LogDisk, PeerMessage, ReadError, ReplicaConfig, ReplicaError,
-    ReplicaStatus, StopReason,
+    ApplyStop, LeaderHint, LogDisk, PeerMessage, ReadError, ReplicaConfig, ReplicaError,
+    ReplicaStatus, StartPosition, StopReason,
 };
 
-/// A node of one group without its threads.
+/// A node of one Raft group without its threads.
 pub struct Replica {
     pub(crate) config: ReplicaConfig,
-    node: NodeId,
+    pub(crate) node: NodeId,
     pub(crate) core: RaftCore,
     effects: Effects,
     pub(crate) cache: LogCache,
@@ -42,37 +46,39 @@ pub struct Replica {
     pub(crate) reads: Reads,
     pub(crate) apply: ApplyQueue,
     ticker: Ticker,
-    /// Appends waiting for entries from the log.
+    /// Appends that wait for entries from the log.
     pub(crate) loads: Loads,
-    /// The data directories of this node and of connected peers.
-    incarnations: BTreeMap<NodeId, Incarnation>,
-    /// Payload bytes given to the log worker and not reported as stored, by order.
-    pub(crate) unsynced: VecDeque<(PersistId, usize)>,
-    pub(crate) unsynced_bytes: usize,
+    /// The incarnations of this node and of connected peers.
+    pub(crate) incarnations: BTreeMap<NodeId, Incarnation>,
+    /// The persist jobs that the log worker has not reported as persisted.
+    pub(crate) unsynced: Unsynced,
     pub(crate) snapshots: Snapshots,
-    pub(crate) brake: Brake,
-    /// The log's disk.
+    pub(crate) throttle: Throttle,
+    /// Detects a log worker that hangs.
     pub(crate) disk: WorkerWatch,
-    /// The state machine.
+    /// Detects an apply worker that hangs.
     pub(crate) machine: WorkerWatch,
-    /// Counts what it has done, job or part of a job, and how much of it was noticed.
+    /// The progress counter of the state machine's worker, and its value at the last check.
     pub(crate) machine_steps: (Arc<AtomicU64>, u64),
-    /// What the state machine may take its time for.
+    /// Long work of the state machine that does not count as a hang.
     pub(crate) pauses: Pauses,
-    /// When the last attempt was made to hand leadership to a node whose state machine is ahead.
+    /// When this leader last tried to transfer leadership to a node whose state machine has applied
+    /// more.
     pub(crate) gave_way_at: Option<Instant>,
     pub(crate) was_short_of_room: bool,
-    /// The highest version of a command that is applied here: this and lower ones are taken whatever the voters decode.
+    /// The highest command version applied here. This version and lower ones are accepted, whatever
+    /// the voters decode.
     pub(crate) command_version_floor: u32,
-    /// What the leader has that contradicts what is committed here, once it has shown.
+    /// The text of the alarm once the leader's log has contradicted entries committed here.
     contradiction: Option<String>,
-    /// Entries in the log that say which others are skipped.
+    /// Entries in the log that skip other entries.
     pub(crate) skips: Skips,
+    pub(crate) membership_driver: MembershipDriver,
     log_disk: LogDisk,
     stopped: Option<StopReason>,
 }
 
-/// What an input carried that the core does not see.
+/// The part of an input that the core does not see.
 pub(crate) enum Payload {
     None,
     Received(Arc<[LogEntry]>),
@@ -83,10 +89,10 @@ pub(crate) enum Payload {
 }
 
 impl Replica {
-    /// A replica over a recovered log. `footing` is where the state machine stands (from
-    /// [`crate::StateMachineHandler::open`]); `seed` must differ between nodes and starts.
+    /// Creates a replica over a recovered log. `footing` is the position of the state machine, from
+    /// [`crate::StateMachineHandler::open`]. `seed` must differ between nodes and between starts.
     ///
-    /// Call [`Replica::handle`] with [`Event::Deadline`] right after, to get the first jobs.
+    /// Call [`Replica::handle`] with [`Event::Deadline`] right afterwards, to get the first jobs.
     ///
     /// # Errors
     /// See [`ReplicaError`].
@@ -94,13 +100,15 @@ impl Replica {
         config: ReplicaConfig,
         identity: &Identity,
         recovered: &RecoveredLog,
-        footing: &Footing,
+        footing: &StartPosition,
         seed: u64,
         now: Instant,
     ) -> Result<Self, ReplicaError> {
         config.core.validate()?;
-        let mut members =
-            Members::new(footing.membership.as_ref().unwrap_or(&identity.initial), &identity.initial);
+        let mut members = Members::new(
+            footing.membership.as_ref().unwrap_or(&identity.initial),
+            &identity.initial,
+        );
         for (index, payload) in &recovered.memberships {
             let membership = Membership::decode(payload)
                 .map_err(|source| ReplicaError::Membership { index: index.get(), source })?;
@@ -108,9 +116,7 @@ impl Replica {
         }
         let mut skips = Skips::default();
         for (index, payload) in &recovered.skips {
-            if let Some(target) = skips::decode(payload)
-                && !cfg!(mutant = "skip-forgotten-at-start")
-            {
+            if let Some(target) = skips::decode(payload) {
                 skips.push(*index, target);
             }
         }
@@ -129,9 +135,11 @@ impl Replica {
         snapshots.newest_has(footing.covered_bytes);
         snapshots.covers(footing.covered, footing.oldest);
         let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
-        // What the state machine holds already is applied: it may be purged. The answer says how far it may go on.
+        // What the state machine contains is applied and may be purged. The core's reply says how
+        // far apply may continue.
         let mut effects = Effects::default();
-        core.step(now, 0, Input::Applied(applied), &mut effects).ok();
+        let start = Now { monotonic: now, wall_ms: 0 };
+        core.step(start, Input::Applied(applied), &mut effects).ok();
         if let Some(index) = effects.apply_to {
             apply.allow(index);
         }
@@ -147,10 +155,9 @@ impl Replica {
             reads: Reads::default(),
             loads: Loads::default(),
             incarnations: BTreeMap::from([(identity.node, identity.incarnation)]),
-            unsynced: VecDeque::new(),
-            unsynced_bytes: 0,
+            unsynced: Unsynced::default(),
             snapshots,
-            brake: Brake::default(),
+            throttle: Throttle::default(),
             disk: WorkerWatch::default(),
             machine: WorkerWatch::default(),
             machine_steps: (Arc::default(), 0),
@@ -160,29 +167,30 @@ impl Replica {
             command_version_floor: footing.command_version_floor,
             contradiction: None,
             skips,
+            membership_driver: MembershipDriver::default(),
             log_disk: LogDisk::default(),
             stopped: None,
             config,
         })
     }
 
-    /// Takes in one event and adds what is to be done to `jobs`. `now` is monotonic; `wall_ms` is
-    /// the wall clock in UNIX milliseconds, used only for the log time of new entries.
-    pub fn handle(&mut self, now: Instant, wall_ms: u64, event: Event, jobs: &mut Jobs) {
+    /// Handles one event and adds the resulting work to `jobs`.
+    pub fn handle(&mut self, now: Now, event: Event, jobs: &mut Jobs) {
         if let Some(reason) = &self.stopped {
             refuse_event(event, reason);
             return;
         }
-        self.take_in(now, wall_ms, event, jobs);
+        self.take_in(now, event, jobs);
         if self.stopped.is_none() {
-            self.watch_workers(now, wall_ms, jobs);
+            self.watch_workers(now, jobs);
         }
         if self.stopped.is_some() {
             return;
         }
-        self.bind_incarnations(now, wall_ms, jobs);
-        self.maybe_install(now, wall_ms, jobs);
-        self.maybe_purge(now, jobs);
+        self.drive_membership(now, jobs);
+        self.check_members();
+        self.maybe_install(now, jobs);
+        self.maybe_purge(now.monotonic, jobs);
         if self.apply.waits_for_restart(&self.skips) {
             if let Some(stop) = self.apply.stop() {
                 tracing::error!(node = %self.node, "{}", stop.reason);
@@ -190,115 +198,146 @@ impl Replica {
             jobs.status_changed = true;
         }
         if self.snapshots.waits_for_apply() {
-            // What is on its way to the apply worker is read from the log; nothing new until that has ended.
+            // Jobs in flight at the apply worker read entries from the log that the install
+            // removes. Give out no new ones until those have ended.
             return;
         }
         while let Some(job) = self.apply.next_job(&self.cache, &mut self.proposals, &self.skips) {
-            if let ApplySource::Snapshot(label) = &job.source {
-                self.pauses.installs_to = Some(label.index);
-                self.machine.exempt(now, true, false);
+            if let ApplySource::Snapshot(last_included) = &job.source {
+                self.pauses.installs_to = Some(last_included.index);
+                self.machine.set_exempt(true);
             }
-            self.machine.given(now);
+            self.machine.given(now.monotonic);
             jobs.apply.push(job);
         }
     }
 
-    fn take_in(&mut self, now: Instant, wall_ms: u64, event: Event, jobs: &mut Jobs) {
+    fn take_in(&mut self, now: Now, event: Event, jobs: &mut Jobs) {
         match event {
-            Event::Peer { from, message } => self.on_peer(now, wall_ms, from, message, jobs),
+            Event::Peer { from, message } => self.on_peer(now, from, message, jobs),
             Event::PeerUp { node, incarnation } => {
                 self.incarnations.insert(node, incarnation);
-                self.step(now, wall_ms, Input::PeerLost(node), Payload::None, jobs);
+                self.step(now, Input::PeerLost(node), Payload::None, jobs);
             }
             Event::PeerDown { node } => {
-                self.step(now, wall_ms, Input::PeerLost(node), Payload::None, jobs);
+                self.step(now, Input::PeerLost(node), Payload::None, jobs);
             }
-            Event::Propose(proposals) => self.on_propose(now, wall_ms, proposals, jobs),
-            Event::Read(requests) => self.on_read(now, wall_ms, requests, jobs),
+            Event::Propose(proposals) => self.on_propose(now, proposals, jobs),
+            Event::Read(requests) => self.on_read(now, requests, jobs),
             Event::TransferLeadership { to, responder } => {
-                let input = Input::TransferLeadership { to };
-                let begun = self.try_step(now, wall_ms, input, Payload::None, jobs);
-                responder(begun.map_err(|rejected| self.transfer_error(rejected)));
+                self.on_transfer_leadership(now, to, responder, jobs);
             }
-            Event::Persisted(id) => self.on_persisted(now, wall_ms, id, jobs),
-            Event::HardStateStored(id) => {
-                self.step(now, wall_ms, Input::HardStateStored(id), Payload::None, jobs);
+            Event::Persisted(id) => self.on_persisted(now, id, jobs),
+            Event::HardStatePersisted(id) => {
+                self.step(now, Input::HardStatePersisted(id), Payload::None, jobs);
             }
             Event::LogDisk(disk) => {
                 self.log_disk = disk;
-                // Entries that wait for room say nothing of the disk's health.
-                self.disk.came_back(now, disk.full || self.unsynced.is_empty());
+                // Entries that wait for space do not show that the disk hangs.
+                self.disk.came_back(now.monotonic, disk.full || self.unsynced.is_empty());
                 jobs.status_changed = true;
             }
             Event::Applied { through, next_expiry_ms, command_version } => {
                 self.command_version_floor = self.command_version_floor.max(command_version);
                 self.ticker.set_expiry(next_expiry_ms);
-                self.apply_goes_on(now, wall_ms, LogIndex::new(through.index), jobs);
-                self.pauses.installs_to = self.pauses.installs_to.filter(|label| through.index < *label);
-                self.machine.exempt(now, self.pauses.are_under_way(), self.apply.is_idle());
-                let applied = self.apply.applied();
-                self.step(now, wall_ms, Input::Applied(applied), Payload::None, jobs);
-                self.reads.applied_to(applied);
-                self.snapshots.applied_to(applied);
+                self.on_applied(now, through.index, jobs);
             }
             Event::ApplyStopped { through, stop } => {
-                self.on_apply_stopped(now, wall_ms, LogIndex::new(through.index), stop, jobs);
+                self.on_apply_stopped(now, through.index, stop, jobs);
             }
-            Event::SkipEntry { target, responder } => self.on_skip(now, wall_ms, target, responder, jobs),
-            Event::Loaded { to, token, entries } => self.on_loaded(now, wall_ms, (to, token), &entries, jobs),
+            Event::ChangeMembers(request) => self.on_change_members(now, *request, jobs),
+            Event::SkipEntry { target, responder } => self.on_skip(now, target, responder, jobs),
+            Event::Loaded { to, token, entries } => {
+                self.on_loaded(now, (to, token), &entries, jobs)
+            }
             Event::LoadFailed { to, token, at, reason } => {
                 if self.bears_damage(at, reason) {
                     let none: Arc<[LogEntry]> = Arc::new([]);
-                    self.on_loaded(now, wall_ms, (to, token), &none, jobs);
+                    self.on_loaded(now, (to, token), &none, jobs);
                 }
             }
             Event::LogDamaged { through, reason } => self.on_log_damaged(through, reason, jobs),
             Event::SnapshotDamaged { reason } => {
-                tracing::error!(node = %self.node, %reason, "a snapshot is damaged; a new one is taken; look at this disk");
+                tracing::error!(
+                    node = %self.node, %reason,
+                    "a snapshot is damaged; a new one is being taken; check this disk"
+                );
                 jobs.snapshot_due = true;
             }
             Event::AppendNotSent { to, term, prev } => {
-                self.step(now, wall_ms, Input::AppendNotSent { to, term, prev }, Payload::None, jobs);
+                let input = Input::AppendNotSent { to, term, prev };
+                self.step(now, input, Payload::None, jobs);
             }
-            Event::SnapshotReceived { snapshot, responder } => self.on_snapshot(snapshot, responder),
-            Event::SnapshotProgress(progress) => self.snapshots.holds.moved(&progress, now),
-            Event::SnapshotSent(to) => self.snapshots.holds.applied(to, self.core.log().committed, now),
+            Event::SnapshotReceived { snapshot, responder } => {
+                self.on_snapshot(snapshot, responder)
+            }
+            Event::SnapshotProgress(progress) => {
+                self.snapshots.holds.moved(&progress, now.monotonic)
+            }
+            Event::SnapshotSent(to) => {
+                self.snapshots.holds.applied(to, self.core.log().committed, now.monotonic)
+            }
             Event::SnapshotFailed { to, none_usable } => {
-                // The log is still held for it: it goes on where it was cut.
+                // The log is still kept for the follower: the next attempt resumes where this one
+                // was cut off.
                 self.snapshots.holds.cut(to);
                 jobs.snapshot_due |= none_usable;
-                self.step(now, wall_ms, Input::SnapshotFailed(to), Payload::None, jobs);
+                self.step(now, Input::SnapshotFailed(to), Payload::None, jobs);
             }
             Event::SnapshotKept(kept) => {
                 self.snapshots.newest_has(kept.newest_bytes);
                 self.snapshots.covers(kept.newest.index, kept.oldest.index);
             }
-            Event::ApplyPaused(paused) => self.on_apply_paused(now, wall_ms, paused, jobs),
-            Event::Purged(through) => {
-                self.snapshots.purged();
-                self.step(now, wall_ms, Input::Purged(through), Payload::None, jobs);
-                self.members.purge_to(through.index);
-                self.skips.purge_to(through.index);
-            }
+            Event::ApplyPaused(paused) => self.on_apply_paused(now, paused, jobs),
+            Event::Purged(through) => self.on_purged(now, through, jobs),
             Event::Deadline => {
-                self.step(now, wall_ms, Input::Deadline, Payload::None, jobs);
-                self.maybe_tick(now, wall_ms, jobs);
+                self.step(now, Input::Deadline, Payload::None, jobs);
+                self.maybe_tick(now, jobs);
             }
             Event::Failed(reason) => self.stop(reason),
         }
     }
 
-    fn on_persisted(&mut self, now: Instant, wall_ms: u64, id: PersistId, jobs: &mut Jobs) {
-        self.step(now, wall_ms, Input::Persisted(id), Payload::None, jobs);
-        while let Some((_, bytes)) = self.unsynced.pop_front_if(|(order, _)| *order <= id) {
-            self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
-        }
-        self.disk.came_back(now, self.log_disk.full || self.unsynced.is_empty());
+    fn on_transfer_leadership(
+        &mut self,
+        now: Now,
+        to: Option<NodeId>,
+        responder: TransferResponder,
+        jobs: &mut Jobs,
+    ) {
+        let input = Input::TransferLeadership { to };
+        let begun = self.try_step(now, input, Payload::None, jobs);
+        responder(begun.map_err(|rejected| self.transfer_error(rejected)));
+    }
+
+    fn on_applied(&mut self, now: Now, through: LogIndex, jobs: &mut Jobs) {
+        self.apply_goes_on(now, through, jobs);
+        self.pauses.installs_to = self.pauses.installs_to.filter(|index| through < *index);
+        self.machine.set_exempt(self.pauses.are_under_way());
+        self.machine.came_back(now.monotonic, self.apply.is_idle());
+        let applied = self.apply.applied();
+        self.step(now, Input::Applied(applied), Payload::None, jobs);
+        self.reads.applied_to(applied);
+        self.snapshots.applied_to(applied);
+    }
+
+    fn on_purged(&mut self, now: Now, through: LogId, jobs: &mut Jobs) {
+        self.snapshots.purged();
+        self.step(now, Input::Purged(through), Payload::None, jobs);
+        self.members.purge_to(through.index);
+        self.skips.purge_to(through.index);
+    }
+
+    fn on_persisted(&mut self, now: Now, id: PersistId, jobs: &mut Jobs) {
+        self.step(now, Input::Persisted(id), Payload::None, jobs);
+        self.unsynced.persisted(id);
+        self.disk.came_back(now.monotonic, self.log_disk.full || self.unsynced.is_empty());
         self.cache.evict(self.core.log().persisted);
     }
 
-    /// What the state machine's worker counts ([`crate::StateMachineHandler::steps`]): a job in which the count rises is
-    /// slow, and not taken for one that hangs.
+    /// Sets the progress counter of the state machine's worker
+    /// ([`crate::StateMachineHandler::steps`]). A job during which the counter rises is slow; it
+    /// does not count as a hang.
     #[must_use]
     pub fn with_machine_steps(mut self, steps: Arc<AtomicU64>) -> Self {
         self.machine_steps = (steps, 0);
@@ -311,7 +350,7 @@ impl Replica {
         self.config.min_free_bytes
     }
 
-    /// When [`Event::Deadline`] is due.
+    /// When [`Event::Deadline`] is due next; `None` once the replica has stopped.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.stopped.is_some() {
@@ -322,7 +361,8 @@ impl Replica {
         workers.into_iter().flatten().chain(self.core.next_deadline()).min()
     }
 
-    /// Whether this node has caught up with its leader and applied what it knows to be committed.
+    /// Whether this node has caught up with its leader and has applied everything that it knows to
+    /// be committed.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.stopped.is_none()
@@ -331,37 +371,42 @@ impl Replica {
             && self.core.log().committed <= self.apply.applied()
     }
 
-    /// Whether callers wait for an answer.
+    /// Whether any caller waits for a reply.
     #[must_use]
     pub fn has_callers(&self) -> bool {
         self.callers() != (0, 0)
     }
 
-    /// How many callers wait for commands, and how many for reads.
+    /// The number of callers that wait for commands, and of those that wait for reads.
     #[must_use]
     pub fn callers(&self) -> (usize, usize) {
         (self.proposals.len(), self.reads.len())
     }
 
-    /// The algorithm, to look at.
+    /// The Raft core, read-only.
     #[must_use]
     pub fn core(&self) -> &RaftCore {
         &self.core
     }
 
-    /// The last entry applied to the state machine, as far as this replica was told.
+    /// The last entry that the apply worker has reported as applied.
     #[must_use]
     pub fn applied(&self) -> LogIndex {
         self.apply.applied()
     }
 
-    /// How many members have their data directory bound to them.
+    /// The number of members whose incarnation is bound in the membership.
     #[must_use]
     pub fn bound_incarnations(&self) -> usize {
-        self.members.current().members().iter().filter(|member| member.incarnation.is_some()).count()
+        self.members
+            .current()
+            .members()
+            .iter()
+            .filter(|member| member.incarnation.is_some())
+            .count()
     }
 
-    /// How the log stands with its disk, as far as this replica was told.
+    /// The state of the log's disk, as last reported by the log worker.
     #[must_use]
     pub fn log_disk(&self) -> LogDisk {
         self.log_disk
@@ -373,7 +418,7 @@ impl Replica {
         self.members.current()
     }
 
-    /// Where the leader is, if known.
+    /// The leader and its client address, if known.
     #[must_use]
     pub fn leader_hint(&self) -> Option<LeaderHint> {
         self.core.leader().map(|node| self.hint(node))
@@ -385,7 +430,8 @@ impl Replica {
         LeaderHint { node, client_addr }
     }
 
-    /// Where the state machine stands, if it does: nothing is applied or answered here.
+    /// Where the state machine is halted, if it is. This node then applies nothing and serves no
+    /// reads or commands.
     #[must_use]
     pub fn apply_stop(&self) -> Option<&ApplyStop> {
         self.apply.stop()
@@ -397,7 +443,7 @@ impl Replica {
         self.stopped.as_ref()
     }
 
-    /// A picture of the replica.
+    /// The status of the replica now.
     #[must_use]
     pub fn status(&self) -> ReplicaStatus {
         ReplicaStatus {
@@ -414,7 +460,7 @@ impl Replica {
         }
     }
 
-    /// Stops for good: whoever waits is answered, nothing is done any more.
+    /// Stops permanently: every waiting caller receives an error, and all later events are refused.
     pub(crate) fn stop(&mut self, reason: StopReason) {
         self.proposals.lose_all();
         self.reads.lose_all(&ReadError::Stopped { reason: reason.clone() });
@@ -432,15 +478,16 @@ impl Replica {
         self.contradiction.as_deref()
     }
 
-    /// The leader's log contradicts what is committed here: some node has lost committed entries. Told
-    /// once; an operator must look.
+    /// Records that the leader's log contradicts entries committed here, so some node has lost
+    /// committed entries. Logged once; it stays in the alarms, because an operator must act.
     fn note_contradiction(&mut self) {
         if self.contradiction.is_some() {
             return;
         }
         let text = format!(
-            "the log of the leader of term {} contradicts entries that are committed here (up to {}): a node has lost a \
-             part of its log; stop writing and compare the nodes' data directories",
+            "the log of the leader of term {} contradicts entries that are committed on this node \
+             (up to {}): a node has lost a part of its log; stop writing and compare the nodes' \
+             data directories",
             self.core.term(),
             self.core.log().committed
         );
@@ -448,56 +495,38 @@ impl Replica {
         self.contradiction = Some(text);
     }
 
-    fn on_peer(&mut self, now: Instant, wall_ms: u64, from: NodeId, message: PeerMessage, jobs: &mut Jobs) {
+    fn on_peer(&mut self, now: Now, from: NodeId, message: PeerMessage, jobs: &mut Jobs) {
         let (message, payload) = match convert::to_core(message) {
             Ok((message, Some(entries))) => (message, Payload::Received(entries)),
             Ok((message, None)) => (message, Payload::None),
             Err(error) => {
-                tracing::warn!(node = %self.node, %from, %error, "a peer sent a membership that cannot be read");
+                tracing::warn!(
+                    node = %self.node, %from, %error,
+                    "a peer sent a membership that cannot be decoded; the message is dropped"
+                );
                 return;
             }
         };
-        self.step(now, wall_ms, Input::Message { from, message }, payload, jobs);
+        self.step(now, Input::Message { from, message }, payload, jobs);
     }
 
-    /// A leader's deadline comes at least once per heartbeat interval: as late as that, at most, the log
-    /// is told a time that the state machine waits for.
-    fn maybe_tick(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
+    /// Proposes a tick once an expiry of the state machine is due. A leader's deadline comes at
+    /// least once per heartbeat interval, so the tick is late by at most that.
+    fn maybe_tick(&mut self, now: Now, jobs: &mut Jobs) {
         let term = self.core.term();
-        let Some(log_time_ms) = self.core.log_time_ms(now) else { return };
+        let Some(log_time_ms) = self.core.log_time_ms(now.monotonic) else { return };
         if !self.ticker.is_due(log_time_ms, term, self.apply.applied()) {
             return;
         }
-        // Refused while leadership is being handed over: the next leader does it.
-        if self.try_step(now, wall_ms, Input::Tick, Payload::None, jobs).is_ok() {
+        // Rejected during a leadership transfer: the next leader proposes it.
+        if self.try_step(now, Input::Tick, Payload::None, jobs).is_ok() {
             self.ticker.proposed(term, self.core.log().last.index, log_time_ms);
         }
     }
 
-    /// A leader binds every data directory it has seen to its node, so that a node whose directory
-    /// was wiped can no longer pass for the one it was.
-    fn bind_incarnations(&mut self, now: Instant, wall_ms: u64, jobs: &mut Jobs) {
-        if !self.core.leads_with_commit() {
-            return;
-        }
-        let Some(bound) = self.members.with_bound(self.incarnations.iter()) else { return };
-        let configuration = Box::new(bound.configuration());
-        let bytes = u32::try_from(bound.encode().len()).unwrap_or(u32::MAX);
-        let input = Input::ProposeMembership { configuration, bytes };
-        // Refused while another membership entry is on its way: the next event tries again.
-        self.try_step(now, wall_ms, input, Payload::Membership(bound), jobs).ok();
-    }
-
-    pub(crate) fn step(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        input: Input,
-        payload: Payload,
-        jobs: &mut Jobs,
-    ) {
-        if let Err(rejected) = self.try_step(now, wall_ms, input, payload, jobs) {
-            tracing::debug!(node = %self.node, %rejected, "an input was rejected");
+    pub(crate) fn step(&mut self, now: Now, input: Input, payload: Payload, jobs: &mut Jobs) {
+        if let Err(rejected) = self.try_step(now, input, payload, jobs) {
+            tracing::debug!(node = %self.node, %rejected, "the core rejected an input");
             if rejected == Rejected::ContradictsCommitted {
                 self.note_contradiction();
             }
@@ -506,14 +535,13 @@ impl Replica {
 
     pub(crate) fn try_step(
         &mut self,
-        now: Instant,
-        wall_ms: u64,
+        now: Now,
         input: Input,
         payload: Payload,
         jobs: &mut Jobs,
     ) -> Result<(), Rejected> {
         let mut effects = std::mem::take(&mut self.effects);
-        let result = self.core.step(now, wall_ms, input, &mut effects);
+        let result = self.core.step(now, input, &mut effects);
         let payload = match (&result, payload) {
             (Err(rejected), Payload::Commands(commands)) => {
                 proposals::refuse(commands, &self.propose_error(*rejected));
@@ -521,13 +549,19 @@ impl Replica {
             }
             (_, payload) => payload,
         };
-        self.carry_out(now, &mut effects, payload, jobs);
+        self.carry_out(now.monotonic, &mut effects, payload, jobs);
         self.effects = effects;
         result
     }
 
-    /// Does all that the core asks for; the order of the fields does not matter.
-    fn carry_out(&mut self, now: Instant, effects: &mut Effects, payload: Payload, jobs: &mut Jobs) {
+    /// Executes all effects of one step of the core; the order of the fields does not matter.
+    fn carry_out(
+        &mut self,
+        now: Instant,
+        effects: &mut Effects,
+        payload: Payload,
+        jobs: &mut Jobs,
+    ) {
         if let Some(from) = effects.superseded_from {
             self.cache.truncate_from(from);
             self.members.truncate_from(from);
@@ -546,18 +580,18 @@ impl Replica {
             self.persist(now, order, payload, jobs);
         }
         for send in effects.messages.drain(..) {
-            if let Some(message) = convert::from_core(send.message) {
-                jobs.send.push(Outgoing { to: send.to, message });
-            }
+            jobs.send.push(Outgoing { to: send.to, message: send.message.received() });
         }
         for plan in effects.appends.drain(..) {
             self.fill(plan, jobs);
         }
         for to in effects.snapshots.drain(..) {
-            self.snapshots.holds.begun(to, self.core.matched(to), now, self.config.purge_patience);
+            self.snapshots.holds.begun(to, self.core.matched(to), now, self.config.purge_timeout);
             let at_least = self.core.log().base.index;
             jobs.snapshots.push(SnapshotOrder { to, term: self.core.term(), at_least });
         }
+        // After the orders: one of them may be for such a node.
+        self.forget(&std::mem::take(&mut effects.dropped), jobs);
         if let Some(index) = effects.apply_to {
             self.apply.allow(index);
             self.skips.committed(index);
@@ -576,9 +610,9 @@ impl Replica {
         }
         if let Some(acknowledged) = effects.log_lost {
             self.stop(StopReason::new(format_args!(
-                "this node acknowledged entries up to {acknowledged} in term {}, but its log ends at {}: its data \
-                 directory was rolled back or damaged; do not start it again on this directory: as a voter it could \
-                 make committed entries disappear",
+                "this node acknowledged entries up to {acknowledged} in term {}, but its log ends \
+                 at {}: its data directory was rolled back or damaged; do not start it again on \
+                 this directory: as a voter it could make committed entries disappear",
                 self.core.term(),
                 self.core.log().last.index,
             )));

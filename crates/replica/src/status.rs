@@ -1,30 +1,31 @@
-//! What a replica can tell about itself.
+//! The status of a replica.
 
 use d_engine_core::CoreStatus;
 use d_engine_storage::Membership;
 
 use crate::{ApplyStop, StopReason};
 
-/// A picture of a replica.
+/// The status of a replica at one moment.
 #[derive(Clone, Debug)]
 pub struct ReplicaStatus {
-    /// The algorithm's state.
+    /// The state of the Raft core.
     pub core: CoreStatus,
     /// The last entry applied to the state machine.
     pub applied: u64,
     /// The membership in force.
     pub membership: Membership,
-    /// Whether the node has caught up and can serve.
+    /// Whether the node has caught up with its leader and can serve.
     pub ready: bool,
-    /// What an operator must look at, a sentence each; empty when nothing is wrong.
+    /// Problems that an operator must look into, one sentence each; empty if there are none.
     pub alarms: Vec<String>,
-    /// Proof that some node has lost what it had acknowledged, a sentence each; also among the alarms.
+    /// Evidence that a node has lost entries that it had acknowledged, one sentence each. Each is
+    /// also among the alarms.
     pub losses: Vec<String>,
-    /// Where the state machine stands, if it does: nothing is applied here.
+    /// Where the state machine is halted, if it is; nothing is applied on this node then.
     pub apply_stop: Option<ApplyStop>,
-    /// The highest version of a command that this node's program decodes.
+    /// The highest command version that this node's program decodes.
     pub command_version_max: u32,
-    /// On a leader: the highest version that it takes now.
+    /// On a leader: the highest command version that it accepts now. `None` on other nodes.
     pub command_version_allowed: Option<u32>,
     /// Why the node has stopped, if it has.
     pub stopped: Option<StopReason>,

@@ -1,10 +1,10 @@
-//! When the log must be told the time: a state machine with expiries waits for log time, and an idle log's
-//! time stands still.
+//! Decides when a tick is due: a state machine with expiries waits for log time, and the time of an
+//! idle log does not advance by itself.
 
 use d_engine_core::{LogIndex, Term};
 
-/// Decides when a leader puts a tick into the log. One is on its way at a time, so expiries that come in
-/// a row share it.
+/// Decides when a leader proposes a tick. One tick is in flight at a time, so expiries in quick
+/// succession share it.
 #[derive(Debug, Default)]
 pub(crate) struct Ticker {
     next_expiry_ms: Option<u64>,
@@ -13,20 +13,20 @@ pub(crate) struct Ticker {
 }
 
 impl Ticker {
-    /// What the state machine said last.
+    /// Sets the next expiry that the state machine has reported.
     pub(crate) fn set_expiry(&mut self, next_expiry_ms: Option<u64>) {
         self.next_expiry_ms = next_expiry_ms;
     }
 
-    /// Whether the leader of `term` whose state machine stands at `applied` should propose a tick now.
-    /// A machine that has been told a time and still wants it is not told again before log time has
-    /// moved on.
+    /// Whether the leader of `term`, whose state machine has applied up to `applied`, should
+    /// propose a tick now. If the machine still reports the same expiry after a tick, the next tick
+    /// is proposed only after log time has advanced.
     pub(crate) fn is_due(&self, log_time_ms: u64, term: Term, applied: LogIndex) -> bool {
         let passed = self.next_expiry_ms.is_some_and(|expiry| expiry <= log_time_ms);
         passed
-            && self
-                .proposed
-                .is_none_or(|(of, index, time_ms)| of != term || (index <= applied && time_ms < log_time_ms))
+            && self.proposed.is_none_or(|(of, index, time_ms)| {
+                of != term || (index <= applied && time_ms < log_time_ms)
+            })
     }
 
     pub(crate) fn proposed(&mut self, term: Term, index: LogIndex, log_time_ms: u64) {

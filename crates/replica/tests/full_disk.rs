@@ -1,4 +1,5 @@
-//! A node whose log has no room: entries wait, terms and votes do not, and it goes on by itself.
+//! A node whose log has no space: entries wait, terms and votes do not, and it continues by itself
+//! once there is space.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod recording;
@@ -13,10 +14,10 @@ use d_engine_replica::{
     ApplyJob, ApplySource, ApplyWorker, Event, LoadJob, LogDisk, LogWorker, Never, PersistJob,
     StateMachineHandler,
 };
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Identity, Incarnation, LogEntry, Member,
-    MemberRole, Membership, OpenRequest, OpenedStorage, StorageEngine,
+    ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Identity, Incarnation, LogEntry,
+    Member, MemberRole, Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
 
 fn open(fs: &SimFs) -> OpenedStorage {
@@ -66,7 +67,7 @@ fn entry(index: u64) -> LogEntry {
 
 fn told(events: &[Event]) -> (Vec<u64>, Vec<bool>) {
     let stored = |event: &Event| match event {
-        Event::HardStateStored(id) => Some(id.get()),
+        Event::HardStatePersisted(id) => Some(id.get()),
         _ => None,
     };
     let full = |event: &Event| match event {
@@ -92,13 +93,18 @@ fn a_vote_is_stored_while_entries_wait_and_both_are_told_apart() {
     };
     assert_eq!(stored, None);
     let (votes, full) = told(&worker.events());
-    assert_eq!((votes.len(), full.last()), (0, Some(&true)), "the commit index alone costs no reserve");
+    assert_eq!(
+        (votes.len(), full.last()),
+        (0, Some(&true)),
+        "the commit index alone costs no reserve"
+    );
 
-    let jobs = [job(id + 1, state(1, 1, id), vec![entry(id + 1)]), job(id + 2, state(7, 3, id), vec![])];
+    let jobs =
+        [job(id + 1, state(1, 1, id), vec![entry(id + 1)]), job(id + 2, state(7, 3, id), vec![])];
     assert_eq!(worker.persist(&jobs).unwrap(), None);
-    assert_eq!(told(&worker.events()).0, [id + 2], "term and vote of everything so far");
+    assert_eq!(told(&worker.events()).0, [id + 2], "term and vote of all jobs so far");
     assert_eq!(worker.persist(&[]).unwrap(), None);
-    assert_eq!(told(&worker.events()).0, [0; 0], "it is not stored twice");
+    assert_eq!(told(&worker.events()).0, [0; 0], "it is not persisted twice");
 
     fs.set_capacity(Some(4 << 20));
     assert_eq!(worker.persist(&[]).unwrap(), Some(PersistId::new(id + 2)));
@@ -108,7 +114,10 @@ fn a_vote_is_stored_while_entries_wait_and_both_are_told_apart() {
     fs.crash(&mut |_| 0);
     let recovered = open(&fs).recovered;
     assert_eq!(recovered.entries.len() as u64, id + 1);
-    assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(7), NodeId::new(3)));
+    assert_eq!(
+        (recovered.hard_state.term, recovered.hard_state.vote),
+        (Term::new(7), NodeId::new(3))
+    );
 }
 
 /// A worker whose disk is full, and the job that waits.
@@ -124,7 +133,8 @@ fn without_room() -> (SimFs, LogWorker, u64) {
     (fs, worker, id)
 }
 
-/// What waits is bounded by what the replica gives out, and nothing of it is acknowledged after a crash.
+/// The waiting jobs are limited by what the replica gives out; after a crash none of them was
+/// acknowledged.
 #[test]
 fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
     let (fs, mut worker, id) = without_room();
@@ -135,10 +145,14 @@ fn a_crash_while_entries_wait_keeps_the_vote_and_what_was_acknowledged() {
     fs.set_capacity(None);
     let recovered = open(&fs).recovered;
     assert_eq!(recovered.entries.len() as u64, id - 1);
-    assert_eq!((recovered.hard_state.term, recovered.hard_state.vote), (Term::new(2), NodeId::new(2)));
+    assert_eq!(
+        (recovered.hard_state.term, recovered.hard_state.vote),
+        (Term::new(2), NodeId::new(2))
+    );
 }
 
-/// A node that refuses commands for want of room writes nothing that would show that there is some again.
+/// A node that refuses commands for lack of space writes nothing that would show that there is
+/// space again.
 #[test]
 fn a_worker_that_is_short_of_room_finds_out_when_there_is_some() {
     let fs = SimFs::new();
@@ -150,32 +164,41 @@ fn a_worker_that_is_short_of_room_finds_out_when_there_is_some() {
     fs.set_capacity(Some(fs.used_bytes() + (512 << 10)));
     worker.idle().unwrap();
     assert!(worker.is_short_of_room());
-    assert!(worker.events().iter().any(|event| matches!(event, Event::LogDisk(disk) if !disk.full)));
+    assert!(
+        worker.events().iter().any(|event| matches!(event, Event::LogDisk(disk) if !disk.full))
+    );
     fs.set_capacity(Some(fs.used_bytes() + (8 << 20)));
     worker.idle().unwrap();
     assert!(!worker.is_short_of_room());
-    assert!(worker.events().iter().any(|event| matches!(event, Event::LogDisk(_))), "the replica is told");
-    // A purge makes room too.
+    assert!(
+        worker.events().iter().any(|event| matches!(event, Event::LogDisk(_))),
+        "the replica must be informed"
+    );
+    // A purge makes space too.
     fs.set_capacity(Some(fs.used_bytes() + (512 << 10)));
     worker.idle().unwrap();
     worker.events();
     fs.set_capacity(Some(fs.used_bytes() + (8 << 20)));
     worker.purge(LogId::new(Term::new(1), LogIndex::new(1))).unwrap();
-    assert!(worker.events().iter().any(|event| matches!(event, Event::LogDisk(_))), "the replica is told");
+    assert!(
+        worker.events().iter().any(|event| matches!(event, Event::LogDisk(_))),
+        "the replica must be informed"
+    );
 }
 
-/// A leader's lease may rest on a longer promise: it is stored where entries wait, as a term is.
+/// A leader lease may depend on a longer vote stickiness: like a term, it is persisted while
+/// entries wait.
 #[test]
 fn a_longer_promise_is_stored_while_entries_wait() {
     let (_fs, mut worker, id) = without_room();
-    let promise = d_engine_core::Duration::from_millis(500);
+    let promise = std::time::Duration::from_millis(500);
     let promised = state(1, 1, 0).map(|state| HardState { stickiness: promise, ..state });
     worker.persist(&[job(id + 1, promised, vec![])]).unwrap();
     assert_eq!(told(&worker.events()).0, [id + 1]);
 }
 
-/// The process has no file handle left when a follower, or the state machine, needs what lies in old segments: the
-/// follower's entries are asked for again later, and applying waits.
+/// The process has no file handle left when a follower or the state machine needs entries in old
+/// segments: the follower's entries are requested again later, and apply waits.
 #[test]
 fn a_read_without_a_file_handle_is_made_again() {
     let fs = SimFs::new();
@@ -191,8 +214,9 @@ fn a_read_without_a_file_handle_is_made_again() {
         Event::Loaded { entries, .. } => entries.len(),
         _ => panic!("another event"),
     };
-    let no_handle = |times| (1..=times).for_each(|nth| fs.fail(FsOp::Open, nth, Failure::TooManyFiles));
-    // Sixteen are open, and closed one by one.
+    let no_handle =
+        |times| (1..=times).for_each(|nth| fs.fail(FsOp::Open, nth, Failure::TooManyFiles));
+    // Sixteen are open, and are closed one by one.
     no_handle(17);
     assert_eq!(loaded(loader.load(&load).unwrap()), 0);
     no_handle(1);
@@ -203,7 +227,8 @@ fn a_read_without_a_file_handle_is_made_again() {
     let opened = StateMachineHandler::open(machine.clone(), Arc::new(Never), ground.start());
     let (handler, _) = now(opened).unwrap();
     let mut apply = ApplyWorker::new(handler, worker_reader(&fs, worker), GroupId::FIRST);
-    let job = ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new(), skip: None };
+    let job =
+        ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new(), skip: None };
     no_handle(20);
     now(apply.run(job)).unwrap();
     assert_eq!(apply.handler().applied().index, 600);
@@ -221,7 +246,8 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// The loader says which entry has rotted; a purge up to it needs no more than what the snapshot knows.
+/// The loader names the damaged entry; a purge up to it needs only its log id, which the snapshot
+/// contains.
 #[test]
 fn a_rotten_entry_is_named_and_can_be_purged() {
     let fs = SimFs::new();
@@ -230,10 +256,11 @@ fn a_rotten_entry_is_named_and_can_be_purged() {
         worker.persist(&[job(index, state(1, 1, 0), vec![entry(index)])]).unwrap();
     }
     let path = std::path::Path::new("/data/log/00000000000000000001.seg");
-    // Each group has three blocks; the first one of the segment has one, behind the header.
+    // Each group has three blocks; the first group of the segment follows the header and has one.
     assert!(fs.flip_bit(path, 4096 * (2 + 3 * 4) + 5_000, 1));
     let (first, last) = (LogIndex::new(1), LogIndex::new(9));
-    let load = LoadJob { to: NodeId::new(2).unwrap(), token: 1, first, last, max_bytes: usize::MAX };
+    let load =
+        LoadJob { to: NodeId::new(2).unwrap(), token: 1, first, last, max_bytes: usize::MAX };
     let Event::LoadFailed { at, reason, .. } = worker.loader().load(&load).unwrap() else {
         panic!("it was read")
     };
@@ -241,7 +268,7 @@ fn a_rotten_entry_is_named_and_can_be_purged() {
     assert!(reason.to_string().contains("damaged"), "{reason}");
     worker.purge(LogId::new(Term::new(1), at)).unwrap().unwrap();
     drop(worker);
-    // The damaged group is still there; a start needs the snapshot for it, too.
+    // The damaged group is still there; a start needs the snapshot because of it, too.
     let opened = open_behind(&fs, &mut |_| Some(LogId::new(Term::new(1), at)));
     assert_eq!((opened.recovered.base.index, opened.recovered.base_time_ms), (at, None));
     assert_eq!(opened.recovered.entries.len(), 4);

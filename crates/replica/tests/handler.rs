@@ -1,4 +1,4 @@
-//! The handler calls a state machine when its contract says, and keeps to the order.
+//! The handler calls a state machine when its contract says, and in that order.
 #![allow(clippy::unwrap_used)]
 
 mod recording;
@@ -29,7 +29,10 @@ fn open(machine: &Arc<Recording>, last: u64) -> Result<StateMachineHandler, Stop
     open_over(machine, recovered(last))
 }
 
-fn open_over(machine: &Arc<Recording>, log: RecoveredLog) -> Result<StateMachineHandler, StopReason> {
+fn open_over(
+    machine: &Arc<Recording>,
+    log: RecoveredLog,
+) -> Result<StateMachineHandler, StopReason> {
     let mut ground = Ground::new();
     ground.opened.recovered = log;
     now(StateMachineHandler::open(machine.clone(), Arc::new(Never), ground.start()))
@@ -39,7 +42,8 @@ fn open_over(machine: &Arc<Recording>, log: RecoveredLog) -> Result<StateMachine
 fn waiting(answers: &Answers, indexes: &[u64]) -> Vec<(LogIndex, ProposeResponder)> {
     let responder = |index: u64| {
         let answers = answers.clone();
-        let respond: ProposeResponder = Box::new(move |answer| answers.lock().unwrap().push((index, answer)));
+        let respond: ProposeResponder =
+            Box::new(move |answer| answers.lock().unwrap().push((index, answer)));
         (LogIndex::new(index), respond)
     };
     indexes.iter().map(|index| responder(*index)).collect()
@@ -75,8 +79,11 @@ fn a_tick_is_told_between_the_commands_before_and_after_it() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
     machine.calls.take();
-    let entries =
-        [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Tick, 0), entry(3, EntryKind::Command, 2)];
+    let entries = [
+        entry(1, EntryKind::Command, 1),
+        entry(2, EntryKind::Tick, 0),
+        entry(3, EntryKind::Command, 2),
+    ];
     now(handler.apply(&entries, Vec::new(), None)).unwrap();
     let expected = [
         "apply_chunk [1]",
@@ -94,8 +101,11 @@ fn every_caller_gets_the_reply_to_its_own_command() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
     let answers = Answers::default();
-    let entries =
-        [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Noop, 0), entry(3, EntryKind::Command, 10)];
+    let entries = [
+        entry(1, EntryKind::Command, 1),
+        entry(2, EntryKind::Noop, 0),
+        entry(3, EntryKind::Command, 10),
+    ];
     now(handler.apply(&entries, waiting(&answers, &[1, 3]), None)).unwrap();
     let answers = answers.lock().unwrap();
     assert_eq!(*answers, [(1, Ok(Bytes::from_static(b"1"))), (3, Ok(Bytes::from_static(b"11")))]);
@@ -109,7 +119,8 @@ fn no_reply_leaves_before_its_chunk_is_applied() {
     let entries = [entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 10)];
     let stopped = now(handler.apply(&entries, waiting(&answers, &[1, 2]), None)).unwrap_err();
     assert!(stopped.to_string().contains("the backend is gone"), "{stopped}");
-    // Both replied inside the chunk; neither may be seen, because the chunk is undone.
+    // Both replies were given inside the chunk; neither may be sent, because the chunk was not
+    // applied.
     let answers = answers.lock().unwrap();
     let unknown = || Err(ProposeError::OutcomeUnknown { why: UnknownBecause::StateMachineStopped });
     assert_eq!(*answers, [(1, unknown()), (2, unknown())]);
@@ -121,8 +132,12 @@ fn nothing_is_delivered_twice_and_a_gap_stops_the_node() {
     let machine = Arc::new(Recording::default());
     let mut handler = open(&machine, 0).unwrap();
     now(handler.apply(&[entry(1, EntryKind::Command, 1)], Vec::new(), None)).unwrap();
-    now(handler.apply(&[entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 2)], Vec::new(), None))
-        .unwrap();
+    now(handler.apply(
+        &[entry(1, EntryKind::Command, 1), entry(2, EntryKind::Command, 2)],
+        Vec::new(),
+        None,
+    ))
+    .unwrap();
     assert_eq!(machine.numbers(), [1, 2]);
     let gap = now(handler.apply(&[entry(4, EntryKind::Command, 4)], Vec::new(), None)).unwrap_err();
     assert!(gap.to_string().contains("entry 3 comes next"), "{gap}");
@@ -151,13 +166,20 @@ fn the_position_is_persisted_periodically() {
 fn a_durable_machine_goes_on_from_where_it_stands() {
     let machine = Arc::new(Recording::durable_at(at(1, 2)));
     let mut handler = open(&machine, 3).unwrap();
-    assert_eq!(machine.calls.take(), ["bind", "start", "last_applied", "snapshot_metadata", "entry_term 2"]);
-    now(handler.apply(&[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)], Vec::new(), None))
-        .unwrap();
+    assert_eq!(
+        machine.calls.take(),
+        ["bind", "start", "last_applied", "snapshot_metadata", "entry_term 2"]
+    );
+    now(handler.apply(
+        &[entry(2, EntryKind::Command, 9), entry(3, EntryKind::Command, 1)],
+        Vec::new(),
+        None,
+    ))
+    .unwrap();
     assert_eq!(machine.numbers(), [1]);
 }
 
-/// Row 39 and 45: a state that does not fit its log is refused, with both values in the message.
+/// Rows 39 and 45: a state that does not fit its log is refused, with both values in the message.
 #[test]
 fn row_45_a_durable_machine_outside_its_log_is_refused() {
     let ahead = Arc::new(Recording::durable_at(at(1, 9)));
@@ -172,5 +194,5 @@ fn row_45_a_durable_machine_outside_its_log_is_refused() {
     log.base = recording::id(1, 5);
     let behind = Arc::new(Recording::durable_at(at(1, 2)));
     let refused = open_over(&behind, log).map(|_| ()).unwrap_err();
-    assert!(refused.to_string().contains("gone"), "{refused}");
+    assert!(refused.to_string().contains("entries between them are missing"), "{refused}");
 }

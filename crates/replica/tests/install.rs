@@ -1,4 +1,4 @@
-//! When a received snapshot is put in the place of the log. The jobs are done by the test.
+//! When a received snapshot replaces the log. The test executes the jobs.
 #![allow(clippy::unwrap_used)]
 
 mod leader;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use d_engine_core::{LogId, LogIndex, RoleKind, Term};
 use d_engine_replica::{Event, InstallError, PeerMessage, ReceivedSnapshot};
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use leader::{Node, n, open};
 
@@ -18,10 +18,18 @@ type Outcomes = Arc<Mutex<Vec<Result<(), InstallError>>>>;
 fn receives(node: &mut Node, term: u64) -> Outcomes {
     let identity = open(3).identity;
     let options = SnapshotOptions::new(identity.cluster, d_engine_core::GroupId::FIRST);
-    let (store, _) = SnapshotStore::open(Arc::new(SimFs::new()), Path::new("/snapshots"), options).unwrap();
-    let (term, label) = (Term::new(term), LogId::new(Term::new(1), LogIndex::new(5)));
-    let (membership, hold) = (identity.initial, store.hold(label));
-    let snapshot = Box::new(ReceivedSnapshot { from: n(2), term, label, time_ms: 0, membership, hold });
+    let (store, _) =
+        SnapshotStore::open(Arc::new(SimFs::new()), Path::new("/snapshots"), options).unwrap();
+    let (term, last_included) = (Term::new(term), LogId::new(Term::new(1), LogIndex::new(5)));
+    let (membership, hold) = (identity.initial, store.hold(last_included));
+    let snapshot = Box::new(ReceivedSnapshot {
+        from: n(2),
+        term,
+        last_included,
+        time_ms: 0,
+        membership,
+        hold,
+    });
     let outcomes = Outcomes::default();
     let told = outcomes.clone();
     let responder = Box::new(move |outcome| told.lock().unwrap().push(outcome));
@@ -44,10 +52,10 @@ fn a_snapshot_of_a_deposed_leader_is_installed_under_the_next_one() {
     hears_of_leader(&mut node, 3, 4);
     let outcomes = receives(&mut node, 2);
     assert_eq!((begins_at(&node), node.replica.core().leader()), (5, Some(n(3))));
-    assert!(outcomes.lock().unwrap().is_empty(), "not before it is applied");
+    assert!(outcomes.lock().unwrap().is_empty(), "no outcome before it is applied");
 }
 
-/// The sender is deposed, and nobody leads yet: the whole archive waits until somebody does.
+/// The sender is deposed, and no new leader is known: the complete archive waits until one is.
 #[test]
 fn a_snapshot_of_a_deposed_leader_waits_until_it_is_known_who_leads() {
     let mut node = Node::new(3);
@@ -63,7 +71,7 @@ fn a_snapshot_of_a_deposed_leader_waits_until_it_is_known_who_leads() {
     assert_eq!((begins_at(&node), node.replica.core().leader()), (5, Some(n(3))));
 }
 
-/// Whoever is elected holds what is in it already.
+/// A node that is elected leader already has everything in the snapshot.
 #[test]
 fn a_snapshot_of_a_deposed_leader_is_not_needed_by_the_next_one() {
     let mut node = Node::new(3);
@@ -75,7 +83,8 @@ fn a_snapshot_of_a_deposed_leader_is_not_needed_by_the_next_one() {
     assert_eq!(*outcomes.lock().unwrap(), [Err(InstallError::Stale)]);
 }
 
-/// A large state may take minutes to be installed. Meanwhile the entries behind it are stored, and the leader hears of it.
+/// A large state may take minutes to install. Meanwhile the entries after it are persisted and
+/// acknowledged to the leader.
 #[test]
 fn entries_are_stored_while_the_state_machine_gets_the_snapshot() {
     let mut node = Node::new(3);
@@ -96,10 +105,13 @@ fn entries_are_stored_while_the_state_machine_gets_the_snapshot() {
     let entries: Arc<[_]> = Arc::new([entry]);
     let jobs = node.receive(2, PeerMessage::Append { term, prev, commit, entries });
     let stored = jobs.send.iter().any(|sent| {
-        let outcome = d_engine_core::AppendOutcome::Stored(id.index);
+        let outcome = d_engine_core::AppendOutcome::Persisted(id.index);
         matches!(&sent.message, PeerMessage::AppendReply { outcome: told, .. } if *told == outcome)
     });
     assert!(stored, "it is acknowledged");
-    assert_eq!((node.replica.core().log().committed, node.replica.applied()), (id.index, LogIndex::ZERO));
+    assert_eq!(
+        (node.replica.core().log().committed, node.replica.applied()),
+        (id.index, LogIndex::ZERO)
+    );
     assert!(outcomes.lock().unwrap().is_empty(), "the snapshot is not applied");
 }

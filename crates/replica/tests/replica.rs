@@ -1,4 +1,5 @@
-//! A replica on a real log, its jobs done by the test: what callers are told when leadership goes.
+//! A replica on a real log, whose jobs the test executes: the results that callers receive when
+//! leadership is lost.
 #![allow(clippy::unwrap_used)]
 
 mod leader;
@@ -6,13 +7,13 @@ mod leader;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, Term};
+use d_engine_core::{EntryKind, GroupId, Instant, LogId, LogIndex, Now, ReadMode, Term};
 use d_engine_replica::{
-    Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest,
-    ReceivedSnapshot, Replica, ReplicaConfig, UnknownBecause,
+    Event, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest,
+    ReceivedSnapshot, Replica, ReplicaConfig, StartPosition, UnknownBecause,
 };
 use d_engine_storage::LogEntry;
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use leader::{Answers, Node, n, open};
 
@@ -27,8 +28,8 @@ fn entry(term: u64, index: u64) -> LogEntry {
     }
 }
 
-/// One message deposes the leader, puts other entries where its own were, and commits them. Whoever waited
-/// for the old ones must not be answered with the new ones' replies.
+/// One message deposes the leader, replaces its entries and commits the new ones. Callers that
+/// waited for the old entries must not receive the replies to the new ones.
 #[test]
 fn a_caller_never_gets_the_reply_to_another_leaders_command() {
     let mut node = Node::new(3);
@@ -55,7 +56,7 @@ fn a_caller_whose_command_was_committed_is_answered_although_leadership_is_lost(
     node.lead();
     let answers = Answers::default();
     node.propose(&answers, 1);
-    let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(2));
+    let outcome = d_engine_core::AppendOutcome::Persisted(LogIndex::new(2));
     let mut jobs = node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
     let higher = PeerMessage::Heartbeat {
         term: Term::new(2),
@@ -68,21 +69,28 @@ fn a_caller_whose_command_was_committed_is_answered_although_leadership_is_lost(
     assert_eq!(jobs.apply.pop().unwrap().responders.len(), 1);
 }
 
-/// The command was committed and not yet applied when a snapshot of a later leader's took its place: the state
-/// holds its effect, and nobody here its reply.
+/// The command was committed and not yet applied when a snapshot from a later leader replaced it:
+/// the state contains its effect, and this node has no reply.
 #[test]
 fn a_caller_whose_command_comes_with_a_snapshot_is_told_that_its_outcome_is_unknown() {
     let opened = open(3);
     let now = Instant::from_nanos(1);
     // The state machine is busy.
     let config = ReplicaConfig { apply_jobs_max: 0, ..ReplicaConfig::default() };
-    let replica =
-        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let replica = Replica::new(
+        config,
+        &opened.identity,
+        &opened.recovered,
+        &StartPosition::default(),
+        7,
+        now,
+    )
+    .unwrap();
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     node.lead();
     let answers = Answers::default();
     node.propose(&answers, 1);
-    let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(2));
+    let outcome = d_engine_core::AppendOutcome::Persisted(LogIndex::new(2));
     node.receive(2, PeerMessage::AppendReply { term: Term::new(1), outcome });
     node.receive(
         3,
@@ -97,12 +105,15 @@ fn a_caller_whose_command_comes_with_a_snapshot_is_told_that_its_outcome_is_unkn
     let fs = Arc::new(SimFs::new());
     let options = SnapshotOptions::new(opened.identity.cluster, GroupId::FIRST);
     let (store, _) = SnapshotStore::open(fs, std::path::Path::new("/snapshots"), options).unwrap();
-    let label = LogId::new(Term::new(2), LogIndex::new(5));
+    let last_included = LogId::new(Term::new(2), LogIndex::new(5));
     let membership = opened.identity.initial.clone();
-    let (from, term, hold) = (n(3), Term::new(2), store.hold(label));
-    let snapshot = ReceivedSnapshot { from, term, label, time_ms: 0, membership, hold };
-    node.handle(Event::SnapshotReceived { snapshot: Box::new(snapshot), responder: Box::new(|_| {}) });
-    assert_eq!(node.replica.core().log().base, label);
+    let (from, term, hold) = (n(3), Term::new(2), store.hold(last_included));
+    let snapshot = ReceivedSnapshot { from, term, last_included, time_ms: 0, membership, hold };
+    node.handle(Event::SnapshotReceived {
+        snapshot: Box::new(snapshot),
+        responder: Box::new(|_| {}),
+    });
+    assert_eq!(node.replica.core().log().base, last_included);
     let lost = ProposeError::OutcomeUnknown { why: UnknownBecause::LeadershipLost };
     assert_eq!(*answers.lock().unwrap(), [Err(lost)]);
     assert!(!node.replica.has_callers());
@@ -125,15 +136,23 @@ fn entries_that_were_superseded_meanwhile_are_no_reason_to_stop() {
     assert!(entries.is_empty());
 }
 
-/// The leader's disk stands still while the others would commit: what waits for it is bounded.
+/// The leader's disk hangs while the other nodes could commit: the bytes that wait for the disk are
+/// limited.
 #[test]
 fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
     let opened = open(3);
     let now = Instant::from_nanos(1);
     let mut config = ReplicaConfig::default();
     config.core.uncommitted_bytes_max = 1_000;
-    let replica =
-        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let replica = Replica::new(
+        config,
+        &opened.identity,
+        &opened.recovered,
+        &StartPosition::default(),
+        7,
+        now,
+    )
+    .unwrap();
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     node.lead();
     let answers = Answers::default();
@@ -142,27 +161,34 @@ fn row_50_commands_are_refused_while_too_much_waits_for_the_own_disk() {
         let collected = answers.clone();
         let responder = Box::new(move |answer| collected.lock().unwrap().push(answer));
         let proposal = Proposal::new(Bytes::from(vec![0; 600]), None, responder);
-        // Nothing is stored here, but the other two store and commit everything.
-        node.replica.handle(node.now, 0, Event::Propose(vec![proposal]), &mut jobs);
+        // Nothing is persisted here, but the other two persist and commit everything.
+        node.replica.handle(node.time(), Event::Propose(vec![proposal]), &mut jobs);
         for from in [2, 3] {
-            let outcome = d_engine_core::AppendOutcome::Stored(LogIndex::new(index));
+            let outcome = d_engine_core::AppendOutcome::Persisted(LogIndex::new(index));
             let message = PeerMessage::AppendReply { term: Term::new(1), outcome };
-            node.replica.handle(node.now, 0, Event::Peer { from: n(from), message }, &mut jobs);
+            node.replica.handle(node.time(), Event::Peer { from: n(from), message }, &mut jobs);
         }
     }
     let refused = answers.lock().unwrap().pop().unwrap();
     assert_eq!(refused, Err(ProposeError::Busy { what: "bytes waiting for this node's disk" }));
 }
 
-/// Commands that come in together are not refused together.
+/// Commands that arrive together are not refused together.
 #[test]
 fn of_a_batch_that_does_not_fit_as_much_as_fits_is_proposed() {
     let opened = open(3);
     let now = Instant::from_nanos(1);
     let mut config = ReplicaConfig::default();
     config.core.uncommitted_bytes_max = 2_000;
-    let replica =
-        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let replica = Replica::new(
+        config,
+        &opened.identity,
+        &opened.recovered,
+        &StartPosition::default(),
+        7,
+        now,
+    )
+    .unwrap();
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     node.lead();
     let answers = Answers::default();
@@ -178,7 +204,7 @@ fn of_a_batch_that_does_not_fit_as_much_as_fits_is_proposed() {
     assert_eq!(node.replica.core().log().last.index, before.plus(2));
 }
 
-/// Nobody waits any more for what is taken up too late: it must not take effect.
+/// The caller no longer waits for a command that is handled too late: it must not take effect.
 #[test]
 fn a_command_whose_deadline_has_passed_is_not_proposed() {
     let mut node = Node::new(3);
@@ -202,8 +228,11 @@ fn a_read_whose_deadline_has_passed_begins_no_round() {
     node.lead();
     let (answer, answered) = std::sync::mpsc::channel();
     let responder = Box::new(move |result| answer.send(result).unwrap());
-    let jobs =
-        node.handle(Event::Read(vec![ReadRequest { lease: false, deadline: Some(node.now), responder }]));
+    let jobs = node.handle(Event::Read(vec![ReadRequest {
+        mode: ReadMode::Round,
+        deadline: Some(node.now),
+        responder,
+    }]));
     assert_eq!(answered.try_recv(), Ok(Err(ReadError::Expired)));
     assert!(jobs.send.is_empty());
 }
@@ -213,8 +242,8 @@ fn ticks(node: &Node) -> u64 {
     log.last.index.get() - log.base.index.get()
 }
 
-/// The state machine waits for a time: a leader tells the log once its clock has passed it, once, and
-/// again only when the machine wants to know more.
+/// The state machine has an expiry: a leader proposes one tick once its clock has passed it. If the
+/// machine still has the expiry after that, another tick follows once log time has advanced.
 #[test]
 fn a_leader_puts_a_tick_into_the_log_when_the_state_machine_waits_for_the_time() {
     let mut node = Node::new(1);
@@ -223,20 +252,29 @@ fn a_leader_puts_a_tick_into_the_log_when_the_state_machine_waits_for_the_time()
     node.handle(Event::Deadline);
     let before = ticks(&node);
     let applied = |node: &mut Node, next_expiry_ms| {
-        let last = node.replica.core().log().last;
-        let through = d_engine_replica::LogId { term: last.term.get(), index: last.index.get() };
+        let through = node.replica.core().log().last;
         node.handle(Event::Applied { through, next_expiry_ms, command_version: 0 });
     };
-    // Log time began at nothing, three seconds after the clock.
+    // Log time began at zero, three seconds after the clock.
     let deadline_at = |node: &mut Node, wall_ms| {
         node.now = Instant::from_nanos((3_000 + wall_ms) * 1_000_000);
         let mut jobs = Jobs::default();
-        node.replica.handle(node.now, wall_ms, Event::Deadline, &mut jobs);
+        node.replica.handle(Now { wall_ms, ..node.time() }, Event::Deadline, &mut jobs);
         for job in std::mem::take(&mut jobs.persist) {
             let stored = node.log.persist(std::slice::from_ref(&job)).unwrap().unwrap();
-            assert_eq!(job.entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(), [EntryKind::Tick]);
-            assert_eq!(job.entries.iter().map(|entry| entry.time_ms).collect::<Vec<_>>(), [wall_ms]);
-            node.replica.handle(node.now, wall_ms, Event::Persisted(stored), &mut jobs);
+            assert_eq!(
+                job.entries.iter().map(|entry| entry.kind).collect::<Vec<_>>(),
+                [EntryKind::Tick]
+            );
+            assert_eq!(
+                job.entries.iter().map(|entry| entry.time_ms).collect::<Vec<_>>(),
+                [wall_ms]
+            );
+            node.replica.handle(
+                Now { wall_ms, ..node.time() },
+                Event::Persisted(stored),
+                &mut jobs,
+            );
         }
     };
     applied(&mut node, Some(5_000));
@@ -245,15 +283,15 @@ fn a_leader_puts_a_tick_into_the_log_when_the_state_machine_waits_for_the_time()
     deadline_at(&mut node, 5_000);
     assert_eq!(ticks(&node), before + 1);
     deadline_at(&mut node, 5_000);
-    assert_eq!(ticks(&node), before + 1, "one is on its way");
+    assert_eq!(ticks(&node), before + 1, "one is in flight");
     applied(&mut node, Some(5_000));
     deadline_at(&mut node, 5_000);
-    assert_eq!(ticks(&node), before + 1, "it has been told this time");
+    assert_eq!(ticks(&node), before + 1, "this time was already in a tick");
     deadline_at(&mut node, 5_200);
     assert_eq!(ticks(&node), before + 2);
     applied(&mut node, None);
     deadline_at(&mut node, 9_000);
-    assert_eq!(ticks(&node), before + 2, "it waits for nothing");
+    assert_eq!(ticks(&node), before + 2, "no expiry is set");
 }
 
 #[test]
@@ -271,11 +309,11 @@ fn a_follower_puts_no_tick_into_the_log() {
     let through = d_engine_replica::LogId::default();
     node.handle(Event::Applied { through, next_expiry_ms: Some(1), command_version: 0 });
     let mut jobs = Jobs::default();
-    node.replica.handle(node.now, 5_000, Event::Deadline, &mut jobs);
+    node.replica.handle(Now { wall_ms: 5_000, ..node.time() }, Event::Deadline, &mut jobs);
     assert_eq!(ticks(&node), 0);
 }
 
-/// On a quiet cluster nothing else would ever tell the state machine to go on.
+/// On an idle cluster no other event would cause the state machine to continue.
 #[test]
 fn what_is_known_to_be_committed_at_the_start_is_applied_without_further_news() {
     let mut opened = open(3);
@@ -286,16 +324,23 @@ fn what_is_known_to_be_committed_at_the_start_is_applied_without_further_news() 
     opened.recovered.hard_state.commit = LogIndex::new(2);
     let now = Instant::from_nanos(1);
     let config = ReplicaConfig::default();
-    let replica =
-        Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+    let replica = Replica::new(
+        config,
+        &opened.identity,
+        &opened.recovered,
+        &StartPosition::default(),
+        7,
+        now,
+    )
+    .unwrap();
     let mut node = Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     let jobs = node.handle(Event::Deadline);
     let sources: Vec<String> = jobs.apply.iter().map(|job| format!("{:?}", job.source)).collect();
     assert_eq!(sources, ["Stored(1, 2)"]);
 }
 
-/// A follower that has the read index but lost its leader before it could apply that far cannot say when
-/// it will: the caller goes elsewhere.
+/// A follower that has the read index, but has lost its leader before it could apply that far,
+/// cannot tell when it will: the read fails, and the caller can use another node.
 #[test]
 fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
     let mut node = Node::new(3);
@@ -310,7 +355,11 @@ fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
     );
     let (answer, answered) = std::sync::mpsc::channel();
     let responder = Box::new(move |result| answer.send(result).unwrap());
-    let jobs = node.handle(Event::Read(vec![ReadRequest { lease: false, deadline: None, responder }]));
+    let jobs = node.handle(Event::Read(vec![ReadRequest {
+        mode: ReadMode::Round,
+        deadline: None,
+        responder,
+    }]));
     let token = jobs.send.iter().find_map(|outgoing| match outgoing.message {
         PeerMessage::ReadRequest { token, .. } => Some(token),
         _ => None,
@@ -323,8 +372,8 @@ fn a_confirmed_read_at_a_follower_is_given_back_when_no_leader_is_known() {
     assert_eq!(answered.try_recv(), Ok(Err(ReadError::NotLeader { leader: None })));
 }
 
-/// What the state machine takes for no command never reaches the log. A node that does not lead says who does: its own
-/// program may be older than the leader's.
+/// Bytes that the state machine refuses as a command never reach the log. A node that does not lead
+/// names the leader instead: its own program may be older than the leader's.
 #[test]
 fn a_command_that_the_state_machine_refuses_is_not_logged() {
     let mut node = Node::new(3);
@@ -333,7 +382,10 @@ fn a_command_that_the_state_machine_refuses_is_not_logged() {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
         let checked = Err(Arc::from("no command"));
-        Event::Propose(vec![Proposal { checked, ..Proposal::new(Bytes::from_static(b"?"), None, responder) }])
+        Event::Propose(vec![Proposal {
+            checked,
+            ..Proposal::new(Bytes::from_static(b"?"), None, responder)
+        }])
     };
     node.handle(refused(&answers));
     assert!(matches!(answers.lock().unwrap().pop(), Some(Err(ProposeError::NotLeader { .. }))));
@@ -346,7 +398,7 @@ fn a_command_that_the_state_machine_refuses_is_not_logged() {
     assert_eq!(node.replica.core().log().last, last);
 }
 
-/// Each takes memory until a round confirms it.
+/// Each read uses memory until a round confirms it.
 #[test]
 fn reads_on_their_way_are_bounded() {
     let mut node = Node::with(3, ReplicaConfig { reads_max: 2, ..ReplicaConfig::default() });
@@ -355,8 +407,8 @@ fn reads_on_their_way_are_bounded() {
     let reads = (0..3).map(|_| {
         let told = told.clone();
         let responder = Box::new(move |result| told.lock().unwrap().push(result));
-        ReadRequest { lease: false, deadline: None, responder }
+        ReadRequest { mode: ReadMode::Round, deadline: None, responder }
     });
     node.handle(Event::Read(reads.collect()));
-    assert_eq!(*told.lock().unwrap(), [Err(ReadError::Busy { what: "reads on their way" })]);
+    assert_eq!(*told.lock().unwrap(), [Err(ReadError::Busy { what: "reads in flight" })]);
 }

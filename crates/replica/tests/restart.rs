@@ -1,4 +1,4 @@
-//! What a node goes on from: each row of the table at the head of `restore.rs`.
+//! The starting position of a node: each row of the table at the head of `restore.rs`.
 #![allow(clippy::unwrap_used)]
 
 mod recording;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use d_engine_core::{EntryKind, Term};
 use d_engine_replica::{ApplyJob, ApplySource, Never, SnapshotMetadata, StopReason};
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
 use d_engine_storage::{Fs, FsOp, LogEntry};
 use recording::node::{Node, command, damage, leader_with_snapshot, now, purge, send, store};
@@ -32,7 +32,7 @@ fn start(ground: Ground, machine: Recording) -> Result<Node, StopReason> {
 fn refusal(ground: Ground, machine: Recording) -> String {
     let stopped = machine.calls.clone();
     let refused = start(ground, machine).map(|_| ()).unwrap_err().to_string();
-    assert_eq!(stopped.count("stop"), 1, "it was started, so it is told that this is the end");
+    assert_eq!(stopped.count("stop"), 1, "it was started, so it is stopped");
     refused
 }
 
@@ -79,7 +79,8 @@ fn entries_that_are_gone_are_named_and_nothing_is_started_without_them() {
     let refused = refusal(ground.again(), Recording::default());
     assert!(refused.contains("begins after index 4 of term 1"), "{refused}");
     assert!(
-        refused.contains("checksum") && refused.contains("bring back a copy of this node's directory"),
+        refused.contains("checksum")
+            && refused.contains("bring back a copy of this node's directory"),
         "{refused}"
     );
 }
@@ -92,10 +93,10 @@ fn a_durable_machine_inside_the_log_needs_no_snapshot() {
     assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0);
     assert_eq!(node.machine.calls.count("reset"), 0);
     assert_eq!(node.footing.applied.get(), 5);
-    assert_eq!(node.footing.time_ms, 1_004, "log time where the log begins is that of the snapshot");
+    assert_eq!(node.footing.time_ms, 1_004, "log time at the log's base is that of the snapshot");
 }
 
-/// The log itself knows where it begins: no snapshot has to be read for it.
+/// The log itself records its base: no snapshot has to be read for it.
 #[test]
 fn a_durable_machine_inside_a_purged_log_starts_without_any_usable_snapshot() {
     let mut ground = ground_with_snapshots(Recording::default());
@@ -107,7 +108,8 @@ fn a_durable_machine_inside_a_purged_log_starts_without_any_usable_snapshot() {
     assert_eq!((node.footing.applied.get(), node.footing.time_ms), (5, 1_004));
 }
 
-/// A log that begins behind a received snapshot knows neither time nor members: the snapshot does.
+/// A log that begins after a received snapshot records neither time nor membership: the snapshot
+/// does.
 #[test]
 fn a_durable_machine_behind_a_received_snapshot_gets_its_time_and_members() {
     let (leader, received) = leader_with_snapshot(9);
@@ -122,7 +124,8 @@ fn a_durable_machine_behind_a_received_snapshot_gets_its_time_and_members() {
     assert!(node.footing.membership.is_some());
 }
 
-/// A disk that is full, or a process without file handles, says nothing of the snapshot: it stays the newest.
+/// A full disk, or a process without file handles, does not mean that the snapshot is damaged: it
+/// stays the newest.
 #[test]
 fn a_snapshot_that_cannot_be_unpacked_is_not_taken_for_a_damaged_one() {
     let mut ground = ground_with_snapshots(Recording::default());
@@ -138,7 +141,7 @@ fn a_durable_machine_before_the_log_gets_a_snapshot() {
     purge(&mut ground, 4);
     let node = start(ground.again(), Recording::durable_at(at(1, 3))).unwrap();
     assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["4"]);
-    assert_eq!(node.machine.calls.count("reset"), 1, "what it had is of no use");
+    assert_eq!(node.machine.calls.count("reset"), 1, "its old state is of no use");
     assert_eq!(node.machine.numbers(), [1, 2, 3, 4]);
 }
 
@@ -150,7 +153,7 @@ fn a_durable_machine_that_is_empty_beside_a_snapshot_gets_it() {
     assert_eq!(node.footing.applied.get(), 4);
 }
 
-/// An install has begun: the snapshot is there, the log still is the old one.
+/// An install has begun: the snapshot is there, and the log is still the old one.
 #[test]
 fn an_install_that_was_cut_short_is_finished() {
     for machine in [Recording::default(), Recording::durable_at(at(1, 6))] {
@@ -162,7 +165,7 @@ fn an_install_that_was_cut_short_is_finished() {
         assert_eq!((node.machine.numbers().len(), node.footing.applied.get()), (9, 9));
         assert_eq!(node.ground.opened.recovered.base, id(1, 9));
         assert!(node.ground.opened.recovered.entries.is_empty());
-        // The log itself agrees, now and after the next start, and goes on behind it.
+        // The log is consistent with it, now and after the next start, and continues after it.
         node.commit(10, 11);
         let ground = node.ground.again();
         assert_eq!(ground.opened.recovered.base, id(1, 9));
@@ -172,7 +175,8 @@ fn an_install_that_was_cut_short_is_finished() {
     }
 }
 
-/// The log holds other entries where the snapshot ends: a conflicting suffix, which goes; the term is not forgotten.
+/// The log has other entries at the snapshot's end: the conflicting suffix is dropped, and the term
+/// is kept.
 #[test]
 fn a_suffix_that_conflicts_with_a_received_snapshot_is_dropped_and_a_matching_one_is_kept() {
     let (leader, received) = leader_with_snapshot(9);
@@ -207,7 +211,7 @@ fn a_node_whose_term_is_behind_a_snapshots_takes_it_over() {
     assert_eq!(ground.opened.recovered.hard_state.term, Term::new(1), "on the disk too");
 }
 
-/// A snapshot of a newer program's state machine: no damage, and not for this one.
+/// A snapshot of a newer program's state machine is not damaged, and this program cannot use it.
 #[test]
 fn a_snapshot_of_a_newer_format_is_refused_with_both_numbers() {
     let newer = Manner { format: 3, ..Manner::default() };
@@ -219,7 +223,8 @@ fn a_snapshot_of_a_newer_format_is_refused_with_both_numbers() {
     assert!(refused.contains("version 3") && refused.contains("up to 0"), "{refused}");
 }
 
-/// It was flushed before it was told of the snapshot: what it has lost since, it should not have.
+/// The machine was flushed before the snapshot was reported to it, so it has lost data that it
+/// should not have lost.
 #[test]
 fn a_durable_machine_that_stands_before_its_own_snapshot_is_refused() {
     let ground = ground_with_snapshots(Recording::durable());
@@ -238,7 +243,7 @@ fn a_durable_machine_that_contradicts_its_log_is_refused() {
     assert!(refused.contains("index 7") && refused.contains("index 6"), "{refused}");
 }
 
-/// The files of another node, or of this one before its data directory was wiped.
+/// The files belong to another node, or to this one before its data directory was wiped.
 #[test]
 fn a_machine_whose_files_are_bound_to_another_history_is_not_started() {
     let machine = Recording::durable();
@@ -249,23 +254,24 @@ fn a_machine_whose_files_are_bound_to_another_history_is_not_started() {
     machine.calls.clear();
     let refused = start(elsewhere, machine.again()).map(|_| ()).unwrap_err().to_string();
     assert!(
-        refused.contains("incarnation 09090909") && refused.contains("remove the state machine's files"),
+        refused.contains("incarnation 09090909")
+            && refused.contains("remove the state machine's files"),
         "{refused}"
     );
     assert_eq!((machine.calls.count("start"), machine.calls.count("stop")), (0, 0));
 }
 
-/// Otherwise a machine whose author forgot to say `Durable` would lose its state at every start, without a word.
+/// Otherwise a machine whose author forgot `Durable` would silently lose its state at every start.
 #[test]
 fn a_machine_that_is_rebuilt_and_stands_somewhere_is_refused_with_the_advice() {
     let machine = Recording::default();
     machine.held().last = at(1, 7);
     let refused = refusal(Ground::new(), machine.clone());
     assert!(refused.contains("index 7") && refused.contains("Durability::Durable"), "{refused}");
-    assert_eq!(machine.calls.count("reset"), 0, "it is as it was");
+    assert_eq!(machine.calls.count("reset"), 0, "its state is unchanged");
 }
 
-/// It begins anew before it is filled anew; an empty one needs no reset.
+/// The machine is reset before it receives the snapshot; an empty one needs no reset.
 #[test]
 fn a_durable_machine_is_reset_before_it_is_filled_anew() {
     let machine = Recording::durable();
@@ -283,10 +289,13 @@ fn a_durable_machine_is_reset_before_it_is_filled_anew() {
     *machine.held() = recording::Held { binding, ..recording::Held::default() };
     machine.calls.clear();
     start(ground.again(), machine.again()).unwrap();
-    assert_eq!((machine.calls.count("apply_snapshot_from_file"), machine.calls.count("reset")), (1, 0));
+    assert_eq!(
+        (machine.calls.count("apply_snapshot_from_file"), machine.calls.count("reset")),
+        (1, 0)
+    );
 }
 
-/// The members with node 1 bound to its directory, in an entry of the log.
+/// The membership with node 1 bound to its incarnation, in an entry of the log.
 fn bound_at(index: u64) -> LogEntry {
     let member = d_engine_storage::Member {
         node: 1,
@@ -303,14 +312,19 @@ fn is_bound(membership: &d_engine_storage::Membership) -> bool {
     membership.members().iter().all(|member| member.incarnation.is_some())
 }
 
-/// Row 51: what the log once said about directories is in the next snapshot, and after an install in those that follow.
+/// Row 51: incarnations that were bound in the log are in the next snapshot, and after an install
+/// in all later ones.
 #[test]
 fn bound_directories_are_in_every_snapshot_from_then_on() {
     for machine in [Recording::default(), Recording::durable()] {
         let mut node = start(Ground::new(), machine).unwrap();
         let bound = bound_at(1);
         store(&mut node.ground, 1, std::slice::from_ref(&bound));
-        let job = ApplyJob { source: ApplySource::Entries(vec![bound]), responders: Vec::new(), skip: None };
+        let job = ApplyJob {
+            source: ApplySource::Entries(vec![bound]),
+            responders: Vec::new(),
+            skip: None,
+        };
         now(node.worker.run(job)).unwrap();
         node.commit(2, 3);
         let info = node.take_snapshot();
@@ -320,10 +334,13 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         let Node { ground, .. } = node;
         let mut node = start(ground.again(), machine).unwrap();
         if node.footing.applied.get() < 4 {
-            // The entries behind the snapshot come again from the log.
+            // The entries after the snapshot come from the log again.
             let (first, last) = (node.footing.applied.next(), d_engine_core::LogIndex::new(4));
-            let job =
-                ApplyJob { source: ApplySource::Stored(first, last), responders: Vec::new(), skip: None };
+            let job = ApplyJob {
+                source: ApplySource::Stored(first, last),
+                responders: Vec::new(),
+                skip: None,
+            };
             now(node.worker.run(job)).unwrap();
         }
         node.commit(5, 5);
@@ -339,14 +356,17 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         let mut other = start(Ground::new(), Recording::default()).unwrap();
         send(&node, &last, &other.ground.store);
         other.install(at(1, 6)).unwrap();
-        let job =
-            ApplyJob { source: ApplySource::Entries(vec![command(7)]), responders: Vec::new(), skip: None };
+        let job = ApplyJob {
+            source: ApplySource::Entries(vec![command(7)]),
+            responders: Vec::new(),
+            skip: None,
+        };
         now(other.worker.run(job)).unwrap();
         assert!(is_bound(&other.take_snapshot().header.facts.membership), "after an install");
     }
 }
 
-/// Log time stands where it stood when the log was purged: it must not begin again at nothing.
+/// Log time continues from the time at which the log was purged: it must not restart at zero.
 #[test]
 fn log_time_does_not_go_back_over_a_purge_and_a_restart() {
     let machine = Recording::durable();
@@ -359,25 +379,29 @@ fn log_time_does_not_go_back_over_a_purge_and_a_restart() {
     let Node { mut ground, .. } = node;
     purge(&mut ground, 7);
     let mut node = start(ground.again(), machine.again()).unwrap();
-    assert_eq!(node.footing.time_ms, 1_007, "that of the snapshot");
+    assert_eq!(node.footing.time_ms, 1_007, "the log time of the snapshot");
     let mut early = command(8);
     early.time_ms = 1;
     store(&mut node.ground, 1, std::slice::from_ref(&early));
-    let job = ApplyJob { source: ApplySource::Entries(vec![early]), responders: Vec::new(), skip: None };
+    let job =
+        ApplyJob { source: ApplySource::Entries(vec![early]), responders: Vec::new(), skip: None };
     now(node.worker.run(job)).unwrap();
     assert_eq!(node.take_snapshot().header.facts.time_ms, 1_007);
 }
 
-/// A store of snapshots on a disk of its own.
+/// A snapshot store on its own disk.
 fn with_simulated_snapshots(ground: Ground, reserve_bytes: u64) -> (Ground, SimFs) {
     let fs = SimFs::new();
     let identity = &ground.opened.identity;
-    let options = SnapshotOptions { reserve_bytes, ..SnapshotOptions::new(identity.cluster, identity.group) };
-    let (store, _) = SnapshotStore::open(Arc::new(fs.clone()), "/snapshots".as_ref(), options).unwrap();
+    let options =
+        SnapshotOptions { reserve_bytes, ..SnapshotOptions::new(identity.cluster, identity.group) };
+    let (store, _) =
+        SnapshotStore::open(Arc::new(fs.clone()), "/snapshots".as_ref(), options).unwrap();
     (Ground { store, ..ground }, fs)
 }
 
-/// FINDINGS D2: nobody knows how large a first snapshot becomes; it is given up while there is room for the log.
+/// FINDINGS D2: the size of a first snapshot is unknown; it is abandoned while there is still space
+/// for the log.
 #[test]
 fn a_snapshot_that_does_not_fit_is_given_up_while_it_is_written() {
     let Node { ground, .. } = start(Ground::new(), Recording::default()).unwrap();
@@ -385,17 +409,20 @@ fn a_snapshot_that_does_not_fit_is_given_up_while_it_is_written() {
     let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
     let mut node = start(ground, machine).unwrap();
     node.commit(1, 4);
-    let task = now(node.worker.begin_snapshot(true)).unwrap().unwrap();
+    let task = now(node.worker.begin_snapshot(d_engine_replica::SnapshotCause::Requested))
+        .unwrap()
+        .unwrap();
     fs.set_free_bytes(Some((1 << 20) - 1));
     let told = task.build(&node.ground.store, &mut FullSpeed).unwrap_err().to_string();
-    assert!(told.contains("make room"), "{told}");
+    assert!(told.contains("make space"), "{told}");
     assert!(
         Fs::list(&fs, "/snapshots/staging".as_ref()).unwrap_or_default().is_empty(),
-        "nothing of it is left"
+        "its files are removed"
     );
 }
 
-/// FINDINGS D3, D4: the log was given up for the snapshot, so a node without room for its files waits and does not stop.
+/// FINDINGS D3, D4: the snapshot has replaced the log already, so a node without space for the
+/// unpacked files waits and does not stop.
 #[test]
 fn an_install_waits_for_room() {
     let (leader, info) = leader_with_snapshot(4);
@@ -403,10 +430,13 @@ fn an_install_waits_for_room() {
     let (full, fs) = with_simulated_snapshots(ground, 0);
     let mut node = start(full, Recording::default()).unwrap();
     send(&leader, &info, &node.ground.store);
-    let job = ApplyJob { source: ApplySource::Snapshot(at(1, 4)), responders: Vec::new(), skip: None };
+    let job =
+        ApplyJob { source: ApplySource::Snapshot(at(1, 4)), responders: Vec::new(), skip: None };
     fs.set_capacity(Some(fs.used_bytes()));
-    // First the question for room says no; then it says yes, and the room is taken meanwhile.
-    for (claimed, expected) in [(None, "make room"), (Some(1 << 30), "No space"), (None, "make room")] {
+    // First the check for space fails; then it passes, and the space is used up meanwhile.
+    for (claimed, expected) in
+        [(None, "make space"), (Some(1 << 30), "No space"), (None, "make space")]
+    {
         fs.set_free_bytes(claimed);
         let waits = node.worker.unpack(&job).unwrap();
         assert!(waits.as_ref().is_some_and(|why| why.contains(expected)), "{waits:?}");

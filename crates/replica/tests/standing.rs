@@ -1,4 +1,5 @@
-//! FINDINGS C1: a state machine that cannot apply an entry stands there; the node goes on, and the entry can be skipped.
+//! FINDINGS C1: a state machine that cannot apply an entry is halted there; the node continues, and
+//! the entry can be skipped.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod leader;
@@ -7,10 +8,10 @@ mod recording;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, FollowerReport, LogIndex, RoleKind};
+use d_engine_core::{EntryKind, FollowerReport, LogIndex, ReadMode, RoleKind};
 use d_engine_replica::{
-    ApplyJob, ApplySource, ApplyStop, Event, Jobs, LogId, Never, PeerMessage, ProposeError, ReadError,
-    ReadRequest, SkipError, SkippedEntry, StopReason, UnknownBecause,
+    ApplyJob, ApplySource, ApplyStop, Event, HaltCause, Jobs, LogId, Never, PeerMessage,
+    ProposeError, ReadError, ReadRequest, SkipError, SkippedEntry, StopReason, UnknownBecause,
 };
 use d_engine_storage::LogEntry;
 use leader::Node as Leader;
@@ -24,7 +25,7 @@ fn choking() -> Recording {
     Recording::with(Manner { chokes_on: Some(BAD), ..Manner::default() })
 }
 
-/// The same, keeping its state by itself.
+/// The same as a durable machine.
 fn choking_durable(held: &Recording) -> Recording {
     let manner = Manner { chokes_on: Some(BAD), is_durable: true, ..Manner::default() };
     let mut machine = Recording::with(manner);
@@ -51,7 +52,7 @@ fn stop_of(event: Event) -> (LogId, ApplyStop) {
 
 fn applied(event: Event) -> u64 {
     match event {
-        Event::Applied { through, .. } => through.index,
+        Event::Applied { through, .. } => through.index.get(),
         Event::ApplyStopped { stop, .. } => panic!("{stop:?}"),
         _ => panic!("another event"),
     }
@@ -69,39 +70,55 @@ fn the_entry_is_found_one_by_one_after_a_restart_and_can_be_skipped() {
     let mut node = Node::start(Ground::new(), choking(), Never).unwrap();
     node.store(1, 5);
     let (through, stop) = stop_of(run(&mut node, 1..=5, None));
-    assert_eq!((through, stop.first, stop.last, stop.stands_at()), (at(0, 0), at(1, 1), at(1, 5), None));
+    assert_eq!(
+        (through, stop.first, stop.last, stop.halted_at()),
+        (at(0, 0), at(1, 1), at(1, 5), None)
+    );
     assert!(stop.reason.to_string().contains("one of the entries 1 to 5"), "{}", stop.reason);
-    // Nobody knows how much of the chunk it has applied: it is not used any more.
+    // It is unknown how much of the chunk the machine has applied: it is not used any more.
     assert_eq!(stop_of(run(&mut node, 1..=5, Some(3))).1.first, at(1, 1));
-    assert!(now(node.worker.begin_snapshot(true)).is_err(), "it may be half of a chunk");
+    assert!(
+        now(node.worker.begin_snapshot(d_engine_replica::SnapshotCause::Requested)).is_err(),
+        "it may have applied a part of a chunk"
+    );
 
     let mut node = Node::start(node.ground.again(), choking(), Never).unwrap();
     let (through, stop) = stop_of(run(&mut node, 1..=5, None));
-    assert_eq!((through, stop.stands_at()), (at(1, 2), Some(at(1, 3))));
+    assert_eq!((through, stop.halted_at()), (at(1, 2), Some(at(1, 3))));
     let reason = stop.reason.to_string();
-    assert!(reason.contains("index 3 of term 1") && reason.contains("d-engine skip-entry 1:3"), "{reason}");
-    assert_eq!(stop_of(run(&mut node, 4..=5, None)).1, stop, "whatever else it is given");
-    assert_eq!(stop_of(run(&mut node, 3..=5, Some(4))).1.first, at(1, 3), "another entry is skipped");
+    assert!(
+        reason.contains("index 3 of term 1") && reason.contains("d-engine skip-entry 1:3"),
+        "{reason}"
+    );
+    assert_eq!(stop_of(run(&mut node, 4..=5, None)).1, stop, "whatever other job it is given");
+    assert_eq!(
+        stop_of(run(&mut node, 3..=5, Some(4))).1.first,
+        at(1, 3),
+        "another entry is skipped"
+    );
     assert_eq!(applied(run(&mut node, 3..=3, Some(3))), 3);
     assert_eq!(applied(run(&mut node, 4..=5, None)), 5);
     assert_eq!(node.machine.numbers(), [1, 2, 4, 5]);
 }
 
-/// A snapshot of a state in which the entry is skipped must not look like one of a state in which it was applied.
+/// A snapshot of a state in which the entry is skipped must not look like one of a state in which
+/// it was applied.
 #[test]
 fn no_snapshot_is_taken_between_the_skipped_entry_and_the_decision() {
     let mut node = Node::start(Ground::new(), choking(), Never).unwrap();
     node.store(1, 5);
     assert_eq!(applied(run(&mut node, 1..=3, Some(3))), 3);
     assert_eq!(applied(run(&mut node, 4..=5, None)), 5);
-    let early = now(node.worker.begin_snapshot(true)).unwrap_err().to_string();
-    assert!(early.contains("ask again when entry 6 is applied"), "{early}");
+    let early = now(node.worker.begin_snapshot(d_engine_replica::SnapshotCause::Requested))
+        .unwrap_err()
+        .to_string();
+    assert!(early.contains("retry when entry 6 is applied"), "{early}");
     store(&mut node.ground, 1, &[decision()]);
     now(node.worker.run(job(vec![decision()], None))).unwrap();
-    assert_eq!(node.take_snapshot().label().index, LogIndex::new(6));
+    assert_eq!(node.take_snapshot().last_included().index, LogIndex::new(6));
 }
 
-/// Its state differs from the others', and no later entry tells.
+/// Its state differs from that of the other nodes, and no later entry would show it.
 #[test]
 fn a_node_that_has_applied_a_skipped_entry_stops_by_name() {
     let mut node = Node::start(Ground::new(), Recording::default(), Never).unwrap();
@@ -111,7 +128,8 @@ fn a_node_that_has_applied_a_skipped_entry_stops_by_name() {
     assert!(stopped.contains("has applied it"), "{stopped}");
 }
 
-/// What a machine that keeps its own state has skipped is noted before: no log entry will tell it after a restart.
+/// An entry that a durable machine skips is recorded first: after a restart no log entry would tell
+/// it.
 #[test]
 fn a_durable_machine_remembers_what_it_has_skipped() {
     let first = choking_durable(&Recording::default());
@@ -122,40 +140,46 @@ fn a_durable_machine_remembers_what_it_has_skipped() {
 
     let mut node = Node::start(node.ground.again(), choking_durable(&first), Never).unwrap();
     assert_eq!(node.footing.applied, LogIndex::new(5));
-    assert!(now(node.worker.begin_snapshot(true)).is_err(), "not before the decision is applied");
+    assert!(
+        now(node.worker.begin_snapshot(d_engine_replica::SnapshotCause::Requested)).is_err(),
+        "not before the decision is applied"
+    );
     now(node.worker.run(job(vec![decision()], None))).unwrap();
     assert_eq!(node.machine.numbers(), [1, 2, 4, 5]);
 }
 
-/// A snapshot takes the place of whatever the machine holds, half of a chunk too.
+/// A snapshot replaces any state of the machine, even a partially applied chunk.
 #[test]
 fn a_snapshot_gets_a_machine_past_the_entry() {
     let (leader, info) = leader_with_snapshot(5);
     let mut node = Node::start(Ground::new(), choking(), Never).unwrap();
     node.store(1, 4);
     stop_of(run(&mut node, 1..=4, None));
-    assert!(node.install(at(1, 4)).is_err(), "it is not there: that is no matter of the machine's");
+    assert!(
+        node.install(at(1, 4)).is_err(),
+        "the snapshot is missing, which is not the machine's failure"
+    );
     send(&leader, &info, &node.ground.store);
     node.install(at(1, 5)).unwrap();
     assert!(node.worker.stop().is_none());
     assert_eq!(node.machine.numbers(), [1, 2, 3, 4, 5]);
 }
 
-/// A panic may leave anything behind: the machine is not used again, and waits for a new process.
+/// A panic may leave any state: the machine is not used again before a restart of the process.
 #[test]
 fn after_a_panic_only_a_new_process_goes_on() {
     let mut node = Node::start(Ground::new(), choking(), Never).unwrap();
     node.store(1, 5);
     assert_eq!(applied(run(&mut node, 1..=2, None)), 2);
     stop_of(run(&mut node, 3..=3, None));
-    let told = node.worker.stops(&StopReason::new("it panicked: oh"), true).unwrap();
-    assert_eq!(stop_of(told).1.stands_at(), Some(at(1, 3)));
+    let told = node.worker.stops(&StopReason::new("it panicked: oh"), HaltCause::Panic).unwrap();
+    assert_eq!(stop_of(told).1.halted_at(), Some(at(1, 3)));
     let (through, stop) = stop_of(run(&mut node, 3..=3, Some(3)));
     assert_eq!((through, stop.needs_restart()), (at(1, 2), true));
-    assert!(now(node.worker.begin_snapshot(true)).is_err());
+    assert!(now(node.worker.begin_snapshot(d_engine_replica::SnapshotCause::Requested)).is_err());
 }
 
-/// Node 1 of three, leading, with a machine that stands at entry 2.
+/// Node 1 of three leads; its machine is halted at entry 2.
 fn standing() -> (Leader, Answers) {
     let mut node = Leader::new(3);
     node.lead();
@@ -163,11 +187,11 @@ fn standing() -> (Leader, Answers) {
     node.propose(&answers, BAD);
     let jobs = answers_round(&mut node, 2, FollowerReport::default());
     assert_eq!(indexes(&jobs), [1, 2], "the no-op and the command");
-    // Behind it, and not given out yet.
+    // After it, and not given out yet.
     node.propose(&answers, 1);
     let stop = ApplyStop {
-        first: stands_at(&node).into(),
-        last: stands_at(&node).into(),
+        first: halted_at(&node),
+        last: halted_at(&node),
         panicked: false,
         reason: StopReason::new("it cannot"),
     };
@@ -175,7 +199,7 @@ fn standing() -> (Leader, Answers) {
     (node, answers)
 }
 
-/// A round of heartbeats, answered by `from` alone, which has stored everything.
+/// A round of heartbeats to which only `from` replies, which has persisted everything.
 fn answers_round(node: &mut Leader, from: u64, report: FollowerReport) -> Jobs {
     node.pass_ms(100);
     let jobs = node.handle(Event::Deadline);
@@ -185,21 +209,26 @@ fn answers_round(node: &mut Leader, from: u64, report: FollowerReport) -> Jobs {
     });
     let round = rounds.max().unwrap();
     let (term, last) = (node.replica.core().term(), node.replica.core().log().last.index);
-    node.receive(from, PeerMessage::HeartbeatReply { term, round, received: last, stored: last, report })
+    node.receive(
+        from,
+        PeerMessage::HeartbeatReply { term, round, received: last, persisted: last, report },
+    )
 }
 
 type Answers = Arc<Mutex<Vec<Result<Bytes, ProposeError>>>>;
 
-fn stands_at(node: &Leader) -> d_engine_core::LogId {
+fn halted_at(node: &Leader) -> LogId {
     let index = LogIndex::new(2);
-    d_engine_core::LogId::new(node.replica.core().term_at(index).unwrap(), index)
+    LogId::new(node.replica.core().term_at(index).unwrap(), index)
 }
 
 fn indexes(jobs: &Jobs) -> Vec<u64> {
     let mut indexes = Vec::new();
     for job in &jobs.apply {
         match &job.source {
-            ApplySource::Entries(entries) => indexes.extend(entries.iter().map(|entry| entry.id.index.get())),
+            ApplySource::Entries(entries) => {
+                indexes.extend(entries.iter().map(|entry| entry.id.index.get()))
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -216,12 +245,16 @@ fn a_node_whose_machine_stands_goes_on_without_callers() {
     let read = Arc::new(Mutex::new(None));
     let told = read.clone();
     let responder = Box::new(move |answer| *told.lock().unwrap() = Some(answer));
-    node.handle(Event::Read(vec![ReadRequest { lease: false, deadline: None, responder }]));
+    node.handle(Event::Read(vec![ReadRequest {
+        mode: ReadMode::Round,
+        deadline: None,
+        responder,
+    }]));
     assert!(matches!(read.lock().unwrap().take(), Some(Err(ReadError::Stopped { .. }))));
     let status = node.replica.status();
     assert!(status.stopped.is_none() && !status.ready && status.core.role == RoleKind::Leader);
     assert_eq!(status.alarms, ["it cannot"]);
-    assert_eq!(status.apply_stop.unwrap().stands_at(), Some(stands_at(&node).into()));
+    assert_eq!(status.apply_stop.unwrap().halted_at(), Some(halted_at(&node)));
 }
 
 #[test]
@@ -233,13 +266,13 @@ fn a_decision_counts_once_it_is_committed_and_gets_apply_past_the_entry() {
         let responder = Box::new(move |answer| told.lock().unwrap().push(answer));
         node.handle(Event::SkipEntry { target, responder })
     };
-    let target = stands_at(&node);
-    let stands = FollowerReport { stands_at: Some(target), ..FollowerReport::default() };
+    let target = halted_at(&node);
+    let stands = FollowerReport { halted_at: Some(target), ..FollowerReport::default() };
     answers_round(&mut node, 2, stands);
-    skip(&mut node, d_engine_core::LogId::new(target.term, LogIndex::new(1)));
+    skip(&mut node, LogId::new(target.term, LogIndex::new(1)));
     assert!(
         matches!(told.lock().unwrap().pop(), Some(Err(SkipError::Refused { .. }))),
-        "nobody stands there"
+        "no machine is halted there"
     );
     let jobs = skip(&mut node, target);
     assert!(told.lock().unwrap().is_empty() && jobs.apply.is_empty(), "it is not committed");
@@ -248,24 +281,24 @@ fn a_decision_counts_once_it_is_committed_and_gets_apply_past_the_entry() {
     assert_eq!(told.lock().unwrap().drain(..).collect::<Vec<_>>(), [Ok(last.get())]);
     assert_eq!(indexes(&jobs), [2]);
     let skipped = jobs.apply.first().unwrap().skip.unwrap();
-    assert_eq!((skipped.target, skipped.decided_at), (target.into(), last.get()));
+    assert_eq!((skipped.target, skipped.decided_at), (target, last.get()));
     let jobs =
-        node.handle(Event::Applied { through: target.into(), next_expiry_ms: None, command_version: 0 });
+        node.handle(Event::Applied { through: target, next_expiry_ms: None, command_version: 0 });
     assert_eq!(indexes(&jobs), (3..=last.get()).collect::<Vec<_>>());
     assert!(node.replica.apply_stop().is_none());
     skip(&mut node, target);
-    assert_eq!(told.lock().unwrap().pop(), Some(Ok(last.get())), "asked again, it is done");
+    assert_eq!(told.lock().unwrap().pop(), Some(Ok(last.get())), "a repeated request succeeds");
 }
 
-/// Nothing but a new process helps: no job is given out, again and again.
+/// Only a restart of the process helps: no job is given out, and the alarm is raised once.
 #[test]
 fn a_decision_that_needs_a_restart_is_told_and_not_tried() {
     let (mut node, _) = standing();
-    let target = stands_at(&node);
+    let target = halted_at(&node);
     let reason = StopReason::new("it panicked");
-    let stop = ApplyStop { first: target.into(), last: at(target.term.get(), 3), panicked: true, reason };
+    let stop = ApplyStop { first: target, last: at(target.term.get(), 3), panicked: true, reason };
     node.handle(Event::ApplyStopped { through: at(1, 1), stop });
-    let stands = FollowerReport { stands_at: Some(target), ..FollowerReport::default() };
+    let stands = FollowerReport { halted_at: Some(target), ..FollowerReport::default() };
     answers_round(&mut node, 2, stands);
     answers_round(&mut node, 3, stands);
     node.handle(Event::SkipEntry { target, responder: Box::new(|_| {}) });
@@ -274,15 +307,15 @@ fn a_decision_that_needs_a_restart_is_told_and_not_tried() {
     let alarms = node.replica.status().alarms;
     assert!(alarms.concat().contains("is skipped; start this node again"), "{alarms:?}");
     let jobs = answers_round(&mut node, 2, stands);
-    assert!(jobs.apply.is_empty() && !jobs.status_changed, "told once");
+    assert!(jobs.apply.is_empty() && !jobs.status_changed, "reported once");
 }
 
-/// The next leaders decide; this node's caller does not wait for them.
+/// Later leaders decide; this node's caller does not wait for them.
 #[test]
 fn whoever_asked_a_leader_that_is_deposed_is_told_that_nobody_knows() {
     let (mut node, _) = standing();
-    let target = stands_at(&node);
-    let stands = FollowerReport { stands_at: Some(target), ..FollowerReport::default() };
+    let target = halted_at(&node);
+    let stands = FollowerReport { halted_at: Some(target), ..FollowerReport::default() };
     answers_round(&mut node, 2, stands);
     let told = Arc::new(Mutex::new(None));
     let answer = told.clone();
@@ -290,40 +323,47 @@ fn whoever_asked_a_leader_that_is_deposed_is_told_that_nobody_knows() {
     node.handle(Event::SkipEntry { target, responder });
     let term = d_engine_core::Term::new(node.replica.core().term().get() + 1);
     let zero = LogIndex::ZERO;
-    let jobs = node.receive(3, PeerMessage::Heartbeat { term, commit: zero, round: 1, matched: zero });
+    let jobs =
+        node.receive(3, PeerMessage::Heartbeat { term, commit: zero, round: 1, matched: zero });
     assert_eq!(told.lock().unwrap().take(), Some(Err(SkipError::OutcomeUnknown)));
-    assert_eq!(told_of(&jobs), Some(Some(target)), "it tells the new leader where it stands");
-    node.handle(Event::Applied { through: target.into(), next_expiry_ms: None, command_version: 0 });
-    let jobs = node.receive(3, PeerMessage::Heartbeat { term, commit: zero, round: 2, matched: zero });
+    assert_eq!(
+        told_of(&jobs),
+        Some(Some(target)),
+        "it reports to the new leader where it is halted"
+    );
+    node.handle(Event::Applied { through: target, next_expiry_ms: None, command_version: 0 });
+    let jobs =
+        node.receive(3, PeerMessage::Heartbeat { term, commit: zero, round: 2, matched: zero });
     assert_eq!(told_of(&jobs), Some(None));
 }
 
-/// Where an answer to a heartbeat says that the machine stands.
-fn told_of(jobs: &Jobs) -> Option<Option<d_engine_core::LogId>> {
+/// Where the machine is halted according to a heartbeat reply.
+fn told_of(jobs: &Jobs) -> Option<Option<LogId>> {
     jobs.send.iter().find_map(|sent| match &sent.message {
-        PeerMessage::HeartbeatReply { report, .. } => Some(report.stands_at),
+        PeerMessage::HeartbeatReply { report, .. } => Some(report.halted_at),
         _ => None,
     })
 }
 
-/// After a restart the log may hold a decision that is not known to be committed yet.
+/// After a restart the log may contain a decision that is not known to be committed yet.
 #[test]
 fn apply_waits_before_an_entry_that_a_stored_decision_names() {
     let (mut node, _) = standing();
-    let target = stands_at(&node);
-    let stands = FollowerReport { stands_at: Some(target), ..FollowerReport::default() };
+    let target = halted_at(&node);
+    let stands = FollowerReport { halted_at: Some(target), ..FollowerReport::default() };
     answers_round(&mut node, 2, stands);
     node.handle(Event::SkipEntry { target, responder: Box::new(|_| {}) });
-    // As if the process were new: the state machine stands nowhere.
-    let jobs = node.handle(Event::Applied { through: at(1, 1), next_expiry_ms: None, command_version: 0 });
+    // As after a restart: the state machine is not halted.
+    let jobs =
+        node.handle(Event::Applied { through: at(1, 1), next_expiry_ms: None, command_version: 0 });
     assert!(jobs.apply.is_empty(), "{:?}", jobs.apply);
 }
 
 #[test]
 fn a_leader_whose_machine_stands_gives_way_to_a_voter_that_is_past_the_entry() {
     let (mut node, _) = standing();
-    assert!(!node.replica.core().is_handing_over());
+    assert!(!node.replica.core().is_transferring_leadership());
     let last = node.replica.core().log().last.index;
     answers_round(&mut node, 3, FollowerReport { applied: last, ..FollowerReport::default() });
-    assert!(node.replica.core().is_handing_over());
+    assert!(node.replica.core().is_transferring_leadership());
 }

@@ -1,9 +1,11 @@
-//! What a node is told before it starts: in code or in a TOML file, checked before anything is opened.
+//! The configuration of a node, in code or in a TOML file. It is checked before anything is opened.
 
 mod address;
 mod check;
 mod error;
 mod fields;
+mod local;
+mod ports;
 mod snapshots;
 
 use std::fs;
@@ -13,12 +15,14 @@ use d_engine_storage::{ClusterId, Member, MemberRole, Membership, MembershipErro
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
+pub use ports::free_loopback_ports;
 pub use snapshots::{SnapshotCompression, Snapshots};
 
 /// The settings of one node.
 ///
-/// In code, start from the default and change what you need; in a file, every field is optional but
-/// `data_dir`. [`Config::validate`] is called by `NodeBuilder::build`, and by [`Config::from_file`].
+/// In code, start from the default or from [`Config::local_cluster`] and change what you need. In a
+/// file, every field except `data_dir` is optional. `NodeBuilder::build` and [`Config::from_file`]
+/// call [`Config::validate`].
 ///
 /// ```
 /// let config = d_engine_server::Config { data_dir: "/var/lib/app".into(), ..Default::default() };
@@ -29,94 +33,100 @@ pub use snapshots::{SnapshotCompression, Snapshots};
 pub struct Config {
     /// This node's id: 1 or higher, different for every node. Default 1.
     pub node_id: u64,
-    /// The cluster's id as 32 hexadecimal digits, the same on every node. Needed when there is more than
+    /// The cluster's id as 32 hexadecimal digits, the same on every node. Required with more than
     /// one member; a node that is alone draws one at its first start.
     pub cluster_id: Option<String>,
-    /// Where log, identity and snapshots lie. Must be set. In a file, a relative path starts at the
-    /// file's own directory; in code, at the working directory.
+    /// The directory for log, identity and snapshots. Required. In a file, a relative path is
+    /// resolved against the file's directory; in code, against the working directory.
     pub data_dir: PathBuf,
-    /// Where to listen for other nodes, as `host:port`. Default: this node's `peer_addr` in
-    /// `members`; loopback and any free port for a node that is alone.
+    /// The address on which the node listens for other nodes, as `host:port`. Default: this node's
+    /// `peer_addr` in `members`; a node that is alone does not listen for other nodes.
     pub peer_listen: Option<String>,
-    /// Where to listen for clients, as `host:port`. Default: this node's `client_addr` in
-    /// `members`. Empty: no client service.
+    /// The address on which the node listens for clients, as `host:port`. Default: this node's
+    /// `client_addr` in `members`. Empty: no client service.
     pub client_listen: Option<String>,
-    /// The members of the cluster, this node among them, the same list on every node. Empty: this node alone. Their ids
-    /// are settled by the first start of a data directory, and later starts with others are refused; their addresses are
-    /// read at every start.
+    /// The members of the cluster, including this node; the same list on every node. Empty: this
+    /// node alone. The first start of a data directory fixes their ids, and a later start with
+    /// other ids is refused. Their addresses are read at every start.
     pub members: Vec<MemberConfig>,
-    /// How often a leader shows that it is alive, in milliseconds. Default 100.
+    /// The interval of the leader's heartbeats, in milliseconds. Default 100.
     pub heartbeat_interval_ms: u64,
-    /// The shortest time without a leader after which a node stands for election, in milliseconds. At least
-    /// three heartbeats, so that one lost message changes no leader. Default 500.
+    /// The shortest election timeout, in milliseconds: a node that has heard no leader for that
+    /// time campaigns. At least three heartbeat intervals, so that one lost message does not change
+    /// the leader. Default 500.
     pub election_timeout_min_ms: u64,
-    /// The longest such time, in milliseconds; each node draws its own in between (Raft paper, section
-    /// 5.2). Default 1,000.
+    /// The longest election timeout, in milliseconds; each node draws its timeouts at random
+    /// between the two (Raft paper, section 5.2). Default 1,000.
     pub election_timeout_max_ms: u64,
-    /// By how many percent the rate of any node's clock may differ from true time; the same on every
-    /// node. Lease reads are only as good as this bound; 100 turns the lease off: such reads then cost a
-    /// round like linearizable ones. Default 10.
+    /// The bound on clock drift: by how many percent the rate of any node's clock may differ from
+    /// true time. The same on every node. Lease reads are linearizable only if this bound holds.
+    /// 100 turns the leader lease off; a lease read then costs a read round, like a linearizable
+    /// read. Default 10.
     pub clock_drift_percent_max: u32,
-    /// How far the wall clocks of a quorum may lie apart to be believed, in milliseconds: the log's time, by
-    /// which keys expire, goes by them and not by one node's clock. Default 1,000.
+    /// By how much the wall clocks of a quorum may differ, in milliseconds. Log time, by which keys
+    /// expire, follows the wall clocks of a quorum that agrees within this bound, and not one
+    /// node's clock. Default 1,000.
     pub max_clock_offset_ms: u64,
-    /// Believe the wall clock of a node that is alone also when it differs by more than an hour from the time in
-    /// its log. Otherwise such a node goes on from the log's time and `status` raises an alarm. Default false.
+    /// Whether a node that is alone accepts its wall clock even if that differs by more than an
+    /// hour from the time in its log. Otherwise the node continues from the time in its log, and
+    /// `status` raises an alarm. Default false.
     pub accept_clock: bool,
-    /// When snapshots are taken and what they may use.
+    /// When snapshots are taken, and how much disk and network they may use.
     pub snapshots: Snapshots,
     /// Bounds on memory, queues and files.
     pub limits: Limits,
 }
 
-/// One of the first members of a cluster.
+/// A member of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemberConfig {
     /// The node's id.
     pub id: u64,
-    /// Where other nodes reach it, as `host:port`.
+    /// The address at which other nodes reach it, as `host:port`.
     pub peer_addr: String,
-    /// Where clients reach it, as `host:port`; empty when it serves none.
+    /// The address at which clients reach it, as `host:port`; empty if it serves no clients.
     #[serde(default)]
     pub client_addr: String,
 }
 
-/// Bounds on memory, queues and files. Whatever passes a bound of an intake is answered `Busy`.
+/// Bounds on memory, queues and files. A command or a read beyond a bound on pending requests is
+/// refused with `Busy`; retry it after a pause.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// The longest command in bytes. Default 1 MiB.
+    /// The longest accepted command, in bytes. Default 1 MiB.
     pub max_command_bytes: usize,
-    /// Commands waiting to be taken up, by number. Default 8,192.
+    /// Commands waiting for the raft thread, by number. Default 8,192.
     pub max_pending_proposals: usize,
-    /// Commands waiting to be taken up, in bytes. Default 64 MiB.
+    /// Commands waiting for the raft thread, in bytes. Default 64 MiB.
     pub max_pending_bytes: usize,
-    /// Reads waiting to be confirmed, by number. Default 65,536.
+    /// Reads waiting for confirmation, by number. Default 65,536.
     pub max_pending_reads: usize,
-    /// Connections of clients; more wait until one is closed. Default 1,024.
+    /// Client connections. Further ones wait until one is closed. Default 1,024.
     pub max_client_connections: usize,
-    /// Requests of clients that are being taken up, in bytes, and answers to reads that have not been written to
-    /// the socket yet: as much of each. Default 64 MiB.
+    /// Client requests being processed, in bytes, and the same number of bytes again for replies to
+    /// reads that are not yet written to the socket. Default 64 MiB.
     pub max_client_bytes: usize,
-    /// Calls on their way on one connection of a client; more wait at the client. Default 4,096, as many as a client
-    /// has in flight at most.
+    /// Concurrent calls on one client connection; further ones wait at the client. Default 4,096,
+    /// the most that a client has in flight.
     pub max_calls_per_connection: usize,
-    /// Entries of the leader that are not committed yet, in bytes. Default 64 MiB.
+    /// Uncommitted entries of the leader, in bytes. Default 64 MiB.
     pub max_uncommitted_bytes: usize,
-    /// Entries on their way to one follower, in bytes. Default 4 MiB.
+    /// Entries in flight to one follower, in bytes. Default 4 MiB.
     pub max_inflight_bytes: usize,
-    /// Entries in one message to a follower, in bytes; a longer entry travels alone. Default 256 KiB.
+    /// Entries in one message to a follower, in bytes; a longer entry is sent alone. Default 256
+    /// KiB.
     pub max_append_bytes: usize,
-    /// Entries that the state machine gets at once, by number. Default 512.
+    /// Entries that the state machine applies in one batch, by number. Default 512.
     pub max_apply_entries: usize,
-    /// Recent entries kept in memory for followers and apply, in bytes. Default 64 MiB.
+    /// Recent entries that stay in memory for followers and for apply, in bytes. Default 64 MiB.
     pub log_cache_bytes: usize,
-    /// The size of one log file in bytes. Default 16 MiB. A node that has been idle keeps the current one and
-    /// the next filled with zeros, so a new node takes twice this.
+    /// The size of a log segment, in bytes. Default 16 MiB. An idle node keeps the current segment
+    /// and the next one, both preallocated with zeros, so a new node takes up twice this size.
     pub segment_bytes: usize,
-    /// With fewer free bytes on the disk of the log, commands are refused, so that snapshots and purges still have
-    /// room.
+    /// The free space below which commands are refused, in bytes, so that snapshots and purges
+    /// still have space on the log's disk. Default 2 MiB.
     pub min_free_bytes: u64,
     /// Messages waiting to be sent to one node, by number. Default 4,096.
     pub peer_queue_frames: usize,
@@ -168,33 +178,35 @@ impl Default for Limits {
     }
 }
 
-/// The path from the root: where a process stands later does not matter then. Symbolic links stay as they are.
+/// Makes the path absolute, so that a later change of the working directory does not matter.
+/// Symbolic links are not resolved.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
-    // It fails for an empty path, which is refused with its own reason, and where there is no working directory.
+    // Fails for an empty path, which `validate` refuses with its own reason, and without a working
+    // directory.
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Where a node listens that is not told anything.
+/// The peer address of a node for which none is configured.
 const LOOPBACK: &str = "127.0.0.1:0";
 
 impl Config {
-    /// Reads and checks a TOML file. Nothing but the file itself is opened.
+    /// Reads and checks a TOML file. Opens nothing but that file.
     ///
     /// # Errors
-    /// See [`ConfigError`]; the message names the file, the field, its value and what is allowed.
+    /// See [`ConfigError`]. The message names the file, the field, its value and what is allowed.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         let text = fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { file: path.to_owned(), source })?;
         let mut config = Self::parse(&text).map_err(|error| error.in_file(path))?;
         if config.data_dir.is_relative() {
-            // A pipe lies in no directory that anybody means.
+            // A pipe has no directory against which to resolve the path.
             let folder = path.parent().filter(|_| path.is_file()).ok_or_else(|| ConfigError::Refused {
                 file: Some(path.to_owned()),
                 field: "data_dir".to_owned(),
                 value: config.data_dir.display().to_string(),
-                allowed: "a relative path starts at the config's own directory, and this config is no file: write the \
-                          whole path"
+                allowed: "a relative path is resolved against the config file's directory, and this config is not \
+                          a regular file: write the whole path"
                     .to_owned(),
             })?;
             config.data_dir = absolute(&folder.join(&config.data_dir));
@@ -205,7 +217,7 @@ impl Config {
     /// Reads and checks the text of a TOML file.
     ///
     /// # Errors
-    /// As [`Config::from_file`], without a file's name.
+    /// Those of [`Config::from_file`], without the name of a file.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         Self::parse(text)
     }
@@ -230,32 +242,36 @@ impl Config {
         check::check(self)
     }
 
-    /// The cluster's id, if one is set and readable.
+    /// Returns the cluster's id; `None` if it is not set or malformed.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster_id.as_deref().and_then(ClusterId::from_hex)
     }
 
-    /// Where to listen for other nodes.
+    /// Returns the address on which to listen for other nodes.
     #[must_use]
     pub fn peer_listen_addr(&self) -> &str {
         let own = self.own_member().map(|member| member.peer_addr.as_str());
         self.peer_listen.as_deref().or(own).unwrap_or(LOOPBACK)
     }
 
-    /// Where to listen for clients; `None`: no client service.
+    /// Returns the address on which to listen for clients; `None`: no client service.
     #[must_use]
     pub fn client_listen_addr(&self) -> Option<&str> {
         let own = self.own_member().map(|member| member.client_addr.as_str());
         self.client_listen.as_deref().or(own).filter(|address| !address.is_empty())
     }
 
-    /// The first configuration of the cluster. A node that is alone is reached at `peer_addr` and
-    /// `client_addr`: the addresses it really listens on.
+    /// Returns the first membership of the cluster. The addresses are used only for a node that is
+    /// alone: they are those on which it listens.
     ///
     /// # Errors
     /// None for a config that [`Config::validate`] has accepted.
-    pub fn membership(&self, peer_addr: &str, client_addr: &str) -> Result<Membership, MembershipError> {
+    pub fn membership(
+        &self,
+        peer_addr: &str,
+        client_addr: &str,
+    ) -> Result<Membership, MembershipError> {
         let voter = |node: u64, peer_addr: &str, client_addr: &str| Member {
             node,
             peer_addr: peer_addr.to_owned(),
@@ -266,7 +282,9 @@ impl Config {
         if self.members.is_empty() {
             return Membership::new([voter(self.node_id, peer_addr, client_addr)]);
         }
-        Membership::new(self.members.iter().map(|one| voter(one.id, &one.peer_addr, &one.client_addr)))
+        Membership::new(
+            self.members.iter().map(|one| voter(one.id, &one.peer_addr, &one.client_addr)),
+        )
     }
 
     fn own_member(&self) -> Option<&MemberConfig> {

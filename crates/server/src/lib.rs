@@ -1,52 +1,41 @@
-//! d-engine on threads, clocks and sockets.
+//! The node: d-engine on threads, clocks and sockets.
 //!
-//! [`NodeBuilder`] puts a [`Node`] together from a [`Config`]; starting it gives an
-//! [`EmbeddedEngine`], the handle for everything else.
+//! [`NodeBuilder`] builds a [`Node`] from a [`Config`]; starting it returns an [`EmbeddedEngine`],
+//! the handle for everything else.
 //!
 //! # Where to look
-//! `builder.rs` starts a node over the threads of `node_threads.rs`; `raft_thread.rs` drives the replica;
-//! `worker_threads.rs` has the log thread, `apply_thread.rs` and `snapshot_thread.rs` the others; `inbox.rs` what comes
-//! in for the raft thread; `transport/` how nodes talk; `transfers.rs` how snapshots travel; `api.rs` the client service.
+//! `node/builder.rs` starts a node, whose threads `threads/start.rs` assembles: `threads/raft.rs`
+//! drives the replica; `threads/workers.rs` contains the log thread; `threads/apply.rs` and
+//! `threads/snapshot.rs` contain the apply and snapshot threads; `threads/inbox.rs` is the raft
+//! thread's input. What the threads do is decided in `d_engine_replica`; what they share is checked
+//! in `tests/models.rs`. `transport/` connects nodes, `snapshots/` sends and receives snapshots,
+//! `clients/` is the client service, and `config.rs` has the settings.
 
-mod api;
-mod apply_thread;
-mod builder;
-mod client_bytes;
-mod client_connections;
-mod clock;
+mod clients;
 mod config;
-mod descriptors;
-mod embedded;
-mod ending;
-mod entropy;
 mod error;
-mod inbox;
-mod node_status;
-mod node_threads;
-mod pace;
-mod peer_refusals;
-mod raft_thread;
-mod read_gate;
-mod scrub_thread;
-mod seldom;
-mod snapshot_status;
-mod snapshot_thread;
-mod transfers;
+mod node;
+mod snapshots;
+mod sync;
+mod threads;
 pub mod transport;
-mod worker_threads;
 
-// What the handle's methods take and give.
+// Types in the signatures of the handle's methods.
+pub use d_engine_api::message::EntryId;
+pub use d_engine_api::{
+    Member, NodeRole, NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
+    SnapshotStatus,
+};
 pub use d_engine_replica::{
-    ProposeError, ReadConsistency, ReadError, SkipError, TransferError, UnknownBecause,
+    ProposeError, ReadError, SkipError, SnapshotRequestError, TransferError, UnknownBecause,
 };
 
-pub use builder::{IntoStateMachine, Node, NodeBuilder};
-pub use config::{Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots};
-pub use embedded::EmbeddedEngine;
-pub use error::{SnapshotRequestError, StartError, WaitError};
-pub use node_status::NodeStatus;
-pub use snapshot_status::SnapshotStatus;
-pub use transfers::{ReceivingSnapshot, SendingSnapshot};
+pub use config::{
+    Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots, free_loopback_ports,
+};
+pub use error::{StartError, WaitError};
+pub use node::builder::{IntoStateMachine, Node, NodeBuilder};
+pub use node::embedded::EmbeddedEngine;
 
-/// Why a node has stopped that was asked to.
+/// The stop reason of a node that was shut down in order.
 const SHUT_DOWN: &str = "the node was shut down";

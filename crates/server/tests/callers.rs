@@ -1,4 +1,4 @@
-//! What callers are told: deadlines, readiness, transfers of leadership, and the end of a node.
+//! What callers receive: deadlines, readiness, leadership transfers, and the shutdown of a node.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/held.rs"]
@@ -15,7 +15,7 @@ use d_engine_server::{
     UnknownBecause,
 };
 use held::Held;
-use support::{PATIENCE, cluster, put, start};
+use support::{TIMEOUT, cluster, put, start};
 
 fn command(key: &str) -> bytes::Bytes {
     KvCommand::put(key.to_owned(), "v").encode()
@@ -24,14 +24,23 @@ fn command(key: &str) -> bytes::Bytes {
 async fn held(dir: &std::path::Path) -> (Arc<Held>, EmbeddedEngine) {
     let machine = Arc::new(Held::default());
     let config = Config { data_dir: dir.join("data"), ..Config::default() };
-    // Of any type, or of none that is known.
+    // The engine also accepts a machine whose concrete type is not known.
     let any: Arc<dyn StateMachine> = machine.clone();
     let engine = EmbeddedEngine::start_custom(any, config).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     (machine, engine)
 }
 
-/// The place of the node that leads.
+#[tokio::test]
+async fn a_stop_reason_is_known_only_once_the_node_has_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = EmbeddedEngine::start(dir.path()).await.unwrap();
+    assert_eq!(engine.stop_reason(), None);
+    engine.stop().await;
+    assert!(engine.stop_reason().unwrap().to_string().contains("shut down"));
+}
+
+/// Returns the position of the node that leads.
 async fn leader(engines: &[EmbeddedEngine]) -> usize {
     let mut leader = None;
     let found = async {
@@ -40,11 +49,11 @@ async fn leader(engines: &[EmbeddedEngine]) -> usize {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.unwrap();
+    tokio::time::timeout(TIMEOUT, found).await.unwrap();
     leader.unwrap()
 }
 
-/// Three nodes with timeouts so long that nothing but the test moves leadership.
+/// Starts three nodes whose timeouts are so long that leadership moves only when the test moves it.
 async fn calm(dir: &std::path::Path) -> Vec<EmbeddedEngine> {
     let mut engines = Vec::new();
     for mut config in cluster(dir, 3) {
@@ -57,7 +66,8 @@ async fn calm(dir: &std::path::Path) -> Vec<EmbeddedEngine> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_to_a_node_that_has_just_died_says_who_leads_and_sends_callers_to_it_meanwhile() {
+async fn a_transfer_to_a_node_that_has_just_died_says_who_leads_and_sends_callers_to_it_meanwhile()
+{
     let dir = tempfile::tempdir().unwrap();
     let engines = calm(dir.path()).await;
     let leads = leader(&engines).await;
@@ -73,22 +83,29 @@ async fn a_transfer_to_a_node_that_has_just_died_says_who_leads_and_sends_caller
         }
     };
     let (moved, refused) =
-        tokio::time::timeout(PATIENCE, async { tokio::join!(transfer, propose) }).await.unwrap();
+        tokio::time::timeout(TIMEOUT, async { tokio::join!(transfer, propose) }).await.unwrap();
     let ProposeError::TransferInProgress { successor: Some(successor) } = refused else {
         panic!("{refused}")
     };
-    assert_eq!((successor.node.get(), successor.client_addr), (number, format!("127.0.0.1:{number}")));
-    let TransferError::TimedOut { target: Some(named), leader: Some(still), waited_ms } = moved.unwrap_err()
+    assert_eq!(
+        (successor.node.get(), successor.client_addr),
+        (number, format!("127.0.0.1:{number}"))
+    );
+    let TransferError::TimedOut { target: Some(named), leader: Some(still), waited_ms } =
+        moved.unwrap_err()
     else {
         panic!("no timeout")
     };
-    // The leader's own patience and two elections.
+    // The leader's own timeout and two elections.
     assert_eq!((named, still, waited_ms), (number, leads as u64 + 1, 2_000 + 2 * 2_500));
 
-    // By now the leader knows that nobody is there.
+    // By now the leader knows that the target does not respond.
     let began = Instant::now();
     let refused = engines[leads].transfer_leadership(Some(number)).await.unwrap_err();
-    assert!(matches!(refused, TransferError::TargetSilent { target, .. } if target == number), "{refused}");
+    assert!(
+        matches!(refused, TransferError::TargetSilent { target, .. } if target == number),
+        "{refused}"
+    );
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     engines[leads].propose(command("k")).await.unwrap();
     for engine in &engines {
@@ -104,31 +121,36 @@ async fn a_read_that_no_majority_confirms_ends_with_its_deadline() {
     for other in [(leads + 1) % 3, (leads + 2) % 3] {
         engines[other].stop().await;
     }
-    let patience = Duration::from_millis(20);
-    let late = engines[leads].get_within(b"k", ReadConsistency::Linearizable, patience).await.unwrap_err();
+    let timeout = Duration::from_millis(20);
+    let late =
+        engines[leads].get_within(b"k", ReadConsistency::Linearizable, timeout).await.unwrap_err();
     assert_eq!(late, ReadError::Expired);
-    let late = engines[leads].query_within(b"k", ReadConsistency::Linearizable, patience).await.unwrap_err();
+    let late = engines[leads]
+        .query_within(b"k", ReadConsistency::Linearizable, timeout)
+        .await
+        .unwrap_err();
     assert_eq!(late, ReadError::Expired);
-    let now = engines[leads].get_within(b"k", ReadConsistency::Eventual, patience).await.unwrap();
+    let now = engines[leads].get_within(b"k", ReadConsistency::Eventual, timeout).await.unwrap();
     assert_eq!(now, Some("v".into()));
     engines[leads].stop().await;
 }
 
-/// The read was confirmed, and the state machine's disk hangs.
+/// The read was confirmed, but the state machine hangs on its disk.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_whose_state_machine_hangs_ends_with_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
     let closed = machine.get.close();
-    let patience = Duration::from_millis(50);
-    let late = engine.get_within(b"k", ReadConsistency::Eventual, patience).await.unwrap_err();
+    let timeout = Duration::from_millis(50);
+    let late = engine.get_within(b"k", ReadConsistency::Eventual, timeout).await.unwrap_err();
     assert_eq!(late, ReadError::Expired);
     drop(closed);
     engine.get_within(b"k", ReadConsistency::Eventual, Duration::from_secs(5)).await.unwrap();
     engine.stop().await;
 }
 
-/// The command is in the log, and its caller is not told that leadership was lost.
+/// The command is in the log, and its caller receives the deadline as the reason, not a lost
+/// leadership.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_not_applied_in_time_has_an_unknown_outcome_with_the_right_reason() {
     let dir = tempfile::tempdir().unwrap();
@@ -140,7 +162,7 @@ async fn a_command_that_is_not_applied_in_time_has_an_unknown_outcome_with_the_r
     engine.stop().await;
 }
 
-/// A new leader's lease is no leave to answer from a state that lacks what was acknowledged.
+/// A lease allows no read of a state that lacks acknowledged writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
     let dir = tempfile::tempdir().unwrap();
@@ -148,18 +170,18 @@ async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
     let closed = machine.apply.close();
     let late = engine.propose_within(command("k"), Duration::from_millis(200)).await.unwrap_err();
     assert!(matches!(late, ProposeError::OutcomeUnknown { .. }), "{late}");
-    let patience = Duration::from_millis(200);
+    let timeout = Duration::from_millis(200);
     for consistency in [ReadConsistency::Lease, ReadConsistency::Linearizable] {
-        let read = engine.get_within(b"k", consistency, patience).await;
+        let read = engine.get_within(b"k", consistency, timeout).await;
         assert_eq!(read, Err(ReadError::Expired), "{consistency:?}");
     }
     drop(closed);
-    let read = engine.get_within(b"k", ReadConsistency::Lease, PATIENCE).await.unwrap();
+    let read = engine.get_within(b"k", ReadConsistency::Lease, TIMEOUT).await.unwrap();
     assert_eq!(read, Some("v".into()));
     engine.stop().await;
 }
 
-/// A state machine that takes its time over counting its records runs all the same.
+/// A state machine that takes long to count its records does not delay readiness.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_count_does_not_make_a_node_unready() {
     let dir = tempfile::tempdir().unwrap();
@@ -168,13 +190,13 @@ async fn a_slow_count_does_not_make_a_node_unready() {
     for _ in 0..2 {
         let status = engine.status().await;
         assert!(status.ready && status.state_machine_running);
-        assert_eq!(status.state_machine_len, None);
+        assert_eq!(status.records, None);
     }
     drop(closed);
     engine.stop().await;
 }
 
-/// Readiness is about having caught up once; how far a node is behind is told by numbers.
+/// Readiness means that the node has caught up once; numbers report how far it lags behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_stays_ready_while_it_applies() {
     let dir = tempfile::tempdir().unwrap();
@@ -185,13 +207,12 @@ async fn a_node_stays_ready_while_it_applies() {
     let lag = async {
         loop {
             let status = engine.status().await;
-            let replica = status.replica.as_ref().unwrap();
-            if replica.core.log.committed.get() > replica.applied {
+            if status.commit_index > status.applied_index {
                 return status.ready;
             }
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, lag).await.unwrap());
+    assert!(tokio::time::timeout(TIMEOUT, lag).await.unwrap());
     drop(closed);
     engine.stop().await;
     assert!(!engine.status().await.ready);
@@ -203,17 +224,23 @@ async fn a_dropped_call_of_stop_does_not_let_the_next_one_return_early() {
     let (machine, engine) = held(dir.path()).await;
     let closed = machine.apply.close();
     assert!(engine.propose_within(command("k"), Duration::from_millis(200)).await.is_err());
-    // Long enough for the node's patience with its callers: the threads are being joined by then.
-    let patience = Duration::from_secs(4);
+    // Longer than the node waits for its callers: by then it joins its threads.
+    let timeout = Duration::from_secs(4);
     for _ in 0..2 {
-        assert!(tokio::time::timeout(patience, engine.stop()).await.is_err(), "the apply thread still runs");
+        assert!(
+            tokio::time::timeout(timeout, engine.stop()).await.is_err(),
+            "the apply thread still runs"
+        );
     }
     drop(closed);
-    tokio::time::timeout(PATIENCE, engine.stop()).await.unwrap();
-    assert!(!engine.is_leader() && engine.leader().is_none(), "a node that has stopped leads nothing");
+    tokio::time::timeout(TIMEOUT, engine.stop()).await.unwrap();
+    assert!(
+        !engine.is_leader() && engine.leader().is_none(),
+        "a stopped node still reports that it leads"
+    );
 }
 
-/// A follower learns of a commit with the next message: its snapshot must not be taken before.
+/// A follower learns of a commit with the next message; it must not take its snapshot before that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_at_a_follower_has_everything_that_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
@@ -222,9 +249,9 @@ async fn a_snapshot_at_a_follower_has_everything_that_was_acknowledged() {
     let follower = &engines[(leads + 1) % 3];
     for n in 0..20 {
         put(&engines, &n.to_string(), "v").await;
-        let committed = engines[leads].status().await.replica.unwrap().core.log.committed;
+        let committed = engines[leads].replica_status().await.unwrap().core.log.committed;
         let taken = follower.take_snapshot().await.unwrap();
-        assert!(taken.label().index >= committed, "{taken:?} after {committed:?}");
+        assert!(taken.last_included().index >= committed, "{taken:?} after {committed:?}");
     }
     for engine in &engines {
         engine.stop().await;
@@ -237,10 +264,11 @@ fn a_runtime_without_timers_is_refused_at_the_start() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let refused = runtime.block_on(EmbeddedEngine::start(dir.path().join("data"))).unwrap_err();
     assert!(matches!(refused, StartError::NoRuntime), "{refused}");
-    assert!(!dir.path().join("data").exists(), "nothing may be opened");
+    assert!(!dir.path().join("data").exists(), "the data directory was created");
 }
 
-/// The apply thread may still write: until it has ended nobody else gets the directory, also when the log is closed.
+/// The apply thread may still write: until it has ended, no other process gets the directory, even
+/// if the log is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_stays_locked_until_the_last_thread_of_a_dropped_engine_has_ended() {
     let dir = tempfile::tempdir().unwrap();
@@ -256,13 +284,13 @@ async fn a_directory_stays_locked_until_the_last_thread_of_a_dropped_engine_has_
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, hangs).await.unwrap();
+    tokio::time::timeout(TIMEOUT, hangs).await.unwrap();
     proposed.abort();
     proposed.await.unwrap_err();
     drop(engine);
     let again = || EmbeddedEngine::start(dir.path().join("data"));
     let began = Instant::now();
-    // The raft thread waits two seconds for what is on its way; the log is closed a moment later.
+    // The raft thread waits two seconds for requests in flight; the log is closed a moment later.
     while began.elapsed() < Duration::from_secs(4) {
         let refused = again().await.unwrap_err().to_string();
         assert!(refused.contains("`stop()`"), "{refused}");
@@ -276,6 +304,6 @@ async fn a_directory_stays_locked_until_the_last_thread_of_a_dropped_engine_has_
             }
         }
     };
-    let engine = tokio::time::timeout(PATIENCE, started).await.unwrap();
+    let engine = tokio::time::timeout(TIMEOUT, started).await.unwrap();
     engine.stop().await;
 }

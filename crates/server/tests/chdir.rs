@@ -1,13 +1,14 @@
-//! A process that changes its working directory: in a file of its own, because that concerns every thread.
+//! A process that changes its working directory. The test has a file of its own, because the change
+//! affects every thread of the process.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use d_engine_kv::KvCommand;
 use d_engine_server::{EmbeddedEngine, ReadConsistency};
-use support::PATIENCE;
+use support::TIMEOUT;
 
-/// Another directory that has a stopped engine's `data` in it is the worst place to come to.
+/// The worst case: the new working directory contains the `data` of a stopped engine.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relative_data_dir_stays_where_it_was_when_the_node_started() {
     let dir = tempfile::tempdir().unwrap();
@@ -16,9 +17,9 @@ async fn a_relative_data_dir_stays_where_it_was_when_the_node_started() {
         std::fs::create_dir(place).unwrap();
         std::env::set_current_dir(place).unwrap();
         let engine = EmbeddedEngine::start("data").await.unwrap();
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
         std::env::set_current_dir(&there).unwrap();
-        // Enough for new segments, a snapshot and a purge.
+        // Enough writes for new segments, a snapshot and a purge.
         for n in 0..20 {
             let command = KvCommand::put(format!("k{n}"), vec![n; 900 << 10]).encode();
             engine.propose(command).await.unwrap();
@@ -29,7 +30,7 @@ async fn a_relative_data_dir_stays_where_it_was_when_the_node_started() {
     }
     for (place, value) in [(&there, "theirs"), (&here, "ours")] {
         let engine = EmbeddedEngine::start(place.join("data")).await.unwrap();
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
         let found = engine.get(b"whose", ReadConsistency::Linearizable).await.unwrap();
         assert_eq!(found.as_deref(), Some(value.as_bytes()));
         engine.stop().await;

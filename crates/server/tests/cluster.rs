@@ -7,21 +7,21 @@ use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvReply};
 use std::time::Duration;
 
-use d_engine_replica::{ReadConsistency, ReadError, TransferError};
-use d_engine_server::EmbeddedEngine;
-use support::{PATIENCE, cluster, put, start};
+use d_engine_replica::{ReadError, TransferError};
+use d_engine_server::{EmbeddedEngine, ReadConsistency};
+use support::{TIMEOUT, cluster, put, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_alone_answers_and_remembers() {
     let dir = tempfile::tempdir().unwrap();
     let engine = EmbeddedEngine::start(dir.path()).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let reply = engine.propose(KvCommand::put("k", "v").encode()).await.unwrap();
     assert_eq!(KvReply::decode(&reply).unwrap(), KvReply::Done { existed: false });
     engine.stop().await;
 
     let engine = EmbeddedEngine::start(dir.path()).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let value = engine.get(b"k", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(value, Some(Bytes::from_static(b"v")));
     engine.stop().await;
@@ -36,7 +36,7 @@ async fn three_nodes_go_on_without_one_and_the_third_catches_up() {
         engines.push(start(config).await);
     }
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
     }
     for n in 0..100 {
         put(&engines, &format!("k{n}"), "before").await;
@@ -47,7 +47,7 @@ async fn three_nodes_go_on_without_one_and_the_third_catches_up() {
         put(&engines, &format!("k{n}"), "after").await;
     }
     let back = start(&configs[0]).await;
-    back.wait_ready(PATIENCE).await.unwrap();
+    back.wait_ready(TIMEOUT).await.unwrap();
     for n in 0..100 {
         let value = back.get(format!("k{n}").as_bytes(), ReadConsistency::Eventual).await.unwrap();
         assert_eq!(value, Some(Bytes::from_static(b"after")), "key k{n}");
@@ -58,7 +58,7 @@ async fn three_nodes_go_on_without_one_and_the_third_catches_up() {
     }
 }
 
-/// Reads at this node, again while an election is under way.
+/// Reads at this node, and retries during an election.
 async fn read(engine: &EmbeddedEngine, key: &str, consistency: ReadConsistency) -> Option<Bytes> {
     let answered = async {
         loop {
@@ -69,22 +69,24 @@ async fn read(engine: &EmbeddedEngine, key: &str, consistency: ReadConsistency) 
             }
         }
     };
-    tokio::time::timeout(PATIENCE, answered).await.unwrap()
+    tokio::time::timeout(TIMEOUT, answered).await.unwrap()
 }
 
-/// The node that leads.
+/// Returns the node that leads.
 async fn leader(engines: &[EmbeddedEngine]) -> usize {
     let found = async {
         loop {
             tokio::task::yield_now().await;
             for (place, engine) in engines.iter().enumerate() {
-                if engine.is_leader() && engine.read_barrier(ReadConsistency::Linearizable).await.is_ok() {
+                if engine.is_leader()
+                    && engine.read_barrier(ReadConsistency::Linearizable).await.is_ok()
+                {
                     return place;
                 }
             }
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.unwrap()
+    tokio::time::timeout(TIMEOUT, found).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +112,8 @@ async fn leadership_goes_to_the_node_that_is_named() {
     }
 }
 
-/// Every node serves every kind of read; the first two kinds see each write that was acknowledged before.
+/// Every node serves every kind of read; the first two kinds see every write that was acknowledged
+/// before.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_sees_acknowledged_writes_at_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -137,8 +140,8 @@ async fn every_node_sees_acknowledged_writes_at_once() {
     assert!(matches!(closed, ReadError::Stopped { .. }), "{closed}");
 }
 
-/// The leader of two whose follower is gone cannot confirm a round; its lease serves reads until it is
-/// over, and not longer.
+/// The leader of two voters whose follower is down cannot confirm a round. Its lease serves reads
+/// until the lease has expired, and no longer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_read_asks_nobody_while_the_lease_lasts_and_somebody_after() {
     let dir = tempfile::tempdir().unwrap();
@@ -150,7 +153,8 @@ async fn a_lease_read_asks_nobody_while_the_lease_lasts_and_somebody_after() {
     }
     put(&engines, "k", "v").await;
     let leader = leader(&engines).await;
-    // The first heartbeats after the election have been answered once a read was confirmed by a round.
+    // Once a round has confirmed a read, the first heartbeats after the election have been
+    // acknowledged.
     engines[leader].get(b"k", ReadConsistency::Linearizable).await.unwrap();
     engines[1 - leader].stop().await;
     let asked = engines[leader].get(b"k", ReadConsistency::Linearizable);
@@ -161,13 +165,15 @@ async fn a_lease_read_asks_nobody_while_the_lease_lasts_and_somebody_after() {
     let over = async {
         while let Ok(Ok(_)) =
             tokio::time::timeout(quarter, engines[leader].get(b"k", ReadConsistency::Lease)).await
-        {}
+        {
+        }
     };
-    tokio::time::timeout(PATIENCE, over).await.unwrap();
+    tokio::time::timeout(TIMEOUT, over).await.unwrap();
     engines[leader].stop().await;
 }
 
-/// With timeouts of several seconds, only a transfer lets the others go on within four.
+/// With election timeouts of several seconds, the others continue within four seconds only after a
+/// leadership transfer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_shuts_down_leaves_no_election_timeout_behind() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvStateMachine};
-use d_engine_replica::{ProposeError, ReadConsistency, ReadError, StateMachine as _};
-use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError, WaitError};
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_replica::{ProposeError, ReadError, StateMachine as _};
+use d_engine_server::{
+    Config, EmbeddedEngine, NodeBuilder, ReadConsistency, StartError, WaitError,
+};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FileStorageEngine, FileStorageOptions, FsOp, StorageError};
 use support::failing::Failing;
-use support::{PATIENCE, cluster, put, start};
+use support::{TIMEOUT, cluster, put, start};
 use tokio::sync::watch;
 
-/// A node whose files are on `fs`.
+/// Starts a node whose files are on `fs`.
 async fn start_on(fs: &SimFs, config: &Config) -> (EmbeddedEngine, watch::Sender<()>) {
     let (shutdown, shutdown_rx) = watch::channel(());
     let options = FileStorageOptions { segment_bytes: 1 << 20, ..FileStorageOptions::default() };
@@ -29,8 +31,8 @@ async fn start_on(fs: &SimFs, config: &Config) -> (EmbeddedEngine, watch::Sender
     (node.start().await.unwrap(), shutdown)
 }
 
-/// Rows 33 of the catalogue and the table of bad input: a failed sync of the log stops the node with the
-/// reason, the others go on, and after the repair nothing acknowledged is missing.
+/// Row 33 of the catalogue and of the table of bad input: a failed sync of the log stops the node
+/// with the reason, the others continue, and after the repair every acknowledged write is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_33_a_failed_sync_stops_the_node_and_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();
@@ -38,23 +40,23 @@ async fn row_33_a_failed_sync_stops_the_node_and_nothing_acknowledged_is_lost() 
     let fs = SimFs::new();
     let (broken, _shutdown) = start_on(&fs, &configs[0]).await;
     let others = [start(&configs[1]).await, start(&configs[2]).await];
-    broken.wait_ready(PATIENCE).await.unwrap();
+    broken.wait_ready(TIMEOUT).await.unwrap();
     let all = [broken.clone(), others[0].clone(), others[1].clone()];
     put(&all, "before", "1").await;
     fs.fail(FsOp::SyncData, 1, Failure::Io);
     put(&all, "during", "2").await;
-    let stopped = tokio::time::timeout(PATIENCE, broken.stopped()).await.unwrap().unwrap_err();
+    let stopped = tokio::time::timeout(TIMEOUT, broken.stopped()).await.unwrap().unwrap_err();
     assert!(stopped.to_string().contains("/data"), "{stopped}");
     let refused = broken.propose(Bytes::new()).await.unwrap_err();
     assert!(matches!(refused, ProposeError::Stopped { .. }), "{refused}");
     let status = broken.status().await;
-    assert!(status.stopped.is_some() && status.replica.is_none());
+    assert!(status.stopped.is_some() && broken.replica_status().await.is_none());
     put(&others, "after", "3").await;
 
-    // The repair: what the failed write left is lost with the power, and the node starts again.
+    // The repair: a power cut loses what the failed write left, and the node starts again.
     fs.crash(&mut |_| 0);
     let (back, _shutdown) = start_on(&fs, &configs[0]).await;
-    back.wait_ready(PATIENCE).await.unwrap();
+    back.wait_ready(TIMEOUT).await.unwrap();
     for key in ["before", "during", "after"] {
         let value = back.get(key.as_bytes(), ReadConsistency::Eventual).await.unwrap();
         assert!(value.is_some(), "{key} is missing");
@@ -64,7 +66,8 @@ async fn row_33_a_failed_sync_stops_the_node_and_nothing_acknowledged_is_lost() 
     }
 }
 
-/// Want of room before a sync loses nothing: the write is tried again, and the node goes on by itself.
+/// A lack of space before a sync loses nothing: the write is retried, and the node continues by
+/// itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_without_room_is_waited_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -72,7 +75,7 @@ async fn a_write_without_room_is_waited_out() {
     let fs = SimFs::new();
     let (full, _shutdown) = start_on(&fs, &configs[0]).await;
     let others = [start(&configs[1]).await, start(&configs[2]).await];
-    full.wait_ready(PATIENCE).await.unwrap();
+    full.wait_ready(TIMEOUT).await.unwrap();
     let all = [full.clone(), others[0].clone(), others[1].clone()];
     put(&all, "before", "1").await;
     fs.fail(FsOp::Write, 1, Failure::NoSpace);
@@ -87,14 +90,14 @@ async fn a_write_without_room_is_waited_out() {
     }
 }
 
-/// It runs on its caller's thread: the node has no part in it.
+/// The read runs on its caller's thread, so its panic does not affect the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_a_read_is_that_reads_error() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
     let machine = Arc::new(Failing::new());
     let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let told = engine.get(b"panic", ReadConsistency::Linearizable).await.unwrap_err();
     assert!(
         matches!(&told, ReadError::StateMachine(text) if text.contains("get panicked: as asked")),
@@ -122,7 +125,7 @@ async fn whoever_asks_for_a_snapshot_that_panics_is_told_so() {
 async fn a_command_that_the_machine_refuses_is_not_proposed_and_the_node_lives() {
     let dir = tempfile::tempdir().unwrap();
     let engine = EmbeddedEngine::start(dir.path().join("data")).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let refused = engine.propose("no command at all").await.unwrap_err();
     assert!(matches!(&refused, ProposeError::Refused { .. }), "{refused}");
     engine.propose(KvCommand::put("k", "v").encode()).await.unwrap();
@@ -139,7 +142,7 @@ async fn a_write_at_a_follower_names_the_leader_and_its_client_address() {
     }
     put(&engines, "k", "v").await;
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
     }
     let mut followers = 0;
     for engine in &engines {
@@ -159,21 +162,23 @@ async fn a_dropped_shutdown_sender_shuts_down_and_frees_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
     let (shutdown, shutdown_rx) = watch::channel(());
-    let engine = NodeBuilder::new(config.clone(), shutdown_rx).build().unwrap().start().await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    let engine =
+        NodeBuilder::new(config.clone(), shutdown_rx).build().unwrap().start().await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     engine.propose(KvCommand::put("k", "v").encode()).await.unwrap();
 
     let in_use = EmbeddedEngine::start(dir.path().join("data")).await.unwrap_err();
     assert!(matches!(in_use, StartError::Storage(StorageError::InUse { .. })), "{in_use}");
     assert!(
-        in_use.to_string().contains("that is this process") && in_use.to_string().contains("stop()"),
+        in_use.to_string().contains("that is this process")
+            && in_use.to_string().contains("stop()"),
         "{in_use}"
     );
 
     drop(shutdown);
-    tokio::time::timeout(PATIENCE, engine.stopped()).await.unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, engine.stopped()).await.unwrap().unwrap();
     let again = EmbeddedEngine::start(dir.path().join("data")).await.unwrap();
-    again.wait_ready(PATIENCE).await.unwrap();
+    again.wait_ready(TIMEOUT).await.unwrap();
     assert!(again.get(b"k", ReadConsistency::Linearizable).await.unwrap().is_some());
     again.stop().await;
 }
@@ -187,12 +192,14 @@ async fn a_directory_of_another_node_or_cluster_is_refused() {
 
     let other_node = Config { data_dir: configs[0].data_dir.clone(), ..configs[1].clone() };
     let machine = || Arc::new(KvStateMachine::new());
-    let refused = EmbeddedEngine::start_custom(machine(), other_node).await.unwrap_err().to_string();
+    let refused =
+        EmbeddedEngine::start_custom(machine(), other_node).await.unwrap_err().to_string();
     assert!(refused.contains("node 1") && refused.contains("node 2"), "{refused}");
 
     let cluster_id = Some("ffffffffffffffffffffffffffffffff".to_owned());
     let other_cluster = Config { cluster_id, ..configs[0].clone() };
-    let refused = EmbeddedEngine::start_custom(machine(), other_cluster).await.unwrap_err().to_string();
+    let refused =
+        EmbeddedEngine::start_custom(machine(), other_cluster).await.unwrap_err().to_string();
     assert!(refused.contains("ffffffff") && refused.contains("00112233"), "{refused}");
 }
 
@@ -201,8 +208,11 @@ async fn an_address_that_is_taken_is_refused_by_name_and_nothing_is_left_running
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let config =
-        Config { data_dir: dir.path().join("data"), peer_listen: Some(address.clone()), ..Config::default() };
+    let config = Config {
+        data_dir: dir.path().join("data"),
+        peer_listen: Some(address.clone()),
+        ..Config::default()
+    };
     let machine = || Arc::new(KvStateMachine::new());
     let refused = EmbeddedEngine::start_custom(machine(), config.clone()).await.unwrap_err();
     assert!(refused.to_string().contains(&address), "{refused}");
@@ -218,7 +228,7 @@ async fn bind_all(engines: &[EmbeddedEngine]) {
             put(engines, "k", "v").await;
             let mut all = true;
             for engine in engines {
-                let members = engine.status().await.replica.unwrap().membership;
+                let members = engine.replica_status().await.unwrap().membership;
                 all &= members.members().iter().all(|member| member.incarnation.is_some());
             }
             if all {
@@ -226,10 +236,11 @@ async fn bind_all(engines: &[EmbeddedEngine]) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, bound).await.unwrap();
+    tokio::time::timeout(TIMEOUT, bound).await.unwrap();
 }
 
-/// Row 51, when the entry that bound the directory has left the others' logs, and they were started again since.
+/// Row 51, after the entry that bound the directory has been purged from the logs of the others and
+/// they have been restarted.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_51_a_bound_directory_stays_bound_over_a_snapshot_a_purge_and_a_restart() {
     let dir = tempfile::tempdir().unwrap();
@@ -247,7 +258,7 @@ async fn row_51_a_bound_directory_stays_bound_over_a_snapshot_a_purge_and_a_rest
     for engine in &engines {
         engine.take_snapshot().await.unwrap();
     }
-    put(&engines, "k", "behind the snapshots").await;
+    put(&engines, "k", "after the snapshots").await;
     for engine in engines {
         engine.stop().await;
     }
@@ -256,7 +267,10 @@ async fn row_51_a_bound_directory_stays_bound_over_a_snapshot_a_purge_and_a_rest
     let wiped = start(&configs[2]).await;
     put(&engines, "k", "w").await;
     for engine in &engines {
-        assert!(engine.status().await.replica.unwrap().core.log.base.index.get() > 0, "its log was purged");
+        assert!(
+            engine.replica_status().await.unwrap().core.log.base.index.get() > 0,
+            "its log was purged"
+        );
     }
     let waited = wiped.wait_ready(Duration::from_secs(3)).await;
     assert!(matches!(waited, Err(WaitError::TimedOut { .. })), "{waited:?}");
@@ -265,7 +279,7 @@ async fn row_51_a_bound_directory_stays_bound_over_a_snapshot_a_purge_and_a_rest
     }
 }
 
-/// Row 51: a node whose directory was wiped must not pass for the one it was.
+/// Row 51: a node with a wiped directory must not be accepted as the earlier one.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_51_a_node_with_a_wiped_directory_is_not_let_in_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -309,7 +323,7 @@ async fn a_node_alone_may_serve_clients_on_any_port() {
     assert!(refused.contains("127.0.0.1:7999"), "{refused}");
 }
 
-/// A state machine that was started is stopped, whatever keeps the node from starting.
+/// A state machine that was started is stopped, whatever prevents the node from starting.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_fails_stops_the_state_machine_again() {
     let dir = tempfile::tempdir().unwrap();

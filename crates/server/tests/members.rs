@@ -1,14 +1,17 @@
-//! Who the members are, and where they are found.
+//! The members of a cluster, and their addresses.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::time::Duration;
 
-use d_engine_server::{Config, EmbeddedEngine, MemberConfig, ProposeError, ReadConsistency, StartError};
-use support::{PATIENCE, cluster, free_address, put, start};
+use d_engine_server::{
+    Config, EmbeddedEngine, MemberConfig, ProposeError, ReadConsistency, StartError,
+};
+use support::{TIMEOUT, cluster, free_address, put, start};
 
-/// One node cannot grow into three by editing: the others would be a majority without it.
+/// One node cannot become three by an edit of its config: the two others would be a majority
+/// without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_with_other_members_is_refused_with_both_lists() {
     let dir = tempfile::tempdir().unwrap();
@@ -17,20 +20,25 @@ async fn a_start_with_other_members_is_refused_with_both_lists() {
     let engine = start(&alone).await;
     put(std::slice::from_ref(&engine), "k", "v").await;
     engine.stop().await;
-    let refused =
-        EmbeddedEngine::start_custom(std::sync::Arc::new(d_engine_kv::KvStateMachine::new()), three);
+    let refused = EmbeddedEngine::start_custom(
+        std::sync::Arc::new(d_engine_kv::KvStateMachine::new()),
+        three,
+    );
     let refused = refused.await.unwrap_err();
     assert!(matches!(&refused, StartError::OtherMembers { .. }), "{refused}");
     let text = refused.to_string();
-    assert!(text.contains("names the nodes 1, 2, 3") && text.contains("was made for 1:"), "{text}");
-    // Nothing was changed, and the list can be put back.
+    assert!(
+        text.contains("names the nodes 1, 2, 3") && text.contains("was created for 1:"),
+        "{text}"
+    );
+    // The refused start changed nothing, and the old list works again.
     let engine = start(&alone).await;
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     assert!(engine.get(b"k", ReadConsistency::Linearizable).await.unwrap().is_some());
     engine.stop().await;
 }
 
-/// Addresses are where nodes are found today; they concern no safety.
+/// Addresses may change; they have no part in safety.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_addresses_in_every_config_take_effect_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
@@ -40,31 +48,38 @@ async fn new_addresses_in_every_config_take_effect_at_the_next_start() {
         engines.push(start(config).await);
     }
     put(&engines, "k", "v").await;
-    // With their directories bound, the old addresses are in the log too.
+    // Once the directories are bound, the log also contains the old addresses.
     let bound = async {
         loop {
-            let replica = engines[0].status().await.replica.unwrap();
+            let replica = engines[0].replica_status().await.unwrap();
             if replica.membership.members().iter().all(|member| member.incarnation.is_some()) {
                 return;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, bound).await.unwrap();
+    tokio::time::timeout(TIMEOUT, bound).await.unwrap();
     for engine in engines.drain(..) {
         engine.stop().await;
     }
     let moved: Vec<MemberConfig> = (1..=3)
-        .map(|id| MemberConfig { id, peer_addr: free_address(), client_addr: format!("127.0.0.2:{id}") })
+        .map(|id| MemberConfig {
+            id,
+            peer_addr: free_address(),
+            client_addr: format!("127.0.0.2:{id}"),
+        })
         .collect();
     for config in &mut configs {
         config.members.clone_from(&moved);
         engines.push(start(config).await);
     }
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
-        let seen = engine.status().await.replica.unwrap().membership;
+        engine.wait_ready(TIMEOUT).await.unwrap();
+        let seen = engine.replica_status().await.unwrap().membership;
         for (member, wanted) in seen.members().iter().zip(&moved) {
-            assert_eq!((&member.peer_addr, &member.client_addr), (&wanted.peer_addr, &wanted.client_addr));
+            assert_eq!(
+                (&member.peer_addr, &member.client_addr),
+                (&wanted.peer_addr, &wanted.client_addr)
+            );
         }
     }
     put(&engines, "k", "w").await;
@@ -77,7 +92,7 @@ async fn new_addresses_in_every_config_take_effect_at_the_next_start() {
     }
 }
 
-/// A node that serves alone, and two new ones whose configs make it one of three.
+/// A node that runs alone, and two new nodes whose configs make it one of three.
 #[tokio::test(flavor = "multi_thread")]
 async fn new_nodes_that_a_member_refuses_found_no_second_cluster() {
     let dir = tempfile::tempdir().unwrap();
@@ -86,13 +101,19 @@ async fn new_nodes_that_a_member_refuses_found_no_second_cluster() {
     let old = start(&alone).await;
     put(std::slice::from_ref(&old), "k", "v").await;
     let new = [start(&configs[1]).await, start(&configs[2]).await];
-    // Two of three would be enough for an election.
+    // Two of three would suffice for an election.
     for engine in &new {
-        assert!(engine.wait_ready(Duration::from_secs(3)).await.is_err(), "a second cluster was founded");
-        assert_eq!(engine.status().await.replica.unwrap().core.term.get(), 0);
+        assert!(
+            engine.wait_ready(Duration::from_secs(3)).await.is_err(),
+            "a second cluster was created"
+        );
+        assert_eq!(engine.replica_status().await.unwrap().core.term.get(), 0);
         let told = engine.status().await.refusals;
         let expected = "node 1 refuses this node: the peer says: node ";
-        assert!(told.iter().any(|text| text.starts_with(expected) && text.contains("knows 1:")), "{told:?}");
+        assert!(
+            told.iter().any(|text| text.starts_with(expected) && text.contains("knows 1:")),
+            "{told:?}"
+        );
     }
     let told = old.status().await.refusals;
     assert!(told.iter().any(|text| text.starts_with("node 2 is refused: ")), "{told:?}");

@@ -1,4 +1,5 @@
-//! More than a node can take: it says so, does what it has taken in, and keeps its leader.
+//! More requests than a node can handle: it reports the overload, executes what it has accepted,
+//! and keeps its leader.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,11 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::KvCommand;
-use d_engine_replica::{ProposeError, ReadConsistency};
-use d_engine_server::{Config, EmbeddedEngine};
-use support::{PATIENCE, cluster, put, start};
+use d_engine_replica::ProposeError;
+use d_engine_server::{Config, EmbeddedEngine, ReadConsistency};
+use support::{TIMEOUT, cluster, put, start};
 
-/// Ten times as many callers as commands fit, none of which waits after a refusal.
+/// Ten times as many callers as commands fit; none of them waits after a refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn under_overload_callers_are_refused_and_nothing_taken_in_is_lost() {
     let dir = tempfile::tempdir().unwrap();
@@ -23,7 +24,7 @@ async fn under_overload_callers_are_refused_and_nothing_taken_in_is_lost() {
     }
     put(&engines, "before", "x").await;
     let leader = leader(&engines).await;
-    let term = leader.status().await.replica.unwrap().core.term;
+    let term = leader.replica_status().await.unwrap().core.term;
     let callers = (0..640).map(|caller| {
         let leader = leader.clone();
         tokio::spawn(async move {
@@ -46,16 +47,17 @@ async fn under_overload_callers_are_refused_and_nothing_taken_in_is_lost() {
         refused += more;
         done.extend(last);
     }
-    assert!(refused > 0, "nobody was refused: no overload");
-    assert!(!done.is_empty(), "everybody was refused");
+    assert!(refused > 0, "no command was refused: there was no overload");
+    assert!(!done.is_empty(), "every command was refused");
     for (caller, round) in done {
-        let value = leader.get(caller.to_string().as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+        let value =
+            leader.get(caller.to_string().as_bytes(), ReadConsistency::Linearizable).await.unwrap();
         assert_eq!(value, Some(Bytes::from(round.to_string())), "caller {caller}");
     }
     assert_eq!(
-        leader.status().await.replica.unwrap().core.term,
+        leader.replica_status().await.unwrap().core.term,
         term,
-        "overload is no reason for an election"
+        "overload caused an election"
     );
     for engine in &engines {
         engine.stop().await;
@@ -73,24 +75,27 @@ async fn leader(engines: &[EmbeddedEngine]) -> EmbeddedEngine {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.unwrap()
+    tokio::time::timeout(TIMEOUT, found).await.unwrap()
 }
 
-/// What nobody waits for any more is not proposed.
+/// A command whose caller no longer waits is not proposed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_without_time_left_has_no_effect() {
     let dir = tempfile::tempdir().unwrap();
     let engine = EmbeddedEngine::start(dir.path()).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let late = KvCommand::put("k", "late").encode();
     let refused = engine.propose_within(late, Duration::ZERO).await.unwrap_err();
-    assert!(matches!(refused, ProposeError::Expired | ProposeError::OutcomeUnknown { .. }), "{refused}");
-    engine.propose_within(KvCommand::put("l", "in time").encode(), PATIENCE).await.unwrap();
+    assert!(
+        matches!(refused, ProposeError::Expired | ProposeError::OutcomeUnknown { .. }),
+        "{refused}"
+    );
+    engine.propose_within(KvCommand::put("l", "in time").encode(), TIMEOUT).await.unwrap();
     assert_eq!(engine.get(b"k", ReadConsistency::Linearizable).await.unwrap(), None);
     engine.stop().await;
 }
 
-/// Whoever connects and says nothing does not keep others out.
+/// A connection that sends nothing does not keep others out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_stays_silent_is_closed() {
     use tokio::io::AsyncReadExt;
@@ -100,8 +105,8 @@ async fn a_connection_that_stays_silent_is_closed() {
     let engine = start(&config).await;
     let mut silent = tokio::net::TcpStream::connect(engine.client_addr().unwrap()).await.unwrap();
     let mut said = Vec::new();
-    // The server's settings come, and then the end of the connection, with or without a reset.
-    let closed = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut said)).await;
+    // The server's settings arrive, and then the end of the connection, with or without a reset.
+    let closed = tokio::time::timeout(TIMEOUT, silent.read_to_end(&mut said)).await;
     assert!(closed.is_ok(), "the connection is still open");
     engine.stop().await;
 }
@@ -118,7 +123,7 @@ async fn connections_of_clients_are_bounded() {
     let address = engine.client_addr().unwrap();
     let mut byte = [0];
     let greeting = |mut connection: tokio::net::TcpStream| async move {
-        // A server of HTTP/2 sends its settings first.
+        // An HTTP/2 server sends its settings first.
         connection.read_exact(&mut byte).await.map(|_| connection)
     };
     let first = greeting(tokio::net::TcpStream::connect(address).await.unwrap()).await.unwrap();
@@ -126,6 +131,6 @@ async fn connections_of_clients_are_bounded() {
     let mut second = second;
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut second).await.is_err());
     drop(first);
-    tokio::time::timeout(PATIENCE, second).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, second).await.unwrap().unwrap().unwrap();
     engine.stop().await;
 }

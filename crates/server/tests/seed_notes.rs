@@ -1,5 +1,6 @@
-//! What is asked of a state machine beside its methods (atomic, idempotent, isolated, checksummed, concurrent), and what the engine
-//! does with one that cannot: a test a line. Real nodes, real files.
+//! What a state machine must provide beside its methods (atomic, idempotent, isolated, checksummed,
+//! concurrent), and what the engine does with one that does not: one test for each. Real nodes,
+//! real files.
 #![allow(clippy::unwrap_used)]
 
 mod alone;
@@ -12,36 +13,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use alone::{Alone, hold, three_without_a_tail, until};
 use bytes::Bytes;
-use d_engine_replica::{ProposeError, ReadConsistency};
-use d_engine_server::{Config, EmbeddedEngine};
+use d_engine_replica::ProposeError;
+use d_engine_server::{Config, EmbeddedEngine, ReadConsistency};
 use recording::{Manner, Recording};
-use support::PATIENCE;
+use support::TIMEOUT;
 
-/// "Either fully applies or fails the entire batch": a machine that cannot go on stands there, its node says why, and nobody
-/// was told that any command of the chunk has taken effect.
+/// "Either fully applies or fails the entire batch": a machine that cannot continue is halted
+/// there, its node reports why, and no caller receives a reply to a command of the chunk.
 #[tokio::test(flavor = "multi_thread")]
 async fn notes_atomic_operations() {
-    let node = Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
+    let node =
+        Alone::start(Recording::with(Manner { chokes_on: Some(13), ..Manner::default() })).await;
     node.propose(1).await;
     let told = node.engine.propose(vec![13]).await.unwrap_err();
-    assert!(matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }), "{told}");
+    assert!(
+        matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }),
+        "{told}"
+    );
     let stands = async {
         loop {
-            let status = node.engine.status().await;
-            match status.replica.and_then(|replica| replica.apply_stop) {
-                Some(stop) => return stop.reason.to_string(),
+            match node.engine.status().await.apply_stopped {
+                Some(reason) => return reason,
                 None => tokio::task::yield_now().await,
             }
         }
     };
-    let reason = tokio::time::timeout(PATIENCE, stands).await.unwrap();
+    let reason = tokio::time::timeout(TIMEOUT, stands).await.unwrap();
     assert!(reason.contains("the backend is gone"), "{reason}");
     assert_eq!(node.machine.held().numbers.len(), 1);
     node.stop().await;
 }
 
-/// "Handle duplicate entries safely": the engine delivers nothing again that was applied, and a machine that stands further
-/// than the engine knows is fed from where it says it stands.
+/// "Handle duplicate entries safely": the engine delivers no applied entry again, and a machine
+/// whose position is ahead of what the engine knows receives the entries after the position that it
+/// reports.
 #[tokio::test(flavor = "multi_thread")]
 async fn notes_idempotency() {
     let node = Alone::start(Recording::durable()).await;
@@ -54,27 +59,33 @@ async fn notes_idempotency() {
     let node = Alone::with(machine.again(), config).await;
     node.propose(4).await;
     assert_eq!(calls.applied().len(), 1, "{:?}", calls.all());
-    assert!(held.numbers.iter().all(|(index, number)| node.machine.held().numbers[index] == *number));
+    assert!(
+        held.numbers.iter().all(|(index, number)| node.machine.held().numbers[index] == *number)
+    );
     node.stop().await;
 }
 
-/// Reads a node's sum again and again until told to end. Every sum is one that the first so many commands make, and none is
-/// older than the one before it.
+/// Reads a node's sum repeatedly until `ends` is set. Every sum must be that of a prefix of the
+/// commands, and none may be older than the one before it.
 async fn reads_whole_states(engine: EmbeddedEngine, sums: Vec<u64>, ends: Arc<AtomicBool>) -> u64 {
     let (mut at, mut reads) = (0, 0);
     while !ends.load(Ordering::Acquire) {
         let read = engine.get(b"sum", ReadConsistency::Eventual).await.unwrap().unwrap();
         let sum = std::str::from_utf8(&read).unwrap().parse().unwrap();
-        at = sums.iter().position(|known| *known == sum).filter(|found| *found >= at).unwrap_or_else(|| {
-            panic!("{sum} was read after {}, of {sums:?}", sums[at]);
-        });
+        at = sums
+            .iter()
+            .position(|known| *known == sum)
+            .filter(|found| *found >= at)
+            .unwrap_or_else(|| {
+                panic!("{sum} was read after {}, of {sums:?}", sums[at]);
+            });
         reads += 1;
         tokio::task::yield_now().await;
     }
     reads
 }
 
-/// The sums after each of these commands.
+/// Returns the sums after each of these commands.
 fn sums(numbers: impl IntoIterator<Item = u8>) -> Vec<u64> {
     let mut sum = 0;
     let after = numbers.into_iter().map(|number| {
@@ -84,7 +95,7 @@ fn sums(numbers: impl IntoIterator<Item = u8>) -> Vec<u64> {
     [0].into_iter().chain(after).collect()
 }
 
-/// "Must atomically replace state": whoever reads at a follower while a snapshot is put in the place of its state sees the
+/// "Must atomically replace state": a read at a follower during the install of a snapshot sees the
 /// old state or the new one.
 #[tokio::test(flavor = "multi_thread")]
 async fn notes_snapshot_isolation() {
@@ -101,21 +112,28 @@ async fn notes_snapshot_isolation() {
         propose(&engines, number).await;
     }
     for engine in &engines {
-        let label = engine.take_snapshot().await.unwrap().label();
-        until(async || engine.status().await.replica.unwrap().core.log.base == label).await;
+        let last_included = engine.take_snapshot().await.unwrap().last_included();
+        until(async || engine.replica_status().await.unwrap().core.log.base == last_included).await;
     }
     propose(&engines, 16).await;
     until(async || machines[1..].iter().all(|machine| machine.numbers().last() == Some(&16))).await;
     let numbers = machines[1].numbers();
 
     machines[0].calls.clear();
-    let back = EmbeddedEngine::start_custom(Arc::new(machines[0].again()), configs[0].clone()).await.unwrap();
+    let back = EmbeddedEngine::start_custom(Arc::new(machines[0].again()), configs[0].clone())
+        .await
+        .unwrap();
     let ends = Arc::new(AtomicBool::new(false));
     let reader = tokio::spawn(reads_whole_states(back.clone(), sums(numbers), ends.clone()));
-    back.wait_ready(PATIENCE).await.unwrap();
+    back.wait_ready(TIMEOUT).await.unwrap();
     ends.store(true, Ordering::Release);
     assert!(reader.await.unwrap() > 0);
-    assert_eq!(machines[0].calls.count("apply_snapshot_from_file"), 1, "{:?}", machines[0].calls.all());
+    assert_eq!(
+        machines[0].calls.count("apply_snapshot_from_file"),
+        1,
+        "{:?}",
+        machines[0].calls.all()
+    );
     engines.push(back);
     for engine in &engines {
         engine.stop().await;
@@ -128,7 +146,8 @@ async fn notes_concurrency_control() {
     let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
     let node = Alone::start(machine).await;
     let ends = Arc::new(AtomicBool::new(false));
-    let read = || tokio::spawn(reads_whole_states(node.engine.clone(), sums(1..=200), ends.clone()));
+    let read =
+        || tokio::spawn(reads_whole_states(node.engine.clone(), sums(1..=200), ends.clone()));
     let readers = [read(), read()];
     for number in 1..=200 {
         node.propose(number).await;
@@ -144,14 +163,16 @@ async fn notes_concurrency_control() {
     node.stop().await;
 }
 
-/// A state machine that never comes to the end of its snapshot: apply goes on without one, and the status says why.
+/// A state machine that never finishes its snapshot: apply continues without one, and the status
+/// reports why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_for_a_snapshot_is_seen_and_has_an_end() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
     (config.snapshots.pause_max_ms, config.snapshots.reserve_bytes) = (1_000, 0);
     let node =
-        Alone::with(Recording::with(Manner { writes_for_ever: true, ..Manner::default() }), config).await;
+        Alone::with(Recording::with(Manner { writes_for_ever: true, ..Manner::default() }), config)
+            .await;
     node.propose(1).await;
     let engine = node.engine.clone();
     let asked = tokio::spawn(async move { engine.take_snapshot().await });
@@ -170,7 +191,8 @@ async fn a_pause_for_a_snapshot_is_seen_and_has_an_end() {
     node.stop().await;
 }
 
-/// "Checksum validation": what the machine says of its files is compared, and a snapshot that is not what it says is none.
+/// "Checksum validation": the engine compares the checksum that the machine returned, and refuses a
+/// snapshot that does not match it.
 #[tokio::test(flavor = "multi_thread")]
 async fn notes_checksum_validation() {
     let node = Alone::start(Recording::default()).await;
@@ -179,22 +201,32 @@ async fn notes_checksum_validation() {
     }
     node.engine.take_snapshot().await.unwrap();
     node.propose(4).await;
-    let label = node.engine.take_snapshot().await.unwrap().label();
-    until(async || node.engine.status().await.replica.unwrap().core.log.base == label).await;
+    let last_included = node.engine.take_snapshot().await.unwrap().last_included();
+    until(async || node.engine.replica_status().await.unwrap().core.log.base == last_included)
+        .await;
     let (config, machine, _dir) = node.stop().await;
-    // A bit of the newest flips on the disk; the one before it, and the log, are still there.
+    // A bit of the newest snapshot flips on the disk; the one before it and the log are intact.
     let newest = newest_file(&config);
     let mut bytes = std::fs::read(&newest).unwrap();
     let at = bytes.len() - 40;
     bytes[at] ^= 1;
     std::fs::write(&newest, bytes).unwrap();
     machine.calls.clear();
-    // The log begins behind the damaged one, so the one before it does not help: refused, and the machine was given
-    // nothing. Where the log reaches back, the test below shows what happens.
-    let refused =
-        EmbeddedEngine::start_custom(Arc::new(machine.again()), config).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains(newest.file_name().unwrap().to_str().unwrap()), "{refused}");
-    assert!(refused.to_string().contains("bring back a copy of this node's directory"), "{refused}");
+    // The log begins after the damaged snapshot, so the one before it does not help: the start is
+    // refused, and no snapshot reaches the machine. The test below covers a log that reaches
+    // further back.
+    let refused = EmbeddedEngine::start_custom(Arc::new(machine.again()), config)
+        .await
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains(newest.file_name().unwrap().to_str().unwrap()),
+        "{refused}"
+    );
+    assert!(
+        refused.to_string().contains("bring back a copy of this node's directory"),
+        "{refused}"
+    );
     assert_eq!(machine.calls.count("apply_snapshot_from_file"), 0);
 }
 
@@ -212,13 +244,16 @@ async fn a_damaged_newest_snapshot_falls_back_to_the_one_before_it_where_the_log
     let (config, machine, _) = node.stop().await;
     let newest = newest_file(&config);
     let mut bytes = std::fs::read(&newest).unwrap();
-    // In the content, not in what is read at once.
+    // In the content, not in a part that is read at the start.
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
     std::fs::write(&newest, bytes).unwrap();
     machine.calls.clear();
     let node = Alone::with(machine.again(), config).await;
-    assert_eq!(node.calls.with("apply_snapshot_from_file"), [first.label().index.get().to_string()]);
+    assert_eq!(
+        node.calls.with("apply_snapshot_from_file"),
+        [first.last_included().index.get().to_string()]
+    );
     let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(read, Some(Bytes::from_static(b"7")));
     node.stop().await;
@@ -229,35 +264,39 @@ fn newest_file(config: &Config) -> std::path::PathBuf {
     files.map(|entry| entry.path()).filter(|path| path.is_file()).max().unwrap()
 }
 
-/// Whoever asks for a snapshot while one is being built gets a later one, if more has been applied.
+/// A request for a snapshot while one is being built gets a later one, if more has been applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_was_asked_for_holds_everything_that_was_applied_before() {
     let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
     let (let_go, holder) = hold(machine.pen.clone());
     let node = Alone::start(machine).await;
     node.propose(1).await;
-    let asks = |engine: EmbeddedEngine| tokio::spawn(async move { engine.take_snapshot().await.unwrap() });
+    let asks =
+        |engine: EmbeddedEngine| tokio::spawn(async move { engine.take_snapshot().await.unwrap() });
     let first = asks(node.engine.clone());
     until(async || node.calls.count("snapshot_view") == 1).await;
     node.propose(2).await;
     let index = *node.calls.applied().last().unwrap();
     let second = asks(node.engine.clone());
     drop(let_go);
-    let (first, second) =
-        (first.await.unwrap().label().index.get(), second.await.unwrap().label().index.get());
+    let (first, second) = (
+        first.await.unwrap().last_included().index.get(),
+        second.await.unwrap().last_included().index.get(),
+    );
     assert!(first < index && second >= index, "{first}, {second}: {index}");
     node.stop().await;
     holder.join().unwrap();
 }
 
-/// A machine that cannot go on: whoever waits behind the chunk that it failed in is told so too.
+/// A machine that cannot continue: callers that wait for entries after the failed chunk receive the
+/// reason too.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_ever_behind_a_chunk_that_failed() {
     let machine = Recording::with(Manner { chokes_on: Some(13), ..Manner::default() });
     let (let_go, holder) = hold(machine.pen.clone());
     let node = Alone::start(machine).await;
     node.settle().await;
-    let committed = async || node.engine.status().await.replica.unwrap().core.log.committed.get();
+    let committed = async || node.engine.replica_status().await.unwrap().core.log.committed.get();
     let mut calls = tokio::task::JoinSet::new();
     for number in [13, 1] {
         let (engine, before) = (node.engine.clone(), committed().await);
@@ -267,7 +306,7 @@ async fn nobody_waits_for_ever_behind_a_chunk_that_failed() {
     let engine = node.engine.clone();
     calls.spawn(async move { engine.take_snapshot().await.is_ok() });
     drop(let_go);
-    let told = tokio::time::timeout(PATIENCE, calls.join_all()).await.unwrap();
+    let told = tokio::time::timeout(TIMEOUT, calls.join_all()).await.unwrap();
     assert_eq!(told, [false, false, false]);
     node.stop().await;
     holder.join().unwrap();

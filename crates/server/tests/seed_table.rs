@@ -1,5 +1,5 @@
-//! The table of the state machine's methods, row by row: who calls, and when. Real nodes, real files; the machine
-//! writes down what it is asked.
+//! The table of the state machine's methods, row by row: which thread calls each, and when. Real
+//! nodes, real files; the state machine records its calls.
 #![allow(clippy::unwrap_used)]
 
 mod alone;
@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use alone::{Alone, hold, three_without_a_tail, until};
 use bytes::Bytes;
-use d_engine_replica::{ProposeError, ReadConsistency};
-use d_engine_server::{Config, EmbeddedEngine, WaitError};
+use d_engine_replica::ProposeError;
+use d_engine_server::{Config, EmbeddedEngine, ReadConsistency, WaitError};
 use recording::{Manner, Recording};
-use support::{PATIENCE, cluster};
+use support::{TIMEOUT, cluster};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn row_start_at_node_initialization() {
@@ -22,7 +22,7 @@ async fn row_start_at_node_initialization() {
     assert_eq!(
         (node.calls.first("bind"), node.calls.first("start")),
         (Some(0), Some(1)),
-        "before anything else"
+        "it is the first call"
     );
     node.propose(1).await;
     assert_eq!(node.calls.count("start"), 1);
@@ -43,7 +43,10 @@ async fn row_stop_at_node_shutdown() {
     assert_eq!(calls.count("stop"), 0);
     let (_, machine, _) = node.stop().await;
     assert_eq!(calls.count("stop"), 1);
-    assert!(calls.first("stop") > calls.last("apply_chunk") && calls.first("stop") > calls.last("flush"));
+    assert!(
+        calls.first("stop") > calls.last("apply_chunk")
+            && calls.first("stop") > calls.last("flush")
+    );
     drop(machine);
 }
 
@@ -56,14 +59,14 @@ async fn row_is_running_at_health_checks() {
     node.stop().await;
 }
 
-/// Part of the node's readiness: whoever looks is told that the node does not serve, and why.
+/// Part of the node's readiness: the status reports that the node does not serve, and why.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_is_running_a_node_whose_state_machine_does_not_run_is_not_ready() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
     let machine = Arc::new(Recording::with(Manner { is_down: true, ..Manner::default() }));
     let engine = EmbeddedEngine::start_custom(machine, config).await.unwrap();
-    until(async || engine.status().await.replica.unwrap().applied > 0).await;
+    until(async || engine.replica_status().await.unwrap().applied > 0).await;
     until(async || {
         let waited = engine.wait_ready(std::time::Duration::from_millis(200)).await;
         matches!(waited, Err(WaitError::StateMachineDown { .. }))
@@ -82,18 +85,25 @@ async fn row_get_at_a_clients_read_after_the_read_barrier() {
     let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(read, Some(Bytes::from_static(b"42")));
     assert_eq!(node.calls.with("get"), ["sum"]);
-    assert!(node.calls.first("get") > node.calls.last("apply_chunk"), "what is acknowledged is seen");
+    assert!(
+        node.calls.first("get") > node.calls.last("apply_chunk"),
+        "an acknowledged command is not visible"
+    );
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_entry_term_at_the_consistency_checks_of_a_start_and_of_a_label() {
+async fn row_entry_term_at_the_consistency_checks_of_a_start_and_of_a_last_included_entry() {
     let node = Alone::start(Recording::durable()).await;
     node.propose(1).await;
     node.settle().await;
     node.calls.clear();
-    let label = node.engine.take_snapshot().await.unwrap().label().index.get();
-    assert_eq!(node.calls.with("entry_term"), [label.to_string()], "what the snapshot will be labelled with");
+    let last_included = node.engine.take_snapshot().await.unwrap().last_included().index.get();
+    assert_eq!(
+        node.calls.with("entry_term"),
+        [last_included.to_string()],
+        "the last included entry of the snapshot"
+    );
     let calls = node.calls.clone();
     let (config, machine, _dir) = node.stop().await;
     calls.clear();
@@ -102,20 +112,26 @@ async fn row_entry_term_at_the_consistency_checks_of_a_start_and_of_a_label() {
     assert!(calls.first("last_applied").unwrap() < asked);
     let (config, machine, _dir) = node.stop().await;
 
-    // Another term than the log's: not the same history.
+    // A term other than the log's means a different history.
     let wrong = Arc::new(machine.again_as(Manner { wrong_by: 4, ..machine.manner }));
-    let refused =
-        EmbeddedEngine::start_custom(wrong, config.clone()).await.map(drop).unwrap_err().to_string();
+    let refused = EmbeddedEngine::start_custom(wrong, config.clone())
+        .await
+        .map(drop)
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("of term 6") && refused.contains("term 2"), "both values: {refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_label_of_another_term_than_the_machine_knows_is_refused() {
+async fn a_last_included_entry_of_another_term_than_the_machine_knows_is_refused() {
     let node = Alone::start(Recording::with(Manner { wrong_by: 4, ..Manner::default() })).await;
     node.propose(1).await;
     let refused = node.engine.take_snapshot().await.unwrap_err().to_string();
-    assert!(refused.contains("is of term 5") && refused.contains("no snapshot is taken"), "{refused}");
-    // It goes on.
+    assert!(
+        refused.contains("is of term 5") && refused.contains("no snapshot is taken"),
+        "{refused}"
+    );
+    // The node continues.
     assert_eq!(node.propose(2).await, Bytes::from_static(b"3"));
     node.stop().await;
 }
@@ -131,7 +147,7 @@ async fn row_apply_chunk_when_entries_are_committed() {
         nodes.push((engine, machine.calls.clone()));
     }
     for (engine, _) in &nodes {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
     }
     until(async || nodes.iter().any(|(engine, _)| engine.is_leader())).await;
     let at = nodes.iter().position(|(engine, _)| engine.is_leader()).unwrap();
@@ -142,22 +158,25 @@ async fn row_apply_chunk_when_entries_are_committed() {
     assert_eq!(applied.len(), 2, "commands only: {applied:?}");
     assert!(applied.is_sorted());
 
-    // Stored by the leader alone: not committed, so not applied.
+    // Only the leader has persisted the entry: it is not committed, so it is not applied.
     for (engine, _) in nodes {
         engine.stop().await;
     }
-    let last = leader.status().await.replica.unwrap().core.log.last.index.get();
+    let last = leader.replica_status().await.unwrap().core.log.last.index.get();
     let (proposing, command) = (leader.clone(), Bytes::from_static(&[3]));
     let proposed = tokio::spawn(async move { proposing.propose(command).await });
     until(async || {
-        let Some(replica) = leader.status().await.replica else { return true };
+        let Some(replica) = leader.replica_status().await else { return true };
         replica.core.log.persisted.get() > last
     })
     .await;
     assert_eq!(calls.applied().len(), 2);
     leader.stop().await;
     let told = proposed.await.unwrap().unwrap_err();
-    assert!(matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }), "{told}");
+    assert!(
+        matches!(told, ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped { .. }),
+        "{told}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,13 +184,13 @@ async fn row_len_for_monitoring() {
     let node = Alone::start(Recording::default()).await;
     node.propose(1).await;
     node.propose(2).await;
-    assert_eq!(node.calls.count("len"), 0, "it may be expensive: only when somebody looks");
-    assert_eq!(node.engine.status().await.state_machine_len, Some(2));
+    assert_eq!(node.calls.count("len"), 0, "it may be expensive: only a status request calls it");
+    assert_eq!(node.engine.status().await.records, Some(2));
     assert_eq!(node.calls.count("len"), 1);
     node.stop().await;
 }
 
-/// A machine may hold its lock for long: that is when somebody looks at the status.
+/// A state machine may hold its lock for long; a status request must not wait for that.
 #[tokio::test(flavor = "multi_thread")]
 #[allow(clippy::await_holding_lock, reason = "the lock that the machine needs for its answer")]
 async fn row_len_a_machine_that_does_not_answer_holds_no_status_up() {
@@ -179,12 +198,16 @@ async fn row_len_a_machine_that_does_not_answer_holds_no_status_up() {
     let held = node.machine.held();
     for _ in 0..2 {
         let status = node.engine.status().await;
-        assert_eq!((status.state_machine_running, status.state_machine_len), (true, None));
+        assert_eq!((status.state_machine_running, status.records), (true, None));
         assert!(status.ready, "it runs, however long it takes to count");
     }
-    assert_eq!(node.calls.count("len"), 1, "one thread waits for it, not one more with every status");
+    assert_eq!(
+        node.calls.count("len"),
+        1,
+        "one thread waits for it, not another one with every status"
+    );
     drop(held);
-    until(async || node.engine.status().await.state_machine_len == Some(0)).await;
+    until(async || node.engine.status().await.records == Some(0)).await;
     node.stop().await;
 }
 
@@ -192,13 +215,14 @@ async fn row_len_a_machine_that_does_not_answer_holds_no_status_up() {
 async fn row_is_empty_decides_at_a_start_beside_a_snapshot() {
     let node = Alone::start(Recording::durable()).await;
     node.propose(7).await;
-    let label = node.engine.take_snapshot().await.unwrap().label().index.get();
+    let last_included = node.engine.take_snapshot().await.unwrap().last_included().index.get();
     node.propose(8).await;
     let (config, _, _dir) = node.stop().await;
-    // Its own files are lost: the snapshot is nearer than the log's first entry.
+    // The machine's own files are lost: the snapshot reaches further than the first entry of the
+    // log.
     let node = Alone::with(Recording::durable(), config).await;
     assert_eq!(node.calls.count("is_empty"), 1);
-    assert_eq!(node.calls.with("apply_snapshot_from_file"), [label.to_string()]);
+    assert_eq!(node.calls.with("apply_snapshot_from_file"), [last_included.to_string()]);
     let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(read, Some(Bytes::from_static(b"15")));
     node.stop().await;
@@ -213,7 +237,7 @@ async fn row_update_last_applied_during_entry_application() {
     let told: Vec<u64> =
         node.calls.with("update_last_applied").iter().map(|index| index.parse().unwrap()).collect();
     assert!(told.is_sorted(), "{told:?}");
-    // Also for entries of the engine's own, of which there are two at least.
+    // This holds for the engine's own entries too; there are at least two of them.
     assert_eq!(told.last(), Some(&node.applied().await));
     assert!(node.applied().await >= 4 && node.calls.applied().len() == 2);
     assert!(node.calls.last("update_last_applied") > node.calls.last("apply_chunk"));
@@ -232,7 +256,8 @@ async fn row_last_applied_at_recovery_and_restart() {
         calls.clear();
         let node = Alone::with(machine.again(), config).await;
         assert!(calls.count("last_applied") > 0);
-        // What it has is not delivered again; what another one lost is.
+        // Entries that a machine has applied are not delivered to it again; entries that it has
+        // lost are.
         assert_eq!(calls.applied(), if is_durable { Vec::new() } else { applied });
         node.stop().await;
     }
@@ -244,14 +269,17 @@ async fn row_persist_last_applied_before_a_purge_and_at_shutdown() {
     node.propose(1).await;
     node.settle().await;
     node.calls.clear();
-    let label = node.engine.take_snapshot().await.unwrap().label().index.get();
-    assert_eq!(node.calls.with("persist_last_applied"), [label.to_string()]);
+    let last_included = node.engine.take_snapshot().await.unwrap().last_included().index.get();
+    assert_eq!(node.calls.with("persist_last_applied"), [last_included.to_string()]);
     node.propose(2).await;
     node.settle().await;
     let (applied, calls) = (node.applied().await, node.calls.clone());
     node.stop().await;
-    assert_eq!(calls.with("persist_last_applied"), [label.to_string(), applied.to_string()]);
-    // Periodically: `the_position_is_persisted_periodically` beside the handler.
+    assert_eq!(
+        calls.with("persist_last_applied"),
+        [last_included.to_string(), applied.to_string()]
+    );
+    // The periodic calls are tested by `the_position_is_persisted_periodically` beside the handler.
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,17 +289,22 @@ async fn rows_of_snapshot_metadata_after_a_snapshot_is_created() {
     node.settle().await;
     node.calls.clear();
     let taken = node.engine.take_snapshot().await.unwrap();
-    let label = taken.label().index.get().to_string();
-    assert_eq!(node.calls.with("update_last_snapshot_metadata"), [label.as_str()]);
-    assert_eq!(node.calls.with("persist_last_snapshot_metadata"), [label.as_str()]);
-    let (generated, updated) =
-        (node.calls.first("generate_snapshot_data"), node.calls.first("update_last_snapshot_metadata"));
+    let last_included = taken.last_included().index.get().to_string();
+    assert_eq!(node.calls.with("update_last_snapshot_metadata"), [last_included.as_str()]);
+    assert_eq!(node.calls.with("persist_last_snapshot_metadata"), [last_included.as_str()]);
+    let (generated, updated) = (
+        node.calls.first("generate_snapshot_data"),
+        node.calls.first("update_last_snapshot_metadata"),
+    );
     let persisted = node.calls.first("persist_last_snapshot_metadata");
     assert!(generated < updated && updated < persisted && persisted < node.calls.first("flush"));
-    // The file was there before the machine was told.
+    // The file was in place before the machine was called.
     let file = std::fs::read_dir(node.config.data_dir.join("snapshots")).unwrap();
     assert!(file.flatten().any(|entry| entry.metadata().unwrap().len() == taken.len));
-    assert_eq!(node.machine.held().snapshot.as_ref().unwrap().last_included.index.to_string(), label);
+    assert_eq!(
+        node.machine.held().snapshot.as_ref().unwrap().last_included.index.to_string(),
+        last_included
+    );
     node.stop().await;
 }
 
@@ -286,7 +319,7 @@ async fn row_generate_snapshot_data_at_a_snapshots_creation() {
     assert_eq!(node.calls.with("generate_snapshot_data"), [format!("{applied} empty")]);
     let (mut config, machine, _dir) = node.stop().await;
 
-    // And when the policy says so.
+    // A snapshot is also taken when the policy requests one.
     config.snapshots.after_entries = 3;
     let node = Alone::with(machine.again(), config).await;
     node.calls.clear();
@@ -297,7 +330,8 @@ async fn row_generate_snapshot_data_at_a_snapshots_creation() {
     node.stop().await;
 }
 
-/// Entries that were applied while one snapshot was built count for the next, also when nothing comes after them.
+/// Entries that were applied while a snapshot was built count for the next one, even if no entry
+/// follows them.
 #[tokio::test(flavor = "multi_thread")]
 async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
     let machine = Recording::with(Manner { view_ahead_by: Some(0), ..Manner::default() });
@@ -315,8 +349,15 @@ async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
     until(async || node.calls.count("write") == 2).await;
     node.settle().await;
     let applied = node.applied().await;
-    until(async || node.engine.status().await.snapshots.newest.is_some_and(|label| label.index == applied))
-        .await;
+    until(async || {
+        node.engine
+            .status()
+            .await
+            .snapshots
+            .newest
+            .is_some_and(|last_included| last_included.index == applied)
+    })
+    .await;
     node.stop().await;
     holder.join().unwrap();
 }
@@ -329,7 +370,7 @@ async fn row_save_hard_state_at_elections() {
     for number in 0..20 {
         node.propose(number).await;
     }
-    assert_eq!(node.calls.count("save_hard_state"), saved, "not on the way of a write");
+    assert_eq!(node.calls.count("save_hard_state"), saved, "a write must not call it");
     node.stop().await;
 }
 
@@ -358,7 +399,7 @@ async fn row_reset_before_a_rebuilt_machine_is_built_anew() {
     let calls = node.calls.clone();
     let (config, machine, _dir) = node.stop().await;
     calls.clear();
-    // The machine still holds its numbers; they come again from the log, once.
+    // The machine still holds its numbers; the log delivers them again, once.
     let node = Alone::with(machine.again(), config).await;
     assert!(calls.first("reset") < calls.first("apply_chunk"));
     let read = node.engine.get(b"sum", ReadConsistency::Linearizable).await.unwrap();
@@ -366,13 +407,14 @@ async fn row_reset_before_a_rebuilt_machine_is_built_anew() {
     node.stop().await;
 }
 
-/// `snapshot_metadata` at the start of a transfer, `apply_snapshot_from_file` and the two of the metadata at the install.
+/// `snapshot_metadata` when a snapshot is to be sent; `apply_snapshot_from_file` and the two calls
+/// of the metadata when it is installed.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_transfer_and_of_an_install() {
     let dir = tempfile::tempdir().unwrap();
     let (configs, machines, mut engines) = three_without_a_tail(dir.path()).await;
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
     }
     until(async || engines.iter().any(EmbeddedEngine::is_leader)).await;
     let lead = engines.iter().position(EmbeddedEngine::is_leader).unwrap();
@@ -384,23 +426,29 @@ async fn rows_of_a_transfer_and_of_an_install() {
         support::propose(&running, vec![number].into()).await;
     }
     until(async || others.iter().all(|other| machines[*other].numbers().last() == Some(&9))).await;
-    // Whichever of them leads when it comes back.
-    let mut labels = Vec::new();
+    // The sender is the node that leads once the stopped node is up again.
+    let mut log_ids = Vec::new();
     for engine in &running {
-        let label = engine.take_snapshot().await.unwrap().label().index.get();
-        until(async || engine.status().await.replica.unwrap().core.log.base.index.get() >= label).await;
-        labels.push(label);
+        let last_included = engine.take_snapshot().await.unwrap().last_included().index.get();
+        until(async || {
+            engine.replica_status().await.unwrap().core.log.base.index.get() >= last_included
+        })
+        .await;
+        log_ids.push(last_included);
     }
     let receiver = machines[away].calls.clone();
     machines.iter().for_each(|machine| machine.calls.clear());
     engines[away] =
-        EmbeddedEngine::start_custom(Arc::new(machines[away].again()), configs[away].clone()).await.unwrap();
+        EmbeddedEngine::start_custom(Arc::new(machines[away].again()), configs[away].clone())
+            .await
+            .unwrap();
     until(async || receiver.count("persist_last_snapshot_metadata") > 0).await;
     let told = others.iter().find(|other| machines[**other].calls.count("snapshot_metadata") > 0);
-    assert!(told.is_some(), "nobody looked which snapshot to send");
+    assert!(told.is_some(), "no node chose a snapshot to send");
     let installed = receiver.with("apply_snapshot_from_file");
-    let label = labels.iter().find(|label| installed == [label.to_string()]);
-    let label = label.unwrap_or_else(|| panic!("{installed:?} of {labels:?}"));
+    let last_included =
+        log_ids.iter().find(|last_included| installed == [last_included.to_string()]);
+    let last_included = last_included.unwrap_or_else(|| panic!("{installed:?} of {log_ids:?}"));
     let order = [
         "apply_snapshot_from_file",
         "update_last_applied",
@@ -410,7 +458,7 @@ async fn rows_of_a_transfer_and_of_an_install() {
     let after = receiver.first("apply_snapshot_from_file").unwrap();
     let calls: Vec<String> = receiver.all()[after..].to_vec();
     for (call, made) in order.iter().zip(&calls) {
-        assert_eq!(*made, format!("{call} {label}"), "{calls:?}");
+        assert_eq!(*made, format!("{call} {last_included}"), "{calls:?}");
     }
     for engine in &engines {
         engine.stop().await;
@@ -435,16 +483,17 @@ async fn row_check_before_a_command_is_proposed() {
     node.stop().await;
 }
 
-/// A reply that nobody gets is a fault of the machine, and shown.
+/// A missing reply is a fault of the state machine, and is reported as one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_that_comes_second_is_counted_in_the_status() {
-    let node = Alone::start(Recording::with(Manner { replies_twice: true, ..Manner::default() })).await;
+    let node =
+        Alone::start(Recording::with(Manner { replies_twice: true, ..Manner::default() })).await;
     assert_eq!(node.propose(7).await, Bytes::from_static(b"7"));
     assert_eq!(node.engine.status().await.late_replies, 1);
     node.stop().await;
 }
 
-/// A machine that may wait for a disk in a read holds up nothing else that runs on the caller's threads.
+/// A machine that may wait for a disk in a read blocks no other task on the caller's threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn reads_that_may_wait_for_a_disk_leave_the_callers_threads_free() {
     let manner = Manner { reads_wait: true, ..Manner::default() };
@@ -455,7 +504,7 @@ async fn reads_that_may_wait_for_a_disk_leave_the_callers_threads_free() {
     let read = tokio::spawn(async move { engine.get(b"sum", ReadConsistency::Linearizable).await });
     until(async || node.calls.count("get") > 0).await;
     // The only thread for tasks is free.
-    tokio::time::timeout(PATIENCE, tokio::spawn(async {})).await.unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, tokio::spawn(async {})).await.unwrap().unwrap();
     assert!(!read.is_finished());
     drop(let_go);
     holder.join().unwrap();

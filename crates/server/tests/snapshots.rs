@@ -1,4 +1,4 @@
-//! Snapshots on real nodes: taken, sent, installed, and what a restart makes of them.
+//! Snapshots on real nodes: taken, sent, installed, and used after a restart.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
-use d_engine_replica::{ReadConsistency, StateMachine as _};
-use d_engine_server::{Config, EmbeddedEngine, NodeStatus, SnapshotCompression};
-use support::{PATIENCE, cluster, put, start};
+use d_engine_replica::StateMachine as _;
+use d_engine_server::{Config, EmbeddedEngine, NodeStatus, ReadConsistency, SnapshotCompression};
+use support::{TIMEOUT, cluster, put, start};
 
-/// Snapshots come often, the log keeps nothing behind them, and one is kept: the log is purged to the newest. The first one of each node comes later by its place
+/// Snapshots are frequent, the log keeps no entries before them, and one snapshot is retained: the
+/// log is purged up to the newest. The first snapshot of each node is staggered by its position
 /// among the three: at 100, 134 and 167 entries.
 fn eager(mut config: Config) -> Config {
     config.snapshots.after_entries = 100;
@@ -22,8 +23,12 @@ fn eager(mut config: Config) -> Config {
     config
 }
 
-/// Waits until a node's status is as wanted.
-async fn until(engine: &EmbeddedEngine, what: &str, is: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+/// Waits until the status of a node satisfies `is`.
+async fn until(
+    engine: &EmbeddedEngine,
+    what: &str,
+    is: impl Fn(&NodeStatus) -> bool,
+) -> NodeStatus {
     let found = async {
         loop {
             let status = engine.status().await;
@@ -33,36 +38,54 @@ async fn until(engine: &EmbeddedEngine, what: &str, is: impl Fn(&NodeStatus) -> 
             tokio::task::yield_now().await;
         }
     };
-    match tokio::time::timeout(PATIENCE, found).await {
+    match tokio::time::timeout(TIMEOUT, found).await {
         Ok(status) => status,
         Err(_) => panic!("{what}: {:#?}", engine.status().await),
     }
 }
 
-fn base(status: &NodeStatus) -> u64 {
-    status.replica.as_ref().map_or(0, |replica| replica.core.log.base.index.get())
+/// Returns the last index that is purged from the node's log.
+async fn base(engine: &EmbeddedEngine) -> u64 {
+    engine.replica_status().await.map_or(0, |replica| replica.core.log.base.index.get())
 }
 
-/// Waits until a node that nobody writes to has applied all that it has written of its own accord: a new cluster binds
-/// its members in an entry of its own.
+/// Waits until the log is purged as wanted.
+async fn purged(engine: &EmbeddedEngine, is: impl Fn(u64) -> bool) {
+    let waits = async {
+        while !is(base(engine).await) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let purged = tokio::time::timeout(TIMEOUT, waits).await.is_ok();
+    assert!(purged, "the log is not purged: {:#?}", engine.status().await);
+}
+
+/// Waits until an idle node has applied all entries that it wrote itself: a new cluster binds its
+/// members in an entry of its own.
 async fn settled(engine: &EmbeddedEngine) {
-    until(engine, "nothing is on its way", |status| {
-        status.replica.as_ref().is_some_and(|replica| {
-            let bound = replica.membership.members().iter().all(|member| member.incarnation.is_some());
-            bound && replica.applied == replica.core.log.last.index.get()
-        })
-    })
-    .await;
+    let settles = async {
+        loop {
+            let replica = engine.replica_status().await.unwrap();
+            let mut members = replica.membership.members().iter();
+            let bound = members.all(|member| member.incarnation.is_some());
+            if bound && replica.applied == replica.core.log.last.index.get() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let settled = tokio::time::timeout(TIMEOUT, settles).await.is_ok();
+    assert!(settled, "the log is not applied: {:#?}", engine.status().await);
 }
 
-/// A cluster that is ready.
+/// Starts a cluster and waits until it is ready.
 async fn start_all(configs: &[Config]) -> Vec<EmbeddedEngine> {
     let mut engines = Vec::new();
     for config in configs {
         engines.push(start(config).await);
     }
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
     }
     engines
 }
@@ -82,7 +105,8 @@ async fn a_node_restarts_from_its_snapshot_when_the_log_before_it_is_gone() {
     for n in 0..250 {
         put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
     }
-    let status = until(&engine, "the log is purged", |status| base(status) >= 200).await;
+    purged(&engine, |base| base >= 200).await;
+    let status = engine.status().await;
     assert!(status.snapshots.newest.unwrap().index >= 200);
     assert!(status.snapshots.count <= 2, "{:?}", status.snapshots);
     let taken = engine.take_snapshot().await.unwrap();
@@ -90,11 +114,12 @@ async fn a_node_restarts_from_its_snapshot_when_the_log_before_it_is_gone() {
     engine.stop().await;
 
     let engine = start(&config).await;
-    engine.wait_ready(PATIENCE).await.unwrap();
-    let status = engine.status().await;
-    assert!(base(&status) >= 200 && base(&status) <= taken.label().index.get());
+    engine.wait_ready(TIMEOUT).await.unwrap();
+    let base = base(&engine).await;
+    assert!(base >= 200 && base <= taken.last_included().index.get());
     for n in 0..250 {
-        let value = engine.get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+        let value =
+            engine.get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable).await.unwrap();
         assert_eq!(value, Some(Bytes::from_static(b"v")), "k{n}");
     }
     assert_eq!(
@@ -113,7 +138,7 @@ async fn a_snapshot_of_nothing_is_refused_and_two_of_the_same_state_are_one() {
     settled(&engine).await;
     let first = engine.take_snapshot().await.unwrap();
     let second = engine.take_snapshot().await.unwrap();
-    assert_eq!((first.label(), first.sha256), (second.label(), second.sha256));
+    assert_eq!((first.last_included(), first.sha256), (second.last_included(), second.sha256));
     engine.stop().await;
     let refused = engine.take_snapshot().await.unwrap_err();
     assert!(refused.to_string().contains("stopped"), "{refused}");
@@ -123,7 +148,7 @@ async fn a_snapshot_of_nothing_is_refused_and_two_of_the_same_state_are_one() {
 async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entries() {
     let dir = tempfile::tempdir().unwrap();
     let mut configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
-    // Each node by its own setting, and every one reads all.
+    // Each node writes its snapshots by its own setting, and every node reads both kinds.
     configs[1].snapshots.compression = SnapshotCompression::Zstd;
     configs[2].snapshots.compression = SnapshotCompression::Zstd;
     let (mut engines, mut machines) = (Vec::new(), Vec::new());
@@ -133,7 +158,7 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entri
         machines.push(machine);
     }
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
     }
     put(&engines, "before", "v").await;
     engines.remove(0).stop().await;
@@ -141,37 +166,33 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entri
         put(&engines, &format!("k{n}"), "v").await;
     }
     for engine in &engines {
-        until(engine, "the log is purged", |status| base(status) >= 250).await;
+        purged(engine, |base| base >= 250).await;
     }
     let (back, machine) = start_with_machine(&configs[0]).await;
-    back.wait_ready(PATIENCE).await.unwrap();
-    until(&back, "it goes on behind a snapshot", |status| {
-        base(status) >= 250 && status.snapshots.receiving.is_none()
-    })
-    .await;
+    back.wait_ready(TIMEOUT).await.unwrap();
+    purged(&back, |base| base >= 250).await;
+    until(&back, "the snapshot is received", |status| status.snapshots.receiving.is_none()).await;
     engines.push(back);
     put(&engines, "after", "w").await;
     let mut last = 0;
     for engine in &engines {
-        last = last.max(engine.status().await.replica.unwrap().core.log.last.index.get());
+        last = last.max(engine.status().await.last_index);
     }
     for engine in &engines {
-        until(engine, "everything is applied", |status| {
-            status.replica.as_ref().is_some_and(|replica| replica.applied >= last)
-        })
-        .await;
+        until(engine, "everything is applied", |status| status.applied_index >= last).await;
     }
     let expected = machines[1].position_and_hash();
     assert_eq!(machine.position_and_hash(), expected, "equal state at equal position");
-    // The leader knows: nothing is on its way any more.
+    // The leader knows that no snapshot is being sent any more.
     for engine in &engines {
-        until(engine, "no transfer is left", |status| status.snapshots.sending.is_empty()).await;
+        until(engine, "no snapshot is being sent", |status| status.snapshots.sending.is_empty())
+            .await;
     }
     for engine in &engines {
         engine.stop().await;
     }
 
-    // All of it again after a restart of everybody.
+    // The same values are read after a restart of all nodes.
     let again = start_all(&configs).await;
     for engine in &again {
         for (key, value) in [("before", "v"), ("k349", "v"), ("after", "w")] {
@@ -184,8 +205,8 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot_and_goes_on_with_entri
     }
 }
 
-/// A cluster whose first node stops before the others write 7 MB and purge what it would need. Returns these, and the value
-/// under each of the keys `k0` to `k69`.
+/// Starts a cluster whose first node stops before the others write 7 MB and purge the entries that
+/// it needs. Returns the others, and the value under each of the keys `k0` to `k69`.
 async fn go_on_without_the_first(configs: &[Config]) -> (Vec<EmbeddedEngine>, String) {
     let mut engines = start_all(configs).await;
     engines.remove(0).stop().await;
@@ -194,12 +215,13 @@ async fn go_on_without_the_first(configs: &[Config]) -> (Vec<EmbeddedEngine>, St
         put(&engines, &format!("k{n}"), &value).await;
     }
     for engine in &engines {
-        until(engine, "the log is purged", |status| base(status) >= 40).await;
+        purged(engine, |base| base >= 40).await;
     }
     (engines, value)
 }
 
-/// The leader stays on the log that a follower needs, and the follower is slow: it resumes where it was cut.
+/// The follower is slow: it resumes the snapshot where the connection broke, although the leader
+/// has newer ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     let dir = tempfile::tempdir().unwrap();
@@ -207,15 +229,15 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     for config in &mut configs {
         config.snapshots.send_bytes_per_second = 1 << 20;
         config.snapshots.after_entries = 40;
-        // One is retained: only that it is on its way keeps an archive when there is a newer one.
+        // One is retained: an archive older than the newest is kept only while it is being sent.
     }
     let (mut engines, _) = go_on_without_the_first(&configs).await;
     let back = start(&configs[0]).await;
-    let status = until(&back, "a part is there", |status| {
+    let status = until(&back, "a part has been received", |status| {
         status.snapshots.receiving.as_ref().is_some_and(|receiving| receiving.received > 1_000_000)
     })
     .await;
-    let cut = status.snapshots.receiving.unwrap().label;
+    let cut = status.snapshots.receiving.unwrap().index;
     back.stop().await;
     put(&engines, "newer", "v").await;
     for engine in &engines {
@@ -228,14 +250,17 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
             tokio::task::yield_now().await;
             for engine in &engines {
                 let sending = engine.status().await.snapshots.sending;
-                if sending.iter().any(|sending| sending.label == cut && sending.resumed_at > 0) {
+                if sending
+                    .iter()
+                    .any(|sending| sending.index == Some(cut) && sending.resumed_at > 0)
+                {
                     return;
                 }
             }
         }
     };
-    tokio::time::timeout(PATIENCE, resumed).await.unwrap();
-    engines[2].wait_ready(PATIENCE).await.unwrap();
+    tokio::time::timeout(TIMEOUT, resumed).await.unwrap();
+    engines[2].wait_ready(TIMEOUT).await.unwrap();
     let found = engines[2].get(b"k69", ReadConsistency::Linearizable).await.unwrap();
     assert_eq!(found.map(|value| value.len()), Some(100_000));
     for engine in &engines {
@@ -243,8 +268,8 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
     }
 }
 
-/// FINDINGS S3: while a snapshot travels, more is written than `max_log_bytes` would keep of the log; the follower goes on
-/// behind that snapshot all the same, and needs no second one.
+/// FINDINGS S3: while a snapshot is being sent, more is written than `max_log_bytes` would keep of
+/// the log. The follower still continues with entries after that snapshot, and needs no second one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_catches_up_behind_its_first_snapshot_however_much_is_written_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
@@ -265,12 +290,15 @@ async fn a_follower_catches_up_behind_its_first_snapshot_however_much_is_written
             written += 1;
             for engine in &engines {
                 let sending = engine.status().await.snapshots.sending;
-                sent.extend(sending.iter().map(|sending| sending.label).filter(|label| *label > 0));
+                sent.extend(sending.iter().filter_map(|sending| sending.index));
             }
         }
     };
-    tokio::time::timeout(PATIENCE, writes).await.unwrap();
-    assert!(written * 100_000 > 8 << 20, "{written} were written: less than the log keeps in any case");
+    tokio::time::timeout(TIMEOUT, writes).await.unwrap();
+    assert!(
+        written * 100_000 > 8 << 20,
+        "{written} were written: less than the log keeps in any case"
+    );
     assert_eq!(sent.len(), 1, "{sent:?}");
     engines.push(back);
     for engine in &engines {
@@ -278,15 +306,16 @@ async fn a_follower_catches_up_behind_its_first_snapshot_however_much_is_written
     }
 }
 
-/// The file of a node's newest snapshot.
+/// Returns the file of a node's newest snapshot.
 fn newest_file(config: &Config) -> PathBuf {
     let files = std::fs::read_dir(config.data_dir.join("snapshots")).unwrap().flatten();
     let index = |path: &PathBuf| -> u64 {
         let name = path.file_stem().unwrap().to_str().unwrap();
         name.rsplit('-').next().unwrap().parse().unwrap()
     };
-    let archives =
-        files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|it| it == "snap"));
+    let archives = files
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|it| it == "snap"));
     archives.max_by_key(index).unwrap()
 }
 
@@ -297,7 +326,7 @@ fn flip_a_bit(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// What docs/snapshots.md tells an operator to do.
+/// The repair that docs/snapshots.md recommends to an operator.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_another_node_brings_back_one_whose_own_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
@@ -307,35 +336,40 @@ async fn a_snapshot_of_another_node_brings_back_one_whose_own_is_damaged() {
         put(&engines, &format!("k{n}"), "v").await;
     }
     let broken = engines.remove(0);
-    let taken = broken.take_snapshot().await.unwrap().label().index.get();
-    until(&broken, "the log is purged", |status| base(status) == taken).await;
+    let taken = broken.take_snapshot().await.unwrap().last_included().index.get();
+    purged(&broken, |base| base == taken).await;
     broken.stop().await;
     flip_a_bit(&newest_file(&configs[0]));
     let machine = Arc::new(KvStateMachine::new());
-    let refused =
-        EmbeddedEngine::start_custom(machine, configs[0].clone()).await.map(drop).unwrap_err().to_string();
+    let refused = EmbeddedEngine::start_custom(machine, configs[0].clone())
+        .await
+        .map(drop)
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("copy the newest snap-*.snap of another node"), "{refused}");
 
     put(&engines, "behind", "w").await;
     engines[0].take_snapshot().await.unwrap();
     let source = newest_file(&configs[1]);
-    std::fs::copy(&source, configs[0].data_dir.join("snapshots").join(source.file_name().unwrap())).unwrap();
+    std::fs::copy(&source, configs[0].data_dir.join("snapshots").join(source.file_name().unwrap()))
+        .unwrap();
     let (back, machine) = start_with_machine(&configs[0]).await;
-    back.wait_ready(PATIENCE).await.unwrap();
+    back.wait_ready(TIMEOUT).await.unwrap();
     for (key, value) in [("k0", "v"), ("k249", "v"), ("behind", "w")] {
         let found = back.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
         assert_eq!(found, Some(Bytes::copy_from_slice(value.as_bytes())), "{key}");
     }
     engines.push(back);
     put(&engines, "again", "x").await;
-    until(&engines[2], "it takes part", |_| machine.get(b"again").unwrap().is_some()).await;
+    until(&engines[2], "it applies new commands", |_| machine.get(b"again").unwrap().is_some())
+        .await;
     for engine in &engines {
         engine.stop().await;
     }
 }
 
-/// The archive was whole when it was written, and rots on the leader's disk before anybody needs it: the follower refuses
-/// it, the leader reads it again, and sends another one.
+/// The archive was intact when it was written, and is damaged on the leader's disk before it is
+/// sent: the follower refuses it, the leader reads it again, and sends another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_that_has_rotted_is_found_out_and_another_one_is_sent() {
     let dir = tempfile::tempdir().unwrap();
@@ -347,16 +381,20 @@ async fn an_archive_that_has_rotted_is_found_out_and_another_one_is_sent() {
     }
     let mut rotten = 0;
     for (engine, config) in engines.iter().zip(&configs[1..]) {
-        let newest = engine.take_snapshot().await.unwrap().label();
-        until(engine, "the log is purged", |status| base(status) == newest.index.get()).await;
+        let newest = engine.take_snapshot().await.unwrap().last_included();
+        purged(engine, |base| base == newest.index.get()).await;
         rotten = rotten.max(newest.index.get());
         flip_a_bit(&newest_file(config));
     }
     put(&engines, "behind", "w").await;
     let back = start(&configs[0]).await;
-    back.wait_ready(PATIENCE).await.unwrap();
+    back.wait_ready(TIMEOUT).await.unwrap();
     let status = back.status().await;
-    assert!(status.snapshots.newest.is_some_and(|label| label.index > rotten), "{:?}", status.snapshots);
+    assert!(
+        status.snapshots.newest.is_some_and(|last_included| last_included.index > rotten),
+        "{:?}",
+        status.snapshots
+    );
     for (key, value) in [("k249", "v"), ("behind", "w")] {
         let found = back.get(key.as_bytes(), ReadConsistency::Linearizable).await.unwrap();
         assert_eq!(found, Some(Bytes::copy_from_slice(value.as_bytes())), "{key}");
@@ -367,7 +405,8 @@ async fn an_archive_that_has_rotted_is_found_out_and_another_one_is_sent() {
     }
 }
 
-/// One caller after the other: each put is a group of its own, padded to a sector, many times as long as what it carries.
+/// Puts one value after the other: each is a write group of its own, padded to a sector, and many
+/// times longer than its content.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_measured_as_it_lies_on_the_disk() {
     let dir = tempfile::tempdir().unwrap();
@@ -383,11 +422,12 @@ async fn the_log_is_measured_as_it_lies_on_the_disk() {
         carried += 100;
         assert!(carried < 1 << 20, "{:?}", engine.status().await.snapshots);
     }
-    until(&engine, "the log is purged", |status| base(status) > 0).await;
+    purged(&engine, |base| base > 0).await;
     engine.stop().await;
 }
 
-/// A bit turns in an old part of the log. The node's own snapshot holds what was there: it starts, and says so.
+/// A bit flips in an old part of the log. The node's own snapshot contains what was there: the node
+/// starts and reports the damage.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_the_log_that_a_snapshot_holds_does_not_keep_a_node_from_starting() {
     let dir = tempfile::tempdir().unwrap();
@@ -396,7 +436,7 @@ async fn damage_in_the_log_that_a_snapshot_holds_does_not_keep_a_node_from_start
     for n in 0..20 {
         put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
     }
-    let label = engine.take_snapshot().await.unwrap().label();
+    let last_included = engine.take_snapshot().await.unwrap().last_included();
     for n in 20..30 {
         put(std::slice::from_ref(&engine), &format!("k{n}"), "v").await;
     }
@@ -407,10 +447,13 @@ async fn damage_in_the_log_that_a_snapshot_holds_does_not_keep_a_node_from_start
     std::fs::write(&segment, content).unwrap();
     for _ in 0..2 {
         let engine = start(&config).await;
-        engine.wait_ready(PATIENCE).await.unwrap();
-        assert_eq!(base(&engine.status().await), label.index.get());
+        engine.wait_ready(TIMEOUT).await.unwrap();
+        assert_eq!(base(&engine).await, last_included.index.get());
         for n in 0..30 {
-            let value = engine.get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable).await.unwrap();
+            let value = engine
+                .get(format!("k{n}").as_bytes(), ReadConsistency::Linearizable)
+                .await
+                .unwrap();
             assert_eq!(value, Some(Bytes::from_static(b"v")), "k{n}");
         }
         put(std::slice::from_ref(&engine), "again", "w").await;

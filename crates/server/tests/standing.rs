@@ -1,4 +1,4 @@
-//! FINDINGS C1: one command that no node can apply must not be the end of a cluster.
+//! FINDINGS C1: one command that no node can apply must not stop a cluster for good.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -6,10 +6,10 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use d_engine_replica::{ProposeError, ReadConsistency, ReadError, SkipError, UnknownBecause};
-use d_engine_server::{Config, EmbeddedEngine, NodeStatus, WaitError};
+use d_engine_replica::{ProposeError, ReadError, SkipError, UnknownBecause};
+use d_engine_server::{Config, EmbeddedEngine, EntryId, NodeStatus, ReadConsistency, WaitError};
 use support::failing::Failing;
-use support::{PATIENCE, cluster, put};
+use support::{TIMEOUT, cluster, put};
 
 async fn start(config: &Config, machine: Failing) -> EmbeddedEngine {
     EmbeddedEngine::start_custom(Arc::new(machine), config.clone()).await.unwrap()
@@ -21,7 +21,7 @@ async fn stop_all(engines: &[EmbeddedEngine]) {
     }
 }
 
-/// Looks until all say yes.
+/// Waits until the status of every node satisfies `is_so`.
 async fn wait_until(engines: &[EmbeddedEngine], mut is_so: impl FnMut(&NodeStatus) -> bool) {
     let looks = async {
         for engine in engines {
@@ -30,20 +30,27 @@ async fn wait_until(engines: &[EmbeddedEngine], mut is_so: impl FnMut(&NodeStatu
             }
         }
     };
-    tokio::time::timeout(PATIENCE, looks).await.unwrap();
+    tokio::time::timeout(TIMEOUT, looks).await.unwrap();
 }
 
-fn stands_at(status: &NodeStatus) -> Option<(u64, u64)> {
-    let at = status.replica.as_ref()?.apply_stop.as_ref()?.stands_at()?;
-    Some((at.term, at.index))
+/// Puts a record and waits until every node has applied it. A machine that fails in a chunk of
+/// several entries cannot name the one that failed, so "bad" must not share a chunk with this
+/// record.
+async fn put_everywhere(engines: &[EmbeddedEngine], key: &str, value: &str) {
+    put(engines, key, value).await;
+    for engine in engines {
+        let consistency = ReadConsistency::Linearizable;
+        let read = engine.get_within(key.as_bytes(), consistency, TIMEOUT).await.unwrap();
+        assert!(read.is_some());
+    }
 }
 
-/// Whoever leads skips it.
-async fn skip(engines: &[EmbeddedEngine], entry: (u64, u64)) -> Result<u64, SkipError> {
+/// Skips the entry at the node that leads.
+async fn skip(engines: &[EmbeddedEngine], entry: EntryId) -> Result<u64, SkipError> {
     let asks = async {
         loop {
             for engine in engines {
-                match engine.skip_entry(entry.0, entry.1).await {
+                match engine.skip_entry(entry.term, entry.index).await {
                     Err(SkipError::NotLeader { .. } | SkipError::OutcomeUnknown) => {
                         tokio::task::yield_now().await
                     }
@@ -54,10 +61,10 @@ async fn skip(engines: &[EmbeddedEngine], entry: (u64, u64)) -> Result<u64, Skip
             }
         }
     };
-    tokio::time::timeout(PATIENCE, asks).await.unwrap()
+    tokio::time::timeout(TIMEOUT, asks).await.unwrap()
 }
 
-/// At whichever node leads, as often as it takes until one knows it.
+/// Proposes the bad command, and retries until a node that leads responds.
 async fn propose_bad(engines: &[EmbeddedEngine]) -> ProposeError {
     let asks = async {
         loop {
@@ -69,7 +76,7 @@ async fn propose_bad(engines: &[EmbeddedEngine]) -> ProposeError {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, asks).await.unwrap()
+    tokio::time::timeout(TIMEOUT, asks).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,20 +87,22 @@ async fn a_command_that_no_node_can_apply_is_skipped_and_the_cluster_goes_on() {
     for config in &configs {
         engines.push(start(config, Failing::new()).await);
     }
-    put(&engines, "before", "1").await;
+    put_everywhere(&engines, "before", "1").await;
     let told = propose_bad(&engines).await;
     assert_eq!(told, ProposeError::OutcomeUnknown { why: UnknownBecause::StateMachineStopped });
-    wait_until(&engines, |status| stands_at(status).is_some()).await;
-    let entry = stands_at(&engines[0].status().await).unwrap();
+    wait_until(&engines, |status| status.halted_at.is_some()).await;
+    let entry = engines[0].status().await.halted_at.unwrap();
 
-    // Nothing is applied behind it, nobody is served, and every node says why; the cluster still has a leader.
+    // No entry after it is applied, no caller is served, and every node reports why; the cluster
+    // still has a leader.
     for engine in &engines {
         let status = engine.status().await;
-        assert!(status.stopped.is_none() && !status.ready && stands_at(&status) == Some(entry));
-        let alarms = status.replica.unwrap().alarms.join("\n");
-        let next = format!("d-engine skip-entry {}:{}", entry.0, entry.1);
+        assert!(status.stopped.is_none() && !status.ready && status.halted_at == Some(entry));
+        let alarms = status.alarms.join("\n");
+        let next = format!("d-engine skip-entry {entry}");
         assert!(alarms.contains("it is bad, as asked") && alarms.contains(&next), "{alarms}");
-        for consistency in [ReadConsistency::Eventual, ReadConsistency::Lease, ReadConsistency::Linearizable]
+        for consistency in
+            [ReadConsistency::Eventual, ReadConsistency::Lease, ReadConsistency::Linearizable]
         {
             let read = engine.get(b"before", consistency).await.unwrap_err();
             assert!(matches!(read, ReadError::Stopped { .. }), "{read}");
@@ -104,24 +113,23 @@ async fn a_command_that_no_node_can_apply_is_skipped_and_the_cluster_goes_on() {
             "{refused}"
         );
     }
-    let wrong = skip(&engines, (entry.0, entry.1 - 1)).await.unwrap_err();
+    let wrong = skip(&engines, EntryId { index: entry.index - 1, ..entry }).await.unwrap_err();
     assert!(matches!(wrong, SkipError::Refused { .. }), "{wrong}");
 
     let decided_at = skip(&engines, entry).await.unwrap();
-    assert!(decided_at > entry.1);
+    assert!(decided_at > entry.index);
     put(&engines, "after", "2").await;
-    wait_until(&engines, |status| status.replica.as_ref().is_some_and(|it| it.applied > decided_at)).await;
+    wait_until(&engines, |status| status.applied_index > decided_at).await;
     for engine in &engines {
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
         assert_eq!(engine.get(b"bad", ReadConsistency::Eventual).await.unwrap(), None);
     }
 
-    // A node that begins anew meets the entry again, with a program that could apply it by now.
+    // A node that is started again reaches the entry again, now with a program that could apply it.
     engines.pop().unwrap().stop().await;
     engines.push(start(&configs[2], Failing::mended()).await);
-    engines[2].wait_ready(PATIENCE).await.unwrap();
-    wait_until(&engines[2..], |status| status.replica.as_ref().is_some_and(|it| it.applied > decided_at))
-        .await;
+    engines[2].wait_ready(TIMEOUT).await.unwrap();
+    wait_until(&engines[2..], |status| status.applied_index > decided_at).await;
     assert_eq!(engines[2].get(b"bad", ReadConsistency::Eventual).await.unwrap(), None);
     assert!(engines[2].get(b"after", ReadConsistency::Linearizable).await.unwrap().is_some());
     stop_all(&engines).await;
@@ -135,15 +143,15 @@ async fn a_node_whose_machine_fails_alone_gives_way_and_its_entry_is_not_skipped
     for config in &configs[1..] {
         engines.push(start(config, Failing::mended()).await);
     }
-    put(&engines, "before", "1").await;
-    // Its leader fails at it, if it leads; the others do not.
+    put_everywhere(&engines, "before", "1").await;
+    // Only the leader fails at it; the others do not.
     engines[0].transfer_leadership(None).await.ok();
     engines[1].transfer_leadership(Some(1)).await.ok();
     engines[2].transfer_leadership(Some(1)).await.ok();
     let proposed = engines[0].propose("bad").await.unwrap_err();
     assert!(matches!(proposed, ProposeError::OutcomeUnknown { .. }), "{proposed}");
-    wait_until(&engines[..1], |status| stands_at(status).is_some()).await;
-    let entry = stands_at(&engines[0].status().await).unwrap();
+    wait_until(&engines[..1], |status| status.halted_at.is_some()).await;
+    let entry = engines[0].status().await.halted_at.unwrap();
     put(&engines[1..], "after", "2").await;
     assert!(!engines[0].is_leader());
     let refused = skip(&engines, entry).await.unwrap_err().to_string();
@@ -151,7 +159,7 @@ async fn a_node_whose_machine_fails_alone_gives_way_and_its_entry_is_not_skipped
 
     engines.remove(0).stop().await;
     engines.insert(0, start(&configs[0], Failing::mended()).await);
-    engines[0].wait_ready(PATIENCE).await.unwrap();
+    engines[0].wait_ready(TIMEOUT).await.unwrap();
     assert!(engines[0].get(b"bad", ReadConsistency::Linearizable).await.unwrap().is_some());
     stop_all(&engines).await;
 }
@@ -161,28 +169,31 @@ async fn after_a_panic_the_node_runs_and_its_machine_waits_for_a_new_process() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
     let engine = start(&config, Failing::new()).await;
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let answer = engine.propose("panic").await.unwrap_err();
     assert_eq!(answer, ProposeError::OutcomeUnknown { why: UnknownBecause::StateMachineStopped });
     let one = std::slice::from_ref(&engine);
-    wait_until(one, |status| stands_at(status).is_some()).await;
+    wait_until(one, |status| status.halted_at.is_some()).await;
     let status = engine.status().await;
-    let entry = stands_at(&status).unwrap();
-    let alarms = status.replica.unwrap().alarms.join("\n");
-    assert!(alarms.contains("panicked in apply_chunk, entries ") && alarms.contains("as asked"), "{alarms}");
-    assert!(!engine.is_leader(), "it serves nobody");
+    let entry = status.halted_at.unwrap();
+    let alarms = status.alarms.join("\n");
+    assert!(
+        alarms.contains("panicked in apply_chunk, entries ") && alarms.contains("as asked"),
+        "{alarms}"
+    );
+    assert!(!engine.is_leader(), "a node that serves no callers still leads");
     let ready = engine.wait_ready(Duration::from_millis(10)).await.unwrap_err();
     assert!(matches!(ready, WaitError::Stopped { .. }), "{ready}");
 
     skip(one, entry).await.unwrap();
     let told = |status: &NodeStatus| {
-        let stop = status.replica.as_ref().and_then(|it| it.apply_stop.as_ref());
-        stop.is_some_and(|stop| stop.reason.to_string().contains("is skipped; start this node again"))
+        let reason = status.apply_stopped.as_deref().unwrap_or_default();
+        reason.contains("is skipped; start this node again")
     };
     wait_until(one, told).await;
     engine.stop().await;
     let engine = start(&config, Failing::new()).await;
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     put(std::slice::from_ref(&engine), "after", "1").await;
     engine.stop().await;
 }

@@ -1,5 +1,5 @@
-//! An upgrade node by node: real nodes, whose programs decode commands of two versions. The second byte of a command
-//! is its version.
+//! A rolling upgrade: real nodes, whose programs decode commands of two versions. The second byte
+//! of a command is its version.
 #![allow(clippy::unwrap_used)]
 
 mod alone;
@@ -13,9 +13,9 @@ use alone::until;
 use d_engine_replica::ProposeError;
 use d_engine_server::{Config, EmbeddedEngine, StartError};
 use recording::{Manner, Recording};
-use support::{PATIENCE, cluster};
+use support::{TIMEOUT, cluster};
 
-/// The command with this number that only the old program refuses.
+/// The command with this number is refused only by the old program.
 const UNKNOWN_TO_THE_OLD: u8 = 99;
 
 fn program(version: u32) -> Arc<Recording> {
@@ -29,7 +29,8 @@ async fn start(config: &Config, version: u32) -> (Arc<Recording>, EmbeddedEngine
     (machine, engine)
 }
 
-/// What the leader makes of a command; asked again while nobody leads or its fate is unknown.
+/// Returns what the leader replies to a command; retries while no node leads or the outcome is
+/// unknown.
 async fn propose(engines: &[EmbeddedEngine], command: [u8; 2]) -> Result<(), ProposeError> {
     let asked = async {
         loop {
@@ -47,18 +48,30 @@ async fn propose(engines: &[EmbeddedEngine], command: [u8; 2]) -> Result<(), Pro
             }
         }
     };
-    tokio::time::timeout(PATIENCE, asked).await.unwrap()
+    tokio::time::timeout(TIMEOUT, asked).await.unwrap()
 }
 
-/// Waits until the leader refuses a command of version 2 because of a node that runs the old program, and has told so.
+/// Waits until the leader refuses a command of version 2 because a node that runs the old program
+/// has announced that.
 async fn refused_because_of(engines: &[EmbeddedEngine], old: &[u64]) {
     until(async || match propose(engines, [UNKNOWN_TO_THE_OLD, 2]).await {
-        Err(refused @ ProposeError::NewerCommand { version: 2, allowed: 1, held_by, announced: Some(1) }) => {
+        Err(
+            refused @ ProposeError::NewerCommand {
+                version: 2,
+                allowed: 1,
+                held_by,
+                announced: Some(1),
+            },
+        ) => {
             assert!(old.contains(&held_by.get()), "{refused}");
-            assert!(refused.to_string().contains(&format!("program of node {held_by}")), "{refused}");
+            assert!(
+                refused.to_string().contains(&format!("program of node {held_by}")),
+                "{refused}"
+            );
             true
         }
-        // A node that was just started has not answered a heartbeat yet; an entry of version 1 may not be applied yet.
+        // A node that was just started has not acknowledged a heartbeat yet; an entry of version 1
+        // may not be applied yet.
         Err(ProposeError::NewerCommand { version: 2, .. }) => false,
         other => panic!("{other:?}"),
     })
@@ -66,7 +79,8 @@ async fn refused_because_of(engines: &[EmbeddedEngine], old: &[u64]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_of_a_new_version_are_taken_when_the_last_node_is_upgraded_and_an_older_program_stops() {
+async fn commands_of_a_new_version_are_taken_when_the_last_node_is_upgraded_and_an_older_program_stops()
+ {
     let dir = tempfile::tempdir().unwrap();
     let configs = cluster(dir.path(), 3);
     let mut engines = Vec::new();
@@ -78,7 +92,7 @@ async fn commands_of_a_new_version_are_taken_when_the_last_node_is_upgraded_and_
     for place in 0..3 {
         engines[place].stop().await;
         engines[place] = start(&configs[place], 2).await.1;
-        engines[place].wait_ready(PATIENCE).await.unwrap();
+        engines[place].wait_ready(TIMEOUT).await.unwrap();
         assert!(propose(&engines, [2, 1]).await.is_ok(), "the old version is taken all the time");
         let old: Vec<u64> = (place as u64 + 2..=3).collect();
         if !old.is_empty() {
@@ -87,15 +101,16 @@ async fn commands_of_a_new_version_are_taken_when_the_last_node_is_upgraded_and_
     }
     until(async || propose(&engines, [UNKNOWN_TO_THE_OLD, 2]).await.is_ok()).await;
     let leading = engines.iter().find(|engine| engine.is_leader()).unwrap();
-    let status = leading.status().await.replica.unwrap();
+    let status = leading.replica_status().await.unwrap();
     assert_eq!((status.command_version_max, status.command_version_allowed), (2, Some(2)));
 
-    // It is in the log: a voter that is down takes nothing back, nor does a new leader.
+    // The agreement is in the log: neither a voter that is down nor a new leader revokes it.
     let away = engines.iter().position(EmbeddedEngine::is_leader).unwrap();
     engines[away].stop().await;
     assert!(propose(&engines, [3, 2]).await.is_ok());
 
-    // Back with the old program, on a directory in which the new one has worked: stopped by name, or not started.
+    // Started with the old program again, on a directory in which the new one has worked: the node
+    // refuses to start, or stops, and names the reason.
     let machine = program(1);
     let told = match EmbeddedEngine::start_custom(machine.clone(), configs[away].clone()).await {
         Ok(engine) => engine.stopped().await.unwrap_err(),
@@ -103,11 +118,17 @@ async fn commands_of_a_new_version_are_taken_when_the_last_node_is_upgraded_and_
     };
     assert!(matches!(&told, StartError::Stopped(reason) if reason.needs_newer_program()), "{told}");
     let text = told.to_string();
-    assert!(text.contains("version 2") && text.contains("start a newer program on this node"), "{text}");
-    assert!(!machine.numbers().contains(&UNKNOWN_TO_THE_OLD), "its state machine has seen nothing of it");
+    assert!(
+        text.contains("version 2") && text.contains("start a newer program on this node"),
+        "{text}"
+    );
+    assert!(
+        !machine.numbers().contains(&UNKNOWN_TO_THE_OLD),
+        "its state machine has received the command"
+    );
 
     let (machine, engine) = start(&configs[away], 2).await;
-    engine.wait_ready(PATIENCE).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     until(async || machine.numbers().contains(&3)).await;
     engines[away] = engine;
     for engine in &engines {

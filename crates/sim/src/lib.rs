@@ -1,59 +1,50 @@
-//! A whole cluster in one thread of virtual time: the real core, replica, log, key-value machine and
-//! wire encoding on a simulated network, disk and clock. A run is a function of its seed.
+//! A simulator of a whole cluster, in one thread and in virtual time. The core, the replica, the
+//! log, the key-value machine and the wire encoding are the real ones; network, disk and clock are
+//! simulated. A run is a function of its seed.
 //!
 //! # Where to look
-//! `profile.rs` and `snapshot_profile.rs` draw how hard each fault hits; `world.rs` is the event loop,
-//! `world_disk.rs` the workers and crashes, `world_snapshots.rs` and `world_transfers.rs` what is done
-//! about snapshots, `world_faults.rs` the other faults and the clients; `durable_machine.rs` is a state
-//! machine that keeps its own state; `monitors.rs` and `snapshot_monitors.rs` have the rules checked
-//! at every step, `linearizability.rs` the one checked at the end.
+//! - `run.rs`: the phases of a run.
+//! - `profile/`: how hard each fault hits, drawn from the seed.
+//! - `world/mod.rs`: the event loop; `world/event.rs`: its events. In the same folder, `disk.rs`
+//!   has the workers, `starts.rs` crashes and starts, `snapshots.rs` and `transfers.rs` build,
+//!   purge, send and receive snapshots, and `faults.rs` and its neighbours have the other faults
+//!   and the calls of the clients.
+//! - `machines/`: the state machines, among them `durable.rs`, which keeps its own state.
+//! - `monitors/`: the rules that are checked after every step; `monitors/violation.rs` lists them.
+//! - `clients/linearizability.rs`: the check of the clients' history at the end of a run.
+//! - `shrink.rs`: makes a failing run smaller; `world/script.rs` keeps what is left of it
+//!   unchanged.
+//! - `scenarios/`: scripted runs.
 
-mod bound_directories;
-mod bounds;
-mod choking_machine;
 mod clients;
-mod durable_machine;
-mod expiry;
 mod faults;
-mod intake;
-mod limits;
-mod linearizability;
-mod links;
-mod machine;
+mod machines;
 mod monitors;
-mod network;
-mod node;
+mod names;
+mod now_or_never;
 mod prng;
 mod profile;
-mod program;
+mod reduction;
 mod run;
-mod scenario_snapshot;
 mod scenarios;
-mod snapshot_monitors;
-mod snapshot_profile;
+mod shrink;
+mod time;
 mod trace;
-mod traffic;
-mod trials;
 mod world;
-mod world_disk;
-mod world_faults;
-mod world_links;
-mod world_programs;
-mod world_snapshots;
-mod world_standing;
-mod world_stops;
-mod world_transfers;
-mod world_turns;
 
+pub use clients::linearizability::{Action, Operation, Values, Verdict, check};
 pub use faults::{Counts, Fault, Sometimes};
-pub use limits::LimitProfile;
-pub use linearizability::{Action, Operation, Values, Verdict, check};
-pub use links::LinkProfile;
+pub use monitors::violation::{Rule, Violation};
 pub use prng::Prng;
 pub use profile::Profile;
-pub use program::ProgramProfile;
-pub use run::{Finding, Report, RunOptions, run, run_as};
-pub use scenario_snapshot::{CaughtUpUnderLoad, UnderLoad, catch_up_under_load};
+pub use profile::limits::LimitProfile;
+pub use profile::links::LinkProfile;
+pub use profile::programs::ProgramProfile;
+pub use profile::snapshots::SnapshotProfile;
+pub use reduction::{Disturbance, Numbers, Reduction};
+pub use run::{Finding, Report, RunOptions, run, run_as, run_reduced};
+pub use scenarios::snapshot::{CaughtUpUnderLoad, UnderLoad, catch_up_under_load};
+pub use scenarios::trials::{Slow, longest_gap};
 pub use scenarios::{CatchUp, CaughtUp, WrongClock, catch_up, wrong_clock};
-pub use snapshot_profile::SnapshotProfile;
-pub use trials::{Slow, longest_gap};
+pub use shrink::{RUNS_MAX, Shrunk, shrink};
+pub use world::script::Step;

@@ -1,12 +1,13 @@
-//! Random numbers of the simulator: one seed, independent streams per component, so that adding a
-//! fault to one component does not reshuffle the others.
+//! The simulator's random numbers. Each component draws from its own stream, derived from the seed
+//! and the component's name, so that a new fault in one component does not change the numbers of
+//! the others.
 
 /// A stream of SplitMix64 numbers.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Prng(u64);
 
 impl Prng {
-    /// The stream `name` of the run `seed`.
+    /// Creates the stream `name` of the run with this seed.
     #[must_use]
     pub fn stream(seed: u64, name: &str) -> Self {
         // FNV-1a over the name keeps streams apart; the mixing in `next` does the rest.
@@ -18,7 +19,7 @@ impl Prng {
         prng
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
@@ -27,30 +28,31 @@ impl Prng {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `bound`; zero for a bound of zero.
+    /// Returns a number below `bound`; zero if `bound` is zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next() % bound }
     }
 
-    /// A number from `from` to `to`, both included.
+    /// Returns a number from `from` to `to`, both included.
     pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from.saturating_add(self.below(to.saturating_sub(from).saturating_add(1)))
     }
 
-    /// True `per_million` times in a million.
+    /// Returns true with a probability of `per_million` in a million.
     pub fn chance(&mut self, per_million: u64) -> bool {
         self.below(1_000_000) < per_million
     }
 
-    /// A roughly exponential number with this mean: many small ones, a long tail.
+    /// Returns a roughly exponential number with this mean: many small ones and a long tail.
     pub fn tail(&mut self, mean: u64) -> u64 {
-        // Integer arithmetic only: floats differ between machines. The number of leading zeros of a
-        // random word is geometric; scaling a uniform number by it gives the tail.
+        // Only integer arithmetic: floating-point results differ between machines. The number of
+        // leading zeros of a random word is geometrically distributed; scaling a uniform number by
+        // it gives the tail.
         let doublings = u64::from(self.next().leading_zeros()).min(6);
         self.below(mean.saturating_mul(doublings.saturating_add(1)).saturating_add(1))
     }
 
-    /// One of `items`.
+    /// Returns one of `items`, or `None` if there are none.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         let index = usize::try_from(self.below(items.len() as u64)).ok()?;
         items.get(index)

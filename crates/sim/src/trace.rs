@@ -1,4 +1,4 @@
-//! The readable account of a run, and the number that two equal runs share.
+//! The readable trace of a run, and its hash.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use d_engine_core::{AppendOutcome, RoleKind, Term};
 use d_engine_replica::PeerMessage;
 
 use crate::clients::Answer;
-use crate::world::Happening;
+use crate::world::event::{Chain, SimEvent};
 
-/// Collects lines if asked to, and always the hash of everything that happened.
+/// Hashes every event, and also keeps readable lines if it was created by [`Trace::readable`].
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
     lines: Option<Vec<String>>,
@@ -16,71 +16,59 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// A trace that keeps its lines.
+    /// Creates a trace that keeps its lines.
     #[must_use]
     pub(crate) fn readable() -> Self {
         Self { lines: Some(Vec::new()), hash: 0 }
     }
 
-    /// The lines kept.
+    /// The lines so far; empty if none are kept.
     #[must_use]
     pub(crate) fn lines(&self) -> &[String] {
         self.lines.as_deref().unwrap_or_default()
     }
 
-    /// Equal for equal runs.
+    /// Hash of all events so far. Two runs of one seed have the same hash.
     #[must_use]
     pub(crate) fn hash(&self) -> u64 {
         self.hash
     }
 
-    pub(crate) fn event(&mut self, now: u64, what: &Happening) {
+    pub(crate) fn event(&mut self, now: u64, what: &SimEvent) {
         let kind = match what {
-            Happening::Arrive(packet) => 100 + packet.to,
-            Happening::PeerUp { node, .. } => 200 + node,
-            Happening::Deadline { node, .. } => 300 + node,
-            Happening::LogBegin { node, .. } => 400 + node,
-            Happening::LogDone { node, .. } => 500 + node,
-            Happening::LogIdle { node, .. } => 600 + node,
-            Happening::ApplyBegin { node, .. } => 700 + node,
-            Happening::ApplyDone { node, .. } => 800 + node,
-            Happening::SnapshotBuild { node, .. } => 1_100 + node,
-            Happening::SnapshotBuilt { node, .. } => 1_200 + node,
-            Happening::TransferBegin { node, .. } => 1_300 + node,
-            Happening::TransferFrame { node, .. } => 1_400 + node,
-            Happening::TransferTimer { node, .. } => 1_500 + node,
-            Happening::TransferLost { node, .. } => 1_600 + node,
-            Happening::ClientTurn(client) | Happening::ClientGivesUp(client) => 900 + *client as u64,
-            Happening::ClientCall { operation, .. } => 10_000 + *operation as u64,
-            Happening::Start(node) => 1_000 + node,
-            Happening::CrashSome => 1,
-            Happening::PauseSome => 2,
-            Happening::PartitionBegin => 3,
-            Happening::PartitionEnd => 4,
-            Happening::ClockJump => 5,
-            Happening::TransferSome => 6,
-            Happening::Reconnect => 7,
-            Happening::AskForSnapshot => 8,
-            Happening::Rush { .. } => 20,
-            Happening::LinkDial { node, .. } => 1_700 + node,
-            Happening::LinkWrite { node, .. } => 1_800 + node,
-            Happening::LinkArrive { node, .. } => 1_900 + node,
-            Happening::LinkPing { node, .. } => 2_000 + node,
-            Happening::LinkBroken { connection } => 20_000 + connection,
-            Happening::SlowLink => 9,
-            Happening::SlowLinkEnds { .. } => 10,
-            Happening::Turn { node, .. } => 2_100 + node,
-            Happening::Burst => 11,
-            Happening::HangSome => 12,
-            Happening::StopSome => 13,
-            Happening::StopsYet { node, .. } => 2_200 + node,
-            Happening::LogRetry { node, .. } => 2_300 + node,
-            Happening::FillSome => 14,
-            Happening::ChangeProgram => 15,
-            Happening::RoomAgain { node } => 2_400 + node,
-            Happening::ApplyStopped { node, .. } => 2_500 + node,
-            Happening::BadCommand => 15,
-            Happening::OperatorLooks => 16,
+            SimEvent::Arrive(packet) => 100 + packet.to,
+            SimEvent::PeerUp { node, .. } => 200 + node,
+            SimEvent::Deadline { node, .. } => 300 + node,
+            SimEvent::LogBegin { node, .. } => 400 + node,
+            SimEvent::LogDone { node, .. } => 500 + node,
+            SimEvent::LogIdle { node, .. } => 600 + node,
+            SimEvent::ApplyBegin { node, .. } => 700 + node,
+            SimEvent::ApplyDone { node, .. } => 800 + node,
+            SimEvent::SnapshotBuild { node, .. } => 1_100 + node,
+            SimEvent::SnapshotBuilt { node, .. } => 1_200 + node,
+            SimEvent::TransferBegin { node, .. } => 1_300 + node,
+            SimEvent::TransferFrame { node, .. } => 1_400 + node,
+            SimEvent::TransferTimer { node, .. } => 1_500 + node,
+            SimEvent::TransferEnded { node, .. } => 1_600 + node,
+            SimEvent::TransferBreaks { connection } => 20_000_000 + *connection,
+            SimEvent::ClientGivesUp(client) => 900 + *client as u64,
+            SimEvent::Chain(chain) => kind_of(*chain),
+            SimEvent::ClientCall { operation, .. } => 10_000 + *operation as u64,
+            SimEvent::Start(node) => 1_000 + node,
+            SimEvent::PartitionEnd => 4,
+            SimEvent::Rush { .. } => 20,
+            SimEvent::LinkDial { node, .. } => 1_700 + node,
+            SimEvent::LinkWrite { node, .. } => 1_800 + node,
+            SimEvent::LinkArrive { node, .. } => 1_900 + node,
+            SimEvent::LinkPing { node, .. } => 2_000 + node,
+            SimEvent::LinkBroken { connection } => 20_000 + connection,
+            SimEvent::SlowLinkEnds { .. } => 10,
+            SimEvent::Turn { node, .. } => 2_100 + node,
+            SimEvent::StopsYet { node, .. } => 2_200 + node,
+            SimEvent::LogRetry { node, .. } => 2_300 + node,
+            SimEvent::RoomAgain { node } => 2_400 + node,
+            SimEvent::ApplyStopped { node, .. } => 2_500 + node,
+            SimEvent::OperatorLooks => 16,
         };
         for word in [now, kind] {
             self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
@@ -98,7 +86,7 @@ impl Trace {
     }
 
     pub(crate) fn answer(&mut self, now: u64, operation: usize, node: u64, answer: &Answer) {
-        self.note(now, format_args!("operation {operation} is answered by node {node}: {answer:?}"));
+        self.note(now, format_args!("node {node} answers operation {operation}: {answer:?}"));
     }
 
     pub(crate) fn message(&mut self, now: u64, from: u64, to: u64, message: &PeerMessage) {
@@ -113,7 +101,7 @@ impl Trace {
                     entries.len()
                 ),
             ),
-            PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
+            PeerMessage::AppendReply { term, outcome: AppendOutcome::Persisted(index) } => {
                 self.note(now, format_args!("{from} -> {to} Stored t{term} up to {index}"));
             }
             other => self.note(now, format_args!("{from} -> {to} {other:?}")),
@@ -121,7 +109,28 @@ impl Trace {
     }
 }
 
-/// Nanoseconds, shown as seconds.
+fn kind_of(chain: Chain) -> u64 {
+    match chain {
+        Chain::Crash => 1,
+        Chain::Pause => 2,
+        Chain::Partition => 3,
+        Chain::LeadershipTransfer => 6,
+        Chain::Reconnect => 7,
+        Chain::Burst => 11,
+        Chain::Hang => 12,
+        Chain::Shutdown => 13,
+        Chain::DiskFull => 14,
+        Chain::BadCommand => 15,
+        Chain::ProgramChange => 15,
+        Chain::SlowLink => 9,
+        Chain::ClockJump => 5,
+        Chain::SnapshotRequest => 8,
+        Chain::MembersChange => 16,
+        Chain::Client(client) => 900 + client as u64,
+    }
+}
+
+/// Nanoseconds, displayed as seconds.
 struct Seconds(u64);
 
 impl fmt::Display for Seconds {

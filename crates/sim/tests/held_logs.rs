@@ -1,13 +1,19 @@
-//! A follower needs a snapshot while callers go on writing: the log is kept for it by free space.
+//! A follower needs a snapshot while callers continue to write: how much of the log is kept for it
+//! depends on the free space.
 #![allow(clippy::unwrap_used)]
 
 use d_engine_sim::{UnderLoad, catch_up_under_load};
 
-const LOAD: UnderLoad =
-    UnderLoad { value_bytes: 32 << 10, link: 110_000, load: 100_000, free: Some(64 << 20), seconds: 400 };
+const LOAD: UnderLoad = UnderLoad {
+    value_bytes: 32 << 10,
+    link: 110_000,
+    load: 100_000,
+    free: Some(64 << 20),
+    seconds: 400,
+};
 
-/// The way has 10 % more than the load takes, and the disk has room: one snapshot is enough, however little
-/// `held_bytes` allows.
+/// The connection carries 10 % more than the load, and the disk has space: one snapshot is enough,
+/// however little `held_bytes` allows.
 #[test]
 fn a_follower_whose_way_takes_a_tenth_more_than_the_load_catches_up_with_one_snapshot() {
     let caught_up = catch_up_under_load(LOAD).unwrap();
@@ -19,7 +25,10 @@ fn a_follower_whose_way_takes_a_tenth_more_than_the_load_catches_up_with_one_sna
 fn where_nobody_knows_how_much_is_free_the_setting_limits_the_log_and_the_alarm_says_so() {
     let caught_up = catch_up_under_load(UnderLoad { free: None, seconds: 100, ..LOAD }).unwrap();
     assert_eq!(caught_up.millis, None);
-    assert!(caught_up.alarms.iter().any(|alarm| alarm.contains("snapshots.max_log_bytes")), "{caught_up:?}");
+    assert!(
+        caught_up.alarms.iter().any(|alarm| alarm.contains("snapshots.max_log_bytes")),
+        "{caught_up:?}"
+    );
 }
 
 #[test]
@@ -41,6 +50,9 @@ fn a_way_that_takes_less_than_the_load_is_named() {
     let caught_up = catch_up_under_load(slow).unwrap();
     println!("{caught_up:?}");
     assert_eq!(caught_up.millis, None);
-    assert!(caught_up.alarms.iter().any(|alarm| alarm.contains("the way to it limits it")), "{caught_up:?}");
+    assert!(
+        caught_up.alarms.iter().any(|alarm| alarm.contains("the connection to it limits it")),
+        "{caught_up:?}"
+    );
     assert!(caught_up.least_free.unwrap() >= 2 * UnderLoad::MIN_FREE, "{caught_up:?}");
 }

@@ -2,16 +2,22 @@
 
 use d_engine_sim::{CatchUp, Profile, catch_up};
 
-/// Whether the product is held to the rule yet; `ALL_RULES=1` holds it to it all the same.
+/// Returns whether the rule is enforced yet; `ALL_RULES=1` enforces it in any case.
 fn is_judged(by_profile: bool) -> bool {
     by_profile || std::env::var_os("ALL_RULES").is_some()
 }
 
-/// A follower that has missed 10 MB, with the default settings. Each append is longer on its way than two
-/// heartbeats.
+/// A follower that has missed 10 MB, with the default settings. Each append is in flight for longer
+/// than two heartbeat intervals.
 fn behind(command_bytes: u64, append_bytes: u64, bits_per_second: u64) -> CatchUp {
     let heartbeats_apart = true;
-    CatchUp { behind_bytes: 10_000_000, command_bytes, append_bytes, bits_per_second, heartbeats_apart }
+    CatchUp {
+        behind_bytes: 10_000_000,
+        command_bytes,
+        append_bytes,
+        bits_per_second,
+        heartbeats_apart,
+    }
 }
 
 #[test]
@@ -25,14 +31,16 @@ fn a_follower_behind_a_slow_link_is_sent_nothing_twice() {
         behind(1_000_000, 256 << 10, 30 * megabit),
         behind(10_000, 64 << 10, megabit),
         behind(250_000, 256 << 10, 5 * megabit),
-        // Heartbeats that share the connection with appends wait behind them.
+        // Heartbeats that share the connection with appends queue after them.
         CatchUp { heartbeats_apart: false, ..behind(87_000, 256 << 10, 10 * megabit) },
     ];
     let mut broken = Vec::new();
     for link in links {
         let found = catch_up(link).unwrap();
         let millis = found.millis.unwrap_or(u64::MAX / 2);
-        if found.sent * 2 > found.useful * 3 || millis * 2 > found.link_millis * 3 || found.useful < 9_000_000
+        if found.sent * 2 > found.useful * 3
+            || millis * 2 > found.link_millis * 3
+            || found.useful < 9_000_000
         {
             broken.push(format!("{link:?}: {found:?}"));
         }

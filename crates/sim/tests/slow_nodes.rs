@@ -1,8 +1,8 @@
-//! What is slow is treated as what is dead: while one thing hangs, the others go on.
+//! A slow component is treated like a dead one: while it hangs, the others continue.
 
 use d_engine_sim::{Profile, Slow, longest_gap};
 
-/// Whether the product is held to the rule yet; `ALL_RULES=1` holds it to it all the same.
+/// Returns whether the rule is enforced yet; `ALL_RULES=1` enforces it in any case.
 fn is_judged(by_profile: bool) -> bool {
     by_profile || std::env::var_os("ALL_RULES").is_some()
 }
@@ -29,7 +29,10 @@ fn a_leader_that_hangs_gives_way_within_two_election_timeouts() {
     for what in [Slow::LeaderDisk, Slow::LeaderApply] {
         for seconds in [4, 20] {
             let gap = longest_gap(what, seconds).unwrap();
-            assert!(gap <= 2_000, "{what:?} for {seconds} s: {gap} ms without an acknowledged write");
+            assert!(
+                gap <= 2_000,
+                "{what:?} for {seconds} s: {gap} ms without an acknowledged write"
+            );
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use d_engine_sim::{Profile, WrongClock, wrong_clock};
 
-/// Whether the product is held to the rule yet; `ALL_RULES=1` holds it to it all the same.
+/// Returns whether the rule is enforced yet; `ALL_RULES=1` enforces it in any case.
 fn is_judged(by_profile: bool) -> bool {
     by_profile || std::env::var_os("ALL_RULES").is_some()
 }
 
-const AS_IF_NOTHING_HAD_BEEN: WrongClock = WrongClock { kept: true, expired: true, later_expired: true };
+const AS_IF_NOTHING_HAD_BEEN: WrongClock =
+    WrongClock { kept: true, expired: true, later_expired: true };
 
 #[test]
 fn a_clock_that_is_right_lets_keys_expire_on_time() {

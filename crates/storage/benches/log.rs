@@ -1,5 +1,6 @@
-//! What the log costs beside the disk: appends with their sync, and replay at open, on the simulated disk,
-//! where a sync costs next to nothing. What the disk adds is measured by `benches/compare`.
+//! The cost of the log without the disk: appends with their sync, and replay at open, on the
+//! simulated disk, where a sync costs next to nothing. The cost of the disk is measured by
+//! `benches/compare`.
 //!
 //! ```text
 //! cargo bench -p d-engine-storage
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
-use d_engine_storage::fs_sim::{SimFs, SimImage};
+use d_engine_storage::fs::sim::{SimFs, SimImage};
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, LogStore, Membership,
     OpenRequest, OpenedStorage, StorageEngine,
@@ -51,7 +52,8 @@ fn entries(first: u64, count: u64) -> Vec<LogEntry> {
 
 fn append(log: &mut dyn LogStore, entries: &[LogEntry]) {
     let commit = entries[0].id.index;
-    let state = HardState { term: Term::new(1), vote: NodeId::new(1), commit, ..HardState::default() };
+    let state =
+        HardState { term: Term::new(1), vote: NodeId::new(1), commit, ..HardState::default() };
     log.append(GroupId::FIRST, Some(state), entries).unwrap();
     log.sync().unwrap();
 }
@@ -97,17 +99,20 @@ fn replay(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("replay");
     group.sample_size(20);
     group.throughput(Throughput::Elements(REPLAYED));
-    group.bench_function(format!("{REPLAYED} entries of {ENTRY_BYTES} bytes, 16 per group"), |bencher| {
-        bencher.iter_batched(
-            || SimFs::from_image(&image),
-            |fs| {
-                let opened = open(&fs);
-                assert_eq!(opened.recovered.entries.len() as u64, REPLAYED);
-                opened
-            },
-            BatchSize::PerIteration,
-        );
-    });
+    group.bench_function(
+        format!("{REPLAYED} entries of {ENTRY_BYTES} bytes, 16 per group"),
+        |bencher| {
+            bencher.iter_batched(
+                || SimFs::from_image(&image),
+                |fs| {
+                    let opened = open(&fs);
+                    assert_eq!(opened.recovered.entries.len() as u64, REPLAYED);
+                    opened
+                },
+                BatchSize::PerIteration,
+            );
+        },
+    );
     group.finish();
 }
 

@@ -1,13 +1,13 @@
-//! How fast the log is beside the disk itself.
+//! The speed of the log, compared with that of the disk itself.
 //!
 //! ```text
 //! cargo run --release -p d-engine-storage --example log_throughput [-- DIRECTORY]
 //! ```
 //!
-//! Appends entries of 256 bytes, N at a time with one sync, and beside it, in turns, overwrites a
+//! Appends entries of 256 bytes, N at a time with one sync, and in alternating rounds overwrites a
 //! pre-zeroed file with writes of the same size and one `fdatasync` each: the least that any log
-//! must do. Prints medians over the rounds and their ratio, for both alignments. Figures change
-//! from hour to hour with the disk; the ratio is what counts.
+//! must do. Prints medians over the rounds and their ratio, for both alignments. The speed of a
+//! disk changes from hour to hour, so compare the ratios.
 // A measurement needs a clock; the crate itself has none.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout)]
 
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
 use d_engine_storage::{
-    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, LogStore, Member,
-    MemberRole, Membership, OpenRequest, RealFs, StorageEngine,
+    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, LogEntry, LogStore,
+    Member, MemberRole, Membership, OpenRequest, RealFs, StorageEngine,
 };
 
 const ENTRY_BYTES: usize = 256;
@@ -40,8 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
     println!("{ENTRY_BYTES}-byte entries; medians of {ROUNDS} rounds, raw and prepared in turns");
-    println!("prepared: in a zero-filled segment; grown: in one that grows (no idle moment since the open)");
-    let columns = ["alignment", "N", "raw syncs/s", "prepared", "entries/s", "ratio", "grown", "ratio"];
+    println!(
+        "prepared: in a zero-filled segment; grown: in one that grows (no idle moment since the open)"
+    );
+    let columns =
+        ["alignment", "N", "raw syncs/s", "prepared", "entries/s", "ratio", "grown", "ratio"];
     let [a, b, c, d, e, f, g, h] = columns;
     println!("{a:>9} {b:>4} {c:>12} {d:>10} {e:>10} {f:>6} {g:>10} {h:>6}");
     for alignment in [Alignment::Sector, Alignment::Page] {
@@ -60,7 +63,7 @@ fn compare(dir: &Path, alignment: Alignment, batch: usize) -> Result<(), Box<dyn
         prepared.store.idle()?;
     }
     let mut raw = Raw::create(&dir.join("raw"))?;
-    // Few enough that a segment holds all rounds.
+    // Few enough that all rounds fit into a segment.
     let syncs = (6_000 / (10 + batch)).max(150);
     let before = prepared.store.stats().bytes_written;
     prepared.run(batch, syncs)?;
@@ -71,7 +74,7 @@ fn compare(dir: &Path, alignment: Alignment, batch: usize) -> Result<(), Box<dyn
         raw_rates.push(raw.run(size, syncs)?);
         prepared_rates.push(prepared.run(batch, syncs)?);
     }
-    // By itself: what the system does behind a growing file slows down everybody.
+    // Measured alone: the system's work for a growing file slows down all writers.
     for _ in 0..ROUNDS {
         grown_rates.push(grown.run(batch, syncs)?);
     }
@@ -115,7 +118,8 @@ impl Log {
             fresh_cluster: ClusterId([1; 16]),
             fresh_incarnation: Incarnation([1; 16]),
         };
-        let opened = FileStorageEngine::new(dir, options, Arc::new(RealFs::new())).open(&request)?;
+        let opened =
+            FileStorageEngine::new(dir, options, Arc::new(RealFs::new())).open(&request)?;
         Ok(Self { store: opened.log, next: 1 })
     }
 
@@ -151,7 +155,8 @@ struct Raw {
 
 impl Raw {
     fn create(path: &Path) -> Result<Self, Box<dyn Error>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         let zeros = vec![0; 1 << 20];
         for offset in (0..RAW_BYTES).step_by(1 << 20) {
             file.write_all_at(&zeros, offset)?;

@@ -1,23 +1,29 @@
-//! What can go wrong on disk, and what to do about each.
+//! Errors of the durable log and its directory, and what to do about each.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What to do about an error of the system that says it without a word of advice.
+/// Advice for an operating system error, appended to its text; empty if there is none to give.
 pub(crate) fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
         _ if is_want_of_handles(error) => {
-            "; raise the limit of open files (`ulimit -n`, or LimitNOFILE of the service) and start the node again"
+            "; raise the limit of open files (`ulimit -n`, or LimitNOFILE of the service) and \
+             start the node again"
         }
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            "; make room on this disk and start the node again"
+            "; make space on this disk and start the node again"
         }
-        std::io::ErrorKind::PermissionDenied => "; give this process's user the right to it",
+        std::io::ErrorKind::PermissionDenied => "; give the user of this process access to it",
         std::io::ErrorKind::ReadOnlyFilesystem => {
-            "; mount the file system for writing and start the node again"
+            "; remount the file system for writing and start the node again"
         }
         _ => "",
     }
+}
+
+/// Names the kind of program that reads format version `found`.
+pub(crate) const fn program_that_reads(found: u32, supported: u32) -> &'static str {
+    if found > supported { "a newer" } else { "an older" }
 }
 
 /// ENFILE and EMFILE.
@@ -29,100 +35,115 @@ fn is_want_of_handles(error: &std::io::Error) -> bool {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
-    /// The operating system refused a file operation. Final for this store: repair the cause (space,
-    /// permissions, device) and start the node again; nothing acknowledged is lost.
-    #[error("{operation} {path}: {source}{}", advice(source))]
+    /// The operating system refused a file operation. The error is final for this store: repair the
+    /// cause (space, permissions, device) and start the node again. Nothing acknowledged is lost.
+    #[error("cannot {operation} {path}: {source}{}", advice(source))]
     Io {
-        /// What was tried, as a verb: "write", "sync", "rename".
+        /// The operation that failed, as a verb: "write", "sync", "rename".
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         source: Arc<std::io::Error>,
     },
-    /// There is no room on the disk, or no file handle left. Not final: nothing is lost, and the same
-    /// call may be made again once there is room.
-    #[error("{operation} {path}: {source}; the log waits until there is room, nothing is lost")]
+    /// The disk has no free space, or no file handle is left. Not final: nothing is lost, and the
+    /// same call can be repeated once there is space or a handle.
+    #[error(
+        "cannot {operation} {path}: {source}; the log waits until there is space or a free file \
+         handle, and nothing is lost"
+    )]
     NoRoom {
-        /// What was tried, as a verb.
+        /// The operation that failed, as a verb.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         source: Arc<std::io::Error>,
     },
-    /// An earlier error ended this store. See `first`.
-    #[error("the log was stopped by an earlier error: {first}")]
+    /// An earlier error stopped this store. Act on `first`.
+    #[error("an earlier error stopped the log: {first}")]
     Stopped {
-        /// The first error, in words.
+        /// The text of the first error.
         first: Arc<str>,
     },
-    /// Bytes that were known to be stored have changed. Nothing was deleted. Restore the directory
-    /// from a copy, or remove the node and add it again with an empty directory.
+    /// Bytes that were known to be durable have changed. Nothing was deleted. Copy a snapshot of
+    /// another node that covers the damage, or put back a copy of this node's directory that was
+    /// taken after its last stop (`docs/snapshots.md`).
     #[error("segment {segment} is damaged at offset {offset}: {what}; nothing was changed")]
     Damaged {
         /// The segment file.
         segment: String,
         /// Offset in bytes.
         offset: u64,
-        /// What does not fit.
+        /// What does not verify.
         what: String,
     },
-    /// A file beside the log is damaged. Nothing was deleted.
+    /// A file beside the log is damaged. Nothing was deleted. Act as for [`StorageError::Damaged`].
     #[error("{path} is damaged: {what}; nothing was changed")]
     DamagedFile {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// What does not verify.
         what: String,
     },
-    /// Another process holds the directory.
+    /// Another process, or an earlier node of this process, holds the directory's lock. Stop it, or
+    /// choose another directory.
     #[error("data directory {path} is in use by {holder}; {}", in_use_advice(holder))]
     InUse {
         /// The directory.
         path: PathBuf,
-        /// Who holds it, as far as the lock file tells.
+        /// The holder of the lock, as far as the lock file names it.
         holder: String,
     },
-    /// The directory is no longer the one that this process has locked: it was moved, or replaced. Another process may
-    /// work in it. Stop whoever works on it, and start the node again.
+    /// The directory is no longer the one that this process locked: it was moved or replaced, and
+    /// another process may be working in it. Stop that process and start the node again.
     #[error(
-        "data directory of {path} is no longer the one that this process has locked; it was moved or replaced: stop \
-         whatever works on it and start the node again"
+        "the data directory of {path} is no longer the one that this process locked: it was moved \
+         or replaced; stop the process that works in it and start the node again"
     )]
     LockLost {
         /// The directory.
         path: PathBuf,
     },
-    /// The directory belongs to somebody else.
-    #[error("data directory {path} belongs to {what} {found}, but {what} {expected} was asked for")]
+    /// The directory belongs to another cluster, node or group than the configuration says. Correct
+    /// the configuration or the path.
+    #[error(
+        "data directory {path} belongs to {what} {found}, but the configuration says {what} \
+         {expected}; correct the configuration or the path"
+    )]
     WrongOwner {
         /// The directory.
         path: PathBuf,
         /// "cluster", "node" or "group".
         what: &'static str,
-        /// What the directory says.
+        /// The value in the directory.
         found: String,
-        /// What the configuration says.
+        /// The value in the configuration.
         expected: String,
     },
-    /// The directory was written by a newer version of the program.
-    #[error("{path} has format version {found}; this program reads up to {supported}: use a newer program")]
-    NewerFormat {
+    /// A program that writes another version of the format wrote the directory. Use a program that
+    /// reads it.
+    #[error(
+        "{path} has format version {found}, and this program reads version {supported}; use {} \
+         program", program_that_reads(*found, *supported)
+    )]
+    UnsupportedFormat {
         /// The file.
         path: PathBuf,
-        /// Version in the file.
+        /// The version in the file.
         found: u32,
-        /// Newest version this program reads.
+        /// The version that this program reads.
         supported: u32,
     },
-    /// The caller broke the order of the log (a gap, an unknown index). A defect of the engine.
-    #[error("log order: {0}")]
+    /// The caller violated the order of the log (a gap, an unknown index). This is a defect of the
+    /// engine; report it.
+    #[error("a call violates the order of the log: {0}")]
     Order(String),
 }
 
 impl StorageError {
-    /// The same, for whoever does not wait: want of room ends a start.
+    /// Converts an error for the start of a node. A start does not wait for free space, so
+    /// [`StorageError::NoRoom`] becomes [`StorageError::Io`], whose text says what to do.
     #[must_use]
     pub fn final_at_start(self) -> Self {
         match self {
@@ -132,10 +153,11 @@ impl StorageError {
     }
 }
 
-/// Whoever drops an engine and opens its directory at once meets itself.
+/// A process that drops an engine and opens its directory at once finds the lock held by itself.
 fn in_use_advice(holder: &str) -> &'static str {
     if holder == format!("process {}", std::process::id()) {
-        "that is this process: a node that was dropped ends in the background, so await its `stop()` before"
+        "that is this process: a dropped node shuts down in the background, so await its `stop()` \
+         before you open the directory again"
     } else {
         "stop that process or choose another directory"
     }
@@ -145,13 +167,19 @@ fn in_use_advice(holder: &str) -> &'static str {
 mod tests {
     use super::*;
 
-    /// A node that has no room at its start ends: it does not wait.
+    /// A node that has no space at its start stops; it does not wait.
     #[test]
     fn want_of_room_at_a_start_says_what_to_do_and_does_not_speak_of_waiting() {
-        for (number, advice) in [(28, "make room on this disk"), (23, "ulimit -n"), (24, "ulimit -n")] {
+        for (number, advice) in
+            [(28, "make space on this disk"), (23, "ulimit -n"), (24, "ulimit -n")]
+        {
             let source = Arc::new(std::io::Error::from_raw_os_error(number));
-            let waits = StorageError::NoRoom { operation: "write", path: PathBuf::from("/data/log"), source };
-            assert!(waits.to_string().contains("waits until there is room"), "{waits}");
+            let waits = StorageError::NoRoom {
+                operation: "write",
+                path: PathBuf::from("/data/log"),
+                source,
+            };
+            assert!(waits.to_string().contains("waits until there is space"), "{waits}");
             let text = waits.final_at_start().to_string();
             assert!(text.contains(advice) && text.contains("start the node again"), "{text}");
             assert!(!text.contains("waits"), "{text}");

@@ -1,21 +1,107 @@
 //! The members of a cluster with their addresses: the payload of membership entries and part of
 //! the identity file. The core knows only the [`Configuration`] in it.
 
-use std::collections::BTreeSet;
+mod change;
+
+use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
-use d_engine_core::{Configuration, NodeId};
+use d_engine_core::{Configuration, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-use crate::Incarnation;
+pub use self::change::{ChangeError, JoinAs, Leavers, MemberChange, NewMember};
 
-/// What a member does in its configuration.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// The name of a membership: the term of the leader that wrote it, and its number in the cluster's
+/// sequence of memberships. The number rises by one with every membership entry of a log, so two
+/// memberships of one log with the same name are equal. The entry's index cannot serve as the name:
+/// a node that has installed a snapshot does not know it.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash, Serialize, Deserialize,
+)]
+pub struct ConfigId {
+    /// The term of the leader that wrote it; 0 for the membership at the cluster's birth.
+    pub term: u64,
+    /// The number of memberships before it.
+    pub version: u64,
+}
+
+impl fmt::Display for ConfigId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.term, self.version)
+    }
+}
+
+/// What a member does, and what it is to become. These intents are part of the log, so that any
+/// later leader carries them out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
 pub enum MemberRole {
     /// Votes and counts towards every quorum.
     Voter,
-    /// Receives the log and decides nothing.
+    /// Receives the log and does not vote.
     Learner,
+    /// Receives the log, and will vote once it keeps up.
+    Joining {
+        /// The voter that leaves in the same step.
+        replaces: Option<u64>,
+    },
+    /// Votes, and will be removed.
+    Leaving,
+    /// Votes, and will become a learner.
+    Demoting,
+    /// While the configuration is joint: votes in the incoming set only.
+    Incoming {
+        /// The voter that leaves in the same step.
+        replaces: Option<u64>,
+    },
+    /// While the configuration is joint: votes in the outgoing set only, and is removed afterwards.
+    Outgoing {
+        /// What it was before; a rollback restores it.
+        before: VoterIntent,
+    },
+    /// While the configuration is joint: votes in the outgoing set only; a learner afterwards.
+    OutgoingToLearn,
+}
+
+/// What a voter is to become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
+pub enum VoterIntent {
+    /// It keeps voting: [`MemberRole::Voter`].
+    Stay,
+    /// It is to be removed: [`MemberRole::Leaving`].
+    Leave,
+    /// It is to become a learner: [`MemberRole::Demoting`].
+    Learn,
+}
+
+impl MemberRole {
+    /// Whether it votes in the only set of voters or, while the configuration is joint, in the
+    /// incoming one.
+    fn is_incoming(self) -> bool {
+        matches!(self, Self::Voter | Self::Leaving | Self::Demoting | Self::Incoming { .. })
+    }
+
+    /// Whether it votes in the only set of voters or, while the configuration is joint, in the
+    /// outgoing one.
+    fn is_outgoing(self) -> bool {
+        matches!(
+            self,
+            Self::Voter
+                | Self::Leaving
+                | Self::Demoting
+                | Self::Outgoing { .. }
+                | Self::OutgoingToLearn
+        )
+    }
+
+    fn is_joint(self) -> bool {
+        matches!(self, Self::Incoming { .. } | Self::Outgoing { .. } | Self::OutgoingToLearn)
+    }
+
+    /// Whether it is a learner of the incoming (or only) configuration.
+    fn learns(self) -> bool {
+        matches!(self, Self::Learner | Self::Joining { .. } | Self::OutgoingToLearn)
+    }
 }
 
 /// One node of a cluster.
@@ -23,19 +109,43 @@ pub enum MemberRole {
 pub struct Member {
     /// The node's id; never zero.
     pub node: u64,
-    /// Where other nodes reach it, as `host:port`.
+    /// The address for other nodes, as `host:port`.
     pub peer_addr: String,
-    /// Where clients reach it, as `host:port`; empty when it serves none.
+    /// The address for clients, as `host:port`; empty if it serves none.
     pub client_addr: String,
-    /// Voter or learner.
+    /// What it does, and what it is to become.
     pub role: MemberRole,
-    /// The data directory that the cluster has bound to this node, once it has.
+    /// The data directory that the cluster has bound to this node; `None` until then.
+    #[serde(with = "incarnation_bytes")]
     pub incarnation: Option<Incarnation>,
+}
+
+/// An incarnation as its bytes: the core, which defines it, knows no serialization.
+mod incarnation_bytes {
+    use d_engine_core::Incarnation;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        incarnation: &Option<Incarnation>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        incarnation.map(|incarnation| incarnation.0).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Incarnation>, D::Error> {
+        Ok(Option::<[u8; 16]>::deserialize(deserializer)?.map(Incarnation))
+    }
 }
 
 /// The members of a cluster, sorted by node id.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Membership {
+    id: ConfigId,
+    /// No id up to this one is given again: an id is given once. One that is no member was removed
+    /// or skipped.
+    last_node: u64,
     members: Vec<Member>,
 }
 
@@ -52,70 +162,159 @@ pub enum MembershipError {
     /// Two members share an address. Each address must belong to one node.
     #[error("two members have the address {0}; every node needs its own")]
     DuplicateAddress(String),
-    /// Nobody votes.
+    /// Two members are bound to the same data directory. A directory belongs to one node.
+    #[error("node {0} is bound to the data directory of another member")]
+    DuplicateDirectory(u64),
+    /// No member is a voter. Make at least one member a voter.
     #[error("the membership has no voter; at least one is needed")]
     NoVoter,
-    /// The stored bytes are not a membership that this version reads.
+    /// There are more voters or members than a cluster can have. Remove some first.
+    #[error(
+        "a cluster can have at most {} voters and {} members",
+        Configuration::VOTERS_MAX,
+        Configuration::MEMBERS_MAX
+    )]
+    TooMany,
+    /// The stored bytes are not a membership that this program reads. Use the program version that
+    /// wrote them.
     #[error("the stored membership cannot be read: {0}")]
     Undecodable(String),
 }
 
 /// First byte of every encoded membership.
-const FORMAT_VERSION: u8 = 1;
+const FORMAT_VERSION: u8 = 2;
+
+/// The format before configurations had names: a list of members that vote or learn.
+const FORMAT_VERSION_1: u8 = 1;
 
 impl Membership {
-    /// Sorts and checks a list of members.
+    /// The membership at a cluster's birth, from a list of members.
     ///
     /// # Errors
-    /// See [`MembershipError`]; the list must be corrected by whoever wrote it.
+    /// See [`MembershipError`]; correct the list.
     pub fn new(members: impl IntoIterator<Item = Member>) -> Result<Self, MembershipError> {
-        let mut members: Vec<Member> = members.into_iter().collect();
-        members.sort_by_key(|member| member.node);
-        let mut addresses = BTreeSet::new();
-        for (position, member) in members.iter().enumerate() {
+        let members: Vec<Member> = members.into_iter().collect();
+        let last_node = members.iter().map(|member| member.node).max().unwrap_or(0);
+        Self { id: ConfigId::default(), last_node, members }.checked()
+    }
+
+    /// The membership without members, which a node has until it has joined a cluster.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self::default()
+    }
+
+    /// Whether it has no member.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Sorts the members and checks the rules.
+    fn checked(mut self) -> Result<Self, MembershipError> {
+        self.members.sort_by_key(|member| member.node);
+        let mut addresses = BTreeMap::new();
+        for (position, member) in self.members.iter().enumerate() {
             if member.node == 0 {
                 return Err(MembershipError::ReservedId);
             }
-            if position > 0 && members.get(position - 1).is_some_and(|before| before.node == member.node) {
+            let before = position.checked_sub(1).and_then(|before| self.members.get(before));
+            if before.is_some_and(|before| before.node == member.node) {
                 return Err(MembershipError::DuplicateId(member.node));
             }
+            let directory = member.incarnation;
+            let same = |other: &&Member| other.node < member.node && other.incarnation == directory;
+            if directory.is_some() && self.members.iter().any(|other| same(&other)) {
+                return Err(MembershipError::DuplicateDirectory(member.node));
+            }
             for address in [member.peer_addr.as_str(), member.client_addr.as_str()] {
-                if address.is_empty() {
-                    continue;
-                }
-                if !addresses.insert(address) {
+                let before = addresses.insert(address, member.node);
+                let is_shared = before.is_some_and(|before| !self.may_share(before, member.node));
+                if !address.is_empty() && is_shared {
                     return Err(MembershipError::DuplicateAddress(address.to_owned()));
                 }
             }
         }
-        if !members.iter().any(|member| member.role == MemberRole::Voter) {
+        if !self.members.is_empty() && !self.members.iter().any(|it| it.role.is_incoming()) {
             return Err(MembershipError::NoVoter);
         }
-        Ok(Self { members })
+        let voters = self.members.iter().filter(|member| member.role.is_incoming()).count();
+        if voters > Configuration::VOTERS_MAX || self.members.len() > Configuration::MEMBERS_MAX {
+            return Err(MembershipError::TooMany);
+        }
+        Ok(self)
     }
 
-    /// The members, sorted by id.
+    /// A node may have the address of the one that it replaces: it may run on the same machine.
+    fn may_share(&self, one: u64, other: u64) -> bool {
+        let replaced = |node: u64| {
+            self.members.iter().find(|member| member.node == node).and_then(|member| {
+                match member.role {
+                    MemberRole::Joining { replaces } | MemberRole::Incoming { replaces } => {
+                        replaces
+                    }
+                    _ => None,
+                }
+            })
+        };
+        one != other && (replaced(one) == Some(other) || replaced(other) == Some(one))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> ConfigId {
+        self.id
+    }
+
+    /// The highest node id that was ever given.
+    #[must_use]
+    pub fn last_node(&self) -> u64 {
+        self.last_node
+    }
+
+    /// Whether this id was given and belongs to no member any more.
+    #[must_use]
+    pub fn has_removed(&self, node: u64) -> bool {
+        (1..=self.last_node).contains(&node) && self.find(node).is_none()
+    }
+
+    /// Whether the configuration is joint: two sets of voters must agree.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        self.members.iter().any(|member| member.role.is_joint())
+    }
+
+    fn find(&self, node: u64) -> Option<&Member> {
+        self.members.iter().find(|member| member.node == node)
+    }
+
+    /// Returns the members, sorted by id.
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// The member with this id.
+    /// Returns the member with this id.
     #[must_use]
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.members.iter().find(|member| member.node == node.get())
     }
 
-    /// Who votes, in the core's terms.
+    /// Returns the voters and learners as the core's configuration.
     #[must_use]
     pub fn configuration(&self) -> Configuration {
-        let with_role = |role: MemberRole| {
-            self.members.iter().filter(move |member| member.role == role).filter_map(|m| NodeId::new(m.node))
+        let with = |wanted: fn(MemberRole) -> bool| {
+            let members = self.members.iter().filter(move |member| wanted(member.role));
+            members.filter_map(|member| NodeId::new(member.node))
         };
-        Configuration::new(with_role(MemberRole::Voter), with_role(MemberRole::Learner))
+        let incoming = Configuration::new(with(MemberRole::is_incoming), with(MemberRole::learns));
+        if !self.is_joint() {
+            return incoming;
+        }
+        Configuration::new(with(MemberRole::is_outgoing), None).joint_with(&incoming)
     }
 
-    /// The same members, found where `other` says, as far as it knows them.
+    /// Returns the same members with the addresses from `other`, where it contains the member.
     #[must_use]
     pub fn with_addresses_of(&self, other: &Self) -> Self {
         let mut moved = self.clone();
@@ -128,7 +327,8 @@ impl Membership {
         moved
     }
 
-    /// The same members, with `incarnation` bound to `node`. Unchanged when `node` is no member.
+    /// Returns the same members, with `incarnation` bound to `node`. Unchanged if `node` is no
+    /// member.
     #[must_use]
     pub fn with_incarnation(&self, node: NodeId, incarnation: Incarnation) -> Self {
         let mut bound = self.clone();
@@ -140,7 +340,7 @@ impl Membership {
         bound
     }
 
-    /// The bytes stored in membership entries and in the identity file.
+    /// Returns the bytes that membership entries and the identity file store.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let body = postcard::to_allocvec(self).unwrap_or_default();
@@ -150,21 +350,28 @@ impl Membership {
         Bytes::from(encoded)
     }
 
-    /// Reads what [`Membership::encode`] wrote.
+    /// Decodes the bytes of [`Membership::encode`].
     ///
     /// # Errors
     /// [`MembershipError::Undecodable`] for an unknown version or malformed bytes, and the errors
-    /// of [`Membership::new`] for a list that breaks its rules.
+    /// of [`Membership::new`] for a list that violates its rules.
     pub fn decode(encoded: &[u8]) -> Result<Self, MembershipError> {
+        let undecodable = |what: String| MembershipError::Undecodable(what);
         let (version, body) =
-            encoded.split_first().ok_or_else(|| MembershipError::Undecodable("it is empty".to_owned()))?;
-        if *version != FORMAT_VERSION {
-            return Err(MembershipError::Undecodable(format!(
-                "it has format version {version}, this program reads {FORMAT_VERSION}"
-            )));
+            encoded.split_first().ok_or_else(|| undecodable("it is empty".to_owned()))?;
+        match *version {
+            FORMAT_VERSION => postcard::from_bytes::<Self>(body)
+                .map_err(|error| undecodable(error.to_string()))?
+                .checked(),
+            // The roles of version 1 are the first two of today.
+            FORMAT_VERSION_1 => Self::new(
+                postcard::from_bytes::<Vec<Member>>(body)
+                    .map_err(|error| undecodable(error.to_string()))?,
+            ),
+            version => Err(undecodable(format!(
+                "it has format version {version}, this program reads versions up to \
+                 {FORMAT_VERSION}"
+            ))),
         }
-        let decoded: Self =
-            postcard::from_bytes(body).map_err(|error| MembershipError::Undecodable(error.to_string()))?;
-        Self::new(decoded.members)
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::frame::Decoder;
 use crate::fs::{Fs, OpenMode, read_file, write_all_at};
-use crate::fs_latch::{FsLatch, io_error};
-use crate::segment::is_zero;
+use crate::log::frame::Decoder;
+use crate::log::latch::{FsLatch, io_error};
+use crate::log::segment::is_zero;
 use crate::{MetaStore, StorageError};
 
 /// Version of the envelope around every record.
@@ -17,16 +17,16 @@ const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"D-ENGMET";
 const HEADER_LEN: usize = 20;
 const SUFFIX: &str = ".meta";
-/// What the name of a second copy ends with.
+/// The ending of a second copy's name.
 const COPY_SUFFIX: &str = ".2";
 pub(crate) const TEMPORARY_SUFFIX: &str = ".meta.tmp";
 
-/// The record that says whose the directory is.
+/// The record with the directory's owner.
 pub(crate) const IDENTITY: &str = "identity";
-/// The record that says where the log begins.
+/// The record with the beginning of the log.
 pub(crate) const LOG: &str = "log";
 
-/// Files `<name>.meta` in the data directory.
+/// The records of a data directory, in files `<name>.meta`.
 #[derive(Clone, Debug)]
 pub(crate) struct FileMetaStore {
     fs: Arc<dyn Fs>,
@@ -48,17 +48,17 @@ impl FileMetaStore {
         file_name.ends_with(SUFFIX)
     }
 
-    /// Where the second copy of a record lies that has one.
+    /// Returns the path of a record's second copy.
     pub(crate) fn copy_path(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}{SUFFIX}{COPY_SUFFIX}"))
     }
 
-    /// The record, with the file's name and length taken for nothing: only the checksum counts.
+    /// Reads the record. The file's name and length are not trusted: only the checksum counts.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
         self.read_from(self.path(name), name)
     }
 
-    /// As [`Self::read`], of the second copy.
+    /// As [`Self::read`], for the second copy.
     pub(crate) fn read_copy(&self, name: &str) -> Result<Option<Bytes>, StorageError> {
         self.read_from(self.copy_path(name), name)
     }
@@ -72,24 +72,32 @@ impl FileMetaStore {
         decode(name, &content).map(Some).map_err(|fault| fault_error(path, fault))
     }
 
-    /// Replaces the record: the old one or the new one is there at any moment, never half of one.
+    /// Replaces the record. At any moment the file contains the whole old record or the whole new
+    /// one.
     pub(crate) fn write(&self, name: &str, record: &[u8]) -> Result<(), StorageError> {
         self.write_to(&self.path(name), name, record)
     }
 
-    /// As [`Self::write`], of the second copy.
+    /// As [`Self::write`], for the second copy.
     pub(crate) fn write_copy(&self, name: &str, record: &[u8]) -> Result<(), StorageError> {
         self.write_to(&self.copy_path(name), name, record)
     }
 
-    /// As [`Self::write`], of one of the copies.
-    pub(crate) fn write_to(&self, path: &Path, name: &str, record: &[u8]) -> Result<(), StorageError> {
+    /// As [`Self::write`], for one of the copies.
+    pub(crate) fn write_to(
+        &self,
+        path: &Path,
+        name: &str,
+        record: &[u8],
+    ) -> Result<(), StorageError> {
         let temporary = self.dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
         self.latch.guard(|| {
-            let file =
-                self.fs.open(&temporary, OpenMode::CreateNew).map_err(io_error("create", &temporary))?;
+            let file = self
+                .fs
+                .open(&temporary, OpenMode::CreateNew)
+                .map_err(io_error("create", &temporary))?;
             if let Err(error) = write_all_at(&*file, 0, &encode(name, record)) {
-                // The old record is there; half a new one helps nobody, and takes room.
+                // The old record is still there. Half a new one is useless and occupies space.
                 self.fs.remove_file(&temporary).ok();
                 return Err(io_error("write", &temporary)(error));
             }
@@ -113,10 +121,12 @@ impl MetaStore for FileMetaStore {
 }
 
 fn check_name(name: &str) -> Result<(), StorageError> {
-    let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let fits =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     if !fits || [IDENTITY, LOG].contains(&name) {
         return Err(StorageError::Order(format!(
-            "{name:?} is no name for a record: lower-case letters and dashes, and not one of the store's own"
+            "{name:?} cannot be the name of a record; use lower-case letters and dashes, and no \
+             name that the store itself uses"
         )));
     }
     Ok(())
@@ -126,23 +136,26 @@ fn check_name(name: &str) -> Result<(), StorageError> {
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) enum MetaFault {
     Damaged(&'static str),
-    Newer(u32),
+    /// Another version of the format.
+    Version(u32),
 }
 
 pub(crate) fn fault_error(path: PathBuf, fault: MetaFault) -> StorageError {
     match fault {
         MetaFault::Damaged(what) => StorageError::DamagedFile { path, what: what.to_owned() },
-        MetaFault::Newer(found) => StorageError::NewerFormat { path, found, supported: FORMAT_VERSION },
+        MetaFault::Version(found) => {
+            StorageError::UnsupportedFormat { path, found, supported: FORMAT_VERSION }
+        }
     }
 }
 
-/// As [`decode`], of a file that is padded with zeros.
+/// As [`decode`], for a file that is padded with zeros.
 pub(crate) fn decode_padded(name: &str, content: &[u8]) -> Result<Bytes, MetaFault> {
     let mut len = Decoder(content.get(12..).unwrap_or_default());
     let end = HEADER_LEN.saturating_add(len.u32().unwrap_or_default() as usize);
     match content.split_at_checked(end) {
         Some((record, padding)) if is_zero(padding) => decode(name, record),
-        Some(_) => Err(MetaFault::Damaged("bytes behind the record are not zero")),
+        Some(_) => Err(MetaFault::Damaged("the bytes after the record are not zero")),
         None => Err(MetaFault::Damaged("the file is cut off")),
     }
 }
@@ -158,7 +171,7 @@ pub(crate) fn encode(name: &str, record: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Covers the name too: a record copied over another one is noticed.
+/// Covers the name as well, so that a record copied over another one is noticed.
 fn checksum(name: &str, header: &[u8], record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), header), record)
 }
@@ -167,7 +180,7 @@ fn decode(name: &str, content: &[u8]) -> Result<Bytes, MetaFault> {
     const SHORT: MetaFault = MetaFault::Damaged("the file is cut off");
     let mut rest = Decoder(content);
     if rest.array() != Some(MAGIC) {
-        return Err(MetaFault::Damaged("it does not begin as a record of d-engine does"));
+        return Err(MetaFault::Damaged("it does not begin like a record of d-engine"));
     }
     let version = rest.u32().ok_or(SHORT)?;
     let len = rest.u32().ok_or(SHORT)?;
@@ -177,7 +190,7 @@ fn decode(name: &str, content: &[u8]) -> Result<Bytes, MetaFault> {
         return Err(MetaFault::Damaged("the checksum does not match"));
     }
     if version != FORMAT_VERSION {
-        return Err(MetaFault::Newer(version));
+        return Err(MetaFault::Version(version));
     }
     Ok(Bytes::copy_from_slice(rest.0))
 }
@@ -211,7 +224,7 @@ mod tests {
         stored[8] = 2;
         let crc = super::checksum("purge", &stored[..16], b"content");
         stored[16..20].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode("purge", &stored), Err(MetaFault::Newer(2)));
+        assert_eq!(decode("purge", &stored), Err(MetaFault::Version(2)));
     }
 
     proptest! {

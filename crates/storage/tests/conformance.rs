@@ -13,8 +13,8 @@ fn small() -> FileStorageOptions {
     }
 }
 
-d_engine_testing::storage_engine_suite!(
-    d_engine_testing::StorageEngineCase::new(|dir| FileStorageEngine::new(
+d_engine_conformance::storage_engine_suite!(
+    d_engine_conformance::StorageEngineCase::new(|dir| FileStorageEngine::new(
         dir,
         small(),
         Arc::new(RealFs::new())

@@ -1,14 +1,14 @@
-//! The process dies at every single file operation of a life, and the power goes with it.
+//! The process dies at every single file operation of a boot, with a power cut at the same moment.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{DIR, GROUP, Picture, Random, entries, entry_with, hard_state, log_id, open, small};
 use d_engine_core::{HardState, LogId};
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{Fs, LogEntry, OpenedStorage, StorageError};
 
-/// One step of a life.
+/// One step of a boot.
 enum Act {
     Append(Option<HardState>, Vec<LogEntry>),
     Sync,
@@ -25,7 +25,10 @@ fn script() -> Vec<Act> {
         for chunk in entries(term, indexes).chunks(5) {
             acts.push(Act::Append(Some(hard_state(term, 1, 0)), chunk[..chunk.len() / 2].to_vec()));
             let commit = chunk[0].id.index.get();
-            acts.push(Act::Append(Some(hard_state(term, 1, commit)), chunk[chunk.len() / 2..].to_vec()));
+            acts.push(Act::Append(
+                Some(hard_state(term, 1, commit)),
+                chunk[chunk.len() / 2..].to_vec(),
+            ));
             acts.push(Act::Sync);
         }
         acts.push(Act::Idle);
@@ -44,7 +47,7 @@ fn script() -> Vec<Act> {
     acts
 }
 
-/// What may be found after a crash: what was acknowledged, or that and the step under way.
+/// What may be found after a crash: what was acknowledged, or that and the step in progress.
 #[derive(Clone, Default)]
 struct Expected {
     acknowledged: Picture,
@@ -82,24 +85,29 @@ fn live(opened: &mut OpenedStorage, expected: &mut Expected) -> Result<(), Stora
     Ok(())
 }
 
-/// How often the crashes of a test left what is hard to survive.
+/// Counts how often the crashes of a test left a state that is hard to recover.
 #[derive(Default)]
 struct Coverage {
-    lives: u64,
+    boots: u64,
     /// The last group was half-written.
     torn: u64,
     /// The last group was whole although its sync had not returned.
     survived: u64,
 }
 
-fn assert_survived(fs: &SimFs, expected: &Expected, context: &str, coverage: &mut Coverage) -> Picture {
+fn assert_survived(
+    fs: &SimFs,
+    expected: &Expected,
+    context: &str,
+    coverage: &mut Coverage,
+) -> Picture {
     let opened = open(fs, &small()).unwrap_or_else(|error| panic!("{context}: {error}"));
     let found = Picture::of(&opened);
     let allowed = [&expected.acknowledged, &expected.attempted];
     assert!(allowed.contains(&&found), "{context}: {found:#?}\nis neither of {allowed:#?}");
     let stored = opened.meta.load("snapshot").unwrap();
     assert!(expected.stored.contains(&stored.as_deref()), "{context}: {stored:?}");
-    coverage.lives += 1;
+    coverage.boots += 1;
     coverage.torn += u64::from(opened.report.torn_bytes > 0);
     coverage.survived += u64::from(found.last() > expected.acknowledged.last());
     found
@@ -123,7 +131,7 @@ fn die_and_come_back(at: u64, again: Option<u64>, seed: u64, coverage: &mut Cove
         random.crash(&fs);
     }
     let mut found = assert_survived(&fs, &expected, &context, coverage);
-    // What was found once is relied upon: it stays, whatever happens next.
+    // What was found once must stay, whatever happens next.
     random.crash(&fs);
     let mut opened = open(&fs, &small()).unwrap();
     assert_eq!(Picture::of(&opened), found, "{context}: after a second crash");
@@ -137,8 +145,8 @@ fn die_and_come_back(at: u64, again: Option<u64>, seed: u64, coverage: &mut Cove
     true
 }
 
-/// FAULTS rows 1, 2, 8, 26, 28, 30, 32, 34 and 39: at no moment can a crash lose what was acknowledged,
-/// split a call of `append`, or leave a directory that does not open.
+/// FAULTS rows 1, 2, 8, 26, 28, 30, 32, 34 and 39: a crash at any moment never loses what was
+/// acknowledged, splits a call of `append`, or leaves a directory that does not open.
 #[test]
 fn nothing_acknowledged_is_lost_wherever_the_process_dies() {
     let mut coverage = Coverage::default();
@@ -147,12 +155,15 @@ fn nothing_acknowledged_is_lost_wherever_the_process_dies() {
         while die_and_come_back(at, None, seed, &mut coverage) {
             at += 1;
         }
-        assert!(at > 120, "the life has {at} operations");
+        assert!(at > 120, "the boot has {at} operations");
     }
-    // 11 of 6,760 when a sync was never interrupted in its middle, 210 now.
-    let Coverage { lives, torn, survived } = coverage;
-    assert!(torn * 50 > lives, "a half-written group was left by {torn} of {lives} crashes");
-    assert!(survived * 10 > lives, "a group outlived its own sync in {survived} of {lives} crashes");
+    // This was 11 of 6,760 when crashes did not interrupt a sync in its middle; it is 210 now.
+    let Coverage { boots, torn, survived } = coverage;
+    assert!(torn * 50 > boots, "a half-written group was left by {torn} of {boots} crashes");
+    assert!(
+        survived * 10 > boots,
+        "a group outlived its own sync in {survived} of {boots} crashes"
+    );
 }
 
 #[test]
@@ -168,8 +179,8 @@ fn nothing_is_lost_when_the_recovery_dies_too() {
     }
 }
 
-/// A directory is created by steps; dying between any two of them leaves one that can be created,
-/// and never a log without an identity.
+/// A directory is created in steps; a crash between any two of them leaves a directory whose
+/// creation can be completed, and never a log without an identity.
 #[test]
 fn a_creation_that_dies_anywhere_can_be_finished() {
     for seed in 0..20 {
@@ -181,7 +192,8 @@ fn a_creation_that_dies_anywhere_can_be_finished() {
             let names = fs.list(std::path::Path::new(DIR)).unwrap_or_default();
             let has_identity = names.iter().any(|name| name == "identity.meta");
             assert!(has_identity || common::segments(&fs).is_empty(), "operation {at}");
-            let opened = open(&fs, &small()).unwrap_or_else(|error| panic!("operation {at}: {error}"));
+            let opened =
+                open(&fs, &small()).unwrap_or_else(|error| panic!("operation {at}: {error}"));
             assert_eq!(Picture::of(&opened), Picture::default());
             assert_eq!(opened.report.created, !has_identity, "operation {at}");
             assert!(first.is_err() || has_identity);

@@ -1,15 +1,17 @@
-//! Bytes that were known to be stored have changed: refuse, name the place, touch nothing.
+//! Bytes that were known to be stored have changed: the log is refused, the error names the place,
+//! and nothing is changed.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{
-    GROUP, Picture, entries, entry, filled, goes_on, hard_state, log_id, open, segments, small, with_content,
+    GROUP, Picture, entries, entry, filled, goes_on, hard_state, log_id, open, segments, small,
+    with_content,
 };
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{FileStorageOptions, StorageError};
 
-/// Three segments; everything but the last group lies before a watermark.
+/// Three segments; all groups but the last lie before a watermark.
 fn three_segments() -> (SimFs, Picture) {
     let fs = SimFs::new();
     let mut opened = open(&fs, &small()).unwrap();
@@ -29,7 +31,7 @@ fn three_segments() -> (SimFs, Picture) {
     (fs, expected)
 }
 
-/// Opens a disk that must be refused, and checks that nothing was changed by it.
+/// Opens a disk that must be refused, and checks that nothing was changed by that.
 fn refusal(fs: &SimFs, context: &str) -> StorageError {
     let before = fs.image();
     let error = match open(fs, &small()) {
@@ -46,8 +48,8 @@ fn a_flipped_bit_in_any_byte_before_the_watermark_is_refused_by_name() {
     let (fs, expected) = three_segments();
     assert_eq!(Picture::of(&open(&SimFs::from_image(&fs.image()), &small()).unwrap()), expected);
     let mut flipped = 0;
-    // The last of the files is prepared and empty; the one before ends with a group that only says
-    // that all others are stored.
+    // The last file is prepared and empty; the one before it ends with a group that only records
+    // that all groups before it are stored.
     let paths = segments(&fs);
     let (_, used) = paths.split_last().unwrap();
     for path in used {
@@ -57,8 +59,11 @@ fn a_flipped_bit_in_any_byte_before_the_watermark_is_refused_by_name() {
         for at in 0..end {
             let mut damaged = content.clone();
             damaged[at] ^= 1 << (at % 8);
-            let error = refusal(&with_content(&fs, path, damaged), &format!("{} at {at}", path.display()));
-            let StorageError::Damaged { segment, offset, .. } = &error else { panic!("byte {at}: {error}") };
+            let error =
+                refusal(&with_content(&fs, path, damaged), &format!("{} at {at}", path.display()));
+            let StorageError::Damaged { segment, offset, .. } = &error else {
+                panic!("byte {at}: {error}")
+            };
             assert!(path.ends_with(segment), "byte {at} of {}: {error}", path.display());
             assert!(*offset <= at as u64, "byte {at}: {error}");
             assert!(error.to_string().contains("nothing was changed"));
@@ -68,7 +73,7 @@ fn a_flipped_bit_in_any_byte_before_the_watermark_is_refused_by_name() {
     assert!(flipped > 8_000, "{flipped}");
 }
 
-/// Whole sectors that were zeroed look like the end of the log, and are not.
+/// Whole sectors that were zeroed look like the end of the log, but are not.
 #[test]
 fn a_zeroed_sector_before_the_watermark_is_refused() {
     let (fs, _) = three_segments();
@@ -83,8 +88,10 @@ fn a_zeroed_sector_before_the_watermark_is_refused() {
             }
             let mut damaged = content.clone();
             damaged[sector..sector + 512].fill(0);
-            let error =
-                refusal(&with_content(&fs, path, damaged), &format!("{} at {sector}", path.display()));
+            let error = refusal(
+                &with_content(&fs, path, damaged),
+                &format!("{} at {sector}", path.display()),
+            );
             assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
         }
     }
@@ -101,7 +108,7 @@ fn a_missing_shortened_or_exchanged_segment_is_refused() {
         let missing = refusal(&SimFs::from_image(&image), &format!("segment {number} missing"));
         assert!(matches!(missing, StorageError::Damaged { .. }), "{missing}");
 
-        // The newest segment cannot be cut below the zeros ahead that `log.meta` knows of.
+        // The newest segment cannot be cut shorter than the length that `log.meta` records.
         if number < 2 || filled(&fs) > 1024 {
             let shortened = with_content(&fs, path, content[..1024].to_vec());
             let error = refusal(&shortened, &format!("segment {number} shortened"));
@@ -136,7 +143,9 @@ fn a_segment_of_another_directory_is_refused() {
     let other = SimFs::new();
     let mut request = common::request();
     request.fresh_incarnation = d_engine_storage::Incarnation([9; 16]);
-    drop(d_engine_storage::StorageEngine::open(&common::engine(&other, &small()), &request).unwrap());
+    drop(
+        d_engine_storage::StorageEngine::open(&common::engine(&other, &small()), &request).unwrap(),
+    );
     let foreign = other.image().files[&segments(&other)[0]].clone();
     let path = segments(&fs)[0].clone();
     let error = refusal(&with_content(&fs, &path, foreign), "foreign segment");
@@ -144,15 +153,21 @@ fn a_segment_of_another_directory_is_refused() {
 }
 
 #[test]
-fn a_segment_of_a_newer_format_is_refused_as_such() {
+fn a_segment_of_another_format_is_refused_with_the_program_to_use() {
     let (fs, _) = three_segments();
     let path = segments(&fs)[0].clone();
-    let mut content = fs.image().files[&path].clone();
-    content[8] = 2;
-    let checksum = crc32c::crc32c(&content[..76]);
-    content[76..80].copy_from_slice(&checksum.to_le_bytes());
-    let error = refusal(&with_content(&fs, &path, content), "newer segment");
-    assert!(matches!(error, StorageError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+    for (version, program) in [(0, "use an older program"), (2, "use a newer program")] {
+        let mut content = fs.image().files[&path].clone();
+        content[8] = version;
+        let checksum = crc32c::crc32c(&content[..76]);
+        content[76..80].copy_from_slice(&checksum.to_le_bytes());
+        let error = refusal(&with_content(&fs, &path, content), "segment of another format");
+        let StorageError::UnsupportedFormat { found, supported, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!((found, supported), (version.into(), 1));
+        assert!(error.to_string().ends_with(program), "{error}");
+    }
 }
 
 #[test]
@@ -166,14 +181,15 @@ fn a_reader_notices_damage_that_happens_while_the_log_is_open() {
     let at = content.windows(9).position(|window| window == b"command 2").unwrap();
     assert!(fs.flip_bit(&path, at as u64, 3));
     let reader = opened.log.reader();
-    let read =
-        |first: u64, last: u64| reader.read(GROUP, log_id(1, first).index, log_id(1, last).index, usize::MAX);
+    let read = |first: u64, last: u64| {
+        reader.read(GROUP, log_id(1, first).index, log_id(1, last).index, usize::MAX)
+    };
     assert_eq!(read(1, 1).unwrap(), [entry(1, 1)]);
     assert!(matches!(read(1, 3), Err(StorageError::Damaged { .. })));
     assert_eq!(read(3, 3).unwrap(), [entry(1, 3)]);
 }
 
-/// FAULTS row 34: purged segments that a crash brought back are no part of the log.
+/// FAULTS row 34: purged segments that reappear after a crash are no part of the log.
 #[test]
 fn segments_that_were_purged_and_came_back_are_no_part_of_the_log() {
     let (fs, mut expected) = three_segments();
@@ -193,21 +209,25 @@ fn segments_that_were_purged_and_came_back_are_no_part_of_the_log() {
     let fs = SimFs::from_image(&image);
     let come_back = segments(&fs).len();
     assert!(come_back > 3);
-    // They may serve again, up to a bound.
-    assert_eq!(goes_on(&fs, &small(), "they came back"), expected);
+    // They may be reused, up to a bound.
+    assert_eq!(goes_on(&fs, &small(), "purged segments reappeared"), expected);
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
-    assert_eq!(segments(&fs).len(), 3, "two in use, one of them in a file that came back, and one to spare");
+    assert_eq!(
+        segments(&fs).len(),
+        3,
+        "two in use, one of them in a file that reappeared, and one spare"
+    );
     assert_eq!(Picture::of(&open(&fs, &removing).unwrap()), expected);
     assert!(segments(&fs).len() <= 2, "{:?}", segments(&fs));
 }
 
-/// FAULTS row 32: even if every file verifies, a log whose entries have a gap is refused.
+/// FAULTS row 32: a log whose entries have a gap is refused, even if every file verifies.
 #[test]
 fn a_log_that_does_not_begin_where_it_was_purged_is_refused() {
     let (fs, _) = three_segments();
     let mut image = fs.image();
     image.files.remove(&segments(&fs)[0]);
-    // The record says that the first segment is purged, but not that its entries are.
+    // `log.meta` records that the first segment is purged, but not that its entries are.
     let path = std::path::Path::new(common::DIR).join("log.meta");
     image.files.remove(&path.with_file_name("log.meta.2")).unwrap();
     let record = image.files.get_mut(&path).unwrap();
@@ -216,7 +236,7 @@ fn a_log_that_does_not_begin_where_it_was_purged_is_refused() {
     let checksum = crc32c::crc32c_append(crc32c::crc32c(b"log"), &record[..16]);
     let checksum = crc32c::crc32c_append(checksum, &record[20..20 + len]);
     record[16..20].copy_from_slice(&checksum.to_le_bytes());
-    let error = refusal(&SimFs::from_image(&image), "the beginning is gone");
+    let error = refusal(&SimFs::from_image(&image), "the first segment is missing");
     assert!(error.to_string().contains("entry 1 is missing"), "{error}");
 }
 
@@ -227,7 +247,7 @@ fn a_chain_of_segments_that_leads_in_a_circle_is_refused() {
     drop(open(&fs, &small()).unwrap());
     let path = segments(&fs)[0].clone();
     let mut content = fs.image().files[&path].clone();
-    // The first group has no records; its watermark is made to name its own place.
+    // The first group has no records; its watermark is changed to name its own position.
     content[512 + 64..512 + 72].copy_from_slice(&1_u64.to_le_bytes());
     content[512 + 72..512 + 80].copy_from_slice(&512_u64.to_le_bytes());
     let checksum = crc32c::crc32c(&content[512..512 + 80]);
@@ -236,8 +256,8 @@ fn a_chain_of_segments_that_leads_in_a_circle_is_refused() {
     assert!(error.to_string().contains("names no segment before it"), "{error}");
 }
 
-/// The rule for recycling: the file of a purged segment under a new name, its old header still in
-/// it, is a segment that was not begun.
+/// The rule for recycling: the renamed file of a purged segment, still with its old header, is a
+/// segment that was not begun.
 #[test]
 fn a_purged_segment_renamed_for_reuse_is_passed_over() {
     let (fs, mut expected) = three_segments();
@@ -254,7 +274,8 @@ fn a_purged_segment_renamed_for_reuse_is_passed_over() {
     assert!(!segments(&fs).iter().any(|path| path.ends_with("00000000000000000009.seg")));
 }
 
-/// A log in several groups that was purged up to entry `through`, closed without an idle watermark.
+/// Returns a log in several groups, purged up to entry `through`, and closed without an idle
+/// watermark.
 fn purged(through: u64) -> SimFs {
     let fs = SimFs::new();
     let mut opened = open(&fs, &small()).unwrap();
@@ -269,8 +290,8 @@ fn purged(through: u64) -> SimFs {
     fs
 }
 
-/// Damage is refused, or what is left is a log like any other; also when the group that was damaged
-/// held nothing but purged entries, so that the log ends before its own base.
+/// Damage is refused, or what is left is a log like any other; also if the damaged group held only
+/// purged entries, so that the log ends before its own base.
 #[test]
 fn a_log_that_opens_after_any_damage_goes_on() {
     let (mut opened, mut ends_before_base) = (0, 0);
@@ -283,11 +304,14 @@ fn a_log_that_opens_after_any_damage_goes_on() {
                 let (mut flipped, mut zeroed) = (content.clone(), content.clone());
                 flipped[sector + 17] ^= 4;
                 zeroed[sector..end].fill(0);
-                let changed = [("flip", flipped), ("zero", zeroed), ("cut", content[..sector].to_vec())];
+                let changed =
+                    [("flip", flipped), ("zero", zeroed), ("cut", content[..sector].to_vec())];
                 for (what, content) in changed {
                     let context = format!("purged to {through}, {what} at {sector}");
                     let damaged = with_content(&fs, &path, content);
-                    let Ok(found) = open(&SimFs::from_image(&damaged.image()), &small()) else { continue };
+                    let Ok(found) = open(&SimFs::from_image(&damaged.image()), &small()) else {
+                        continue;
+                    };
                     drop(found);
                     let found = goes_on(&damaged, &small(), &context);
                     assert_eq!(found.base.index.get(), through, "{context}");
@@ -300,7 +324,8 @@ fn a_log_that_opens_after_any_damage_goes_on() {
     assert!(opened > 100 && ends_before_base > 10, "{opened}, {ends_before_base}");
 }
 
-/// Log time would never come back from there. The record verifies, so it was stored, and is no torn tail.
+/// Log time could never go back from such a value. The record verifies, so it was stored, and is no
+/// torn tail.
 #[test]
 fn an_entry_with_a_time_after_the_year_9999_is_refused_when_it_is_written_and_when_it_is_read() {
     const YEAR_10000_MS: u64 = 253_402_300_800_000;
@@ -308,19 +333,24 @@ fn an_entry_with_a_time_after_the_year_9999_is_refused_when_it_is_written_and_wh
     let mut opened = open(&fs, &small()).unwrap();
     let late = d_engine_storage::LogEntry { time_ms: YEAR_10000_MS, ..entry(1, 1) };
     let error = opened.log.append(GROUP, None, &[late]).unwrap_err();
-    assert!(matches!(error, StorageError::Order(_)) && error.to_string().contains("9999"), "{error}");
+    assert!(
+        matches!(error, StorageError::Order(_)) && error.to_string().contains("9999"),
+        "{error}"
+    );
     opened.log.append(GROUP, None, &[entry(1, 1)]).unwrap();
     opened.log.sync().unwrap();
     drop(opened);
     let path = segments(&fs)[0].clone();
     let mut content = fs.image().files[&path].clone();
-    // The group at 1024 holds the one record; its checksum continues the group header's.
+    // The group at 1024 holds the only record; its checksum continues the group header's.
     let (chain, record) = (1024 + 80, 1024 + 84);
-    let number = |content: &[u8], at: usize| u32::from_le_bytes(content[at..at + 4].try_into().unwrap());
+    let number =
+        |content: &[u8], at: usize| u32::from_le_bytes(content[at..at + 4].try_into().unwrap());
     let len = number(&content, record + 4) as usize;
     content[record + 36..record + 44].copy_from_slice(&YEAR_10000_MS.to_le_bytes());
     let checksum =
-        crc32c::crc32c_append(number(&content, chain), &content[record + 4..record + len]).to_le_bytes();
+        crc32c::crc32c_append(number(&content, chain), &content[record + 4..record + len])
+            .to_le_bytes();
     content[record..record + 4].copy_from_slice(&checksum);
     let error = refusal(&with_content(&fs, &path, content), "late");
     assert!(error.to_string().contains("9999"), "{error}");

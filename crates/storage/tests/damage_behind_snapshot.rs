@@ -1,17 +1,18 @@
-//! Damage in a part of the log that a whole snapshot holds is passed over; any other damage is refused as before.
+//! Damage in a part of the log that an intact snapshot contains is skipped; any other damage is
+//! refused as before.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{
-    GROUP, Picture, Random, engine, entries, entry_with, goes_on, hard_state, log_id, open, request, roomy,
-    segments, small, with_content,
+    GROUP, Picture, Random, engine, entries, entry_with, goes_on, hard_state, log_id, open,
+    request, roomy, segments, small, with_content,
 };
 use d_engine_core::LogId;
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{FileStorageOptions, OpenedStorage, StorageEngine, StorageError};
 
-/// Opens a log whose node has a whole snapshot up to `covered`.
+/// Opens a log whose node has an intact snapshot up to `covered`.
 fn open_behind(
     fs: &SimFs,
     options: &FileStorageOptions,
@@ -20,8 +21,8 @@ fn open_behind(
     engine(fs, options).open_behind(&request(), &mut |_| Some(covered))
 }
 
-/// Terms 1 to 3 with superseded suffixes, over several segments of small groups; each group says what the hard state is.
-/// Returns the picture of the log at its end.
+/// Terms 1 to 3 with superseded suffixes, over several segments of small groups; each group
+/// contains the hard state. Returns the picture of the log at its end.
 fn written(fs: &SimFs, options: &FileStorageOptions, rounds: u64) -> Picture {
     let mut opened = open(fs, options).unwrap();
     let mut expected = Picture::default();
@@ -40,14 +41,15 @@ fn written(fs: &SimFs, options: &FileStorageOptions, rounds: u64) -> Picture {
     expected
 }
 
-/// What is left of `expected` behind the snapshot.
+/// Returns what is left of `expected` after the snapshot.
 fn behind(expected: &Picture, covered: LogId) -> Picture {
     let mut behind = expected.clone();
     behind.purge(covered);
     behind
 }
 
-/// What is in doubt is neither refused nor passed over here; the last group without records.
+/// Returns the bytes to damage, `step` apart. The last group without records is in doubt: damage in
+/// it is neither refused nor skipped.
 fn places(fs: &SimFs, step: usize) -> Vec<(std::path::PathBuf, usize)> {
     let mut places = Vec::new();
     for path in segments(fs) {
@@ -57,8 +59,8 @@ fn places(fs: &SimFs, step: usize) -> Vec<(std::path::PathBuf, usize)> {
     places
 }
 
-/// A bit turns anywhere: the log is what it was, or what it was behind the snapshot, or it is refused and nothing is
-/// changed. It is never anything else, and it opens again without the snapshot.
+/// A bit flips anywhere: the log is what it was, or what follows the snapshot, or it is refused and
+/// nothing is changed. It is never anything else, and it opens again without the snapshot.
 #[test]
 fn damage_that_a_snapshot_holds_is_passed_over_and_any_other_is_refused() {
     let fs = SimFs::new();
@@ -74,13 +76,20 @@ fn damage_that_a_snapshot_holds_is_passed_over_and_any_other_is_refused() {
             let fs = with_content(&fs, &path, content);
             let before = fs.image();
             match open_behind(&fs, &small(), covered) {
-                Ok(opened) if opened.report.passed_over.is_some() => {
+                Ok(opened) if opened.report.skipped_corruption.is_some() => {
                     passed += 1;
                     let found = Picture::of(&opened);
                     assert_eq!(found, behind(&expected, covered), "{context}");
-                    assert_eq!(opened.recovered.base_time_ms, None, "{context}: the snapshot knows it");
+                    assert_eq!(
+                        opened.recovered.base_time_ms, None,
+                        "{context}: the snapshot contains it"
+                    );
                     drop(opened);
-                    assert_eq!(goes_on(&fs, &small(), &context), found, "{context}: without the snapshot");
+                    assert_eq!(
+                        goes_on(&fs, &small(), &context),
+                        found,
+                        "{context}: without the snapshot"
+                    );
                 }
                 Ok(opened) => assert_eq!(Picture::of(&opened), expected, "{context}"),
                 Err(error) => {
@@ -91,10 +100,10 @@ fn damage_that_a_snapshot_holds_is_passed_over_and_any_other_is_refused() {
             }
         }
     }
-    assert!(passed > 300 && refused > 100, "{passed} passed over, {refused} refused");
+    assert!(passed > 300 && refused > 100, "{passed} skipped, {refused} refused");
 }
 
-/// Two places, one of them a segment that is gone.
+/// Two damaged places, one of them a segment that is missing.
 #[test]
 fn several_damaged_places_are_passed_over_together() {
     let fs = SimFs::new();
@@ -111,11 +120,13 @@ fn several_damaged_places_are_passed_over_together() {
     assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
     let opened = open_behind(&fs, &small(), covered).unwrap();
     assert_eq!(Picture::of(&opened), behind(&expected, covered));
-    assert!(opened.report.passed_over.unwrap().contains("00000000000000000003.seg is damaged"));
+    assert!(
+        opened.report.skipped_corruption.unwrap().contains("00000000000000000003.seg is damaged")
+    );
 }
 
-/// The new beginning is in `log.meta` before anything is changed: wherever the process dies, the next start finds the
-/// damaged log or the one behind the snapshot.
+/// `log.meta` records the new beginning before anything is changed: wherever the process dies, the
+/// next start finds the damaged log or the one after the snapshot.
 #[test]
 fn a_crash_while_damage_is_passed_over_loses_nothing() {
     let fs = SimFs::new();
@@ -148,7 +159,7 @@ fn a_crash_while_damage_is_passed_over_loses_nothing() {
     assert!(interrupted > 100, "{interrupted}");
 }
 
-/// The votes behind the damage are unknown: the node must not forget what it has promised.
+/// The votes after the damage are unknown: the node must not forget what it has promised.
 #[test]
 fn without_a_hard_state_behind_the_damage_it_is_refused() {
     let damaged = |vote_behind: bool| {
@@ -172,13 +183,13 @@ fn without_a_hard_state_behind_the_damage_it_is_refused() {
         with_content(&fs, &path, content)
     };
     let error = open_behind(&damaged(false), &roomy(), log_id(1, 6)).map(drop).unwrap_err();
-    assert!(error.to_string().contains("does not hold all that was there"), "{error}");
+    assert!(error.to_string().contains("does not contain everything"), "{error}");
     let opened = open_behind(&damaged(true), &roomy(), log_id(1, 6)).unwrap();
     assert_eq!(opened.recovered.hard_state, hard_state(1, 2, 3));
 }
 
-/// A log that holds another entry in the place of the snapshot's last has not been replaced by it yet; what lies behind
-/// does not follow from the snapshot.
+/// A log that holds another entry at the index of the snapshot's last included entry has not been
+/// replaced by the snapshot yet; what follows in it does not follow from the snapshot.
 #[test]
 fn a_log_that_does_not_fit_the_snapshot_is_refused() {
     let fs = SimFs::new();
@@ -194,7 +205,8 @@ fn a_log_that_does_not_fit_the_snapshot_is_refused() {
     }
 }
 
-/// A log with one entry in each group and a bit turned in the group of entry `at`; `last` ends with a hard state alone.
+/// Returns a log with one entry in each of `last` groups, a last group with a hard state alone, and
+/// a flipped bit in the group of entry `at`.
 fn one_by_one(last: u64, at: u64) -> SimFs {
     let fs = SimFs::new();
     let mut opened = open(&fs, &roomy()).unwrap();
@@ -212,17 +224,21 @@ fn one_by_one(last: u64, at: u64) -> SimFs {
     with_content(&fs, &path, content)
 }
 
-/// Nobody knows how many entries the damaged group had if none follow.
+/// If no entry follows the damaged group, the number of its entries is unknown.
 #[test]
 fn damage_behind_the_last_entry_that_can_be_read_is_refused() {
     let error = open_behind(&one_by_one(6, 6), &roomy(), log_id(1, 5)).map(drop).unwrap_err();
     assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
     let error = open_behind(&one_by_one(6, 4), &roomy(), log_id(1, 3)).map(drop).unwrap_err();
-    assert!(matches!(error, StorageError::Damaged { .. }), "entry 4 is not in the snapshot: {error}");
+    assert!(
+        matches!(error, StorageError::Damaged { .. }),
+        "entry 4 is not in the snapshot: {error}"
+    );
     assert!(open_behind(&one_by_one(6, 4), &roomy(), log_id(1, 4)).is_ok());
 }
 
-/// The snapshot's last entry lies in the damage, and what follows is of an older term: it does not follow from the snapshot.
+/// The snapshot's last included entry lies in the damage, and what follows has an older term: it
+/// does not follow from the snapshot.
 #[test]
 fn entries_of_an_older_term_do_not_follow_from_the_snapshot() {
     let error = open_behind(&one_by_one(6, 4), &roomy(), log_id(9, 4)).map(drop).unwrap_err();

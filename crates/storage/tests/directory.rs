@@ -1,5 +1,5 @@
-//! A data directory belongs to one node, one process at a time, and one format; and to its owner
-//! alone. On the real file system.
+//! A data directory belongs to one node, one process at a time, and one format, and only its owner
+//! may read it. On the real file system.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
@@ -11,10 +11,10 @@ use std::sync::Arc;
 use common::{GROUP, Picture, entries, entry, hard_state, request, small};
 use d_engine_core::{GroupId, NodeId};
 use d_engine_storage::fs::OpenMode;
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{
-    ClusterId, FileStorageEngine, Fs, FsOp, Incarnation, OpenRequest, OpenedStorage, RealFs, StorageEngine,
-    StorageError,
+    ClusterId, FileStorageEngine, Fs, FsOp, Incarnation, OpenRequest, OpenedStorage, RealFs,
+    StorageEngine, StorageError,
 };
 
 fn open(dir: &Path, request: &OpenRequest) -> Result<OpenedStorage, StorageError> {
@@ -128,13 +128,20 @@ fn a_directory_of_another_cluster_node_or_group_is_refused_naming_both() {
     let wrong_node = OpenRequest { node: NodeId::new(2).unwrap(), ..request() };
     let wrong_group = OpenRequest { group: GroupId::new(5).unwrap(), ..request() };
     let cases = [
-        (wrong_cluster, "cluster", ClusterId([0xC1; 16]).to_string(), ClusterId([2; 16]).to_string()),
+        (
+            wrong_cluster,
+            "cluster",
+            ClusterId([0xC1; 16]).to_string(),
+            ClusterId([2; 16]).to_string(),
+        ),
         (wrong_node, "node", "1".to_owned(), "2".to_owned()),
         (wrong_group, "group", "1".to_owned(), "5".to_owned()),
     ];
     for (request, kind, in_directory, asked_for) in cases {
         let error = error(open(&dir, &request));
-        let StorageError::WrongOwner { what, found, expected, .. } = &error else { panic!("{error}") };
+        let StorageError::WrongOwner { what, found, expected, .. } = &error else {
+            panic!("{error}")
+        };
         assert_eq!((*what, found, expected), (kind, &in_directory, &asked_for));
     }
     let right = OpenRequest {
@@ -168,7 +175,7 @@ fn a_log_without_an_identity_is_refused() {
     assert_eq!(files(&dir), before);
 }
 
-/// FAULTS row 2: an undecodable record is an error, never an empty one.
+/// FAULTS row 2: an undecodable record is an error, never an empty record.
 #[test]
 fn a_garbled_or_empty_record_is_refused_and_a_newer_one_named() {
     let parent = tempfile::tempdir().unwrap();
@@ -197,17 +204,21 @@ fn a_garbled_or_empty_record_is_refused_and_a_newer_one_named() {
         let checksum = crc32c::crc32c(name.trim_end_matches(".meta").as_bytes());
         let len = u32::from_le_bytes(newer[12..16].try_into().unwrap()) as usize;
         let content = &newer[20..20 + len];
-        let checksum = crc32c::crc32c_append(crc32c::crc32c_append(checksum, &newer[..16]), content);
+        let checksum =
+            crc32c::crc32c_append(crc32c::crc32c_append(checksum, &newer[..16]), content);
         newer[16..20].copy_from_slice(&checksum.to_le_bytes());
         std::fs::write(&path, newer).unwrap();
         let error = error(open(&dir, &request()));
-        assert!(matches!(error, StorageError::NewerFormat { found: 9, supported: 1, .. }), "{error}");
+        assert!(
+            matches!(error, StorageError::UnsupportedFormat { found: 9, supported: 1, .. }),
+            "{error}"
+        );
         std::fs::write(&path, whole).unwrap();
         drop(open(&dir, &request()).unwrap());
     }
 }
 
-/// Each record has two copies, and each copy is mended from the other: damaged, cut, or gone.
+/// Each record has two copies; a copy that is damaged, cut or missing is repaired from the other.
 #[test]
 fn a_record_of_which_one_copy_is_lost_is_read_from_the_other_and_mended() {
     let parent = tempfile::tempdir().unwrap();
@@ -232,7 +243,11 @@ fn a_record_of_which_one_copy_is_lost_is_read_from_the_other_and_mended() {
                 }
             }
             let opened = open(&dir, &request()).unwrap();
-            assert_eq!(opened.report.mended, std::slice::from_ref(&path), "{name}, damage {damage}");
+            assert_eq!(
+                opened.report.mended,
+                std::slice::from_ref(&path),
+                "{name}, damage {damage}"
+            );
             assert_eq!(opened.identity, identity);
             assert!(!opened.report.created);
             assert_eq!(opened.recovered.base, common::log_id(1, 2));
@@ -285,7 +300,7 @@ fn the_real_file_system_counts_its_operations() {
     assert_eq!(after.total() - before.total(), 2);
 }
 
-/// The lock file can be removed by anybody; the directory cannot, without what is in it.
+/// The lock file can be removed; the directory cannot, unless what is in it is removed too.
 #[test]
 fn a_directory_whose_lock_file_was_removed_is_still_locked() {
     let parent = tempfile::tempdir().unwrap();
@@ -298,7 +313,8 @@ fn a_directory_whose_lock_file_was_removed_is_still_locked() {
     drop(open(&dir, &request()).unwrap());
 }
 
-/// Before each new segment: a directory that was moved away is not this process's any more.
+/// Checked before each new segment: a directory that was moved away no longer belongs to this
+/// process.
 #[test]
 fn a_log_whose_directory_was_replaced_begins_no_segment_there() {
     let parent = tempfile::tempdir().unwrap();
@@ -320,8 +336,8 @@ fn a_log_whose_directory_was_replaced_begins_no_segment_there() {
     assert_eq!(files(&dir), before);
 }
 
-/// Each sync reaches the system: a device and a file system without storage refuse it (EINVAL), and a directory that is
-/// not there is missed.
+/// Each sync reaches the system: a device and a file system without storage refuse it (EINVAL), and
+/// a missing directory is reported.
 #[test]
 #[cfg(target_os = "linux")]
 fn syncs_of_files_and_directories_are_asked_of_the_system() {
@@ -337,7 +353,7 @@ fn syncs_of_files_and_directories_are_asked_of_the_system() {
     fs.sync_dir(dir.path()).unwrap();
 }
 
-/// An archive of which this process may only read can be sent and unpacked.
+/// An archive that this process may only read can be sent and unpacked.
 #[test]
 fn a_file_that_may_only_be_read_is_opened_for_reading() {
     let dir = tempfile::tempdir().unwrap();
@@ -347,6 +363,6 @@ fn a_file_that_may_only_be_read_is_opened_for_reading() {
     let fs = RealFs::new();
     let file = Fs::open(&fs, &path, OpenMode::ReadOnly).unwrap();
     assert_eq!(d_engine_storage::fs::read_whole(&*file).unwrap(), b"content");
-    // Also where the user may do anything (root): the handle itself is for reading.
+    // This holds for root as well: the handle itself is read-only.
     file.write_at(0, b"x").unwrap_err();
 }

@@ -1,6 +1,7 @@
-//! One bit in a byte of a small directory: noticed before anything is served, or harmless, or mended. Every byte of
-//! headers, of the content of records and of archives; of the rest of segments every 37th, of the zeros behind records
-//! every seventh, so that it does not take minutes.
+//! One flipped bit in a byte of a small directory: it is noticed before anything is served, or
+//! harmless, or repaired. The test covers every byte of headers, of the content of records and of
+//! archives; every 37th byte of the rest of segments, and every seventh of the zeros after records,
+//! so that it does not take minutes.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
@@ -9,7 +10,7 @@ mod snapshot_kit;
 use std::path::{Path, PathBuf};
 
 use common::{GROUP, Picture, entries, entry_with, goes_on, hard_state, log_id, open};
-use d_engine_storage::fs_sim::{SimFs, SimImage};
+use d_engine_storage::fs::sim::{SimFs, SimImage};
 use d_engine_storage::snapshot::{FullSpeed, SnapshotError};
 use d_engine_storage::{Alignment, FileStorageOptions, StorageError};
 
@@ -24,7 +25,7 @@ fn options() -> FileStorageOptions {
     }
 }
 
-/// A log of four segments that was purged, and stopped in an orderly way.
+/// Returns a log of four segments that was purged, and closed in an orderly way.
 fn stopped() -> (SimFs, Picture) {
     let fs = SimFs::new();
     let mut opened = open(&fs, &options()).unwrap();
@@ -45,7 +46,7 @@ fn stopped() -> (SimFs, Picture) {
     (fs, expected)
 }
 
-/// What became of a flipped bit.
+/// The outcome of a flipped bit.
 #[derive(Default)]
 struct Outcomes {
     refused: u64,
@@ -72,7 +73,7 @@ fn flip(image: &SimImage, path: &Path, at: usize, expected: &Picture, outcomes: 
         Err(
             error @ (StorageError::Damaged { .. }
             | StorageError::DamagedFile { .. }
-            | StorageError::NewerFormat { .. }),
+            | StorageError::UnsupportedFormat { .. }),
         ) => {
             if at.is_multiple_of(64) {
                 assert_eq!(fs.image(), image, "{context}: it was changed");
@@ -92,7 +93,8 @@ fn a_flipped_bit_in_log_or_records_is_noticed_or_mended_or_harmless() {
     assert!(log_bytes >= 256 << 10, "{log_bytes}");
     let files: Vec<(PathBuf, usize)> =
         image.files.iter().map(|(path, content)| (path.clone(), content.len())).collect();
-    let names: Vec<_> = files.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
+    let names: Vec<_> =
+        files.iter().map(|(path, _)| path.file_name().unwrap().to_str().unwrap()).collect();
     for record in ["identity.meta", "identity.meta.2", "log.meta", "log.meta.2"] {
         assert!(names.contains(&record), "{names:?}");
     }
@@ -116,30 +118,34 @@ fn a_flipped_bit_in_log_or_records_is_noticed_or_mended_or_harmless() {
         halves.into_iter().map(|half| half.join().unwrap()).collect()
     });
     let sum = |of: fn(&Outcomes) -> u64| halves.iter().map(of).sum::<u64>();
-    let (refused, mended, harmless) = (sum(|it| it.refused), sum(|it| it.mended), sum(|it| it.harmless));
-    assert!(refused > 10_000 && mended > 1_500 && harmless > 1_000, "{refused}, {mended}, {harmless}");
+    let (refused, mended, harmless) =
+        (sum(|it| it.refused), sum(|it| it.mended), sum(|it| it.harmless));
+    assert!(
+        refused > 10_000 && mended > 1_500 && harmless > 1_000,
+        "{refused}, {mended}, {harmless}"
+    );
 }
 
 #[test]
 fn a_flipped_bit_in_any_byte_of_an_archive_is_noticed_before_it_is_unpacked() {
     let fs = SimFs::new();
     let (store, _) = snapshot_kit::open(&fs);
-    let label = snapshot_kit::log_id(3, 9);
-    snapshot_kit::take(&fs, &store, label).unwrap();
+    let last_included = snapshot_kit::log_id(3, 9);
+    snapshot_kit::take(&fs, &store, last_included).unwrap();
     drop(store);
-    let path = snapshot_kit::path_of(label);
+    let path = snapshot_kit::path_of(last_included);
     let whole = fs.image().files[&path].clone();
     for at in 0..whole.len() {
         let mut flipped = whole.clone();
         flipped[at] ^= 1 << (at % 8);
         let fs = snapshot_kit::with_content(&fs, &path, flipped);
         let (store, report) = snapshot_kit::open(&fs);
-        let unpacked = store.unpack(label, &store.unpack_dir(), &mut FullSpeed);
+        let unpacked = store.unpack(last_included, &store.unpack_dir(), &mut FullSpeed);
         let error = unpacked.map(|_| ()).unwrap_err();
         assert!(
             matches!(error, SnapshotError::Damaged { .. }) || !report.unusable.is_empty(),
             "byte {at}: {error}"
         );
-        assert!(store.newest_whole().is_none(), "byte {at}: it would be relied upon");
+        assert!(store.newest_whole().is_none(), "byte {at}: it would be used");
     }
 }

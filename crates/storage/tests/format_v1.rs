@@ -1,6 +1,6 @@
-//! Files of version 1, as this program writes them and as every later one must read them.
-//! `REGENERATE=1 cargo test -p d-engine-storage --test format_v1` writes them anew; do so only before
-//! version 1 is released, and look at the difference.
+//! Files of version 1, as this program writes them and as every later program must read them.
+//! `REGENERATE=1 cargo test -p d-engine-storage --test format_v1` writes them anew; do so only
+//! before version 1 is released, and check the difference.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
@@ -10,8 +10,11 @@ use std::sync::Arc;
 
 use common::{GROUP, Picture, entries, entry, hard_state, log_id, membership, open};
 use d_engine_core::EntryKind;
-use d_engine_storage::fs_sim::{SimFs, SimImage};
-use d_engine_storage::{Alignment, FileStorageEngine, FileStorageOptions, LogEntry, RealFs, StorageEngine};
+use d_engine_storage::fs::sim::{SimFs, SimImage};
+use d_engine_storage::{
+    Alignment, ConfigId, FileStorageEngine, FileStorageOptions, LogEntry, Membership,
+    OpenedStorage, RealFs, StorageEngine,
+};
 
 fn options() -> FileStorageOptions {
     FileStorageOptions {
@@ -24,8 +27,8 @@ fn options() -> FileStorageOptions {
     }
 }
 
-/// A short life that has everything in it: every kind of entry, sessions, a command version, a superseded suffix, a
-/// watermark alone, two opens, a purge, a record of the node's own.
+/// A short boot that contains everything: every kind of entry, sessions, a command version, a
+/// superseded suffix, a watermark alone, two opens, a purge, a record of the node's own.
 fn written() -> (SimImage, Picture) {
     let fs = SimFs::new();
     let mut expected = Picture::default();
@@ -41,7 +44,8 @@ fn written() -> (SimImage, Picture) {
     drop(opened);
     let mut opened = open(&fs, &options()).unwrap();
     let kinds = [EntryKind::Noop, EntryKind::Membership, EntryKind::Session, EntryKind::Tick];
-    let stored: Vec<LogEntry> = (7..).zip(kinds).map(|(index, kind)| kind_of_entry(index, kind)).collect();
+    let stored: Vec<LogEntry> =
+        (7..).zip(kinds).map(|(index, kind)| kind_of_entry(index, kind)).collect();
     opened.log.append(GROUP, Some(hard_state(3, 0, 6)), &stored).unwrap();
     opened.log.sync().unwrap();
     expected.append(Some(hard_state(3, 0, 6)), &stored);
@@ -53,7 +57,8 @@ fn written() -> (SimImage, Picture) {
 }
 
 fn kind_of_entry(index: u64, kind: EntryKind) -> LogEntry {
-    let data = if kind == EntryKind::Membership { membership().encode() } else { bytes::Bytes::new() };
+    let data =
+        if kind == EntryKind::Membership { membership().encode() } else { bytes::Bytes::new() };
     LogEntry { kind, data, ..entry(3, index) }
 }
 
@@ -61,7 +66,12 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1")
 }
 
-/// The files of the directory, by their path inside it.
+/// The same, as it was written when memberships had no names.
+fn fixture_with_older_memberships() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/membership-v1")
+}
+
+/// Returns the files of the directory, by relative path.
 fn on_disk(dir: &Path, prefix: &Path, image: &mut SimImage) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -91,23 +101,43 @@ fn this_program_writes_version_1_byte_for_byte() {
     assert_eq!(names(&image), names(&stored));
     for (path, content) in &image.files {
         let differs = content.iter().zip(&stored.files[path]).position(|(a, b)| a != b);
-        assert_eq!((differs, content.len()), (None, stored.files[path].len()), "{}", path.display());
+        assert_eq!(
+            (differs, content.len()),
+            (None, stored.files[path].len()),
+            "{}",
+            path.display()
+        );
     }
 }
 
-#[test]
-fn files_of_version_1_are_read() {
-    let (_, expected) = written();
+/// Opens a copy of the files.
+fn opened(fixture: &Path) -> (tempfile::TempDir, OpenedStorage) {
     let copy = tempfile::tempdir().unwrap();
     let dir = copy.path().join("data");
     let mut stored = SimImage::default();
-    on_disk(&fixture(), &dir, &mut stored);
+    on_disk(fixture, &dir, &mut stored);
     std::fs::create_dir_all(dir.join("log")).unwrap();
     for (path, content) in &stored.files {
         std::fs::write(path, content).unwrap();
     }
     let engine = FileStorageEngine::new(&dir, options(), Arc::new(RealFs::new()));
-    let opened = engine.open(&common::request()).unwrap();
+    (copy, engine.open(&common::request()).unwrap())
+}
+
+/// A membership without a name is the one at the cluster's birth.
+#[test]
+fn files_with_memberships_of_version_1_are_read() {
+    let (_copy, opened) = opened(&fixture_with_older_memberships());
+    assert_eq!(opened.identity.initial, membership());
+    let stored = opened.recovered.memberships.last().map(|(_, payload)| payload);
+    assert_eq!(Membership::decode(stored.unwrap()), Ok(membership()));
+    assert_eq!((membership().id(), membership().last_node()), (ConfigId::default(), 3));
+}
+
+#[test]
+fn files_of_version_1_are_read() {
+    let (_, expected) = written();
+    let (_copy, opened) = opened(&fixture());
     assert_eq!(Picture::of(&opened), expected);
     assert_eq!(opened.identity.initial, membership());
     assert_eq!(opened.meta.load("snapshot").unwrap().unwrap(), b"a pointer".as_slice());

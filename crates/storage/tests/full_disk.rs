@@ -1,17 +1,19 @@
-//! A disk without room stops nothing: what does not fit waits, terms and votes go on, nothing is lost.
+//! A full disk stops nothing: what does not fit waits, terms and votes are still stored, and
+//! nothing is lost.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{GROUP, Picture, Random, entries, entry, entry_with, hard_state, log_id, open, small};
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FileStorageOptions, Fs, FsOp, LogStore, OpenedStorage, StorageError};
 
 fn is_no_room<T: std::fmt::Debug>(result: &Result<T, StorageError>) -> bool {
     matches!(result, Err(StorageError::NoRoom { .. }))
 }
 
-/// Appends entries of 400 bytes until there is no room. Returns what was acknowledged, and the one that waits.
+/// Appends entries of 400 bytes until there is no space. Returns what was acknowledged, and the
+/// entry that waits.
 fn fill(log: &mut dyn LogStore, expected: &mut Picture) -> d_engine_storage::LogEntry {
     loop {
         let next = entry_with(2, expected.last() + 1, vec![7; 400]);
@@ -38,13 +40,17 @@ fn full() -> (SimFs, OpenedStorage, Picture, d_engine_storage::LogEntry) {
 fn what_does_not_fit_waits_and_is_stored_once_there_is_room() {
     let (fs, mut opened, mut expected, waiting) = full();
     for _ in 0..3 {
-        assert!(is_no_room(&opened.log.sync()), "there is still no room");
+        assert!(is_no_room(&opened.log.sync()), "there is still no space");
         let more = opened.log.append(GROUP, None, &[entry(2, 900)]);
-        assert!(matches!(more, Err(StorageError::Order(_))), "nothing is queued behind what waits: {more:?}");
+        assert!(
+            matches!(more, Err(StorageError::Order(_))),
+            "nothing may be queued after what waits: {more:?}"
+        );
         opened.log.idle().unwrap_err();
     }
     let died = Picture::of(&open(&SimFs::from_image(&fs.image()), &small()).unwrap());
-    // What waits may be readable, and then counts; nothing else may be there, nothing acknowledged be gone.
+    // The entry that waits may be readable, and then counts. Nothing else may be there, and nothing
+    // acknowledged may be missing.
     assert!(died.last() - expected.last() <= 1, "{} after {}", died.last(), expected.last());
     fs.set_capacity(Some(128 << 10));
     opened.log.sync().unwrap();
@@ -57,8 +63,8 @@ fn what_does_not_fit_waits_and_is_stored_once_there_is_room() {
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
 }
 
-/// Idling writes what would be useful, not what was asked for: want of room there is no error, however often it comes, and
-/// whatever of it is queued takes nothing else with it.
+/// Idling writes what is useful, not what was requested: a lack of space there is no error, however
+/// often it occurs, and what idling has queued does not block other writes.
 #[test]
 fn idling_without_room_is_no_error() {
     for left in (0..=8_u64 << 10).step_by(512) {
@@ -66,15 +72,22 @@ fn idling_without_room_is_no_error() {
         let options = FileStorageOptions { segment_bytes: 32 << 10, ..small() };
         let mut opened = open(&fs, &options).unwrap();
         let mut expected = Picture::default();
-        // The segment is full to its last sector, and no other one is prepared.
+        // The segment is full to its last sector, and no other segment is prepared.
         while opened.log.stats().log_bytes < options.segment_bytes {
-            let rest = usize::try_from(options.segment_bytes - opened.log.stats().log_bytes).unwrap();
+            let rest =
+                usize::try_from(options.segment_bytes - opened.log.stats().log_bytes).unwrap();
             let next = entry_with(1, expected.last() + 1, vec![3; (rest - 200).min(3_000)]);
-            opened.log.append(GROUP, Some(hard_state(1, 1, 0)), std::slice::from_ref(&next)).unwrap();
+            opened
+                .log
+                .append(GROUP, Some(hard_state(1, 1, 0)), std::slice::from_ref(&next))
+                .unwrap();
             opened.log.sync().unwrap();
             expected.append(Some(hard_state(1, 1, 0)), &[next]);
         }
-        assert_eq!((opened.log.stats().segments, opened.log.stats().log_bytes), (1, options.segment_bytes));
+        assert_eq!(
+            (opened.log.stats().segments, opened.log.stats().log_bytes),
+            (1, options.segment_bytes)
+        );
         fs.set_capacity(Some(fs.used_bytes() + left));
         for _ in 0..4 {
             opened.log.idle().unwrap();
@@ -90,7 +103,8 @@ fn idling_without_room_is_no_error() {
     }
 }
 
-/// The votes of a node without room are stored, and an older term in what waits does not come back over them.
+/// A node without space still stores its votes, and an older term in the entries that wait does not
+/// overwrite them.
 #[test]
 fn a_term_and_a_vote_are_stored_while_entries_wait() {
     for crash_before_room in [true, false] {
@@ -109,11 +123,15 @@ fn a_term_and_a_vote_are_stored_while_entries_wait() {
         drop(opened);
         fs.set_capacity(None);
         fs.crash(&mut |_| 0);
-        assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected, "crash first: {crash_before_room}");
+        assert_eq!(
+            Picture::of(&open(&fs, &small()).unwrap()),
+            expected,
+            "crash first: {crash_before_room}"
+        );
     }
 }
 
-/// The reserve is bounded, and made up for as soon as there is room.
+/// The reserve is bounded, and refilled as soon as there is space.
 #[test]
 fn the_reserve_is_used_up_at_last_and_filled_again() {
     let (fs, mut opened, _, _) = full();
@@ -131,7 +149,7 @@ fn the_reserve_is_used_up_at_last_and_filled_again() {
     assert_eq!(open(&fs, &small()).unwrap().recovered.hard_state, hard_state(100, 2, 0));
 }
 
-/// A purge needs no room, and makes some.
+/// A purge needs no space, and frees some.
 #[test]
 fn a_purge_on_a_full_disk_makes_room_for_what_waits() {
     let (fs, mut opened, mut expected, waiting) = full();
@@ -146,10 +164,12 @@ fn a_purge_on_a_full_disk_makes_room_for_what_waits() {
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
 }
 
-/// Every error for want of room, from every operation but the syncs, at every place: the same call again goes on.
+/// Every error for a lack of space, from every operation but the syncs, at every place: a retry of
+/// the same call succeeds.
 #[test]
 fn want_of_room_is_waited_out_wherever_it_comes_from() {
-    let failures = [Failure::NoSpace, Failure::Quota, Failure::TooManyFiles, Failure::TooManyFilesInSystem];
+    let failures =
+        [Failure::NoSpace, Failure::Quota, Failure::TooManyFiles, Failure::TooManyFilesInSystem];
     let mut waited = 0;
     for failure in failures {
         for op in [FsOp::Open, FsOp::Write, FsOp::Rename] {
@@ -169,7 +189,7 @@ fn want_of_room_is_waited_out_wherever_it_comes_from() {
     assert!(waited > 50, "{waited}");
 }
 
-/// A life with rolls, purges and pauses. Returns how often a call had to be made again.
+/// A boot with rolls, purges and pauses. Returns how often a call had to be retried.
 fn live(opened: &mut OpenedStorage, expected: &mut Picture, context: &str) -> u64 {
     let mut waited = 0;
     let mut again = |call: &mut dyn FnMut() -> Result<(), StorageError>| loop {
@@ -193,7 +213,8 @@ fn live(opened: &mut OpenedStorage, expected: &mut Picture, context: &str) -> u6
     waited
 }
 
-/// A node that dies while its disk is full, at every operation, comes back with what it acknowledged.
+/// A node that dies at any operation while its disk is full restarts with everything that it
+/// acknowledged.
 #[test]
 fn nothing_is_lost_wherever_the_process_dies_on_a_full_disk() {
     for seed in 0..4 {
@@ -219,7 +240,7 @@ fn nothing_is_lost_wherever_the_process_dies_on_a_full_disk() {
                 "operation {at}, seed {seed}: {term} {vote:?}, not {states:?}"
             );
             if ended.is_ok() {
-                assert!(at > 60, "the life has {at} operations");
+                assert!(at > 60, "the boot has {at} operations");
                 break;
             }
         }
@@ -237,8 +258,13 @@ fn live_full(
     for step in 1..=60 {
         let index = stored.last() + 1;
         if !waits {
-            log.append(GROUP, Some(hard_state(step, 1, 0)), &[entry_with(step, index, vec![3; 400])])?;
-            attempted.append(Some(hard_state(step, 1, 0)), &[entry_with(step, index, vec![3; 400])]);
+            log.append(
+                GROUP,
+                Some(hard_state(step, 1, 0)),
+                &[entry_with(step, index, vec![3; 400])],
+            )?;
+            attempted
+                .append(Some(hard_state(step, 1, 0)), &[entry_with(step, index, vec![3; 400])]);
         }
         match log.sync() {
             Ok(()) => {
@@ -255,7 +281,9 @@ fn live_full(
                 }
                 if step % 5 == 0 {
                     fs.set_capacity(Some(
-                        Fs::free_bytes(fs, "/".as_ref()).ok().flatten().unwrap_or(0) + fs.used_bytes() + 2048,
+                        Fs::free_bytes(fs, "/".as_ref()).ok().flatten().unwrap_or(0)
+                            + fs.used_bytes()
+                            + 2048,
                     ));
                 }
             }
@@ -265,7 +293,8 @@ fn live_full(
     Ok(())
 }
 
-/// The goal of the node on a small disk: it idles, is started again and again, and takes a command each time.
+/// The requirement for a node on a small disk: it idles, is restarted repeatedly, and accepts a
+/// command each time.
 #[test]
 fn a_log_on_24_mib_idles_and_starts_ten_times_and_takes_a_command_each_time() {
     for segment_bytes in [16 << 20, 64 << 20] {
@@ -289,7 +318,7 @@ fn a_log_on_24_mib_idles_and_starts_ten_times_and_takes_a_command_each_time() {
     }
 }
 
-/// A start that has no room leaves the directory as it was, however often it is tried.
+/// A start without enough space leaves the directory as it was, however often it is tried.
 #[test]
 fn a_start_without_room_leaves_nothing_behind() {
     let (fs, opened, expected, _) = full();
@@ -305,7 +334,11 @@ fn a_start_without_room_leaves_nothing_behind() {
             if let Err(error) = open(&fs, &small()) {
                 refused += 1;
                 assert!(error.to_string().contains("No space"), "{error}");
-                assert_eq!(fs.image().files.into_keys().collect::<Vec<_>>(), before, "room for {room}");
+                assert_eq!(
+                    fs.image().files.into_keys().collect::<Vec<_>>(),
+                    before,
+                    "space for {room} bytes"
+                );
             }
             fs.kill();
         }

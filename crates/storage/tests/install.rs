@@ -1,4 +1,4 @@
-//! A received snapshot takes the place of the log: what is dropped never comes back, what is kept stays,
+//! A received snapshot replaces the log: what is dropped never reappears, and what is kept stays,
 //! wherever the process dies.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
@@ -8,10 +8,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{
-    DIR, GROUP, Picture, Random, entries, entry, entry_with, hard_state, log_id, open, segments, small,
+    DIR, GROUP, Picture, Random, entries, entry, entry_with, hard_state, log_id, open, segments,
+    small,
 };
 use d_engine_core::{GroupId, LogId, LogIndex};
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FsOp, LogStore, LogSuffix, OpenedStorage, StorageError};
 
 fn append(log: &mut dyn LogStore, term: u64, indexes: std::ops::RangeInclusive<u64>) {
@@ -21,7 +22,7 @@ fn append(log: &mut dyn LogStore, term: u64, indexes: std::ops::RangeInclusive<u
     }
 }
 
-/// A log with entries 1 to 20 of term 1 and a vote in term 4.
+/// Returns a log with entries 1 to 20 of term 1 and a vote in term 4.
 fn twenty() -> (SimFs, OpenedStorage, Picture) {
     let fs = SimFs::new();
     let mut opened = open(&fs, &small()).unwrap();
@@ -37,8 +38,8 @@ fn reopened(fs: &SimFs) -> Picture {
     Picture::of(&open(fs, &small()).unwrap())
 }
 
-/// FAULTS row 36: entries behind the label that do not follow from the snapshot, some with indexes that
-/// will not be written again for a long time.
+/// FAULTS row 36: entries after the last included one that do not follow from the snapshot, some
+/// with indexes that will not be written again for a long time.
 #[test]
 fn a_conflicting_suffix_is_dropped_and_never_comes_back() {
     let (fs, mut opened, mut expected) = twenty();
@@ -71,7 +72,7 @@ fn a_snapshot_far_ahead_of_the_log_is_its_new_beginning() {
     let (fs, mut opened, mut expected) = twenty();
     opened.log.install(GROUP, log_id(6, 1000), LogSuffix::Drop).unwrap();
     let gap = opened.log.append(GROUP, None, &[entry(6, 21)]);
-    assert!(matches!(gap, Err(StorageError::Order(_))), "the log goes on behind the snapshot");
+    assert!(matches!(gap, Err(StorageError::Order(_))), "the log must continue after the snapshot");
     append(&mut *opened.log, 7, 1001..=1010);
     expected.restart(log_id(6, 1000));
     expected.append(Some(hard_state(7, 1, 0)), &entries(7, 1001..=1010));
@@ -95,7 +96,7 @@ fn a_new_node_begins_with_a_snapshot() {
     assert_eq!(reopened(&fs).last(), 80);
 }
 
-/// FAULTS row 36, the other half: what follows from the snapshot was perhaps acknowledged.
+/// FAULTS row 36, the other half: what follows from the snapshot may have been acknowledged.
 #[test]
 fn a_matching_suffix_is_kept() {
     let (fs, mut opened, mut expected) = twenty();
@@ -115,15 +116,15 @@ fn what_does_not_fit_the_log_is_refused_and_changes_nothing() {
         let error = opened.log.install(GROUP, base, suffix).unwrap_err();
         assert!(matches!(&error, StorageError::Order(text) if text.contains(why)), "{error}");
     };
-    refused(log_id(2, 12), LogSuffix::Keep, "does not hold");
-    refused(log_id(1, 21), LogSuffix::Keep, "does not hold");
+    refused(log_id(2, 12), LogSuffix::Keep, "does not contain");
+    refused(log_id(1, 21), LogSuffix::Keep, "does not contain");
     refused(log_id(1, 12), LogSuffix::Drop, "must be kept");
     opened.log.purge(GROUP, log_id(1, 10)).unwrap();
     expected.purge(log_id(1, 10));
     for base in [log_id(1, 9), log_id(2, 10), log_id(9, 3)] {
         for suffix in [LogSuffix::Keep, LogSuffix::Drop] {
             let error = opened.log.install(GROUP, base, suffix).unwrap_err();
-            assert!(error.to_string().contains("begins behind"), "{error}");
+            assert!(error.to_string().contains("begins after"), "{error}");
         }
     }
     opened.log.append(GROUP, None, &[entry(4, 21)]).unwrap();
@@ -137,7 +138,7 @@ fn what_does_not_fit_the_log_is_refused_and_changes_nothing() {
     assert_eq!(reopened(&fs), expected);
 }
 
-/// A node that died between the install and the removal of its marker does it once more.
+/// A node that died between the install and the removal of its marker repeats the install.
 #[test]
 fn installing_the_same_snapshot_again_changes_nothing() {
     let (fs, mut opened, mut expected) = twenty();
@@ -167,7 +168,11 @@ fn the_log_of_another_group_is_untouched() {
         fs.crash(&mut |_| 0);
         let opened = open(&fs, &small()).unwrap();
         assert_eq!(Picture::of(&opened).entries.len(), 1);
-        let read = opened.log.reader().read(other, LogIndex::new(1), LogIndex::new(5), usize::MAX).unwrap();
+        let read = opened
+            .log
+            .reader()
+            .read(other, LogIndex::new(1), LogIndex::new(5), usize::MAX)
+            .unwrap();
         assert_eq!(read, entries(8, 1..=5));
     }
 }
@@ -182,7 +187,7 @@ fn the_segments_of_the_old_log_serve_again() {
     }
     assert!(segments(&fs).len() > 8);
     opened.log.install(GROUP, log_id(2, 500), LogSuffix::Drop).unwrap();
-    assert_eq!(segments(&fs).len(), 3, "the one in use, and two to spare");
+    assert_eq!(segments(&fs).len(), 3, "the one in use, and two spares");
     let before = opened.log.stats().recycled;
     append(&mut *opened.log, 3, 501..=540);
     assert!(opened.log.stats().recycled >= before + 2);
@@ -192,8 +197,8 @@ fn the_segments_of_the_old_log_serve_again() {
     assert_eq!((found.base, found.entries.len()), (log_id(2, 500), 40));
 }
 
-/// The record of the install says that everything before it was stored: the end of the log cannot be
-/// taken for a torn tail, with the vote that lay in it.
+/// The record of the install proves that everything before it was stored: the end of the log, with
+/// the vote in it, cannot be taken for a torn tail.
 #[test]
 fn damage_before_the_place_of_an_install_is_not_a_torn_tail() {
     let (fs, mut opened, _) = twenty();
@@ -205,10 +210,13 @@ fn damage_before_the_place_of_an_install_is_not_a_torn_tail() {
     let offset = content.len() - (vote + 1) * 512;
     assert!(fs.flip_bit(&newest, offset as u64 + 100, 1));
     let error = open(&fs, &small()).unwrap_err();
-    assert!(matches!(&error, StorageError::Damaged { what, .. } if what.contains("log.meta")), "{error}");
+    assert!(
+        matches!(&error, StorageError::Damaged { what, .. } if what.contains("log.meta")),
+        "{error}"
+    );
 }
 
-/// Whoever reads meanwhile gets the old entries, the new ones, or an error.
+/// A concurrent read returns the old entries, the new ones, or an error.
 #[test]
 fn a_reader_never_sees_a_mix_of_old_and_new() {
     let (_fs, mut opened, _) = twenty();
@@ -237,7 +245,7 @@ fn a_reader_never_sees_a_mix_of_old_and_new() {
         while reader.read(GROUP, LogIndex::new(13), LogIndex::new(13), usize::MAX).is_err() {}
         opened.log.install(GROUP, log_id(3, 12), LogSuffix::Drop).unwrap();
         append(&mut *opened.log, 4, 13..=40);
-        // The old segments are overwritten while somebody may still read in them.
+        // The old segments are overwritten while a reader may still read in them.
         for index in 41..=120 {
             opened.log.append(GROUP, None, &[entry_with(4, index, vec![4; 300])]).unwrap();
             opened.log.sync().unwrap();
@@ -346,7 +354,7 @@ fn die_and_come_back(at: u64, again: Option<u64>, seed: u64) -> bool {
     true
 }
 
-/// FAULTS rows 34, 36 and 39: the log is the old one or the new one, never between.
+/// FAULTS rows 34, 36 and 39: the log is the old one or the new one, never a mixture.
 #[test]
 fn a_crash_at_any_operation_leaves_the_old_log_or_the_new_one() {
     for seed in 0..24 {
@@ -354,7 +362,7 @@ fn a_crash_at_any_operation_leaves_the_old_log_or_the_new_one() {
         while die_and_come_back(at, None, seed) {
             at += 1;
         }
-        assert!(at > 120, "the life has {at} operations");
+        assert!(at > 120, "the boot has {at} operations");
     }
 }
 
@@ -368,8 +376,8 @@ fn a_recovery_that_dies_too_changes_nothing_about_it() {
     }
 }
 
-/// FAULTS row 33: an install whose record could not be written is final for the store, and the log is
-/// the old one or the new one afterwards.
+/// FAULTS row 33: an install whose record could not be written is final for the store, and the log
+/// is the old one or the new one afterwards.
 #[test]
 fn an_io_error_during_an_install_stops_the_log() {
     for op in [FsOp::Write, FsOp::SyncAll] {

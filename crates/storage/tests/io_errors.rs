@@ -1,10 +1,10 @@
-//! The first I/O error is final, whichever operation it comes from.
+//! The first I/O error is final, whichever operation returns it.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{GROUP, Picture, Random, entries, entry, hard_state, log_id, open, small};
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FsOp, OpenedStorage, StorageError};
 
 const WRITING: [FsOp; 8] = [
@@ -18,7 +18,7 @@ const WRITING: [FsOp; 8] = [
     FsOp::SetLen,
 ];
 
-/// Writes until something fails. Returns the error and what was acknowledged.
+/// Writes until an operation fails. Returns the error and what was acknowledged.
 fn work(opened: &mut OpenedStorage, expected: &mut Picture) -> Result<(), StorageError> {
     for index in 1..=40 {
         let stored = [entry(1, index)];
@@ -35,7 +35,7 @@ fn work(opened: &mut OpenedStorage, expected: &mut Picture) -> Result<(), Storag
     Ok(())
 }
 
-/// FAULTS row 33: nothing is tried a second time, and every later call gives the first reason.
+/// FAULTS row 33: nothing is retried, and every later call returns the first reason.
 #[test]
 fn after_the_first_error_every_call_fails_with_its_text() {
     let mut failed = 0;
@@ -43,7 +43,7 @@ fn after_the_first_error_every_call_fails_with_its_text() {
         for failure in [Failure::Io, Failure::NoSpace] {
             let is_sync = matches!(op, FsOp::SyncData | FsOp::SyncAll | FsOp::SyncDir);
             if failure == Failure::NoSpace && !is_sync {
-                // Waited out: `full_disk.rs`.
+                // The log waits for these to pass: `full_disk.rs`.
                 continue;
             }
             for nth in 1..60 {
@@ -65,17 +65,25 @@ fn after_the_first_error_every_call_fails_with_its_text() {
                     opened.meta.store("snapshot", b"pointer"),
                 ];
                 for answer in answers {
-                    let Err(StorageError::Stopped { first }) = answer else { panic!("{op:?}: {answer:?}") };
+                    let Err(StorageError::Stopped { first }) = answer else {
+                        panic!("{op:?}: {answer:?}")
+                    };
                     assert_eq!(*first, *reason);
                 }
-                assert_eq!(d_engine_storage::Fs::counts(&fs).total(), writes, "nothing was tried again");
+                assert_eq!(
+                    d_engine_storage::Fs::counts(&fs).total(),
+                    writes,
+                    "an operation was retried"
+                );
                 drop(opened);
-                // The failed step may or may not be there; nothing acknowledged is gone.
+                // The failed step may or may not be there; everything acknowledged is.
                 Random(nth).crash(&fs);
                 let found = Picture::of(&open(&fs, &small()).unwrap());
                 assert!(found.last() >= expected.last(), "{op:?} {nth}");
                 for (index, entry) in &expected.entries {
-                    assert!(*index <= found.base.index.get() || found.entries.get(index) == Some(entry));
+                    assert!(
+                        *index <= found.base.index.get() || found.entries.get(index) == Some(entry)
+                    );
                 }
             }
         }
@@ -110,7 +118,7 @@ fn short_writes_are_continued() {
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
 }
 
-/// An error in the order of calls is the caller's and leaves the store as it was.
+/// A call out of sequence is the caller's error and leaves the store as it was.
 #[test]
 fn a_refused_call_does_not_stop_the_store() {
     let fs = SimFs::new();

@@ -1,16 +1,16 @@
-//! Random lives of a log, with crashes, against a model that is a map.
+//! Random boots of a log, with crashes, checked against a model that is a map.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{GROUP, Picture, Random, entry_with, hard_state, log_id, open, small};
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FsOp, LogEntry, LogSuffix, OpenedStorage};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Act {
-    /// Go back by so many entries and append so many, of this size.
+    /// Go back by `back` entries and append `count` entries of `size` bytes.
     Append {
         back: u64,
         count: u64,
@@ -21,25 +21,26 @@ enum Act {
     },
     Sync,
     Idle,
-    /// Keep so many entries.
+    /// Purge all but the last `keep` entries.
     Purge {
         keep: u64,
     },
-    /// A snapshot so far before or behind the last entry takes the log's place.
+    /// Install a snapshot whose last included entry is `distance` entries before or after the last
+    /// entry of the log.
     Install {
         distance: i64,
         matches: bool,
     },
     /// Clean restart.
     Reopen,
-    /// The process dies, the machine lives.
+    /// The process dies; the machine keeps running.
     Kill,
-    /// The power fails at the operation with this number from now.
+    /// The power fails at the operation with this number, counted from now.
     PowerCut {
         after: u64,
         seed: u64,
     },
-    /// The next sync fails, and the power with it later on.
+    /// The next sync fails, and the power fails later.
     SyncFails,
 }
 
@@ -59,7 +60,8 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// The log, what it has acknowledged, what is queued, and what a step under way would make of it.
+/// The log, what it has acknowledged, what is queued, and what the step in progress would make of
+/// it.
 struct Life {
     fs: SimFs,
     opened: Option<OpenedStorage>,
@@ -74,7 +76,14 @@ impl Life {
         let fs = SimFs::new();
         let opened = Some(open(&fs, &small()).unwrap());
         let empty = Picture::default();
-        Self { fs, opened, acknowledged: empty.clone(), queued: empty.clone(), attempted: empty, term: 1 }
+        Self {
+            fs,
+            opened,
+            acknowledged: empty.clone(),
+            queued: empty.clone(),
+            attempted: empty,
+            term: 1,
+        }
     }
 
     fn appended(&mut self, back: u64, count: u64, size: usize) -> Vec<LogEntry> {
@@ -82,10 +91,12 @@ impl Life {
         let first = last.saturating_sub(back).max(self.queued.base.index.get()) + 1;
         self.term += u64::from(first <= last);
         let term = self.term;
-        (first..first + count).map(|index| entry_with(term, index, vec![index as u8; size])).collect()
+        (first..first + count)
+            .map(|index| entry_with(term, index, vec![index as u8; size]))
+            .collect()
     }
 
-    /// Does one step. `false` when the log has failed and must be opened again.
+    /// Executes one step. Returns `false` when the log has failed and must be opened again.
     fn step(&mut self, act: &Act) -> bool {
         let appended = match act {
             Act::Append { back, count, size } => self.appended(*back, *count, *size),
@@ -108,7 +119,8 @@ impl Life {
                     self.fs.fail(FsOp::SyncData, 1, Failure::Io);
                 }
                 self.attempted = self.queued.clone();
-                let done = if matches!(act, Act::Idle) { opened.log.idle() } else { opened.log.sync() };
+                let done =
+                    if matches!(act, Act::Idle) { opened.log.idle() } else { opened.log.sync() };
                 if done.is_err() {
                     return false;
                 }
@@ -117,7 +129,9 @@ impl Life {
                 let last = self.acknowledged.last();
                 let through = last.saturating_sub(*keep);
                 let Some(entry) = self.acknowledged.entries.get(&through) else { return true };
-                if self.queued.entries.get(&through) != Some(entry) || self.queued != self.acknowledged {
+                if self.queued.entries.get(&through) != Some(entry)
+                    || self.queued != self.acknowledged
+                {
                     return true;
                 }
                 self.attempted.purge(entry.id);
@@ -157,14 +171,15 @@ impl Life {
         true
     }
 
-    /// Ends the process and comes back; what is found is from then on acknowledged.
+    /// Ends the process and restarts it; what is found counts as acknowledged from then on.
     fn restart(&mut self, power_cut: Option<u64>) -> Result<(), TestCaseError> {
         self.opened = None;
         match power_cut {
             Some(seed) => Random(seed).crash(&self.fs),
             None => self.fs.kill(),
         }
-        let opened = open(&self.fs, &small()).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let opened =
+            open(&self.fs, &small()).map_err(|error| TestCaseError::fail(error.to_string()))?;
         let found = Picture::of(&opened);
         prop_assert!(
             found == self.acknowledged || found == self.attempted,
@@ -181,24 +196,24 @@ impl Life {
 }
 
 proptest! {
-    // `PROPTEST_CASES=20000` for a longer look.
+    // Set `PROPTEST_CASES=20000` for a longer run.
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_log_is_what_was_acknowledged_or_that_and_the_step_under_way(
         acts in proptest::collection::vec(act(), 1..80)
     ) {
-        let mut life = Life::new();
+        let mut boot = Life::new();
         let mut power_cut = None;
         for act in &acts {
             if let Act::PowerCut { seed, .. } = act {
                 power_cut = Some(*seed);
             }
-            if !life.step(act) {
-                let cut = power_cut.take().filter(|_| life.fs.is_halted());
-                life.restart(cut)?;
+            if !boot.step(act) {
+                let cut = power_cut.take().filter(|_| boot.fs.is_halted());
+                boot.restart(cut)?;
             }
         }
-        life.restart(Some(1))?;
-        life.restart(Some(2))?;
+        boot.restart(Some(1))?;
+        boot.restart(Some(2))?;
     }
 }

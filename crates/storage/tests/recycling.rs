@@ -1,5 +1,5 @@
-//! The files of purged segments serve again, and nothing of their earlier life is ever seen: wherever
-//! the process dies, whatever a crash leaves of the steps, and while somebody still reads.
+//! The files of purged segments are reused, and their earlier content never reappears: wherever the
+//! process dies, whatever part of the steps a crash leaves, and while a reader is still reading.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
@@ -9,27 +9,31 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use common::{
-    DIR, GROUP, Picture, Random, entries, entry, entry_with, goes_on, hard_state, log_id, open, segments,
-    small, with_content,
+    DIR, GROUP, Picture, Random, entries, entry, entry_with, goes_on, hard_state, log_id, open,
+    segments, small, with_content,
 };
 use d_engine_core::LogIndex;
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::fs::{LockAttempt, OpenMode};
-use d_engine_storage::fs_sim::{Failure, SimFs};
 use d_engine_storage::{
     FileStorageEngine, FileStorageOptions, Fs, FsCounts, FsFile, FsOp, LogStore, OpenedStorage,
     StorageEngine, StorageError,
 };
 
-/// What may be found after a crash: what was acknowledged, or that and the step under way.
+/// What may be found after a crash: what was acknowledged, or that and the step in progress.
 #[derive(Clone, Default)]
 struct Expected {
     acknowledged: Picture,
     attempted: Picture,
 }
 
-/// Appends two entries at a time, supersedes and falls idle now and then, and purges again and again:
-/// about two segments are begun in each round.
-fn live(opened: &mut OpenedStorage, expected: &mut Expected, rounds: u64) -> Result<(), StorageError> {
+/// Appends two entries at a time, supersedes and falls idle now and then, and purges repeatedly:
+/// each round begins about two segments.
+fn live(
+    opened: &mut OpenedStorage,
+    expected: &mut Expected,
+    rounds: u64,
+) -> Result<(), StorageError> {
     let first_term = expected.acknowledged.hard_state.term.get() + 1;
     for term in first_term..first_term + rounds {
         for step in 0..10 {
@@ -61,7 +65,7 @@ fn purged_segments_serve_again_and_what_is_kept_is_bounded() {
     let mut expected = Expected::default();
     for round in 0..12 {
         live(&mut opened, &mut expected, 1).unwrap();
-        // The one in use, perhaps the one before it, one prepared, and two to spare.
+        // The one in use, possibly the one before it, one prepared, and two spares.
         assert!(segments(&fs).len() <= 5, "round {round}: {:?}", segments(&fs));
     }
     let stats = opened.log.stats();
@@ -79,7 +83,7 @@ fn a_recycled_segment_is_overwritten_and_not_grown() {
     let recycled = opened.log.stats().recycled;
     let first = expected.acknowledged.last() + 1;
     let mut writes = 0;
-    // Up to the first group of a recycled segment, and through half of it.
+    // Up to the first group of a recycled segment, and through half of that segment.
     for next in first..first + 40 {
         if writes == 4 {
             break;
@@ -93,8 +97,8 @@ fn a_recycled_segment_is_overwritten_and_not_grown() {
     assert_eq!(writes, 4);
 }
 
-/// A file that is too long, because it held one large group, or too short, because a recovery has cut it,
-/// does not wait: it would hold space for ever, or save nothing.
+/// A file that is too long, because it held one large group, or too short, because a recovery has
+/// cut it, is not kept as a spare: it would hold space permanently, or save no work.
 #[test]
 fn only_files_of_about_the_size_of_a_segment_are_kept() {
     let fs = SimFs::new();
@@ -112,11 +116,14 @@ fn only_files_of_about_the_size_of_a_segment_are_kept() {
     opened.log.purge(GROUP, log_id(1, 20)).unwrap();
     let files = fs.image().files;
     let lens: Vec<_> = segments(&fs).iter().map(|path| files[path].len()).collect();
-    assert!(lens.len() > 1 && lens.iter().all(|len| (2048..=4096 + 1024).contains(len)), "{lens:?}");
+    assert!(
+        lens.len() > 1 && lens.iter().all(|len| (2048..=4096 + 1024).contains(len)),
+        "{lens:?}"
+    );
 }
 
-/// Dies at operation `first`, lives on after the recovery and dies at operation `second` of that life,
-/// comes back and lives on to the end. `false` when the first life did not come so far.
+/// Dies at operation `first`, continues after the recovery and dies at operation `second` of that
+/// boot, restarts and runs to the end. Returns `false` if the first boot has fewer operations.
 fn die_twice(first: u64, second: u64, seed: u64) -> bool {
     let context = format!("operation {first}, then {second}, seed {seed}");
     let fs = SimFs::new();
@@ -133,7 +140,7 @@ fn die_twice(first: u64, second: u64, seed: u64) -> bool {
         let allowed = [&expected.acknowledged, &expected.attempted];
         assert!(allowed.contains(&&found), "{context}: {found:#?}\nis neither of {allowed:#?}");
         drop(opened);
-        // What was found is relied upon, wherever the next recovery dies.
+        // What was found must be found again, wherever the next recovery dies.
         expected = Expected { acknowledged: found.clone(), attempted: found };
         let Some(at) = death else { break };
         fs.halt_at(at);
@@ -148,8 +155,8 @@ fn die_twice(first: u64, second: u64, seed: u64) -> bool {
     true
 }
 
-/// Every boundary between two operations of rolling, purging, renaming and beginning again, with a second
-/// death in the life that follows.
+/// Every boundary between two operations of rolling, purging, renaming and beginning again, with a
+/// second crash in the boot that follows.
 #[test]
 fn nothing_is_lost_and_no_old_life_is_seen_wherever_the_process_dies() {
     let mut at = 1;
@@ -159,15 +166,15 @@ fn nothing_is_lost_and_no_old_life_is_seen_wherever_the_process_dies() {
         }
         at += 1;
     }
-    assert!(at > 300, "the life has {at} operations");
+    assert!(at > 300, "the boot has {at} operations");
 }
 
-/// So many files to spare that some are left after an open, which takes one.
+/// So many spare files that some are left after an open, which takes one.
 fn many() -> FileStorageOptions {
     FileStorageOptions { spare_segments: 6, ..small() }
 }
 
-/// A log whose next segment will be begun in the file of a purged one; the files by their numbers.
+/// Returns a log whose next segment reuses the file of a purged one; files are listed by number.
 fn with_a_spare() -> (SimFs, Picture) {
     let fs = SimFs::new();
     let mut opened = open(&fs, &many()).unwrap();
@@ -176,7 +183,7 @@ fn with_a_spare() -> (SimFs, Picture) {
     (fs, expected.acknowledged)
 }
 
-/// The operations of a roll that recycles, in this order: each is what the next one relies on.
+/// The operations of a roll that recycles, in this order: each one relies on those before it.
 #[test]
 fn a_segment_is_renamed_and_its_name_synced_before_its_header_is_written() {
     let (fs, _) = with_a_spare();
@@ -193,7 +200,9 @@ fn a_segment_is_renamed_and_its_name_synced_before_its_header_is_written() {
         for index in 0..8 {
             let next = log_id(9, image_last(&image) + 1 + index);
             failed = failed
-                || log.append(GROUP, None, &[entry_with(9, next.index.get(), vec![9; 300])]).is_err()
+                || log
+                    .append(GROUP, None, &[entry_with(9, next.index.get(), vec![9; 300])])
+                    .is_err()
                 || log.sync().is_err();
         }
         if !failed {
@@ -207,17 +216,17 @@ fn a_segment_is_renamed_and_its_name_synced_before_its_header_is_written() {
             break;
         }
     }
-    // Rename, sync of the directory, sync of the header; then log.meta is written.
+    // Rename, sync of the directory, sync of the header; then `log.meta` is written.
     seen.dedup();
     assert_eq!(seen[..5], [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2)]);
 }
 
-fn image_last(image: &d_engine_storage::fs_sim::SimImage) -> u64 {
+fn image_last(image: &d_engine_storage::fs::sim::SimImage) -> u64 {
     Picture::of(&open(&SimFs::from_image(image), &small()).unwrap()).last()
 }
 
-/// The rename came through and nothing else: the header still names the purged segment, and all its
-/// old groups verify where they lie.
+/// The crash left the rename and nothing after it: the header still names the purged segment, and
+/// all of its old groups verify at their places.
 #[test]
 fn a_file_that_was_renamed_and_not_begun_holds_nothing() {
     let (fs, expected) = with_a_spare();
@@ -228,10 +237,13 @@ fn a_file_that_was_renamed_and_not_begun_holds_nothing() {
     let opened = open(&fs, &small()).unwrap();
     assert_eq!(Picture::of(&opened), expected);
     assert_eq!(opened.report.torn_bytes, 0, "{:?}", opened.report);
-    assert!(!segments(&fs).contains(&next), "its header would be taken for that of a renamed segment");
+    assert!(
+        !segments(&fs).contains(&next),
+        "its header would be taken for that of a renamed segment"
+    );
 }
 
-/// The header is torn, in every way: what lies behind it is of another life.
+/// The header is torn in every possible way: what lies after it belongs to another boot.
 #[test]
 fn a_header_torn_while_it_was_written_anew_begins_nothing() {
     let (fs, expected) = with_a_spare();
@@ -247,7 +259,7 @@ fn a_header_torn_while_it_was_written_anew_begins_nothing() {
     }
 }
 
-/// What an earlier life left behind the last group is neither torn nor cut off with a warning.
+/// What an earlier boot left after the last group is neither torn nor cut off with a warning.
 #[test]
 fn the_remains_of_an_earlier_life_are_not_reported_as_torn() {
     let fs = SimFs::new();
@@ -256,9 +268,12 @@ fn the_remains_of_an_earlier_life_are_not_reported_as_torn() {
     let mut recycled = 0;
     for round in 0..40 {
         live(&mut opened, &mut expected, 1).unwrap();
-        // So that the process dies at every place of a segment.
+        // So that the process dies at every position of a segment.
         for _ in 0..round % 8 {
-            let next = [entry(expected.acknowledged.hard_state.term.get(), expected.acknowledged.last() + 1)];
+            let next = [entry(
+                expected.acknowledged.hard_state.term.get(),
+                expected.acknowledged.last() + 1,
+            )];
             opened.log.append(GROUP, None, &next).unwrap();
             opened.log.sync().unwrap();
             expected.acknowledged.append(None, &next);
@@ -273,7 +288,7 @@ fn the_remains_of_an_earlier_life_are_not_reported_as_torn() {
     assert!(recycled > 40, "{recycled}");
 }
 
-/// A group that was torn in a recycled segment is reported with its place, like any other.
+/// A group that was torn in a recycled segment is reported with its position, like any other.
 #[test]
 fn a_torn_group_in_a_recycled_segment_is_reported() {
     let (fs, _) = with_a_spare();
@@ -296,16 +311,22 @@ fn a_torn_group_in_a_recycled_segment_is_reported() {
     fs.kill();
     let newest = segments(&fs).pop().unwrap();
     let content = fs.image().files[&newest].clone();
-    // Header, a first group of one block, the lost one: its header stays, a record of it does not.
+    // Header, a first group of one block, the lost group: its header stays intact, one of its
+    // records does not.
     let mut torn = content;
     torn[1024 + 100] ^= 1;
     let fs = with_content(&fs, &newest, torn);
     assert_eq!(goes_on(&fs, &small(), "torn"), expected);
     let opened = open(&fs, &small()).unwrap();
-    assert_eq!(opened.report.torn_at.as_ref().map(|(_, at)| *at), Some(1024), "{:?}", opened.report);
+    assert_eq!(
+        opened.report.torn_at.as_ref().map(|(_, at)| *at),
+        Some(1024),
+        "{:?}",
+        opened.report
+    );
 }
 
-/// Does something in the middle of the next read, as another thread may.
+/// Executes an action in the middle of the next read, as another thread may.
 #[derive(Clone, Debug)]
 struct Interrupting {
     fs: SimFs,
@@ -382,8 +403,8 @@ impl FsFile for InterruptingFile {
     }
 }
 
-/// A reader finds its places, and before it reads there the segment is purged and others are begun. It
-/// still gets the entries that it was promised.
+/// A reader has looked up its positions; before it reads there, the segment is purged and others
+/// are begun. It still gets the entries that it looked up.
 #[test]
 fn a_segment_that_is_being_read_is_not_overwritten() {
     let fs = Interrupting { fs: SimFs::new(), next_read: Interruption::default() };
@@ -407,6 +428,9 @@ fn a_segment_that_is_being_read_is_not_overwritten() {
         assert_eq!(log.stats().recycled, 1, "one of the two spares is being read");
     }));
     let read = reader.read(GROUP, LogIndex::new(1), LogIndex::new(4), usize::MAX).unwrap();
-    assert_eq!(read, (1..=4).map(|index| entry_with(1, index, vec![index as u8; 300])).collect::<Vec<_>>());
+    assert_eq!(
+        read,
+        (1..=4).map(|index| entry_with(1, index, vec![index as u8; 300])).collect::<Vec<_>>()
+    );
     assert!(fs.next_read.0.lock().unwrap().is_none());
 }

@@ -1,4 +1,4 @@
-//! What is stored comes back, through segments, supersedes, purges and restarts.
+//! What is stored is read back unchanged, through segments, supersedes, purges and restarts.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
@@ -7,8 +7,10 @@ use common::{
     GROUP, Picture, entries, entry, entry_with, hard_state, log_id, membership, open, roomy, small,
 };
 use d_engine_core::{EntryKind, GroupId, LogIndex};
-use d_engine_storage::fs_sim::SimFs;
-use d_engine_storage::{Alignment, FileStorageOptions, FsOp, LogEntry, MAX_PAYLOAD_BYTES, StorageError};
+use d_engine_storage::fs::sim::SimFs;
+use d_engine_storage::{
+    Alignment, FileStorageOptions, FsOp, LogEntry, MAX_PAYLOAD_BYTES, StorageError,
+};
 
 #[test]
 fn a_new_directory_is_created_empty_and_keeps_its_identity() {
@@ -30,7 +32,11 @@ fn entries_hard_state_sessions_and_memberships_come_back() {
     let fs = SimFs::new();
     let mut opened = open(&fs, &roomy()).unwrap();
     let mut stored = entries(1, 1..=4);
-    stored.push(LogEntry { kind: EntryKind::Membership, data: membership().encode(), ..entry(1, 5) });
+    stored.push(LogEntry {
+        kind: EntryKind::Membership,
+        data: membership().encode(),
+        ..entry(1, 5)
+    });
     stored.push(LogEntry { kind: EntryKind::Noop, data: bytes::Bytes::new(), ..entry(2, 6) });
     let state = hard_state(2, 3, 4);
     opened.log.append(GROUP, Some(state), &stored).unwrap();
@@ -132,13 +138,15 @@ fn a_reader_sees_synced_entries_only() {
 fn a_read_stops_at_its_limit_but_returns_one_entry_at_least() {
     let fs = SimFs::new();
     let mut opened = open(&fs, &small()).unwrap();
-    let stored: Vec<_> = (1..=40).map(|index| entry_with(1, index, vec![index as u8; 300])).collect();
+    let stored: Vec<_> =
+        (1..=40).map(|index| entry_with(1, index, vec![index as u8; 300])).collect();
     for chunk in stored.chunks(3) {
         opened.log.append(GROUP, None, chunk).unwrap();
         opened.log.sync().unwrap();
     }
     let reader = opened.log.reader();
-    let read = |first, max| reader.read(GROUP, LogIndex::new(first), LogIndex::new(40), max).unwrap();
+    let read =
+        |first, max| reader.read(GROUP, LogIndex::new(first), LogIndex::new(40), max).unwrap();
     assert_eq!(read(1, usize::MAX), stored);
     assert_eq!(read(5, 0), stored[4..5]);
     let some = read(5, 3_100);
@@ -161,7 +169,7 @@ fn purging_removes_whole_segments_and_keeps_the_hard_state() {
     let before = common::segments(&fs).len();
     opened.log.purge(GROUP, log_id(1, 45)).unwrap();
     expected.purge(log_id(1, 45));
-    assert!(common::segments(&fs).len() + 3 < before, "two of them are kept to be used again");
+    assert!(common::segments(&fs).len() + 3 < before, "two of them are kept for reuse");
     let reader = opened.log.reader();
     assert!(reader.read(GROUP, LogIndex::new(45), LogIndex::new(46), usize::MAX).is_err());
     assert!(reader.read(GROUP, LogIndex::new(46), LogIndex::new(50), usize::MAX).is_ok());
@@ -201,7 +209,7 @@ fn the_order_of_the_log_is_enforced_before_anything_is_queued() {
     log.sync().unwrap();
     drop(opened);
     let found = Picture::of(&open(&fs, &roomy()).unwrap());
-    assert_eq!(found.hard_state, hard_state(0, 0, 0), "the refused call left nothing behind");
+    assert_eq!(found.hard_state, hard_state(0, 0, 0), "the refused call left no hard state");
     assert_eq!(found.last(), 4);
 }
 
@@ -239,7 +247,8 @@ fn an_idle_log_writes_its_watermark_once_and_prepares_a_segment_once() {
     assert_eq!(opened.log.stats().groups, groups + 1);
     let changes = |fs: &_| {
         let counts = d_engine_storage::Fs::counts(fs);
-        [FsOp::Write, FsOp::SyncData, FsOp::SyncAll, FsOp::Open].map(|operation| counts.of(operation))
+        [FsOp::Write, FsOp::SyncData, FsOp::SyncAll, FsOp::Open]
+            .map(|operation| counts.of(operation))
     };
     let before = changes(&fs);
     opened.log.idle().unwrap();
@@ -261,7 +270,8 @@ fn groups_share_a_directory_without_mixing() {
     drop(opened);
     let opened = open(&fs, &small()).unwrap();
     assert_eq!(Picture::of(&opened).last(), 20);
-    let read = opened.log.reader().read(other, LogIndex::new(1), LogIndex::new(20), usize::MAX).unwrap();
+    let read =
+        opened.log.reader().read(other, LogIndex::new(1), LogIndex::new(20), usize::MAX).unwrap();
     assert_eq!(read, entries(7, 1..=20));
 }
 
@@ -269,7 +279,8 @@ fn groups_share_a_directory_without_mixing() {
 fn segments_of_either_alignment_are_read_by_either() {
     let fs = SimFs::new();
     let mut expected = Picture::default();
-    for (index, alignment) in [Alignment::Sector, Alignment::Page, Alignment::Sector].into_iter().enumerate()
+    for (index, alignment) in
+        [Alignment::Sector, Alignment::Page, Alignment::Sector].into_iter().enumerate()
     {
         let options = FileStorageOptions { alignment, ..roomy() };
         let mut opened = open(&fs, &options).unwrap();
@@ -283,8 +294,8 @@ fn segments_of_either_alignment_are_read_by_either() {
     }
 }
 
-/// Entries that a purged entry had superseded do not come back when their segments are gone, nor
-/// when the superseding entry has to be written again by recovery.
+/// Entries that a purged entry had superseded do not reappear when their segments are removed, nor
+/// when recovery has to write the superseding entry again.
 #[test]
 fn what_a_purged_entry_superseded_stays_superseded() {
     for restarts_before_purge in [false, true] {
@@ -292,7 +303,7 @@ fn what_a_purged_entry_superseded_stays_superseded() {
         let mut opened = open(&fs, &small()).unwrap();
         opened.log.append(GROUP, None, &entries(1, 1..=25)).unwrap();
         opened.log.sync().unwrap();
-        // A segment that begins with an entry far behind the one that stays.
+        // A segment that begins with an entry far after the one that stays.
         opened.log.append(GROUP, None, &entries(1, 26..=40)).unwrap();
         opened.log.sync().unwrap();
         opened.log.append(GROUP, None, &entries(2, 20..=24)).unwrap();
@@ -316,7 +327,8 @@ fn what_a_purged_entry_superseded_stays_superseded() {
     }
 }
 
-/// After a purge the log itself knows log time and members at its base; behind a received snapshot it does not.
+/// After a purge the log itself contains log time and members at its base; after a received
+/// snapshot it does not.
 #[test]
 fn a_purged_log_knows_the_time_and_the_members_at_its_base() {
     let fs = SimFs::new();
@@ -346,10 +358,14 @@ fn a_purged_log_knows_the_time_and_the_members_at_its_base() {
     opened.log.purge(GROUP, log_id(7, 93)).unwrap();
     drop(opened);
     let found = open(&fs, &small()).unwrap().recovered;
-    assert_eq!((found.base_time_ms, found.base_membership), (None, None), "only the snapshot says it");
+    assert_eq!(
+        (found.base_time_ms, found.base_membership),
+        (None, None),
+        "only the snapshot contains them"
+    );
 }
 
-/// What is counted is what is written, however often a log is opened.
+/// The counted size is the size of what is written, however often a log is opened.
 #[test]
 fn the_logs_size_is_counted_in_written_bytes() {
     let fs = SimFs::new();

@@ -1,21 +1,21 @@
-//! What was written long ago is read again while the log is open, and what has changed is named.
+//! A scrub reads old data again while the log is open, and names what has changed.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod common;
 
 use common::{GROUP, Picture, entry_with, hard_state, log_id, open, segments, small};
 use d_engine_core::LogIndex;
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FsOp, LogDamage, LogReader, OpenedStorage, ScrubPlace, StorageError};
 
-/// Looks through the whole log; returns what was found, and how much was read.
+/// Scrubs the whole log; returns the damage that was found, and how many bytes were read.
 fn scrub(reader: &dyn LogReader) -> (Vec<LogDamage>, u64) {
     let (mut found, mut bytes, mut place) = (Vec::new(), 0, Some(ScrubPlace::default()));
     while let Some(from) = place {
         let looked = reader.scrub(GROUP, from).unwrap();
         found.extend(looked.damage);
         bytes += looked.bytes;
-        assert!(looked.next.is_none_or(|next| next > from), "it goes on");
+        assert!(looked.next.is_none_or(|next| next > from), "the scrub must advance");
         place = looked.next;
     }
     (found, bytes)
@@ -31,14 +31,15 @@ fn append(opened: &mut OpenedStorage, expected: &mut Picture, count: usize) {
     }
 }
 
-/// Several opens, a torn life in between, purged segments, recycled ones.
+/// Returns a log with several opens, an interrupted boot in between, and purged and recycled
+/// segments.
 fn opened() -> (SimFs, OpenedStorage, Picture) {
     let fs = SimFs::new();
     let mut expected = Picture::default();
-    for life in 0..3 {
+    for boot in 0..3 {
         let mut opened = open(&fs, &small()).unwrap();
         append(&mut opened, &mut expected, 12);
-        if life == 1 {
+        if boot == 1 {
             let through = expected.entries[&(expected.last() - 6)].id;
             opened.log.purge(GROUP, through).unwrap();
             expected.purge(through);
@@ -67,8 +68,8 @@ fn a_whole_log_has_no_damage_while_it_is_written_purged_and_installed() {
     assert!(scrub(&*reader).0.is_empty());
 }
 
-/// A bit turns in any byte of a group or a header that the log still needs: it is found, and the entries that it touches
-/// do not lie behind what is told.
+/// A bit flips in any byte of a group or header that the log still needs: the damage is found, and
+/// the entries that it affects do not lie after the reported index.
 #[test]
 fn a_flipped_bit_in_any_group_is_found() {
     let (fs, opened, expected) = opened();
@@ -90,7 +91,10 @@ fn a_flipped_bit_in_any_group_is_found() {
                 let hit = (1..=expected.last()).rev().map(LogIndex::new).find(|index| {
                     *index > expected.base.index && reader.read(GROUP, *index, *index, 0).is_err()
                 });
-                assert!(hit.unwrap_or_default() <= *through && *through <= last, "{at}: {hit:?}, {through}");
+                assert!(
+                    hit.unwrap_or_default() <= *through && *through <= last,
+                    "{at}: {hit:?}, {through}"
+                );
             }
             found += damage.len();
             if damage.is_empty() {
@@ -102,10 +106,10 @@ fn a_flipped_bit_in_any_group_is_found() {
             assert!(fs.flip_bit(&path, at, (at % 8) as u8));
         }
     }
-    assert!(found > 500 && elsewhere > 50, "{found} found, {elsewhere} where nothing lies");
+    assert!(found > 500 && elsewhere > 50, "{found} found, {elsewhere} in unused places");
 }
 
-/// A sector that cannot be read, and the process without a handle.
+/// A sector that cannot be read.
 #[test]
 fn what_cannot_be_read_is_damage_and_want_of_handles_is_none() {
     let (fs, opened, _) = opened();

@@ -1,4 +1,4 @@
-//! Snapshots are packed, listed, verified, unpacked and pruned; damage is found and named.
+//! Snapshots are packed, listed, verified, unpacked and pruned; errors name the damage.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod snapshot_kit;
@@ -8,36 +8,38 @@ use std::path::Path;
 use std::sync::Arc;
 
 use d_engine_core::GroupId;
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::fs::{OpenMode, write_all_at};
-use d_engine_storage::fs_sim::{Failure, SimFs};
-use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotOptions, SnapshotStore};
+use d_engine_storage::snapshot::{
+    FullSpeed, Health, SnapshotError, SnapshotOptions, SnapshotStore,
+};
 use d_engine_storage::{ClusterId, Fs, FsOp, RealFs};
 use snapshot_kit::{
-    DIR, Files, OUT, assert_unpacks, checksum, facts, files, labels, log_id, names, open, options, path_of,
-    read_files, take, try_open, with_content, write_files,
+    DIR, Files, OUT, assert_unpacks, checksum, facts, files, log_id, log_ids, names, open, options,
+    path_of, read_files, take, try_open, with_content, write_files,
 };
 
 #[test]
 fn what_was_packed_is_listed_and_unpacked() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(3, 9);
-    let info = take(&fs, &store, label).unwrap();
-    assert_eq!((info.label(), info.health), (label, Health::Whole));
-    assert_eq!(info.header.facts, facts(label, &files(label)));
+    let last_included = log_id(3, 9);
+    let info = take(&fs, &store, last_included).unwrap();
+    assert_eq!((info.last_included(), info.health), (last_included, Health::Whole));
+    assert_eq!(info.header.facts, facts(last_included, &files(last_included)));
     assert_eq!(names(&fs), ["snap-3-9.snap"], "staging is gone");
-    assert_unpacks(&fs, &store, label);
+    assert_unpacks(&fs, &store, last_included);
     drop(store);
     let (store, report) = open(&fs);
     assert!(report.unusable.is_empty() && report.removed.is_empty(), "{report:?}");
     assert_eq!(store.newest().unwrap().health, Health::Unchecked);
-    assert!(store.newest_whole().is_none(), "nobody has read it yet");
-    assert_eq!(store.verify(label, &mut FullSpeed).unwrap().sha256, info.sha256);
-    assert_eq!(store.newest_whole().unwrap().label(), label);
-    assert_unpacks(&fs, &store, label);
+    assert!(store.newest_whole().is_none(), "it was not verified yet");
+    assert_eq!(store.verify(last_included, &mut FullSpeed).unwrap().sha256, info.sha256);
+    assert_eq!(store.newest_whole().unwrap().last_included(), last_included);
+    assert_unpacks(&fs, &store, last_included);
 }
 
-/// The sizes at which files, chunks and the archive end at the same place.
+/// Sizes at which files, chunks and the archive end at the same place.
 #[test]
 fn files_of_every_size_around_a_chunk_come_back() {
     for (number, lens) in
@@ -47,31 +49,19 @@ fn files_of_every_size_around_a_chunk_come_back() {
     {
         let fs = SimFs::new();
         let (store, _) = open(&fs);
-        let label = log_id(1, 1 + number as u64);
-        let files: Files =
-            lens.iter().enumerate().map(|(at, len)| (format!("f{at}"), vec![at as u8 + 1; *len])).collect();
+        let last_included = log_id(1, 1 + number as u64);
+        let files: Files = lens
+            .iter()
+            .enumerate()
+            .map(|(at, len)| (format!("f{at}"), vec![at as u8 + 1; *len]))
+            .collect();
         let staging = store.staging().unwrap();
         write_files(&fs, staging.path(), &files).unwrap();
-        store.pack(staging, &facts(label, &files), &mut FullSpeed).unwrap();
-        store.verify(label, &mut FullSpeed).unwrap();
-        store.unpack(label, Path::new(OUT), &mut FullSpeed).unwrap();
+        store.pack(staging, &facts(last_included, &files), &mut FullSpeed).unwrap();
+        store.verify(last_included, &mut FullSpeed).unwrap();
+        store.unpack(last_included, Path::new(OUT), &mut FullSpeed).unwrap();
         assert_eq!(read_files(&fs, Path::new(OUT)), files, "{lens:?}");
     }
-}
-
-/// The bytes of version 1: they may never change once it is released.
-#[test]
-fn an_archive_has_the_bytes_of_version_1() {
-    let fs = SimFs::new();
-    let (store, _) = open(&fs);
-    let info = take(&fs, &store, log_id(3, 9)).unwrap();
-    let written = fs.image().files[&path_of(log_id(3, 9))].clone();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/snapshot-v1/snap-3-9.snap");
-    if std::env::var_os("REGENERATE").is_some() {
-        std::fs::write(&fixture, &written).unwrap();
-    }
-    assert_eq!(written, std::fs::read(&fixture).unwrap());
-    assert_eq!(written.len() as u64, info.len);
 }
 
 /// The same tree as in the test of `snapshot_checksum`, and the same value.
@@ -103,7 +93,7 @@ fn files_that_are_not_what_the_machine_said_are_not_packed() {
     let error = store.pack(staging, &said, &mut FullSpeed).unwrap_err();
     assert!(matches!(error, SnapshotError::ContentChecksum { .. }), "{error}");
     assert_eq!(names(&fs), ["snap-1-5.snap"]);
-    assert_eq!(labels(&store), [log_id(1, 5)]);
+    assert_eq!(log_ids(&store), [log_id(1, 5)]);
 }
 
 #[test]
@@ -114,17 +104,17 @@ fn one_snapshot_at_a_time_is_built() {
     write_files(&fs, staging.path(), &files(log_id(1, 1))).unwrap();
     assert!(matches!(store.clone().staging(), Err(SnapshotError::Busy { .. })));
     drop(staging);
-    assert!(names(&fs).is_empty(), "given up and gone");
+    assert!(names(&fs).is_empty(), "the abandoned snapshot is removed");
     take(&fs, &store, log_id(1, 1)).unwrap();
 }
 
-/// Rate limit and end of work are the caller's.
+/// The caller limits the rate and may end the work.
 #[test]
 fn work_that_is_ended_leaves_nothing() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(1, 2);
-    take(&fs, &store, label).unwrap();
+    let last_included = log_id(1, 2);
+    take(&fs, &store, last_included).unwrap();
     let mut asked = 0;
     let mut third = |_: u64| {
         asked += 1;
@@ -135,11 +125,18 @@ fn work_that_is_ended_leaves_nothing() {
     let facts = facts(log_id(1, 4), &files(log_id(1, 4)));
     assert!(matches!(store.pack(staging, &facts, &mut third), Err(SnapshotError::Aborted)));
     let mut at_once = |_: u64| ControlFlow::Break(());
-    assert!(matches!(store.verify(label, &mut at_once), Err(SnapshotError::Aborted)));
-    assert!(matches!(store.unpack(label, Path::new(OUT), &mut at_once), Err(SnapshotError::Aborted)));
+    assert!(matches!(store.verify(last_included, &mut at_once), Err(SnapshotError::Aborted)));
+    assert!(matches!(
+        store.unpack(last_included, Path::new(OUT), &mut at_once),
+        Err(SnapshotError::Aborted)
+    ));
     assert_eq!(names(&fs), ["snap-1-2.snap"]);
     assert!(fs.kind(Path::new(OUT)).is_err());
-    assert_eq!(store.newest().unwrap().health, Health::Whole, "that says nothing about the archive");
+    assert_eq!(
+        store.newest().unwrap().health,
+        Health::Whole,
+        "an abort is no finding about the archive"
+    );
 }
 
 #[test]
@@ -149,10 +146,13 @@ fn the_last_space_is_left_to_the_log() {
     let (store, _) = SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), reserve).unwrap();
     fs.set_free_bytes(Some(12_000));
     let error = take(&fs, &store, log_id(1, 1)).unwrap_err();
-    assert!(matches!(error, SnapshotError::NoSpace { free: 12_000, needed: 12_100.., .. }), "{error}");
+    assert!(
+        matches!(error, SnapshotError::NoSpace { free: 12_000, needed: 12_100.., .. }),
+        "{error}"
+    );
     fs.set_free_bytes(Some(14_000));
     take(&fs, &store, log_id(1, 1)).unwrap();
-    // To bring back a state, the node has all there is: without it there is nothing to log.
+    // A restore may use all free space: without a state there is nothing to log.
     fs.set_free_bytes(Some(1_000));
     let unpacked = store.unpack(log_id(1, 1), Path::new(OUT), &mut FullSpeed);
     assert!(matches!(unpacked, Err(SnapshotError::NoSpace { reserve: 0, .. })), "{unpacked:?}");
@@ -186,9 +186,13 @@ fn every_flipped_bit_of_an_archive_is_found_and_the_older_one_is_used() {
         assert!(fs.flip_bit(&path_of(newest), offset, (offset % 8) as u8));
         let (store, report) = open(&fs);
         let (whole, damage) = store.find_whole(&mut FullSpeed).unwrap();
-        assert_eq!(whole.unwrap().label(), older, "a flip at {offset}");
-        assert_eq!(report.unusable.len() + damage.len(), 1, "a flip at {offset}: {report:?} {damage:?}");
-        assert_eq!(store.newest().unwrap().label(), older);
+        assert_eq!(whole.unwrap().last_included(), older, "a flip at {offset}");
+        assert_eq!(
+            report.unusable.len() + damage.len(),
+            1,
+            "a flip at {offset}: {report:?} {damage:?}"
+        );
+        assert_eq!(store.newest().unwrap().last_included(), older);
         let unpacked = store.unpack(newest, Path::new(OUT), &mut FullSpeed);
         assert!(unpacked.is_err() && fs.kind(Path::new(OUT)).is_err(), "a flip at {offset}");
         assert!(fs.image().files.contains_key(&path_of(newest)), "reported, not removed");
@@ -200,16 +204,17 @@ fn every_flipped_bit_of_an_archive_is_found_and_the_older_one_is_used() {
 fn an_archive_that_is_cut_anywhere_or_too_long_is_not_used() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(1, 5);
-    take(&fs, &store, label).unwrap();
-    let whole = fs.image().files[&path_of(label)].clone();
+    let last_included = log_id(1, 5);
+    take(&fs, &store, last_included).unwrap();
+    let whole = fs.image().files[&path_of(last_included)].clone();
     for len in 0..whole.len() {
-        let (store, report) = open(&with_content(&fs, &path_of(label), whole[..len].to_vec()));
+        let (store, report) =
+            open(&with_content(&fs, &path_of(last_included), whole[..len].to_vec()));
         assert!(store.list().is_empty() && report.unusable.len() == 1, "{len} bytes");
     }
     for more in [1, 52, 700] {
         let longer = [&whole[..], &vec![0; more]].concat();
-        let (store, _) = open(&with_content(&fs, &path_of(label), longer));
+        let (store, _) = open(&with_content(&fs, &path_of(last_included), longer));
         assert!(store.list().is_empty(), "{more} bytes more");
     }
 }
@@ -218,10 +223,10 @@ fn an_archive_that_is_cut_anywhere_or_too_long_is_not_used() {
 fn chunks_that_are_exchanged_doubled_or_dropped_are_found() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(1, 5);
-    take(&fs, &store, label).unwrap();
-    let head = store.open_archive(label).unwrap().header_bytes().len();
-    let whole = fs.image().files[&path_of(label)].clone();
+    let last_included = log_id(1, 5);
+    take(&fs, &store, last_included).unwrap();
+    let head = store.open_archive(last_included).unwrap().header_bytes().len();
+    let whole = fs.image().files[&path_of(last_included)].clone();
     let chunk = |number: usize| whole[head + number * 708..head + (number + 1) * 708].to_vec();
     let rest = whole[head + 2 * 708..].to_vec();
     let start = whole[..head].to_vec();
@@ -232,36 +237,42 @@ fn chunks_that_are_exchanged_doubled_or_dropped_are_found() {
         [start, chunk(0), chunk(1), chunk(1), rest].concat(),
     ];
     for (number, forged) in forged.into_iter().enumerate() {
-        let fs = with_content(&fs, &path_of(label), forged);
+        let fs = with_content(&fs, &path_of(last_included), forged);
         let (store, report) = open(&fs);
         let (found, damage) = store.find_whole(&mut FullSpeed).unwrap();
         assert!(found.is_none() && report.unusable.len() + damage.len() == 1, "forgery {number}");
         if number < 2 {
-            // Its length fits, so the chunk in the wrong place is what is found, before the whole is read.
+            // Its length fits, so the misplaced chunk is found before the whole is verified.
             let text = damage[0].to_string();
-            assert!(text.contains(&format!("offset {}: chunk {number} ", head + number * 708)), "{text}");
+            assert!(
+                text.contains(&format!("offset {}: chunk {number} ", head + number * 708)),
+                "{text}"
+            );
         }
     }
 }
 
-/// Each chunk verifies, and the whole does not: an archive put together from two.
+/// Each chunk verifies, but the whole does not: an archive composed of two.
 #[test]
 fn the_whole_is_checked_and_not_only_its_chunks() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(1, 5);
-    take(&fs, &store, label).unwrap();
-    let mut forged = fs.image().files[&path_of(label)].clone();
+    let last_included = log_id(1, 5);
+    take(&fs, &store, last_included).unwrap();
+    let mut forged = fs.image().files[&path_of(last_included)].clone();
     let trailer = forged.len() - 52;
     forged[trailer + 20] ^= 1;
     let sum = crc32c::crc32c(&forged[trailer..trailer + 48]);
     forged[trailer + 48..].copy_from_slice(&sum.to_le_bytes());
-    let (store, report) = open(&with_content(&fs, &path_of(label), forged));
+    let (store, report) = open(&with_content(&fs, &path_of(last_included), forged));
     assert!(report.unusable.is_empty(), "header and trailer verify");
-    let error = store.verify(label, &mut FullSpeed).unwrap_err();
-    assert!(matches!(&error, SnapshotError::Damaged { what, .. } if what.contains("SHA-256")), "{error}");
-    assert!(store.unpack(label, Path::new(OUT), &mut FullSpeed).is_err());
-    assert!(store.newest().is_none(), "it is not offered again");
+    let error = store.verify(last_included, &mut FullSpeed).unwrap_err();
+    assert!(
+        matches!(&error, SnapshotError::Damaged { what, .. } if what.contains("SHA-256")),
+        "{error}"
+    );
+    assert!(store.unpack(last_included, Path::new(OUT), &mut FullSpeed).is_err());
+    assert!(store.newest().is_none(), "a damaged archive is offered again");
 }
 
 /// Bytes that no chunk covers, before a trailer that counts them.
@@ -269,15 +280,16 @@ fn the_whole_is_checked_and_not_only_its_chunks() {
 fn an_archive_with_something_between_its_chunks_and_its_trailer_is_not_used() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(1, 5);
-    take(&fs, &store, label).unwrap();
-    let mut forged = fs.image().files[&path_of(label)].clone();
+    let last_included = log_id(1, 5);
+    take(&fs, &store, last_included).unwrap();
+    let mut forged = fs.image().files[&path_of(last_included)].clone();
     let mut trailer = forged.split_off(forged.len() - 52);
     forged.extend_from_slice(b"stowaway");
     trailer[8..16].copy_from_slice(&(forged.len() as u64 + 52).to_le_bytes());
     let sum = crc32c::crc32c(&trailer[..48]);
     trailer[48..].copy_from_slice(&sum.to_le_bytes());
-    let (store, report) = open(&with_content(&fs, &path_of(label), [forged, trailer].concat()));
+    let (store, report) =
+        open(&with_content(&fs, &path_of(last_included), [forged, trailer].concat()));
     assert!(store.list().is_empty());
     assert!(matches!(report.unusable[..], [SnapshotError::Damaged { .. }]), "{report:?}");
 }
@@ -290,7 +302,13 @@ fn names_are_not_believed() {
     fs.rename(&path_of(log_id(1, 5)), &path_of(log_id(7, 700))).unwrap();
     let (store, report) = open(&fs);
     assert!(store.list().is_empty());
-    assert!(matches!(report.unusable[..], [SnapshotError::WrongOwner { what: "label", .. }]), "{report:?}");
+    assert!(
+        matches!(
+            report.unusable[..],
+            [SnapshotError::WrongOwner { what: "last included entry", .. }]
+        ),
+        "{report:?}"
+    );
     assert!(fs.image().files.contains_key(&path_of(log_id(7, 700))));
 }
 
@@ -310,13 +328,24 @@ fn snapshots_of_another_cluster_group_or_version_are_refused_with_both_values() 
     let other = [
         (SnapshotOptions { cluster: ClusterId([9; 16]), ..options() }, "0909", "c1c1"),
         (SnapshotOptions { group: GroupId::new(8).unwrap(), ..options() }, "8", "1"),
-        (SnapshotOptions { user_format: 2, command_version_max: 9, ..options() }, "up to 2", "version 3"),
-        (SnapshotOptions { user_format: 3, command_version_max: 8, ..options() }, "up to 8", "version 9"),
+        (
+            SnapshotOptions { user_format: 2, command_version_max: 9, ..options() },
+            "up to 2",
+            "version 3",
+        ),
+        (
+            SnapshotOptions { user_format: 3, command_version_max: 8, ..options() },
+            "up to 8",
+            "version 9",
+        ),
     ];
     for (options, ours, theirs) in other {
-        let (store, report) = SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), options).unwrap();
+        let (store, report) =
+            SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), options).unwrap();
         assert!(store.list().is_empty());
-        for text in [report.unusable[0].to_string(), store.check_header(&header).unwrap_err().to_string()] {
+        for text in
+            [report.unusable[0].to_string(), store.check_header(&header).unwrap_err().to_string()]
+        {
             assert!(text.contains(ours) && text.contains(theirs), "{text}");
         }
     }
@@ -331,15 +360,15 @@ fn pruning_keeps_the_newest_and_what_is_needed() {
     }
     assert_eq!(store.prune(4, &[]).unwrap(), [log_id(1, 1), log_id(1, 2)]);
     assert_eq!(store.prune(0, &[log_id(1, 3)]).unwrap(), [log_id(1, 4)]);
-    assert_eq!(labels(&store), [log_id(1, 6), log_id(1, 5), log_id(1, 3)]);
+    assert_eq!(log_ids(&store), [log_id(1, 6), log_id(1, 5), log_id(1, 3)]);
     assert_eq!(names(&fs).len(), 3);
     let archive = store.open_archive(log_id(1, 3)).unwrap();
     assert_eq!(store.prune(0, &[]).unwrap(), [log_id(1, 3)]);
     assert!(matches!(store.open_archive(log_id(1, 3)), Err(SnapshotError::Missing { .. })));
-    archive.verify(&mut FullSpeed).expect("whoever holds it goes on reading");
+    archive.verify(&mut FullSpeed).expect("an open archive stays readable");
 }
 
-/// One that was received and waits to be installed stays, although newer ones have come.
+/// A snapshot that was received and waits for its install stays, even if newer ones were taken.
 #[test]
 fn pruning_leaves_what_is_held() {
     let fs = SimFs::new();
@@ -356,7 +385,7 @@ fn pruning_leaves_what_is_held() {
     assert_eq!(store.prune(0, &[]).unwrap(), [log_id(1, 1)]);
 }
 
-/// Two damaged new ones must not push out the good old one.
+/// Two damaged newer snapshots must not displace the intact older one.
 #[test]
 fn pruning_never_removes_the_last_whole_snapshot() {
     let fs = SimFs::new();
@@ -369,13 +398,13 @@ fn pruning_never_removes_the_last_whole_snapshot() {
     }
     let (store, _) = open(&fs);
     let (whole, damage) = store.find_whole(&mut FullSpeed).unwrap();
-    assert_eq!((whole.unwrap().label(), damage.len()), (log_id(1, 1), 2));
+    assert_eq!((whole.unwrap().last_included(), damage.len()), (log_id(1, 1), 2));
     take(&fs, &store, log_id(1, 4)).unwrap();
     store.prune(0, &[]).unwrap();
-    assert_eq!(labels(&store), [log_id(1, 4), log_id(1, 1)], "the damaged ones have made room");
+    assert_eq!(log_ids(&store), [log_id(1, 4), log_id(1, 1)], "the damaged ones are removed");
 }
 
-/// Somebody has made room by hand; a disk that refuses one removal must not keep all the others for ever.
+/// An archive may have been removed by hand, and one failed removal must not prevent the others.
 #[test]
 fn pruning_goes_on_behind_what_cannot_be_removed_and_what_is_gone() {
     let fs = SimFs::new();
@@ -387,9 +416,9 @@ fn pruning_goes_on_behind_what_cannot_be_removed_and_what_is_gone() {
     fs.fail(FsOp::Remove, 2, Failure::Io);
     let failed = store.prune(2, &[]).unwrap_err().to_string();
     assert!(failed.contains("snap-1-2.snap"), "{failed}");
-    assert_eq!(labels(&store), [log_id(1, 5), log_id(1, 4), log_id(1, 2)]);
+    assert_eq!(log_ids(&store), [log_id(1, 5), log_id(1, 4), log_id(1, 2)]);
     fs.crash(&mut |_| 0);
-    assert_eq!(names(&fs).len(), 3, "what was removed is removed for good");
+    assert_eq!(names(&fs).len(), 3, "removals are durable");
     assert_eq!(store.prune(2, &[]).unwrap(), [log_id(1, 2)]);
 }
 
@@ -402,10 +431,10 @@ fn an_archive_that_somebody_has_removed_is_not_counted_on() {
     }
     fs.remove_file(&path_of(log_id(1, 2))).unwrap();
     assert!(matches!(store.open_archive(log_id(1, 2)), Err(SnapshotError::Missing { .. })));
-    assert_eq!(store.newest_whole().unwrap().label(), log_id(1, 1));
+    assert_eq!(store.newest_whole().unwrap().last_included(), log_id(1, 1));
 }
 
-/// What cannot even be listed takes up room like any other file.
+/// An archive that cannot be listed takes up space like any other file.
 #[test]
 fn an_archive_with_a_damaged_header_makes_room_when_a_newer_one_is_whole() {
     let fs = SimFs::new();
@@ -421,30 +450,30 @@ fn an_archive_with_a_damaged_header_makes_room_when_a_newer_one_is_whole() {
     assert_eq!(
         names(&fs),
         ["snap-1-2.snap", "snap-1-3.snap"],
-        "the newer one may be all that somebody can mend"
+        "the newer one may be the only one that can be repaired"
     );
     take(&fs, &store, log_id(1, 3)).unwrap();
     take(&fs, &store, log_id(1, 4)).unwrap();
     store.prune(2, &[]).unwrap();
-    assert_eq!(names(&fs), ["snap-1-3.snap", "snap-1-4.snap"], "a whole one has taken its place");
+    assert_eq!(names(&fs), ["snap-1-3.snap", "snap-1-4.snap"], "an intact one has replaced it");
 }
 
-/// The rename has come through, the sync behind it has not: it is there, and nothing rests on it.
+/// The rename succeeded, but the sync after it failed: the archive is listed, but not used.
 #[test]
 fn an_archive_whose_name_was_not_synced_is_listed_but_not_trusted() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
     let before = fs.counts().of(FsOp::SyncDir);
     take(&fs, &store, log_id(1, 1)).unwrap();
-    // The last one is that of the archive's name.
+    // The last directory sync is that of the archive's name.
     let syncs = fs.counts().of(FsOp::SyncDir) - before;
     fs.fail(FsOp::SyncDir, syncs, Failure::Io);
     take(&fs, &store, log_id(1, 2)).unwrap_err();
-    assert_eq!(labels(&store), [log_id(1, 2), log_id(1, 1)]);
-    assert_eq!(store.newest_whole().unwrap().label(), log_id(1, 1));
+    assert_eq!(log_ids(&store), [log_id(1, 2), log_id(1, 1)]);
+    assert_eq!(store.newest_whole().unwrap().last_included(), log_id(1, 1));
 }
 
-/// Newer ones that nobody has read do not push out the one that is known to be whole.
+/// Newer snapshots that were not verified do not displace the one that is known to be intact.
 #[test]
 fn pruning_keeps_what_is_known_to_be_whole_beside_newer_ones_that_are_not() {
     let fs = SimFs::new();
@@ -455,29 +484,29 @@ fn pruning_keeps_what_is_known_to_be_whole_beside_newer_ones_that_are_not() {
     let (store, _) = open(&fs);
     store.verify(log_id(1, 1), &mut FullSpeed).unwrap();
     assert_eq!(store.prune(0, &[]).unwrap(), [log_id(1, 2)]);
-    assert_eq!(labels(&store), [log_id(1, 4), log_id(1, 3), log_id(1, 1)]);
+    assert_eq!(log_ids(&store), [log_id(1, 4), log_id(1, 3), log_id(1, 1)]);
 }
 
-/// A sector that cannot be read is damage like any other.
+/// A sector that cannot be read counts as damage.
 #[test]
 fn a_snapshot_that_cannot_be_read_does_not_hide_the_older_one() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
     take(&fs, &store, log_id(1, 1)).unwrap();
     take(&fs, &store, log_id(1, 2)).unwrap();
-    // Header, header whole and trailer of the older one are read first.
+    // The header, the header as a whole, and the trailer of the older one are read first.
     fs.fail(FsOp::Read, 4, Failure::Io);
     let (store, report) = open(&fs);
     assert!(matches!(report.unusable[..], [SnapshotError::Io { .. }]), "{report:?}");
-    assert_eq!(labels(&store), [log_id(1, 1)]);
+    assert_eq!(log_ids(&store), [log_id(1, 1)]);
     let (store, _) = open(&fs);
     fs.fail(FsOp::Read, 5, Failure::Io);
     let (whole, damage) = store.find_whole(&mut FullSpeed).unwrap();
-    assert_eq!(whole.unwrap().label(), log_id(1, 1));
+    assert_eq!(whole.unwrap().last_included(), log_id(1, 1));
     assert!(matches!(damage[..], [SnapshotError::Io { .. }]), "{damage:?}");
 }
 
-/// FAULTS row 33: a failed sync is not tried again; the snapshot is given up.
+/// FAULTS row 33: a failed sync is not retried; the snapshot is abandoned.
 #[test]
 fn after_an_io_error_the_old_snapshot_is_still_there_and_a_new_one_can_be_taken() {
     let fs = SimFs::new();
@@ -494,14 +523,14 @@ fn after_an_io_error_the_old_snapshot_is_still_there_and_a_new_one_can_be_taken(
                 let Err(error) = take(&fs, &store, log_id(1, 2)) else { continue };
                 failed += 1;
                 assert!(matches!(error, SnapshotError::Io { .. }), "{op:?} {nth}: {error}");
-                assert!(labels(&store).contains(&log_id(1, 1)));
+                assert!(log_ids(&store).contains(&log_id(1, 1)));
                 fs.kill();
                 let (store, _) = try_open(&fs).unwrap();
                 take(&fs, &store, log_id(1, 2)).unwrap();
                 fs.crash(&mut |_| 0);
                 let (store, _) = open(&fs);
-                for label in [log_id(1, 2), log_id(1, 1)] {
-                    store.verify(label, &mut FullSpeed).unwrap();
+                for last_included in [log_id(1, 2), log_id(1, 1)] {
+                    store.verify(last_included, &mut FullSpeed).unwrap();
                 }
             }
         }
@@ -541,47 +570,55 @@ fn on_a_real_disk_files_come_back_and_links_are_refused() {
 
     let staging = store.staging().unwrap();
     std::os::unix::fs::symlink(&out, staging.path().join("link")).unwrap();
-    let error = store.pack(staging, &facts(log_id(1, 8), &Files::new()), &mut FullSpeed).unwrap_err();
+    let error =
+        store.pack(staging, &facts(log_id(1, 8), &Files::new()), &mut FullSpeed).unwrap_err();
     assert!(matches!(&error, SnapshotError::Name { name, .. } if name == "link"), "{error}");
     assert!(out.join("large").exists(), "what the link pointed to is untouched");
     assert_eq!(fs.list(&dir).unwrap(), ["snap-1-7.snap"]);
     assert!(fs.free_bytes(&dir).unwrap().is_some_and(|free| free > 0));
 }
 
-/// The name of an archive whose directory could not be synced is not relied upon before it is.
+/// An archive is not used before the directory sync of its name has succeeded.
 #[test]
 fn an_archive_whose_name_was_not_synced_is_whole_only_once_it_is() {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    let label = log_id(1, 4);
+    let last_included = log_id(1, 4);
     let staged = fs.counts().of(FsOp::SyncDir);
     take(&fs, &store, log_id(1, 3)).unwrap();
     let syncs = fs.counts().of(FsOp::SyncDir) - staged;
     let mut failed = false;
     for nth in 1..=syncs {
-        fs.fail(FsOp::SyncDir, nth, d_engine_storage::fs_sim::Failure::Io);
-        failed = take(&fs, &store, label).is_err() && fs.kind(&path_of(label)).is_ok();
+        fs.fail(FsOp::SyncDir, nth, d_engine_storage::fs::sim::Failure::Io);
+        failed =
+            take(&fs, &store, last_included).is_err() && fs.kind(&path_of(last_included)).is_ok();
         if failed {
             break;
         }
     }
-    assert!(failed, "the sync behind the rename has failed");
-    assert!(store.list().iter().all(|info| info.label() != label || info.health == Health::Unchecked));
-    store.verify(label, &mut FullSpeed).unwrap();
+    assert!(failed, "the sync after the rename must fail");
+    assert!(
+        store
+            .list()
+            .iter()
+            .all(|info| info.last_included() != last_included || info.health == Health::Unchecked)
+    );
+    store.verify(last_included, &mut FullSpeed).unwrap();
     fs.crash(&mut |_| 0);
     let (store, _) = open(&fs);
-    store.verify(label, &mut FullSpeed).unwrap();
+    store.verify(last_included, &mut FullSpeed).unwrap();
 }
 
-/// The labels of the newest and of the oldest snapshot behind which the log may be purged.
+/// Returns the newest and the oldest snapshot that limit how far the log may be purged.
 fn coverage(store: &SnapshotStore) -> Option<(d_engine_core::LogId, d_engine_core::LogId)> {
     let coverage = store.coverage()?;
-    let newest = store.list().into_iter().find(|info| info.label() == coverage.newest).unwrap();
+    let newest =
+        store.list().into_iter().find(|info| info.last_included() == coverage.newest).unwrap();
     assert_eq!(coverage.newest_bytes, newest.len);
     Some((coverage.newest, coverage.oldest))
 }
 
-/// The log behind the oldest snapshot that is retained makes each of them as good as the newest.
+/// With the log after the oldest retained snapshot, each of them is as good as the newest.
 #[test]
 fn the_log_may_be_purged_to_the_oldest_snapshot_that_is_retained() {
     let fs = SimFs::new();
@@ -590,17 +627,17 @@ fn the_log_may_be_purged_to_the_oldest_snapshot_that_is_retained() {
     let between = |newest: usize, oldest: usize| Some((ids[newest], ids[oldest]));
     assert_eq!(coverage(&store), None);
     let expected = [between(0, 0), between(1, 0), between(2, 1)];
-    for (label, expected) in ids.into_iter().zip(expected) {
-        take(&fs, &store, label).unwrap();
+    for (last_included, expected) in ids.into_iter().zip(expected) {
+        take(&fs, &store, last_included).unwrap();
         assert_eq!(coverage(&store), expected, "the oldest of three is about to go");
     }
     store.prune(1, &[]).unwrap();
     assert_eq!(coverage(&store), between(2, 1));
     drop(store);
     let (store, _) = open(&fs);
-    assert_eq!(coverage(&store), None, "nobody has read them yet");
+    assert_eq!(coverage(&store), None, "they were not verified yet");
     store.verify(ids[2], &mut FullSpeed).unwrap();
-    assert_eq!(coverage(&store), between(2, 1), "less is purged than the newest one holds");
+    assert_eq!(coverage(&store), between(2, 1), "less is purged than the newest one contains");
     drop(store);
     let mut damaged = fs.image().files[&path_of(ids[1])].clone();
     let middle = damaged.len() / 2;
@@ -611,7 +648,7 @@ fn the_log_may_be_purged_to_the_oldest_snapshot_that_is_retained() {
     assert_eq!(coverage(&store), between(2, 2), "the damaged one needs nothing");
 }
 
-/// A snapshot that is longer than any node takes: the log is not purged behind it, and the one before it stays.
+/// No node accepts a snapshot this large: the log is not purged up to it, and the older one stays.
 #[test]
 fn nothing_is_purged_behind_a_snapshot_that_no_node_takes() {
     let fs = SimFs::new();
@@ -627,15 +664,15 @@ fn nothing_is_purged_behind_a_snapshot_that_no_node_takes() {
     };
     let store = reopen(len);
     store.verify(first, &mut FullSpeed).unwrap();
-    for label in ids {
+    for last_included in ids {
         let staging = store.staging().unwrap();
         let content: Files = [("data".to_owned(), vec![7; 4_000])].into();
         write_files(&fs, staging.path(), &content).unwrap();
-        store.pack(staging, &facts(label, &content), &mut FullSpeed).unwrap();
+        store.pack(staging, &facts(last_included, &content), &mut FullSpeed).unwrap();
         store.prune(1, &[]).unwrap();
         assert_eq!(coverage(&store), Some((first, first)));
     }
-    assert_eq!(labels(&store), [ids[2], ids[1], first]);
+    assert_eq!(log_ids(&store), [ids[2], ids[1], first]);
     drop(store);
     // With a higher limit it is a snapshot like any other.
     let store = reopen(u64::MAX);

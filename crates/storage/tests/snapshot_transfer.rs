@@ -1,4 +1,4 @@
-//! A snapshot on its way to another node: cut, resumed, changed on the way, offered by the wrong one.
+//! A snapshot that is being received: interrupted, resumed, corrupted, offered by the wrong node.
 #![allow(clippy::unwrap_used, reason = "a test may stop there")]
 
 mod snapshot_kit;
@@ -8,24 +8,27 @@ use std::path::Path;
 use std::sync::Arc;
 
 use d_engine_core::GroupId;
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::snapshot::{
-    FullSpeed, Health, Offer, Receiver, SnapshotArchive, SnapshotError, SnapshotOptions, SnapshotStore,
+    FullSpeed, Health, Offer, Receiver, SnapshotArchive, SnapshotError, SnapshotOptions,
+    SnapshotStore,
 };
 use d_engine_storage::{ClusterId, Fs, FsOp};
-use snapshot_kit::{DIR, assert_unpacks, labels, log_id, names, open, options, path_of, take, with_content};
+use snapshot_kit::{
+    DIR, assert_unpacks, log_id, log_ids, names, open, options, path_of, take, with_content,
+};
 
 const NO_LIMIT: u64 = u64::MAX;
 
-/// An archive of another node.
-fn sent(label: (u64, u64)) -> SnapshotArchive {
+/// Returns the archive of another node.
+fn sent(last_included: (u64, u64)) -> SnapshotArchive {
     let fs = SimFs::new();
     let (store, _) = open(&fs);
-    take(&fs, &store, log_id(label.0, label.1)).unwrap();
-    store.open_archive(log_id(label.0, label.1)).unwrap()
+    take(&fs, &store, log_id(last_included.0, last_included.1)).unwrap();
+    store.open_archive(log_id(last_included.0, last_included.1)).unwrap()
 }
 
-/// Sends pieces of `size` from where the receiver stands, up to `end`.
+/// Sends pieces of `size` bytes from the receiver's position up to `end`.
 fn send(
     archive: &SnapshotArchive,
     receiver: &mut Receiver,
@@ -52,7 +55,10 @@ fn a_snapshot_arrives_whole_whatever_the_pieces() {
         let mut receiver = receive(&store, &archive).unwrap();
         send(&archive, &mut receiver, size, archive.len()).unwrap();
         let info = receiver.finish(&mut FullSpeed).unwrap();
-        assert_eq!((info.label(), info.health, info.sha256), (log_id(2, 9), Health::Whole, archive.sha256()));
+        assert_eq!(
+            (info.last_included(), info.health, info.sha256),
+            (log_id(2, 9), Health::Whole, archive.sha256())
+        );
         fs.crash(&mut |_| 0);
         let (store, _) = open(&fs);
         assert_eq!(names(&fs), ["snap-2-9.snap"]);
@@ -70,18 +76,21 @@ fn a_transfer_goes_on_where_it_was_cut_even_with_another_sender() {
         send(&archive, &mut receiver, 37, cut).unwrap();
         let before = receiver.received();
         drop(receiver);
-        // Another node that holds the same archive.
+        // Another node that has the same archive.
         let other = sent((2, 9));
         let mut receiver = receive(&store, &other).unwrap();
-        // Whole chunks are kept, and the header once it is there.
-        assert!(receiver.received() <= before && before - receiver.received() < 708 + 37, "{before}");
+        // Complete chunks are kept, and the header once it is complete.
+        assert!(
+            receiver.received() <= before && before - receiver.received() < 708 + 37,
+            "{before}"
+        );
         send(&other, &mut receiver, 100, archive.len()).unwrap();
         receiver.finish(&mut FullSpeed).unwrap();
         assert_unpacks(&fs, &store, log_id(2, 9));
     }
 }
 
-/// After a power cut everything that verifies is kept, and nothing else is relied upon.
+/// After a power cut everything that verifies is kept, and nothing else is used.
 #[test]
 fn a_transfer_goes_on_after_a_power_cut() {
     let archive = sent((2, 9));
@@ -93,7 +102,9 @@ fn a_transfer_goes_on_after_a_power_cut() {
         send(&archive, &mut receiver, 300, seed * 13 % archive.len()).unwrap();
         let mut state = seed;
         fs.crash(&mut |n| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % n.max(1)
         });
         let (store, report) = open(&fs);
@@ -122,7 +133,10 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let gap = receiver.write(ahead.offset, &ahead.bytes, ahead.crc);
     assert!(matches!(gap, Err(SnapshotError::Gap { expected, .. }) if expected == at));
     let misplaced = receiver.write(at - 100, &good.bytes, good.crc);
-    assert!(matches!(misplaced, Err(SnapshotError::Overlap { .. })), "other content over what is there");
+    assert!(
+        matches!(misplaced, Err(SnapshotError::Overlap { .. })),
+        "other content at a place that was received"
+    );
     let end = archive.len() - 100;
     let past = receiver.write(end, &good.bytes, good.crc);
     assert!(matches!(past, Err(SnapshotError::PastEnd { .. })));
@@ -137,7 +151,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     receiver.finish(&mut FullSpeed).unwrap();
 }
 
-/// FAULTS row 35: what is not whole is never taken for a snapshot.
+/// FAULTS row 35: an incomplete archive is never taken for a snapshot.
 #[test]
 fn an_unfinished_transfer_is_no_snapshot() {
     let archive = sent((2, 9));
@@ -146,23 +160,23 @@ fn an_unfinished_transfer_is_no_snapshot() {
     take(&fs, &store, log_id(1, 4)).unwrap();
     let mut receiver = receive(&store, &archive).unwrap();
     send(&archive, &mut receiver, 500, archive.len() - 1).unwrap();
-    assert_eq!(receiver.received(), archive.len(), "the last piece reaches to the end");
+    assert_eq!(receiver.received(), archive.len(), "the last piece reaches the end");
     drop(receiver);
     let mut receiver = receive(&store, &archive).unwrap();
     assert_eq!(receiver.received(), archive.len());
     drop(receiver);
     let (store, report) = open(&fs);
-    assert_eq!((labels(&store), report.partial.len()), (vec![log_id(1, 4)], 1));
+    assert_eq!((log_ids(&store), report.partial.len()), (vec![log_id(1, 4)], 1));
     receiver = receive(&store, &sent((2, 10))).unwrap();
     assert_eq!(receiver.received(), 0);
-    assert_eq!(names(&fs).len(), 2, "what was received of another offer is gone");
+    assert_eq!(names(&fs).len(), 2, "what was received of another offer is removed");
     let error = receiver.finish(&mut FullSpeed).unwrap_err();
     assert!(matches!(error, SnapshotError::Incomplete { received: 0, .. }), "{error}");
-    assert_eq!(labels(&store), [log_id(1, 4)]);
+    assert_eq!(log_ids(&store), [log_id(1, 4)]);
 }
 
 /// FAULTS section 5: flipped, dropped, doubled and reordered chunks, each with a checksum that fits
-/// the piece as it was sent: the sender's disk, or the sender, is at fault.
+/// the piece as it was sent: the sender, or its disk, is at fault.
 #[test]
 fn a_damaged_archive_is_refused_however_it_is_sent() {
     let good = sent((2, 9));
@@ -179,7 +193,9 @@ fn a_damaged_archive_is_refused_however_it_is_sent() {
         .collect();
     for (left, right) in [(&second, &first), (&first, &first), (&second, &second)] {
         let rest = bytes[second.end..].to_vec();
-        damaged.push([&bytes[..head], &bytes[left.clone()], &bytes[right.clone()], &rest[..]].concat());
+        damaged.push(
+            [&bytes[..head], &bytes[left.clone()], &bytes[right.clone()], &rest[..]].concat(),
+        );
     }
     let mut dropped = [&bytes[..first.start], &bytes[second.start..]].concat();
     dropped.resize(bytes.len(), 0);
@@ -194,8 +210,8 @@ fn a_damaged_archive_is_refused_however_it_is_sent() {
         }
         let error = receiver.finish(&mut FullSpeed).unwrap_err();
         assert!(!matches!(error, SnapshotError::Io { .. }), "{number}: {error}");
-        assert_eq!(labels(&store), [log_id(1, 4)], "{number}");
-        assert_eq!(names(&fs), ["snap-1-4.snap"], "{number}: nothing is left to go on from");
+        assert_eq!(log_ids(&store), [log_id(1, 4)], "{number}");
+        assert_eq!(names(&fs), ["snap-1-4.snap"], "{number}: nothing is left to resume");
     }
 }
 
@@ -203,7 +219,8 @@ fn a_damaged_archive_is_refused_however_it_is_sent() {
 fn another_archive_than_the_offered_one_is_refused() {
     let archive = sent((2, 9));
     let offer = Offer::from(&archive);
-    let lies = [Offer { label: log_id(2, 10), ..offer }, Offer { sha256: [7; 32], ..offer }];
+    let lies =
+        [Offer { last_included: log_id(2, 10), ..offer }, Offer { sha256: [7; 32], ..offer }];
     for lie in lies {
         let fs = SimFs::new();
         let (store, _) = open(&fs);
@@ -215,7 +232,8 @@ fn another_archive_than_the_offered_one_is_refused() {
     }
 }
 
-/// An archive of another cluster or group, or of a newer format, is refused before it takes a place.
+/// An archive of another cluster or group, or of a newer format, is refused before it takes any
+/// space.
 #[test]
 fn a_stranger_is_refused_at_the_end_even_if_nobody_asked_at_the_start() {
     let archive = sent((2, 9));
@@ -225,7 +243,8 @@ fn a_stranger_is_refused_at_the_end_even_if_nobody_asked_at_the_start() {
     ];
     for options in strangers {
         let fs = SimFs::new();
-        let (store, _) = SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), options).unwrap();
+        let (store, _) =
+            SnapshotStore::open(Arc::new(fs.clone()), Path::new(DIR), options).unwrap();
         assert!(store.check_header(archive.header_bytes()).is_err());
         let mut receiver = receive(&store, &archive).unwrap();
         send(&archive, &mut receiver, 500, archive.len()).unwrap();
@@ -248,8 +267,8 @@ fn an_offer_is_not_believed() {
     fs.set_free_bytes(Some(1000));
     assert!(matches!(receive(&store, &archive), Err(SnapshotError::NoSpace { .. })));
     fs.set_free_bytes(None);
-    // A shorter length than the archive has: its end does not fit.
-    let short = Offer { len: archive.len() - 52, ..Offer::from(&archive) };
+    // A length shorter than the archive's: the end of the archive does not fit.
+    let short = Offer { len: (archive.len() - 52) / 4 * 4, ..Offer::from(&archive) };
     let mut receiver = store.receive(short, NO_LIMIT, &mut FullSpeed).unwrap();
     send(&archive, &mut receiver, 4, short.len).unwrap();
     assert!(receiver.finish(&mut FullSpeed).is_err());
@@ -269,10 +288,10 @@ fn two_senders_at_once_do_not_mix() {
     let mut receiver = receive(&store, &other).unwrap();
     send(&other, &mut receiver, 500, other.len()).unwrap();
     receiver.finish(&mut FullSpeed).unwrap();
-    assert_eq!(labels(&store), [log_id(2, 10), log_id(2, 9)]);
+    assert_eq!(log_ids(&store), [log_id(2, 10), log_id(2, 9)]);
 }
 
-/// FAULTS row 33: what a failed sync leaves readable may be gone after the next power cut.
+/// FAULTS row 33: what a failed sync leaves readable may be lost with the next power cut.
 #[test]
 fn after_a_failed_sync_nothing_of_the_transfer_is_kept() {
     let archive = sent((2, 9));
@@ -311,7 +330,7 @@ fn work_that_is_ended_can_be_begun_again() {
 }
 
 #[test]
-fn a_good_snapshot_takes_the_place_of_a_damaged_one_with_the_same_label() {
+fn a_good_snapshot_takes_the_place_of_a_damaged_one_with_the_same_last_included_entry() {
     let archive = sent((2, 9));
     let fs = SimFs::new();
     let (store, _) = open(&fs);
@@ -322,7 +341,7 @@ fn a_good_snapshot_takes_the_place_of_a_damaged_one_with_the_same_label() {
     let mut receiver = receive(&store, &archive).unwrap();
     send(&archive, &mut receiver, 500, archive.len()).unwrap();
     receiver.finish(&mut FullSpeed).unwrap();
-    assert_eq!(store.newest_whole().unwrap().label(), log_id(2, 9));
+    assert_eq!(store.newest_whole().unwrap().last_included(), log_id(2, 9));
     assert_unpacks(&fs, &store, log_id(2, 9));
 }
 
@@ -339,14 +358,14 @@ fn what_was_received_of_a_transfer_that_nobody_will_finish_is_pruned() {
     let receiver = receive(&store, &archive).unwrap();
     take(&fs, &store, log_id(2, 9)).unwrap();
     store.prune(0, &[]).unwrap();
-    assert_eq!(names(&fs).len(), 3, "it is on its way");
+    assert_eq!(names(&fs).len(), 3, "it is being received");
     drop(receiver);
     store.prune(0, &[]).unwrap();
     assert_eq!(names(&fs), ["snap-1-4.snap", "snap-2-9.snap"]);
     drop(receive(&store, &archive).expect("another one can be received"));
 }
 
-/// A partial file with good chunks and somebody else's bytes behind them.
+/// A partial file with good chunks, followed by foreign bytes.
 #[test]
 fn a_partial_file_is_cut_where_it_stops_to_verify() {
     let archive = sent((2, 9));

@@ -6,11 +6,11 @@ mod common;
 use common::{
     GROUP, Picture, Random, entries, entry, hard_state, open, roomy, segments, small, with_content,
 };
-use d_engine_storage::fs_sim::{Failure, SimFs};
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::{FsOp, StorageError};
 
-/// A log with `acknowledged` synced, and one more group written behind it whose sync never
-/// returned. Returns the disk, the two pictures and the offset where the last group begins.
+/// Returns a log with `acknowledged` synced, and one more group written after it whose sync failed:
+/// the disk, the two pictures, and the offset at which the last group begins.
 fn interrupted() -> (SimFs, Picture, Picture, usize) {
     let fs = SimFs::new();
     let mut opened = open(&fs, &roomy()).unwrap();
@@ -33,13 +33,13 @@ fn interrupted() -> (SimFs, Picture, Picture, usize) {
     (fs, acknowledged, attempted, end)
 }
 
-/// Offset of the first block without content in the newest segment.
+/// Returns the offset of the first block without content in the newest segment.
 fn used(fs: &SimFs) -> usize {
     let content = &fs.image().files[segments(fs).last().unwrap()];
     content.iter().rposition(|byte| *byte != 0).unwrap().next_multiple_of(512)
 }
 
-/// Opens, compares, appends, and opens again: nothing may hide behind the repair (FAULTS row 28).
+/// Opens, compares, appends, and opens again: the repair must hide nothing (FAULTS row 28).
 fn assert_opens_twice(fs: &SimFs, allowed: &[&Picture], context: &str) {
     let mut opened = open(fs, &roomy()).unwrap_or_else(|error| panic!("{context}: {error}"));
     let mut found = Picture::of(&opened);
@@ -69,9 +69,9 @@ fn a_log_cut_at_any_byte_of_its_last_group_opens() {
     for cut in end..=content.len() {
         let cut_off = with_content(&fs, &path, content[..cut].to_vec());
         if (cut as u64) < filled {
-            // No crash does that: so much was synced before the group was written.
+            // No crash can cause that: this length was synced before the group was written.
             let error = open(&cut_off, &roomy()).unwrap_err().to_string();
-            assert!(error.contains("cut off") && error.contains("bring back"), "{error}");
+            assert!(error.contains("cut off") && error.contains("restore"), "{error}");
             refused += 1;
         } else {
             assert_opens_twice(&cut_off, &[&acknowledged, &attempted], &format!("cut at {cut}"));
@@ -141,7 +141,7 @@ fn the_report_names_the_segment_and_the_bytes_that_were_cut() {
     assert!(left <= end, "the torn bytes are gone from the file: {left}");
 }
 
-/// A segment whose creation was interrupted: any part of its header may be there.
+/// The creation of a segment was interrupted: any part of its header may be there.
 #[test]
 fn a_segment_torn_while_it_was_prepared_is_passed_over() {
     let fs = SimFs::new();
@@ -169,8 +169,8 @@ fn a_segment_torn_while_it_was_prepared_is_passed_over() {
     }
 }
 
-/// FAULTS row 33: after a failed sync the pages may still be readable and lost all the same. What
-/// recovery reads behind the last watermark is written again before it counts.
+/// FAULTS row 33: after a failed sync the pages may still be readable and yet be lost. Recovery
+/// writes again what it reads after the last watermark, before it counts.
 #[test]
 fn a_tail_that_is_only_readable_is_written_again_before_it_counts() {
     let (fs, _, attempted, _) = interrupted();
@@ -179,10 +179,10 @@ fn a_tail_that_is_only_readable_is_written_again_before_it_counts() {
     drop(opened);
     fs.crash(&mut |_| 0);
     let opened = open(&fs, &roomy()).unwrap();
-    assert_eq!(Picture::of(&opened), attempted, "recovery reported it, so it has to be there");
+    assert_eq!(Picture::of(&opened), attempted, "recovery reported it, so it must be durable");
 }
 
-/// The same, when the tail was the first group of a segment, over several restarts.
+/// The same over several restarts, with a tail that is the first group of a segment.
 #[test]
 fn restarts_without_writes_in_between_leave_one_tail_segment_and_lose_nothing() {
     let (fs, _, attempted, _) = interrupted();
@@ -214,8 +214,8 @@ fn a_failed_open_can_be_tried_again() {
     assert!(failed >= 20, "{failed}");
 }
 
-/// What must never parse again: bytes of another segment behind the end, as a reused file or block
-/// leaves them, prove nothing and are no part of the log.
+/// Bytes of another segment after the end, as a reused file or block leaves them, must never be
+/// taken for a part of the log.
 #[test]
 fn groups_of_another_segment_behind_the_end_are_garbage() {
     let fs = SimFs::new();
@@ -245,14 +245,14 @@ fn groups_of_another_segment_behind_the_end_are_garbage() {
             assert_opens_twice(
                 &fs,
                 &[&expected],
-                &format!("groups of the {name}, {gap} bytes behind the end"),
+                &format!("groups of the {name}, {gap} bytes after the end"),
             );
         }
     }
 }
 
-/// A group that verifies by itself, but was written under an earlier open or does not follow the
-/// group before it, is not the next group.
+/// A group that verifies on its own is not the next group if it was written under an earlier open,
+/// or does not follow the group before it.
 #[test]
 fn a_group_of_an_earlier_epoch_or_out_of_sequence_ends_the_log() {
     let fs = SimFs::new();

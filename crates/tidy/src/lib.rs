@@ -1,4 +1,9 @@
-//! House rules of d-engine as tests: see `tests/`. The library only finds and reads the files.
+//! House rules of d-engine as tests: see `tests/`. The library finds and reads the files they
+//! check, and the planted bugs.
+
+pub mod imports;
+pub mod planted;
+pub mod prose;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,15 +11,18 @@ use std::path::{Path, PathBuf};
 /// The root of the workspace.
 ///
 /// # Panics
-/// When this crate does not lie two folders below it.
+/// If this crate does not lie two folders below the root.
 #[must_use]
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or_else(|| panic!("{} has no workspace above", here.display())).to_owned()
+    here.ancestors()
+        .nth(2)
+        .unwrap_or_else(|| panic!("{} has no workspace above", here.display()))
+        .to_owned()
 }
 
-/// Every file below `folder` whose name ends in `ending`, build folders left out, sorted. Paths are
-/// relative to the root.
+/// Returns every file below `folder` whose name ends in `ending`, sorted, without build folders.
+/// Paths are relative to the root.
 #[must_use]
 pub fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -41,10 +49,10 @@ fn collect(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The text of a file of the workspace.
+/// Returns the text of a file of the workspace.
 ///
 /// # Panics
-/// When it cannot be read.
+/// If the file cannot be read.
 #[must_use]
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);

@@ -1,4 +1,4 @@
-//! The example does what it says, in as few lines as it promises.
+//! The example prints what it promises, in as few lines as it promises.
 
 use std::process::Command;
 

@@ -1,21 +1,22 @@
-//! A registry of services on the key-value machine.
+//! A service registry on the key-value machine.
 //!
-//! An instance is a key `service/<name>/<instance>` with its address as the value and a time to live. Whoever
-//! lives renews it; whoever does not vanishes, on every node at the same place of the log.
+//! An instance is a key `service/<name>/<instance>` with its address as the value and a time to
+//! live. A running instance renews it. Without renewal the key expires, on every node at the same
+//! log position.
 
 use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine::{
-    EmbeddedEngine, KvAnswer, KvCommand, KvQuery, KvReply, ProposeError, PutOptions, ReadConsistency,
-    ReadError, Scan,
+    EmbeddedEngine, KvCommand, KvQuery, KvQueryReply, KvReply, ProposeError, PutOptions,
+    ReadConsistency, ReadError, Scan,
 };
 use tokio::time::{interval, timeout};
 
 /// How long a call may take, for example while a new leader is elected.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two rounds over nodes none of which led.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The delay between two rounds over the nodes when none was the leader.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -35,30 +36,32 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// A registry whose entries live for `ttl` unless they are renewed.
+    /// A registry whose registrations expire after `ttl` unless they are renewed.
     pub(crate) fn new(nodes: Vec<EmbeddedEngine>, ttl: Duration) -> Self {
         Self { nodes, ttl }
     }
 
-    /// Registers an instance, or renews it: both are a put with a time to live. Says whether it was new.
+    /// Registers an instance, or renews it: both are a put with a time to live. Returns whether it
+    /// was new.
     pub(crate) async fn register(&self, service: &str, id: &str, address: &str) -> Outcome<bool> {
         let options = PutOptions::default().ttl(self.ttl);
         let command = KvCommand::put_with(key(service, id), address.to_owned(), options);
         match KvReply::decode(&self.propose(command.encode()).await?)? {
             KvReply::Done { existed } => Ok(!existed),
-            other => Err(format!("the registration was answered with {other:?}").into()),
+            other => Err(format!("unexpected reply to the registration: {other:?}").into()),
         }
     }
 
-    /// The instances of a service that live, in the order of their ids.
+    /// The registered instances of a service, in the order of their ids.
     pub(crate) async fn instances(&self, service: &str) -> Outcome<Vec<Instance>> {
         let prefix = key(service, "");
         let mut found = Vec::new();
         let mut scan = Scan::prefix(prefix.clone());
         loop {
-            let KvAnswer::Page(page) = KvAnswer::decode(&self.query(&KvQuery::Scan(scan.clone())).await?)?
+            let KvQueryReply::Page(page) =
+                KvQueryReply::decode(&self.query(&KvQuery::Scan(scan.clone())).await?)?
             else {
-                return Err("a scan was not answered with a page".into());
+                return Err("unexpected reply to a scan".into());
             };
             found.extend(page.records.iter().map(|record| Instance {
                 id: text(record.key.get(prefix.len()..).unwrap_or_default()),
@@ -71,8 +74,8 @@ impl Registry {
         }
     }
 
-    /// Proposes at whichever node leads. A renewal may take effect twice, so it is sent again also when its
-    /// outcome is unknown.
+    /// Proposes to each node until the leader accepts. A renewal may take effect twice, so it is
+    /// also retried when its outcome is unknown.
     async fn propose(&self, command: Bytes) -> Outcome<Bytes> {
         let asked = async {
             let mut rounds = interval(PAUSE);
@@ -82,15 +85,18 @@ impl Registry {
                     match node.propose(command.clone()).await {
                         Ok(reply) => return Ok(reply),
                         Err(ProposeError::TooLarge { size, limit }) => {
-                            return Err(format!("{size} bytes, at most {limit} are taken").into());
+                            return Err(format!(
+                                "the command has {size} bytes; at most {limit} are allowed"
+                            )
+                            .into());
                         }
-                        // Not the leader, busy, stopped, or unknown: ask the next one.
+                        // Not the leader, busy, stopped, or outcome unknown: try the next node.
                         Err(_) => {}
                     }
                 }
             }
         };
-        timeout(PATIENCE, asked).await?
+        timeout(TIMEOUT, asked).await?
     }
 
     async fn query(&self, query: &KvQuery) -> Outcome<Bytes> {
@@ -108,7 +114,7 @@ impl Registry {
                 }
             }
         };
-        timeout(PATIENCE, asked).await?
+        timeout(TIMEOUT, asked).await?
     }
 }
 

@@ -1,7 +1,7 @@
-//! SQLite as a replicated state machine: whatever SQL statement is put into the log is carried out on every node.
+//! SQLite as a replicated state machine: every SQL statement in the log is executed on every node.
 //!
-//! `machine` is the state machine, `store` one database with the position in it, `sql` what a statement may do: the
-//! same on every node, or nothing.
+//! `machine` is the state machine, `store` one database with its position, and `sql` the statements
+//! that are allowed: those with the same effect on every node.
 
 mod machine;
 mod sql;

@@ -1,48 +1,47 @@
-//! The state machine.
+//! The SQLite state machine.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine::{
-    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView,
-    StateMachine, snapshot_checksum,
+    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotRoom,
+    SnapshotView, StateMachine, snapshot_checksum,
 };
 use rusqlite::{Connection, ErrorCode};
 
 use crate::sql::{self, Command, Reply};
 use crate::store::{self, FILE, Position, Store};
 
-/// SQLite as a state machine. Statements in the log are [`Command`]s, answered with [`Reply`]s; questions are
-/// [`Command`]s too, and may only read.
+/// SQLite as a state machine. Statements in the log are [`Command`]s with [`Reply`]s as replies;
+/// queries are [`Command`]s too, and may only read.
 ///
-/// Every node must run the same version of SQLite: what a statement does is SQLite's to say.
+/// Every node must run the same version of SQLite, because SQLite decides what a statement does.
 pub struct SqliteMachine {
     dir: PathBuf,
     schema: String,
-    running: AtomicBool,
-    /// Taken by whoever changes the database.
+    /// Held by the thread that changes the database.
     writer: Mutex<Writer>,
-    /// Questions do not wait for statements, only for each other.
+    /// Queries do not wait for statements, only for each other.
     reader: Mutex<Connection>,
 }
 
 struct Writer {
     store: Store,
-    /// As of the last transaction, or told since and stored with the next one.
+    /// As of the last transaction, or updated since and stored with the next one.
     position: Position,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A transaction that a panic has cut is rolled back by the next BEGIN's failure, which stops the node.
+    // If a panic interrupted a transaction, the next BEGIN fails, which rolls it back and stops the
+    // node.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SqliteMachine {
-    /// Opens the database in `dir`, or makes one with this schema. The schema must be the same on every node; later
-    /// changes go through the log.
+    /// Opens the database in `dir`, or creates one with this schema. The schema must be the same on
+    /// every node; later changes go through the log.
     ///
     /// # Errors
     /// The database cannot be opened, or the schema is wrong.
@@ -53,19 +52,19 @@ impl SqliteMachine {
         Ok(Self {
             dir,
             schema,
-            running: AtomicBool::new(false),
             writer: Mutex::new(Writer { store, position }),
             reader: Mutex::new(reader),
         })
     }
 
-    /// Puts a new database in the place of the open one.
+    /// Replaces the open database by a new one.
     fn replace(&self, writer: &mut Writer, new: Store, position: Position) -> Result<()> {
         let reader = store::reader(&new.path)?;
         new.take_place(&self.dir)?;
         let before = std::mem::replace(writer, Writer { store: new, position });
         *lock(&self.reader) = reader;
-        // Views that still read keep the file; a folder that cannot be removed goes at the next start.
+        // Views that still read keep the file; a directory that cannot be removed now is removed at
+        // the next start.
         if let Some(folder) = before.store.path.parent() {
             std::fs::remove_dir_all(folder).ok();
         }
@@ -75,22 +74,22 @@ impl SqliteMachine {
     fn freeze(&self) -> Result<View> {
         let writer = lock(&self.writer);
         let connection = store::reader(&writer.store.path)?;
-        // The first read is what freezes.
+        // The first read freezes the view.
         connection.execute_batch("BEGIN")?;
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-        Ok(View { connection, label: writer.position.applied })
+        Ok(View { connection, last_included: writer.position.applied })
     }
 }
 
-/// A connection that stays where it was.
+/// A read connection that stays at one state.
 struct View {
     connection: Connection,
-    label: LogId,
+    last_included: LogId,
 }
 
 impl SnapshotView for View {
-    fn label(&self) -> LogId {
-        self.label
+    fn last_included(&self) -> LogId {
+        self.last_included
     }
 
     fn write(self: Box<Self>, dir: &Path) -> Result<[u8; 32]> {
@@ -98,55 +97,44 @@ impl SnapshotView for View {
     }
 
     fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
-        store::back_up(&self.connection, &dir.join(FILE), self.label, room)?;
+        store::back_up(&self.connection, &dir.join(FILE), self.last_included, room)?;
         Ok(snapshot_checksum(dir)?)
     }
 }
 
 impl Drop for SqliteMachine {
     fn drop(&mut self) {
-        // What cannot be flushed comes again from the log.
+        // If the flush fails, the log supplies the rest again.
         self.flush().ok();
     }
 }
 
 #[async_trait]
 impl StateMachine for SqliteMachine {
-    fn start(&self) -> Result<()> {
-        self.running.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    fn stop(&self) -> Result<()> {
-        self.running.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    fn is_running(&self) -> bool {
-        self.running.load(Ordering::Acquire)
-    }
-
     fn get(&self, _key: &[u8]) -> Result<Option<Bytes>> {
-        Err(Error::msg("there are no keys here: ask with a SELECT, through query"))
+        Err(Error::msg("this machine has no keys; send a SELECT through query()"))
     }
 
     fn entry_term(&self, entry_id: u64) -> Option<u64> {
         let applied = self.last_applied();
-        (entry_id > 0 && applied.index == entry_id).then_some(applied.term)
+        (entry_id > 0 && applied.index == entry_id).then_some(applied.term.get())
     }
 
-    /// One transaction for the chunk. A statement that fails is a reply; a disk that fails is an error.
+    /// Runs one transaction for the chunk. A failed statement is a reply; a failed disk is an
+    /// error.
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let mut writer = lock(&self.writer);
         let mut position = writer.position.clone();
         let not_a_command = |error| format!("not a statement: {error}");
         let new: Vec<_> = chunk
             .iter()
-            .filter(|entry| entry.index > position.applied.index)
-            .map(|entry| (entry, postcard::from_bytes::<Command>(&entry.data).map_err(not_a_command)))
+            .filter(|entry| position.applied.index < entry.index)
+            .map(|entry| {
+                (entry, postcard::from_bytes::<Command>(&entry.data).map_err(not_a_command))
+            })
             .collect();
         let Some((last, _)) = new.last() else { return Ok(()) };
-        position.applied = LogId { term: last.term, index: last.index };
+        position.applied = last.id();
         let replies = writer.store.apply(&new, &position)?;
         writer.position = position;
         drop(writer);
@@ -156,7 +144,7 @@ impl StateMachine for SqliteMachine {
         Ok(())
     }
 
-    /// Rows in all tables; reads them all, beside the log's statements.
+    /// The number of rows in all tables; reads them all, concurrently with statements of the log.
     fn len(&self) -> usize {
         let rows = store::rows(&lock(&self.reader)).unwrap_or(0);
         usize::try_from(rows).unwrap_or(usize::MAX)
@@ -173,11 +161,6 @@ impl StateMachine for SqliteMachine {
         lock(&self.writer).position.applied
     }
 
-    /// Stored with the data, in one transaction.
-    fn persist_last_applied(&self, _last: LogId) -> Result<()> {
-        Ok(())
-    }
-
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
         lock(&self.writer).position.snapshot = Some(meta.clone());
         Ok(())
@@ -187,14 +170,12 @@ impl StateMachine for SqliteMachine {
         lock(&self.writer).position.snapshot.clone()
     }
 
-    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
-        self.update_last_snapshot_metadata(meta)?;
-        self.flush()
-    }
-
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         if snapshot_checksum(&path)? != meta.checksum {
-            return Err(Error::msg(format_args!("the snapshot at {} has a wrong checksum", path.display())));
+            return Err(Error::msg(format_args!(
+                "the snapshot at {} has a wrong checksum",
+                path.display()
+            )));
         }
         let mut writer = lock(&self.writer);
         let position = Position { applied: meta.last_included, ..writer.position.clone() };
@@ -204,14 +185,13 @@ impl StateMachine for SqliteMachine {
 
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
         let view = self.freeze()?;
-        if view.label > last_included {
-            return Err(Error::msg(format_args!("the state is at {}, not at {last_included}", view.label)));
+        if view.last_included > last_included {
+            return Err(Error::msg(format_args!(
+                "the state is at {}, not at {last_included}",
+                view.last_included
+            )));
         }
-        Box::new(View { label: last_included, ..view }).write(&dir)
-    }
-
-    fn save_hard_state(&self) -> Result<()> {
-        Ok(())
+        Box::new(View { last_included, ..view }).write(&dir)
     }
 
     fn flush(&self) -> Result<()> {
@@ -233,14 +213,15 @@ impl StateMachine for SqliteMachine {
         "d-engine-examples/sqlite"
     }
 
-    /// A [`Command`] of any SQL: whether SQLite takes it depends on the tables, and those are not to be looked at here.
+    /// Accepts a [`Command`] of any SQL: whether SQLite accepts it depends on the tables, and this
+    /// method must not read those.
     fn check(&self, command: &[u8]) -> Result<()> {
         postcard::from_bytes::<Command>(command)?;
         Ok(())
     }
 
-    /// The history that the databases in this directory belong to, in a file beside them: it stays the same for every
-    /// database that takes the place of another one.
+    /// The history that the databases in this directory belong to, in a file beside them: it is
+    /// kept when one database replaces another.
     fn bind(&self, binding: &Binding) -> Result<()> {
         let bound = store::binding(&self.dir)?;
         match binding.compare(bound.as_deref())? {
@@ -249,7 +230,7 @@ impl StateMachine for SqliteMachine {
         }
     }
 
-    /// A question may wait for the disk.
+    /// A query may wait for the disk.
     fn reads_block(&self) -> bool {
         true
     }
@@ -263,19 +244,20 @@ impl StateMachine for SqliteMachine {
         file_bytes
     }
 
-    /// SQLite keeps what a reader sees while a writer goes on.
+    /// SQLite keeps a reader's state while a writer continues.
     fn snapshot_view(&self) -> Result<Option<Box<dyn SnapshotView>>> {
         Ok(Some(Box::new(self.freeze()?)))
     }
 
-    /// A [`Command`] that only reads, from the state between two chunks.
+    /// Runs a [`Command`] that only reads, on the state between two chunks.
     fn query(&self, request: &[u8]) -> Result<Bytes> {
         let question: Command = postcard::from_bytes(request)?;
         let reply = match sql::run(&lock(&self.reader), &question) {
             Ok(reply) => reply,
-            // A question that would change something is no failure of this node.
+            // A query that would change something is not a failure of this node.
             Err(error)
-                if sql::is_of_this_node(&error) && error.sqlite_error_code() != Some(ErrorCode::ReadOnly) =>
+                if sql::is_of_this_node(&error)
+                    && error.sqlite_error_code() != Some(ErrorCode::ReadOnly) =>
             {
                 return Err(error.into());
             }

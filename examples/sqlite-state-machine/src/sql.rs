@@ -1,4 +1,4 @@
-//! Statements: their encoded form, and what keeps them the same on every node.
+//! Statements: their encoding, and the rules that make their effect the same on every node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -62,7 +62,7 @@ impl ToSql for Value {
     }
 }
 
-/// A statement with its parameters: one that changes something, for the log, or a question.
+/// A statement with its parameters: one that changes something, for the log, or a query.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Command {
     /// One statement, with `?1`, `?2`... for the parameters.
@@ -77,26 +77,26 @@ impl Command {
         Self { sql: sql.into(), parameters: parameters.into_iter().collect() }
     }
 
-    /// As it travels.
+    /// The encoded form.
     ///
     /// # Errors
-    /// Never for what can be written here; postcard wants it so.
+    /// Never for a `Command`; postcard's signature requires it.
     pub fn encode(&self) -> Result<Vec<u8>, postcard::Error> {
         postcard::to_allocvec(self)
     }
 }
 
-/// What a statement gave.
+/// The result of a statement.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// It was carried out.
+    /// The statement was executed.
     Done {
         /// Rows that it inserted, changed or deleted.
         changed: u64,
-        /// What it gave back: `RETURNING`, or the rows of a question.
+        /// The rows it returned: `RETURNING`, or those of a query.
         rows: Vec<Vec<Value>>,
     },
-    /// It was not, and nothing was changed.
+    /// The statement was refused; nothing was changed.
     Refused {
         /// Why.
         reason: String,
@@ -104,7 +104,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// Reads the reply to a proposed statement, or the answer to a question.
+    /// Decodes the reply to a proposed statement, or the response to a query.
     ///
     /// # Errors
     /// The bytes are from another state machine.
@@ -113,7 +113,7 @@ impl Reply {
     }
 }
 
-/// Carries out one statement.
+/// Executes one statement.
 pub(crate) fn run(connection: &Connection, command: &Command) -> rusqlite::Result<Reply> {
     let before = connection.total_changes();
     let mut statement = connection.prepare(&command.sql)?;
@@ -121,15 +121,16 @@ pub(crate) fn run(connection: &Connection, command: &Command) -> rusqlite::Resul
     let mut found = statement.query(rusqlite::params_from_iter(&command.parameters))?;
     let mut rows = Vec::new();
     while let Some(row) = found.next()? {
-        let row: rusqlite::Result<Vec<Value>> = (0..columns).map(|at| Ok(row.get_ref(at)?.into())).collect();
+        let row: rusqlite::Result<Vec<Value>> =
+            (0..columns).map(|at| Ok(row.get_ref(at)?.into())).collect();
         rows.push(row?);
     }
     drop(found);
     Ok(Reply::Done { changed: connection.total_changes().saturating_sub(before), rows })
 }
 
-/// Whether it is this node that has failed, not the statement: then the node must stop, because the others have
-/// carried it out.
+/// Whether the node failed, not the statement: then the node must stop, because the others have
+/// executed the statement.
 pub(crate) fn is_of_this_node(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -152,16 +153,16 @@ pub(crate) fn is_of_this_node(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// What a connection that carries out the log's statements is told from outside.
+/// Context for a connection that executes the log's statements.
 #[derive(Clone, Default)]
 pub(crate) struct Watch {
     /// The log time of the statement, in UNIX milliseconds: the same on every node.
     pub(crate) time_ms: Arc<AtomicI64>,
-    /// Whether the statement is one of the log, not one of the machine's own.
+    /// Whether the statement comes from the log or is the machine's own.
     pub(crate) is_of_log: Arc<AtomicBool>,
 }
 
-/// Functions whose results differ between nodes, or between a node's lives.
+/// Functions whose results differ between nodes, or between two process starts of a node.
 const NEVER: &[&str] = &[
     "random",
     "randomblob",
@@ -175,7 +176,7 @@ const NEVER: &[&str] = &[
     "sqlite_source_id",
 ];
 
-/// Functions of dates, with how many arguments they must have before they look at no clock.
+/// Date functions, with the number of arguments from which they read no clock.
 const DATES: &[(&str, usize)] = &[
     ("date", 1),
     ("time", 1),
@@ -186,26 +187,27 @@ const DATES: &[(&str, usize)] = &[
     ("timediff", 2),
 ];
 
-/// Words that make a function of dates look at the clock or at the machine's time zone.
+/// Arguments that make a date function read the clock or the host's time zone.
 const CLOCKS: &[&str] = &["now", "localtime", "utc", "subsec", "subsecond"];
 
 fn refusal(text: String) -> rusqlite::Error {
     rusqlite::Error::UserFunctionError(text.into())
 }
 
-/// Puts the machine's own functions in the place of those that would give each node something else, and keeps
-/// statements to the replicated database. A function is replaced where it runs, not sought in the text: defaults,
-/// triggers and views come to it too.
+/// Replaces functions whose results would differ between nodes by the machine's own, and confines
+/// statements to the replicated database. A function is replaced in the connection, not searched
+/// for in the text, so defaults, triggers and views use the replacement too.
 pub(crate) fn guard(connection: &mut Connection, watch: &Watch) -> rusqlite::Result<()> {
     for name in NEVER {
         connection.create_scalar_function(*name, -1, FunctionFlags::SQLITE_UTF8, move |_| {
             Err::<i64, _>(refusal(format!(
-                "{name}() is not the same on every node; send its value as a parameter, or use log_time_ms()"
+                "{name}() is not the same on every node; send the value as a parameter, or use \
+                 log_time_ms()"
             )))
         })?;
     }
     for (name, needed) in DATES {
-        // The built-in function, on a connection of its own.
+        // The built-in function, on a separate connection.
         let plain = Connection::open_in_memory()?;
         let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
         connection.create_scalar_function(*name, -1, flags, move |context| {
@@ -239,8 +241,8 @@ fn built_in(
     };
     if arguments.len() < needed || arguments.iter().any(asks_a_clock) {
         return Err(refusal(format!(
-            "{name}() of the clock or the time zone is not the same on every node; use {name}(log_time_ms() / \
-             1000, 'unixepoch') or send the time as a parameter"
+            "{name}() with the clock or the time zone is not the same on every node; use \
+             {name}(log_time_ms() / 1000, 'unixepoch') or send the time as a parameter"
         )));
     }
     let marks = vec!["?"; arguments.len()].join(", ");
@@ -248,8 +250,8 @@ fn built_in(
     plain.query_row(&sql, rusqlite::params_from_iter(&arguments), |row| row.get(0))
 }
 
-/// Other files, settings of the connection, transactions of one's own, what is not in a snapshot, and the machine's
-/// own table.
+/// Refuses other files, connection settings, transaction control, anything that is not part of a
+/// snapshot, and the machine's own table.
 fn leaves_the_database(action: &AuthAction<'_>) -> bool {
     match action {
         AuthAction::Attach { .. }

@@ -1,8 +1,9 @@
-//! One database: the data of the log's statements, and in a table of its own the position, changed in the same
-//! transaction.
+//! One database: the data of the log's statements and, in a separate table, the position, changed
+//! in the same transaction.
 //!
-//! Every database lies in a folder of its own, and the file `CURRENT` names the folder that counts; it is replaced by
-//! a rename. So a database with everything that SQLite keeps beside it is replaced in one step.
+//! Every database has its own directory, and the file `CURRENT` names the directory in use; it is
+//! replaced by a rename. So a database is replaced in one step, together with the files that SQLite
+//! keeps beside it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -18,12 +19,12 @@ use crate::sql::{self, Command, Reply, Watch};
 
 /// The machine's own table.
 pub(crate) const OWN_TABLE: &str = "_d_engine";
-/// The database's name in its folder, and in a snapshot.
+/// The database's file name, in its directory and in a snapshot.
 pub(crate) const FILE: &str = "state.db";
 const POINTER: &str = "CURRENT";
 const BINDING: &str = "BINDING";
 
-/// Where a database stands.
+/// The position of a database.
 #[derive(Clone, Default)]
 pub(crate) struct Position {
     pub(crate) applied: LogId,
@@ -38,7 +39,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the database that `CURRENT` names, or makes one with this schema; removes what is left of others.
+    /// Opens the database that `CURRENT` names, or creates one with this schema; removes the
+    /// remains of others.
     pub(crate) fn open(dir: &Path, schema: &str) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let current = match fs::read_to_string(dir.join(POINTER)) {
@@ -58,20 +60,25 @@ impl Store {
         Self::at(dir.join(current).join(FILE))
     }
 
-    /// A new database with this schema in a folder of its own, not yet the one that counts.
+    /// Creates a database with this schema in a new directory, not yet in use.
     pub(crate) fn create(dir: &Path, folder: &str, schema: &str) -> Result<Self> {
         let store = Self::at(new_folder(dir, folder)?.join(FILE))?;
         store.connection.execute_batch(&format!(
-            "BEGIN; CREATE TABLE {OWN_TABLE} (one INTEGER PRIMARY KEY CHECK (one = 1), term INTEGER, position INTEGER, \
-             snapshot_term INTEGER, snapshot_index INTEGER, snapshot_format INTEGER, snapshot_checksum BLOB); \
-             {schema}; COMMIT"
+            "BEGIN; CREATE TABLE {OWN_TABLE} (one INTEGER PRIMARY KEY CHECK (one = 1), term \
+             INTEGER, position INTEGER, snapshot_term INTEGER, snapshot_index INTEGER, \
+             snapshot_format INTEGER, snapshot_checksum BLOB); {schema}; COMMIT"
         ))?;
         store.flush(&Position::default())?;
         Ok(store)
     }
 
-    /// The database of a snapshot, copied into a folder of its own and looked through.
-    pub(crate) fn copy(dir: &Path, folder: &str, snapshot: &Path, position: &Position) -> Result<Self> {
+    /// Copies the database of a snapshot into a new directory and checks its integrity.
+    pub(crate) fn copy(
+        dir: &Path,
+        folder: &str,
+        snapshot: &Path,
+        position: &Position,
+    ) -> Result<Self> {
         let path = new_folder(dir, folder)?.join(FILE);
         fs::copy(snapshot, &path)?;
         let store = Self::at(path)?;
@@ -80,9 +87,12 @@ impl Store {
         if verdict != "ok" {
             return Err(Error::msg(format_args!("the snapshot is damaged: {verdict}")));
         }
-        let label = store.position()?.applied;
-        if label != position.applied {
-            return Err(Error::msg(format_args!("the snapshot is of {label}, not of {}", position.applied)));
+        let last_included = store.position()?.applied;
+        if last_included != position.applied {
+            return Err(Error::msg(format_args!(
+                "the snapshot is at {last_included}, not at {}",
+                position.applied
+            )));
         }
         store.flush(position)?;
         File::open(&store.path)?.sync_all()?;
@@ -91,7 +101,7 @@ impl Store {
 
     fn at(path: PathBuf) -> Result<Self> {
         let mut connection = Connection::open(&path)?;
-        // A commit survives the process at once, a power cut after `flush`.
+        // A commit survives a process crash at once, and a power loss after `flush`.
         connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
         connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA trusted_schema = OFF")?;
         let watch = Watch::default();
@@ -99,15 +109,18 @@ impl Store {
         Ok(Self { path, connection, watch })
     }
 
-    /// Makes this database the one that counts.
+    /// Puts this database into use.
     pub(crate) fn take_place(&self, dir: &Path) -> Result<()> {
-        let folder = self.path.parent().ok_or_else(|| Error::msg("a database without a folder"))?;
+        let folder = self
+            .path
+            .parent()
+            .ok_or_else(|| Error::msg("the path of the database has no parent directory"))?;
         File::open(folder)?.sync_all()?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         replace(dir, POINTER, name.as_bytes())
     }
 
-    /// The folder of the database that comes after this one.
+    /// The directory of the next database.
     pub(crate) fn next_folder(&self) -> String {
         let folder = self.path.parent().and_then(Path::file_name).unwrap_or_default();
         let number = folder.to_string_lossy().parse::<u64>().unwrap_or(0);
@@ -116,15 +129,16 @@ impl Store {
 
     pub(crate) fn position(&self) -> Result<Position> {
         let sql = format!(
-            "SELECT term, position, snapshot_term, snapshot_index, snapshot_format, snapshot_checksum FROM {OWN_TABLE}"
+            "SELECT term, position, snapshot_term, snapshot_index, snapshot_format, \
+             snapshot_checksum FROM {OWN_TABLE}"
         );
         let found = self.connection.query_row(&sql, [], |row| {
             let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
-            let applied = LogId { term: number(0)?, index: number(1)? };
+            let applied = LogId::of(number(0)?, number(1)?);
             let snapshot = match row.get::<_, Option<[u8; 32]>>(5)? {
                 Some(checksum) => {
-                    let label = LogId { term: number(2)?, index: number(3)? };
-                    Some(SnapshotMetadata::new(label, checksum).with_format(row.get(4)?))
+                    let last_included = LogId::of(number(2)?, number(3)?);
+                    Some(SnapshotMetadata::new(last_included, checksum).with_format(row.get(4)?))
                 }
                 None => None,
             };
@@ -135,37 +149,40 @@ impl Store {
 
     fn store_position(&self, position: &Position) -> rusqlite::Result<()> {
         let snapshot = position.snapshot.as_ref();
-        let label = snapshot.map(|meta| meta.last_included);
-        let signed = |number: u64| number.cast_signed();
+        let last_included = snapshot.map(|meta| meta.last_included);
+        let term = |id: LogId| id.term.get().cast_signed();
+        let index = |id: LogId| id.index.get().cast_signed();
         let sql = format!("INSERT OR REPLACE INTO {OWN_TABLE} VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)");
         self.connection.prepare(&sql)?.execute(rusqlite::params![
-            signed(position.applied.term),
-            signed(position.applied.index),
-            label.map(|label| signed(label.term)),
-            label.map(|label| signed(label.index)),
+            term(position.applied),
+            index(position.applied),
+            last_included.map(term),
+            last_included.map(index),
             snapshot.map(|meta| meta.format),
             snapshot.map(|meta| meta.checksum.as_slice()),
         ])?;
         Ok(())
     }
 
-    /// Makes everything up to here, and the position, survive a power cut.
+    /// Makes everything so far, and the position, survive a power loss.
     pub(crate) fn flush(&self, position: &Position) -> Result<()> {
-        // A commit with full synchronisation syncs everything that was written before it.
+        // A commit with full synchronisation syncs everything written before it.
         self.connection.execute_batch("PRAGMA synchronous = FULL")?;
         let stored = self.store_position(position);
         self.connection.execute_batch("PRAGMA synchronous = NORMAL")?;
         Ok(stored?)
     }
 
-    /// Carries out a chunk in one transaction, with the position behind it; returns a reply for each entry.
+    /// Executes a chunk in one transaction, with the position after it; returns a reply for each
+    /// entry.
     pub(crate) fn apply(
         &self,
         chunk: &[(&Entry, Result<Command, String>)],
         position: &Position,
     ) -> Result<Vec<Reply>> {
-        // `INSERT OR ROLLBACK` and `RAISE(ROLLBACK)` end the transaction in which others' statements are too. Such a
-        // statement is refused, and the chunk is carried out again without it.
+        // `INSERT OR ROLLBACK` and `RAISE(ROLLBACK)` end the transaction, which also contains other
+        // clients' statements. Such a statement is refused, and the chunk is executed again without
+        // it.
         let mut refused = vec![false; chunk.len()];
         loop {
             self.connection.execute_batch("BEGIN IMMEDIATE")?;
@@ -180,7 +197,7 @@ impl Store {
             };
             return done.map_err(|error| {
                 if !self.connection.is_autocommit() {
-                    // What it says of itself matters less than the first error.
+                    // The first error matters more than an error of the rollback.
                     self.connection.execute_batch("ROLLBACK").ok();
                 }
                 error.into()
@@ -188,7 +205,7 @@ impl Store {
         }
     }
 
-    /// `None`: a statement has ended the transaction; it is marked now.
+    /// `None`: a statement ended the transaction; it is now marked.
     fn try_apply(
         &self,
         chunk: &[(&Entry, Result<Command, String>)],
@@ -199,8 +216,8 @@ impl Store {
             let reply = match command {
                 Err(reason) => Reply::Refused { reason: reason.clone() },
                 Ok(_) if *refused => {
-                    let reason =
-                        "it would have rolled back what others have done; use ABORT instead of ROLLBACK";
+                    let reason = "it would have rolled back other clients' statements; use ABORT \
+                                  instead of ROLLBACK";
                     Reply::Refused { reason: reason.to_owned() }
                 }
                 Ok(command) => match self.run_of_log(entry, command)? {
@@ -216,7 +233,7 @@ impl Store {
         Ok(Some(replies))
     }
 
-    /// One statement of the log, all of it or nothing. `None`: it has ended the transaction.
+    /// Executes one statement of the log, all of it or nothing. `None`: it ended the transaction.
     fn run_of_log(&self, entry: &Entry, command: &Command) -> rusqlite::Result<Option<Reply>> {
         self.connection.execute_batch("SAVEPOINT entry")?;
         self.watch.time_ms.store(entry.time_ms().cast_signed(), Ordering::Release);
@@ -241,16 +258,17 @@ impl Store {
         Ok(Some(reply))
     }
 
-    /// Bytes of the database, and so of a snapshot of it.
+    /// The size of the database in bytes, and so of a snapshot of it.
     pub(crate) fn bytes(&self) -> Result<u64> {
         let sql = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
         Ok(self.connection.query_row(sql, [], |row| row.get::<_, i64>(0))?.cast_unsigned())
     }
 }
 
-/// Rows in all tables, as a connection sees them.
+/// The number of rows in all tables, as a connection sees them.
 pub(crate) fn rows(connection: &Connection) -> Result<u64> {
-    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ?1";
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' \
+               ESCAPE '\\' AND name <> ?1";
     let mut tables = connection.prepare(sql)?;
     let names = tables.query_map([OWN_TABLE], |row| row.get::<_, String>(0))?;
     let mut rows = 0;
@@ -261,7 +279,7 @@ pub(crate) fn rows(connection: &Connection) -> Result<u64> {
     Ok(rows)
 }
 
-/// What [`bind`] has stored; `None`: nothing yet.
+/// What [`bind`] stored; `None`: nothing yet.
 pub(crate) fn binding(dir: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(dir.join(BINDING)) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -275,7 +293,7 @@ pub(crate) fn bind(dir: &Path, binding: &[u8]) -> Result<()> {
     replace(dir, BINDING, binding)
 }
 
-/// Gives a small file other bytes, in one durable step.
+/// Replaces the contents of a small file in one durable step.
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let unfinished = dir.join(format!("{name}.new"));
     let mut file = File::create(&unfinished)?;
@@ -288,49 +306,58 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 fn new_folder(dir: &Path, folder: &str) -> Result<PathBuf> {
     let folder = dir.join(folder);
     if folder.exists() {
-        // What a crash has left.
+        // Remove what a crash left.
         fs::remove_dir_all(&folder)?;
     }
     fs::create_dir_all(&folder)?;
     Ok(folder)
 }
 
-/// A connection that changes nothing.
+/// A read-only connection.
 pub(crate) fn reader(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
-    // No other file may come in.
-    connection.authorizer(Some(|context: rusqlite::hooks::AuthContext<'_>| match context.action {
-        rusqlite::hooks::AuthAction::Attach { .. } | rusqlite::hooks::AuthAction::Pragma { .. } => {
-            rusqlite::hooks::Authorization::Deny
+    // Attach no other file.
+    connection.authorizer(Some(|context: rusqlite::hooks::AuthContext<'_>| {
+        match context.action {
+            rusqlite::hooks::AuthAction::Attach { .. }
+            | rusqlite::hooks::AuthAction::Pragma { .. } => rusqlite::hooks::Authorization::Deny,
+            _ => rusqlite::hooks::Authorization::Allow,
         }
-        _ => rusqlite::hooks::Authorization::Allow,
     }))?;
     Ok(connection)
 }
 
-/// Pages that are copied at a time.
+/// How many pages are copied at a time.
 const PAGES: i32 = 256;
 
-/// Copies what a connection reads into a new file, as of this position.
-pub(crate) fn back_up(from: &Connection, to: &Path, label: LogId, room: &SnapshotRoom<'_>) -> Result<()> {
+/// Copies the state that a connection reads into a new file, as of this position.
+pub(crate) fn back_up(
+    from: &Connection,
+    to: &Path,
+    last_included: LogId,
+    room: &SnapshotRoom<'_>,
+) -> Result<()> {
     let mut copy = Connection::open(to)?;
-    // Clients' statements run on `from`, which refuses pragmas; both files have the size that is the default.
-    let page_bytes: u64 = copy.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?.into();
+    // Clients' statements run on `from`, which refuses pragmas; both files have the size that is
+    // the default.
+    let page_bytes: u64 =
+        copy.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?.into();
     let backup = Backup::new(from, &mut copy)?;
     loop {
         match backup.step(PAGES)? {
             StepResult::Done => break,
             StepResult::More => room.written(u64::from(PAGES.unsigned_abs()) * page_bytes)?,
-            // Somebody else holds a lock for a moment.
+            // Another connection holds a lock for a moment.
             _ => std::thread::sleep(Duration::from_millis(1)),
         }
     }
     drop(backup);
-    // One file by itself.
+    // Make it a single self-contained file.
     copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
     let sql = format!("UPDATE {OWN_TABLE} SET term = ?1, position = ?2");
-    copy.execute(&sql, [label.term.cast_signed(), label.index.cast_signed()])?;
+    let (term, index) = (last_included.term.get(), last_included.index.get());
+    copy.execute(&sql, [term.cast_signed(), index.cast_signed()])?;
     drop(copy);
     Ok(File::open(to)?.sync_all()?)
 }

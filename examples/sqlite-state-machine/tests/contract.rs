@@ -1,4 +1,4 @@
-//! Every line of the contract, each as a test.
+//! Every rule of the contract, each as a test.
 #![allow(clippy::unwrap_used)]
 
 use d_engine::storage::{ClusterId, Incarnation};
@@ -25,15 +25,21 @@ state_machine_suite!(
         .commands(command)
         .contents(contents)
         .undecodable(Command::new("INSERT INTO nowhere VALUES (1)", []).encode().unwrap())
-        .undecodable(Command::new("INSERT INTO notes VALUES (random(), 0, 0)", []).encode().unwrap())
-        .questions(|n| Command::new("SELECT v FROM notes WHERE k = ?1", [(n.cast_signed() % 7).into()])
-            .encode()
-            .unwrap())
-        // Pages that are free hold what was there before.
+        .undecodable(
+            Command::new("INSERT INTO notes VALUES (random(), 0, 0)", []).encode().unwrap()
+        )
+        .questions(|n| Command::new(
+            "SELECT v FROM notes WHERE k = ?1",
+            [(n.cast_signed() % 7).into()]
+        )
+        .encode()
+        .unwrap())
+        // Free pages contain earlier content.
         .snapshots_may_differ()
 );
 
-/// Databases of another node, or of this one before its data directory was wiped, are refused by name.
+/// Databases of another node, or of this one before its data directory was wiped, are refused, and
+/// the error names the difference.
 #[test]
 fn its_files_belong_to_one_data_directory() {
     let binding = |incarnation| Binding::new(ClusterId([1; 16]), 1, Incarnation([incarnation; 16]));
@@ -47,8 +53,12 @@ fn its_files_belong_to_one_data_directory() {
         refused.contains("incarnation 07070707") && refused.contains("incarnation 08080808"),
         "{refused}"
     );
-    // A reset puts another database in the place of this one, of the same history.
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(machine.reset()).unwrap();
+    // A reset replaces the database with another one of the same history.
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(machine.reset())
+        .unwrap();
     drop(machine);
     assert!(open().bind(&binding(8)).is_err());
 }

@@ -1,4 +1,4 @@
-//! What statements may do, and what they may not.
+//! Which statements are allowed, and which are refused.
 #![allow(clippy::unwrap_used)]
 
 use d_engine::{Entry, StateMachine as _};
@@ -18,7 +18,7 @@ impl Subject {
         Self { machine: SqliteMachine::open(dir.path(), SCHEMA).unwrap(), next: 1, _dir: dir }
     }
 
-    /// Statements as one chunk.
+    /// Applies statements as one chunk.
     async fn chunk(&mut self, statements: &[&str]) -> Vec<Reply> {
         let encoded = statements.iter().map(|sql| Command::new(*sql, []).encode().unwrap());
         let (entries, probes): (Vec<_>, Vec<_>) = encoded
@@ -38,14 +38,15 @@ impl Subject {
     }
 
     fn ask(&self, sql: &str) -> Reply {
-        Reply::decode(&self.machine.query(&Command::new(sql, []).encode().unwrap()).unwrap()).unwrap()
+        Reply::decode(&self.machine.query(&Command::new(sql, []).encode().unwrap()).unwrap())
+            .unwrap()
     }
 }
 
 fn refused(reply: &Reply) -> &str {
     match reply {
         Reply::Refused { reason } => reason,
-        Reply::Done { .. } => panic!("it was carried out: {reply:?}"),
+        Reply::Done { .. } => panic!("it was executed: {reply:?}"),
     }
 }
 
@@ -74,10 +75,14 @@ async fn what_differs_between_nodes_is_refused_wherever_it_stands() {
         let reply = subject.one(sql).await;
         assert!(refused(&reply).contains("not the same on every node"), "{sql}: {reply:?}");
     }
-    // As a default, and in a trigger.
+    // As a default value, and in a trigger.
     rows(subject.one("CREATE TABLE d (a INTEGER PRIMARY KEY, at DEFAULT CURRENT_TIMESTAMP)").await);
     refused(&subject.one("INSERT INTO d (a) VALUES (1)").await);
-    rows(subject.one("CREATE TRIGGER g AFTER INSERT ON t BEGIN UPDATE t SET b = random(); END").await);
+    rows(
+        subject
+            .one("CREATE TRIGGER g AFTER INSERT ON t BEGIN UPDATE t SET b = random(); END")
+            .await,
+    );
     refused(&subject.one("INSERT INTO t VALUES (1, 1)").await);
     assert_eq!(subject.machine.len(), 0);
 }
@@ -85,7 +90,8 @@ async fn what_differs_between_nodes_is_refused_wherever_it_stands() {
 #[tokio::test]
 async fn times_that_are_the_same_everywhere_are_carried_out() {
     let mut subject = Subject::new();
-    let sql = "INSERT INTO t VALUES (log_time_ms(), datetime(log_time_ms() / 1000, 'unixepoch', '+1 day')) RETURNING *";
+    let sql = "INSERT INTO t VALUES (log_time_ms(), datetime(log_time_ms() / 1000, 'unixepoch', \
+               '+1 day')) RETURNING *";
     let expected = vec![vec![1_700_000_000_000.into(), "2023-11-15 22:13:20".into()]];
     assert_eq!(rows(subject.one(sql).await), expected);
 }
@@ -110,12 +116,12 @@ async fn statements_keep_to_the_replicated_database() {
     ] {
         refused(&subject.one(sql).await);
     }
-    assert_eq!((subject.machine.len(), subject.machine.last_applied().index), (0, 13));
+    assert_eq!((subject.machine.len(), subject.machine.last_applied().index.get()), (0, 13));
     refused(&subject.ask("DELETE FROM t"));
     refused(&subject.ask("ATTACH '/tmp/other.db' AS other"));
 }
 
-/// However the entries are cut into chunks, the same comes of them.
+/// The result does not depend on how entries are grouped into chunks.
 #[tokio::test]
 async fn a_statement_that_fails_takes_nothing_with_it() {
     let statements = [

@@ -1,7 +1,8 @@
-//! What can be typed, a file for each kind of verb.
+//! The command line, one file per group of verbs.
 
 mod bench;
 mod cluster;
+mod consistency;
 mod import;
 mod key_value;
 mod serve;
@@ -9,11 +10,13 @@ mod units;
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use d_engine_client::{Client, ClientError, ClientOptions, Consistency, KvClient};
+use clap::{Args, Parser, Subcommand};
+use d_engine_client::{Client, ClientError, ClientOptions, KvClient};
 
 pub(crate) use self::bench::{BenchArgs, Workload};
-pub(crate) use self::cluster::{DemoArgs, DevArgs, SkipEntryArgs, SnapshotArgs, StatusArgs, TransferArgs};
+pub(crate) use self::cluster::{
+    DemoArgs, DevArgs, SkipEntryArgs, SnapshotArgs, StatusArgs, TransferArgs,
+};
 pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
@@ -21,16 +24,18 @@ use self::units::duration;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-    0  done
-    1  failed; the message says why and what to do
-    2  the command line or the config file cannot be used; nothing was opened or sent
+    0  success
+    1  failure; the message says why and what to do
+    2  the command line, the config, or a file or directory that it names cannot be used; nothing
+       was changed
     3  get: a key has no value
-    4  put, delete, cas, transfer-leader: the outcome is unknown (the connection or the leadership was
-       lost on the way)
-    5  cas: another value was there; nothing was changed
+    4  put, delete, cas, transfer-leader, skip-entry: the outcome is unknown, because the
+       connection, the leadership or the time was lost after the request was sent
+    5  cas: the key has another value or none; nothing was changed
   130  bench, demo, import, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
 
-/// A replicated, durable state machine: run a node, talk to a cluster, or watch one survive.
+/// A replicated, durable state machine: run a node, send requests to a cluster, or watch a
+/// failover.
 #[derive(Parser, Debug)]
 #[command(name = "d-engine", version, after_help = EXIT_CODES)]
 #[command(propagate_version = true, max_term_width = 100)]
@@ -41,40 +46,40 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Verb {
-    /// Run a whole cluster on this machine, to work against.
+    /// Run a whole cluster on this machine, for development.
     Dev(DevArgs),
     /// Run one node with the key-value state machine.
     Serve(ServeArgs),
-    /// Give a key a value.
+    /// Set the value of a key.
     Put(PutArgs),
-    /// Print the value of a key, or of several as of one moment.
+    /// Print the value of a key, or the values of several keys from one state.
     Get(GetArgs),
-    /// Take the value of a key away.
+    /// Delete a key.
     Delete(DeleteArgs),
-    /// Give a key a value only if it has the expected one.
+    /// Set the value of a key only if it has the expected value.
     Cas(CasArgs),
     /// Print the records of a range of keys, in order.
     Scan(ScanArgs),
     /// Put every record of a file.
     Import(ImportArgs),
-    /// Show every node of the cluster.
+    /// Show the state of every node of the cluster.
     Status(StatusArgs),
-    /// Make nodes take a snapshot of their state now, so that their logs get shorter.
+    /// Make nodes take a snapshot now, so that they can purge their logs.
     Snapshot(SnapshotArgs),
-    /// Hand leadership over to another node.
+    /// Transfer leadership to another node.
     TransferLeader(TransferArgs),
-    /// Leave out an entry that stops the state machine of every node.
+    /// Skip an entry that halts the state machine of every node.
     SkipEntry(SkipEntryArgs),
-    /// Measure operations per second, their latency, and what each costs.
+    /// Measure operations per second, their latency and their cost.
     Bench(Box<BenchArgs>),
-    /// Three processes, a real import, the leader killed in the middle, and a check of every record.
+    /// Import a file into three processes, kill the leader in the middle, and check every record.
     Demo(DemoArgs),
 }
 
-/// Which cluster.
+/// Selects a cluster.
 #[derive(Args, Debug)]
 pub(crate) struct EndpointArgs {
-    /// Client addresses of some nodes; the leader is found from there.
+    /// Client addresses of one or more nodes; the client finds the leader from there.
     #[arg(
         long,
         value_name = "HOST:PORT,...",
@@ -86,7 +91,7 @@ pub(crate) struct EndpointArgs {
 }
 
 impl EndpointArgs {
-    /// The addresses, as they were meant.
+    /// Returns the addresses without surrounding blanks.
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.endpoints.iter().map(|endpoint| endpoint.trim().to_owned()).collect()
     }
@@ -96,12 +101,12 @@ impl EndpointArgs {
     }
 }
 
-/// Which cluster, and how patient.
+/// Selects a cluster and a timeout.
 #[derive(Args, Debug)]
 pub(crate) struct ClusterArgs {
     #[command(flatten)]
     pub(crate) endpoints: EndpointArgs,
-    /// How long to try, for example 500ms or 5s.
+    /// How long to try before the command fails, for example 500ms or 5s.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 }
@@ -113,27 +118,6 @@ impl ClusterArgs {
 
     pub(crate) fn kv(&self) -> Result<KvClient, ClientError> {
         self.client().map(KvClient::new)
-    }
-}
-
-/// `--consistency`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Freshness {
-    /// Sees every write acknowledged before; costs a round of heartbeats
-    Linearizable,
-    /// The same while clocks drift less than configured; a leader with a lease answers at once
-    Lease,
-    /// What the first node that answers has applied; may be old
-    Eventual,
-}
-
-impl From<Freshness> for Consistency {
-    fn from(freshness: Freshness) -> Self {
-        match freshness {
-            Freshness::Linearizable => Self::Linearizable,
-            Freshness::Lease => Self::Lease,
-            Freshness::Eventual => Self::Eventual,
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 const SERVE_HELP: &str = "\
-A config for node 1 of three; the others differ in node_id and data_dir:
+A config for node 1 of three; the configs of the others differ in node_id and data_dir:
 
     node_id = 1
     cluster_id = \"9f2b6c0e4d1a48f7b3e5a6d7c8091a2b\"    # the same on every node
@@ -21,32 +21,33 @@ Examples:
     d-engine serve --config node-1.toml
     RUST_LOG=debug d-engine serve --config node-1.toml 2> node-1.log
 
-When the node knows a leader and has caught up with it, one line is printed on stdout. Ctrl-C and SIGTERM \
-stop it in order (exit 0). Exit 2: the config is refused, before anything is opened. Exit 1: the node \
-could not start, or stopped for a reason that is told.";
+When the node knows a leader and has caught up with it, one line is printed on stdout. Ctrl-C and \
+SIGTERM stop the node cleanly (exit 0). Exit 2: the config is invalid; nothing was opened. Exit \
+1: the node could not start, or stopped; the message says why.";
 
 #[derive(Args, Debug)]
 #[command(after_help = SERVE_HELP)]
 pub(crate) struct ServeArgs {
-    /// The node's configuration, a TOML file.
+    /// The node's configuration file, in TOML.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Where the records lie. `memory` rebuilds them at every start from the newest snapshot and the log; `disk` keeps
-    /// them in `kv-disk` below the data directory, for more records than memory holds. Both answer alike and take each
-    /// other's snapshots, so the nodes of a cluster may differ. A node may go from `memory` to `disk` at a restart; for
-    /// the way back, remove `kv-disk` first: `memory` refuses a data directory that has it.
+    /// Where the records are kept. `memory` rebuilds them at every start from the newest snapshot
+    /// and the log; `disk` keeps them in `kv-disk` inside the data directory, for more records than
+    /// fit into memory. Both serve clients alike and accept each other's snapshots, so the nodes of
+    /// a cluster may differ. A node can change from `memory` to `disk` at a restart. To change
+    /// back, remove `kv-disk` first: `memory` refuses a data directory that contains it.
     #[arg(long, value_enum, value_name = "KIND", default_value = "memory")]
     pub(crate) state_machine: StateMachineKind,
-    /// Stop when stdin is closed: a parent that holds the other end cannot leave an orphan behind.
+    /// Stop when stdin is closed, so that a parent process that ends leaves no orphan.
     #[arg(long, hide = true)]
     pub(crate) stop_on_stdin_close: bool,
 }
 
-/// Where the records lie.
+/// Where the records are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum StateMachineKind {
-    /// Rebuilt at every start.
+    /// In memory, rebuilt at every start
     Memory,
-    /// Kept on disk.
+    /// In files on disk
     Disk,
 }

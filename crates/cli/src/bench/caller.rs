@@ -1,4 +1,4 @@
-//! One operation at a time, over the network or straight into an embedded node.
+//! One caller: sends one operation at a time, over the network or directly to an embedded node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_client::{
-    Client, ClientError, ClientOptions, Consistency, KvAnswer, KvClient, KvCommand, KvError, KvOperation,
-    KvQuery, KvReply, Scan,
+    Client, ClientError, ClientOptions, KvClient, KvCommand, KvError, KvOperation, KvQuery,
+    KvQueryReply, KvReply, ReadConsistency, Scan,
 };
-use d_engine_server::{EmbeddedEngine, ProposeError, ReadConsistency, ReadError};
+use d_engine_server::{EmbeddedEngine, ProposeError, ReadError};
 
 use super::plan::{Operation, Plan};
 use super::tally::Class;
 use crate::exit::Failure;
 
-/// Why an operation failed: how it is counted, and in words.
+/// Why an operation failed: the class in which it is counted, and the message.
 pub(super) type Failed = (Class, String);
 
-/// Whoever sends operations, one at a time.
+/// Sends operations, one at a time.
 pub(super) struct Caller {
     way: Way,
     plan: Arc<Plan>,
@@ -29,7 +29,7 @@ pub(super) struct Caller {
 enum Way {
     Network {
         kv: KvClient,
-        /// For eventual reads: one node, another one for each caller.
+        /// For eventual reads: a client of one node; callers are spread over the nodes.
         nearby: KvClient,
     },
     Embedded {
@@ -38,7 +38,7 @@ enum Way {
     },
 }
 
-/// Nodes in this process, and which of them led when it was last looked.
+/// Nodes in this process, and the last known leader.
 pub(super) struct EmbeddedNodes {
     pub(super) engines: Vec<EmbeddedEngine>,
     leader: AtomicUsize,
@@ -62,7 +62,8 @@ impl EmbeddedNodes {
     }
 }
 
-/// Clients with connections of their own: `connections` to the cluster, and as many to each node by itself.
+/// Clients with separate connections: `connections` of them to the cluster, and as many to each
+/// single node.
 pub(super) struct Connections {
     clients: Vec<KvClient>,
     nodes: Vec<Vec<KvClient>>,
@@ -70,7 +71,8 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) fn new(endpoints: &[String], plan: &Plan, callers: u16) -> Result<Self, Failure> {
-        let options = ClientOptions::default().timeout(plan.timeout).max_in_flight(usize::from(callers));
+        let options =
+            ClientOptions::default().timeout(plan.timeout).max_in_flight(usize::from(callers));
         let one = |endpoints: &[String]| -> Result<KvClient, Failure> {
             Ok(KvClient::connect(endpoints, options.clone())?)
         };
@@ -101,13 +103,14 @@ impl Caller {
         Self { way, plan: plan.clone(), command }
     }
 
-    /// Puts records, all of them as one.
+    /// Puts records as one batch.
     pub(super) async fn put_all(&self, numbers: std::ops::Range<u32>) -> Result<(), Failed> {
-        let puts = numbers.map(|number| KvOperation::put(self.plan.key(number), self.plan.value.clone()));
+        let puts =
+            numbers.map(|number| KvOperation::put(self.plan.key(number), self.plan.value.clone()));
         self.command(&KvCommand::batch(puts)).await
     }
 
-    /// Does one operation; returns when it is answered.
+    /// Performs one operation and waits for its response.
     pub(super) async fn call(&self, operation: Operation, key: u32) -> Result<(), Failed> {
         match operation {
             Operation::Put => {
@@ -115,7 +118,9 @@ impl Caller {
             }
             Operation::Propose => self.propose(self.command.clone()).await.map(|_| ()),
             Operation::Get => self.get(self.plan.key(key)).await,
-            Operation::Scan => self.scan(Scan::range(self.plan.key(key), None).limit(self.plan.page)).await,
+            Operation::Scan => {
+                self.scan(Scan::range(self.plan.key(key), None).limit(self.plan.page)).await
+            }
         }
     }
 
@@ -141,18 +146,19 @@ impl Caller {
     async fn get(&self, key: Bytes) -> Result<(), Failed> {
         let value = match &self.way {
             Way::Network { kv, nearby } => {
-                let kv = if self.plan.consistency == Consistency::Eventual { nearby } else { kv };
+                let kv =
+                    if self.plan.consistency == ReadConsistency::Eventual { nearby } else { kv };
                 kv.get(key, self.plan.consistency).await.map_err(kv_error)?
             }
             Way::Embedded { nodes, nearby } => {
-                let consistency = embedded(self.plan.consistency);
+                let consistency = self.plan.consistency;
                 let node = reader(nodes, *nearby, consistency);
                 let reads = node.get(&key, consistency);
                 within(nodes, self.plan.timeout, consistency, reads).await?
             }
         };
         match value {
-            None if self.plan.consistency != Consistency::Eventual => {
+            None if self.plan.consistency != ReadConsistency::Eventual => {
                 Err((Class::Other, "a key that was put before has no value".to_owned()))
             }
             _ => Ok(()),
@@ -162,37 +168,32 @@ impl Caller {
     async fn scan(&self, scan: Scan) -> Result<(), Failed> {
         match &self.way {
             Way::Network { kv, nearby } => {
-                let kv = if self.plan.consistency == Consistency::Eventual { nearby } else { kv };
+                let kv =
+                    if self.plan.consistency == ReadConsistency::Eventual { nearby } else { kv };
                 kv.scan(scan, self.plan.consistency).await.map(|_| ()).map_err(kv_error)
             }
             Way::Embedded { nodes, nearby } => {
-                let consistency = embedded(self.plan.consistency);
+                let consistency = self.plan.consistency;
                 let question = KvQuery::Scan(scan).encode();
                 let reads = reader(nodes, *nearby, consistency).query(&question, consistency);
                 let answer = within(nodes, self.plan.timeout, consistency, reads).await?;
-                KvAnswer::decode(&answer).map(|_| ()).map_err(|error| (Class::Other, error.to_string()))
+                KvQueryReply::decode(&answer)
+                    .map(|_| ())
+                    .map_err(|error| (Class::Other, error.to_string()))
             }
         }
     }
 }
 
-fn embedded(consistency: Consistency) -> ReadConsistency {
-    match consistency {
-        Consistency::Lease => ReadConsistency::Lease,
-        Consistency::Eventual => ReadConsistency::Eventual,
-        _ => ReadConsistency::Linearizable,
-    }
-}
-
-/// Who is asked: the leader, or for eventual reads the caller's own node.
+/// Returns the node that serves a read: the leader, or for eventual reads the caller's own node.
 fn reader(nodes: &EmbeddedNodes, nearby: usize, consistency: ReadConsistency) -> &EmbeddedEngine {
     if consistency == ReadConsistency::Eventual { &nodes.engines[nearby] } else { nodes.leader() }
 }
 
-/// Waits for a read no longer than allowed; an eventual one never waits.
+/// Bounds the time of a read. Eventual reads need no bound: they do not wait.
 async fn within<T>(
     nodes: &EmbeddedNodes,
-    patience: Duration,
+    timeout: Duration,
     consistency: ReadConsistency,
     read: impl Future<Output = Result<T, ReadError>>,
 ) -> Result<T, Failed> {
@@ -200,8 +201,8 @@ async fn within<T>(
     if consistency == ReadConsistency::Eventual {
         return read.await;
     }
-    let late = || Err((Class::Deadline, format!("no answer within {patience:?}")));
-    tokio::time::timeout(patience, read).await.unwrap_or_else(|_| late())
+    let late = || Err((Class::Deadline, format!("no response within {timeout:?}")));
+    tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| late())
 }
 
 fn client_error(error: ClientError) -> Failed {
@@ -249,7 +250,7 @@ fn read_error(nodes: &EmbeddedNodes, error: &ReadError) -> Failed {
     (class, error.to_string())
 }
 
-/// A client for questions about the nodes themselves.
-pub(super) fn status_client(endpoints: &[String], patience: Duration) -> Result<Client, Failure> {
-    Ok(Client::new(endpoints, ClientOptions::default().timeout(patience))?)
+/// Creates a client for status calls.
+pub(super) fn status_client(endpoints: &[String], timeout: Duration) -> Result<Client, Failure> {
+    Ok(Client::new(endpoints, ClientOptions::default().timeout(timeout))?)
 }

@@ -1,17 +1,19 @@
-//! What operations cost the nodes: the difference between two looks at their counters.
+//! What operations cost the nodes: the difference between two samples of their counters.
 
+use d_engine_client::NodeStatus;
 use serde::Serialize;
 
 use super::process::Usage;
 
-/// One look at everything that counts.
+/// One sample of all counters.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Look {
-    /// Each node's log; `None` for one that did not answer.
+    /// The log counters of each node; `None` for a node that did not answer.
     pub(super) logs: Vec<Option<LogCount>>,
-    /// The processes of nodes; `None` for one that is not there. Empty if they are somewhere else.
+    /// The nodes' processes; `None` for one that does not exist. Empty for a cluster that this
+    /// command did not start.
     pub(super) processes: Vec<Option<Usage>>,
-    /// The process of the callers, if it is another one.
+    /// The callers' process, if the nodes do not run in it.
     pub(super) callers: Option<Usage>,
 }
 
@@ -22,29 +24,36 @@ pub(super) struct LogCount {
     pub(super) bytes: u64,
 }
 
-/// What one operation cost, all nodes together; `None` where it is not known.
+impl LogCount {
+    pub(super) fn of(status: &NodeStatus) -> Self {
+        Self { syncs: status.log_syncs, bytes: status.log_bytes_written }
+    }
+}
+
+/// The cost of one operation, summed over all nodes; `None` where it is unknown.
 #[derive(Clone, PartialEq, Default, Serialize, Debug)]
 pub(super) struct Cost {
-    /// Syncs of logs.
+    /// Syncs of the logs.
     pub(super) syncs: Option<f64>,
     /// Bytes written to logs, padding included.
     pub(super) log_bytes: Option<f64>,
-    /// Bytes that the system wrote to disks for the nodes.
+    /// Bytes that the operating system wrote to disk for the nodes.
     pub(super) disk_bytes: Option<f64>,
     /// User and system time of the nodes.
     pub(super) cpu_seconds: Option<f64>,
-    /// Voluntary and involuntary.
+    /// Voluntary and involuntary context switches.
     pub(super) context_switches: Option<f64>,
-    /// Voluntary switches: hand-overs of work to a thread that slept.
+    /// Voluntary context switches: hand-overs of work to a sleeping thread.
     pub(super) thread_hops: Option<f64>,
-    /// User and system time of the callers, if they are in another process than the nodes.
+    /// User and system time of the callers, if they run in a different process than the nodes.
     pub(super) caller_cpu_seconds: Option<f64>,
-    /// Not divided: the most memory that each process of a node ever had.
+    /// Peak memory of each node's process; not divided by the operations.
     pub(super) peak_memory_bytes: Option<Vec<u64>>,
 }
 
 impl Cost {
-    /// Of each of so many operations between two looks.
+    /// Returns the cost of one operation, given two samples and the number of operations between
+    /// them.
     pub(super) fn between(before: &Look, after: &Look, operations: u64) -> Self {
         if operations == 0 {
             return Self { peak_memory_bytes: peaks(after), ..Self::default() };
@@ -53,7 +62,9 @@ impl Cost {
         let log = |count: fn(&LogCount) -> u64| {
             difference(&before.logs, &after.logs, |log| Some(count(log) as f64))
         };
-        let used = |count: fn(&Usage) -> Option<f64>| difference(&before.processes, &after.processes, count);
+        let used = |count: fn(&Usage) -> Option<f64>| {
+            difference(&before.processes, &after.processes, count)
+        };
         Self {
             syncs: log(|log| log.syncs).map(each),
             log_bytes: log(|log| log.bytes).map(each),
@@ -73,7 +84,8 @@ impl Cost {
     }
 }
 
-/// The sum of the differences; `None` if one is not known, or a counter went back because a node was restarted.
+/// Returns the sum of the differences; `None` if one is unknown or a counter decreased because a
+/// node was restarted.
 fn difference<T>(
     before: &[Option<T>],
     after: &[Option<T>],
@@ -121,7 +133,7 @@ mod tests {
         assert_eq!((cost.syncs, cost.log_bytes), (Some(6.0), Some(6.0 * 4096.0)));
         assert_eq!((cost.cpu_seconds, cost.thread_hops), (Some(0.3), Some(18.0)));
         assert_eq!((cost.context_switches, cost.caller_cpu_seconds), (Some(24.0), None));
-        // The system did not say.
+        // The system did not report it.
         assert_eq!(cost.disk_bytes, None);
     }
 
@@ -131,7 +143,11 @@ mod tests {
         after.logs[1] = None;
         after.processes[2] = Some(Usage::default());
         let cost = Cost::between(&look(10, 1.0), &after, 10);
-        assert_eq!((cost.syncs, cost.cpu_seconds), (None, None), "one did not answer, one was restarted");
+        assert_eq!(
+            (cost.syncs, cost.cpu_seconds),
+            (None, None),
+            "one did not answer, one was restarted"
+        );
         let elsewhere = Cost::between(&Look::default(), &Look::default(), 10);
         assert_eq!(elsewhere, Cost::default());
         assert_eq!(Cost::between(&look(1, 1.0), &look(2, 2.0), 0).syncs, None);

@@ -1,4 +1,4 @@
-//! Callers at work, in a closed loop or at a fixed rate.
+//! Runs callers, in a closed loop or at a fixed rate.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,24 +13,24 @@ use super::plan::{Operation, Plan, Random};
 use super::tally::Tally;
 use crate::exit::Failure;
 
-/// Callers write into so many tallies in turn, so that they seldom wait for each other.
+/// Number of tallies that the callers share, so that they seldom contend for one.
 const TALLIES: usize = 64;
-/// After a failure a caller waits a moment: a refusal may come back at once, and a loop of refusals would
-/// measure nothing but itself.
+/// Pause of a caller after a failure. Refusals may return at once, and a loop of refusals would
+/// measure only itself.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(1);
 
-/// Callers at work. Dropping it ends them.
+/// The running callers. Dropping it ends them.
 pub(super) struct Load {
     shared: Arc<Shared>,
     callers: JoinSet<Result<(), Failure>>,
 }
 
-/// What came of it.
+/// The result of a run.
 pub(super) struct Done {
     pub(super) tally: Tally,
-    /// From the begin to the end, or to the last answer if that came later.
+    /// From the start to the planned end, or to the last response if that came later.
     pub(super) elapsed: Duration,
-    /// With a fixed rate: operations that should have begun and never did.
+    /// With a fixed rate: operations that should have begun and did not.
     pub(super) never_begun: u64,
 }
 
@@ -40,17 +40,17 @@ struct Shared {
     began: Instant,
     tallies: Vec<Mutex<Tally>>,
     stopping: AtomicBool,
-    /// Set when it was stopped: how long it had run.
+    /// How long the run had lasted when it was stopped; `None` if it was not.
     stopped_after: Mutex<Option<Duration>>,
     pace: Option<Pace>,
-    /// With a fixed rate: a permit for each operation that may begin. Closed at the end.
+    /// With a fixed rate: one permit for each operation that may begin. Closed at the end.
     due: Semaphore,
-    /// Operations that have begun, at a fixed rate.
+    /// With a fixed rate: operations that have begun.
     begun: AtomicU64,
 }
 
 impl Load {
-    /// Starts every caller, for `length`.
+    /// Starts every caller, to run for `length`.
     pub(super) fn start(
         callers: &[Arc<Caller>],
         plan: &Arc<Plan>,
@@ -70,11 +70,13 @@ impl Load {
         });
         if let Some(pace) = shared.pace {
             let shared = shared.clone();
-            // A thread: the runtime's timers count in whole milliseconds.
+            // A thread, because the runtime's timers have a resolution of one millisecond.
             std::thread::Builder::new()
                 .name("pace".to_owned())
                 .spawn(move || shared.keep_pace(pace))
-                .map_err(|error| Failure::failed(format_args!("no thread can be started: {error}")))?;
+                .map_err(|error| {
+                    Failure::failed(format_args!("the pace thread cannot be started: {error}"))
+                })?;
         }
         let mut tasks = JoinSet::new();
         for (number, caller) in (0..).zip(callers) {
@@ -83,12 +85,12 @@ impl Load {
         Ok(Self { shared, callers: tasks })
     }
 
-    /// Operations that have succeeded so far.
+    /// Returns the number of operations that have succeeded so far.
     pub(super) fn succeeded(&self) -> u64 {
         self.shared.tallies.iter().map(|tally| lock(tally).succeeded()).sum()
     }
 
-    /// Begins no further operation; those in flight finish.
+    /// Begins no further operations; those in flight finish.
     pub(super) fn stop(&self) {
         let mut after = self.shared.stopped_after.lock().unwrap_or_else(PoisonError::into_inner);
         after.get_or_insert(self.shared.began.elapsed());
@@ -96,15 +98,17 @@ impl Load {
         self.shared.due.close();
     }
 
-    /// Waits until every caller is done.
+    /// Waits until every caller has ended.
     pub(super) async fn finish(&mut self) -> Result<(), Failure> {
         while let Some(ended) = self.callers.join_next().await {
-            ended.map_err(|panic| Failure::failed(format_args!("a caller of the bench: {panic}")))??;
+            ended.map_err(|panic| {
+                Failure::failed(format_args!("a caller of the bench failed: {panic}"))
+            })??;
         }
         Ok(())
     }
 
-    /// What was measured, whether it is finished or not.
+    /// Returns the results so far, whether the run is finished or not.
     pub(super) fn done(&self) -> Result<Done, Failure> {
         let shared = &self.shared;
         let mut tally = Tally::new(shared.length);
@@ -113,7 +117,8 @@ impl Load {
         }
         let stopped = *shared.stopped_after.lock().unwrap_or_else(PoisonError::into_inner);
         let planned = stopped.unwrap_or(shared.length).min(shared.length);
-        let due = shared.pace.map_or(0, |pace| pace.due(planned.saturating_sub(Duration::from_nanos(1))));
+        let due =
+            shared.pace.map_or(0, |pace| pace.due(planned.saturating_sub(Duration::from_nanos(1))));
         let never_begun = due.saturating_sub(shared.begun.load(Ordering::Acquire));
         Ok(Done { elapsed: planned.max(tally.last_answer), tally, never_begun })
     }
@@ -138,14 +143,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits until the next operation may begin. Returns when it should begin, which is `Some(None)`, now, in a closed
-    /// loop; `None` at the end.
+    /// Waits until the next operation may begin. Returns the time at which it should begin;
+    /// `Some(None)` means now, in a closed loop, and `None` the end of the run.
     async fn next_begin(&self) -> Option<Option<Duration>> {
         if self.stopping.load(Ordering::Acquire) {
             return None;
         }
-        let Some(pace) = self.pace else { return (self.began.elapsed() < self.length).then_some(None) };
-        // An error means that it is closed.
+        let Some(pace) = self.pace else {
+            return (self.began.elapsed() < self.length).then_some(None);
+        };
+        // An error means that the semaphore is closed.
         self.due.acquire().await.ok()?.forget();
         Some(Some(pace.intended(self.begun.fetch_add(1, Ordering::AcqRel))))
     }
@@ -161,7 +168,7 @@ impl Shared {
         lock(tally).record(operation, timing, ended, outcome)
     }
 
-    /// Lets operations begin when they should, until the end.
+    /// Releases operations at their intended times, until the end.
     fn keep_pace(&self, pace: Pace) {
         let mut released = 0;
         while !self.stopping.load(Ordering::Acquire) {

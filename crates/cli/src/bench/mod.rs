@@ -1,8 +1,9 @@
-//! `d-engine bench`: how many operations a second, how long each takes, and what each costs.
+//! `d-engine bench`: measures operations per second, their latency, and their cost.
 //!
-//! `plan.rs` is what is asked for, `target.rs` the nodes, `caller.rs` one operation, `load.rs` many callers at once,
-//! `pace.rs` when operations begin at a fixed rate. `tally.rs` is what is written down meanwhile; `process.rs` and
-//! `cost.rs` are what the nodes used; `report.rs` and `plot.rs` show it all.
+//! `plan.rs` holds what to measure, `target.rs` the nodes. `caller.rs` sends one operation at a
+//! time, `load.rs` runs many callers, and `pace.rs` times operations at a fixed rate. `tally.rs`
+//! counts results; `process.rs` and `cost.rs` compute what the nodes used; `report.rs` and
+//! `plot.rs` present the results.
 
 mod caller;
 mod cost;
@@ -32,19 +33,19 @@ use crate::args::BenchArgs;
 use crate::exit::{Exit, Failure, note, say};
 use crate::signals::StopSignals;
 
-/// How long operations in flight may take after Ctrl-C.
+/// How long to wait for operations in flight after Ctrl-C.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 pub(crate) async fn bench(args: BenchArgs) -> Result<(), Failure> {
     let plan = Arc::new(Plan::new(&args)?);
     if let Some(file) = &args.plot {
-        // Before a long measurement, not behind it.
+        // Fail before a long measurement, not after it.
         write_plot(file, "")?;
     }
     let mut signals = StopSignals::listen()?;
     let target = tokio::select! {
         target = prepare(&args, &plan) => target?,
-        // What was started is dropped, and with it killed.
+        // The nodes that were started are dropped, which kills them.
         signal = signals.next() => return Err(interrupted(signal)),
     };
     let mut report = Report::new(&plan, &target.about);
@@ -71,20 +72,20 @@ pub(crate) async fn bench(args: BenchArgs) -> Result<(), Failure> {
     }
 }
 
-/// Nodes that serve, with everything in them that is to be read.
+/// Opens the target and puts the records that the workload reads.
 async fn prepare(args: &BenchArgs, plan: &Arc<Plan>) -> Result<Target, Failure> {
     let target = Target::open(args).await?;
     if plan.needs_records()
         && let Err(failure) = target.fill(plan).await
     {
-        // What it has to say is less than why it is closed.
+        // The failure of the fill matters more than one of the close.
         target.close().await.ok();
         return Err(failure);
     }
     Ok(target)
 }
 
-/// Measures with each number of callers in turn; returns the signal that ended it, if one did.
+/// Measures each number of callers in turn; returns the signal that ended the measurement, if any.
 async fn measure_all(
     plan: &Arc<Plan>,
     target: &Target,
@@ -93,7 +94,7 @@ async fn measure_all(
 ) -> Result<Option<&'static str>, Failure> {
     for &callers in &plan.callers {
         let connected = target.callers(plan, callers)?;
-        // The same callers twice, so that their connections are warm.
+        // Warm-up and measurement use the same callers, so that their connections are open.
         if !plan.warmup.is_zero() {
             let what = format!("{callers} callers, warm-up");
             let (_, signal) = run(&connected, plan, plan.warmup, &what, signals).await?;
@@ -116,7 +117,7 @@ async fn measure_all(
     Ok(None)
 }
 
-/// Lets the callers work for `length`, or until a signal; shows on a terminal how far they are.
+/// Runs the callers for `length` or until a signal, with progress on a terminal.
 async fn run(
     callers: &[Arc<caller::Caller>],
     plan: &Arc<Plan>,
@@ -140,7 +141,10 @@ async fn run(
         }
         let (succeeded, seconds) = (load.succeeded(), began.elapsed().as_secs_f64());
         let rate = succeeded as f64 / seconds.max(1e-3);
-        bar.set_message(format!("{what}: {seconds:.0} of {:.0} s, {rate:.0}/s", length.as_secs_f64()));
+        bar.set_message(format!(
+            "{what}: {seconds:.0} of {:.0} s, {rate:.0}/s",
+            length.as_secs_f64()
+        ));
         bar.tick();
     };
     if signal.is_some() {
@@ -148,7 +152,9 @@ async fn run(
         tokio::select! {
             finished = tokio::time::timeout(LAST_ANSWERS, load.finish()) => {
                 if finished.is_err() {
-                    note(format_args!("operations without an answer after {LAST_ANSWERS:?} are not counted"));
+                    note(format_args!(
+                        "operations without a response after {LAST_ANSWERS:?} are not counted"
+                    ));
                 }
             }
             _ = signals.next() => {}

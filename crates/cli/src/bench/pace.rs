@@ -1,35 +1,35 @@
-//! Operations at a fixed rate: when each should begin, and what its latency is.
+//! Operations at a fixed rate: their intended times and their latency.
 
 use std::time::Duration;
 
-/// When operations should begin: the n-th, counted from 0, at n / rate.
+/// The intended times: operation n, counted from 0, begins at n / rate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     per_second: u32,
 }
 
-/// What one operation took.
+/// The timing of one operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Timing {
-    /// From when it should have begun to its answer.
+    /// From the intended time to the response.
     pub(super) latency: Duration,
-    /// How much later than it should have it began.
+    /// How much later than intended it began.
     pub(super) behind: Duration,
 }
 
 impl Pace {
-    /// So many operations a second; at least 1.
+    /// `per_second` operations a second; at least 1.
     pub(super) fn new(per_second: u32) -> Self {
         Self { per_second: per_second.max(1) }
     }
 
-    /// When operation `number` should begin, after the begin of everything.
+    /// Returns when operation `number` should begin, relative to the start of the run.
     pub(super) fn intended(self, number: u64) -> Duration {
         let nanos = u128::from(number) * 1_000_000_000 / u128::from(self.per_second);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// How many should have begun by `elapsed`.
+    /// Returns how many operations should have begun by `elapsed`.
     pub(super) fn due(self, elapsed: Duration) -> u64 {
         let whole = elapsed.as_nanos() * u128::from(self.per_second) / 1_000_000_000;
         u64::try_from(whole).unwrap_or(u64::MAX).saturating_add(1)
@@ -37,9 +37,9 @@ impl Pace {
 }
 
 impl Timing {
-    /// Of an operation that should have begun at `intended`, began at `began` and was answered at `ended`. The
-    /// latency is counted from the intention: an operation that could not begin because others were stuck has
-    /// waited all the same.
+    /// The timing of an operation that should have begun at `intended`, began at `began` and was
+    /// answered at `ended`. Latency counts from the intended time, because an operation that could
+    /// not begin while others were stuck has waited too (no coordinated omission).
     pub(super) fn of(intended: Duration, began: Duration, ended: Duration) -> Self {
         Self { latency: ended.saturating_sub(intended), behind: began.saturating_sub(intended) }
     }
@@ -51,7 +51,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// One caller at 100/s for ten seconds; each answer takes 1 ms, but the one at second 2 takes a whole second.
+    /// One caller at 100/s for ten seconds. Each response takes 1 ms, except the one at second 2,
+    /// which takes a whole second.
     fn stalled(number_to_intended: impl Fn(u64, Duration) -> Duration) -> Vec<Timing> {
         let pace = Pace::new(100);
         let mut free_at = Duration::ZERO;
@@ -66,14 +67,15 @@ mod tests {
 
     #[test]
     fn a_stall_counts_in_every_operation_that_it_delayed() {
-        let slow = |timings: &[Timing]| timings.iter().filter(|timing| timing.latency > 100 * MS).count();
-        // From the intention: the backlog is worked off in 1 ms each where one comes every 10 ms, so the wait gets
-        // shorter by 9 ms from one operation to the next.
+        let slow =
+            |timings: &[Timing]| timings.iter().filter(|timing| timing.latency > 100 * MS).count();
+        // From the intended time: one operation is due every 10 ms and takes 1 ms, so the delay
+        // shrinks by 9 ms from one operation to the next.
         let intended = stalled(|number, _| Pace::new(100).intended(number));
         assert_eq!(slow(&intended), 100);
         assert_eq!(intended.iter().map(|timing| timing.behind).max(), Some(990 * MS));
         assert_eq!(intended.last().map(|timing| timing.behind), Some(Duration::ZERO));
-        // Counted from the real begin, it would be one.
+        // Measured from the actual start, only one operation would be slow.
         assert_eq!(slow(&stalled(|_, began| began)), 1);
     }
 

@@ -1,46 +1,46 @@
-//! What is measured, as the command line asks for it.
+//! What to measure, from the command line.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use d_engine_client::Consistency;
+use d_engine_client::ReadConsistency;
 
-use crate::args::{BenchArgs, Freshness, Workload};
+use crate::args::{BenchArgs, Workload};
 use crate::exit::Failure;
 
-/// Every key begins so: in a cluster that others use, nothing of theirs is touched.
+/// Prefix of every key, so that a bench of a shared cluster leaves other clients' keys alone.
 const KEY_PREFIX: &str = "bench/";
-/// Callers that share a connection, unless something else is asked for.
+/// Callers per connection without `--connections`.
 const CALLERS_PER_CONNECTION: u16 = 64;
 const READS_DEFAULT: u8 = 50;
 const PAGE_DEFAULT: u32 = 100;
 
-/// What is measured.
+/// What to measure.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) workload: Workload,
-    pub(super) consistency: Consistency,
-    /// The same as a word; `None` where nothing is read.
+    pub(super) consistency: ReadConsistency,
+    /// The name of the consistency; `None` for workloads that do not read.
     pub(super) consistency_word: Option<&'static str>,
-    /// Gets of a hundred operations of a mixed workload.
+    /// Percentage of gets in a mixed workload.
     pub(super) reads: u8,
-    /// Records of a scan's page.
+    /// Records per page of a scan.
     pub(super) page: u32,
     pub(super) key_bytes: usize,
     pub(super) keys: u32,
     pub(super) value: Bytes,
-    /// Operations a second; `None`: as fast as the answers come.
+    /// Operations per second; `None` for a closed loop.
     pub(super) rate: Option<u32>,
     pub(super) duration: Duration,
     pub(super) warmup: Duration,
     pub(super) timeout: Duration,
-    /// Numbers of callers, measured one after the other.
+    /// Numbers of callers, measured in turn.
     pub(super) callers: Vec<u16>,
     /// Connections to each node.
     connections: Option<u16>,
 }
 
-/// One operation.
+/// A kind of operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Operation {
     Put,
@@ -61,7 +61,7 @@ impl Operation {
 }
 
 impl Plan {
-    /// Checks what clap cannot: options that go with other workloads, and keys that do not fit.
+    /// Checks what clap cannot: options of other workloads, and keys that do not fit.
     pub(super) fn new(args: &BenchArgs) -> Result<Self, Failure> {
         let workload = args.workload;
         let only_with = |option: &str, given: bool, workloads: &[Workload]| {
@@ -71,7 +71,7 @@ impl Plan {
             let words: Vec<&str> = workloads.iter().copied().map(word).collect();
             let (with, is) = (words.join(", "), word(workload));
             Err(Failure::refused(format_args!(
-                "{option} goes with {with}; the workload is {is}: leave it out"
+                "{option} goes with {with}; the workload is {is}: leave the option out"
             )))
         };
         let reading = [Workload::Get, Workload::Mixed, Workload::Scan];
@@ -79,26 +79,25 @@ impl Plan {
         only_with("--reads", args.reads.is_some(), &[Workload::Mixed])?;
         only_with("--page", args.page.is_some(), &[Workload::Scan])?;
         if args.embedded && args.connections.is_some() {
-            return Err(Failure::refused("--connections: callers of embedded nodes have none: leave it out"));
+            return Err(Failure::refused(
+                "--connections cannot be used with --embedded, which has no connections; leave it \
+                 out",
+            ));
         }
         let (key_bytes, last) = (usize::from(args.key_bytes), key_text(args.keys - 1, 0));
         if last.len() > key_bytes {
             return Err(Failure::refused(format_args!(
-                "--key-bytes {key_bytes}: the last of {} keys is {last:?}, {} bytes; allow so many, or have fewer keys",
+                "--key-bytes {key_bytes}: the last of {} keys is {last:?}, {} bytes; use longer or \
+                 fewer keys",
                 args.keys,
                 last.len()
             )));
         }
-        let freshness = args.consistency.unwrap_or(Freshness::Linearizable);
-        let consistency_word = match freshness {
-            Freshness::Linearizable => "linearizable",
-            Freshness::Lease => "lease",
-            Freshness::Eventual => "eventual",
-        };
+        let consistency = args.consistency.unwrap_or_default();
         Ok(Self {
             workload,
-            consistency: freshness.into(),
-            consistency_word: reading.contains(&workload).then_some(consistency_word),
+            consistency,
+            consistency_word: reading.contains(&workload).then_some(consistency.as_str()),
             reads: args.reads.unwrap_or(READS_DEFAULT),
             page: args.page.unwrap_or(PAGE_DEFAULT),
             key_bytes,
@@ -117,12 +116,12 @@ impl Plan {
         word(self.workload)
     }
 
-    /// Connections to each node that so many callers share.
+    /// Returns the number of connections to each node that `callers` share.
     pub(super) fn connections(&self, callers: u16) -> u16 {
         self.connections.unwrap_or(callers.div_ceil(CALLERS_PER_CONNECTION)).min(callers)
     }
 
-    /// Whether what is read must be put first.
+    /// Whether the workload reads, so that records must be put first.
     pub(super) fn needs_records(&self) -> bool {
         self.consistency_word.is_some()
     }
@@ -131,7 +130,7 @@ impl Plan {
         key_text(number, self.key_bytes).into()
     }
 
-    /// What comes next, and with which key.
+    /// Chooses the next operation and its key.
     pub(super) fn choose(&self, random: &mut Random) -> (Operation, u32) {
         let operation = match self.workload {
             Workload::Put => Operation::Put,
@@ -159,16 +158,16 @@ fn key_text(number: u32, bytes: usize) -> String {
     format!("{KEY_PREFIX}{number:0width$}", width = bytes.saturating_sub(KEY_PREFIX.len()))
 }
 
-/// Numbers that are random enough to choose keys by (xorshift64*): the same ones in every run.
+/// Pseudo-random numbers for choosing keys (xorshift64*); the same in every run.
 pub(super) struct Random(u64);
 
 impl Random {
-    /// A sequence of its own for each caller.
+    /// Returns the sequence of one caller.
     pub(super) fn of(caller: u16) -> Self {
         Self((u64::from(caller) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
-    /// A number below `bound`, which is not 0.
+    /// Returns a number below `bound`, which must not be 0.
     fn below(&mut self, bound: u32) -> u32 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -213,7 +212,7 @@ mod tests {
             (&["--endpoints", "a:1", "--dir", "x"], "cannot be used with"),
             (&["--callers", "0"], "--callers"),
             (&["--rate", "0"], "--rate"),
-            (&["--duration", "0s"], "longer than nothing"),
+            (&["--duration", "0s"], "longer than 0"),
         ] {
             let refused = plan(args).unwrap_err();
             assert!(refused.contains(named), "{args:?}: {refused}");
@@ -235,7 +234,10 @@ mod tests {
     #[test]
     fn callers_share_connections_and_none_is_without_a_caller() {
         let plan_of = plan(&["--callers", "1,64,256"]).unwrap();
-        assert_eq!(plan_of.callers.iter().map(|n| plan_of.connections(*n)).collect::<Vec<_>>(), [1, 1, 4]);
+        assert_eq!(
+            plan_of.callers.iter().map(|n| plan_of.connections(*n)).collect::<Vec<_>>(),
+            [1, 1, 4]
+        );
         assert_eq!(plan(&["--connections", "8"]).unwrap().connections(2), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! Two charts in one SVG: latency by percentile, and throughput over time.
+//! Draws two charts in one SVG: latency by percentile, and throughput over time.
 
 use std::fmt::Write as _;
 
@@ -6,25 +6,26 @@ use super::report::{Curve, Report};
 
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 760.0;
-/// Where charts begin and end, left to right.
+/// Left and right edge of the charts.
 const LEFT: f64 = 80.0;
 const RIGHT: f64 = 780.0;
 const CHART_HEIGHT: f64 = 270.0;
-/// Told apart also by people who do not see all colours (Okabe and Ito).
-const COLOURS: [&str; 7] = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
+/// A palette that people with colour blindness can distinguish (Okabe and Ito).
+const COLOURS: [&str; 7] =
+    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
 
 /// One chart.
 struct Chart<'a> {
     top: f64,
     title: &'a str,
-    /// Marks of the axes: where, from 0 to 1, and what is written there.
+    /// Marks of the axes: position from 0 to 1, and text.
     x_marks: Vec<(f64, String)>,
     y_marks: Vec<(f64, String)>,
-    /// Lines of points from 0 to 1.
+    /// Lines; the coordinates of points are from 0 to 1.
     lines: Vec<Vec<(f64, f64)>>,
 }
 
-/// The picture of a report.
+/// Draws a report.
 pub(super) fn svg(report: &Report) -> String {
     let curves: Vec<&Curve> = report.runs.iter().map(|run| &run.curve).collect();
     let mut svg = format!(
@@ -43,7 +44,8 @@ pub(super) fn svg(report: &Report) -> String {
     svg
 }
 
-/// Percentiles by the nines they have, latencies by powers of ten: tails are what is looked for.
+/// Percentiles are placed by their number of nines and latencies by powers of ten, to show the
+/// tail.
 fn latency(curves: &[&Curve]) -> Chart<'static> {
     let nines = |part: f64| -(1.0 - part).log10();
     let points = || curves.iter().flat_map(|curve| &curve.latency);
@@ -53,11 +55,15 @@ fn latency(curves: &[&Curve]) -> Chart<'static> {
     let low = if low.is_finite() { low.floor() } else { 0.0 };
     let high = points().map(|(_, ms)| exponent(*ms)).fold(low + 1.0, f64::max).ceil();
     let percentiles = ["0", "90", "99", "99.9", "99.99", "99.999", "99.9999", "99.99999"];
-    let x_marks =
-        percentiles.iter().enumerate().map(|(at, word)| (at as f64 / nines_max, format!("{word} %")));
-    let y_marks = (low as i32..=high as i32)
-        .map(|power| ((f64::from(power) - low) / (high - low), format!("{} ms", 10_f64.powi(power))));
-    let scale = |(part, ms): &(f64, f64)| (nines(*part) / nines_max, (exponent(*ms) - low) / (high - low));
+    let x_marks = percentiles
+        .iter()
+        .enumerate()
+        .map(|(at, word)| (at as f64 / nines_max, format!("{word} %")));
+    let y_marks = (low as i32..=high as i32).map(|power| {
+        ((f64::from(power) - low) / (high - low), format!("{} ms", 10_f64.powi(power)))
+    });
+    let scale =
+        |(part, ms): &(f64, f64)| (nines(*part) / nines_max, (exponent(*ms) - low) / (high - low));
     Chart {
         top: 70.0,
         title: "latency by percentile",
@@ -106,7 +112,7 @@ fn colour(at: usize) -> &'static str {
 
 fn line(svg: &mut String, points: &[(f64, f64)], colour: &str, width: f64) {
     let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-    // Writing into a string does not fail.
+    // Writing to a string cannot fail.
     writeln!(
         svg,
         "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>",
@@ -124,7 +130,7 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, words: &str) {
 mod tests {
     use super::*;
 
-    /// Every element is closed, every number is one, and every point lies in the picture.
+    /// Every element is closed, every number is finite, and every point lies in the picture.
     fn check(svg: &str, lines: usize) {
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");

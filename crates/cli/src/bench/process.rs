@@ -1,47 +1,52 @@
-//! What a process has used, as Linux tells in `/proc`. On other systems there is nothing to read.
+//! What a process has used, from Linux's `/proc`; unknown on other systems.
 
 use std::fs;
 use std::path::Path;
 
-/// Clock ticks of `/proc/PID/stat` in a second; part of Linux's interface, the same on every common machine.
+/// Clock ticks per second in `/proc/PID/stat`; part of Linux's interface, the same on every common
+/// machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What a process has used since it began.
+/// What a process has used since it started.
 #[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
-    /// Times a thread went to sleep and was woken.
+    /// How often a thread slept and was woken.
     pub(super) voluntary_switches: u64,
-    /// Times a thread had to make way.
+    /// How often a thread was preempted.
     pub(super) involuntary_switches: u64,
-    /// Bytes handed to block devices; `None` where the system does not count them.
+    /// Bytes written to block devices; `None` where the system does not count them.
     pub(super) disk_bytes: Option<u64>,
-    /// The most memory that it ever had.
+    /// Peak resident memory.
     pub(super) peak_memory_bytes: u64,
 }
 
 impl Usage {
-    /// Of a process; `None` when there is no such process, or no `/proc`.
+    /// Returns the usage of a process; `None` if there is no such process or no `/proc`.
     pub(super) fn of(process: u32) -> Option<Self> {
         let dir = Path::new("/proc").join(process.to_string());
         let mut usage = Self {
             cpu_seconds: cpu_seconds(&fs::read_to_string(dir.join("stat")).ok()?)?,
-            disk_bytes: fs::read_to_string(dir.join("io")).ok().and_then(|io| field(&io, "write_bytes:")),
-            peak_memory_bytes: field(&fs::read_to_string(dir.join("status")).ok()?, "VmHWM:")? * 1024,
+            disk_bytes: fs::read_to_string(dir.join("io"))
+                .ok()
+                .and_then(|io| field(&io, "write_bytes:")),
+            peak_memory_bytes: field(&fs::read_to_string(dir.join("status")).ok()?, "VmHWM:")?
+                * 1024,
             ..Self::default()
         };
         for task in fs::read_dir(dir.join("task")).ok()?.flatten() {
-            // A thread may end while it is looked at.
+            // A thread may end meanwhile.
             let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
             usage.voluntary_switches += field(&status, "voluntary_ctxt_switches:").unwrap_or(0);
-            usage.involuntary_switches += field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
+            usage.involuntary_switches +=
+                field(&status, "nonvoluntary_ctxt_switches:").unwrap_or(0);
         }
         Some(usage)
     }
 }
 
-/// User and system time of a `/proc/PID/stat`: the 14th and 15th field, the second being a name in brackets that
-/// may hold anything.
+/// User and system time from `/proc/PID/stat`: fields 14 and 15. Field 2 is a name in brackets that
+/// may contain anything.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let behind_name = stat.rsplit_once(')')?.1;
     let mut fields = behind_name.split_whitespace().skip(11).map(str::parse::<u64>);
@@ -49,18 +54,19 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     Some((user + system) as f64 / TICKS_PER_SECOND)
 }
 
-/// The number in the line that begins so.
+/// Returns the number in the line that begins with `name`.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// The kind of file system that holds `path`; `None` where it is not told.
+/// Returns the type of the file system that holds `path`; `None` if it is unknown.
 pub(super) fn file_system(path: &Path) -> Option<String> {
     file_system_in(&fs::read_to_string("/proc/self/mounts").ok()?, path)
 }
 
-/// The kind of the mount that lies deepest above `path`; of several at one place the last counts.
+/// Returns the type of the deepest mount that contains `path`; of several at one place, the last
+/// counts.
 fn file_system_in(mounts: &str, path: &Path) -> Option<String> {
     let mounts = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ');
@@ -78,14 +84,16 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_and_blanks_does_not_shift_the_fields() {
-        let stat = "71 (d-engine (x) 1 2) S 1 71 71 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 1 2 3";
+        let stat =
+            "71 (d-engine (x) 1 2) S 1 71 71 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 1 2 3";
         assert_eq!(cpu_seconds(stat), Some(3.0));
         assert_eq!(cpu_seconds("71 (d-engine) S 1"), None);
     }
 
     #[test]
     fn fields_are_found_by_their_whole_name() {
-        let status = "VmHWM:\t   2048 kB\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t7\n";
+        let status =
+            "VmHWM:\t   2048 kB\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t7\n";
         assert_eq!(field(status, "VmHWM:"), Some(2048));
         assert_eq!(field(status, "voluntary_ctxt_switches:"), Some(5));
         assert_eq!(field(status, "nonvoluntary_ctxt_switches:"), Some(7));
@@ -94,7 +102,8 @@ mod tests {
 
     #[test]
     fn the_deepest_mount_holds_a_path() {
-        let mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /mnt/my\\040disk xfs rw 0 0\n";
+        let mounts =
+            "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /mnt/my\\040disk xfs rw 0 0\n";
         let of = |path: &str| file_system_in(mounts, Path::new(path));
         assert_eq!(of("/tmp/x").as_deref(), Some("tmpfs"));
         assert_eq!(of("/tmpfoo").as_deref(), Some("ext4"));

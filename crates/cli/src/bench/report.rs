@@ -1,4 +1,4 @@
-//! What was measured, as a table for people or as JSON for programs.
+//! The results, as a table or as JSON.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use super::tally::Errors;
 use super::target::About;
 use crate::exit::Failure;
 
-/// How acknowledged writes are kept. There is only this way.
+/// The durability of acknowledged writes. There is no other mode.
 const DURABILITY: &str = "durable";
-/// Percentiles that are told.
+/// Percentiles in the report.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999)];
 
-/// Everything that was measured.
+/// All results.
 #[derive(Serialize, Debug)]
 pub(super) struct Report {
     version: &'static str,
@@ -34,25 +34,25 @@ pub(super) struct Report {
     key_bytes: usize,
     value_bytes: usize,
     keys: u32,
-    /// Operations a second that should begin; `null`: closed loop.
+    /// Intended operations per second; `null` for a closed loop.
     rate: Option<u32>,
     pub(super) interrupted: bool,
     pub(super) runs: Vec<RunReport>,
 }
 
-/// What was measured with one number of callers.
+/// The results with one number of callers.
 #[derive(Serialize, Debug)]
 pub(super) struct RunReport {
     pub(super) callers: u16,
-    /// Connections to each node; `null`: embedded.
+    /// Connections to each node; `null` for embedded nodes.
     connections: Option<u16>,
     seconds: f64,
-    /// Succeeded and failed.
+    /// Operations that succeeded or failed.
     operations: u64,
     succeeded: u64,
     errors: Errors,
     first_error: Option<String>,
-    /// Of those that succeeded.
+    /// Successful operations per second.
     per_second: f64,
     latency_us: Latency,
     by_operation: BTreeMap<&'static str, KindReport>,
@@ -69,7 +69,7 @@ struct KindReport {
     latency_us: Latency,
 }
 
-/// Microseconds; of nothing all 0.
+/// Latencies in microseconds; all 0 if no operation succeeded.
 #[derive(Clone, Serialize, Debug)]
 struct Latency {
     min: f64,
@@ -81,22 +81,22 @@ struct Latency {
     max: f64,
 }
 
-/// How well a fixed rate was kept.
+/// How closely a fixed rate was kept.
 #[derive(Serialize, Debug)]
 struct FixedRate {
     asked_per_second: u32,
-    /// The most that an operation began later than it should have.
+    /// The longest delay of an operation after its intended time.
     behind_max_ms: f64,
-    /// Operations that should have begun before the end, and never did: they have no latency.
+    /// Operations that should have begun before the end and did not; they have no latency.
     never_begun: u64,
 }
 
-/// What the plot shows.
+/// The data of the plot.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Curve {
-    /// The part of operations that took no longer, from 0 to 1, and milliseconds.
+    /// The fraction of operations, from 0 to 1, that took at most this many milliseconds.
     pub(super) latency: Vec<(f64, f64)>,
-    /// Seconds since the begin, and operations per second.
+    /// Seconds since the start, and operations per second.
     pub(super) throughput: Vec<(f64, f64)>,
 }
 
@@ -121,9 +121,16 @@ impl Report {
         }
     }
 
-    pub(super) fn add(&mut self, plan: &Plan, callers: u16, done: &Done, cost: Cost) -> Result<(), Failure> {
+    pub(super) fn add(
+        &mut self,
+        plan: &Plan,
+        callers: u16,
+        done: &Done,
+        cost: Cost,
+    ) -> Result<(), Failure> {
         let tally = &done.tally;
-        let (succeeded, errors, seconds) = (tally.succeeded(), tally.errors(), done.elapsed.as_secs_f64());
+        let (succeeded, errors, seconds) =
+            (tally.succeeded(), tally.errors(), done.elapsed.as_secs_f64());
         let all = tally.latency()?;
         let by_operation = tally.kinds.iter().map(|kind| {
             let report = KindReport {
@@ -157,10 +164,10 @@ impl Report {
 
     pub(super) fn json(&self) -> Result<String, Failure> {
         serde_json::to_string_pretty(self)
-            .map_err(|error| Failure::failed(format_args!("no JSON can be made: {error}")))
+            .map_err(|error| Failure::failed(format_args!("the JSON cannot be written: {error}")))
     }
 
-    /// What is measured, in a line; also the plot's title.
+    /// Describes the measurement in one line; also the title of the plot.
     pub(super) fn title(&self) -> String {
         let consistency = self.consistency.map(|word| format!(" ({word})")).unwrap_or_default();
         let pace = match self.rate {
@@ -173,22 +180,25 @@ impl Report {
         )
     }
 
-    /// Where it is measured; known before the first run.
+    /// Describes the target; known before the first run.
     pub(super) fn head(&self) -> Vec<String> {
         let nodes = match self.target {
             "processes" => format!("{} processes on this machine", self.nodes),
             "embedded" => {
                 format!(
-                    "{} nodes embedded in this process, called directly, without a client network",
+                    "{} nodes embedded in this process, called directly, without a network",
                     self.nodes
                 )
             }
-            _ => format!("{} nodes that were there, version {}", self.nodes, self.node_versions.join(", ")),
+            _ => {
+                format!("{} existing nodes, version {}", self.nodes, self.node_versions.join(", "))
+            }
         };
         let mut lines = vec![
             self.title(),
             format!(
-                "  nodes     {nodes}; {DURABILITY}: a write is synced by a majority before it is acknowledged"
+                "  nodes     {nodes}; {DURABILITY}: a majority syncs a write before it is \
+                 acknowledged"
             ),
         ];
         if let Some(directory) = &self.directory {
@@ -196,7 +206,7 @@ impl Report {
             lines.push(format!("  data      {directory} ({kind}), removed at the end"));
             if kind == "tmpfs" {
                 lines.push(
-                    "            tmpfs is memory: syncs cost nothing there; name a disk with --dir"
+                    "            tmpfs is memory, where syncs cost nothing; name a disk with --dir"
                         .to_owned(),
                 );
             }
@@ -204,7 +214,7 @@ impl Report {
         lines
     }
 
-    /// The table.
+    /// Formats the table.
     pub(super) fn table(&self) -> Vec<String> {
         let mut rows = vec![words(&[
             "CALLERS",
@@ -235,13 +245,19 @@ impl Report {
             rows.push(row(run.callers, all, run.per_second, &run.latency_us, failed));
             for (operation, kind) in run.by_operation.iter().filter(|_| several) {
                 let per_second = kind.succeeded as f64 / run.seconds.max(1e-6);
-                rows.push(row(run.callers, operation, per_second, &kind.latency_us, kind.errors.sum()));
+                rows.push(row(
+                    run.callers,
+                    operation,
+                    per_second,
+                    &kind.latency_us,
+                    kind.errors.sum(),
+                ));
             }
             costs.push(cost_row(run.callers, &run.cost_per_operation));
         }
         let mut lines = aligned(&rows);
         lines.push(String::new());
-        lines.push("Per operation that succeeded, all nodes together:".to_owned());
+        lines.push("Per successful operation, all nodes together:".to_owned());
         lines.extend(aligned(&costs));
         for run in &self.runs {
             lines.extend(run.remarks());
@@ -251,13 +267,14 @@ impl Report {
 }
 
 impl RunReport {
-    /// What needs words.
+    /// Returns remarks on failures and on the fixed rate.
     fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         let errors = &self.errors;
         if errors.sum() > 0 {
             remarks.push(format!(
-                "{} callers: {} busy, {} without a leader, {} of unknown outcome, {} out of time, {} others; first: {}",
+                "{} callers: {} busy, {} without a leader, {} of unknown outcome, {} past the \
+                 deadline, {} others; first: {}",
                 self.callers,
                 errors.busy,
                 errors.not_leader,
@@ -269,7 +286,8 @@ impl RunReport {
         }
         if let Some(rate) = &self.fixed_rate {
             remarks.push(format!(
-                "{} callers: latency counts from the time intended; at most {:.1} ms behind; {} operations never begun",
+                "{} callers: latency counts from the intended time; at most {:.1} ms late; {} \
+                 operations never begun",
                 self.callers, rate.behind_max_ms, rate.never_begun
             ));
         }
@@ -280,7 +298,8 @@ impl RunReport {
 impl Latency {
     fn of(histogram: &Histogram<u64>) -> Self {
         let us = |nanos: u64| nanos as f64 / 1e3;
-        let [p50, p90, p99, p999] = QUANTILES.map(|(_, quantile)| us(histogram.value_at_quantile(quantile)));
+        let [p50, p90, p99, p999] =
+            QUANTILES.map(|(_, quantile)| us(histogram.value_at_quantile(quantile)));
         let min = if histogram.is_empty() { 0.0 } else { us(histogram.min()) };
         Self { min, mean: histogram.mean() / 1e3, p50, p90, p99, p999, max: us(histogram.max()) }
     }
@@ -289,7 +308,8 @@ impl Latency {
 impl Curve {
     fn of(latency: &Histogram<u64>, slots: &[u64], slot: Duration, elapsed: Duration) -> Self {
         let mut curve = Self::default();
-        // From 0 on in steps that halve the rest, ten steps for each half, as far as there are samples.
+        // From 0 in steps that halve the remaining fraction, ten steps per halving, as far as there
+        // are samples.
         for step in 0..300 {
             let rest = 0.5_f64.powf(f64::from(step) / 10.0);
             if latency.is_empty() || rest * (latency.len() as f64) < 1.0 {
@@ -298,15 +318,22 @@ impl Curve {
             curve.latency.push((1.0 - rest, latency.value_at_quantile(1.0 - rest) as f64 / 1e6));
         }
         let width = slot.as_secs_f64();
-        // A slot that the end cut short would look like a stall.
+        // A last slot that is not full would look like a stall.
         let whole = slots.iter().zip(1..).take_while(|(_, number)| slot * *number <= elapsed);
-        curve.throughput =
-            whole.map(|(count, number)| (f64::from(number) * width, *count as f64 / width)).collect();
+        curve.throughput = whole
+            .map(|(count, number)| (f64::from(number) * width, *count as f64 / width))
+            .collect();
         curve
     }
 }
 
-fn row(callers: u16, operation: &str, per_second: f64, latency: &Latency, failed: u64) -> Vec<String> {
+fn row(
+    callers: u16,
+    operation: &str,
+    per_second: f64,
+    latency: &Latency,
+    failed: u64,
+) -> Vec<String> {
     let ms = |us: f64| format!("{:.3}", us / 1e3);
     vec![
         callers.to_string(),
@@ -346,11 +373,13 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Columns, flush right.
+/// Aligns the columns to the right.
 fn aligned(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let length = |cell: &String| cell.chars().count();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(length).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(length).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells: Vec<String> =

@@ -1,4 +1,4 @@
-//! What is written down about operations while they run.
+//! Counts and latencies of operations while they run.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::pace::Timing;
 use super::plan::Operation;
 use crate::exit::Failure;
 
-/// Digits of a latency that are kept.
+/// Significant digits of recorded latencies.
 const DIGITS: u8 = 3;
-/// Pieces of a run whose throughput is told apart.
+/// Slots of a run for throughput over time.
 const SLOTS: u32 = 40;
 
-/// Why operations failed, as the table names it.
+/// Why operations failed, as in the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Class {
     Busy,
@@ -27,13 +27,13 @@ pub(super) enum Class {
 /// Operations that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Debug)]
 pub(super) struct Errors {
-    /// Not done: too much was queued until the deadline.
+    /// Not done: the node's queues were full until the deadline.
     pub(super) busy: u64,
-    /// Not done: nobody led until the deadline.
+    /// Not done: there was no leader until the deadline.
     pub(super) not_leader: u64,
-    /// May have been done.
+    /// May have taken effect.
     pub(super) unknown: u64,
-    /// Not done: the time was up.
+    /// Not done: the deadline passed.
     pub(super) deadline: u64,
     pub(super) other: u64,
 }
@@ -66,29 +66,29 @@ impl Errors {
 #[derive(Clone, Debug)]
 pub(super) struct Kind {
     pub(super) operation: Operation,
-    /// Of those that succeeded, in nanoseconds.
+    /// Of the successful operations, in nanoseconds.
     pub(super) latency: Histogram<u64>,
     pub(super) errors: Errors,
 }
 
-/// What happened in a run, or in a part of it.
+/// The results of a run, or of a part of it.
 #[derive(Clone, Debug)]
 pub(super) struct Tally {
-    /// One element for each kind that happened.
+    /// One element for each kind of operation that ended.
     pub(super) kinds: Vec<Kind>,
-    /// Operations that succeeded, by when they were answered.
+    /// Successful operations, by the time of their responses.
     pub(super) slots: Vec<u64>,
     pub(super) slot: Duration,
-    /// The most that an operation began too late; stays 0 without a fixed rate.
+    /// The longest delay after an intended time; 0 without a fixed rate.
     pub(super) behind_max: Duration,
-    /// When the last answer came, after the begin.
+    /// Time of the last response, relative to the start.
     pub(super) last_answer: Duration,
-    /// What the first failure said.
+    /// The message of the first failure.
     pub(super) first_error: Option<String>,
 }
 
 impl Tally {
-    /// Nothing yet, of a run that shall take so long.
+    /// An empty tally of a run of this length.
     pub(super) fn new(length: Duration) -> Self {
         Self {
             kinds: Vec::new(),
@@ -114,8 +114,9 @@ impl Tally {
             Ok(()) => {
                 let nanos = u64::try_from(timing.latency.as_nanos()).unwrap_or(u64::MAX);
                 kind.latency.record(nanos).map_err(unusable)?;
-                let slot = usize::try_from(ended.as_nanos() / self.slot.as_nanos()).unwrap_or(usize::MAX);
-                // What is answered long after the end is in no slot: there are no more than of the run itself.
+                let slot =
+                    usize::try_from(ended.as_nanos() / self.slot.as_nanos()).unwrap_or(usize::MAX);
+                // Responses long after the end are in no slot: the slots cover only the run itself.
                 if slot < SLOTS as usize {
                     self.slots.resize(self.slots.len().max(slot + 1), 0);
                     self.slots[slot] += 1;
@@ -141,7 +142,7 @@ impl Tally {
         Ok(&mut self.kinds[at])
     }
 
-    /// Takes in what was written down elsewhere about the same run.
+    /// Adds another tally of the same run.
     pub(super) fn add(&mut self, other: &Self) -> Result<(), Failure> {
         for theirs in &other.kinds {
             let ours = self.kind(theirs.operation)?;
@@ -168,7 +169,7 @@ impl Tally {
         all
     }
 
-    /// The latencies of all kinds together.
+    /// Returns the latencies of all kinds together.
     pub(super) fn latency(&self) -> Result<Histogram<u64>, Failure> {
         let mut all = Histogram::new(DIGITS).map_err(unusable)?;
         for kind in &self.kinds {
@@ -179,7 +180,7 @@ impl Tally {
 }
 
 fn unusable(error: impl std::fmt::Display) -> Failure {
-    Failure::failed(format_args!("latencies cannot be written down: {error}"))
+    Failure::failed(format_args!("latencies cannot be recorded: {error}"))
 }
 
 #[cfg(test)]
@@ -194,13 +195,18 @@ mod tests {
         let mut part = whole.clone();
         part.record(Operation::Put, timing(4), at(10), Ok(())).unwrap();
         part.record(Operation::Get, timing(8), at(30), Ok(())).unwrap();
-        for class in [Class::Busy, Class::NotLeader, Class::Unknown, Class::Deadline, Class::Other] {
-            part.record(Operation::Put, timing(1), at(990), Err((class, format!("{class:?}")))).unwrap();
+        for class in [Class::Busy, Class::NotLeader, Class::Unknown, Class::Deadline, Class::Other]
+        {
+            part.record(Operation::Put, timing(1), at(990), Err((class, format!("{class:?}"))))
+                .unwrap();
         }
         whole.add(&part).unwrap();
         whole.add(&part).unwrap();
         assert_eq!((whole.succeeded(), whole.errors().sum()), (4, 10));
-        assert_eq!(whole.errors(), Errors { busy: 2, not_leader: 2, unknown: 2, deadline: 2, other: 2 });
+        assert_eq!(
+            whole.errors(),
+            Errors { busy: 2, not_leader: 2, unknown: 2, deadline: 2, other: 2 }
+        );
         assert_eq!(whole.slots, [2, 2]);
         assert_eq!((whole.behind_max, whole.last_answer), (at(4), at(990)));
         assert_eq!(whole.first_error.as_deref(), Some("Busy"));

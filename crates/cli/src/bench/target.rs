@@ -1,4 +1,5 @@
-//! What is measured: nodes that are started for it, inside or outside this process, or a cluster that is there.
+//! The nodes that are measured: started for it inside or outside this process, or an existing
+//! cluster.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,22 +20,22 @@ use crate::place::Place;
 use crate::status::{ask_all, leader_with_quorum};
 
 /// How long embedded nodes may take to become ready.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a node may take to tell its counters.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of one status call.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
-/// One record batch has no more than this: far below what a node takes as one command.
+/// Bound of one batch of records, far below the largest command that a node accepts.
 const FILL_BYTES: usize = 256 << 10;
 const FILL_RECORDS: usize = 1_000;
 
-/// What is measured.
+/// The nodes that are measured.
 pub(super) struct Target {
     nodes: Nodes,
     place: Option<Place>,
-    /// What the nodes are, for people.
+    /// Describes the nodes in the report.
     pub(super) about: About,
 }
 
-/// What the nodes are.
+/// Describes the nodes.
 #[derive(Clone, Debug)]
 pub(super) struct About {
     /// `processes`, `embedded` or `endpoints`.
@@ -42,7 +43,7 @@ pub(super) struct About {
     pub(super) nodes: usize,
     pub(super) directory: Option<String>,
     pub(super) file_system: Option<String>,
-    /// The versions that the nodes run, each once.
+    /// The distinct versions that the nodes run.
     pub(super) versions: Vec<String>,
 }
 
@@ -53,10 +54,13 @@ enum Nodes {
 }
 
 impl Target {
-    /// Starts the nodes, or finds those that are there, and waits until they can serve.
+    /// Starts the nodes or connects to existing ones, and waits until they can serve.
     pub(super) async fn open(args: &BenchArgs) -> Result<Self, Failure> {
         if !args.endpoints.is_empty() {
-            return Self::existing(args.endpoints.iter().map(|one| one.trim().to_owned()).collect()).await;
+            return Self::existing(
+                args.endpoints.iter().map(|one| one.trim().to_owned()).collect(),
+            )
+            .await;
         }
         let place = Place::temporary(args.dir.as_deref(), "d-engine-bench-")?;
         let cluster = Cluster::prepare(place.path(), args.nodes, Ports::Ephemeral, "bench")?;
@@ -100,7 +104,7 @@ impl Target {
             engines.push(node.start().await.map_err(failed)?);
         }
         for engine in &engines {
-            engine.wait_ready(PATIENCE).await.map_err(Failure::failed)?;
+            engine.wait_ready(TIMEOUT).await.map_err(Failure::failed)?;
         }
         Ok(Nodes::Embedded { nodes: Arc::new(EmbeddedNodes::new(engines)), _runs: runs })
     }
@@ -110,28 +114,42 @@ impl Target {
         let answers = ask_all(&client, endpoints.clone()).await;
         for (address, answer) in &answers {
             if let Err(reason) = answer {
-                return Err(Failure::failed(format_args!("the node at {address} does not answer: {reason}")));
+                return Err(Failure::failed(format_args!(
+                    "the node at {address} does not answer: {reason}"
+                )));
             }
         }
         if leader_with_quorum(&answers).is_none() {
             return Err(Failure::failed(
-                "no leader with a majority behind it: name all nodes of one cluster with --endpoints",
+                "no leader that a majority follows; name all nodes of one cluster with --endpoints",
             ));
         }
-        let mut versions: Vec<String> = answers.values().flatten().map(|node| node.version.clone()).collect();
+        let mut versions: Vec<String> =
+            answers.values().flatten().map(|node| node.version.clone()).collect();
         versions.sort();
         versions.dedup();
-        let about =
-            About { kind: "endpoints", nodes: answers.len(), directory: None, file_system: None, versions };
+        let about = About {
+            kind: "endpoints",
+            nodes: answers.len(),
+            directory: None,
+            file_system: None,
+            versions,
+        };
         Ok(Self { nodes: Nodes::Endpoints { endpoints, client }, place: None, about })
     }
 
-    /// As many callers as asked for.
-    pub(super) fn callers(&self, plan: &Arc<Plan>, count: u16) -> Result<Vec<Arc<Caller>>, Failure> {
+    /// Creates `count` callers.
+    pub(super) fn callers(
+        &self,
+        plan: &Arc<Plan>,
+        count: u16,
+    ) -> Result<Vec<Arc<Caller>>, Failure> {
         let numbers = 0..usize::from(count);
         let endpoints = match &self.nodes {
             Nodes::Embedded { nodes, .. } => {
-                return Ok(numbers.map(|number| Arc::new(Caller::embedded(nodes, number, plan))).collect());
+                return Ok(numbers
+                    .map(|number| Arc::new(Caller::embedded(nodes, number, plan)))
+                    .collect());
             }
             Nodes::Processes { cluster, .. } => cluster.endpoints(),
             Nodes::Endpoints { endpoints, .. } => endpoints.clone(),
@@ -140,7 +158,7 @@ impl Target {
         Ok(numbers.map(|number| Arc::new(connections.caller(number, plan))).collect())
     }
 
-    /// Puts every key, so that there is something to read.
+    /// Puts every key, so that reads find records.
     pub(super) async fn fill(&self, plan: &Arc<Plan>) -> Result<(), Failure> {
         let callers = self.callers(plan, 1)?;
         let record = plan.key_bytes + plan.value.len();
@@ -156,12 +174,16 @@ impl Target {
         Ok(())
     }
 
-    /// Looks at the counters of every node.
+    /// Samples the counters of every node.
     pub(super) async fn look(&self) -> Look {
         match &self.nodes {
             Nodes::Processes { cluster, client } => Look {
                 logs: logs_at(client, &cluster.endpoints()).await,
-                processes: cluster.nodes().iter().map(|node| node.process().and_then(Usage::of)).collect(),
+                processes: cluster
+                    .nodes()
+                    .iter()
+                    .map(|node| node.process().and_then(Usage::of))
+                    .collect(),
                 callers: Usage::of(std::process::id()),
             },
             Nodes::Endpoints { endpoints, client } => Look {
@@ -172,15 +194,14 @@ impl Target {
             Nodes::Embedded { nodes, .. } => {
                 let mut logs = Vec::new();
                 for engine in &nodes.engines {
-                    let log = engine.status().await.log;
-                    logs.push(Some(LogCount { syncs: log.syncs, bytes: log.bytes_written }));
+                    logs.push(Some(LogCount::of(&engine.status().await)));
                 }
                 Look { logs, processes: vec![Usage::of(std::process::id())], callers: None }
             }
         }
     }
 
-    /// Stops what was started, and removes its files.
+    /// Stops the nodes that were started and removes their files.
     pub(super) async fn close(self) -> Result<(), Failure> {
         let stopped = match self.nodes {
             Nodes::Processes { mut cluster, .. } => cluster.stop().await,
@@ -203,14 +224,13 @@ async fn logs_at(client: &Client, endpoints: &[String]) -> Vec<Option<LogCount>>
     let answers = ask_all(client, endpoints.to_vec()).await;
     let log_of = |endpoint: &String| {
         let status = answers.get(endpoint)?.as_ref().ok()?;
-        // A node of an older version does not count.
-        (status.log_syncs > 0)
-            .then_some(LogCount { syncs: status.log_syncs, bytes: status.log_bytes_written })
+        // A node of an older version does not report these counters.
+        (status.log_syncs > 0).then(|| LogCount::of(status))
     };
     endpoints.iter().map(log_of).collect()
 }
 
-/// The path without links.
+/// Resolves symbolic links.
 fn real(path: &Path) -> std::path::PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }

@@ -11,9 +11,9 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::exit::Failure;
 
-/// How long a node may take to stop in order.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// Lines of a node's log that a failure shows.
+/// How long a node may take to stop cleanly.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many lines of a node's log a failure shows.
 const LOG_TAIL: usize = 8;
 
 /// One node of a cluster on this machine.
@@ -29,23 +29,23 @@ pub(crate) struct Node {
 struct Running {
     child: Child,
     process: u32,
-    /// Held open by this process: when it ends, however it ends, so does the node. Kept apart from the
-    /// child, because waiting for that would close it.
+    /// Held open by this process: when this process ends in any way, stdin closes and the node
+    /// stops. Separate from the child, because waiting for the child would close it.
     stdin: Option<ChildStdin>,
 }
 
-/// A node's process that is no more.
+/// A node's process that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     /// The node.
     pub(crate) node: u64,
-    /// The process that it was.
+    /// Its process id.
     pub(crate) process: u32,
-    /// How it ended, for people.
+    /// How it ended, as text.
     pub(crate) how: String,
 }
 
-/// Where the config of node `id` lies.
+/// Returns the path of the config of node `id`.
 pub(super) fn config_path(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("node-{id}.toml"))
 }
@@ -72,7 +72,7 @@ impl Node {
         &self.log
     }
 
-    /// The node's process, while it runs.
+    /// Returns the id of the node's process while it runs.
     pub(crate) fn process(&self) -> Option<u32> {
         self.running.as_ref().map(|running| running.process)
     }
@@ -81,7 +81,7 @@ impl Node {
         self.running.is_some()
     }
 
-    /// What starts the node by hand.
+    /// Returns the command that starts the node by hand.
     pub(crate) fn start_command(&self) -> String {
         format!("d-engine serve --config {}", self.config.display())
     }
@@ -100,7 +100,8 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(out)
             .stderr(log)
-            // A Ctrl-C at the terminal is for this process, which then stops the nodes.
+            // In a process group of its own, so that Ctrl-C at the terminal reaches only this
+            // process, which then stops the nodes.
             .process_group(0)
             .kill_on_drop(true)
             .spawn();
@@ -113,17 +114,19 @@ impl Node {
     /// Ready when the process has ended; the node then counts as not running.
     pub(super) fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         let Some(running) = &mut self.running else { return Poll::Pending };
-        let Poll::Ready(exit) = pin!(running.child.wait()).poll(context) else { return Poll::Pending };
+        let Poll::Ready(exit) = pin!(running.child.wait()).poll(context) else {
+            return Poll::Pending;
+        };
         let ended = Ended { node: self.id, process: running.process, how: words(exit) };
         self.running = None;
         Poll::Ready(ended)
     }
 
-    /// An error when the process has ended that should run.
+    /// Fails if the process has ended.
     pub(super) fn check(&mut self) -> Result<(), Failure> {
         match self.running.as_mut().map(|running| running.child.try_wait()) {
             Some(Ok(Some(exit))) => Err(self.failure(&format!("has ended ({exit})"))),
-            Some(Err(error)) => Err(self.failure(&format!("cannot be looked at: {error}"))),
+            Some(Err(error)) => Err(self.failure(&format!("cannot be checked: {error}"))),
             Some(Ok(None)) => Ok(()),
             None => Err(self.failure("was not started")),
         }
@@ -131,13 +134,14 @@ impl Node {
 
     pub(super) async fn kill(&mut self) -> Result<u32, Failure> {
         let Some(mut running) = self.running.take() else {
-            return Err(Failure::failed(format!("node {} does not run, so it cannot be killed", self.id)));
+            return Err(Failure::failed(format!(
+                "node {} is not running and cannot be killed",
+                self.id
+            )));
         };
-        running
-            .child
-            .kill()
-            .await
-            .map_err(|error| Failure::failed(format!("node {} cannot be killed: {error}", self.id)))?;
+        running.child.kill().await.map_err(|error| {
+            Failure::failed(format!("node {} cannot be killed: {error}", self.id))
+        })?;
         Ok(running.process)
     }
 
@@ -149,26 +153,33 @@ impl Node {
 
     pub(super) async fn wait_stopped(&mut self) -> Result<(), Failure> {
         let Some(mut running) = self.running.take() else { return Ok(()) };
-        match tokio::time::timeout(STOP_PATIENCE, running.child.wait()).await {
+        match tokio::time::timeout(STOP_TIMEOUT, running.child.wait()).await {
             Ok(Ok(exit)) if exit.success() => Ok(()),
-            Ok(exit) => Err(self.failure(&format!("did not stop in order ({})", words(exit)))),
-            // Dropped with the child: killed.
-            Err(_) => Err(self.failure(&format!("did not stop within {STOP_PATIENCE:?} and was killed"))),
+            Ok(exit) => Err(self.failure(&format!("did not stop cleanly ({})", words(exit)))),
+            // Dropping the child kills it.
+            Err(_) => {
+                Err(self.failure(&format!("did not stop within {STOP_TIMEOUT:?} and was killed")))
+            }
         }
     }
 
-    /// An error about this node, with the end of its log.
+    /// Returns a failure of this node with the end of its log.
     pub(crate) fn failure(&self, what: &str) -> Failure {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        let tail = lines.get(lines.len().saturating_sub(LOG_TAIL)..).unwrap_or_default().join("\n    ");
-        Failure::failed(format!("node {} {what}; its log {} ends:\n    {tail}", self.id, self.log.display()))
+        let tail =
+            lines.get(lines.len().saturating_sub(LOG_TAIL)..).unwrap_or_default().join("\n    ");
+        Failure::failed(format!(
+            "node {} {what}; its log {} ends:\n    {tail}",
+            self.id,
+            self.log.display()
+        ))
     }
 }
 
 fn words(exit: std::io::Result<ExitStatus>) -> String {
     match exit {
         Ok(exit) => exit.to_string(),
-        Err(error) => format!("it cannot be waited for: {error}"),
+        Err(error) => format!("waiting for it failed: {error}"),
     }
 }

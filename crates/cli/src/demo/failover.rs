@@ -1,5 +1,5 @@
-//! What the demonstration watches while it imports: how far it is, and who acknowledges after the leader's
-//! death.
+//! Watches an import: its progress, and which leader acknowledges after the first leader was
+//! killed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,16 +11,16 @@ use tokio::sync::Notify;
 use crate::exit::Failure;
 use crate::import::{Import, Record};
 
-/// Watches an import through the loss of a leader.
+/// Watches an import through a failover.
 pub(super) struct Failover {
     client: Client,
-    /// Told when so many are acknowledged.
+    /// Number of acknowledged records at which `threshold_reached` is notified.
     threshold: usize,
     threshold_reached: Notify,
-    /// The leader that was killed, and whether it was.
+    /// The address of the leader that was killed, and whether it was.
     killed: OnceLock<String>,
     is_killed: AtomicBool,
-    /// When another leader acknowledged something, and who.
+    /// When another leader acknowledged the first record, and its address.
     succeeded: Mutex<Option<(Instant, String)>>,
     has_succeeded: Notify,
 }
@@ -38,9 +38,10 @@ impl Failover {
         })
     }
 
-    /// After an acknowledgement, the `acknowledged`th.
+    /// Records an acknowledgement, the `acknowledged`th.
     ///
-    /// A late answer of the killed leader is no succession: the client then still has it as the leader.
+    /// A late response of the killed leader does not count: the client then still names it as the
+    /// leader.
     pub(super) fn on_acknowledged(&self, acknowledged: usize) {
         if acknowledged == self.threshold {
             self.threshold_reached.notify_one();
@@ -65,13 +66,14 @@ impl Failover {
         import.until(&self.threshold_reached).await
     }
 
-    /// Says that the leader at this address is about to be killed.
+    /// Records that the leader at this address is about to be killed.
     pub(super) fn leader_dies(&self, address: &str) {
         self.killed.set(address.to_owned()).ok();
         self.is_killed.store(true, Ordering::Release);
     }
 
-    /// Waits until another leader has acknowledged something; returns when, and its address.
+    /// Waits until another leader has acknowledged a record; returns the time and the leader's
+    /// address.
     pub(super) async fn succeeded(
         &self,
         import: &mut Import,
@@ -81,11 +83,12 @@ impl Failover {
         if self.successor().is_none()
             && let Some(record) = records.first()
         {
-            // All was imported before the kill had an effect: put a record again, with the same value.
+            // Everything was imported before the kill took effect: put one record again, with the
+            // same value.
             import.put(record).await?;
             self.on_acknowledged(import.acknowledged());
         }
-        self.successor().ok_or_else(|| Failure::failed("no new leader acknowledged anything"))
+        self.successor().ok_or_else(|| Failure::failed("no new leader acknowledged a record"))
     }
 
     fn successor(&self) -> Option<(Instant, String)> {

@@ -1,7 +1,8 @@
-//! `d-engine demo`: three processes, a real import, the leader killed in the middle, every record checked.
+//! `d-engine demo`: imports a file into three processes, kills the leader in the middle, and checks
+//! every record.
 //!
-//! `failover.rs` is what is watched during the import, `verify.rs` the check. The processes are those of
-//! `cluster`, the import is that of `import`.
+//! `failover.rs` watches the import, `verify.rs` checks the records. `cluster` runs the processes
+//! and `import` the import.
 
 mod failover;
 mod verify;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use d_engine_client::{Client, ClientOptions, KvClient};
 
 use self::failover::Failover;
-use self::verify::Lost;
+use self::verify::{CALLERS, Lost};
 use crate::args::{DemoArgs, InputFormat};
 use crate::cluster::{Cluster, Ports};
 use crate::exit::{Exit, Failure, say};
@@ -22,29 +23,26 @@ use crate::import::{Import, Input, Manner, Record};
 use crate::place::Place;
 use crate::progress::{progress, tell};
 use crate::signals::StopSignals;
-
-/// Callers at once, each with one put or get in flight.
-const CALLERS: usize = 64;
-/// How long one record may take, with all its repetitions.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The leader is killed when so many percent of the records are acknowledged.
+/// How long the put of one record may take, retries included.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The percentage of acknowledged records at which the leader is killed.
 const KILL_AT_PERCENT: usize = 40;
-/// How long one call may take; far longer than an election.
+/// Timeout of one call, far longer than an election.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Lost keys that are printed; all of them go to a file.
+/// How many lost keys are printed; a file lists all of them.
 const LOST_SHOWN: usize = 20;
 
 const WHAT_IT_SHOWS: &str = "\
-This shows failover: processes die and lose their memory, and nothing acknowledged is lost. It does not show
-power loss: the operating system lives on and keeps what was written but not synced. That is tested by
-`cargo test -p d-engine-storage` (the log cut and damaged at every byte) and by the simulator, which takes
-unsynced writes away at crashes: `cargo run --release -p d-engine-sim`.";
+This shows failover: a process is killed and nothing acknowledged is lost. It does not show
+power loss: the operating system keeps running and retains unsynced writes. Power loss is tested by
+`cargo test -p d-engine-storage` (the log cut and damaged at every byte) and by the simulator,
+whose crashes lose unsynced writes: `cargo run --release -p d-engine-sim`.";
 
 pub(crate) async fn demo(args: DemoArgs) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     let input = Input::read(args.input.as_deref(), InputFormat::Tsv)?;
     let place = Place::empty(args.dir.as_deref(), "d-engine-demo-")?;
-    // The nodes are children of this future: when it is dropped, they are killed.
+    // The nodes are child processes owned by this future: dropping it kills them.
     let result = tokio::select! {
         result = run(&input, place.path(), place.is_kept(), args.nodes) => result,
         signal = signals.next() => {
@@ -65,7 +63,11 @@ async fn run(input: &Input, dir: &Path, kept: bool, nodes: u64) -> Result<(), Fa
     say(format_args!(
         "d-engine demo: {nodes} processes on this machine; acknowledged means synced by a majority"
     ));
-    say(format_args!("  data      {} ({})", dir.display(), if kept { "kept" } else { "removed at the end" }));
+    say(format_args!(
+        "  data      {} ({})",
+        dir.display(),
+        if kept { "kept" } else { "removed at the end" }
+    ));
     say(format_args!(
         "  input     {} records from {}, {} replaced by a later line",
         input.records.len(),
@@ -95,7 +97,7 @@ async fn run(input: &Input, dir: &Path, kept: bool, nodes: u64) -> Result<(), Fa
     Ok(())
 }
 
-/// Imports everything, and kills the leader on the way; returns its id.
+/// Imports everything and kills the leader meanwhile; returns its id.
 async fn import_through_a_failover(
     cluster: &mut Cluster,
     client: &Client,
@@ -108,13 +110,14 @@ async fn import_through_a_failover(
     let watching = failover.clone();
     let manner = Manner {
         callers: CALLERS,
-        patience: PATIENCE,
+        timeout: TIMEOUT,
         on_acknowledged: Box::new(move |acknowledged| watching.on_acknowledged(acknowledged)),
     };
-    let mut import = Import::start(KvClient::new(client.clone()), records.clone(), manner, bar.clone());
+    let mut import =
+        Import::start(KvClient::new(client.clone()), records.clone(), manner, bar.clone());
     failover.threshold_reached(&mut import).await?;
 
-    let leader = client.leader().ok_or_else(|| Failure::failed("nobody led when the leader was to die"))?;
+    let leader = client.leader().ok_or_else(|| Failure::failed("there was no leader to kill"))?;
     let victim = cluster.id_at(&leader).ok_or_else(|| Failure::failed("an unknown node leads"))?;
     failover.leader_dies(&leader);
     let (before, killed_at) = (import.acknowledged(), Instant::now());
@@ -123,7 +126,8 @@ async fn import_through_a_failover(
     tell(&bar, format_args!("  kill -9   node {victim}, the leader (process {process})"));
 
     let (succeeded_at, successor) = failover.succeeded(&mut import, records).await?;
-    let successor = cluster.id_at(&successor).ok_or_else(|| Failure::failed("an unknown node leads"))?;
+    let successor =
+        cluster.id_at(&successor).ok_or_else(|| Failure::failed("an unknown node leads"))?;
     tell(
         &bar,
         format_args!(
@@ -133,13 +137,16 @@ async fn import_through_a_failover(
     );
     import.finish().await?;
     if let Some(refused) = import.refused().first() {
-        return Err(Failure::failed(format!("the put of {:?} was refused: {}", refused.key, refused.reason)));
+        return Err(Failure::failed(format!(
+            "the put of {:?} was refused: {}",
+            refused.key, refused.reason
+        )));
     }
     bar.finish_and_clear();
     let after = import.acknowledged() - before;
-    say(import_line(after, succeeded_at.elapsed(), "one node less"));
+    say(import_line(after, succeeded_at.elapsed(), "one node down"));
     say(format_args!(
-        "            {} puts of unknown outcome were sent again (the same value: no harm)",
+        "            {} puts of unknown outcome were repeated (safe: the value is the same)",
         import.repeated()
     ));
     Ok(victim)
@@ -153,26 +160,26 @@ fn import_line(records: usize, time: Duration, with: &str) -> String {
     )
 }
 
-/// Starts the killed node again, and waits until it has everything that was committed.
+/// Restarts the killed node and waits until it has every committed entry.
 async fn restart(cluster: &mut Cluster, client: &Client, killed: u64) -> Result<(), Failure> {
     let began = Instant::now();
     cluster.start()?;
     cluster.wait_until(client, "ready", |status| status.ready).await?;
     say(format_args!(
-        "  restart   node {killed} ready after {}, with what it had missed",
+        "  restart   node {killed} ready after {}, caught up with what it had missed",
         milliseconds(began.elapsed())
     ));
     Ok(())
 }
 
-/// Checks every node by itself; returns what is lost.
+/// Checks every node separately; returns what is lost.
 async fn check(
     cluster: &mut Cluster,
     client: &Client,
     records: &Arc<Vec<Record>>,
 ) -> Result<Vec<Lost>, Failure> {
     let said = cluster.wait_until(client, "ready", |status| status.ready).await?;
-    // The highest commit index that anybody knows is the leader's.
+    // The highest commit index of all nodes is the leader's.
     let committed = said.iter().map(|status| status.commit_index).max().unwrap_or(0);
     cluster.wait_until(client, "up to date", |status| status.applied_index >= committed).await?;
     let mut lost = Vec::new();
@@ -183,7 +190,7 @@ async fn check(
         let lost_here = verify::verify(id, address, records, &bar).await?;
         bar.finish_and_clear();
         say(format_args!(
-            "  check     node {id} by itself (eventual reads): {} of {} records right, {}",
+            "  check     node {id} separately (eventual reads): {} of {} records correct, {}",
             records.len() - lost_here.len(),
             records.len(),
             milliseconds(began.elapsed())
@@ -203,9 +210,13 @@ fn tell_lost(dir: &Path, lost: &[Lost]) -> Failure {
         say(format_args!("  LOST      {one}"));
     }
     let file = dir.join("lost.txt");
-    // What is printed is enough to fail with.
+    // The file is optional: the keys printed above suffice for the failure.
     fs::write(&file, all.join("\n")).ok();
-    Failure::failed(format!("{} acknowledged records are lost; all of them: {}", lost.len(), file.display()))
+    Failure::failed(format!(
+        "{} acknowledged records are lost; the full list is in {}",
+        lost.len(),
+        file.display()
+    ))
 }
 
 fn milliseconds(time: Duration) -> String {

@@ -1,28 +1,30 @@
-//! The check: every acknowledged record, on one node by itself.
+//! Checks every acknowledged record on one node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use d_engine_client::{Client, ClientError, ClientOptions, Consistency};
+use d_engine_client::{Client, ClientError, ClientOptions, ReadConsistency};
 use indicatif::ProgressBar;
 use tokio::task::JoinSet;
 
-use super::CALLERS;
 use crate::exit::Failure;
 use crate::import::Record;
 
-/// A record that is not there, or not with its value.
+/// Concurrent callers, each with one put or get in flight.
+pub(super) const CALLERS: usize = 64;
+
+/// A record that is missing or has another value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Lost {
     pub(super) node: u64,
     pub(super) key: Bytes,
-    /// What is there instead.
+    /// The value found instead.
     pub(super) found: Option<Bytes>,
 }
 
-/// Reads every record from the node at `address` and from no other: eventual reads, which a node
-/// answers from what it has applied. Returns what is lost.
+/// Reads every record from the node at `address` alone, with eventual reads, which a node serves
+/// from what it has applied. Returns what is lost.
 pub(super) async fn verify(
     node: u64,
     address: &str,
@@ -33,11 +35,12 @@ pub(super) async fn verify(
     let next = Arc::new(AtomicUsize::new(0));
     let mut readers = JoinSet::new();
     for _ in 0..CALLERS {
-        let (client, records, next, bar) = (client.clone(), records.clone(), next.clone(), bar.clone());
+        let (client, records, next, bar) =
+            (client.clone(), records.clone(), next.clone(), bar.clone());
         readers.spawn(async move {
             let mut lost = Vec::new();
             while let Some(record) = records.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let found = client.get(record.key.clone(), Consistency::Eventual).await?;
+                let found = client.get(record.key.clone(), ReadConsistency::Eventual).await?;
                 if found.as_ref() != Some(&record.value) {
                     lost.push(Lost { node, key: record.key.clone(), found });
                 }
@@ -48,7 +51,11 @@ pub(super) async fn verify(
     }
     let mut lost = Vec::new();
     while let Some(ended) = readers.join_next().await {
-        lost.extend(ended.map_err(|panic| Failure::failed(format!("a reader of the demo: {panic}")))??);
+        lost.extend(
+            ended.map_err(|panic| {
+                Failure::failed(format!("a reader of the demo failed: {panic}"))
+            })??,
+        );
     }
     lost.sort_by(|one, other| one.key.cmp(&other.key));
     Ok(lost)
@@ -75,7 +82,7 @@ mod tests {
         (engine, keep)
     }
 
-    /// The demonstration is worth nothing if its check cannot fail.
+    /// The demo proves nothing if its check cannot fail.
     #[tokio::test(flavor = "multi_thread")]
     async fn missing_and_changed_records_are_found() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The callers of an import: many puts at once, through changes of leaders.
+//! The callers of an import: many concurrent puts, through changes of leaders.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,30 +14,30 @@ use tokio::task::JoinSet;
 use super::input::Record;
 use crate::exit::Failure;
 
-/// An import while it runs. Dropping it ends the callers.
+/// A running import. Dropping it ends the callers.
 pub(crate) struct Import {
     shared: Arc<Shared>,
     callers: JoinSet<Result<(), Failure>>,
 }
 
-/// How an import is done.
+/// Settings of an import.
 pub(crate) struct Manner {
-    /// Callers at once, each with one put in flight.
+    /// Concurrent callers, each with one put in flight.
     pub(crate) callers: usize,
-    /// How long one record may take, with all its repetitions.
-    pub(crate) patience: Duration,
-    /// Told after each acknowledgement how many there are.
+    /// How long the put of one record may take, retries included.
+    pub(crate) timeout: Duration,
+    /// Called after each acknowledgement with their number so far.
     pub(crate) on_acknowledged: Box<dyn Fn(usize) + Send + Sync>,
 }
 
-/// A record that the cluster will never take.
+/// A record that the cluster will never accept.
 #[derive(Clone, Serialize, Debug)]
 pub(crate) struct Refused {
     pub(crate) key: String,
     pub(crate) reason: String,
 }
 
-/// What the callers share.
+/// State that the callers share.
 struct Shared {
     kv: KvClient,
     records: Arc<Vec<Record>>,
@@ -45,32 +45,37 @@ struct Shared {
     manner: Manner,
     taken: Mutex<Taken>,
     acknowledged: AtomicUsize,
-    /// Puts sent again because their outcome was unknown.
+    /// Puts repeated because their outcome was unknown.
     repeated: AtomicUsize,
     refused: Mutex<Vec<Refused>>,
     stopping: AtomicBool,
 }
 
-/// Which records somebody has taken.
+/// Which records the callers have taken.
 #[derive(Default)]
 struct Taken {
-    /// The next record that nobody has taken.
+    /// The next record to take.
     next: usize,
-    /// Those taken that are neither acknowledged nor refused.
+    /// Taken records that are neither acknowledged nor refused.
     open: BTreeSet<usize>,
 }
 
 /// Why a record was not put.
 enum NotPut {
-    /// It will never be taken; others may.
+    /// The record will never be accepted; others may be.
     Refused(String),
-    /// The cluster did not answer; others fare no better.
+    /// The cluster did not answer; other records would fail too.
     Failed(Failure),
 }
 
 impl Import {
     /// Starts the callers.
-    pub(crate) fn start(kv: KvClient, records: Arc<Vec<Record>>, manner: Manner, bar: ProgressBar) -> Self {
+    pub(crate) fn start(
+        kv: KvClient,
+        records: Arc<Vec<Record>>,
+        manner: Manner,
+        bar: ProgressBar,
+    ) -> Self {
         let callers_wanted = manner.callers;
         let shared = Arc::new(Shared {
             kv,
@@ -90,28 +95,29 @@ impl Import {
         Self { shared, callers }
     }
 
-    /// Records acknowledged so far.
+    /// Returns the number of records acknowledged so far.
     pub(crate) fn acknowledged(&self) -> usize {
         self.shared.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Puts sent again so far.
+    /// Returns the number of puts repeated so far.
     pub(crate) fn repeated(&self) -> usize {
         self.shared.repeated.load(Ordering::Relaxed)
     }
 
-    /// Records that the cluster will never take.
+    /// Returns the records that the cluster will never accept.
     pub(crate) fn refused(&self) -> Vec<Refused> {
         self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// So many records at the beginning need not be put again: each is acknowledged or refused.
+    /// Returns the number of records at the beginning that are all acknowledged or refused, so that
+    /// a continued import can skip them.
     pub(crate) fn settled(&self) -> usize {
         let taken = self.shared.taken();
         taken.open.first().copied().unwrap_or(taken.next)
     }
 
-    /// Takes no further record; the puts in flight finish.
+    /// Takes no further records; the puts in flight finish.
     pub(crate) fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
     }
@@ -124,12 +130,13 @@ impl Import {
         })
     }
 
-    /// Waits until the callers are done; the first failure of one ends it.
+    /// Waits until the callers have ended; returns early with the first failure.
     pub(crate) async fn finish(&mut self) -> Result<(), Failure> {
         self.until(&Notify::new()).await
     }
 
-    /// Waits for a notification or for the end of all callers; the first failure of one ends it.
+    /// Waits for a notification or for the end of all callers; returns early with the first
+    /// failure.
     pub(crate) async fn until(&mut self, notify: &Notify) -> Result<(), Failure> {
         loop {
             tokio::select! {
@@ -138,7 +145,9 @@ impl Import {
                     None => return Ok(()),
                     Some(Ok(result)) => result?,
                     Some(Err(panic)) => {
-                        return Err(Failure::failed(format!("a caller of the import: {panic}")));
+                        return Err(Failure::failed(format!(
+                            "a caller of the import failed: {panic}"
+                        )));
                     }
                 },
             }
@@ -147,7 +156,7 @@ impl Import {
 }
 
 impl Shared {
-    /// One caller: takes record after record.
+    /// Runs one caller, which puts one record after the other.
     async fn call(self: Arc<Self>) -> Result<(), Failure> {
         while let Some((index, record)) = self.take() {
             match self.put(record).await {
@@ -180,26 +189,28 @@ impl Shared {
         Some((index, record))
     }
 
-    /// Puts one record, again and again while the outcome is unknown: a second put of the same value
-    /// changes nothing, and every key is put by one caller only.
+    /// Puts one record and repeats the put while the outcome is unknown. That is safe: a second put
+    /// of the same value changes nothing, and only one caller puts each key.
     async fn put(&self, record: &Record) -> Result<(), NotPut> {
-        let deadline = Instant::now() + self.manner.patience;
+        let deadline = Instant::now() + self.manner.timeout;
         loop {
             match self.kv.put(record.key.clone(), record.value.clone()).await {
                 Ok(_) => return Ok(()),
-                Err(KvError::Client(ClientError::OutcomeUnknown { .. })) if Instant::now() < deadline => {
+                Err(KvError::Client(ClientError::OutcomeUnknown { .. }))
+                    if Instant::now() < deadline =>
+                {
                     self.repeated.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {
                     let key = String::from_utf8_lossy(&record.key);
                     return Err(match error {
                         KvError::Rejected { .. }
-                        | KvError::Client(ClientError::TooLarge { .. } | ClientError::Refused { .. }) => {
-                            NotPut::Refused(error.to_string())
-                        }
-                        error => {
-                            NotPut::Failed(Failure::failed(format!("the put of {key:?} failed: {error}")))
-                        }
+                        | KvError::Client(
+                            ClientError::TooLarge { .. } | ClientError::Refused { .. },
+                        ) => NotPut::Refused(error.to_string()),
+                        error => NotPut::Failed(Failure::failed(format!(
+                            "the put of {key:?} failed: {error}"
+                        ))),
                     });
                 }
             }

@@ -1,4 +1,5 @@
-//! What is imported: one record in a line, as `key<TAB>value` or as JSON. Bytes are taken as they are.
+//! The input of an import: one record per line, as `key<TAB>value` or as JSON. Bytes are taken
+//! unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,14 +14,14 @@ use crate::json;
 /// The bundled file: 8,192 Unicode characters and their names.
 const BUNDLED: &str = include_str!("../../data/unicode-names.tsv");
 
-/// The records to import, every key once.
+/// The records to import, each key once.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// For people: where it comes from.
+    /// The file's name, for messages.
     pub(crate) source: String,
-    /// Lines that held a record.
+    /// Number of lines with a record.
     pub(crate) lines: usize,
-    /// Keys with their last value, in order.
+    /// Each key with its last value, in the order of keys.
     pub(crate) records: Vec<Record>,
 }
 
@@ -32,14 +33,15 @@ pub(crate) struct Record {
 }
 
 impl Input {
-    /// The bundled file, or the one at `path`.
+    /// Reads the file at `path`, or without one the bundled file.
     pub(crate) fn read(path: Option<&Path>, format: InputFormat) -> Result<Self, Failure> {
         let Some(path) = path else {
             return Self::parse("the bundled Unicode names", BUNDLED.as_bytes(), InputFormat::Tsv);
         };
         let name = path.display().to_string();
-        let bytes = fs::read(path)
-            .map_err(|error| Failure::new(Exit::Refused, format!("{name} cannot be read: {error}")))?;
+        let bytes = fs::read(path).map_err(|error| {
+            Failure::new(Exit::Refused, format!("{name} cannot be read: {error}"))
+        })?;
         Self::parse(&name, &bytes, format)
     }
 
@@ -63,13 +65,13 @@ impl Input {
             records.insert(key, value);
         }
         if records.is_empty() {
-            return refused(" holds no records".to_owned());
+            return refused(" has no records".to_owned());
         }
         let records = records.into_iter().map(|(key, value)| Record { key, value }).collect();
         Ok(Self { source: source.to_owned(), lines, records })
     }
 
-    /// Lines whose value was replaced by a later line.
+    /// Returns the number of lines whose value was replaced by a later line.
     pub(crate) fn replaced(&self) -> usize {
         self.lines - self.records.len()
     }
@@ -83,7 +85,7 @@ fn tab_separated(line: &[u8]) -> Result<(Bytes, Bytes), String> {
     if key.is_empty() {
         return Err("the key is empty; a line is `key<TAB>value`".to_owned());
     }
-    // The value begins behind the tab; further tabs are part of it.
+    // The value begins after the first tab; further tabs are part of it.
     Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value.get(1..).unwrap_or_default())))
 }
 
@@ -121,11 +123,14 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named_with_its_file_and_number() {
-        let told = |bytes: &[u8]| Input::parse("words.tsv", bytes, InputFormat::Tsv).unwrap_err().to_string();
+        let told = |bytes: &[u8]| {
+            Input::parse("words.tsv", bytes, InputFormat::Tsv).unwrap_err().to_string()
+        };
         assert!(told(b"a\t1\n\nno tab\n").starts_with("words.tsv, line 3: there is no tab"));
         assert!(told(b"\tvalue").starts_with("words.tsv, line 1: the key is empty"));
-        assert!(told(b"\n").starts_with("words.tsv holds no records"));
-        let missing = Input::read(Some(Path::new("/nonexistent/words.tsv")), InputFormat::Tsv).unwrap_err();
+        assert!(told(b"\n").starts_with("words.tsv has no records"));
+        let missing =
+            Input::read(Some(Path::new("/nonexistent/words.tsv")), InputFormat::Tsv).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/words.tsv"));
     }
 }

@@ -1,6 +1,6 @@
-//! `d-engine import`: every record of a file, many puts at once.
+//! `d-engine import`: puts every record of a file, many concurrently.
 //!
-//! `input.rs` is the file, `callers.rs` the puts.
+//! `input.rs` reads the file, `callers.rs` sends the puts.
 
 mod callers;
 mod input;
@@ -18,28 +18,28 @@ use crate::exit::{Exit, Failure, say};
 use crate::progress::progress;
 use crate::signals::StopSignals;
 
-/// How long the puts in flight may take after Ctrl-C.
+/// How long to wait for the puts in flight after Ctrl-C.
 const LAST_PUTS: Duration = Duration::from_secs(5);
-/// Refused records that are named on stderr; JSON has them all.
+/// How many refused records are named on stderr; the JSON summary has all of them.
 const REFUSED_SHOWN: usize = 5;
 
-/// What came of an import.
+/// The result of an import.
 #[derive(Serialize, Debug)]
 struct Summary {
     source: String,
-    /// Records in the file, each key once.
+    /// Distinct keys in the file.
     records: usize,
-    /// Left out at the beginning, as asked.
+    /// Records left out at the beginning, by `--skip`.
     skipped: usize,
     acknowledged: usize,
-    /// Puts sent again because their outcome was unknown.
+    /// Puts repeated because their outcome was unknown.
     repeated: usize,
     refused: Vec<Refused>,
     seconds: f64,
     records_per_second: f64,
     callers: usize,
     interrupted: bool,
-    /// What `--skip` must be to go on; `null` when nothing is left.
+    /// The value of `--skip` that continues the import; `null` if nothing is left.
     go_on_with_skip: Option<usize>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
     let records = Arc::new(left.to_vec());
     let bar = progress("import", records.len());
     let callers = usize::from(args.callers);
-    let manner = Manner { callers, patience: args.timeout, on_acknowledged: Box::new(|_| ()) };
+    let manner = Manner { callers, timeout: args.timeout, on_acknowledged: Box::new(|_| ()) };
     let began = Instant::now();
     let mut import = Import::start(kv, records.clone(), manner, bar.clone());
     let (result, interrupted) = tokio::select! {
@@ -60,7 +60,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
     };
     if interrupted.is_some() {
         import.stop();
-        // What does not finish in time is of unknown outcome, and is put again by who goes on.
+        // A put that does not finish in time has an unknown outcome; a continued import repeats it.
         tokio::select! {
             _ = tokio::time::timeout(LAST_PUTS, import.finish()) => {}
             _ = signals.next() => {}
@@ -83,9 +83,14 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
         go_on_with_skip: (settled < records.len()).then_some(args.skip + settled),
     };
     tell(&summary, args.json)?;
-    let go_on = summary.go_on_with_skip.map(|skip| format!("; go on with --skip {skip}")).unwrap_or_default();
+    let go_on = summary
+        .go_on_with_skip
+        .map(|skip| format!("; continue with --skip {skip}"))
+        .unwrap_or_default();
     match (interrupted, result) {
-        (Some(signal), _) => Err(Failure::new(Exit::Interrupted, format!("interrupted by {signal}{go_on}"))),
+        (Some(signal), _) => {
+            Err(Failure::new(Exit::Interrupted, format!("interrupted by {signal}{go_on}")))
+        }
         (None, Err(failure)) => Err(Failure::failed(format!("{failure}{go_on}"))),
         (None, Ok(())) => refused(&summary.refused),
     }
@@ -94,7 +99,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
 fn tell(summary: &Summary, json: bool) -> Result<(), Failure> {
     if json {
         let json = serde_json::to_string(summary);
-        say(json.map_err(|error| Failure::failed(format!("no JSON can be made: {error}")))?);
+        say(json.map_err(|error| Failure::failed(format!("the JSON cannot be written: {error}")))?);
         return Ok(());
     }
     let skipped = match summary.skipped {
@@ -103,11 +108,15 @@ fn tell(summary: &Summary, json: bool) -> Result<(), Failure> {
     };
     say(format_args!(
         "{} of {} records acknowledged{skipped} in {:.2} s: {:.0}/s with {} callers",
-        summary.acknowledged, summary.records, summary.seconds, summary.records_per_second, summary.callers
+        summary.acknowledged,
+        summary.records,
+        summary.seconds,
+        summary.records_per_second,
+        summary.callers
     ));
     if summary.repeated > 0 {
         say(format_args!(
-            "{} puts of unknown outcome were sent again (the same value: no harm)",
+            "{} puts of unknown outcome were repeated (safe: the value is the same)",
             summary.repeated
         ));
     }

@@ -1,22 +1,22 @@
-//! What nodes say that cannot all be true of one cluster.
+//! Statements of nodes that cannot all be true of one cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use d_engine_client::{NodeRole, NodeStatus};
 
-use super::Answers;
+use super::answers::Answers;
 
-/// One sentence for each contradiction.
+/// Returns one sentence per contradiction.
 pub(super) fn contradictions(answers: &Answers) -> Vec<String> {
     let says: Vec<Says> = answers.values().flatten().map(Says::of).collect();
     let mut found = Vec::new();
     let clusters = by(&says, |says| Some(says.cluster.clone()));
     if clusters.len() > 1 {
-        found.push(format!("they belong to different clusters: {}", list(&clusters)));
+        found.push(format!("the nodes belong to different clusters: {}", list(&clusters)));
     }
     let members = by(&says, |says| says.members.clone());
     if members.len() > 1 {
-        found.push(format!("they know different members: {}", list(&members)));
+        found.push(format!("the nodes have different member lists: {}", list(&members)));
     }
     let mut leaders: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
     for one in &says {
@@ -26,23 +26,24 @@ pub(super) fn contradictions(answers: &Answers) -> Vec<String> {
     }
     for (term, nodes) in leaders.into_iter().filter(|(_, nodes)| nodes.len() > 1) {
         let nodes: Vec<String> = nodes.iter().map(u64::to_string).collect();
-        found.push(format!("the nodes {} all lead in term {term}", nodes.join(" and ")));
+        found.push(format!("nodes {} all lead in term {term}", nodes.join(" and ")));
     }
     found
 }
 
-/// What one node says.
+/// What one node states.
 struct Says {
     node: u64,
     cluster: String,
-    /// `None` for one that has stopped: it names none.
+    /// `None` for a node that has stopped: it names no members.
     members: Option<String>,
     leads_in: Option<u64>,
 }
 
 impl Says {
     fn of(status: &NodeStatus) -> Self {
-        let ids: Vec<String> = status.members.iter().map(|member| member.node.to_string()).collect();
+        let ids: Vec<String> =
+            status.members.iter().map(|member| member.node.to_string()).collect();
         let works = status.stopped.is_none();
         Self {
             node: status.node,
@@ -53,7 +54,7 @@ impl Says {
     }
 }
 
-/// The nodes by what they say.
+/// Groups the nodes by their statement.
 fn by(says: &[Says], what: impl Fn(&Says) -> Option<String>) -> BTreeMap<String, BTreeSet<u64>> {
     let mut nodes: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     for one in says {
@@ -65,8 +66,9 @@ fn by(says: &[Says], what: impl Fn(&Says) -> Option<String>) -> BTreeMap<String,
 }
 
 fn list(nodes: &BTreeMap<String, BTreeSet<u64>>) -> String {
-    let told =
-        nodes.iter().flat_map(|(said, nodes)| nodes.iter().map(move |node| format!("node {node}: {said}")));
+    let told = nodes
+        .iter()
+        .flat_map(|(said, nodes)| nodes.iter().map(move |node| format!("node {node}: {said}")));
     told.collect::<Vec<_>>().join("; ")
 }
 
@@ -80,7 +82,8 @@ mod tests {
 
     #[test]
     fn nodes_are_listed_by_what_they_say() {
-        let all = [says(1, "aa", "1", None), says(2, "aa", "1, 2", None), says(3, "bb", "1, 2", None)];
+        let all =
+            [says(1, "aa", "1", None), says(2, "aa", "1, 2", None), says(3, "bb", "1, 2", None)];
         let clusters = by(&all, |one| Some(one.cluster.clone()));
         assert_eq!(list(&clusters), "node 1: aa; node 2: aa; node 3: bb");
         assert_eq!(by(&all, |one| one.members.clone()).len(), 2);

@@ -1,104 +1,65 @@
-//! What `d-engine status` tells of snapshots.
+//! The part of `d-engine status` about snapshots.
 
-use d_engine_client::{NodeStatus, ReceivingSnapshot, SendingSnapshot};
+use d_engine_client::{NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus};
 use indicatif::DecimalBytes;
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
-/// A node's snapshots, for programs.
-#[derive(Clone, Serialize, Debug)]
-pub(super) struct Snapshots {
-    newest_index: Option<u64>,
-    newest_bytes: u64,
-    count: u64,
-    disk_bytes: u64,
-    /// Bytes so far of one that is being built.
-    building: Option<u64>,
-    built: u64,
-    failed: u64,
-    last_failure: Option<String>,
-    pause_us: u128,
-    /// The log is larger than `snapshots.max_log_bytes`.
-    overdue: bool,
-    sending: Vec<Sending>,
-    receiving: Option<Receiving>,
-}
+/// A part of a status as the object that the JSON has for it. Programs read this: keys are added,
+/// never renamed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Json<'a, T>(pub(super) &'a T);
 
-#[derive(Clone, Serialize, Debug)]
-struct Sending {
-    to: u64,
-    index: Option<u64>,
-    confirmed: u64,
-    bytes: u64,
-    resumed_at: u64,
-    installing: bool,
-    failures: u64,
-    last_failure: Option<String>,
-}
-
-#[derive(Clone, Serialize, Debug)]
-struct Receiving {
-    from: u64,
-    index: u64,
-    received: u64,
-    bytes: u64,
-    installing: bool,
-}
-
-impl Snapshots {
-    /// The last entry in the newest one.
-    pub(super) fn newest_index(&self) -> Option<u64> {
-        self.newest_index
+impl Serialize for Json<'_, SnapshotStatus> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(status) = self;
+        let sending: Vec<_> = status.sending.iter().map(Json).collect();
+        let mut object = serializer.serialize_struct("Snapshots", 12)?;
+        object.serialize_field("newest_index", &status.newest.map(|newest| newest.index))?;
+        object.serialize_field("newest_bytes", &status.newest_bytes)?;
+        object.serialize_field("count", &status.count)?;
+        object.serialize_field("disk_bytes", &status.disk_bytes)?;
+        object.serialize_field("building", &status.building)?;
+        object.serialize_field("built", &status.built)?;
+        object.serialize_field("failed", &status.failed)?;
+        object.serialize_field("last_failure", &status.last_failure)?;
+        object.serialize_field("pause_us", &status.pause.as_micros())?;
+        object.serialize_field("overdue", &status.overdue)?;
+        object.serialize_field("sending", &sending)?;
+        object.serialize_field("receiving", &status.receiving.as_ref().map(Json))?;
+        object.end()
     }
 }
 
-impl From<&NodeStatus> for Snapshots {
-    fn from(status: &NodeStatus) -> Self {
-        let snapshots = &status.snapshots;
-        Self {
-            newest_index: snapshots.newest_index,
-            newest_bytes: snapshots.newest_bytes,
-            count: snapshots.count,
-            disk_bytes: snapshots.disk_bytes,
-            building: snapshots.building,
-            built: snapshots.built,
-            failed: snapshots.failed,
-            last_failure: snapshots.last_failure.clone(),
-            pause_us: snapshots.pause.as_micros(),
-            overdue: snapshots.overdue,
-            sending: snapshots.sending.iter().map(Sending::from).collect(),
-            receiving: snapshots.receiving.as_ref().map(Receiving::from),
-        }
+impl Serialize for Json<'_, SendingSnapshot> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(sending) = self;
+        let mut object = serializer.serialize_struct("Sending", 8)?;
+        object.serialize_field("to", &sending.to)?;
+        object.serialize_field("index", &sending.index)?;
+        object.serialize_field("confirmed", &sending.confirmed)?;
+        object.serialize_field("bytes", &sending.bytes)?;
+        object.serialize_field("resumed_at", &sending.resumed_at)?;
+        object.serialize_field("installing", &sending.is_installing)?;
+        object.serialize_field("failures", &sending.failures)?;
+        object.serialize_field("last_failure", &sending.last_failure)?;
+        object.end()
     }
 }
 
-impl From<&SendingSnapshot> for Sending {
-    fn from(sending: &SendingSnapshot) -> Self {
-        Self {
-            to: sending.to,
-            index: sending.index,
-            confirmed: sending.confirmed,
-            bytes: sending.bytes,
-            resumed_at: sending.resumed_at,
-            installing: sending.is_installing,
-            failures: sending.failures,
-            last_failure: sending.last_failure.clone(),
-        }
+impl Serialize for Json<'_, ReceivingSnapshot> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(receiving) = self;
+        let mut object = serializer.serialize_struct("Receiving", 5)?;
+        object.serialize_field("from", &receiving.from)?;
+        object.serialize_field("index", &receiving.index)?;
+        object.serialize_field("received", &receiving.received)?;
+        object.serialize_field("bytes", &receiving.bytes)?;
+        object.serialize_field("installing", &receiving.is_installing)?;
+        object.end()
     }
 }
 
-impl From<&ReceivingSnapshot> for Receiving {
-    fn from(receiving: &ReceivingSnapshot) -> Self {
-        Self {
-            from: receiving.from,
-            index: receiving.index,
-            received: receiving.received,
-            bytes: receiving.bytes,
-            installing: receiving.is_installing,
-        }
-    }
-}
-
-/// Lines for below the table: what is going on with the snapshots of these nodes, and what needs looking after.
+/// Returns the lines below the table: alarms, failures, and snapshots in progress.
 pub(super) fn lines<'a>(nodes: impl Iterator<Item = &'a NodeStatus>) -> Vec<String> {
     nodes.flat_map(of_node).collect()
 }
@@ -109,36 +70,38 @@ fn of_node(status: &NodeStatus) -> Vec<String> {
         status.alarms.iter().map(|alarm| format!("ALARM: node {node}: {alarm}")).collect();
     if status.lease_revoked {
         lines.push(format!(
-            "node {node} serves lease reads by rounds until the next election: it has tried to hand leadership over"
+            "node {node} serves lease reads with read rounds until the next election, because it \
+             has tried to transfer leadership"
         ));
     }
     if status.late_replies > 0 {
         lines.push(format!(
-            "node {node}: its state machine gave {} replies too late or twice; nobody got them",
+            "node {node}: its state machine returned {} replies too late or twice; they are lost",
             status.late_replies
         ));
     }
     if snapshots.overdue {
-        let (log, why) = (DecimalBytes(status.log_bytes_on_disk), snapshots.last_failure.as_deref());
+        let (log, why) =
+            (DecimalBytes(status.log_bytes_on_disk), snapshots.last_failure.as_deref());
         let why = why.map(|why| format!(" (the last snapshot failed: {why})")).unwrap_or_default();
         lines.push(format!(
-            "ALARM: node {node}: its log has {log}, more than snapshots.max_log_bytes; take a snapshot with \
-             `d-engine snapshot --node {node}`{why}"
+            "ALARM: node {node}: its log has {log}, more than snapshots.max_log_bytes; take a \
+             snapshot with `d-engine snapshot --node {node}`{why}"
         ));
     }
     if let Some(why) = snapshots.last_failure.as_deref().filter(|_| !snapshots.overdue) {
         lines.push(format!(
-            "node {node} gave up its last snapshot ({} since it started): {why}",
+            "node {node}: the last snapshot failed ({} failed since the node started): {why}",
             snapshots.failed
         ));
     }
     if let Some(bytes) = snapshots.building {
-        lines.push(format!("node {node} takes a snapshot: {} so far", DecimalBytes(bytes)));
+        lines.push(format!("node {node} is taking a snapshot: {} so far", DecimalBytes(bytes)));
     }
     for sending in &snapshots.sending {
         let what = match sending.index {
             Some(index) => format!(
-                "node {node} sends its snapshot {index} to node {}: {}",
+                "node {node} is sending its snapshot {index} to node {}: {}",
                 sending.to,
                 part(sending.confirmed, sending.bytes, sending.is_installing)
             ),
@@ -153,7 +116,7 @@ fn of_node(status: &NodeStatus) -> Vec<String> {
     if let Some(receiving) = &snapshots.receiving {
         let part = part(receiving.received, receiving.bytes, receiving.is_installing);
         let (index, from) = (receiving.index, receiving.from);
-        lines.push(format!("node {node} receives snapshot {index} from node {from}: {part}"));
+        lines.push(format!("node {node} is receiving snapshot {index} from node {from}: {part}"));
     }
     lines
 }
@@ -164,4 +127,37 @@ fn part(done: u64, of: u64, is_installing: bool) -> String {
     }
     let percent = u128::from(done) * 100 / u128::from(of.max(1));
     format!("{percent} % of {}", DecimalBytes(of))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use d_engine_client::EntryId;
+
+    use super::*;
+
+    #[test]
+    fn the_json_of_snapshots_has_every_key() {
+        let status = SnapshotStatus {
+            newest: Some(EntryId { term: 1, index: 2 }),
+            newest_bytes: 3,
+            count: 4,
+            disk_bytes: 5,
+            building: Some(6),
+            built: 7,
+            failed: 8,
+            last_failure: Some("full".to_owned()),
+            pause: Duration::from_micros(9),
+            bytes_since: 10,
+            overdue: true,
+            sending: vec![SendingSnapshot { to: 11, failures: 1, ..SendingSnapshot::default() }],
+            receiving: Some(ReceivingSnapshot { from: 12, ..ReceivingSnapshot::default() }),
+        };
+        let json = serde_json::to_string(&Json(&status)).unwrap_or_else(|error| error.to_string());
+        assert_eq!(
+            json,
+            r#"{"newest_index":2,"newest_bytes":3,"count":4,"disk_bytes":5,"building":6,"built":7,"failed":8,"last_failure":"full","pause_us":9,"overdue":true,"sending":[{"to":11,"index":null,"confirmed":0,"bytes":0,"resumed_at":0,"installing":false,"failures":1,"last_failure":null}],"receiving":{"from":12,"index":0,"received":0,"bytes":0,"installing":false}}"#
+        );
+    }
 }

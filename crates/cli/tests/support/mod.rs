@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 mod ports;
 pub(crate) use ports::free_address;
 
-/// No test waits longer for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time that a test waits for anything.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The only place where a test waits: until `condition` gives something, or the deadline has passed.
+/// The only place where a test waits: until `condition` returns a value, or the deadline has
+/// passed.
 pub(crate) fn wait_until<T>(deadline: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
-    // Nobody sends: receiving is a wait with an end.
+    // Nothing is ever sent: receiving is a wait with a timeout.
     let (_nobody, quiet) = mpsc::channel::<()>();
     let began = Instant::now();
     loop {
@@ -50,12 +51,12 @@ impl Process {
         self.child.id()
     }
 
-    /// What the process prints.
+    /// Returns what the process prints.
     pub(crate) fn stdout(&mut self) -> std::process::ChildStdout {
         self.child.stdout.take().unwrap()
     }
 
-    /// What the process prints, line by line, from now on.
+    /// Returns what the process prints from now on, line by line.
     pub(crate) fn lines(&mut self) -> Lines {
         let (line, lines) = mpsc::channel();
         let out = self.stdout();
@@ -74,23 +75,23 @@ impl Process {
         drop(self.child.stdin.take());
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Any other signal, by name.
+    /// Sends any other signal, by name.
     pub(crate) fn signal(&self, name: &str) {
         assert!(send(name, self.id()), "SIG{name} was not sent");
     }
 
     /// Waits for the end; returns exit code, stdout and stderr.
     pub(crate) fn finish(mut self) -> Finished {
-        // Both pipes are drained beside the wait, so that neither fills up.
+        // Both pipes are drained during the wait, so that neither fills up.
         let out = drain(self.child.stdout.take());
         let err = drain(self.child.stderr.take());
-        let exit = wait_until(PATIENCE, || self.child.try_wait().unwrap());
+        let exit = wait_until(TIMEOUT, || self.child.try_wait().unwrap());
         Finished {
             code: exit.code(),
             out: out.join().unwrap_or_default(),
@@ -113,9 +114,9 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Waits for a line that has this in it.
+    /// Waits for a line that contains `part`.
     pub(crate) fn wait_for(&mut self, part: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
@@ -139,14 +140,14 @@ fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::Join
     })
 }
 
-/// Sends a signal to a process; whether there was one.
+/// Sends a signal to a process; returns whether there was such a process.
 pub(crate) fn send(signal: &str, process: u32) -> bool {
     let mut kill = Command::new("kill");
     kill.args([&format!("-{signal}"), &process.to_string()]).stderr(Stdio::null());
     kill.status().unwrap().success()
 }
 
-/// What a process left behind.
+/// The exit code and the output of a process.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -164,9 +165,9 @@ pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) clients: Vec<String>,
     pub(crate) nodes: Vec<Option<Process>>,
-    /// What every node is started with beside its config.
+    /// The arguments of every node beside its config.
     pub(crate) args: Vec<String>,
-    /// Where every node's stderr goes; a file beside its config otherwise.
+    /// Where the stderr of every node goes; if `None`, a file beside its config.
     pub(crate) stderr: Option<Box<dyn Fn() -> Stdio>>,
 }
 
@@ -176,12 +177,12 @@ impl Cluster {
         Self::start_with("")
     }
 
-    /// The same with more lines in each config.
+    /// The same with additional lines in each config.
     pub(crate) fn start_with(settings: &str) -> Self {
         Self::start_with_args(settings, &[])
     }
 
-    /// The same with more arguments of `serve`.
+    /// The same with additional arguments of `serve`.
     pub(crate) fn start_with_args(settings: &str, args: &[&str]) -> Self {
         let mut cluster = Self::prepare(settings, args);
         cluster.start_all();
@@ -196,7 +197,7 @@ impl Cluster {
         self.wait_ready(&[0, 1, 2]);
     }
 
-    /// Writes the configs and starts nothing.
+    /// Writes the configs and starts no node.
     pub(crate) fn prepare(settings: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clients: Vec<String> = (0..3).map(|_| free_address()).collect();
@@ -226,17 +227,17 @@ impl Cluster {
         self.nodes[i] = Some(serve_with(&self.config(i), &self.args, stderr));
     }
 
-    /// Waits until these nodes say that they are ready.
+    /// Waits until these nodes report that they are ready.
     pub(crate) fn wait_ready(&self, nodes: &[usize]) {
         for i in nodes {
-            wait_until(PATIENCE, || {
+            wait_until(TIMEOUT, || {
                 let status = self.status(*i)?;
                 (status["reachable"] == true && status["ready"] == true).then_some(())
             });
         }
     }
 
-    /// What node `i` says about itself.
+    /// Returns the status that node `i` reports about itself.
     pub(crate) fn status(&self, i: usize) -> Option<serde_json::Value> {
         let said = run(&["status", "--json", "--endpoints", &self.clients[i]]);
         let report: serde_json::Value = serde_json::from_str(&said.out).ok()?;
@@ -244,9 +245,9 @@ impl Cluster {
         rows.iter().find(|row| row["address"] == *self.clients[i]).cloned()
     }
 
-    /// The position of the leader.
+    /// Returns the position of the leader.
     pub(crate) fn leader(&self) -> usize {
-        wait_until(PATIENCE, || {
+        wait_until(TIMEOUT, || {
             let said = run(&["status", "--json", "--endpoints", &self.endpoints()]);
             let report: serde_json::Value = serde_json::from_str(&said.out).ok()?;
             Some(report["leader"].as_u64()? as usize - 1)
@@ -263,13 +264,21 @@ pub(crate) fn serve(config: &Path) -> Process {
     serve_with(config, &[], None)
 }
 
-/// The same with more arguments, and stderr elsewhere.
+/// The same with additional arguments, and stderr elsewhere.
 fn serve_with(config: &Path, args: &[String], stderr: Option<Stdio>) -> Process {
-    let log =
-        || fs::File::options().create(true).append(true).open(config.with_extension("log")).unwrap().into();
+    let log = || {
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(config.with_extension("log"))
+            .unwrap()
+            .into()
+    };
     let mut command = d_engine();
     command.args(["serve", "--config"]).arg(config).args(args);
-    Process { child: command.stdout(Stdio::piped()).stderr(stderr.unwrap_or_else(log)).spawn().unwrap() }
+    Process {
+        child: command.stdout(Stdio::piped()).stderr(stderr.unwrap_or_else(log)).spawn().unwrap(),
+    }
 }
 
 /// A cluster that `dev` runs, on free ports.
@@ -277,14 +286,14 @@ pub(crate) struct Dev {
     pub(crate) process: Process,
     pub(crate) lines: Lines,
     pub(crate) endpoints: String,
-    /// Where data, configs and logs are.
+    /// The directory of data, configs and logs.
     pub(crate) dir: PathBuf,
     _strays: Strays,
     _temporary: tempfile::TempDir,
 }
 
 impl Dev {
-    /// Starts it and waits until it says that somebody leads.
+    /// Starts it and waits until it prints the leader.
     pub(crate) fn start() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let dir = temporary.path().join("dev");
@@ -293,33 +302,34 @@ impl Dev {
         command.args(["dev", "--ephemeral", "--dir"]).arg(&dir);
         let mut process = Process::start(&mut command);
         let mut lines = process.lines();
-        let endpoints = lines.wait_for("  endpoints ").split_whitespace().last().unwrap().to_owned();
+        let endpoints =
+            lines.wait_for("  endpoints ").split_whitespace().last().unwrap().to_owned();
         lines.wait_for("  ready ");
         Self { process, lines, endpoints, dir, _strays: strays, _temporary: temporary }
     }
 
-    /// Runs a verb against the cluster.
+    /// Runs a command against the cluster.
     pub(crate) fn run(&self, args: &[&str]) -> Finished {
         Process::start(d_engine().args(args).env("D_ENGINE_ENDPOINTS", &self.endpoints)).finish()
     }
 
-    /// Runs a verb that must succeed; returns what it printed.
+    /// Runs a command that must succeed; returns what it printed.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
         let ended = self.run(args);
         assert_eq!(ended.code, Some(0), "{args:?}: {}{}", ended.out, ended.err);
         ended.out
     }
 
-    /// The id of the node that leads.
+    /// Returns the id of the node that leads.
     pub(crate) fn leader(&self) -> u64 {
-        wait_until(PATIENCE, || {
+        wait_until(TIMEOUT, || {
             let report: serde_json::Value =
                 serde_json::from_str(&self.run(&["status", "--json"]).out).ok()?;
             report["leader"].as_u64()
         })
     }
 
-    /// The process of a node.
+    /// Returns the process of a node.
     pub(crate) fn node_process(&self, id: u64) -> u32 {
         let config = self.dir.join(format!("node-{id}.toml"));
         let found = processes_of(config.to_str().unwrap());
@@ -328,19 +338,19 @@ impl Dev {
     }
 }
 
-/// Kills whatever a failed test leaves behind: every process that names this directory.
+/// Kills what a failed test leaves running: every process that names this directory.
 pub(crate) struct Strays(pub(crate) String);
 
 impl Drop for Strays {
     fn drop(&mut self) {
         for process in processes_of(&self.0) {
-            // It may have ended by itself meanwhile.
+            // It may have ended in the meantime.
             send("KILL", process);
         }
     }
 }
 
-/// The ids of all processes whose command line names `dir`.
+/// Returns the ids of all processes whose command line names `dir`.
 pub(crate) fn processes_of(dir: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let names_dir = |id: &u32| {

@@ -1,4 +1,4 @@
-//! Real nodes on loopback, and a wire between client and node that can be cut.
+//! Real nodes on loopback, and a wire between client and node that a test can cut.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::net::TcpListener as StdTcpListener;
@@ -20,11 +20,15 @@ use tokio::sync::watch;
 mod ports;
 pub(crate) use ports::free_address;
 
-/// No test waits longer for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest time that a test waits for anything.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The only place where a test waits: until `condition` gives something, or the deadline has passed.
-pub(crate) async fn wait_until<T>(deadline: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+/// The only place where a test waits: until `condition` returns a value, or the deadline has
+/// passed.
+pub(crate) async fn wait_until<T>(
+    deadline: Duration,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let mut looks = tokio::time::interval(Duration::from_millis(5));
     let look = async {
         loop {
@@ -41,12 +45,13 @@ pub(crate) fn put(key: &str, value: &str) -> Bytes {
     KvCommand::put(key.to_owned(), value.to_owned()).encode()
 }
 
-/// A client that is patient enough for an election on a busy machine.
+/// Returns a client whose timeout is long enough for an election on a busy machine.
 pub(crate) fn client(endpoints: &[String]) -> Client {
-    Client::new(endpoints, ClientOptions::default().timeout(PATIENCE)).unwrap()
+    Client::new(endpoints, ClientOptions::default().timeout(TIMEOUT)).unwrap()
 }
 
-/// An address that takes connections and never says anything, like a stopped process. Hold the listener.
+/// Returns an address that accepts connections and never responds, like a stopped process. Keep the
+/// listener.
 pub(crate) fn silent() -> (String, StdTcpListener) {
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
     (listener.local_addr().unwrap().to_string(), listener)
@@ -64,9 +69,10 @@ impl Cluster {
         Self::start_of(dir, || Arc::new(KvStateMachine::new())).await
     }
 
-    /// The same with machines of the test's own.
+    /// The same with state machines of the test's own.
     pub(crate) async fn start_of(dir: &Path, machine: impl Fn() -> Arc<dyn StateMachine>) -> Self {
-        let member = |id| MemberConfig { id, peer_addr: free_address(), client_addr: free_address() };
+        let member =
+            |id| MemberConfig { id, peer_addr: free_address(), client_addr: free_address() };
         let members: Vec<MemberConfig> = (1..=3).map(member).collect();
         let mut engines = Vec::new();
         for member in &members {
@@ -80,15 +86,15 @@ impl Cluster {
             engines.push(Some(EmbeddedEngine::start_custom(machine(), config).await.unwrap()));
         }
         for engine in engines.iter().flatten() {
-            engine.wait_ready(PATIENCE).await.unwrap();
+            engine.wait_ready(TIMEOUT).await.unwrap();
         }
         Self { engines, addresses: members.into_iter().map(|member| member.client_addr).collect() }
     }
 
-    /// The position of the node that leads.
+    /// Returns the position of the node that leads.
     pub(crate) async fn leader(&self) -> usize {
         let client = client(&self.addresses);
-        wait_until(PATIENCE, async || {
+        wait_until(TIMEOUT, async || {
             for (i, address) in self.addresses.iter().enumerate() {
                 if self.engines[i].is_some()
                     && client.status(address).await.is_ok_and(|status| leads(&status))
@@ -116,21 +122,28 @@ fn leads(status: &NodeStatus) -> bool {
     status.leader == Some(status.node)
 }
 
-/// A node alone, with a client address; `change` adjusts its config.
-pub(crate) async fn alone(dir: &Path, change: impl FnOnce(&mut Config)) -> (EmbeddedEngine, String) {
-    let mut config =
-        Config { data_dir: dir.to_owned(), client_listen: Some(free_address()), ..Config::default() };
+/// Starts a single node with a client address; `change` adjusts its config.
+pub(crate) async fn alone(
+    dir: &Path,
+    change: impl FnOnce(&mut Config),
+) -> (EmbeddedEngine, String) {
+    let mut config = Config {
+        data_dir: dir.to_owned(),
+        client_listen: Some(free_address()),
+        ..Config::default()
+    };
     change(&mut config);
-    let engine = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), config).await.unwrap();
-    engine.wait_ready(PATIENCE).await.unwrap();
+    let engine =
+        EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), config).await.unwrap();
+    engine.wait_ready(TIMEOUT).await.unwrap();
     let address = engine.client_addr().unwrap().to_string();
     (engine, address)
 }
 
-/// A wire to a node: passes bytes on, loses what the node answers, or is cut.
+/// A wire to a node: it passes bytes on, drops the node's responses, or is cut.
 pub(crate) struct Wire {
     pub(crate) address: String,
-    /// Connections up to this number are muted, the first being 1.
+    /// Connections up to this number are muted; the first one is number 1.
     muted: Arc<AtomicU64>,
     cut: watch::Sender<()>,
     connections: Arc<AtomicU64>,
@@ -159,23 +172,23 @@ impl Wire {
         Self { address, muted, cut, connections, lost }
     }
 
-    /// From now on the node hears everything, and its answers are lost.
+    /// From now on the node receives everything, and its responses are lost.
     pub(crate) fn mute(&self) {
         self.muted.store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// Cuts every connection; new ones work. Those that were muted stay so to their end.
+    /// Cuts every connection; new ones work. Muted connections stay muted to their end.
     pub(crate) fn cut(&self) {
         self.muted.store(self.connections(), Ordering::SeqCst);
         self.cut.send_replace(());
     }
 
-    /// Bytes of answers that were lost.
+    /// Returns the number of response bytes that were lost.
     pub(crate) fn lost(&self) -> u64 {
         self.lost.load(Ordering::SeqCst)
     }
 
-    /// Connections that were ever made.
+    /// Returns the number of connections so far.
     pub(crate) fn connections(&self) -> u64 {
         self.connections.load(Ordering::SeqCst)
     }

@@ -1,11 +1,11 @@
-//! The commands of the scenario files, a handler each.
+//! The commands of the scenario files, with one handler each.
 
-use d_engine_core::Input;
+use d_engine_core::{Configuration, Input, NodeId, QuorumRisk, ReadMode};
 
 use crate::support::n;
 use crate::support::network::{Link, Network};
 
-/// A running scenario; there is no cluster before the first command.
+/// A running scenario; the cluster is created by the first command.
 #[derive(Default)]
 pub(crate) struct Scenario {
     network: Option<Network>,
@@ -15,25 +15,49 @@ type Handler = fn(&mut Network, &[&str]) -> Option<()>;
 
 /// Name, arguments, meaning, handler. Nodes are numbers from 1; a link is `1->2`, `1->*`, `*->2`.
 const COMMANDS: &[(&str, &str, Handler)] = &[
-    ("start", "NODE TERM [TERM OF EACH ENTRY ...]: the node starts with this on its disk", start),
+    (
+        "start",
+        "NODE TERM [TERM OF EACH ENTRY ...]: the node starts with this state on its disk",
+        start,
+    ),
     ("disk", "NODE slow | fast: whether its writes complete only by `persist`", disk),
     ("timeout", "NODE: time passes until its deadline", timeout),
-    ("rounds", "NODE COUNT: so often its deadline comes and all messages are delivered", rounds),
-    ("wait", "MS: time passes, and nobody is told", wait),
-    ("deliver", "[LINK]: what is on its way; without a link until nothing is", deliver),
-    ("drop", "LINK: what is on its way is lost", drop_letters),
-    ("set-aside", "LINK: what is on its way waits for `put-back`", set_aside),
-    ("put-back", "what was set aside is on its way again", put_back),
-    ("cut", "NODE NODE: what is delivered between them is lost", cut),
-    ("heal", "no link is cut any more", heal),
+    ("rounds", "NODE COUNT: so often its deadline passes and all messages are delivered", rounds),
+    ("wait", "MS: time passes, and no deadline is reported", wait),
+    ("deliver", "[LINK]: the messages in flight; without a link, until none is left", deliver),
+    ("drop", "LINK: the messages in flight are lost", drop_letters),
+    ("set-aside", "LINK: the messages in flight wait for `put-back`", set_aside),
+    ("put-back", "the messages set aside are in flight again", put_back),
+    ("cut", "NODE NODE: messages between them are lost", cut),
+    ("heal", "restores all links", heal),
     ("persist", "NODE [COUNT]: its first writes, or all, are complete", persist),
     ("propose", "NODE COUNT: commands of ten bytes", propose),
     ("read", "NODE ID: a linearizable read", read),
-    ("peer-lost", "NODE PEER: its connection to the peer broke", peer_lost),
+    ("learner", "NODE [+NODE ...] [-NODE ...]: it proposes these learners more or fewer", learner),
+    (
+        "member",
+        "NODE [+NODE ...] [-NODE ...]: it proposes the joint configuration with these voters more \
+         or fewer",
+        member,
+    ),
+    ("force-member", "as `member`, and accepts that the quorum may be lost", force_member),
+    (
+        "demote",
+        "NODE VOTER: it proposes the joint configuration that makes a voter a learner",
+        demote,
+    ),
+    ("leave", "NODE: it proposes to leave the joint configuration for its new voters", leave),
+    ("rollback", "NODE: it proposes to return from the joint configuration", rollback),
+    ("due", "NODE: which step of the membership is due now", due),
+    ("lease", "NODE: for how long it may still serve reads by its lease", lease),
+    ("transfer", "NODE [NODE]: it transfers its leadership", transfer),
+    ("members", "[NODE]: the configuration in force, one line per node", members),
+    ("empty", "NODE: a node without a history starts; a leader may add it", empty),
+    ("peer-lost", "NODE PEER: its connection to the peer is lost", peer_lost),
     ("crash", "NODE: it stops; incomplete writes are lost", crash),
     ("restart", "NODE: it starts from its disk", restart),
     ("status", "[NODE]: one line per node", status),
-    ("quietly", "COMMAND: without writing down what happens", quietly),
+    ("quietly", "COMMAND: runs it without recording what happens", quietly),
 ];
 
 impl Scenario {
@@ -45,7 +69,8 @@ impl Scenario {
             self.network = Some(Network::new(voters));
             return Ok(Vec::new());
         }
-        let network = self.network.as_mut().ok_or_else(|| format!("{line:?} before `cluster COUNT`"))?;
+        let network =
+            self.network.as_mut().ok_or_else(|| format!("{line:?} before `cluster COUNT`"))?;
         dispatch(network, &words).ok_or_else(|| wrong(line))?;
         Ok(std::mem::take(&mut network.transcript))
     }
@@ -58,9 +83,10 @@ fn dispatch(network: &mut Network, words: &[&str]) -> Option<()> {
 }
 
 fn wrong(line: &str) -> String {
-    let known: Vec<String> = COMMANDS.iter().map(|(name, what, _)| format!("  {name} {what}")).collect();
+    let known: Vec<String> =
+        COMMANDS.iter().map(|(name, what, _)| format!("  {name} {what}")).collect();
     format!(
-        "{line:?} is no command; there are:\n  cluster COUNT: nodes without history\n{}",
+        "{line:?} is not a command; the commands are:\n  cluster COUNT: nodes without history\n{}",
         known.join("\n")
     )
 }
@@ -69,7 +95,7 @@ fn number(word: &str) -> Option<u64> {
     word.parse().ok()
 }
 
-/// The node named, if it is part of the cluster.
+/// The node with this number, if it is part of the cluster.
 fn node(network: &Network, word: &str) -> Option<u64> {
     number(word).filter(|node| network.stations.contains_key(node))
 }
@@ -176,7 +202,11 @@ fn propose(network: &mut Network, words: &[&str]) -> Option<()> {
 
 fn read(network: &mut Network, words: &[&str]) -> Option<()> {
     let [named, read] = words else { return None };
-    network.step(node(network, named)?, "read", Input::Read { ids: vec![number(read)?], lease: false });
+    network.step(
+        node(network, named)?,
+        "read",
+        Input::Read { ids: vec![number(read)?], mode: ReadMode::Round },
+    );
     Some(())
 }
 
@@ -184,6 +214,145 @@ fn peer_lost(network: &mut Network, words: &[&str]) -> Option<()> {
     let [named, peer] = words else { return None };
     let peer = node(network, peer)?;
     network.step(node(network, named)?, "peer lost", Input::PeerLost(n(peer)));
+    Some(())
+}
+
+/// The ids behind `+` and behind `-`.
+fn edits(words: &[&str]) -> Option<(Vec<NodeId>, Vec<NodeId>)> {
+    let (mut more, mut fewer) = (Vec::new(), Vec::new());
+    for word in words {
+        match word.split_at_checked(1)? {
+            ("+", id) => more.push(n(number(id)?)),
+            ("-", id) => fewer.push(n(number(id)?)),
+            _ => return None,
+        }
+    }
+    Some((more, fewer))
+}
+
+fn edited(nodes: &[NodeId], more: &[NodeId], fewer: &[NodeId]) -> Vec<NodeId> {
+    nodes.iter().chain(more).filter(|node| !fewer.contains(node)).copied().collect()
+}
+
+fn propose_configuration(
+    network: &mut Network,
+    node: u64,
+    what: &str,
+    configuration: Configuration,
+    risk: QuorumRisk,
+) {
+    let configuration = Box::new(configuration);
+    network.step(node, what, Input::ProposeMembership { configuration, bytes: 10, risk });
+}
+
+fn learner(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named, changes @ ..] = words else { return None };
+    let (node, (more, fewer)) = (node(network, named)?, edits(changes)?);
+    let now = network.core(node)?.configuration();
+    let learners = edited(now.learners(), &more, &fewer);
+    let next = Configuration::new(now.voters().iter().copied(), learners);
+    propose_configuration(network, node, "learner", next, QuorumRisk::Refuse);
+    Some(())
+}
+
+fn change_voters(network: &mut Network, words: &[&str], risk: QuorumRisk) -> Option<()> {
+    let [named, changes @ ..] = words else { return None };
+    let (node, (more, fewer)) = (node(network, named)?, edits(changes)?);
+    let now = network.core(node)?.configuration();
+    let voters = edited(now.voters(), &more, &fewer);
+    let learners: Vec<NodeId> =
+        now.learners().iter().filter(|node| !voters.contains(node)).copied().collect();
+    let joint = now.joint_with(&Configuration::new(voters, learners));
+    propose_configuration(network, node, "member", joint, risk);
+    Some(())
+}
+
+fn member(network: &mut Network, words: &[&str]) -> Option<()> {
+    change_voters(network, words, QuorumRisk::Refuse)
+}
+
+fn force_member(network: &mut Network, words: &[&str]) -> Option<()> {
+    change_voters(network, words, QuorumRisk::Accept)
+}
+
+fn demote(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named, voter] = words else { return None };
+    let (node, voter) = (node(network, named)?, n(number(voter)?));
+    let now = network.core(node)?.configuration();
+    let voters = edited(now.voters(), &[], &[voter]);
+    let learners = edited(now.learners(), &[voter], &[]);
+    let joint = now.joint_with(&Configuration::new(voters, learners));
+    propose_configuration(network, node, "demote", joint, QuorumRisk::Refuse);
+    Some(())
+}
+
+fn leave(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named] = words else { return None };
+    let node = node(network, named)?;
+    let now = network.core(node)?.configuration();
+    let next = Configuration::new(now.voters().iter().copied(), now.learners().iter().copied());
+    propose_configuration(network, node, "leave", next, QuorumRisk::Refuse);
+    Some(())
+}
+
+fn rollback(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named] = words else { return None };
+    let node = node(network, named)?;
+    let now = network.core(node)?.configuration();
+    let joiners = now.voters().iter().filter(|node| !now.outgoing().contains(node));
+    let learners: Vec<NodeId> = now.learners().iter().chain(joiners).copied().collect();
+    let next = Configuration::new(now.outgoing().iter().copied(), learners);
+    propose_configuration(network, node, "rollback", next, QuorumRisk::Refuse);
+    Some(())
+}
+
+fn due(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named] = words else { return None };
+    let node = node(network, named)?;
+    let now = network.now();
+    let due = network.core(node)?.membership_step_due(now);
+    network
+        .note(format!("{node}: due {}", due.map_or("nothing".to_owned(), |it| format!("{it:?}"))));
+    Some(())
+}
+
+fn lease(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named] = words else { return None };
+    let node = node(network, named)?;
+    let now = network.now();
+    let until = network.core(node)?.lease_until().filter(|until| now < *until);
+    let text = until.map_or("no lease".to_owned(), |until| {
+        format!("a lease for {} ms", until.since(now).as_millis())
+    });
+    network.note(format!("{node}: {text}"));
+    Some(())
+}
+
+fn transfer(network: &mut Network, words: &[&str]) -> Option<()> {
+    let (named, to) = match words {
+        [named] => (named, None),
+        [named, to] => (named, Some(n(number(to)?))),
+        _ => return None,
+    };
+    network.step(node(network, named)?, "transfer", Input::TransferLeadership { to });
+    Some(())
+}
+
+fn members(network: &mut Network, words: &[&str]) -> Option<()> {
+    let nodes: Vec<u64> = match words {
+        [] => network.stations.keys().copied().collect(),
+        [named] => vec![node(network, named)?],
+        _ => return None,
+    };
+    for node in nodes {
+        network.note(network.configuration_of(node));
+    }
+    Some(())
+}
+
+fn empty(network: &mut Network, words: &[&str]) -> Option<()> {
+    let [named] = words else { return None };
+    network.begin_empty(number(named)?);
     Some(())
 }
 

@@ -1,8 +1,8 @@
-//! Scenarios as text: each file in `testdata/` holds commands and, below each, everything the nodes
-//! did. The test runs the commands again and compares.
+//! Scenarios as text: each file in `testdata/` contains commands and, after each, everything that
+//! the nodes did. The test runs the commands again and compares.
 //!
-//! `REWRITE=1 cargo test -p d-engine-core --test interaction` accepts what happens now; read the
-//! difference before you commit it.
+//! `REWRITE=1 cargo test -p d-engine-core --test interaction` rewrites the files with the present
+//! behaviour; read the difference before you commit it.
 #![allow(clippy::unwrap_used)]
 
 mod commands;
@@ -18,7 +18,7 @@ fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
 }
 
-/// The file as it should be: comments and commands as they are, what happens below each command.
+/// The rewritten file: comments and commands unchanged, and what happens now after each command.
 fn rerun(text: &str) -> Result<String, String> {
     let mut scenario = Scenario::default();
     let mut rewritten = String::new();
@@ -34,7 +34,7 @@ fn rerun(text: &str) -> Result<String, String> {
     Ok(rewritten)
 }
 
-/// The first line in which the two differ, with its number.
+/// The first line in which the two texts differ, with its number.
 fn first_difference(expected: &str, found: &str) -> String {
     let (mut expected, mut found) = (expected.lines(), found.lines());
     for number in 1.. {
@@ -55,7 +55,7 @@ fn every_scenario_happens_as_written() {
     let mut paths: Vec<PathBuf> =
         fs::read_dir(testdata()).unwrap().map(|file| file.unwrap().path()).collect();
     paths.sort();
-    assert!(paths.len() >= 10, "the scenarios are gone: {paths:?}");
+    assert!(paths.len() >= 10, "scenarios are missing: {paths:?}");
     let mut differences = Vec::new();
     for path in paths {
         let text = fs::read_to_string(&path).unwrap();

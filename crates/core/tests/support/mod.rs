@@ -1,19 +1,27 @@
-//! One node of a cluster under the test's hand: every input is given by the test, every effect is
-//! looked at by the test. Helpers return plain values and never assert.
+//! One node of a cluster, driven by the test: the test gives every input and inspects every effect.
+//! Helpers return plain values and never assert.
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub(crate) mod network;
 
+use std::time::Duration;
+
 use d_engine_core::{
-    AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta,
-    FollowerReport, HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message, NodeId,
-    PersistId, PersistOrder, RaftCore, Rejected, RoleKind, Term,
+    AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Effects, EntryKind, EntryMeta,
+    FollowerReport, HardState, Initial, InitialLog, Input, Instant, LogId, LogIndex, Message,
+    NodeId, Now, PersistId, PersistRequest, QuorumRisk, RaftCore, ReadMode, Rejected, RoleKind,
+    Term,
 };
 
-/// What a follower with the default settings reports of itself once it has applied up to `applied`.
+/// The report of a follower with the default settings that has applied up to `applied`.
 pub(crate) fn reports(applied: u64) -> FollowerReport {
     let stickiness = CoreConfig::default().election_timeout_min;
-    FollowerReport { applied: i(applied), stickiness, command_version_max: 2, ..FollowerReport::default() }
+    FollowerReport {
+        applied: i(applied),
+        stickiness,
+        command_version_max: 2,
+        ..FollowerReport::default()
+    }
 }
 
 pub(crate) fn n(id: u64) -> NodeId {
@@ -34,7 +42,13 @@ pub(crate) fn id(term: u64, index: u64) -> LogId {
 
 /// An entry of `term` with ten bytes of payload.
 pub(crate) fn entry(term: u64) -> EntryMeta {
-    EntryMeta { term: t(term), kind: EntryKind::Command, time_ms: 0, bytes: 10, configuration: None }
+    EntryMeta {
+        term: t(term),
+        kind: EntryKind::Command,
+        time_ms: 0,
+        bytes: 10,
+        configuration: None,
+    }
 }
 
 pub(crate) fn entries(terms: &[u64]) -> Vec<EntryMeta> {
@@ -50,12 +64,12 @@ pub(crate) fn membership(term: u64, configuration: &Configuration) -> EntryMeta 
     }
 }
 
-/// Nodes 1 to `voters` vote, the `learners` after them listen.
+/// Nodes 1 to `voters` vote; the `learners` after them do not.
 pub(crate) fn cluster(voters: u64, learners: u64) -> Configuration {
     Configuration::new((1..=voters).map(n), (voters + 1..=voters + learners).map(n))
 }
 
-/// What node 1 starts from.
+/// The state from which node 1 starts.
 pub(crate) struct Setup {
     pub(crate) configuration: Configuration,
     pub(crate) hard_state: HardState,
@@ -77,14 +91,14 @@ impl Setup {
     }
 }
 
-/// A node and everything it has given out since the test looked last.
+/// A node and all effects since the test last took them.
 pub(crate) struct Node {
     pub(crate) core: RaftCore,
     pub(crate) now: Instant,
     pub(crate) wall_ms: u64,
     pub(crate) sent: Vec<(u64, Message)>,
     pub(crate) appends: Vec<AppendPlan>,
-    pub(crate) orders: Vec<PersistOrder>,
+    pub(crate) orders: Vec<PersistRequest>,
     pub(crate) apply_to: Option<u64>,
     pub(crate) confirmed: Vec<(u64, u64)>,
     pub(crate) lost_reads: Vec<u64>,
@@ -93,17 +107,25 @@ pub(crate) struct Node {
     pub(crate) lost_leadership: bool,
     pub(crate) hard_state_saved: bool,
     pub(crate) log_lost: Option<u64>,
+    /// The nodes to which the leader no longer sends.
+    pub(crate) dropped: Vec<u64>,
+    /// Whether the last step changed role, term, leader or configuration.
+    pub(crate) status_changed: bool,
 }
 
 impl Node {
-    /// Node 1, just started, with everything in `setup` and its vote stickiness stored.
+    /// Starts node 1 with everything in `setup` and, unless it is the only voter and has followed
+    /// nobody, with its vote stickiness persisted.
     pub(crate) fn start(mut setup: Setup) -> Self {
         let stickiness = setup.hard_state.stickiness.max(setup.config.election_timeout_min);
-        setup.hard_state.stickiness = stickiness;
+        let is_alone = setup.log.iter().all(|entry| entry.configuration.is_none());
+        if !is_alone || !setup.configuration.is_sole_voter(n(1)) {
+            setup.hard_state.stickiness = stickiness;
+        }
         Self::start_with(setup, false)
     }
 
-    /// With the stickiness in `setup`.
+    /// Starts node 1 with the stickiness in `setup`.
     pub(crate) fn start_as_stored(setup: Setup) -> Self {
         Self::start_with(setup, false)
     }
@@ -143,15 +165,17 @@ impl Node {
             lost_leadership: false,
             hard_state_saved: false,
             log_lost: None,
+            dropped: Vec::new(),
+            status_changed: false,
         }
     }
 
-    /// Node 1 of a cluster of `voters`, with a log of these terms, all of it stored.
+    /// Node 1 of a cluster of `voters`, with a log of these terms, all persisted.
     pub(crate) fn new(voters: u64, term: u64, log: &[u64]) -> Self {
         Self::start(Setup::of(voters, term, log))
     }
 
-    /// The same, long enough after its start to be free to vote.
+    /// The same, long enough after its start that vote stickiness has ended.
     pub(crate) fn rested(voters: u64, term: u64, log: &[u64]) -> Self {
         let mut node = Self::new(voters, term, log);
         node.pass(500);
@@ -164,12 +188,12 @@ impl Node {
         Self::start(setup)
     }
 
-    /// A node that leads `term + 1` of `voters`, its no-op stored here and nowhere else.
+    /// A node that leads `voters` in `term + 1`; only it has persisted its no-op.
     pub(crate) fn leader(voters: u64, term: u64, log: &[u64]) -> Self {
         Self::leader_of(Setup::of(voters, term, log))
     }
 
-    /// The same with limits of one's own.
+    /// The same with other settings.
     pub(crate) fn leader_of(setup: Setup) -> Self {
         let mut node = Self::start(setup);
         node.campaign();
@@ -182,14 +206,14 @@ impl Node {
         node
     }
 
-    /// A node that leads `term + 1` of `voters` whose no-op every voter has stored.
+    /// A node that leads `voters` in `term + 1`; every voter has persisted its no-op.
     pub(crate) fn settled(voters: u64, term: u64, log: &[u64]) -> Self {
         let mut node = Self::leader(voters, term, log);
         node.settle();
         node
     }
 
-    /// Every other voter stores all of this leader's log; what was given out is forgotten.
+    /// Every other voter acknowledges all of this leader's log; all effects so far are dropped.
     pub(crate) fn settle(&mut self) {
         self.store();
         let last = self.core.log().last.index.get();
@@ -201,14 +225,18 @@ impl Node {
         self.orders.clear();
     }
 
-    /// Lets the election timeout pass and wins the pre-vote: a candidate whose vote is not stored.
+    /// Lets the election timeout pass and wins the pre-vote: a candidate whose own vote is not
+    /// persisted.
     pub(crate) fn campaign(&mut self) {
         self.pre_campaign();
         let asked = t(self.core.term().get() + 1);
         let voters = self.core.configuration().voters().len() as u64;
         for voter in 2..=voters / 2 + 1 {
-            self.receive(voter, Message::PreVoteReply { term: asked, granted: true, wall_ms: self.wall_ms })
-                .unwrap();
+            self.receive(
+                voter,
+                Message::PreVoteReply { term: asked, granted: true, wall_ms: self.wall_ms },
+            )
+            .unwrap();
         }
     }
 
@@ -218,7 +246,7 @@ impl Node {
         self.step(Input::Deadline).unwrap();
     }
 
-    /// A node that campaigns in `term + 1`, its own vote stored.
+    /// A node that campaigns in `term + 1`; its own vote is persisted.
     pub(crate) fn candidate(voters: u64, term: u64, log: &[u64]) -> Self {
         let mut node = Self::new(voters, term, log);
         node.campaign();
@@ -230,11 +258,16 @@ impl Node {
         self.now = self.now.plus(Duration::from_millis(millis));
     }
 
+    pub(crate) fn time(&self) -> Now {
+        Now { monotonic: self.now, wall_ms: self.wall_ms }
+    }
+
     pub(crate) fn step(&mut self, input: Input) -> Result<(), Rejected> {
         let mut out = Effects::default();
-        let result = self.core.step(self.now, self.wall_ms, input, &mut out);
+        let result = self.core.step(self.time(), input, &mut out);
         self.orders.extend(out.persist);
-        self.sent.extend(out.messages.into_iter().map(|send| (send.to.get(), send.message)));
+        self.sent
+            .extend(out.messages.into_iter().map(|send| (send.to.get(), send.message.received())));
         self.appends.extend(out.appends);
         self.apply_to = out.apply_to.map(LogIndex::get).or(self.apply_to);
         self.confirmed.extend(out.reads_confirmed.iter().map(|(read, index)| (*read, index.get())));
@@ -243,6 +276,8 @@ impl Node {
         self.superseded_from = out.superseded_from.map(LogIndex::get).or(self.superseded_from);
         self.lost_leadership |= out.lost_leadership;
         self.hard_state_saved |= out.hard_state_saved;
+        self.dropped.extend(out.dropped.iter().map(|node| node.get()));
+        self.status_changed = out.status_changed;
         self.log_lost = out.log_lost.map(LogIndex::get).or(self.log_lost);
         result
     }
@@ -251,14 +286,14 @@ impl Node {
         self.step(Input::Message { from: n(from), message })
     }
 
-    /// Reports everything ordered so far as stored.
+    /// Reports all requested writes as persisted.
     pub(crate) fn store(&mut self) {
         if let Some(last) = self.orders.last().map(|order| order.id) {
             self.step(Input::Persisted(last)).unwrap();
         }
     }
 
-    /// Reports the orders up to this number as stored.
+    /// Reports the requested writes up to this number as persisted.
     pub(crate) fn store_order(&mut self, order: u64) -> Result<(), Rejected> {
         self.step(Input::Persisted(PersistId::new(order)))
     }
@@ -289,7 +324,12 @@ impl Node {
     pub(crate) fn heartbeat(&mut self, from: u64, term: u64, commit: u64) -> Result<(), Rejected> {
         self.receive(
             from,
-            Message::Heartbeat { term: t(term), commit: i(commit), round: 1, matched: LogIndex::ZERO },
+            Message::Heartbeat {
+                term: t(term),
+                commit: i(commit),
+                round: 1,
+                matched: LogIndex::ZERO,
+            },
         )
     }
 
@@ -297,7 +337,12 @@ impl Node {
         self.receive(from, Message::RequestVote { term: t(term), last, transfer: false })
     }
 
-    pub(crate) fn ask_pre_vote(&mut self, from: u64, term: u64, last: LogId) -> Result<(), Rejected> {
+    pub(crate) fn ask_pre_vote(
+        &mut self,
+        from: u64,
+        term: u64,
+        last: LogId,
+    ) -> Result<(), Rejected> {
         self.receive(from, Message::PreVote { term: t(term), last })
     }
 
@@ -309,19 +354,24 @@ impl Node {
         )
     }
 
-    /// Follower `from` has stored everything up to `index`.
+    /// Follower `from` has persisted everything up to `index`.
     pub(crate) fn stored_by(&mut self, from: u64, index: u64) -> Result<(), Rejected> {
-        let outcome = AppendOutcome::Stored(i(index));
+        let outcome = AppendOutcome::Persisted(i(index));
         self.receive(from, Message::AppendReply { term: self.core.term(), outcome })
     }
 
-    /// Follower `from` lacks the entry at `index`; it says where its log may agree.
-    pub(crate) fn refused_by(&mut self, from: u64, index: u64, hint: LogId) -> Result<(), Rejected> {
+    /// Follower `from` lacks the entry at `index`; its hint is where its log may match.
+    pub(crate) fn refused_by(
+        &mut self,
+        from: u64,
+        index: u64,
+        hint: LogId,
+    ) -> Result<(), Rejected> {
         let outcome = AppendOutcome::Conflict { refused: i(index), hint };
         self.receive(from, Message::AppendReply { term: self.core.term(), outcome })
     }
 
-    /// A message of `term` arrives that deposes whoever has an earlier one.
+    /// A message of `term` arrives, which deposes a leader of an earlier term.
     pub(crate) fn deposed_by(&mut self, from: u64, term: u64) {
         let outcome = AppendOutcome::Conflict { refused: i(1), hint: LogId::ZERO };
         self.receive(from, Message::AppendReply { term: t(term), outcome }).unwrap();
@@ -332,61 +382,71 @@ impl Node {
     }
 
     pub(crate) fn read(&mut self, read: u64) -> Result<(), Rejected> {
-        self.step(Input::Read { ids: vec![read], lease: false })
+        self.step(Input::Read { ids: vec![read], mode: ReadMode::Round })
     }
 
     /// A read that the lease may confirm.
     pub(crate) fn lease_read(&mut self, read: u64) -> Result<(), Rejected> {
-        self.step(Input::Read { ids: vec![read], lease: true })
+        self.step(Input::Read { ids: vec![read], mode: ReadMode::Lease })
     }
 
-    pub(crate) fn propose_membership(&mut self, configuration: Configuration) -> Result<(), Rejected> {
-        self.step(Input::ProposeMembership { configuration: Box::new(configuration), bytes: 10 })
+    pub(crate) fn propose_membership(
+        &mut self,
+        configuration: Configuration,
+    ) -> Result<(), Rejected> {
+        self.step(Input::ProposeMembership {
+            configuration: Box::new(configuration),
+            bytes: 10,
+            risk: QuorumRisk::Refuse,
+        })
     }
 
-    /// `from` answers heartbeat `round`, holding everything up to `index`.
+    /// `from` replies to heartbeat `round`; it has everything up to `index`.
     pub(crate) fn answers(&mut self, from: u64, round: u64, index: u64) -> Result<(), Rejected> {
         self.answers_holding(from, round, index, index)
     }
 
-    /// `from` answers heartbeat `round`; it has received more than it has stored.
+    /// `from` replies to heartbeat `round`; it has received more than it has persisted.
     pub(crate) fn answers_holding(
         &mut self,
         from: u64,
         round: u64,
         received: u64,
-        stored: u64,
+        persisted: u64,
     ) -> Result<(), Rejected> {
-        let (received, stored) = (i(received), i(stored));
+        let (received, persisted) = (i(received), i(persisted));
         self.receive(
             from,
             Message::HeartbeatReply {
                 term: self.core.term(),
                 round,
                 received,
-                stored,
+                persisted,
                 report: self.report(),
             },
         )
     }
 
-    /// `from` answers heartbeat `round`, its wall clock shows `wall_ms`.
+    /// `from` replies to heartbeat `round`; its wall clock shows `wall_ms`.
     pub(crate) fn heard_with_clock(&mut self, from: u64, round: u64, wall_ms: u64) {
         let report = FollowerReport { wall_ms, ..self.report() };
-        let (received, stored) = (i(1), i(1));
+        let (received, persisted) = (i(1), i(1));
         let term = self.core.term();
-        self.receive(from, Message::HeartbeatReply { term, round, received, stored, report }).unwrap();
+        self.receive(from, Message::HeartbeatReply { term, round, received, persisted, report })
+            .unwrap();
     }
 
-    /// `from` answers heartbeat `round`; it has stored up to `index` and applied up to `applied`.
+    /// `from` replies to heartbeat `round`; it has persisted up to `index` and applied up to
+    /// `applied`.
     pub(crate) fn answers_applied(&mut self, from: u64, round: u64, index: u64, applied: u64) {
         let report = FollowerReport { applied: i(applied), ..self.report() };
-        let (received, stored) = (i(index), i(index));
+        let (received, persisted) = (i(index), i(index));
         let term = self.core.term();
-        self.receive(from, Message::HeartbeatReply { term, round, received, stored, report }).unwrap();
+        self.receive(from, Message::HeartbeatReply { term, round, received, persisted, report })
+            .unwrap();
     }
 
-    /// What a follower with the default settings reports.
+    /// The report of a follower with the default settings.
     pub(crate) fn report(&self) -> FollowerReport {
         let stickiness = CoreConfig::default().election_timeout_min;
         FollowerReport {
@@ -417,24 +477,29 @@ impl Node {
         self.core.leader().map(NodeId::get)
     }
 
-    /// What was sent since the last call.
+    /// The messages sent since the last call.
     pub(crate) fn take_sent(&mut self) -> Vec<(u64, Message)> {
         std::mem::take(&mut self.sent)
     }
 
     /// The appends planned since the last call, as receiver, index before, last index.
     pub(crate) fn take_appends(&mut self) -> Vec<(u64, u64, u64)> {
-        let range = |plan: AppendPlan| (plan.to.get(), plan.prev.index.get(), plan.last.index.get());
+        let range =
+            |plan: AppendPlan| (plan.to.get(), plan.prev.index.get(), plan.last.index.get());
         std::mem::take(&mut self.appends).into_iter().map(range).collect()
     }
 
     /// The appends planned for `to` since the last call, as index before and last index; those for
-    /// others are forgotten.
+    /// other nodes are dropped.
     pub(crate) fn take_appends_to(&mut self, to: u64) -> Vec<(u64, u64)> {
-        self.take_appends().into_iter().filter(|plan| plan.0 == to).map(|plan| (plan.1, plan.2)).collect()
+        self.take_appends()
+            .into_iter()
+            .filter(|plan| plan.0 == to)
+            .map(|plan| (plan.1, plan.2))
+            .collect()
     }
 
-    /// The answers to appends since the last call; other messages are forgotten.
+    /// The replies to appends since the last call; other messages are dropped.
     pub(crate) fn take_acks(&mut self) -> Vec<AppendOutcome> {
         let ack = |message| match message {
             Message::AppendReply { outcome, .. } => Some(outcome),
@@ -443,9 +508,9 @@ impl Node {
         self.take_sent().into_iter().filter_map(|(_, message)| ack(message)).collect()
     }
 
-    /// The entries created since the test looked last: kind, first index, count, log time.
+    /// The entries created since the effects were last taken: kind, first index, count, log time.
     pub(crate) fn created(&self) -> Vec<(EntryKind, u64, u64, u64)> {
-        let created = |order: &PersistOrder| match order.appended {
+        let created = |order: &PersistRequest| match order.appended {
             Appended::Created { first, count, kind, time_ms } => {
                 Some((kind, first.index.get(), count, time_ms))
             }
@@ -454,7 +519,7 @@ impl Node {
         self.orders.iter().filter_map(created).collect()
     }
 
-    /// The hard state ordered last.
+    /// The hard state requested last.
     pub(crate) fn ordered_hard_state(&self) -> Option<HardState> {
         self.orders.iter().rev().find_map(|order| order.hard_state)
     }
@@ -476,6 +541,6 @@ impl Node {
 
     /// How long until the next deadline, in milliseconds rounded down.
     pub(crate) fn deadline_in_ms(&self) -> Option<u64> {
-        self.core.next_deadline().map(|at| at.since(self.now).as_millis())
+        self.core.next_deadline().map(|at| at.since(self.now).as_millis() as u64)
     }
 }

@@ -1,17 +1,19 @@
-//! Several cores over a network and disks that move only by hand. What happens is written down, one
-//! line per effect; the scenario files in `testdata/` are such transcripts.
+//! Several cores over a network and disks that advance only on request. Everything that happens is
+//! recorded, one line per effect; the scenario files in `testdata/` are such transcripts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use d_engine_core::{
-    AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Duration, Effects, EntryKind, EntryMeta,
-    HardState, Initial, InitialLog, Input, Instant, Message, PersistId, PersistOrder, RaftCore, RoleKind,
+    AppendOutcome, AppendPlan, Appended, Configuration, CoreConfig, Effects, EntryKind, EntryMeta,
+    HardState, Initial, InitialLog, Input, Instant, Message, NodeId, Now, PersistId,
+    PersistRequest, RaftCore, RoleKind,
 };
 
 use super::{cluster, entries, n, t};
 
-/// What survives a crash, and what is on its way there.
+/// The durable state of a node, and the writes that are in flight to it.
 #[derive(Default)]
 struct Disk {
     hard_state: HardState,
@@ -22,13 +24,13 @@ struct Disk {
 struct Write {
     id: PersistId,
     hard_state: Option<HardState>,
-    /// How many entries stay in front of the new ones; `None` when the write has none.
+    /// How many entries are kept before the new ones; `None` if the write has no entries.
     kept: Option<usize>,
     entries: Vec<EntryMeta>,
 }
 
 impl Disk {
-    /// Completes the first `count` writes in the queue and tells the last one's id.
+    /// Completes the first `count` queued writes and returns the last one's id.
     fn sync(&mut self, count: usize) -> Option<PersistId> {
         let mut last = None;
         for write in self.queue.drain(..count.min(self.queue.len())) {
@@ -46,6 +48,8 @@ impl Disk {
 /// A node with its disk; `core` is empty while it is down.
 pub(crate) struct Station {
     pub(crate) core: Option<RaftCore>,
+    /// The configuration before the first entry; that of nobody at a node that joins.
+    first: Configuration,
     log: Vec<EntryMeta>,
     disk: Disk,
     starts: u64,
@@ -57,10 +61,10 @@ struct Letter {
     message: Message,
 }
 
-/// Which letters are meant: from and to, with `None` for anybody.
+/// Selects letters by sender and receiver; `None` selects all.
 pub(crate) type Link = (Option<u64>, Option<u64>);
 
-/// The cluster and everything on its way.
+/// The cluster and all messages in flight.
 pub(crate) struct Network {
     configuration: Configuration,
     pub(crate) stations: BTreeMap<u64, Station>,
@@ -68,13 +72,17 @@ pub(crate) struct Network {
     set_aside: VecDeque<Letter>,
     cut: BTreeSet<(u64, u64)>,
     now: Instant,
-    /// The nodes whose writes complete only when told to.
+    /// The nodes whose writes complete only on request.
     pub(crate) slow_disks: BTreeSet<u64>,
     pub(crate) transcript: Vec<String>,
+    /// Nothing is recorded.
+    pub(crate) silent: bool,
+    /// The settings of every node that starts from now on.
+    pub(crate) config: CoreConfig,
 }
 
 impl Network {
-    /// Nodes 1 to `voters`, all of them without any history.
+    /// Creates nodes 1 to `voters` without any history.
     pub(crate) fn new(voters: u64) -> Self {
         let mut network = Self {
             configuration: cluster(voters, 0),
@@ -85,6 +93,8 @@ impl Network {
             now: Instant::from_nanos(1_000_000_000),
             slow_disks: BTreeSet::new(),
             transcript: Vec::new(),
+            silent: false,
+            config: CoreConfig::default(),
         };
         for node in 1..=voters {
             network.begin(node, 0, &[]);
@@ -92,12 +102,26 @@ impl Network {
         network
     }
 
+    /// The nodes that start from now on with [`Network::begin`] know nodes 1 to `voters`.
+    pub(crate) fn set_voters(&mut self, voters: u64) {
+        self.configuration = cluster(voters, 0);
+    }
+
+    /// Starts `node` without a history and without members; a leader may add it.
+    pub(crate) fn begin_empty(&mut self, node: u64) {
+        let first = Configuration::default();
+        let (core, log, disk) = (None, Vec::new(), Disk::default());
+        self.stations.insert(node, Station { core, first, log, disk, starts: 0 });
+        self.restart(node);
+    }
+
     /// Starts `node` with this term and this log on its disk.
     pub(crate) fn begin(&mut self, node: u64, term: u64, log: &[u64]) {
         let stickiness = CoreConfig::default().election_timeout_min;
         let hard_state = HardState { term: t(term), stickiness, ..HardState::default() };
         let disk = Disk { hard_state, log: entries(log), ..Disk::default() };
-        self.stations.insert(node, Station { core: None, log: Vec::new(), disk, starts: 0 });
+        let (first, log) = (self.configuration.clone(), Vec::new());
+        self.stations.insert(node, Station { core: None, first, log, disk, starts: 0 });
         self.restart(node);
     }
 
@@ -108,10 +132,10 @@ impl Network {
         station.log.clone_from(&station.disk.log);
         station.core = Some(RaftCore::new(Initial {
             node: n(node),
-            config: CoreConfig::default(),
+            config: self.config,
             hard_state: station.disk.hard_state,
             log: InitialLog {
-                configuration: self.configuration.clone(),
+                configuration: station.first.clone(),
                 entries: station.disk.log.clone(),
                 ..InitialLog::default()
             },
@@ -130,11 +154,15 @@ impl Network {
         }
     }
 
-    /// Lets time pass until `node` has something to do, and lets it.
+    /// Lets time pass until the next deadline of `node`, and reports the deadline to it.
     pub(crate) fn timeout(&mut self, node: u64) {
         let deadline = self.core(node).and_then(RaftCore::next_deadline);
         self.now = self.now.max(deadline.unwrap_or(self.now));
         self.step(node, "timeout", Input::Deadline);
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.now
     }
 
     pub(crate) fn wait(&mut self, millis: u64) {
@@ -150,16 +178,16 @@ impl Network {
         self.cut.clear();
     }
 
-    /// Delivers everything, and what comes of it, until nothing is on its way.
+    /// Delivers all messages, and those that result, until none is in flight.
     pub(crate) fn deliver_all(&mut self) {
         for _ in 0..10_000 {
             let Some(letter) = self.on_the_way.pop_front() else { return };
             self.deliver_letter(letter);
         }
-        panic!("the network does not come to rest");
+        panic!("the network does not become idle");
     }
 
-    /// Delivers what is on its way over `link`, but not what comes of it.
+    /// Delivers the messages in flight over `link`, but not those that result.
     pub(crate) fn deliver(&mut self, link: Link) {
         for letter in self.take(link) {
             self.deliver_letter(letter);
@@ -172,7 +200,7 @@ impl Network {
         }
     }
 
-    /// Takes what is on its way over `link` off the network, to be put back by `put_back`.
+    /// Takes the messages in flight over `link` off the network; `put_back` returns them.
     pub(crate) fn set_aside(&mut self, link: Link) {
         for letter in self.take(link) {
             self.note(format!("{} set aside", letter_name(&letter)));
@@ -183,6 +211,38 @@ impl Network {
     pub(crate) fn put_back(&mut self) {
         let letters = std::mem::take(&mut self.set_aside);
         self.on_the_way.extend(letters);
+    }
+
+    /// How many messages are in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.on_the_way.len()
+    }
+
+    /// Takes the message at this place in flight: delivers it, and keeps a copy in flight if it is
+    /// duplicated.
+    pub(crate) fn deliver_one(&mut self, place: usize, duplicated: bool) -> Option<u64> {
+        let letter = self.on_the_way.remove(place)?;
+        let to = letter.to;
+        if duplicated {
+            let message = letter.message.clone();
+            self.on_the_way.push_back(Letter { from: letter.from, to, message });
+        }
+        self.deliver_letter(letter);
+        Some(to)
+    }
+
+    pub(crate) fn drop_one(&mut self, place: usize) {
+        self.on_the_way.remove(place);
+    }
+
+    /// The entries of `node`, persisted or not.
+    pub(crate) fn log_of(&self, node: u64) -> &[EntryMeta] {
+        self.stations.get(&node).map_or(&[], |station| &station.log)
+    }
+
+    /// How many writes of `node` are in flight.
+    pub(crate) fn writes_of(&self, node: u64) -> usize {
+        self.stations.get(&node).map_or(0, |station| station.disk.queue.len())
     }
 
     /// Completes the first `count` writes of `node`.
@@ -199,7 +259,8 @@ impl Network {
 
     /// The nodes that believe they lead.
     pub(crate) fn leaders(&self) -> Vec<u64> {
-        let leads = |node: &u64| self.core(*node).is_some_and(|core| core.role() == RoleKind::Leader);
+        let leads =
+            |node: &u64| self.core(*node).is_some_and(|core| core.role() == RoleKind::Leader);
         self.stations.keys().copied().filter(leads).collect()
     }
 
@@ -215,11 +276,21 @@ impl Network {
         format!("{node}: {}; log [{}] {watermarks}", role_of(core), terms.join(" "))
     }
 
-    pub(crate) fn note(&mut self, line: String) {
-        self.transcript.push(line);
+    /// One line for `node`: the configuration in force.
+    pub(crate) fn configuration_of(&self, node: u64) -> String {
+        let Some(core) = self.core(node) else { return format!("{node}: down") };
+        let (entry, committed) = core.configuration_entry();
+        let is = if committed { "committed" } else { "not committed" };
+        format!("{node}: {} of {entry:?}, {is}", shown(core.configuration()))
     }
 
-    /// Gives `input` to `node`, does what it says, and writes it down.
+    pub(crate) fn note(&mut self, line: String) {
+        if !self.silent {
+            self.transcript.push(line);
+        }
+    }
+
+    /// Passes `input` to `node`, executes the effects, and records everything.
     pub(crate) fn step(&mut self, node: u64, what: &str, input: Input) {
         let Some(station) = self.stations.get_mut(&node) else { return };
         let Some(core) = &mut station.core else {
@@ -231,27 +302,37 @@ impl Network {
             _ => Vec::new(),
         };
         let mut out = Effects::default();
-        let result = core.step(self.now, 0, input, &mut out);
+        let now = Now { monotonic: self.now, wall_ms: 0 };
+        let result = core.step(now, input, &mut out);
         let mut lines = vec![format!("{node}: {what}")];
         if let Err(rejected) = result {
             lines.push(format!("  rejected: {rejected}"));
         }
-        lines.extend(described(&out, core));
+        if !self.silent {
+            lines.extend(described(&out, core));
+        }
         if let Some(index) = out.apply_to {
             let mut nothing = Effects::default();
-            core.step(self.now, 0, Input::Applied(index), &mut nothing).unwrap();
+            core.step(now, Input::Applied(index), &mut nothing).unwrap();
         }
+        let in_force = core.configuration().clone();
         if let Some(order) = out.persist {
-            station.order(order, &received);
+            station.order(order, &received, &in_force);
         }
         for plan in out.appends {
             let message = station.fill(plan);
             self.on_the_way.push_back(Letter { from: node, to: plan.to.get(), message });
         }
         for send in out.messages {
-            self.on_the_way.push_back(Letter { from: node, to: send.to.get(), message: send.message });
+            self.on_the_way.push_back(Letter {
+                from: node,
+                to: send.to.get(),
+                message: send.message.received(),
+            });
         }
-        self.transcript.extend(lines);
+        if !self.silent {
+            self.transcript.extend(lines);
+        }
         if !self.slow_disks.contains(&node) {
             self.persist(node, usize::MAX);
         }
@@ -268,21 +349,25 @@ impl Network {
     }
 
     fn take(&mut self, (from, to): Link) -> Vec<Letter> {
-        let (taken, kept) = std::mem::take(&mut self.on_the_way).into_iter().partition(|letter: &Letter| {
-            from.is_none_or(|from| from == letter.from) && to.is_none_or(|to| to == letter.to)
-        });
+        let (taken, kept) =
+            std::mem::take(&mut self.on_the_way).into_iter().partition(|letter: &Letter| {
+                from.is_none_or(|from| from == letter.from) && to.is_none_or(|to| to == letter.to)
+            });
         self.on_the_way = kept;
         taken.into_iter().collect::<VecDeque<Letter>>().into()
     }
 }
 
 impl Station {
-    /// Takes the entries into memory and the order into the disk's queue.
-    fn order(&mut self, order: PersistOrder, received: &[EntryMeta]) {
+    /// Adds the entries to the log in memory and queues the write for the disk.
+    fn order(&mut self, order: PersistRequest, received: &[EntryMeta], in_force: &Configuration) {
         let (kept, entries) = match order.appended {
             Appended::Nothing => (None, Vec::new()),
             Appended::Created { first, count, kind, time_ms } => {
-                let entry = EntryMeta { kind, time_ms, ..super::entry(first.term.get()) };
+                let configuration =
+                    (kind == EntryKind::Membership).then(|| Box::new(in_force.clone()));
+                let of_term = super::entry(first.term.get());
+                let entry = EntryMeta { kind, time_ms, configuration, ..of_term };
                 (Some(first.index), vec![entry; usize::try_from(count).unwrap()])
             }
             Appended::Received { skip, first } => (Some(first), received[skip..].to_vec()),
@@ -293,12 +378,17 @@ impl Station {
             self.log.truncate(kept);
             self.log.extend(entries.iter().cloned());
         }
-        self.disk.queue.push_back(Write { id: order.id, hard_state: order.hard_state, kept, entries });
+        self.disk.queue.push_back(Write {
+            id: order.id,
+            hard_state: order.hard_state,
+            kept,
+            entries,
+        });
     }
 
     fn fill(&self, plan: AppendPlan) -> Message {
-        let range =
-            usize::try_from(plan.prev.index.get()).unwrap()..usize::try_from(plan.last.index.get()).unwrap();
+        let range = usize::try_from(plan.prev.index.get()).unwrap()
+            ..usize::try_from(plan.last.index.get()).unwrap();
         let entries = self.log[range].to_vec();
         Message::Append { term: plan.term, prev: plan.prev, commit: plan.commit, entries }
     }
@@ -320,18 +410,23 @@ fn described(out: &Effects, core: &RaftCore) -> Vec<String> {
         lines.push("  hard state saved".to_owned());
     }
     lines.extend(out.apply_to.map(|index| format!("  apply to {index}")));
+    lines.extend(out.dropped.iter().map(|node| format!("  drops node {node}")));
     lines.extend(
-        out.reads_confirmed.iter().map(|(read, index)| format!("  read {read} confirmed at {index}")),
+        out.reads_confirmed
+            .iter()
+            .map(|(read, index)| format!("  read {read} confirmed at {index}")),
     );
     for plan in &out.appends {
         let (prev, last, commit) = (plan.prev, plan.last.index, plan.commit);
         lines.push(format!("  -> {} Append after {prev:?} to {last}, commit {commit}", plan.to));
     }
-    lines.extend(out.messages.iter().map(|send| format!("  -> {} {}", send.to, message_line(&send.message))));
+    lines.extend(out.messages.iter().map(|send| {
+        format!("  -> {} {}", send.to, message_line(&send.message.clone().received()))
+    }));
     lines
 }
 
-fn order_line(order: &PersistOrder) -> String {
+fn order_line(order: &PersistRequest) -> String {
     let mut line = format!("  write #{}:", order.id);
     if let Some(HardState { term, vote, commit, .. }) = order.hard_state {
         let vote = vote.map_or("none".to_owned(), |node| node.to_string());
@@ -340,13 +435,33 @@ fn order_line(order: &PersistOrder) -> String {
     match order.appended {
         Appended::Nothing => {}
         Appended::Created { first, count, kind, .. } => {
-            let what = if kind == EntryKind::Noop { "no-op" } else { "entries" };
+            let what = match kind {
+                EntryKind::Noop => "no-op",
+                EntryKind::Membership => "membership",
+                _ => "entries",
+            };
             write!(line, " {what} {}-{}", first.index, first.index.get() + count - 1).unwrap();
         }
         Appended::Received { first, .. } => write!(line, " entries from {first}").unwrap(),
         Appended::Snapshot { last, .. } => write!(line, " snapshot to {last:?}").unwrap(),
     }
     line
+}
+
+/// The voters, as `1 2 -> 1 2 4` while joint, and the learners.
+pub(crate) fn shown(configuration: &Configuration) -> String {
+    let list = |nodes: &[NodeId]| {
+        let nodes: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
+        nodes.join(" ")
+    };
+    let mut text = list(configuration.voters());
+    if configuration.is_joint() {
+        text = format!("{} -> {text}", list(configuration.outgoing()));
+    }
+    if !configuration.learners().is_empty() {
+        text = format!("{text}, learners {}", list(configuration.learners()));
+    }
+    format!("voters {text}")
 }
 
 fn role_of(core: &RaftCore) -> String {
@@ -379,13 +494,17 @@ fn message_line(message: &Message) -> String {
     let answer = |granted: bool| if granted { "yes" } else { "no" };
     match message {
         Message::PreVote { term, last } => format!("PreVote t{term} last {last:?}"),
-        Message::PreVoteReply { term, granted, .. } => format!("PreVoteReply t{term} {}", answer(*granted)),
+        Message::PreVoteReply { term, granted, .. } => {
+            format!("PreVoteReply t{term} {}", answer(*granted))
+        }
         Message::RequestVote { term, last, transfer } => {
             format!("RequestVote t{term} last {last:?}{}", if *transfer { " transfer" } else { "" })
         }
-        Message::VoteReply { term, granted, .. } => format!("VoteReply t{term} {}", answer(*granted)),
+        Message::VoteReply { term, granted, .. } => {
+            format!("VoteReply t{term} {}", answer(*granted))
+        }
         Message::Append { term, .. } => format!("Append t{term}"),
-        Message::AppendReply { term, outcome: AppendOutcome::Stored(index) } => {
+        Message::AppendReply { term, outcome: AppendOutcome::Persisted(index) } => {
             format!("AppendReply t{term} stored {index}")
         }
         Message::AppendReply { term, outcome: AppendOutcome::Conflict { refused, hint } } => {
@@ -394,8 +513,8 @@ fn message_line(message: &Message) -> String {
         Message::Heartbeat { term, commit, round, .. } => {
             format!("Heartbeat t{term} commit {commit} round {round}")
         }
-        Message::HeartbeatReply { term, round, received, stored, .. } => {
-            format!("HeartbeatReply t{term} round {round} received {received} stored {stored}")
+        Message::HeartbeatReply { term, round, received, persisted, .. } => {
+            format!("HeartbeatReply t{term} round {round} received {received} stored {persisted}")
         }
         Message::TimeoutNow { term } => format!("TimeoutNow t{term}"),
         Message::ReadRequest { term, .. } => format!("ReadRequest t{term}"),

@@ -7,10 +7,11 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use d_engine_fs::sim::SimFs;
 use d_engine_kv_disk::{DiskKvStateMachine, KvCommand};
-use d_engine_replica::{Entry, LogId, Result, SnapshotMetadata, StateMachine};
+use d_engine_state_machine::{Entry, LogId, Result, SnapshotMetadata, StateMachine};
 
-/// The result of a future that never waits, as all of these machines' do.
+/// Returns the result of a future that never waits, as those of these machines do not.
 pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -19,7 +20,7 @@ pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(crate) fn id(index: u64) -> LogId {
-    LogId { term: 1, index }
+    LogId::of(1, index)
 }
 
 pub(crate) fn started(dir: &Path) -> DiskKvStateMachine {
@@ -43,7 +44,7 @@ pub(crate) fn apply_at(
         })
         .unzip();
     at_once(machine.apply_chunk(entries))?;
-    Ok(probes.iter().map(d_engine_replica::ReplyProbe::take).collect())
+    Ok(probes.iter().map(d_engine_state_machine::ReplyProbe::take).collect())
 }
 
 /// As [`apply_at`], all at log time 0.
@@ -52,11 +53,11 @@ pub(crate) fn apply(machine: &impl StateMachine, first: u64, commands: &[KvComma
     apply_at(machine, first, &commands).unwrap();
 }
 
-/// Takes a snapshot into `dir`, by the view if the machine has one.
+/// Takes a snapshot into `dir`, with a view if the machine has one.
 pub(crate) fn snapshot(machine: &impl StateMachine, dir: &Path) -> SnapshotMetadata {
     let view = machine.snapshot_view().unwrap().unwrap();
-    let label = view.label();
-    SnapshotMetadata::new(label, view.write(dir).unwrap())
+    let last_included = view.last_included();
+    SnapshotMetadata::new(last_included, view.write(dir).unwrap())
 }
 
 pub(crate) fn install(
@@ -64,5 +65,16 @@ pub(crate) fn install(
     meta: &SnapshotMetadata,
     dir: &Path,
 ) -> Result<(), String> {
-    at_once(machine.apply_snapshot_from_file(meta, dir.to_owned())).map_err(|error| error.to_string())
+    at_once(machine.apply_snapshot_from_file(meta, dir.to_owned()))
+        .map_err(|error| error.to_string())
+}
+
+/// Cuts the power. `seed` decides which of the changes that were not synced survive.
+pub(crate) fn crash(fs: &SimFs, seed: u64) {
+    let mut state = seed;
+    fs.crash(&mut |below| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if below == 0 { 0 } else { (state >> 33) % below }
+    });
 }

@@ -1,9 +1,9 @@
-//! What questions read from the store.
+//! What queries read from the store.
 
-use d_engine_proto::key_value::rules;
-use d_engine_proto::key_value::{
-    GET_MANY_KEYS_MAX, Keys, KvAnswer, KvCommand, KvQuery, Page, QueryLimitError, Record, SCAN_LIMIT_MAX,
-    SCAN_PAGE_BYTES, Scan,
+use d_engine_kv_language::rules;
+use d_engine_kv_language::{
+    GET_MANY_KEYS_MAX, Keys, KvCommand, KvQuery, KvQueryReply, Page, QueryLimitError, Record,
+    SCAN_LIMIT_MAX, SCAN_PAGE_BYTES, Scan,
 };
 use proptest::prelude::*;
 
@@ -31,7 +31,10 @@ fn all_pages(store: &Store, mut scan: Scan) -> Vec<Record> {
     let mut records = Vec::new();
     loop {
         let page = page(store, &scan);
-        assert!(page.next.is_none() || !page.records.is_empty(), "a page that goes on is not empty");
+        assert!(
+            page.next.is_none() || !page.records.is_empty(),
+            "a page that continues is not empty"
+        );
         records.extend(page.records);
         match page.next {
             Some(next) => scan.after = Some(next),
@@ -45,7 +48,7 @@ fn values_come_in_the_order_of_the_keys_asked_for() {
     let store = store([(bytes("a"), bytes("1")), (bytes("b"), bytes(""))]);
     let answer = store.answer(&KvQuery::get_many(["b", "none", "a", "b"])).unwrap();
     let values = vec![Some(bytes("")), None, Some(bytes("1")), Some(bytes(""))];
-    assert_eq!(answer, KvAnswer::Values(values));
+    assert_eq!(answer, KvQueryReply::Values(values));
 }
 
 #[test]
@@ -76,7 +79,8 @@ fn a_page_of_long_values_ends_early_and_has_at_least_one() {
     assert_eq!(all_pages(&some, Scan::all()).len(), 4);
     // Without values they are short.
     assert_eq!(page(&some, &Scan::all().keys_only()).next, None);
-    let giant = store([(bytes("g"), Bytes::from(vec![0; 3 * SCAN_PAGE_BYTES])), (bytes("h"), bytes(""))]);
+    let giant =
+        store([(bytes("g"), Bytes::from(vec![0; 3 * SCAN_PAGE_BYTES])), (bytes("h"), bytes(""))]);
     let first = page(&giant, &Scan::all());
     assert_eq!((first.records.len(), first.next), (1, Some(bytes("g"))));
 }
@@ -85,10 +89,13 @@ fn a_page_of_long_values_ends_early_and_has_at_least_one() {
 fn questions_beyond_the_limits_are_refused() {
     let refused = |query| Store::default().answer(&query).unwrap_err();
     let limit = SCAN_LIMIT_MAX + 1;
-    assert_eq!(refused(KvQuery::Scan(Scan::all().limit(limit))), QueryLimitError::Records { limit });
+    assert_eq!(
+        refused(KvQuery::Scan(Scan::all().limit(limit))),
+        QueryLimitError::Records { limit }
+    );
     let keys = GET_MANY_KEYS_MAX + 1;
     assert_eq!(refused(KvQuery::get_many(vec!["k"; keys])), QueryLimitError::Keys { keys });
-    // The same long value asked for often enough.
+    // The same long value requested often enough.
     let store = store([(bytes("k"), Bytes::from(vec![0; 1 << 20]))]);
     assert!(store.answer(&KvQuery::get_many(vec!["k"; 16])).is_ok());
     assert_eq!(store.answer(&KvQuery::get_many(vec!["k"; 17])), Err(QueryLimitError::Bytes));
@@ -104,7 +111,8 @@ fn any_keys() -> impl Strategy<Value = Keys> {
     prop_oneof![
         Just(Keys::All),
         any_key().prop_map(Keys::Prefix),
-        (any_key(), prop::option::of(any_key())).prop_map(|(start, end)| Keys::Range { start, end }),
+        (any_key(), prop::option::of(any_key()))
+            .prop_map(|(start, end)| Keys::Range { start, end }),
     ]
 }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use d_engine_proto::key_value::{KvOperation, PutOptions, Scan};
+use d_engine_kv_language::{KvOperation, PutOptions, Scan};
 
 use super::*;
 
@@ -139,7 +139,7 @@ fn a_key_vanishes_when_log_time_reaches_its_expiry_and_not_before() {
     assert_eq!(keys(&store), ["late"]);
 }
 
-/// FAULTS.md section 3: time to live due at the very moment of a refresh.
+/// FAULTS.md section 3: a time to live that ends at the very moment of a refresh.
 #[test]
 fn a_refresh_at_the_moment_of_expiry_finds_the_key_gone_and_makes_it_anew() {
     let mut store = Store::default();
@@ -152,8 +152,11 @@ fn a_refresh_at_the_moment_of_expiry_finds_the_key_gone_and_makes_it_anew() {
 fn every_change_of_a_key_takes_the_place_of_its_old_expiry() {
     let swap = KvCommand::compare_and_swap("k", Some(bytes("1")), Some(bytes("2")));
     let batch = KvCommand::batch([KvOperation::put_with_ttl("k", "2", Duration::from_millis(300))]);
-    let returning =
-        KvCommand::put_with("k", "2", PutOptions::default().ttl(Duration::from_millis(300)).previous());
+    let returning = KvCommand::put_with(
+        "k",
+        "2",
+        PutOptions::default().ttl(Duration::from_millis(300)).previous(),
+    );
     let changes = [
         (put_for("k", "2", 300), Some(1_350)),
         (returning, Some(1_350)),
@@ -212,7 +215,7 @@ fn stored_values_do_not_keep_the_batch_they_came_in_alive() {
     assert!(!within.contains(&pointer(key)) && !within.contains(&pointer(&stored.value)));
 }
 
-/// As the values, and the keys of the expiry index are those of the map.
+/// A second put keeps the stored key, and the expiry index shares it with the map.
 #[test]
 fn a_refresh_keeps_the_key_that_is_there() {
     let mut store = Store::default();
@@ -244,20 +247,24 @@ fn the_hash_tells_stores_apart() {
     }
 }
 
-/// What a snapshot writes must not change under its hands: values, keys that come and go, expiries, log time.
+/// What a snapshot writes must not change while it is written: values, the set of keys, expiries,
+/// log time.
 #[test]
 fn a_clone_is_unaffected_by_what_comes_later() {
     let mut store = Store::default();
     for key in 0..500_u32 {
         let ttl = Duration::from_millis(u64::from(key) + 1);
-        let options = if key % 2 == 0 { PutOptions::default().ttl(ttl) } else { PutOptions::default() };
+        let options =
+            if key % 2 == 0 { PutOptions::default().ttl(ttl) } else { PutOptions::default() };
         store.apply(&KvCommand::put_with(key.to_be_bytes().to_vec(), "1", options), 1_000);
     }
-    let (view, rebuilt) = (store.clone(), store.records().map(|(k, s)| (k.clone(), s.clone())).collect());
+    let (view, rebuilt) =
+        (store.clone(), store.records().map(|(k, s)| (k.clone(), s.clone())).collect());
     let rebuilt = Store::from_records(rebuilt, 1_000);
     for key in 0..600_u32 {
         let key = key.to_be_bytes().to_vec();
-        let change = if key[3] % 3 == 0 { KvCommand::delete(key) } else { KvCommand::put(key, "2") };
+        let change =
+            if key[3] % 3 == 0 { KvCommand::delete(key) } else { KvCommand::put(key, "2") };
         store.apply(&change, 1_100);
     }
     store.advance_to(2_000);

@@ -6,9 +6,9 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use d_engine_kv::{KvCommand, KvReply, KvStateMachine};
-use d_engine_replica::{Entry, StateMachine};
+use d_engine_state_machine::{Entry, StateMachine};
 
-/// The result of a future that never waits, as all of this machine's do.
+/// Returns the result of a future that never waits, as this machine's do not.
 pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -16,14 +16,19 @@ pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Applies the commands in one chunk from `first` on, all in term 1 and at log time 0; returns the replies.
+/// Applies the commands in one chunk from `first` on, all in term 1 and at log time 0; returns the
+/// replies.
 pub(crate) fn apply(machine: &KvStateMachine, first: u64, commands: &[KvCommand]) -> Vec<KvReply> {
     let timed: Vec<_> = commands.iter().map(|command| (0, command.clone())).collect();
     apply_at(machine, first, &timed)
 }
 
 /// As [`apply`], each command with its log time.
-pub(crate) fn apply_at(machine: &KvStateMachine, first: u64, commands: &[(u64, KvCommand)]) -> Vec<KvReply> {
+pub(crate) fn apply_at(
+    machine: &KvStateMachine,
+    first: u64,
+    commands: &[(u64, KvCommand)],
+) -> Vec<KvReply> {
     let (entries, probes): (Vec<_>, Vec<_>) = commands
         .iter()
         .zip(first..)

@@ -1,20 +1,19 @@
-//! A small state machine on a simulated disk: rebuilt at every start, or with a state of its own that it keeps.
+//! A small state machine on a simulated disk: rebuilt at every start, or durable.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use d_engine_replica::{Durability, Entry, Error, LogId, Result, SnapshotMetadata, StateMachine};
 use d_engine_storage::Fs;
+use d_engine_storage::fs::sim::SimFs;
+use d_engine_storage::fs::tree::tree_checksum;
 use d_engine_storage::fs::{OpenMode, ensure_dir, read_file, write_all_at};
-use d_engine_storage::fs_sim::SimFs;
-use d_engine_storage::snapshot::content_checksum;
 
 const DIR: &str = "/machine";
 const FILE: &str = "state";
 
-/// The commands applied so far, one behind the other.
+/// The commands applied so far, in order.
 pub(crate) struct Journal {
     fs: Arc<SimFs>,
     durability: Durability,
@@ -42,8 +41,8 @@ impl Journal {
     }
 
     fn write(&self, path: &Path, state: &State) -> Result<()> {
-        let mut bytes = state.last.term.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&state.last.index.to_le_bytes());
+        let mut bytes = state.last.term.get().to_le_bytes().to_vec();
+        bytes.extend_from_slice(&state.last.index.get().to_le_bytes());
         bytes.extend_from_slice(&state.commands);
         let file = self.fs.open(path, OpenMode::CreateNew)?;
         write_all_at(&*file, 0, &bytes)?;
@@ -53,14 +52,15 @@ impl Journal {
     fn read(&self, path: &Path) -> Result<State> {
         let bytes = read_file(&*self.fs, path)?;
         let number = |at: usize| {
-            let bytes = bytes.get(at..at + 8).ok_or_else(|| Error::msg("the state is too short"))?;
+            let bytes =
+                bytes.get(at..at + 8).ok_or_else(|| Error::msg("the state is too short"))?;
             Ok::<_, Error>(u64::from_le_bytes(bytes.try_into().unwrap()))
         };
-        let last = LogId { term: number(0)?, index: number(8)? };
+        let last = LogId::of(number(0)?, number(8)?);
         Ok(State { last, commands: bytes[16..].to_vec(), newest: None })
     }
 
-    /// Makes `state` the one that the next start finds, in one step.
+    /// Persists `state` for the next start, in one step.
     fn keep(&self, state: &State) -> Result<()> {
         if self.durability == Durability::Rebuilt {
             return Ok(());
@@ -88,27 +88,11 @@ impl StateMachine for Journal {
         Ok(())
     }
 
-    fn stop(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn is_running(&self) -> bool {
-        true
-    }
-
-    fn get(&self, _key: &[u8]) -> Result<Option<Bytes>> {
-        Ok(None)
-    }
-
-    fn entry_term(&self, _entry_id: u64) -> Option<u64> {
-        None
-    }
-
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let mut state = self.state();
         for entry in chunk {
-            if entry.index > state.last.index {
-                state.last = entry.log_id();
+            if state.last.index < entry.index {
+                state.last = entry.id();
                 state.commands.extend_from_slice(&entry.data);
             }
         }
@@ -128,10 +112,6 @@ impl StateMachine for Journal {
         self.state().last
     }
 
-    fn persist_last_applied(&self, _last: LogId) -> Result<()> {
-        Ok(())
-    }
-
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
         self.state().newest = Some(meta.clone());
         Ok(())
@@ -139,10 +119,6 @@ impl StateMachine for Journal {
 
     fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
         self.state().newest.clone()
-    }
-
-    fn persist_last_snapshot_metadata(&self, _meta: &SnapshotMetadata) -> Result<()> {
-        Ok(())
     }
 
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
@@ -158,11 +134,7 @@ impl StateMachine for Journal {
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
         let state = State { last: last_included, ..self.state().clone() };
         self.write(&dir.join(FILE), &state)?;
-        content_checksum(&*self.fs, &dir).map_err(Error::msg)
-    }
-
-    fn save_hard_state(&self) -> Result<()> {
-        Ok(())
+        Ok(tree_checksum(&*self.fs, &dir)?)
     }
 
     fn flush(&self) -> Result<()> {

@@ -1,14 +1,15 @@
-//! A replica on a real log that becomes a leader, its jobs done by the test.
+//! A replica on a real log that becomes a leader; the test executes its jobs.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, Instant, NodeId, Term};
+use d_engine_core::{GroupId, Instant, NodeId, Now, Term};
 use d_engine_replica::{
-    Event, Footing, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, Replica, ReplicaConfig,
+    Event, Jobs, LogWorker, PeerMessage, Proposal, ProposeError, Replica, ReplicaConfig,
+    StartPosition,
 };
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Incarnation, Member, MemberRole, Membership,
     OpenRequest, OpenedStorage, StorageEngine,
@@ -54,19 +55,31 @@ impl Node {
     pub(crate) fn with(nodes: u64, config: ReplicaConfig) -> Self {
         let opened = open(nodes);
         let now = Instant::from_nanos(1);
-        let replica =
-            Replica::new(config, &opened.identity, &opened.recovered, &Footing::default(), 7, now).unwrap();
+        let replica = Replica::new(
+            config,
+            &opened.identity,
+            &opened.recovered,
+            &StartPosition::default(),
+            7,
+            now,
+        )
+        .unwrap();
         Self { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now }
     }
 
-    /// Handles an event; writes are stored at once. Returns the jobs other than writes.
+    /// This node's time; its wall clock shows zero.
+    pub(crate) fn time(&self) -> Now {
+        Now { monotonic: self.now, wall_ms: 0 }
+    }
+
+    /// Handles an event; writes are persisted at once. Returns all other jobs.
     pub(crate) fn handle(&mut self, event: Event) -> Jobs {
         let mut jobs = Jobs::default();
-        self.replica.handle(self.now, 0, event, &mut jobs);
+        self.replica.handle(self.time(), event, &mut jobs);
         while !jobs.persist.is_empty() {
             let writes = std::mem::take(&mut jobs.persist);
             let stored = self.log.persist(&writes).unwrap().unwrap();
-            self.replica.handle(self.now, 0, Event::Persisted(stored), &mut jobs);
+            self.replica.handle(self.time(), Event::Persisted(stored), &mut jobs);
         }
         jobs
     }
@@ -91,12 +104,20 @@ impl Node {
     pub(crate) fn propose_bytes(&mut self, answers: &Answers, length: usize) {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
-        self.handle(Event::Propose(vec![Proposal::new(Bytes::from(vec![0; length]), None, responder)]));
+        self.handle(Event::Propose(vec![Proposal::new(
+            Bytes::from(vec![0; length]),
+            None,
+            responder,
+        )]));
     }
 
     pub(crate) fn propose(&mut self, answers: &Answers, number: u8) {
         let answers = answers.clone();
         let responder = Box::new(move |answer| answers.lock().unwrap().push(answer));
-        self.handle(Event::Propose(vec![Proposal::new(Bytes::from(vec![number]), None, responder)]));
+        self.handle(Event::Propose(vec![Proposal::new(
+            Bytes::from(vec![number]),
+            None,
+            responder,
+        )]));
     }
 }

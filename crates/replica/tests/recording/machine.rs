@@ -1,5 +1,6 @@
-//! A small, real state machine that writes down every call: numbers by the index that brought them, their sum as the
-//! reply. Its state outlives it when it is told so, as that of a machine that keeps files of its own would.
+//! A small, real state machine that records every call. Its state is numbers by the index of their
+//! entry; its reply is their sum. On request its state survives a restart, like that of a machine
+//! with its own files.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -9,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_replica::{
-    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView,
-    StateMachine, snapshot_checksum,
+    Binding, Bound, Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotRoom,
+    SnapshotView, StateMachine, snapshot_checksum,
 };
 
 /// The calls, in order; shared by all machines of one test.
@@ -26,7 +27,7 @@ impl Calls {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 
-    /// The indexes of the commands that were delivered, in order.
+    /// The indexes of the delivered commands, in order.
     pub(crate) fn applied(&self) -> Vec<u64> {
         let chunks = self.with("apply_chunk");
         let indexes = chunks.iter().flat_map(|chunk| chunk.trim_matches(['[', ']']).split(", "));
@@ -41,7 +42,7 @@ impl Calls {
         self.0.lock().unwrap().push(call.into());
     }
 
-    /// Where the first call is that begins so.
+    /// The position of the first call with this beginning.
     pub(crate) fn first(&self, call: &str) -> Option<usize> {
         self.all().iter().position(|made| is_call(made, call))
     }
@@ -54,7 +55,7 @@ impl Calls {
         self.all().iter().filter(|made| is_call(made, call)).count()
     }
 
-    /// What these calls were made with.
+    /// The arguments of these calls.
     pub(crate) fn with(&self, call: &str) -> Vec<String> {
         let made = self.all();
         made.iter()
@@ -68,50 +69,52 @@ fn is_call(made: &str, call: &str) -> bool {
     made.strip_prefix(call).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
-/// What a machine holds.
+/// The state of a machine.
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// The number that an entry brought, and the entry's term.
+    /// The number in an entry, and the entry's term.
     pub(crate) numbers: BTreeMap<u64, (u64, u8)>,
     pub(crate) last: LogId,
     pub(crate) snapshot: Option<SnapshotMetadata>,
-    /// What its files are bound to.
+    /// The binding of its files.
     pub(crate) binding: Option<[u8; Binding::BYTES]>,
 }
 
-/// How a machine behaves.
+/// The behaviour of a machine.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Manner {
     pub(crate) is_durable: bool,
-    /// The machine says so of itself.
+    /// The result of the machine's `is_running`.
     pub(crate) is_down: bool,
-    /// Added to every term that the machine tells.
+    /// Added to every term that the machine reports.
     pub(crate) wrong_by: u64,
-    /// A number that cannot be applied.
+    /// A number that the machine cannot apply.
     pub(crate) chokes_on: Option<u8>,
     pub(crate) fails_start: bool,
-    /// It freezes its state by a view, which says that it is so many entries further than it is.
+    /// It has views; a view's last included index is too high by this number.
     pub(crate) view_ahead_by: Option<u64>,
-    /// Its first snapshot's data never come to their end.
+    /// Its first `generate_snapshot_data` never returns.
     pub(crate) writes_first_for_ever: bool,
-    /// It never comes to the end of a snapshot's data.
+    /// Its `generate_snapshot_data` never returns.
     pub(crate) writes_for_ever: bool,
     pub(crate) replies_twice: bool,
-    /// A scrub finds damage in this, or cannot read the disk ("EIO").
+    /// A scrub finds this damaged, or cannot read the disk ("EIO").
     pub(crate) scrub_finds: Option<&'static str>,
-    /// Its reads wait for the pen, as for a disk.
+    /// Its reads wait for `pen`, as they would for a disk.
     pub(crate) reads_wait: bool,
     /// It panics in every read.
     pub(crate) panics_in_reads: bool,
     /// The format of its snapshots.
     pub(crate) format: u32,
-    /// The highest version of a command that it decodes. Above 0 the second byte of a command is its version.
+    /// The highest command version that it decodes. Above 0, the second byte of a command is its
+    /// version.
     pub(crate) decodes: u32,
     pub(crate) name: &'static str,
-    /// Numbers that it takes for no command, or that its `check` panics about.
+    /// Numbers that its `check` refuses, or panics about.
     pub(crate) refuses: Option<u8>,
     pub(crate) panics_on: Option<u8>,
-    /// What it says its next snapshot will have; so many it needs for an install, its files included.
+    /// The size that it predicts for its next snapshot; it needs as much for an install, files
+    /// included.
     pub(crate) snapshot_bytes: Option<u64>,
 }
 
@@ -120,9 +123,10 @@ pub(crate) struct Recording {
     pub(crate) calls: Calls,
     pub(crate) held: Arc<Mutex<Held>>,
     pub(crate) manner: Manner,
-    /// Whoever holds it keeps views from being written, and what cannot be applied from failing.
+    /// While a test holds it, views are not written, and commands that cannot be applied do not
+    /// fail yet.
     pub(crate) pen: Arc<Mutex<()>>,
-    /// Where its snapshots were written, in order.
+    /// The directories into which its snapshots were written, in order.
     pub(crate) places: Arc<Mutex<Vec<PathBuf>>>,
 }
 
@@ -133,12 +137,12 @@ impl Recording {
         machine
     }
 
-    /// A machine that keeps its state by itself.
+    /// A durable machine.
     pub(crate) fn durable() -> Self {
         Self::with(Manner { is_durable: true, ..Manner::default() })
     }
 
-    /// One that stands at `last` and has nothing else.
+    /// A durable machine that has applied up to `last` and is otherwise empty.
     pub(crate) fn durable_at(last: LogId) -> Self {
         let machine = Self::durable();
         machine.held().last = last;
@@ -150,7 +154,7 @@ impl Recording {
         self.held().numbers.values().map(|(_, number)| *number).collect()
     }
 
-    /// The same machine after its process has ended and begun again: one that is rebuilt has nothing then.
+    /// The same machine after a restart of its process; a rebuilt machine is empty then.
     pub(crate) fn again(&self) -> Self {
         let mut again = self.clone();
         if !self.manner.is_durable {
@@ -159,7 +163,7 @@ impl Recording {
         again
     }
 
-    /// The same, behaving otherwise.
+    /// The same with another behaviour.
     pub(crate) fn again_as(&self, manner: Manner) -> Self {
         let mut again = self.clone();
         again.manner = manner;
@@ -211,26 +215,27 @@ impl StateMachine for Recording {
         self.calls.note(format!("entry_term {entry_id}"));
         let held = self.held();
         let known = held.numbers.get(&entry_id).map(|(term, _)| *term);
-        let last = (held.last.index == entry_id && entry_id > 0).then_some(held.last.term);
+        let last = (held.last.index == entry_id && entry_id > 0).then_some(held.last.term.get());
         known.or(last).map(|term| term + self.manner.wrong_by)
     }
 
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let indexes: Vec<u64> = chunk.iter().map(|entry| entry.index).collect();
         self.calls.note(format!("apply_chunk {indexes:?}"));
-        // Before the state is locked: whoever asks for it meanwhile gets it.
+        // Done before the state is locked, so that the state can be inspected meanwhile.
         let is_bad = |number| chunk.iter().any(|entry| entry.data.first() == Some(&number));
         let chokes = self.manner.chokes_on.is_some_and(is_bad);
         let _pen = chokes.then(|| self.pen.lock().unwrap());
         let mut held = self.held();
         let mut next = held.clone();
         for entry in &chunk {
-            let number = *entry.data.first().ok_or_else(|| Error::msg("a command without a number"))?;
-            if entry.index <= held.last.index {
+            let number =
+                *entry.data.first().ok_or_else(|| Error::msg("a command without a number"))?;
+            if held.last.index >= entry.index {
                 continue;
             }
             next.numbers.insert(entry.index, (entry.term, number));
-            next.last = LogId { term: entry.term, index: entry.index };
+            next.last = entry.id();
             let sum: u64 = next.numbers.values().map(|(_, number)| u64::from(*number)).sum();
             entry.reply(sum.to_string());
             if self.manner.replies_twice {
@@ -293,8 +298,11 @@ impl StateMachine for Recording {
         let binding = self.held().binding;
         let mut next = Held { last: meta.last_included, binding, ..Held::default() };
         for line in std::fs::read_to_string(path.join("numbers"))?.lines() {
-            let fields: Vec<u64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
-            let [index, term, number] = fields[..] else { return Err(Error::msg("no line of numbers")) };
+            let fields: Vec<u64> =
+                line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
+            let [index, term, number] = fields[..] else {
+                return Err(Error::msg("no line of numbers"));
+            };
             next.numbers.insert(index, (term, u8::try_from(number)?));
         }
         *self.held() = next;
@@ -355,7 +363,9 @@ impl StateMachine for Recording {
 
     fn check(&self, command: &[u8]) -> Result<()> {
         match command.first() {
-            Some(number) if Some(*number) == self.manner.refuses => Err(Error::msg("an unlucky number")),
+            Some(number) if Some(*number) == self.manner.refuses => {
+                Err(Error::msg("an unlucky number"))
+            }
             Some(number) => {
                 assert!(Some(*number) != self.manner.panics_on, "as asked");
                 Ok(())
@@ -398,7 +408,7 @@ impl StateMachine for Recording {
         let Some(ahead) = self.manner.view_ahead_by else { return Ok(None) };
         self.calls.note("snapshot_view");
         let mut held = self.held().clone();
-        held.last.index += ahead;
+        held.last.index = held.last.index.plus(ahead);
         Ok(Some(Box::new(View { held, calls: self.calls.clone(), pen: self.pen.clone() })))
     }
 
@@ -415,7 +425,7 @@ struct View {
 }
 
 impl SnapshotView for View {
-    fn label(&self) -> LogId {
+    fn last_included(&self) -> LogId {
         self.held.last
     }
 
@@ -425,7 +435,7 @@ impl SnapshotView for View {
         write(&self.held, dir)
     }
 
-    /// It says that it writes far more than it does.
+    /// Reports far more bytes than it writes.
     fn write_within(self: Box<Self>, dir: &Path, room: &SnapshotRoom<'_>) -> Result<[u8; 32]> {
         room.written(64 << 20)?;
         self.write(dir)

@@ -1,4 +1,4 @@
-//! A recording state machine, and a place for a node on the real file system.
+//! A recording state machine, and the directory of a node on the real file system.
 #![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
 mod machine;
@@ -11,19 +11,19 @@ use d_engine_core::{EntryKind, GroupId, LogIndex, NodeId, Term};
 use d_engine_replica::{LogId, Start};
 use d_engine_storage::snapshot::{SnapshotOptions, SnapshotStore};
 use d_engine_storage::{
-    ClusterId, EntryHead, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, LogEntry,
-    LogStore, Member, MemberRole, Membership, MetaStore, OpenRequest, OpenedStorage, RealFs, RecoveredLog,
-    RecoveryReport, StorageEngine,
+    ClusterId, EntryHead, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation,
+    LogEntry, LogStore, Member, MemberRole, Membership, MetaStore, OpenRequest, OpenedStorage,
+    RealFs, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
 pub(crate) use self::machine::{Calls, Held, Manner, Recording};
 
-pub(crate) fn id(term: u64, index: u64) -> d_engine_core::LogId {
-    d_engine_core::LogId::new(Term::new(term), LogIndex::new(index))
+pub(crate) fn id(term: u64, index: u64) -> LogId {
+    LogId::new(Term::new(term), LogIndex::new(index))
 }
 
 pub(crate) fn at(term: u64, index: u64) -> LogId {
-    LogId { term, index }
+    LogId::of(term, index)
 }
 
 /// An entry of term 1 at `index`; commands carry one number.
@@ -40,21 +40,26 @@ pub(crate) fn entry(index: u64, kind: EntryKind, number: u8) -> LogEntry {
 
 /// A recovered log of `last` entries of term 1.
 pub(crate) fn recovered(last: u64) -> RecoveredLog {
-    let head =
-        |index| EntryHead { id: id(1, index), kind: EntryKind::Command, time_ms: 0, version: 0, data_len: 1 };
+    let head = |index| EntryHead {
+        id: id(1, index),
+        kind: EntryKind::Command,
+        time_ms: 0,
+        version: 0,
+        data_len: 1,
+    };
     RecoveredLog { entries: (1..=last).map(head).collect(), ..RecoveredLog::default() }
 }
 
-/// A data directory of a node alone, on the real file system: log and snapshots.
+/// The data directory of a single node on the real file system: log and snapshots.
 pub(crate) struct Ground {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) opened: Opened,
-    /// Until a worker has it.
+    /// `None` once a worker has taken it.
     pub(crate) meta: Option<Box<dyn MetaStore>>,
     pub(crate) store: SnapshotStore,
 }
 
-/// What a node opens, but for its records.
+/// The opened storage of a node, without its records.
 pub(crate) struct Opened {
     pub(crate) identity: Identity,
     pub(crate) log: Box<dyn LogStore>,
@@ -92,15 +97,18 @@ impl Ground {
             fresh_incarnation,
         };
         let fs: Arc<dyn Fs> = Arc::new(RealFs::new());
-        let options = FileStorageOptions { segment_bytes: 64 << 10, ..FileStorageOptions::default() };
-        let opened =
-            FileStorageEngine::new(dir.path().join("data"), options, fs.clone()).open(&request).unwrap();
+        let options =
+            FileStorageOptions { segment_bytes: 64 << 10, ..FileStorageOptions::default() };
+        let opened = FileStorageEngine::new(dir.path().join("data"), options, fs.clone())
+            .open(&request)
+            .unwrap();
         let options = SnapshotOptions {
             reserve_bytes: 0,
             command_version_max: 9,
             ..SnapshotOptions::new(opened.identity.cluster, opened.identity.group)
         };
-        let (store, _) = SnapshotStore::open(fs, &dir.path().join("data/snapshots"), options).unwrap();
+        let (store, _) =
+            SnapshotStore::open(fs, &dir.path().join("data/snapshots"), options).unwrap();
         let OpenedStorage { identity, meta, log, recovered, report } = opened;
         Self { dir, opened: Opened { identity, log, recovered, report }, meta: Some(meta), store }
     }
@@ -111,7 +119,7 @@ impl Ground {
         Self::at(self.dir)
     }
 
-    /// What a node starts from here.
+    /// The state from which a node starts in this directory.
     pub(crate) fn start(&mut self) -> Start<'_> {
         Start {
             identity: &self.opened.identity,

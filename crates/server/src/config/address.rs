@@ -1,17 +1,17 @@
-//! Addresses as they are written in a config: `host:port`.
+//! Addresses in a config: `host:port`.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// A `host:port` taken apart.
+/// A parsed `host:port`.
 pub(super) struct Address<'a> {
     /// A name, an IPv4 address, or an IPv6 address without its brackets.
     pub(super) host: &'a str,
-    /// The port; 0 stands for any free one.
+    /// The port; 0 means any free one.
     pub(super) port: u16,
 }
 
 impl<'a> Address<'a> {
-    /// Reads `host:port`, `1.2.3.4:port` or `[v6]:port`; nothing is looked up.
+    /// Parses `host:port`, `1.2.3.4:port` or `[v6]:port`, without a DNS lookup.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -27,7 +27,8 @@ impl<'a> Address<'a> {
         (!host.is_empty() && host.bytes().all(name)).then_some(Self { host, port })
     }
 
-    /// Whether it means "every interface": a place to listen, not one to dial.
+    /// Whether the host is "every interface" (0.0.0.0 or ::): valid for listening, not for
+    /// dialling.
     pub(super) fn is_wildcard(&self) -> bool {
         self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }

@@ -1,19 +1,19 @@
-//! Every rule that a config must keep.
+//! The checks of a config.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use d_engine_proto::engine::MAX_ENTRY_DATA_BYTES;
 use d_engine_storage::ClusterId;
+use d_engine_wire::MAX_ENTRY_DATA_BYTES;
 
 use super::address::Address;
 use super::{Config, ConfigError};
 
-/// Heartbeats that must fit into the shortest election timeout.
+/// The shortest election timeout is at least this many heartbeat intervals.
 const HEARTBEATS_PER_ELECTION_TIMEOUT: u64 = 3;
-/// No count of milliseconds is longer than ten minutes.
+/// The upper bound of every interval and election timeout: ten minutes.
 const LONGEST_MS: u64 = 600_000;
-/// No bound on memory is higher than this; such a value is a slip of the pen.
+/// The upper bound of every limit on memory; a higher value is a typing error.
 const MOST_BYTES: usize = 1 << 34;
 
 type Checked = Result<(), ConfigError>;
@@ -28,7 +28,11 @@ pub(super) fn check(config: &Config) -> Checked {
     check_snapshots(config)
 }
 
-fn refused(field: impl Into<String>, value: impl Display, allowed: impl Into<String>) -> ConfigError {
+pub(super) fn refused(
+    field: impl Into<String>,
+    value: impl Display,
+    allowed: impl Into<String>,
+) -> ConfigError {
     ConfigError::Refused {
         file: None,
         field: field.into(),
@@ -40,7 +44,11 @@ fn refused(field: impl Into<String>, value: impl Display, allowed: impl Into<Str
 fn check_paths(config: &Config) -> Checked {
     let path = &config.data_dir;
     if path.as_os_str().is_empty() {
-        return Err(refused("data_dir", "not set", "set it to a directory of this node's own"));
+        return Err(refused(
+            "data_dir",
+            "not set",
+            "set it to a directory that only this node uses",
+        ));
     }
     if path.starts_with("~") {
         let allowed = "`~` is not expanded: write the whole path";
@@ -51,7 +59,7 @@ fn check_paths(config: &Config) -> Checked {
         return Err(refused("data_dir", path.display(), allowed));
     }
     if path.as_os_str().as_encoded_bytes().contains(&0) {
-        return Err(refused("data_dir", format!("{path:?}"), "a path holds no NUL byte"));
+        return Err(refused("data_dir", format!("{path:?}"), "a path must not contain a NUL byte"));
     }
     Ok(())
 }
@@ -80,7 +88,11 @@ fn check_times(config: &Config) -> Checked {
     }
     let offset = config.max_clock_offset_ms;
     if !(1..=LONGEST_MS).contains(&offset) {
-        return Err(refused("max_clock_offset_ms", offset, format!("allowed: 1 ms to {LONGEST_MS} ms")));
+        return Err(refused(
+            "max_clock_offset_ms",
+            offset,
+            format!("allowed: 1 ms to {LONGEST_MS} ms"),
+        ));
     }
     Ok(())
 }
@@ -96,18 +108,21 @@ fn check_members(config: &Config) -> Checked {
             return Err(refused(field("id"), 0, "ids start at 1"));
         }
         if config.members.iter().take(position).any(|before| before.id == member.id) {
-            let allowed = "another member has it already: every member needs its own";
+            let allowed = "another member has the same id: every member needs its own";
             return Err(refused(field("id"), member.id, allowed));
         }
-        for (name, address) in [("peer_addr", &member.peer_addr), ("client_addr", &member.client_addr)] {
+        for (name, address) in
+            [("peer_addr", &member.peer_addr), ("client_addr", &member.client_addr)]
+        {
             if name == "client_addr" && address.is_empty() {
                 continue;
             }
             check_dialled(&field(name), address)?;
             let key = address.to_ascii_lowercase();
             if let Some((_, owner)) = seen.iter().find(|(taken, _)| *taken == key) {
-                let allowed =
-                    format!("it is {owner} already: every address belongs to one service of one node");
+                let allowed = format!(
+                    "{owner} has the same address: every address belongs to one service of one node"
+                );
                 return Err(refused(field(name), address, allowed));
             }
             seen.push((key, field(name)));
@@ -121,7 +136,7 @@ fn check_members(config: &Config) -> Checked {
     Ok(())
 }
 
-/// An address that others dial: not a wildcard, not "any free port".
+/// Checks an address that others dial: it must not be a wildcard, and its port must not be 0.
 fn check_dialled(field: &str, text: &str) -> Checked {
     let Some(address) = Address::parse(text) else {
         return Err(refused(field, quoted(text), HOST_PORT));
@@ -130,8 +145,10 @@ fn check_dialled(field: &str, text: &str) -> Checked {
         return Err(refused(field, quoted(text), "port 0 cannot be dialled: name the port"));
     }
     if address.is_wildcard() {
-        let allowed =
-            format!("{} cannot be dialled: name the host; listen addresses may be wildcards", address.host);
+        let allowed = format!(
+            "{} cannot be dialled: name the host; listen addresses may be wildcards",
+            address.host
+        );
         return Err(refused(field, quoted(text), allowed));
     }
     Ok(())
@@ -169,7 +186,7 @@ fn check_listen(config: &Config) -> Checked {
         return Err(refused(
             "peer_listen",
             quoted(peer),
-            "port 0 cannot be found by other members: name the port",
+            "other members cannot find port 0: name the port",
         ));
     }
     let Some(client) = config.client_listen_addr() else {
@@ -179,24 +196,29 @@ fn check_listen(config: &Config) -> Checked {
         return Err(refused("client_listen", quoted(client), HOST_PORT));
     }
     if client.eq_ignore_ascii_case(peer) && peer_address.port != 0 {
-        return Err(refused("client_listen", quoted(client), "it is peer_listen already: use another port"));
+        return Err(refused(
+            "client_listen",
+            quoted(client),
+            "peer_listen has the same address: use another port",
+        ));
     }
     Ok(())
 }
 
-/// Where the least that is allowed comes from.
+/// Explains the lower bound of `snapshots.max_log_bytes`.
 const MAX_LOG_UNIT: &str =
-    " bytes; at least three times `snapshots.after_log_bytes` and `snapshots.tail_bytes` beside that";
+    " bytes; at least three times `snapshots.after_log_bytes`, plus `snapshots.tail_bytes`";
 
 fn check_snapshots(config: &Config) -> Checked {
     let snapshots = &config.snapshots;
     in_range("snapshots.retained", snapshots.retained, 1..=1_000, "")?;
     let (bytes, segment) = (snapshots.after_log_bytes, config.limits.segment_bytes as u64);
     if bytes != 0 {
-        // A snapshot for less than one log file frees nothing.
+        // Purging removes whole segments, so a snapshot for less than one segment frees nothing.
         in_range("snapshots.after_log_bytes", bytes, segment..=1 << 44, " bytes, or 0: off")?;
     }
-    // For a large state one may be as late as twice the measure, for its turn among the nodes once more; and its tail stays.
+    // A snapshot of a large state is due after up to twice `after_log_bytes`, plus this node's
+    // stagger of up to once that. The tail of the log stays in addition.
     let least = bytes.saturating_mul(3).saturating_add(snapshots.tail_bytes).max(segment);
     in_range("snapshots.max_log_bytes", snapshots.max_log_bytes, least..=1 << 46, MAX_LOG_UNIT)?;
     in_range("snapshots.tail_bytes", snapshots.tail_bytes, 0..=1 << 40, " bytes")?;
@@ -226,8 +248,9 @@ fn check_snapshots(config: &Config) -> Checked {
 fn check_limits(config: &Config) -> Checked {
     let limits = &config.limits;
     let command = limits.max_command_bytes;
-    let bytes =
-        |name: &str, value, least| in_range(&format!("limits.{name}"), value, least..=MOST_BYTES, " bytes");
+    let bytes = |name: &str, value, least| {
+        in_range(&format!("limits.{name}"), value, least..=MOST_BYTES, " bytes")
+    };
     let count = |name: &str, value| in_range(&format!("limits.{name}"), value, 1..=1 << 24, "");
     in_range("limits.max_command_bytes", command, 1..=MAX_ENTRY_DATA_BYTES, " bytes")?;
     count("max_pending_proposals", limits.max_pending_proposals)?;
@@ -236,21 +259,37 @@ fn check_limits(config: &Config) -> Checked {
     count("max_calls_per_connection", limits.max_calls_per_connection)?;
     count("max_apply_entries", limits.max_apply_entries)?;
     count("peer_queue_frames", limits.peer_queue_frames)?;
-    // Whatever holds commands must hold at least the longest one, or it would never be taken.
+    // A bound on commands must admit at least the longest command, or that would never be accepted.
     bytes("max_pending_bytes", limits.max_pending_bytes, command)?;
     bytes("max_client_bytes", limits.max_client_bytes, command)?;
     bytes("max_uncommitted_bytes", limits.max_uncommitted_bytes, command)?;
     bytes("max_inflight_bytes", limits.max_inflight_bytes, command)?;
     bytes("log_cache_bytes", limits.log_cache_bytes, command)?;
-    in_range("limits.max_append_bytes", limits.max_append_bytes, 1..=MAX_ENTRY_DATA_BYTES, " bytes")?;
-    // An append is the longest message: a batch, or one command that is longer than a batch.
+    in_range(
+        "limits.max_append_bytes",
+        limits.max_append_bytes,
+        1..=MAX_ENTRY_DATA_BYTES,
+        " bytes",
+    )?;
+    // An append is the longest message: it carries a batch, or one command that exceeds a batch.
     bytes("peer_queue_bytes", limits.peer_queue_bytes, 2 * command.max(limits.max_append_bytes))?;
-    // A segment holds at least a few groups, whatever their size.
+    // The bound on `segment_bytes` below ensures that a segment holds at least a few write groups
+    // of any size.
     in_range("limits.min_free_bytes", limits.min_free_bytes, 1..=1 << 44, " bytes")?;
-    in_range("limits.segment_bytes", limits.segment_bytes, (1 << 20).max(4 * command)..=1 << 30, " bytes")
+    in_range(
+        "limits.segment_bytes",
+        limits.segment_bytes,
+        (1 << 20).max(4 * command)..=1 << 30,
+        " bytes",
+    )
 }
 
-fn in_range<T: PartialOrd + Display>(field: &str, value: T, range: RangeInclusive<T>, unit: &str) -> Checked {
+fn in_range<T: PartialOrd + Display>(
+    field: &str,
+    value: T,
+    range: RangeInclusive<T>,
+    unit: &str,
+) -> Checked {
     if range.contains(&value) {
         return Ok(());
     }

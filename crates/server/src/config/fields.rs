@@ -1,4 +1,4 @@
-//! The names that a config file may use, and the nearest one to a name it may not.
+//! The field names of a config file, and the search for the one most similar to an unknown name.
 
 use toml::{Table, Value};
 
@@ -62,7 +62,7 @@ pub(super) const LIMITS: &[&str] = &[
     "peer_queue_bytes",
 ];
 
-/// Refuses the first name that no field has.
+/// Refuses the first unknown name.
 pub(super) fn check_names(table: &Table) -> Result<(), ConfigError> {
     check_table(table, "", CONFIG)?;
     if let Some(Value::Table(limits)) = table.get("limits") {
@@ -89,7 +89,8 @@ fn check_table(table: &Table, prefix: &str, known: &[&'static str]) -> Result<()
     Err(ConfigError::UnknownField { file: None, field, nearest: nearest(unknown, known) })
 }
 
-/// The known name that takes the fewest changes to write, unless it takes about half of it.
+/// Returns the known name at the smallest edit distance, unless the distance exceeds half of that
+/// name's length.
 fn nearest(written: &str, known: &[&'static str]) -> Option<&'static str> {
     let (changes, name) = known.iter().map(|name| (distance(written, name), *name)).min()?;
     (changes * 2 <= name.len()).then_some(name)

@@ -1,4 +1,4 @@
-//! When snapshots are taken, how many are kept, and how much disk and network they may use.
+//! When snapshots are taken, how many are retained, and how much disk and network they may use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,58 +7,65 @@ use d_engine_replica::{AfterBytes, AfterEntries, AfterTime, AnyOf, SnapshotPolic
 use d_engine_storage::snapshot::Compression;
 use serde::{Deserialize, Serialize};
 
-/// When snapshots are taken, how many are kept, and how much disk and network they may use. A snapshot is due
-/// when the first of the three `after_` measures is reached; 0 turns a measure off, and with all three off
-/// none is taken unless somebody asks.
+/// When snapshots are taken, how many are retained, and how much disk and network they may use. A
+/// snapshot is due when the first of the three `after_` values is reached. 0 turns a value off;
+/// with all three off, snapshots are taken only on request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Snapshots {
     /// Entries applied since the last snapshot. Default 0: off.
     pub after_entries: u64,
-    /// Bytes that the log has grown by since the last snapshot, padding included. Where the last snapshot was larger, as
-    /// large as it was, but at most twice this. Default 128 MiB.
+    /// Bytes by which the log has grown since the last snapshot, padding included. If the last
+    /// snapshot was larger than this, its size applies instead, but at most twice this. Default 128
+    /// MiB.
     pub after_log_bytes: u64,
-    /// Seconds of log time since the last snapshot, if anything was applied since. Default 0: off.
+    /// Seconds since the last snapshot by the node's monotonic clock, if anything was applied
+    /// since. Default 0: off.
     pub after_seconds: u64,
-    /// When the log behind the newest snapshot has more bytes than this, the node's status says that a snapshot is overdue. Default
-    /// 512 MiB.
+    /// The size of the log after the newest snapshot, in bytes, above which the node's status
+    /// reports a snapshot as overdue. Default 512 MiB.
     pub max_log_bytes: u64,
-    /// How many snapshots are kept. Default 2. If the newest turns out to be damaged, the one before it is used: the
-    /// log behind the oldest stays, unless the disk is full. A transfer under way keeps its own.
+    /// How many snapshots are retained. If the newest is damaged, the node uses the one before it;
+    /// the log after the oldest is therefore not purged, unless the disk is full. A snapshot that
+    /// is being sent is kept in addition. Default 2.
     pub retained: usize,
-    /// Entries that stay in the log although a snapshot covers them, so that a follower that was away for a
-    /// moment needs no snapshot. Default 10,000.
+    /// Entries that a purge leaves in the log although a snapshot contains them, so that a follower
+    /// that was away for a moment needs no snapshot. Default 10,000.
     pub tail_entries: u64,
-    /// As much of them in bytes; whichever is reached first counts. Default 32 MiB.
+    /// The same limit in bytes; the one that is reached first applies. Default 32 MiB.
     pub tail_bytes: u64,
-    /// Whether archives are compressed: `none` (the default) or `zstd`. It takes processor time on the nodes that build and
-    /// install; every node reads both.
+    /// Whether archives are compressed: `none` (the default) or `zstd`. Compression costs processor
+    /// time on the nodes that build and install; every node reads both.
     pub compression: SnapshotCompression,
-    /// How long a state machine without [`snapshot_view`](d_engine_replica::StateMachine::snapshot_view) may hold apply up while
-    /// it writes its data, in milliseconds; the snapshot is given up after that. It is looked at where the machine's
-    /// future waits: one that never does is measured, but not stopped. Default 30,000.
+    /// How long a state machine without
+    /// [`snapshot_view`](d_engine_replica::StateMachine::snapshot_view) may delay apply while it
+    /// writes its data, in milliseconds; then the snapshot is abandoned. The limit is enforced at
+    /// await points; a future that never yields is measured but cannot be stopped. Default 30,000.
     pub pause_max_ms: u64,
-    /// How fast archives are built, in bytes a second, so that the log's writes keep their pace; 0: as fast as
-    /// the disk. Default 64 MiB.
+    /// How fast archives are packed, in bytes a second, so that the log's writes keep their pace.
+    /// 0: no limit. Default 64 MiB.
     pub build_bytes_per_second: u64,
-    /// How fast a snapshot is sent to one follower, in bytes a second; 0: as fast as the network. Default 100 MiB,
-    /// which leaves a follower's disk to the log's writes.
+    /// How fast a snapshot is sent to one follower, in bytes a second. 0: no limit. Default 100
+    /// MiB, which leaves the follower's disk capacity for the log's writes.
     pub send_bytes_per_second: u64,
-    /// How fast the log and the snapshots are read once a day to look for damage, in bytes a second, each file from its
-    /// beginning to its end; 0: never. What is found shows in the node's status. Default 4 MiB.
+    /// How fast the daily scrub reads the log and the snapshots, in bytes a second. It reads each
+    /// file from beginning to end, and the node's status shows the damage that it finds. 0: no
+    /// scrub. Default 4 MiB.
     pub scrub_bytes_per_second: u64,
-    /// How long a transfer may stand still before it is given up, in milliseconds; it is resumed where it
-    /// stood. Default 30,000.
+    /// How long the other node may be silent while a snapshot is sent or received, in milliseconds.
+    /// Then the attempt is abandoned; the next one resumes at the same offset. Default 30,000.
     pub transfer_timeout_ms: u64,
-    /// How long a follower may take to apply a snapshot that it has received, in milliseconds. Default 600,000.
+    /// How long a follower may take to install a snapshot that it has received completely, in
+    /// milliseconds. Default 600,000.
     pub apply_timeout_ms: u64,
-    /// For so long, in milliseconds, a leader keeps its log for a follower that confirms nothing more of a snapshot.
-    /// Default 600,000.
+    /// How long a leader retains its log for a follower that confirms no further part of a
+    /// snapshot, in milliseconds. Default 600,000.
     pub purge_waits_ms: u64,
-    /// The largest snapshot that is received, in bytes. The log is not purged behind a longer one, and the node's status
-    /// says so: the same on every node. Default 64 GiB.
+    /// The largest snapshot that this node receives, in bytes. The same on every node: a node with
+    /// a larger snapshot does not purge its log up to it, and its status raises an alarm. Default
+    /// 64 GiB.
     pub max_bytes: u64,
-    /// Free space that snapshots leave to the log, in bytes. Default 64 MiB.
+    /// The free space that snapshots leave to the log, in bytes. Default 64 MiB.
     pub reserve_bytes: u64,
 }
 
@@ -67,10 +74,10 @@ pub struct Snapshots {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum SnapshotCompression {
-    /// They are not.
+    /// No compression.
     #[default]
     None,
-    /// Zstandard, chunk by chunk.
+    /// Zstandard, in chunks.
     Zstd,
 }
 
@@ -108,7 +115,7 @@ impl Default for Snapshots {
 }
 
 impl Snapshots {
-    /// The policy that these settings describe.
+    /// Returns the policy that these settings describe.
     #[must_use]
     pub fn policy(&self) -> Arc<dyn SnapshotPolicy> {
         let mut any: Vec<Arc<dyn SnapshotPolicy>> = Vec::new();

@@ -2,7 +2,7 @@ use super::*;
 
 const CLUSTER: &str = "00112233445566778899aabbccddeeff";
 
-/// A config file with one line changed: `from` is replaced by `to`.
+/// Parses a config file in which `from` is replaced by `to`.
 fn three_nodes(from: &str, to: &str) -> Result<Config, String> {
     let text = format!(
         r#"
@@ -17,7 +17,7 @@ members = [
 ]
 "#
     );
-    assert!(text.contains(from), "the table names a line that is not there: {from}");
+    assert!(text.contains(from), "the config has no such line: {from}");
     Config::from_toml(&text.replacen(from, to, 1)).map_err(|error| error.to_string())
 }
 
@@ -57,7 +57,7 @@ fn wildcards_and_names_may_be_listened_on_and_dialled() {
     three_nodes("127.0.0.1:7001", "node-1.example_net:7001").unwrap();
 }
 
-/// What is written, and the whole message it gets.
+/// Each case: the line, its replacement, and the whole message.
 #[allow(clippy::too_many_lines)] // A table.
 #[test]
 fn every_refusal_names_field_value_and_what_is_allowed() {
@@ -65,9 +65,9 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
     let data = "data_dir = \"data\"";
     let heartbeat = "heartbeat_interval_ms = 100";
     let cases: &[(&str, &str, String)] = &[
-        (data, "", "`data_dir` is not set; set it to a directory of this node's own".into()),
+        (data, "", "`data_dir` is not set; set it to a directory that only this node uses".into()),
         (data, "data_dir = \"~/x\"", "`data_dir` is ~/x; `~` is not expanded: write the whole path".into()),
-        (data, "data_dir = \"a\\u0000b\"", "`data_dir` is \"a\\0b\"; a path holds no NUL byte".into()),
+        (data, "data_dir = \"a\\u0000b\"", "`data_dir` is \"a\\0b\"; a path must not contain a NUL byte".into()),
         ("node_id = 2", "node_id = 0", "`node_id` is 0; ids start at 1".into()),
         (
             "node_id = 2",
@@ -78,17 +78,17 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
         (
             "id = 3,",
             "id = 1,",
-            "`members[2].id` is 1; another member has it already: every member needs its own".into(),
+            "`members[2].id` is 1; another member has the same id: every member needs its own".into(),
         ),
         (
             "127.0.0.1:7002",
             "127.0.0.1:7001",
-            "`members[1].peer_addr` is 127.0.0.1:7001; it is members[0].peer_addr already: every address belongs to one service of one node".into(),
+            "`members[1].peer_addr` is 127.0.0.1:7001; members[0].peer_addr has the same address: every address belongs to one service of one node".into(),
         ),
         (
             "127.0.0.1:8002",
             "127.0.0.1:7002",
-            "`members[1].client_addr` is 127.0.0.1:7002; it is members[1].peer_addr already: every address belongs to one service of one node".into(),
+            "`members[1].client_addr` is 127.0.0.1:7002; members[1].peer_addr has the same address: every address belongs to one service of one node".into(),
         ),
         ("127.0.0.1:7001", "127.0.0.1", format!("`members[0].peer_addr` is \"127.0.0.1\"; {host_port}")),
         ("127.0.0.1:7001", "", format!("`members[0].peer_addr` is \"\"; {host_port}")),
@@ -122,13 +122,13 @@ fn every_refusal_names_field_value_and_what_is_allowed() {
         (
             data,
             "data_dir = \"d\"\npeer_listen = \"127.0.0.1:0\"",
-            "`peer_listen` is \"127.0.0.1:0\"; port 0 cannot be found by other members: name the port".into(),
+            "`peer_listen` is \"127.0.0.1:0\"; other members cannot find port 0: name the port".into(),
         ),
         (data, "data_dir = \"d\"\nclient_listen = \"x\"", format!("`client_listen` is \"x\"; {host_port}")),
         (
             data,
             "data_dir = \"d\"\nclient_listen = \"127.0.0.1:7002\"",
-            "`client_listen` is \"127.0.0.1:7002\"; it is peer_listen already: use another port".into(),
+            "`client_listen` is \"127.0.0.1:7002\"; peer_listen has the same address: use another port".into(),
         ),
         (
             heartbeat,
@@ -193,7 +193,8 @@ fn every_limit_has_a_range() {
         for (value, good) in [(least - 1, false), (least, true), (highest + 1, false)] {
             let text = format!("data_dir = \"d\"\nlimits.{name} = {value}");
             let result = Config::from_toml(&text).map(|_| ()).map_err(|error| error.to_string());
-            let refusal = format!("`limits.{name}` is {value}; allowed: {least} to {highest}{unit}");
+            let refusal =
+                format!("`limits.{name}` is {value}; allowed: {least} to {highest}{unit}");
             assert_eq!(result, if good { Ok(()) } else { Err(refusal) });
         }
     }
@@ -208,7 +209,10 @@ fn unknown_fields_suggest_the_nearest_known_one() {
             "there is no field `election_timeout_ms`; did you mean `election_timeout_max_ms`?",
         ),
         ("colour = 1", "there is no field `colour`"),
-        ("limits.segment_byte = 1", "there is no field `limits.segment_byte`; did you mean `segment_bytes`?"),
+        (
+            "limits.segment_byte = 1",
+            "there is no field `limits.segment_byte`; did you mean `segment_bytes`?",
+        ),
         (
             "members = [{ id = 1, peer_adress = \"a:1\" }]",
             "there is no field `members[0].peer_adress`; did you mean `peer_addr`?",
@@ -227,24 +231,30 @@ fn a_value_of_the_wrong_type_is_shown_in_its_line() {
     }
 }
 
-/// The list of names that suggestions come from must be the fields that exist.
+/// The lists of names from which suggestions are made must match the fields that exist.
 #[test]
 fn the_known_names_are_the_fields_of_the_config() {
     let everything = Config {
         cluster_id: Some(CLUSTER.to_owned()),
         peer_listen: Some("a:1".to_owned()),
         client_listen: Some("a:2".to_owned()),
-        members: vec![MemberConfig { id: 1, peer_addr: "a:1".to_owned(), client_addr: String::new() }],
+        members: vec![MemberConfig {
+            id: 1,
+            peer_addr: "a:1".to_owned(),
+            client_addr: String::new(),
+        }],
         ..Config::default()
     };
     let table = toml::Table::try_from(everything).unwrap();
-    let names = |table: &toml::Table| table.keys().cloned().collect::<std::collections::BTreeSet<_>>();
+    let names =
+        |table: &toml::Table| table.keys().cloned().collect::<std::collections::BTreeSet<_>>();
     let listed = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
     assert_eq!(names(&table), listed(fields::CONFIG));
     assert_eq!(names(table["limits"].as_table().unwrap()), listed(fields::LIMITS));
     assert_eq!(names(table["snapshots"].as_table().unwrap()), listed(fields::SNAPSHOTS));
-    let tables: Vec<_> = table.iter().filter(|(_, value)| value.is_table()).map(|(name, _)| name).collect();
-    assert_eq!(tables, ["limits", "snapshots"], "each has its list above");
+    let tables: Vec<_> =
+        table.iter().filter(|(_, value)| value.is_table()).map(|(name, _)| name).collect();
+    assert_eq!(tables, ["limits", "snapshots"], "each table's names are compared above");
     assert_eq!(names(table["members"][0].as_table().unwrap()), listed(fields::MEMBER));
 }
 
@@ -271,5 +281,8 @@ fn a_relative_data_dir_starts_at_the_file() {
     fs::write(&path, "data_dir = \"/abs\"").unwrap();
     assert_eq!(Config::from_file(&path).unwrap().data_dir, Path::new("/abs"));
     fs::write(&path, "node_id = 1").unwrap();
-    assert!(Config::from_file(&path).is_err(), "no data_dir must not become the file's own directory");
+    assert!(
+        Config::from_file(&path).is_err(),
+        "a missing data_dir must not become the file's directory"
+    );
 }

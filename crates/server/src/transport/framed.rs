@@ -1,27 +1,29 @@
 //! Length-framed protobuf over plain TCP, one connection per direction.
 //!
-//! Each node dials every other member and sends its own messages on the connection it dialled; on a
-//! connection it accepted it only reads. So a connection has one sender with one queue, answers
-//! need no matching, and a path that works in one direction only is noticed.
+//! Each node dials every other member and sends its own messages on the connection that it dialled;
+//! on an accepted connection it only reads. A connection therefore has one sender with one queue,
+//! responses need no matching, and a path that works in only one direction is noticed.
 //!
 //! ```text
-//! both sides first   "d-engine"   protocol version u32        (fixed for ever: strangers are told too)
+//! both sides first   "d-engine"   protocol version u32     (never changes: any version reads it)
 //! then frames        length u32   CRC-32C of length and payload u32   payload
 //!                    (highest bits of the length: 31 a part of a payload, 30 its last part)
-//! first payload      Hello from the side that dialled, HelloReply from the other
+//! first payload      Handshake from the side that dialled, HandshakeReply from the other
 //! afterwards         PeerFrame; an empty payload is a ping, answered by one byte
 //! ```
-//! Numbers are little-endian. TCP's own checksum misses one damaged segment in 65,536, hence the CRC.
+//! Numbers are little-endian. TCP's own checksum misses one damaged segment in 65,536, hence the
+//! CRC.
 //!
-//! **Heartbeats do not queue behind bulk.** Each peer has two lanes; whatever is not an append goes
-//! first. What has been handed to the kernel cannot be overtaken, so that is kept short: a long append
-//! goes in parts of [`PART_BYTES`], a batch takes no more once it has [`BATCH_BYTES`] of appends, and the
-//! kernel is given more only while it has less than [`UNSENT_BYTES`] that are not on their way yet
-//! (`TCP_NOTSENT_LOWAT`). So no more than 64 KiB of appends wait before a heartbeat. Appends keep their
-//! order among themselves, since one that overtakes another would be refused as a gap.
+//! **Heartbeats do not wait for appends.** Each peer has two lanes; every message that is not an
+//! append is sent first. Bytes that the kernel has accepted cannot be overtaken, so they are kept
+//! few: a long append is sent in parts of [`PART_BYTES`](wire::PART_BYTES), a batch takes no
+//! further append once it has [`BATCH_BYTES`] of them, and the kernel accepts more only while it
+//! has less than [`UNSENT_BYTES`] that are not sent yet (`TCP_NOTSENT_LOWAT`). So no more than 64
+//! KiB of appends are ahead of a heartbeat. Appends keep their order among themselves, since one
+//! that overtakes another would be rejected as a gap.
 //!
-//! **Dead paths are noticed.** After a partition TCP waits for up to minutes before it tries again. A
-//! connection whose pings are not answered is given up and dialled anew.
+//! **Dead paths are noticed.** After a partition, TCP waits for up to minutes before it
+//! retransmits. A connection whose pings are not answered is closed and dialled anew.
 
 mod accept;
 mod backoff;
@@ -40,73 +42,71 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_core::{GroupId, NodeId};
-use d_engine_proto::engine::{FrameEncoder, MAX_FRAME_BYTES};
 use d_engine_replica::PeerMessage;
 use d_engine_storage::{ClusterId, Incarnation};
+use d_engine_wire::{FrameEncoder, MAX_FRAME_BYTES};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::{PeerEvents, Sent, Transport};
+use super::{PeerEvents, Sent};
 use outbox::{Lane, Outbox};
 use refusals::Refusals;
 
-pub use line::{LineBreaker, SnapshotLine};
+pub use line::{LineBreaker, SnapshotConnection};
 pub use refusals::RefusalKind;
 
-/// A write takes no more appends once it has so many bytes of them.
+/// A batch takes no further append once it has this many bytes of them.
 const BATCH_BYTES: usize = 16 << 10;
-/// Appends that are longer go in parts of this length.
-const PART_BYTES: usize = 16 << 10;
-/// Bytes that the kernel may hold without having sent them.
+/// Unsent bytes that the kernel may hold.
 const UNSENT_BYTES: u32 = 32 << 10;
 /// The kernel's send buffer; Linux doubles it.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
-/// How long the end of a transport waits for its last messages to leave.
+/// How long a stopping transport waits for its last messages to be sent.
 const FLUSH_WITHIN: Duration = Duration::from_millis(100);
 
-/// Who this node is, as told in every handshake.
+/// The identity of this node, sent in every handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportIdentity {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The group that connections are for.
+    /// The Raft group of the connections.
     pub group: GroupId,
     /// This node.
     pub node: NodeId,
-    /// This node's data directory.
+    /// The incarnation of this node's data directory.
     pub incarnation: Incarnation,
-    /// Drawn at every start; never 0.
+    /// A random number, drawn at every start; never 0.
     pub start: u64,
-    /// What the state machine calls itself; empty: not compared.
+    /// The name of the state machine; empty: not compared.
     pub state_machine: String,
 }
 
-/// Bounds and times of a [`FramedTransport`].
+/// The bounds and timeouts of a [`FramedTransport`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportSettings {
-    /// The longest frame that is accepted, in bytes.
+    /// The longest accepted frame, in bytes.
     pub max_frame_bytes: usize,
     /// Frames waiting for one peer, by number, in each lane.
     pub queue_frames: usize,
     /// Frames waiting for one peer, in bytes, in each lane.
     pub queue_bytes: usize,
-    /// Received messages that one peer may have waiting at this node, in bytes.
+    /// Received messages of one peer that may wait at this node, in bytes.
     pub inbound_bytes: usize,
-    /// For connecting and for each handshake.
+    /// The timeout of connecting and of each handshake.
     pub handshake_timeout: Duration,
-    /// How often a ping is sent.
+    /// The interval of pings.
     pub ping_interval: Duration,
-    /// How long a connection may go without an answer to its pings.
+    /// The time without an answer to pings after which a connection is closed.
     pub silence_timeout: Duration,
     /// The first wait before dialling again; doubled each time, with jitter.
     pub backoff_min: Duration,
     /// The longest wait before dialling again.
     pub backoff_max: Duration,
-    /// Connections that have not finished their handshake yet; one more ends the oldest, of a stranger's address if there
-    /// is one.
+    /// Accepted connections that may be in their handshake at once. A further one closes the
+    /// oldest, preferably one from a host that is not a known member's.
     pub max_handshakes: usize,
-    /// Where the jitter comes from; different for every start.
+    /// The seed of the jitter; different at every start.
     pub entropy: u64,
 }
 
@@ -128,22 +128,24 @@ impl Default for TransportSettings {
     }
 }
 
-/// What every task of a transport needs.
+/// The state that all tasks of a transport share.
 struct Shared {
     identity: TransportIdentity,
     settings: TransportSettings,
     events: Arc<dyn PeerEvents>,
     refusals: Refusals,
-    /// Where members were found when they were dialled.
+    /// The IP addresses at which members were last dialled.
     known_hosts: std::sync::Mutex<BTreeMap<NodeId, IpAddr>>,
-    /// Some peer has dialled this node: whoever waits to dial it again need not wait longer.
+    /// Notified when a peer has dialled this node; the tasks that wait before they dial again then
+    /// dial at once.
     greeted: tokio::sync::Notify,
 }
 
-/// Counters of a transport, for status and metrics.
+/// The counters of a transport, for status and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TransportStats {
-    /// Connections refused or given up, by kind; kinds that never happened are left out.
+    /// Connections refused or closed for a violation, by kind; kinds that never occurred are
+    /// absent.
     pub refused: BTreeMap<RefusalKind, u64>,
     /// Messages lost because a queue was full.
     pub dropped: u64,
@@ -158,7 +160,8 @@ struct Peer {
     task: JoinHandle<()>,
 }
 
-/// Length-framed protobuf over TCP; see the head of this file. Dropping it closes everything.
+/// Length-framed protobuf over TCP; see the head of this file. Dropping the transport closes all
+/// connections.
 pub struct FramedTransport {
     shared: Arc<Shared>,
     runtime: Handle,
@@ -170,10 +173,10 @@ pub struct FramedTransport {
 }
 
 impl FramedTransport {
-    /// Listens at `listen` (`host:port`) and runs from now on as tasks of the runtime it is called on.
+    /// Listens on `listen` (`host:port`) and runs as tasks of the current runtime from then on.
     ///
     /// # Errors
-    /// The address cannot be listened on: it is taken, or not one of this machine.
+    /// The address cannot be listened on: it is in use, or is not an address of this machine.
     pub async fn start(
         identity: TransportIdentity,
         settings: TransportSettings,
@@ -203,85 +206,9 @@ impl FramedTransport {
         })
     }
 
-    /// Closes everything and returns once the listening address is free again. Dropping closes everything
-    /// too, but some moments later.
-    pub async fn stop(mut self) {
-        self.flush().await;
-        self.abort();
-        let peers = std::mem::take(&mut self.peers);
-        for task in peers.into_values().map(|peer| peer.task).chain(self.accepting.take()) {
-            // Aborted on purpose: that it was cancelled is no news.
-            task.await.unwrap_or(());
-        }
-    }
-
-    /// Gives the last messages, a vote for the successor among them, the time to leave.
-    async fn flush(&self) {
-        let began = tokio::time::Instant::now();
-        let waits = || self.peers.values().any(|peer| peer.outbox.stats().queued_bytes > 0);
-        while waits() && began.elapsed() < FLUSH_WITHIN {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        // What was taken out last is written in the task's next turn.
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-
-    fn abort(&self) {
-        let peers = self.peers.values().map(|peer| &peer.task);
-        for task in peers.chain(&self.accepting) {
-            task.abort();
-        }
-    }
-
-    /// Where this node listens for others, with the port that was really taken.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
-    }
-
-    /// What opens connections for snapshots to `node`; `None` for a node that is not dialled.
-    #[must_use]
-    pub fn snapshot_dialer(&self, node: NodeId) -> Option<SnapshotDialer> {
-        let address = self.peers.get(&node)?.address.clone();
-        Some(SnapshotDialer { shared: self.shared.clone(), runtime: self.runtime.clone(), node, address })
-    }
-
-    /// Counters since the start.
-    #[must_use]
-    pub fn stats(&self) -> TransportStats {
-        let queues = self.peers.values().map(|peer| peer.outbox.stats());
-        let (dropped, queued_bytes) =
-            queues.fold((self.dropped_before, 0), |sum, one| (sum.0 + one.dropped, sum.1 + one.queued_bytes));
-        TransportStats { refused: self.shared.refusals.counts(), dropped, queued_bytes }
-    }
-}
-
-/// Opens connections for snapshots to one node, from a thread that may wait.
-pub struct SnapshotDialer {
-    shared: Arc<Shared>,
-    runtime: Handle,
-    node: NodeId,
-    address: String,
-}
-
-impl SnapshotDialer {
-    /// Connects and shakes hands. Waits for as long as a handshake may take; not for a thread of a runtime.
-    ///
-    /// # Errors
-    /// Why there is no connection, in words.
-    pub fn dial(&self) -> Result<SnapshotLine, String> {
-        let (answer, dialled) = tokio::sync::oneshot::channel();
-        let dialling = dial::dial_for_snapshot(self.shared.clone(), self.node, self.address.clone());
-        self.runtime.spawn(async move {
-            // Whoever asked may have ended.
-            answer.send(dialling.await).ok();
-        });
-        dialled.blocking_recv().unwrap_or_else(|_| Err("the node shuts down".to_owned()))
-    }
-}
-
-impl Transport for FramedTransport {
-    fn connect(&mut self, node: NodeId, address: &str) {
+    /// Keeps a connection to `node` at `address` (`host:port`) from now on, and dials again
+    /// whenever it breaks. A call with a new address closes the old connection.
+    pub fn connect(&mut self, node: NodeId, address: &str) {
         if self.peers.get(&node).is_some_and(|peer| peer.address == address) {
             return;
         }
@@ -293,18 +220,20 @@ impl Transport for FramedTransport {
         self.peers.insert(node, Peer { address: address.to_owned(), outbox, task });
     }
 
-    fn disconnect(&mut self, node: NodeId) {
+    /// Closes the connection to `node` for good.
+    pub fn disconnect(&mut self, node: NodeId) {
         if let Some(peer) = self.peers.remove(&node) {
             peer.task.abort();
             self.dropped_before += peer.outbox.stats().dropped;
-            // The aborted task cannot tell any more.
+            // The aborted task can no longer report it.
             if peer.outbox.retire() {
                 self.shared.events.down(node);
             }
         }
     }
 
-    fn send(&mut self, to: NodeId, group: GroupId, message: &PeerMessage) -> Sent {
+    /// Enqueues a message. Never blocks.
+    pub fn send(&mut self, to: NodeId, group: GroupId, message: &PeerMessage) -> Sent {
         match self.peers.get(&to) {
             Some(peer) if peer.outbox.is_open() => {
                 let frame = self.encoder.encode(group, message);
@@ -312,6 +241,91 @@ impl Transport for FramedTransport {
             }
             _ => Sent::Lost,
         }
+    }
+
+    /// Sends the queued messages for up to 100 ms, closes everything, and returns once the
+    /// listening address is free again. Dropping the transport closes everything too, but a moment
+    /// later and without sending.
+    pub async fn stop(mut self) {
+        self.flush().await;
+        self.abort();
+        let peers = std::mem::take(&mut self.peers);
+        for task in peers.into_values().map(|peer| peer.task).chain(self.accepting.take()) {
+            // The task was aborted, so a cancellation is no error.
+            task.await.unwrap_or(());
+        }
+    }
+
+    /// Waits until the last messages are sent, for example a vote for the successor.
+    async fn flush(&self) {
+        let began = tokio::time::Instant::now();
+        let waits = || self.peers.values().any(|peer| peer.outbox.stats().queued_bytes > 0);
+        while waits() && began.elapsed() < FLUSH_WITHIN {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // The task writes the batch that it took last in its next turn.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn abort(&self) {
+        let peers = self.peers.values().map(|peer| &peer.task);
+        for task in peers.chain(&self.accepting) {
+            task.abort();
+        }
+    }
+
+    /// Returns the address on which this node listens for others, with the actual port.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Returns a dialer for snapshot connections to `node`; `None` if this node does not dial it.
+    #[must_use]
+    pub fn snapshot_dialer(&self, node: NodeId) -> Option<SnapshotDialer> {
+        let address = self.peers.get(&node)?.address.clone();
+        Some(SnapshotDialer {
+            shared: self.shared.clone(),
+            runtime: self.runtime.clone(),
+            node,
+            address,
+        })
+    }
+
+    /// Returns the counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> TransportStats {
+        let queues = self.peers.values().map(|peer| peer.outbox.stats());
+        let (dropped, queued_bytes) = queues.fold((self.dropped_before, 0), |sum, one| {
+            (sum.0 + one.dropped, sum.1 + one.queued_bytes)
+        });
+        TransportStats { refused: self.shared.refusals.counts(), dropped, queued_bytes }
+    }
+}
+
+/// Opens connections for snapshots to one node, from a thread that may block.
+pub struct SnapshotDialer {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    node: NodeId,
+    address: String,
+}
+
+impl SnapshotDialer {
+    /// Connects and performs the handshake. Blocks for up to the handshake timeout; do not call it
+    /// from a thread of an async runtime.
+    ///
+    /// # Errors
+    /// The reason why there is no connection.
+    pub fn dial(&self) -> Result<SnapshotConnection, String> {
+        let (answer, dialled) = tokio::sync::oneshot::channel();
+        let dialling =
+            dial::dial_for_snapshot(self.shared.clone(), self.node, self.address.clone());
+        self.runtime.spawn(async move {
+            // The caller may have ended.
+            answer.send(dialling.await).ok();
+        });
+        dialled.blocking_recv().unwrap_or_else(|_| Err("the node is shutting down".to_owned()))
     }
 }
 
@@ -321,5 +335,7 @@ impl Drop for FramedTransport {
     }
 }
 
+#[cfg(test)]
+mod outbox_tests;
 #[cfg(test)]
 mod tests;

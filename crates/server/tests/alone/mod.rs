@@ -1,4 +1,4 @@
-//! A node alone with a state machine that writes down what it is asked, for tests that look at the calls.
+//! A single node with a state machine that records its calls, for tests that check the calls.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::path::Path;
@@ -8,9 +8,9 @@ use bytes::Bytes;
 use d_engine_server::{Config, EmbeddedEngine};
 
 use crate::recording::{Calls, Recording};
-use crate::support::{PATIENCE, cluster};
+use crate::support::{TIMEOUT, cluster};
 
-/// A node alone, with a data directory that outlives it.
+/// A single node, with a data directory that outlives it.
 pub(crate) struct Alone {
     _dir: Option<tempfile::TempDir>,
     pub(crate) config: Config,
@@ -33,7 +33,7 @@ impl Alone {
     pub(crate) async fn with(machine: Recording, config: Config) -> Self {
         let (calls, machine) = (machine.calls.clone(), Arc::new(machine));
         let engine = EmbeddedEngine::start_custom(machine.clone(), config.clone()).await.unwrap();
-        engine.wait_ready(PATIENCE).await.unwrap();
+        engine.wait_ready(TIMEOUT).await.unwrap();
         Self { _dir: None, config, machine, engine, calls }
     }
 
@@ -42,14 +42,16 @@ impl Alone {
     }
 
     pub(crate) async fn applied(&self) -> u64 {
-        self.engine.status().await.replica.unwrap().applied
+        self.engine.replica_status().await.unwrap().applied
     }
 
-    /// Waits until nothing more comes of its own accord: a new node binds itself in an entry of its own.
+    /// Waits until the node appends no further entries of its own: a new node binds itself in an
+    /// entry.
     pub(crate) async fn settle(&self) {
         until(async || {
-            let replica = self.engine.status().await.replica.unwrap();
-            let bound = replica.membership.members().iter().all(|member| member.incarnation.is_some());
+            let replica = self.engine.replica_status().await.unwrap();
+            let bound =
+                replica.membership.members().iter().all(|member| member.incarnation.is_some());
             bound && replica.applied == replica.core.log.last.index.get()
         })
         .await;
@@ -61,7 +63,8 @@ impl Alone {
     }
 }
 
-/// Three nodes whose logs keep nothing behind a snapshot, with their state machines.
+/// Starts three nodes whose logs keep no entries before a snapshot, and returns their state
+/// machines.
 pub(crate) async fn three_without_a_tail(
     dir: &Path,
 ) -> (Vec<Config>, Vec<Arc<Recording>>, Vec<EmbeddedEngine>) {
@@ -84,17 +87,19 @@ pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, look).await.unwrap();
+    tokio::time::timeout(TIMEOUT, look).await.unwrap();
 }
 
-/// Keeps views from being written until the sender is dropped.
-pub(crate) fn hold(pen: Arc<Mutex<()>>) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+/// Blocks the writing of views until the sender is dropped.
+pub(crate) fn hold(
+    pen: Arc<Mutex<()>>,
+) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
     let (holds, held) = std::sync::mpsc::channel();
     let (let_go, told) = std::sync::mpsc::channel::<()>();
     let holder = std::thread::spawn(move || {
         let _pen = pen.lock().unwrap();
         holds.send(()).unwrap();
-        // Until the other end is dropped.
+        // Waits until the sender is dropped.
         told.recv().ok();
     });
     held.recv().unwrap();

@@ -1,4 +1,4 @@
-//! A state machine that fails when it is told to.
+//! A state machine that fails on request.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use d_engine_kv::{KvCommand, KvStateMachine};
 use d_engine_replica::{Entry, Error, LogId, Result, SnapshotMetadata, StateMachine};
 
-/// The key-value machine, which fails or panics when it is told to.
+/// The key-value machine, which fails or panics on request.
 pub(crate) struct Failing {
     machine: KvStateMachine,
     is_mended: bool,
@@ -18,12 +18,12 @@ impl Failing {
         Self { machine: KvStateMachine::new(), is_mended: false }
     }
 
-    /// A newer program, which can apply what others fail at: as a record of its own.
+    /// A newer program, which applies the commands at which others fail, as records of its own.
     pub(crate) fn mended() -> Self {
         Self { is_mended: true, ..Self::new() }
     }
 
-    /// What comes before `end` in the same chunk, as a careless machine would.
+    /// Applies the entries before `end` in the same chunk, as a careless machine would.
     async fn apply_some(&self, chunk: Vec<Entry>, end: usize) -> Result<()> {
         let some: Vec<Entry> = chunk.into_iter().take(end).collect();
         if some.is_empty() { Ok(()) } else { self.machine.apply_chunk(some).await }
@@ -49,7 +49,8 @@ impl StateMachine for Failing {
         self.machine.entry_term(entry_id)
     }
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
-        let fails = |entry: &Entry| entry.data == "panic" || (entry.data == "bad" && !self.is_mended);
+        let fails =
+            |entry: &Entry| entry.data == "panic" || (entry.data == "bad" && !self.is_mended);
         match chunk.iter().position(fails) {
             None => {
                 let apply = |mut entry: Entry| {
@@ -77,17 +78,11 @@ impl StateMachine for Failing {
     fn last_applied(&self) -> LogId {
         self.machine.last_applied()
     }
-    fn persist_last_applied(&self, last: LogId) -> Result<()> {
-        self.machine.persist_last_applied(last)
-    }
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
         self.machine.update_last_snapshot_metadata(meta)
     }
     fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
         self.machine.snapshot_metadata()
-    }
-    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
-        self.machine.persist_last_snapshot_metadata(meta)
     }
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         self.machine.apply_snapshot_from_file(meta, path).await
@@ -95,12 +90,6 @@ impl StateMachine for Failing {
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
         assert!(self.machine.get(b"cursed")?.is_none(), "as asked");
         self.machine.generate_snapshot_data(dir, last_included).await
-    }
-    fn save_hard_state(&self) -> Result<()> {
-        self.machine.save_hard_state()
-    }
-    fn flush(&self) -> Result<()> {
-        self.machine.flush()
     }
     async fn reset(&self) -> Result<()> {
         self.machine.reset().await

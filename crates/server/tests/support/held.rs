@@ -1,4 +1,4 @@
-//! A key-value machine whose calls can be held up.
+//! A key-value machine whose calls a test can block.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,17 +9,17 @@ use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
 use d_engine_replica::{Entry, LogId, Result, SnapshotMetadata, StateMachine};
 
-/// Lets calls pass, or holds them.
+/// Lets calls pass, or blocks them.
 #[derive(Default)]
 pub(crate) struct Gate {
     is_closed: Mutex<bool>,
-    /// Calls that it has seen.
+    /// The number of calls so far.
     calls: AtomicUsize,
     opened: Condvar,
 }
 
 impl Gate {
-    /// Holds calls until what is returned is dropped: a test that fails must not hang.
+    /// Blocks calls until the returned value is dropped, so that a failed test does not hang.
     #[must_use]
     pub(crate) fn close(&self) -> Closed<'_> {
         *self.is_closed.lock().unwrap() = true;
@@ -48,7 +48,7 @@ impl Drop for Closed<'_> {
     }
 }
 
-/// The machine.
+/// The wrapped machine.
 #[derive(Default)]
 pub(crate) struct Held {
     pub(crate) kv: KvStateMachine,
@@ -92,29 +92,17 @@ impl StateMachine for Held {
     fn last_applied(&self) -> LogId {
         self.kv.last_applied()
     }
-    fn persist_last_applied(&self, last: LogId) -> Result<()> {
-        self.kv.persist_last_applied(last)
-    }
     fn update_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
         self.kv.update_last_snapshot_metadata(meta)
     }
     fn snapshot_metadata(&self) -> Option<SnapshotMetadata> {
         self.kv.snapshot_metadata()
     }
-    fn persist_last_snapshot_metadata(&self, meta: &SnapshotMetadata) -> Result<()> {
-        self.kv.persist_last_snapshot_metadata(meta)
-    }
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         self.kv.apply_snapshot_from_file(meta, path).await
     }
     async fn generate_snapshot_data(&self, dir: PathBuf, last_included: LogId) -> Result<[u8; 32]> {
         self.kv.generate_snapshot_data(dir, last_included).await
-    }
-    fn save_hard_state(&self) -> Result<()> {
-        self.kv.save_hard_state()
-    }
-    fn flush(&self) -> Result<()> {
-        self.kv.flush()
     }
     async fn reset(&self) -> Result<()> {
         self.kv.reset().await

@@ -1,140 +1,73 @@
-//! Plants one known bug after the other, builds the project with it, and shows that the project's own
-//! checks find it: `cargo run --release -p d-engine-sim --bin mutants [NAME ...]`.
+//! Plants known bugs one at a time in a copy of the sources, and checks that the project's own
+//! tests and monitors find them: `cargo run --release -p d-engine-sim --bin mutants -- --help`.
 //!
-//! A bug is a line behind `cfg!(mutant = "name")`. Only the workspace's crates are compiled anew for
-//! it: this program serves as cargo's compiler wrapper and adds the flag, told by the name under
-//! which it is called.
+//! A bug is a patch in `crates/sim/mutants/`. The lines before its diff say what finds it
+//! (`d_engine_tidy::planted`). The copy is `target/mutants/tree`, and all builds share the
+//! directory `target/mutants/build`: only what depends on a patched file is compiled again. The
+//! sources themselves are never changed, even if this program is interrupted; the next run restores
+//! the copy.
 
+use std::collections::BTreeSet;
 use std::env;
-use std::fs;
-use std::os::unix::process::CommandExt;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-/// The prefix of the names under which this program is a compiler wrapper.
-const WRAPPER: &str = "rustc-with-";
+use clap::Parser;
+use d_engine_tidy::planted::{self, Check, PlantedBug};
 
-/// A known bug, and what must find it.
-struct Mutant {
-    name: &'static str,
-    bug: &'static str,
-    found_by: Check,
+/// The package and the program that run seeds.
+const SIMULATOR: &str = "d-engine-sim";
+
+/// The simulator's first seeds, one of which must find a bug that is found by seeds.
+const SEEDS: &str = "2000";
+
+/// Plants known bugs one at a time in a copy of the sources, and checks that the tests find them.
+///
+/// Each bug is a patch in crates/sim/mutants; docs/testing.md, "Planted bugs", says how to add one.
+/// The copy and its builds are in target/mutants. Uncommitted changes are part of the copy, and the
+/// sources themselves are never changed.
+///
+/// Exit code 0: all were found; 1: at least one was not found; 2: at least one could not be
+/// checked, because its patch does not apply or does not compile, or wrong arguments.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Arguments {
+    /// The bugs to plant; all of them if none is named.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Print the planted bugs and what finds each, and do nothing else.
+    #[arg(long)]
+    list: bool,
+    /// Check only that each patch applies and that what its check needs compiles.
+    #[arg(long, conflicts_with = "list")]
+    build_only: bool,
+    /// Write the named patches anew, for the sources as they are now. Works as long as the changed
+    /// lines and one line beside them are still there.
+    #[arg(long, requires = "names", conflicts_with_all = ["list", "build_only"])]
+    renew: bool,
 }
 
-enum Check {
-    /// A seed of the simulator, among the first ones.
-    Seeds,
-    /// A test: package and the beginning of its name.
-    Test(&'static str, &'static str),
+/// What is done with each bug.
+#[derive(Clone, Copy)]
+enum Task {
+    Compile,
+    Find,
 }
 
-const MUTANTS: &[Mutant] = &[
-    seeds("ack-before-sync", "a follower acknowledges entries before its sync"),
-    seeds("vote-before-sync", "a vote leaves before it is stored"),
-    seeds("vote-forgotten", "term and vote are never stored"),
-    seeds("commit-old-term", "an entry of an earlier term is committed by counting (figure 8)"),
-    seeds("leader-counts-unsynced", "a leader counts its own log before its sync"),
-    seeds("truncate-on-any-append", "a delayed append removes what a later one has added"),
-    seeds("no-log-check-in-vote", "a vote is given to a candidate with an older log"),
-    Mutant {
-        name: "commit-past-verified",
-        bug: "a follower commits entries that were never matched",
-        found_by: Check::Test("d-engine-core", "fig2_a_follower_commits"),
-    },
-    seeds("read-without-round", "a read is served without asking a quorum"),
-    seeds("read-before-first-commit", "a read is served before the term's first commit"),
-    seeds("lease-twice-as-long", "a lease outlasts the loyalty of those who gave it"),
-    Mutant {
-        name: "lease-over-transfer",
-        bug: "a leader that told another to campaign keeps its lease",
-        found_by: Check::Test("d-engine-core", "thesis_6_4_1_"),
-    },
-    seeds("any-read-reply", "a follower takes the answer to an earlier question for the one it waits for"),
-    seeds("apply-before-persisted", "a node applies what its own disk does not hold"),
-    Mutant {
-        name: "recovery-no-cut",
-        bug: "a torn tail is left where it is",
-        found_by: Check::Test("d-engine-storage", ""),
-    },
-    Mutant {
-        name: "stale-acks-over-re-election",
-        bug: "an ack of an earlier term counts in a later one",
-        found_by: Check::Test("d-engine-core", "row_42"),
-    },
-    Mutant {
-        name: "stale-round-in-new-term",
-        bug: "an answer to a heartbeat of an earlier term counts for a round of the present one",
-        found_by: Check::Test("d-engine-core", "an_answer_to_a_heartbeat_of_an_earlier_term"),
-    },
-    Mutant {
-        name: "watermark-ignored",
-        bug: "damage before the durable watermark passes for a torn tail",
-        found_by: Check::Test("d-engine-storage", ""),
-    },
-    seeds("skip-by-minority", "an entry is skipped although no quorum stands at it"),
-    seeds("skip-forgotten-at-start", "a node that starts does not look which entries its log skips"),
-    Mutant {
-        name: "skip-unnoted",
-        bug: "a machine that keeps its own state does not note which entry it has skipped",
-        found_by: Check::Test("d-engine-replica", "a_durable_machine_remembers_what_it_has_skipped"),
-    },
-    Mutant {
-        name: "snapshot-before-decision",
-        bug: "a snapshot is taken between a skipped entry and the entry that says so",
-        found_by: Check::Test("d-engine-replica", "no_snapshot_is_taken_between"),
-    },
-    seeds("snapshot-wrong-label", "a snapshot is labelled with the entry before the last one in it"),
-    seeds("snapshot-no-dir-sync", "a snapshot's name is not synced"),
-    seeds("snapshot-tmp-appended", "a snapshot is written behind what an earlier attempt has left"),
-    Mutant {
-        name: "snapshot-stale-tmp",
-        bug: "a snapshot is written over what an earlier attempt has left",
-        // The same label is the same state here: what is left is what would be written.
-        found_by: Check::Test("d-engine-storage", "nothing_of_an_earlier_attempt_is_left_in_a_new_archive"),
-    },
-    seeds("snapshot-checksum-ignored", "the checksums of a snapshot are not compared"),
-    seeds("metadata-before-file", "the state machine is told of a snapshot that is not written yet"),
-    seeds("purge-before-flush", "the log is purged of what a durable machine has not stored"),
-    seeds("purge-during-transfer", "the log is purged while a follower is being sent a snapshot"),
-    seeds("success-before-apply", "a snapshot counts as sent before the follower has applied it"),
-    seeds("install-keeps-conflicting-suffix", "what a snapshot drops from the log comes back"),
-    seeds("deposed-sender-leads", "who takes a deposed leader's snapshot follows it"),
-    seeds("hang-unnoticed", "a leader whose disk or machine hangs goes on leading"),
-    seeds("bindings-purged", "a purge forgets which data directories are bound"),
-    Mutant {
-        name: "own-clock-believed",
-        bug: "a leader's own wall clock makes log time, whatever the others' show",
-        found_by: Check::Test("d-engine-sim", "a_leader_whose_wall_clock_is_wrong"),
-    },
-    seeds("version-unheard-voter-ignored", "a voter that has told nothing holds no newer command up"),
-    seeds("committed-forgotten", "a follower with a new leader does not tell it what is committed"),
-    Mutant {
-        name: "held-snapshot-pruned",
-        bug: "a received snapshot is pruned before it is installed",
-        found_by: Check::Test("d-engine-storage", "pruning_leaves_what_is_held"),
-    },
-    Mutant {
-        name: "chain-check-skipped",
-        bug: "the chain of records is not verified",
-        found_by: Check::Test("d-engine-storage", ""),
-    },
-];
-
-const fn seeds(name: &'static str, bug: &'static str) -> Mutant {
-    Mutant { name, bug, found_by: Check::Seeds }
+/// What became of a bug.
+enum Outcome {
+    Compiles,
+    Found(String),
+    NotFound,
 }
 
 fn main() -> ExitCode {
-    let mut arguments = env::args_os();
-    let called_as = arguments.next().map(PathBuf::from).unwrap_or_default();
-    let name = called_as.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if let Some(mutant) = name.strip_prefix(WRAPPER) {
-        return compile(mutant, arguments);
-    }
-    match table(&arguments.filter_map(|argument| argument.into_string().ok()).collect::<Vec<_>>()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    let arguments = Arguments::parse();
+    match work(&arguments) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(2)
@@ -142,81 +75,133 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the compiler with one more flag. Returns only if that fails.
-fn compile(mutant: &str, mut arguments: env::ArgsOs) -> ExitCode {
-    let Some(rustc) = arguments.next() else { return ExitCode::from(2) };
-    let flag = format!("mutant=\"{mutant}\"");
-    let error = Command::new(rustc).args(arguments).arg("--cfg").arg(flag).exec();
-    eprintln!("error: the compiler could not be started: {error}");
-    ExitCode::from(2)
+fn work(arguments: &Arguments) -> Result<ExitCode, String> {
+    let root = d_engine_tidy::root();
+    let bugs = chosen(planted::all(&root)?, &arguments.names)?;
+    if arguments.list {
+        for bug in bugs {
+            println!("{:<32}  {}\n{:34}found by: {}", bug.name, bug.bug, "", bug.found_by);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let copy = Copy::open(root)?;
+    if arguments.renew {
+        let errors: Vec<String> = bugs.iter().filter_map(|bug| copy.renew(bug).err()).collect();
+        return if errors.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(errors.join("\n")) };
+    }
+    let task = if arguments.build_only { Task::Compile } else { Task::Find };
+    check_all(&copy, in_build_order(bugs), task)
 }
 
-fn table(names: &[String]) -> Result<bool, String> {
-    if let Some(unknown) = names.iter().find(|name| !MUTANTS.iter().any(|mutant| mutant.name == **name)) {
-        let known: Vec<&str> = MUTANTS.iter().map(|mutant| mutant.name).collect();
-        return Err(format!("no planted bug is called {unknown:?}; there are: {}", known.join(", ")));
+/// The bugs with these names; all of them if there are no names.
+fn chosen(all: Vec<PlantedBug>, names: &[String]) -> Result<Vec<PlantedBug>, String> {
+    let known: Vec<&str> = all.iter().map(|bug| bug.name.as_str()).collect();
+    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(format!(
+            "unknown planted bug {unknown:?}; expected one of: {}",
+            known.join(", ")
+        ));
     }
-    let is_chosen = |mutant: &&Mutant| names.is_empty() || names.iter().any(|name| name == mutant.name);
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(is_chosen).collect();
-    let target = Path::new("target").join("mutants");
-    // All of them now: this program's own file may be built anew while it runs.
-    for mutant in &chosen {
-        wrapper(mutant.name, &target)?;
-    }
-    let mut all_found = true;
-    println!("{:<28}  {:<62}  found by", "planted bug", "what it does");
-    for mutant in chosen {
-        let started = Instant::now();
-        let found = find(mutant, &target)?;
-        all_found &= found.is_some();
-        let by = found.unwrap_or_else(|| "NOTHING".to_owned());
-        println!("{:<28}  {:<62}  {by} ({:.0} s)", mutant.name, mutant.bug, started.elapsed().as_secs_f64());
-    }
-    Ok(all_found)
+    Ok(all.into_iter().filter(|bug| names.is_empty() || names.contains(&bug.name)).collect())
 }
 
-/// What finds the bug, or `None`.
-fn find(mutant: &Mutant, target: &Path) -> Result<Option<String>, String> {
-    let target = target.canonicalize().map_err(|error| format!("{}: {error}", target.display()))?;
-    let wrapper = target.join(format!("{WRAPPER}{}", mutant.name));
-    let cargo = |arguments: &[&str]| {
-        let output = Command::new("cargo")
-            .args(arguments)
-            .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
-            .env("CARGO_TARGET_DIR", &target)
-            .output()
-            .map_err(|error| format!("cargo: {error}"))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok::<_, String>((output.status.success(), text, String::from_utf8_lossy(&output.stderr).into_owned()))
+/// Bugs in the same crate one after the other: then the crates below it are compiled once.
+fn in_build_order(mut bugs: Vec<PlantedBug>) -> Vec<PlantedBug> {
+    bugs.sort_by_key(|bug| {
+        let crate_of = |file: &Path| file.iter().nth(1).map(ToOwned::to_owned);
+        bug.files().first().and_then(|file| crate_of(file))
+    });
+    bugs
+}
+
+fn check_all(copy: &Copy, bugs: Vec<PlantedBug>, task: Task) -> Result<ExitCode, String> {
+    let (start, count) = (Instant::now(), bugs.len());
+    let (mut missed, mut unchecked) = (Vec::new(), Vec::new());
+    println!("{:<16}  {:<32}  {:<72}  found by", "number, time", "planted bug", "description");
+    for (number, bug) in (1..).zip(bugs) {
+        let progress = format!("{number}/{count}, {} s", start.elapsed().as_secs());
+        print!("{progress:<16}  {:<32}  {:<72}  ", bug.name, bug.bug);
+        // The outcome follows on the same line, perhaps minutes later.
+        std::io::stdout().flush().map_err(|error| format!("standard output: {error}"))?;
+        let begun = Instant::now();
+        let outcome = copy.with_bug(&bug, || match task {
+            Task::Compile => compile(copy, &bug),
+            Task::Find => find(copy, &bug),
+        });
+        let seconds = begun.elapsed().as_secs();
+        match outcome {
+            Ok(Outcome::Compiles) => println!("compiles ({seconds} s)"),
+            Ok(Outcome::Found(by)) => println!("{by} ({seconds} s)"),
+            Ok(Outcome::NotFound) => {
+                println!("NOTHING ({seconds} s)");
+                missed.push(bug.name);
+            }
+            Err(error) => {
+                println!("COULD NOT BE CHECKED ({seconds} s)\n{error}");
+                unchecked.push(bug.name);
+            }
+        }
+    }
+    let fine = count - missed.len() - unchecked.len();
+    let done = match task {
+        Task::Compile => "compile",
+        Task::Find => "were found",
     };
-    match mutant.found_by {
-        Check::Seeds => {
-            let (built, _, error) =
-                cargo(&["build", "--release", "-p", "d-engine-sim", "--bin", "d-engine-sim"])?;
-            if !built {
-                return Err(format!("{} does not build:\n{error}", mutant.name));
-            }
-            let output = Command::new(target.join("release/d-engine-sim"))
-                .args(["--count", "2000", "--fail-fast"])
-                .output()
-                .map_err(|error| format!("d-engine-sim: {error}"))?;
-            Ok(finding(&String::from_utf8_lossy(&output.stdout)).filter(|_| !output.status.success()))
-        }
-        Check::Test(package, filter) => {
-            let (passed, text, error) = cargo(&["test", "-p", package, "--no-fail-fast", "--", filter])?;
-            let failed: Vec<&str> =
-                text.lines().filter_map(|line| line.strip_suffix(" ... FAILED")).collect();
-            if !passed && failed.is_empty() {
-                return Err(format!("{} does not build:\n{error}", mutant.name));
-            }
-            Ok(failed.first().map(|test| {
-                format!("{} tests, among them {}", failed.len(), test.trim_start_matches("test "))
-            }))
+    println!("{fine} of {count} planted bugs {done}, in {} s", start.elapsed().as_secs());
+    for (what, names) in [("not found", &missed), ("could not be checked", &unchecked)] {
+        if !names.is_empty() {
+            println!("{what}: {}", names.join(", "));
         }
     }
+    Ok(match (missed.is_empty(), unchecked.is_empty()) {
+        (_, false) => ExitCode::from(2),
+        (false, true) => ExitCode::FAILURE,
+        (true, true) => ExitCode::SUCCESS,
+    })
 }
 
-/// The first finding in the simulator's summary: its seed and the rule.
+/// Compiles what the check of the bug needs, without generating code.
+fn compile(copy: &Copy, bug: &PlantedBug) -> Result<Outcome, String> {
+    let of_the_check = match &bug.found_by {
+        Check::Seeds => ["check", "-p", SIMULATOR, "--bins"],
+        Check::Tests { package, .. } => ["check", "-p", package, "--tests"],
+    };
+    copy.cargo(&of_the_check)?.or_error("does not compile")?;
+    Ok(Outcome::Compiles)
+}
+
+/// Builds the copy and runs the check that must find the bug.
+fn find(copy: &Copy, bug: &PlantedBug) -> Result<Outcome, String> {
+    let found = match &bug.found_by {
+        Check::Seeds => {
+            let arguments = ["--release", "-p", SIMULATOR, "--bin", SIMULATOR];
+            let seeds = ["--", "--count", SEEDS, "--fail-fast", "--shrink-seconds", "0"];
+            copy.cargo(&[&["build"], &arguments[..]].concat())?.or_error("does not compile")?;
+            let run = copy.cargo(&[&["run"], &arguments[..], &seeds[..]].concat())?;
+            let found = finding(&run.output).filter(|_| !run.has_succeeded);
+            if found.is_none() {
+                run.or_error("the simulator failed without a finding")?;
+            }
+            found
+        }
+        Check::Tests { package, name } => {
+            let run = copy.cargo(&["test", "-p", package, "--no-fail-fast", "--", name])?;
+            let failed: Vec<&str> =
+                run.output.lines().filter_map(|line| line.strip_suffix(" ... FAILED")).collect();
+            let found = failed.first().map(|test| {
+                let test = test.trim_start_matches("test ");
+                format!("{} tests failed, the first: {test}", failed.len())
+            });
+            if found.is_none() {
+                run.or_error("does not compile")?;
+            }
+            found
+        }
+    };
+    Ok(found.map_or(Outcome::NotFound, Outcome::Found))
+}
+
+/// Returns the seed and the rule of the first finding in the simulator's summary.
 fn finding(summary: &str) -> Option<String> {
     let mut seed = "";
     for line in summary.lines() {
@@ -231,11 +216,220 @@ fn finding(summary: &str) -> Option<String> {
     None
 }
 
-/// This program under the name that tells it which bug to plant.
-fn wrapper(mutant: &str, target: &Path) -> Result<(), String> {
-    let this = env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
-    fs::create_dir_all(target).map_err(|error| format!("{}: {error}", target.display()))?;
-    let link = target.join(format!("{WRAPPER}{mutant}"));
-    fs::copy(&this, &link).map_err(|error| format!("{}: {error}", link.display()))?;
+/// What a run of cargo printed.
+struct Run {
+    has_succeeded: bool,
+    output: String,
+    errors: String,
+}
+
+impl Run {
+    fn or_error(&self, what: &str) -> Result<(), String> {
+        if self.has_succeeded {
+            return Ok(());
+        }
+        Err(format!("{what}:\n{}", self.errors))
+    }
+}
+
+/// The copy of the sources that the bugs are planted in.
+struct Copy {
+    root: PathBuf,
+    tree: PathBuf,
+    build: PathBuf,
+    /// The files of the sources, relative to their root.
+    files: BTreeSet<PathBuf>,
+    /// Held as long as this program runs: two at once would plant two bugs in one copy.
+    _lock: File,
+}
+
+impl Copy {
+    /// Makes the copy equal to the sources.
+    fn open(root: PathBuf) -> Result<Self, String> {
+        let target = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+        let folder = root.join(target.unwrap_or_else(|| "target".into())).join("mutants");
+        let tree = folder.join("tree");
+        fs::create_dir_all(&tree).map_err(|error| failed(&tree, &error))?;
+        let lock = folder.join("lock");
+        let lock = File::create(&lock).map_err(|error| failed(&lock, &error))?;
+        lock.try_lock().map_err(|error| {
+            format!("{}: {error}; does this program already run?", folder.display())
+        })?;
+        let files = sources(&root)?;
+        let copy = Self { root, tree, build: folder.join("build"), files, _lock: lock };
+        copy.refresh()?;
+        Ok(copy)
+    }
+
+    /// Writes what is different, and removes what is not in the sources. A file that is the same
+    /// keeps its time, so that cargo does not compile it again.
+    fn refresh(&self) -> Result<(), String> {
+        for file in &self.files {
+            let (from, to) = (self.root.join(file), self.tree.join(file));
+            let content = fs::read(&from).map_err(|error| failed(&from, &error))?;
+            if fs::read(&to).is_ok_and(|existing| existing == content) {
+                continue;
+            }
+            let folder = to.parent().unwrap_or(&self.tree);
+            fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+            fs::write(&to, content).map_err(|error| failed(&to, &error))?;
+        }
+        self.remove_surplus()
+    }
+
+    /// Removes files that are not in the sources, and empty folders: cargo takes a folder in
+    /// `crates/` for a package.
+    fn remove_surplus(&self) -> Result<(), String> {
+        for file in files_below(&self.tree)?.difference(&self.files) {
+            let file = self.tree.join(file);
+            fs::remove_file(&file).map_err(|error| failed(&file, &error))?;
+        }
+        remove_empty_folders(&self.tree)
+    }
+
+    /// Plants the bug, calls `check`, and restores the files.
+    fn with_bug<T>(
+        &self,
+        bug: &PlantedBug,
+        check: impl FnOnce() -> Result<T, String>,
+    ) -> Result<T, String> {
+        bug.check(&self.tree)?;
+        let intact = self.contents(bug)?;
+        bug.plant(&self.tree)?;
+        let result = check();
+        for (path, content) in intact {
+            // Also renews the file's time, so that cargo notices.
+            fs::write(&path, content).map_err(|error| failed(&path, &error))?;
+        }
+        // A test may have kept what it failed with, for its next run.
+        self.remove_surplus()?;
+        result
+    }
+
+    /// The files that the bug changes.
+    fn contents(&self, bug: &PlantedBug) -> Result<Vec<(PathBuf, Vec<u8>)>, String> {
+        let paths = bug.files().into_iter().map(|file| self.tree.join(file));
+        let read = |path: PathBuf| match fs::read(&path) {
+            Ok(content) => Ok((path, content)),
+            Err(error) => Err(failed(&path, &error)),
+        };
+        paths.map(read).collect()
+    }
+
+    /// Writes the patch anew: its header, and the changes as they are against the present sources.
+    fn renew(&self, bug: &PlantedBug) -> Result<(), String> {
+        let intact = self.contents(bug)?;
+        bug.plant_loosely(&self.tree).map_err(|error| {
+            format!(
+                "{} has to be renewed by hand, as in docs/testing.md, \"Planted bugs\":\n{error}",
+                bug.patch().display()
+            )
+        })?;
+        let path = self.root.join(bug.patch());
+        let patch = fs::read_to_string(&path).map_err(|error| failed(&path, &error))?;
+        let mut renewed = planted::split(&patch).0.to_owned();
+        for (file, (planted, content)) in bug.files().into_iter().zip(intact) {
+            let file = file.display();
+            renewed.push_str(&format!("--- a/{file}\n+++ b/{file}\n"));
+            renewed.push_str(&changes(&planted, &content)?);
+        }
+        fs::write(&path, renewed).map_err(|error| failed(&path, &error))?;
+        println!("renewed {}; read the difference before you commit it", path.display());
+        Ok(())
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Result<Run, String> {
+        let output = Command::new("cargo")
+            .args(arguments)
+            .current_dir(&self.tree)
+            .env("CARGO_TARGET_DIR", &self.build)
+            // Line tables take time to write, and no one reads the backtraces.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .output()
+            .map_err(|error| format!("cargo could not be started: {error}"))?;
+        Ok(Run {
+            has_succeeded: output.status.success(),
+            output: String::from_utf8_lossy(&output.stdout).into_owned(),
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}
+
+/// The changes from `intact` to the content of the file `planted`, as hunks. Restores the file.
+fn changes(planted: &Path, intact: &[u8]) -> Result<String, String> {
+    let before = planted.with_extension("intact");
+    fs::write(&before, intact).map_err(|error| failed(&before, &error))?;
+    let output = Command::new("git")
+        .args(["diff", "--no-index", "--no-color", "--no-ext-diff", "--unified=3"])
+        .args([&before, planted])
+        .output()
+        .map_err(|error| format!("git could not be started: {error}"))?;
+    fs::rename(&before, planted).map_err(|error| failed(planted, &error))?;
+    let diff = String::from_utf8_lossy(&output.stdout).into_owned();
+    let hunks = diff.find("\n@@ ").and_then(|at| diff.get(at + 1..));
+    hunks.map(str::to_owned).ok_or_else(|| {
+        let error = String::from_utf8_lossy(&output.stderr);
+        format!("the patch changes nothing in {}\n{error}", planted.display())
+    })
+}
+
+/// The files of the workspace, relative to `root`: what git knows and what it does not ignore, or,
+/// without a repository, everything but builds.
+fn sources(root: &Path) -> Result<BTreeSet<PathBuf>, String> {
+    let listed = Command::new("git")
+        .current_dir(root)
+        .env_remove("GIT_DIR")
+        .env_remove("GIT_WORK_TREE")
+        .env_remove("GIT_INDEX_FILE")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .output();
+    if let Ok(listed) = listed {
+        let names = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let names = names.split_terminator('\0').map(PathBuf::from);
+        // A removed file is listed until the removal is committed; a folder is a repository inside.
+        let names: BTreeSet<PathBuf> = names.filter(|name| root.join(name).is_file()).collect();
+        // Empty if the workspace is in a folder that a repository around it ignores.
+        if names.contains(Path::new("Cargo.toml")) {
+            return Ok(names);
+        }
+    }
+    files_below(root)
+}
+
+/// All files below `folder`, relative to it, without git's own and without builds.
+fn files_below(folder: &Path) -> Result<BTreeSet<PathBuf>, String> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![folder.to_owned()]);
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(&next).map_err(|error| failed(&next, &error))? {
+            let entry = entry.map_err(|error| failed(&next, &error))?;
+            let path = entry.path();
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_folder && !path.ends_with("target") && !path.ends_with(".git") {
+                open.push(path);
+            } else if !is_folder && let Ok(name) = path.strip_prefix(folder) {
+                found.insert(name.to_owned());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn remove_empty_folders(folder: &Path) -> Result<(), String> {
+    for entry in fs::read_dir(folder).map_err(|error| failed(folder, &error))? {
+        let path = entry.map_err(|error| failed(folder, &error))?.path();
+        if path.is_dir() && !path.is_symlink() {
+            remove_empty_folders(&path)?;
+            match fs::remove_dir(&path) {
+                Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty => {
+                    return Err(failed(&path, &error));
+                }
+                _ => {}
+            }
+        }
+    }
     Ok(())
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("{}: {error}", path.display())
 }

@@ -7,15 +7,15 @@ use bytes::Bytes;
 use d_engine_core::LogId;
 use sha2::{Digest, Sha256};
 
-use super::chunks::{CHUNK_FRAME_LEN, Chunks, TRAILER_LEN, Trailer, matches};
+use super::chunks::{CHUNK_FRAME_LEN, Chunks, TRAILER_LEN, Trailer};
 use super::error::{damaged, hex, io_error};
 use super::header::PRELUDE_LEN;
 use super::pace::keep_pace;
 use super::{Compression, Pace, SnapshotError, SnapshotHeader};
 use crate::fs::{Fs, FsFile, OpenMode, read_up_to};
 
-/// An archive whose header and trailer verify. It holds the file open: pruning the snapshot meanwhile
-/// does not disturb whoever reads.
+/// An archive whose header and trailer verify. It keeps the file open, so that pruning the snapshot
+/// meanwhile does not affect the reader.
 #[derive(Clone, Debug)]
 pub struct SnapshotArchive {
     pub(super) file: Arc<dyn FsFile>,
@@ -25,10 +25,10 @@ pub struct SnapshotArchive {
     trailer: Trailer,
 }
 
-/// Bytes of an archive on their way to another node.
+/// Bytes of an archive that are sent to another node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Piece {
-    /// Where they begin in the archive.
+    /// Their offset in the archive.
     pub offset: u64,
     /// The bytes.
     pub bytes: Bytes,
@@ -44,7 +44,7 @@ impl SnapshotArchive {
 
     /// Reads header and trailer of an open file.
     pub(super) fn of(file: Arc<dyn FsFile>, path: &Path) -> Result<Self, SnapshotError> {
-        let len = file.len().map_err(io_error("look at", path))?;
+        let len = file.len().map_err(io_error("read the length of", path))?;
         let (header, header_bytes) = read_header(&*file, path, len)?;
         let trailer = Trailer::read(&*file, path, len)?;
         let frames = header.chunks().saturating_mul(CHUNK_FRAME_LEN as u64);
@@ -55,56 +55,57 @@ impl SnapshotArchive {
             Compression::Zstd => (around..=expected).contains(&len),
         };
         if !fits {
-            let what = format!("the archive has {len} bytes, and its header announces {expected}");
+            let what = format!("the archive has {len} bytes, but its header announces {expected}");
             return Err(damaged(path, 0, what));
         }
         Ok(Self { file, path: path.to_owned(), header: Arc::new(header), header_bytes, trailer })
     }
 
-    /// The header.
+    /// Returns the header.
     #[must_use]
     pub fn header(&self) -> &Arc<SnapshotHeader> {
         &self.header
     }
 
-    /// The header as it is stored, for [`super::SnapshotStore::check_header`] of the receiver before
-    /// anything else is sent.
+    /// Returns the header as it is stored, for the receiver's
+    /// [`super::SnapshotStore::check_header`] before anything else is sent.
     #[must_use]
     pub fn header_bytes(&self) -> &Bytes {
         &self.header_bytes
     }
 
-    /// The label.
+    /// Returns the log id of the last included entry.
     #[must_use]
-    pub fn label(&self) -> LogId {
-        self.header.facts.label
+    pub fn last_included(&self) -> LogId {
+        self.header.facts.last_included
     }
 
-    /// Length in bytes.
+    /// Returns the length of the archive in bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "no archive is empty")]
     pub fn len(&self) -> u64 {
         self.trailer.total
     }
 
-    /// SHA-256 over everything before the trailer: with it, two nodes know whether they hold the same
-    /// archive.
+    /// Returns the SHA-256 over everything before the trailer. Two nodes compare it to find out
+    /// whether they have the same archive.
     #[must_use]
     pub fn sha256(&self) -> [u8; 32] {
         self.trailer.sha256
     }
 
-    /// Up to `max` bytes from `offset`, wherever that is; none at the end. They are not compared with
-    /// the archive's own checksums: [`Self::verify`] once before the first piece is sent.
+    /// Reads up to `max` bytes from any `offset`; none at the end. They are not compared with the
+    /// archive's own checksums: call [`Self::verify`] once before the first piece is sent.
     ///
     /// # Errors
-    /// An I/O error, or [`SnapshotError::Damaged`] when the file has become shorter.
+    /// An I/O error, or [`SnapshotError::Damaged`] if the file has become shorter.
     pub fn read_at(&self, offset: u64, max: usize) -> Result<Piece, SnapshotError> {
         let left = self.len().saturating_sub(offset);
         let mut bytes = vec![0; max.min(usize::try_from(left).unwrap_or(usize::MAX))];
-        let read = read_up_to(&*self.file, offset, &mut bytes).map_err(io_error("read", &self.path))?;
+        let read =
+            read_up_to(&*self.file, offset, &mut bytes).map_err(io_error("read", &self.path))?;
         if read < bytes.len() {
-            let what = format!("{} bytes were there, and {read} are left", bytes.len());
+            let what = format!("{} bytes were expected, and {read} were found", bytes.len());
             return Err(damaged(&self.path, offset, what));
         }
         let crc = crc32c::crc32c(&bytes);
@@ -119,8 +120,8 @@ impl SnapshotArchive {
         self.check(pace, &mut |_| Ok(()))
     }
 
-    /// As [`Self::verify`], and hands the verified content to `sink`, chunk by chunk. The content as a
-    /// whole is good only once this has returned.
+    /// As [`Self::verify`], and passes the verified content to `sink`, chunk by chunk. The whole
+    /// content may be relied upon only once this has returned.
     pub(super) fn check(
         &self,
         pace: &mut dyn Pace,
@@ -135,7 +136,7 @@ impl SnapshotArchive {
             keep_pace(pace, chunk.stored.len() as u64)?;
         }
         let found: [u8; 32] = hash.finalize().into();
-        if !matches(&self.trailer.sha256, &found) {
+        if self.trailer.sha256 != found {
             let what = format!("its SHA-256 is {}, not {}", hex(&found), hex(&self.trailer.sha256));
             return Err(damaged(&self.path, chunks.offset, what));
         }
@@ -153,7 +154,7 @@ pub(super) fn read_header(
     let read = read_up_to(file, 0, &mut prelude).map_err(io_error("read", path))?;
     let announced = SnapshotHeader::len_of(path, prelude.get(..read).unwrap_or_default())?;
     if announced as u64 > len {
-        let what = format!("the header is cut off: {len} of {announced} bytes are there");
+        let what = format!("the header is cut off: {len} of {announced} bytes were found");
         return Err(damaged(path, len, what));
     }
     let mut bytes = vec![0; announced];

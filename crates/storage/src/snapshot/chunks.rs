@@ -1,34 +1,29 @@
-//! The content of an archive: chunks, each with its own checksum, and the trailer behind them.
+//! The content of an archive: chunks, each with its own checksum, and the trailer after them.
 
 use std::path::Path;
 
 use super::compress::decompress;
 use super::error::{damaged, io_error};
 use super::{Compression, SnapshotError, SnapshotHeader};
-use crate::frame::Decoder;
 use crate::fs::{FsFile, read_up_to};
+use crate::log::frame::Decoder;
 
-/// Length and checksum before every chunk.
+/// Length of the frame before every chunk: the chunk's length and checksum.
 pub(super) const CHUNK_FRAME_LEN: usize = 8;
-/// Magic, total length, SHA-256, checksum.
+/// Length of the trailer: magic, total length, SHA-256, checksum.
 pub(super) const TRAILER_LEN: usize = 52;
 
 const TRAILER_MAGIC: [u8; 8] = *b"D-ENGEND";
 
-/// What a mismatch of a checksum does. A planted bug (`crates/sim/src/bin/mutants.rs`) turns it off.
-pub(super) fn matches<T: PartialEq>(expected: &T, found: &T) -> bool {
-    expected == found || cfg!(mutant = "snapshot-checksum-ignored")
-}
-
-/// The checksum of a chunk. It is continued from the header's checksum and covers the chunk's number:
-/// a chunk in another place, or of another archive, does not verify.
+/// Returns the checksum of a chunk. It continues the header's checksum and covers the chunk's
+/// number: a chunk in another place, or of another archive, does not verify.
 pub(super) fn chunk_checksum(header_checksum: u32, number: u64, content: &[u8]) -> u32 {
     let place = crc32c::crc32c_append(header_checksum, &number.to_le_bytes());
     let length = crc32c::crc32c_append(place, &(content.len() as u32).to_le_bytes());
     crc32c::crc32c_append(length, content)
 }
 
-/// The checksum at the end of a header.
+/// Returns the checksum at the end of a header.
 pub(super) fn checksum_of_header(header: &[u8]) -> u32 {
     header.last_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
@@ -42,7 +37,7 @@ pub(super) struct Chunks<'a> {
     /// Bytes of content that have not been read.
     left: u64,
     number: u64,
-    /// Where the next chunk begins.
+    /// The offset of the next chunk.
     pub(super) offset: u64,
     compression: Compression,
     /// The last chunk read, with its frame.
@@ -53,15 +48,20 @@ pub(super) struct Chunks<'a> {
 
 /// A chunk that verifies.
 pub(super) struct Chunk<'a> {
-    /// As it is stored, with its frame.
+    /// The chunk as it is stored, with its frame.
     pub(super) stored: &'a [u8],
     /// The bytes of the files.
     pub(super) content: &'a [u8],
 }
 
 impl<'a> Chunks<'a> {
-    /// The chunks behind `header`, whose encoded form is `encoded`.
-    pub(super) fn new(file: &'a dyn FsFile, path: &'a Path, header: &SnapshotHeader, encoded: &[u8]) -> Self {
+    /// Returns a reader of the chunks after `header`, whose encoded form is `encoded`.
+    pub(super) fn new(
+        file: &'a dyn FsFile,
+        path: &'a Path,
+        header: &SnapshotHeader,
+        encoded: &[u8],
+    ) -> Self {
         Self {
             file,
             path,
@@ -76,7 +76,7 @@ impl<'a> Chunks<'a> {
         }
     }
 
-    /// The next chunk, or `None` behind the last one.
+    /// Returns the next chunk, or `None` after the last one.
     pub(super) fn next(&mut self) -> Result<Option<Chunk<'_>>, SnapshotError> {
         if self.left == 0 {
             return Ok(None);
@@ -101,16 +101,23 @@ impl<'a> Chunks<'a> {
         Ok(Some(Chunk { stored: &self.buffer, content }))
     }
 
-    /// Reads a chunk of at most `most` bytes into the buffer and compares its checksum; returns its stored length.
+    /// Reads a chunk of at most `most` bytes into the buffer and compares its checksum. Returns its
+    /// stored length.
     fn read_frame(&mut self, most: u64) -> Result<u32, SnapshotError> {
         let (at, number) = (self.offset, self.number);
         let cut_off = |there: usize, of: usize| {
-            damaged(self.path, at, format!("chunk {number} is cut off: {there} of {of} bytes are there"))
+            damaged(
+                self.path,
+                at,
+                format!("chunk {number} is cut off: {there} of {of} bytes were found"),
+            )
         };
         // Without compression the length is known, and one read is enough.
         let whole = CHUNK_FRAME_LEN + most as usize;
-        self.buffer.resize(if self.compression == Compression::None { whole } else { CHUNK_FRAME_LEN }, 0);
-        let mut read = read_up_to(self.file, at, &mut self.buffer).map_err(io_error("read", self.path))?;
+        self.buffer
+            .resize(if self.compression == Compression::None { whole } else { CHUNK_FRAME_LEN }, 0);
+        let mut read =
+            read_up_to(self.file, at, &mut self.buffer).map_err(io_error("read", self.path))?;
         let mut frame = Decoder(self.buffer.get(..read).unwrap_or_default());
         let (Some(length), Some(checksum)) = (frame.u32(), frame.u32()) else {
             return Err(cut_off(read, whole));
@@ -128,15 +135,15 @@ impl<'a> Chunks<'a> {
             self.buffer.resize(stored, 0);
             let rest = self.buffer.get_mut(CHUNK_FRAME_LEN..).unwrap_or_default();
             let behind = at + CHUNK_FRAME_LEN as u64;
-            read =
-                CHUNK_FRAME_LEN + read_up_to(self.file, behind, rest).map_err(io_error("read", self.path))?;
+            read = CHUNK_FRAME_LEN
+                + read_up_to(self.file, behind, rest).map_err(io_error("read", self.path))?;
         }
         if read < stored {
             return Err(cut_off(read, stored));
         }
         let content = self.buffer.get(CHUNK_FRAME_LEN..).unwrap_or_default();
         let found = chunk_checksum(self.header_checksum, number, content);
-        if !matches(&checksum, &found) {
+        if checksum != found {
             let what = format!("chunk {number} has checksum {found:08x}, not {checksum:08x}");
             return Err(damaged(self.path, at, what));
         }
@@ -168,22 +175,26 @@ impl Trailer {
         let at = total.saturating_sub(TRAILER_LEN as u64);
         let mut bytes = [0; TRAILER_LEN];
         let read = read_up_to(file, at, &mut bytes).map_err(io_error("read", path))?;
-        let cut_off =
-            || damaged(path, at, "no trailer lies there; the archive is cut off or was not finished");
+        let cut_off = || {
+            damaged(path, at, "no trailer was found; the archive is cut off or was not finished")
+        };
         let mut rest = Decoder(bytes.get(..read).unwrap_or_default());
         let checksum = crc32c::crc32c(bytes.get(..TRAILER_LEN - 4).unwrap_or_default());
         if rest.array() != Some(TRAILER_MAGIC) {
             return Err(cut_off());
         }
-        let trailer =
-            Self { total: rest.u64().ok_or_else(cut_off)?, sha256: rest.array().ok_or_else(cut_off)? };
+        let trailer = Self {
+            total: rest.u64().ok_or_else(cut_off)?,
+            sha256: rest.array().ok_or_else(cut_off)?,
+        };
         let expected = rest.u32().ok_or_else(cut_off)?;
-        if !matches(&expected, &checksum) {
+        if expected != checksum {
             let what = format!("the trailer has checksum {checksum:08x}, not {expected:08x}");
             return Err(damaged(path, at, what));
         }
         if trailer.total != total {
-            let what = format!("the archive has {total} bytes, and its trailer says {}", trailer.total);
+            let what =
+                format!("the archive has {total} bytes, but its trailer says {}", trailer.total);
             return Err(damaged(path, at, what));
         }
         Ok(trailer)

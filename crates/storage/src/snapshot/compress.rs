@@ -1,4 +1,4 @@
-//! Chunks that are compressed: what is stored in the place of their content, and back.
+//! Compresses and decompresses chunks.
 
 use std::io::Read as _;
 
@@ -8,7 +8,8 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use super::Compression;
 use super::header::MAX_CHUNK_BYTES;
 
-/// What is stored for a chunk; `None`: the content itself, because nothing is shorter.
+/// Returns the compressed chunk; `None` if it would not be shorter than the content, which is then
+/// stored itself.
 pub(super) fn compressed(method: Compression, content: &[u8]) -> Option<Vec<u8>> {
     match method {
         Compression::None => None,
@@ -19,21 +20,23 @@ pub(super) fn compressed(method: Compression, content: &[u8]) -> Option<Vec<u8>>
     }
 }
 
-/// Puts the content of a chunk of `len` bytes into `content`. What the frame says of itself is not believed: no more
-/// than `len` bytes are ever taken from it, and no more room is made for its window than the longest chunk needs.
+/// Decompresses a chunk of `len` bytes into `content`. The frame's own sizes are not trusted: at
+/// most `len + 1` bytes are decompressed, and the window gets no more memory than the longest chunk
+/// needs.
 ///
 /// # Errors
-/// In words: it is no frame, or one of another length.
+/// A text: the bytes are not a frame, or decompress to another length.
 pub(super) fn decompress(stored: &[u8], len: usize, content: &mut Vec<u8>) -> Result<(), String> {
     content.clear();
-    let mut decoder = StreamingDecoder::new_with_max_window_size(stored, u64::from(MAX_CHUNK_BYTES))
-        .map_err(|error| error.to_string())?;
+    let mut decoder =
+        StreamingDecoder::new_with_max_window_size(stored, u64::from(MAX_CHUNK_BYTES))
+            .map_err(|error| error.to_string())?;
     let mut bounded = (&mut decoder).take(len as u64 + 1);
     bounded.read_to_end(content).map_err(|error| error.to_string())?;
     match content.len() {
         found if found == len => Ok(()),
-        found if found > len => Err(format!("it unfolds to more than {len} bytes")),
-        found => Err(format!("it unfolds to {found} bytes, not {len}")),
+        found if found > len => Err(format!("it decompresses to more than {len} bytes")),
+        found => Err(format!("it decompresses to {found} bytes, not {len}")),
     }
 }
 
@@ -62,7 +65,7 @@ mod tests {
         assert_eq!(compressed(Compression::None, &text), None);
     }
 
-    /// The longest chunk comes back whatever window its frame asks for.
+    /// The longest chunk is restored, whatever window its frame requires.
     #[test]
     fn the_longest_chunk_fits() {
         let text = b"a record like the one before it, ".repeat(MAX_CHUNK_BYTES as usize / 33 + 1);
@@ -73,16 +76,19 @@ mod tests {
         assert!(content == text);
     }
 
-    /// A frame of a few bytes cannot make this process take memory (RFC 8878, section 3.1.1.1.2).
+    /// A frame of a few bytes cannot make this process allocate much memory (RFC 8878, section
+    /// 3.1.1.1.2).
     #[test]
     fn a_window_larger_than_any_chunk_is_refused() {
         const MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
         // The last block, raw, of one byte.
         const BLOCK: [u8; 4] = [0x09, 0, 0, b'x'];
-        // A window descriptor of 2^22 and of 2^23 bytes; and frames of one segment whose content is said to be as long.
+        // A window descriptor of 2^22 or 2^23 bytes; and frames with a single segment that announce
+        // a content of that length.
         let windows = |exponent: u8| [&MAGIC[..], &[0x00, (exponent - 10) << 3], &BLOCK].concat();
-        let segments =
-            |exponent: u8| [&MAGIC[..], &[0xA0], &(1_u32 << exponent).to_le_bytes(), &BLOCK].concat();
+        let segments = |exponent: u8| {
+            [&MAGIC[..], &[0xA0], &(1_u32 << exponent).to_le_bytes(), &BLOCK].concat()
+        };
         let mut content = Vec::new();
         decompress(&windows(22), 1, &mut content).unwrap();
         assert_eq!(content, b"x");
@@ -98,7 +104,7 @@ mod tests {
         let mut content = Vec::new();
         for len in [0, 9_999, 10_001, 1 << 20] {
             let error = decompress(&stored, len, &mut content).unwrap_err();
-            assert!(error.contains("unfolds to"), "{len}: {error}");
+            assert!(error.contains("decompresses to"), "{len}: {error}");
             assert!(content.len() <= len + 1, "no more is taken than was announced");
         }
         for cut in 0..stored.len() {
@@ -107,7 +113,8 @@ mod tests {
         decompress(&[0xAB; 64], 10_000, &mut content).unwrap_err();
     }
 
-    /// Whatever a damaged frame unfolds to, it is the announced length or an error, never a panic and never more.
+    /// A damaged frame decompresses to the announced length or gives an error. It never panics and
+    /// never yields more.
     #[test]
     fn frames_with_a_flipped_bit_do_no_harm() {
         let text: Vec<u8> =

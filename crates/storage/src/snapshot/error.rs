@@ -1,67 +1,74 @@
-//! What can go wrong with a snapshot, and what to do about each.
+//! Errors of snapshots, and what to do about each.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use d_engine_core::LogId;
 
+use crate::error::program_that_reads;
+use crate::fs::tree::TreeError;
+
 impl SnapshotError {
-    /// Whether the disk has too little room, or the process too few file handles: the same can succeed later.
+    /// Whether the disk has too little free space, or the process too few file handles. The same
+    /// call can succeed later.
     #[must_use]
-    pub fn is_want_of_room(&self) -> bool {
+    pub fn is_out_of_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } => crate::fs_latch::is_want_of_room(source),
+            Self::Io { source, .. } => crate::fs::is_out_of_space(source),
             Self::NoSpace { .. } => true,
             _ => false,
         }
     }
 }
 
-/// Errors of building, keeping, sending and receiving snapshots. None of them touches the log or an
-/// older snapshot: the node goes on with what it has.
+/// Errors of building, keeping, sending and receiving snapshots. None of them affects the log or an
+/// older snapshot: the node continues with those.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// The operating system refused a file operation. Repair the cause (space, permissions, device);
-    /// the snapshot can then be taken or received again.
-    #[error("{operation} {path}: {source}")]
+    /// The operating system refused a file operation. Repair the cause (space, permissions,
+    /// device); the snapshot can then be taken or received again.
+    #[error("cannot {operation} {path}: {source}")]
     Io {
-        /// What was tried, as a verb.
+        /// The operation that failed, as a verb.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         source: Arc<std::io::Error>,
     },
-    /// The archive does not verify. It was not changed. Use the snapshot before it, or let the leader
-    /// send one.
+    /// The archive does not verify. It was not changed. Use the previous snapshot, or let the
+    /// leader send one.
     #[error("snapshot {path} is damaged at offset {offset}: {what}")]
     Damaged {
         /// The file.
         path: PathBuf,
         /// Offset in bytes.
         offset: u64,
-        /// What was expected there, and what was found.
+        /// What was expected at that offset, and what was found.
         what: String,
     },
-    /// A newer program wrote it.
+    /// A program that writes another version of the format wrote the archive. Install a program on
+    /// this node that reads it.
     #[error(
-        "{path}: {what} has version {found}; this program reads up to {supported}: use a newer program on this node"
+        "{path}: {what} has version {found}, and this program reads versions up to {supported}; \
+         use {} program on this node", program_that_reads(*found, *supported)
     )]
-    NewerFormat {
+    UnsupportedFormat {
         /// The file.
         path: PathBuf,
-        /// "the archive", "the engine's part" or "the state machine's data".
+        /// "the archive", "the engine's data" or "the state machine's data".
         what: &'static str,
-        /// Version found.
+        /// The version in the archive.
         found: u32,
-        /// Newest version that this program reads.
+        /// The newest version that this program reads.
         supported: u32,
     },
-    /// Commands took effect in its state that the program does not decode: it could not go on from there.
+    /// The snapshot's state contains the effect of commands that this program does not decode, so a
+    /// node could not continue from it. Start a newer program on this node.
     #[error(
-        "{path} is of a state in which commands of version {found} took effect; this program decodes up to {supported}: \
-         start a newer program on this node"
+        "{path} contains the effect of commands of version {found}, and this program decodes \
+         versions up to {supported}; start a newer program on this node"
     )]
     NewerCommands {
         /// The file.
@@ -71,49 +78,53 @@ pub enum SnapshotError {
         /// The highest version that this program decodes.
         supported: u32,
     },
-    /// The content is compressed in a way that this version does not read.
+    /// The content is compressed with a method that this program does not read. Install a newer
+    /// program on this node.
     #[error(
-        "{path} is compressed by method {number}, which this version does not read; install a newer one on this node"
+        "{path} is compressed with method {number}, which this program does not read; install a \
+         newer program on this node"
     )]
     Compressed {
         /// The file.
         path: PathBuf,
-        /// The method's number.
+        /// The number of the method.
         number: u32,
     },
-    /// The snapshot belongs to another cluster or group, or has another label than was asked for.
-    #[error("{path} belongs to {what} {found}, but {what} {expected} was expected; it was not used")]
+    /// The snapshot belongs to another cluster or group, or is another one than requested. It was
+    /// not used.
+    #[error("{path} has {what} {found}, but {what} {expected} was expected; the file was not used")]
     WrongOwner {
         /// The file.
         path: PathBuf,
-        /// "cluster", "group" or "label".
+        /// The field that differs: "cluster", "group", "last included entry", "SHA-256" or "state
+        /// machine".
         what: &'static str,
-        /// What the archive says.
+        /// The value in the archive.
         found: String,
-        /// What was expected.
+        /// The expected value.
         expected: String,
     },
-    /// There is no such snapshot here. Ask for the list again.
-    #[error("there is no snapshot {label} in {dir}")]
+    /// The store does not contain this snapshot; it may have been pruned. List the snapshots again.
+    #[error("there is no snapshot {last_included} in {dir}")]
     Missing {
-        /// The label.
-        label: LogId,
-        /// Where it was looked for.
+        /// Log id of the last included entry.
+        last_included: LogId,
+        /// The directory of the store.
         dir: PathBuf,
     },
-    /// A file name that a snapshot must not have. The state machine has to choose another name; from
-    /// a sender, refuse the transfer.
+    /// A file name that a snapshot must not contain. The state machine must choose another name. In
+    /// a received archive, refuse the archive.
     #[error("{path}: the file name {name:?} {what}")]
     Name {
         /// The archive or directory.
         path: PathBuf,
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The rule that the name violates.
         what: &'static str,
     },
-    /// Something is larger than the format, or the limit given by the caller, allows.
-    #[error("{path}: {what} is {found}, and at most {limit} is allowed")]
+    /// Something is larger than the format or the caller's limit allows.
+    #[error("{path}: {what} is {found}; at most {limit} is allowed")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -124,23 +135,26 @@ pub enum SnapshotError {
         /// The limit.
         limit: u64,
     },
-    /// The disk has too little space. Make room, or let fewer snapshots be kept.
+    /// The disk has too little free space. Make space, or retain fewer snapshots.
     #[error(
-        "{path}: {needed} bytes are needed, with {reserve} that snapshots leave to the log (snapshots.reserve_bytes), and {free} are free; make room on this disk"
+        "{path}: {needed} bytes are needed, including {reserve} that snapshots leave to the log \
+         (snapshots.reserve_bytes), and {free} are free; make space on this disk"
     )]
     NoSpace {
         /// The directory.
         path: PathBuf,
-        /// Bytes needed, with the reserve for the log.
+        /// Bytes needed, including the reserve for the log.
         needed: u64,
-        /// The part of them that is left to the log.
+        /// The part of `needed` that snapshots leave to the log.
         reserve: u64,
-        /// Bytes free.
+        /// Free bytes.
         free: u64,
     },
-    /// A file changed while it was read. The state machine must leave its files alone once it has
-    /// returned; take the snapshot again.
-    #[error("{path} changed while it was read: {expected} bytes were announced, {found} were there")]
+    /// A file changed while it was read. The state machine must not write to its files after it has
+    /// returned. Take the snapshot again.
+    #[error(
+        "{path} changed while it was read: {expected} bytes were expected, and {found} were found"
+    )]
     Changed {
         /// The file.
         path: PathBuf,
@@ -149,23 +163,24 @@ pub enum SnapshotError {
         /// Bytes that could be read.
         found: u64,
     },
-    /// The files are not those whose checksum the state machine returned. Take the snapshot again; if
-    /// it happens again, the state machine computes the checksum in another way than
-    /// `snapshot_checksum`.
+    /// The files do not have the checksum that the state machine returned. Take the snapshot again.
+    /// If the error comes again, the state machine does not compute the checksum as
+    /// `snapshot_checksum` does.
     #[error(
-        "the files of snapshot {label} have the checksum {found}, but the state machine said {expected}: it has to return \
-         snapshot_checksum(&dir) after its last write"
+        "the files of snapshot {last_included} have checksum {found}, but the state machine returned \
+         {expected}; it must return snapshot_checksum(&dir) after its last write"
     )]
     ContentChecksum {
-        /// The snapshot.
-        label: LogId,
-        /// What the state machine said, in hexadecimal digits.
+        /// Log id of the last included entry.
+        last_included: LogId,
+        /// The checksum that the state machine returned, in hexadecimal digits.
         expected: String,
-        /// What the files have.
+        /// The checksum of the files.
         found: String,
     },
-    /// A piece of a transfer does not fit behind what has been received. Send from `expected` on.
-    #[error("{path}: a piece at offset {offset} was sent, but the next one must begin at {expected}")]
+    /// A piece of a received snapshot leaves a gap after the bytes before it. Send from `expected`
+    /// on.
+    #[error("{path}: a piece begins at offset {offset}, but the next one must begin at {expected}")]
     Gap {
         /// The file.
         path: PathBuf,
@@ -174,17 +189,17 @@ pub enum SnapshotError {
         /// Where the next piece must begin.
         expected: u64,
     },
-    /// A piece of a transfer says something else about bytes that were received before. Start the
-    /// transfer anew.
-    #[error("{path}: a piece at offset {offset} differs from what was received there before")]
+    /// A piece of a received snapshot differs from bytes that were received before. Begin again at
+    /// offset 0.
+    #[error("{path}: a piece at offset {offset} differs from the bytes received there before")]
     Overlap {
         /// The file.
         path: PathBuf,
         /// Where the piece begins.
         offset: u64,
     },
-    /// A piece of a transfer reaches past the announced end. Start the transfer anew.
-    #[error("{path}: a piece reaches to offset {end}, but {length} bytes were announced")]
+    /// A piece of a received snapshot extends past the announced end. Begin again at offset 0.
+    #[error("{path}: a piece ends at offset {end}, but {length} bytes were announced")]
     PastEnd {
         /// The file.
         path: PathBuf,
@@ -193,9 +208,10 @@ pub enum SnapshotError {
         /// The announced length.
         length: u64,
     },
-    /// A piece of a transfer was changed on its way. Send it again.
+    /// A piece of a received snapshot was corrupted in flight. Send it again.
     #[error(
-        "{path}: the piece at offset {offset} has checksum {found:08x}, but {expected:08x} was sent with it"
+        "{path}: the piece at offset {offset} has checksum {found:08x}, but was sent with checksum \
+         {expected:08x}"
     )]
     Piece {
         /// The file.
@@ -207,8 +223,8 @@ pub enum SnapshotError {
         /// The checksum of its bytes.
         found: u32,
     },
-    /// The transfer is not at its end. Go on at `received`.
-    #[error("{path}: {received} of {length} bytes have been received; go on from there")]
+    /// The snapshot has not been received to its end. Continue at offset `received`.
+    #[error("{path}: {received} of {length} bytes have been received; continue from there")]
     Incomplete {
         /// The file.
         path: PathBuf,
@@ -218,44 +234,58 @@ pub enum SnapshotError {
         length: u64,
     },
     /// The directory to unpack into is not empty. Remove it, or choose another one.
-    #[error("{path} is not empty; a snapshot is unpacked into an empty directory only")]
+    #[error("{path} is not empty; a snapshot can only be unpacked into an empty directory")]
     NotEmpty {
         /// The directory.
         path: PathBuf,
     },
-    /// Only one may be under way at a time. Wait until the other one has ended.
-    #[error("{what} is under way already; wait until it has ended")]
+    /// Only one can be in progress at a time. Wait until the other one has ended.
+    #[error("{what} is already in progress; wait until it has ended")]
     Busy {
-        /// "a snapshot" or "a transfer to this node".
+        /// The work in progress: "taking a snapshot" or "receiving a snapshot".
         what: &'static str,
     },
-    /// Two attempts were given up before they came to their end, and may still write. Start the node again, with a longer
-    /// `snapshots.pause_max_ms`, or let the state machine have a `snapshot_view`.
+    /// Two attempts were given up before they had ended, and may still write. Start the node again,
+    /// with a longer `snapshots.pause_max_ms`, or implement `snapshot_view` in the state machine.
     #[error(
-        "{attempts} snapshots were given up before generate_snapshot_data had come to its end, and may still write: no \
-         other one is begun; raise snapshots.pause_max_ms, or implement snapshot_view, and start the node again"
+        "{attempts} snapshots were given up before generate_snapshot_data had ended, and may still \
+         write, so no other one is begun; raise snapshots.pause_max_ms, or implement \
+         snapshot_view, and start the node again"
     )]
     GivenUp {
-        /// How many.
+        /// The number of these attempts.
         attempts: usize,
     },
-    /// [`super::Pace`] ended the work. Nothing of it is left.
-    #[error("the work on the snapshot was ended before it was done")]
+    /// [`super::Pace`] stopped the work. Nothing of it is left.
+    #[error("the work on the snapshot was stopped before it was done")]
     Aborted,
 }
 
-/// Names the operation and the file of an I/O error.
-pub(super) fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
+impl From<TreeError> for SnapshotError {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Io { operation, path, source } => Self::Io { operation, path, source },
+            TreeError::Name { path, name, what } => Self::Name { path, name, what },
+            TreeError::Changed { path, expected, found } => Self::Changed { path, expected, found },
+        }
+    }
+}
+
+/// Returns a function that adds the operation and the file to an I/O error.
+pub(super) fn io_error(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(std::io::Error) -> SnapshotError {
     let path = path.to_owned();
     move |source| SnapshotError::Io { operation, path, source: Arc::new(source) }
 }
 
-/// Damage at `offset`, with what was expected and what was found.
+/// Damage at `offset`; `what` says what was expected and what was found.
 pub(super) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> SnapshotError {
     SnapshotError::Damaged { path: path.to_owned(), offset, what: what.into() }
 }
 
-/// Bytes as hexadecimal digits.
+/// Returns the bytes as hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -5,37 +5,38 @@ use std::path::Path;
 use bytes::Bytes;
 use d_engine_core::{GroupId, LogId, LogIndex, MAX_ACCEPTED_TIME_MS, Term};
 
-use super::SnapshotError;
 use super::error::damaged;
-use super::names::{MAX_FILES, MAX_NAME_BYTES, conflict, fault_of};
-use crate::frame::Decoder;
+use super::{SnapshotError, SnapshotFile};
+use crate::fs::tree::{MAX_FILES, MAX_NAME_BYTES, conflict, fault_of};
+use crate::log::frame::Decoder;
 use crate::{ClusterId, Membership};
 
 /// Version of the archive that this program writes.
 pub(super) const FORMAT_VERSION: u32 = 1;
-/// Version of what the engine itself stores in an archive: membership and envelope state.
+/// Version of the data that the engine itself stores in an archive: membership and envelope state.
 pub const ENGINE_FORMAT: u32 = 1;
 /// Longest name of a state machine, in bytes.
 const MACHINE_NAME_BYTES_MAX: usize = 255;
-/// Largest header: it is read as a whole.
+/// Largest header, in bytes. A header is read as a whole.
 pub(super) const MAX_HEADER_BYTES: u32 = 64 << 20;
-/// Largest chunk: it is read as a whole.
+/// Largest chunk, in bytes. A chunk is read as a whole.
 pub(super) const MAX_CHUNK_BYTES: u32 = 4 << 20;
-/// Magic, version, length of the header: enough to know how much to read.
+/// Length of magic, version and header length: enough to know how much to read.
 pub(super) const PRELUDE_LEN: usize = 16;
 
 const MAGIC: [u8; 8] = *b"D-ENGSNP";
-/// Everything of fixed length, without the checksum at the end.
+/// Length of all fields of fixed length, without the checksum at the end.
 const FIXED_LEN: usize = 136;
 
-/// What is done to the content of an archive, chunk by chunk.
+/// The compression of an archive's content, chunk by chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Compression {
-    /// Nothing. The default.
+    /// No compression. The default.
     #[default]
     None,
-    /// Zstandard (RFC 8878), each chunk a frame of its own; a chunk that would not get shorter is stored as it is.
+    /// Zstandard (RFC 8878), each chunk a frame of its own. A chunk that would not become shorter
+    /// is stored uncompressed.
     Zstd,
 }
 
@@ -48,34 +49,26 @@ impl Compression {
     }
 }
 
-/// What a node says about a snapshot that it has taken.
+/// The facts about a snapshot, from the node that has taken it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotFacts {
-    /// The last entry that the state contains.
-    pub label: LogId,
-    /// Log time at the label, in UNIX milliseconds.
+    /// Log id of the last included entry.
+    pub last_included: LogId,
+    /// Log time at the last included entry, in UNIX milliseconds.
     pub time_ms: u64,
-    /// The members as of the last committed membership entry at or before the label.
+    /// The membership as of the last committed membership entry up to the last included entry.
     pub membership: Membership,
-    /// State of the engine beside the state machine's (client sessions), opaque here; may be empty.
+    /// State of the engine besides that of the state machine (client sessions), opaque here; may be
+    /// empty.
     pub envelope: Bytes,
-    /// Which state machine this is of, at most 255 bytes; empty: unknown.
+    /// The name of the state machine, at most 255 bytes; empty if unknown.
     pub machine: String,
-    /// Version of the state machine's data, chosen by its author.
+    /// The version of the state machine's data, chosen by its author.
     pub user_format: u32,
     /// The highest version of a command whose effect is in the state.
     pub command_version: u32,
-    /// What the state machine returned: `snapshot_checksum` over its files.
+    /// The checksum that the state machine returned: `snapshot_checksum` over its files.
     pub checksum: [u8; 32],
-}
-
-/// One file of a snapshot.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SnapshotFile {
-    /// Path below the directory that the state machine wrote, joined by `/`.
-    pub name: String,
-    /// Length in bytes.
-    pub len: u64,
 }
 
 /// The verified header of an archive.
@@ -85,34 +78,35 @@ pub struct SnapshotHeader {
     pub cluster: ClusterId,
     /// The Raft group.
     pub group: GroupId,
-    /// What the node that took the snapshot says about it.
+    /// The facts from the node that took the snapshot.
     pub facts: SnapshotFacts,
-    /// Version of the engine's part: [`ENGINE_FORMAT`] of the program that wrote it.
+    /// The version of the engine's data: [`ENGINE_FORMAT`] of the program that wrote it.
     pub engine_format: u32,
-    /// What was done to the content.
+    /// The compression of the content.
     pub compression: Compression,
-    /// The content is cut into chunks of this length; the last one may be shorter.
+    /// The length of the chunks that the content is cut into; the last one may be shorter.
     pub chunk_bytes: u32,
     /// The files, in byte order of their names.
     pub files: Vec<SnapshotFile>,
 }
 
 impl SnapshotHeader {
-    /// Bytes of all files together.
+    /// Returns the bytes of all files together.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.len))
     }
 
-    /// Number of chunks.
+    /// Returns the number of chunks.
     pub(super) fn chunks(&self) -> u64 {
         self.content_bytes().div_ceil(self.chunk_bytes.max(1).into())
     }
 
-    /// The header's bytes, its checksum last. `path` is for the error.
+    /// Returns the header's bytes, its checksum last. `path` is for the error.
     ///
     /// # Errors
-    /// [`SnapshotError::Name`] and [`SnapshotError::TooLarge`]: what no reader would accept is not written.
+    /// [`SnapshotError::Name`] and [`SnapshotError::TooLarge`]: a header that no reader would
+    /// accept is not written.
     pub(super) fn encode(&self, path: &Path) -> Result<Bytes, SnapshotError> {
         check_files(path, &self.files)?;
         let membership = self.facts.membership.encode();
@@ -120,7 +114,12 @@ impl SnapshotHeader {
         let machine = self.facts.machine.len();
         if machine > MACHINE_NAME_BYTES_MAX {
             let limit = MACHINE_NAME_BYTES_MAX as u64;
-            return Err(too_large(path, "the state machine's name in bytes", machine as u64, limit));
+            return Err(too_large(
+                path,
+                "the state machine's name in bytes",
+                machine as u64,
+                limit,
+            ));
         }
         let len = FIXED_LEN + membership.len() + self.facts.envelope.len() + machine + names + 4;
         if len > MAX_HEADER_BYTES as usize {
@@ -136,7 +135,12 @@ impl SnapshotHeader {
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         bytes.extend_from_slice(&(len as u32).to_le_bytes());
         bytes.extend_from_slice(&self.cluster.0);
-        for number in [self.group.get(), facts.label.term.get(), facts.label.index.get(), facts.time_ms] {
+        for number in [
+            self.group.get(),
+            facts.last_included.term.get(),
+            facts.last_included.index.get(),
+            facts.time_ms,
+        ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&facts.checksum);
@@ -167,8 +171,8 @@ impl SnapshotHeader {
         Bytes::from(bytes)
     }
 
-    /// The length of the header that begins with `prelude`. Compare it with what is there before
-    /// reading it. `path` is for the error.
+    /// Returns the length of the header that begins with `prelude`. Compare it with the file's
+    /// length before reading it. `path` is for the error.
     pub(super) fn len_of(path: &Path, prelude: &[u8]) -> Result<usize, SnapshotError> {
         let mut rest = Decoder(prelude);
         if rest.array() != Some(MAGIC) {
@@ -186,23 +190,27 @@ impl SnapshotHeader {
     /// Reads a whole header. `path` is for the error.
     ///
     /// # Errors
-    /// [`SnapshotError::Damaged`], [`SnapshotError::NewerFormat`], [`SnapshotError::Name`].
+    /// [`SnapshotError::Damaged`], [`SnapshotError::UnsupportedFormat`], [`SnapshotError::Name`].
     pub(super) fn decode(path: &Path, bytes: &Bytes) -> Result<Self, SnapshotError> {
         let len = Self::len_of(path, bytes)?;
         let cut_off = || damaged(path, bytes.len() as u64, "the header is cut off");
         let (fields, checksum) = bytes.split_last_chunk::<4>().ok_or_else(cut_off)?;
         if len != bytes.len() {
-            return Err(damaged(path, 12, format!("the header has {} bytes, not {len}", bytes.len())));
+            return Err(damaged(
+                path,
+                12,
+                format!("the header has {} bytes, not {len}", bytes.len()),
+            ));
         }
         let (expected, found) = (u32::from_le_bytes(*checksum), crc32c::crc32c(fields));
-        if expected != found && !cfg!(mutant = "snapshot-checksum-ignored") {
+        if expected != found {
             let what = format!("the header has checksum {found:08x}, not {expected:08x}");
             return Err(damaged(path, fields.len() as u64, what));
         }
         let mut rest = Decoder(fields.get(MAGIC.len()..).unwrap_or_default());
         let version = rest.u32().ok_or_else(cut_off)?;
         if version != FORMAT_VERSION {
-            return Err(newer(path, "the archive", version, FORMAT_VERSION));
+            return Err(unsupported(path, "the archive", version, FORMAT_VERSION));
         }
         let header = Fields { rest, all: bytes, path }.read()?;
         check_files(path, &header.files)?;
@@ -210,7 +218,7 @@ impl SnapshotHeader {
     }
 }
 
-/// What is left of a header whose checksum matches.
+/// The remaining fields of a header whose checksum matches.
 struct Fields<'a> {
     rest: Decoder<'a>,
     all: &'a Bytes,
@@ -220,7 +228,7 @@ struct Fields<'a> {
 impl Fields<'_> {
     fn need<T>(&self, value: Option<T>, what: &str) -> Result<T, SnapshotError> {
         let offset = self.all.len().saturating_sub(self.rest.0.len() + 4) as u64;
-        value.ok_or_else(|| damaged(self.path, offset, format!("it holds no {what}")))
+        value.ok_or_else(|| damaged(self.path, offset, format!("it has no valid {what}")))
     }
 
     fn u32(&mut self, what: &str) -> Result<u32, SnapshotError> {
@@ -246,15 +254,22 @@ impl Fields<'_> {
         let cluster = ClusterId(self.need(cluster, "cluster")?);
         let group = GroupId::new(self.u64("group")?);
         let group = self.need(group, "group")?;
-        let label = LogId::new(Term::new(self.u64("label")?), LogIndex::new(self.u64("label")?));
-        let time_ms = self.u64("time")?;
-        self.need((time_ms <= MAX_ACCEPTED_TIME_MS).then_some(()), "time before the year 10000")?;
+        let last_included = LogId::new(
+            Term::new(self.u64("last included entry")?),
+            LogIndex::new(self.u64("last included entry")?),
+        );
+        let time_ms = self.u64("log time")?;
+        self.need(
+            (time_ms <= MAX_ACCEPTED_TIME_MS).then_some(()),
+            "log time before the year 10000",
+        )?;
         let checksum = self.rest.array();
         let checksum = self.need(checksum, "checksum")?;
-        let (engine_format, user_format) = (self.u32("format")?, self.u32("format")?);
-        // Before anything of the engine's part is read: it may be laid out in another way.
+        let (engine_format, user_format) =
+            (self.u32("format version")?, self.u32("format version")?);
+        // This is checked before any of the engine's data is read, because its layout may differ.
         if engine_format > ENGINE_FORMAT {
-            return Err(newer(self.path, "the engine's part", engine_format, ENGINE_FORMAT));
+            return Err(unsupported(self.path, "the engine's data", engine_format, ENGINE_FORMAT));
         }
         let compression = match self.u32("compression")? {
             0 => Compression::None,
@@ -264,27 +279,36 @@ impl Fields<'_> {
                 return Err(SnapshotError::Compressed { path, number });
             }
         };
-        let chunk_bytes = self.u32("length of chunks")?;
-        self.need((1..=MAX_CHUNK_BYTES).contains(&chunk_bytes).then_some(()), "possible length of chunks")?;
+        let chunk_bytes = self.u32("chunk length")?;
+        self.need(
+            (1..=MAX_CHUNK_BYTES).contains(&chunk_bytes).then_some(()),
+            "chunk length of at most 4 MiB",
+        )?;
         let (membership, envelope) = (self.u32("membership")?, self.u32("envelope")?);
-        let count = self.u32("files")? as usize;
-        let machine = self.u32("state machine")?;
+        let count = self.u32("number of files")? as usize;
+        let machine = self.u32("state machine name")?;
         let command_version = self.u32("command version")?;
         let reserved = self.u32("reserved field")?;
-        self.need((reserved == 0).then_some(()), "reserved field of zero")?;
+        self.need((reserved == 0).then_some(()), "reserved field, which must be zero")?;
         if count > MAX_FILES {
-            return Err(too_large(self.path, "the number of files", count as u64, MAX_FILES as u64));
+            return Err(too_large(
+                self.path,
+                "the number of files",
+                count as u64,
+                MAX_FILES as u64,
+            ));
         }
         let membership = Membership::decode(&self.take(membership, "membership")?);
         let membership = self.need(membership.ok(), "membership that this program reads")?;
         let envelope = self.take(envelope, "envelope")?;
-        let machine = self.take(machine, "state machine")?;
-        let machine = std::str::from_utf8(&machine).ok().filter(|name| name.len() <= MACHINE_NAME_BYTES_MAX);
-        let machine = self.need(machine.map(str::to_owned), "name of a state machine")?;
+        let machine = self.take(machine, "state machine name")?;
+        let machine =
+            std::str::from_utf8(&machine).ok().filter(|name| name.len() <= MACHINE_NAME_BYTES_MAX);
+        let machine = self.need(machine.map(str::to_owned), "state machine name")?;
         let files = self.files(count)?;
-        self.need(self.rest.0.is_empty().then_some(()), "end where its length says")?;
+        self.need(self.rest.0.is_empty().then_some(()), "end at the stated length")?;
         let facts = SnapshotFacts {
-            label,
+            last_included,
             time_ms,
             membership,
             envelope,
@@ -300,17 +324,17 @@ impl Fields<'_> {
         let mut files = Vec::new();
         for _ in 0..count {
             let name_len = self.rest.u16();
-            let name_len = self.need(name_len, "length of a name")?;
-            let len = self.u64("length of a file")?;
-            let name = self.take(name_len.into(), "name")?;
+            let name_len = self.need(name_len, "file name length")?;
+            let len = self.u64("file length")?;
+            let name = self.take(name_len.into(), "file name")?;
             let name = std::str::from_utf8(&name).ok().map(str::to_owned);
-            files.push(SnapshotFile { name: self.need(name, "name in UTF-8")?, len });
+            files.push(SnapshotFile { name: self.need(name, "file name in UTF-8")?, len });
         }
         Ok(files)
     }
 }
 
-/// The rules for the table of files; the same for what is written and what is read.
+/// Checks the table of files, by the same rules for what is written and what is read.
 fn check_files(path: &Path, files: &[SnapshotFile]) -> Result<(), SnapshotError> {
     if files.len() > MAX_FILES {
         return Err(too_large(path, "the number of files", files.len() as u64, MAX_FILES as u64));
@@ -324,7 +348,7 @@ fn check_files(path: &Path, files: &[SnapshotFile]) -> Result<(), SnapshotError>
         if let Some(what) = fault_of(&file.name) {
             return refuse(&file.name, what);
         }
-        // Leaves room for headers and chunk frames in a file's length.
+        // This leaves space for headers and chunk frames in a file's length.
         sum = sum
             .checked_add(file.len)
             .filter(|sum| *sum < 1 << 60)
@@ -336,8 +360,8 @@ fn check_files(path: &Path, files: &[SnapshotFile]) -> Result<(), SnapshotError>
     }
 }
 
-fn newer(path: &Path, what: &'static str, found: u32, supported: u32) -> SnapshotError {
-    SnapshotError::NewerFormat { path: path.to_owned(), what, found, supported }
+fn unsupported(path: &Path, what: &'static str, found: u32, supported: u32) -> SnapshotError {
+    SnapshotError::UnsupportedFormat { path: path.to_owned(), what, found, supported }
 }
 
 fn too_large(path: &Path, what: &'static str, found: u64, limit: u64) -> SnapshotError {

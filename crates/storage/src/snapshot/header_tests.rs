@@ -24,7 +24,7 @@ fn header(files: &[(&str, u64)]) -> SnapshotHeader {
         cluster: ClusterId([0xC1; 16]),
         group: GroupId::FIRST,
         facts: SnapshotFacts {
-            label: LogId::new(Term::new(3), LogIndex::new(9)),
+            last_included: LogId::new(Term::new(3), LogIndex::new(9)),
             time_ms: 1_700_000_000_000,
             membership: Membership::new([member]).unwrap(),
             envelope: Bytes::from_static(b"sessions"),
@@ -36,7 +36,10 @@ fn header(files: &[(&str, u64)]) -> SnapshotHeader {
         engine_format: ENGINE_FORMAT,
         compression: Compression::None,
         chunk_bytes: 4096,
-        files: files.iter().map(|(name, len)| SnapshotFile { name: (*name).to_owned(), len: *len }).collect(),
+        files: files
+            .iter()
+            .map(|(name, len)| SnapshotFile { name: (*name).to_owned(), len: *len })
+            .collect(),
     }
 }
 
@@ -51,7 +54,7 @@ fn decode(bytes: Vec<u8>) -> Result<SnapshotHeader, SnapshotError> {
     SnapshotHeader::decode(Path::new(PATH), &Bytes::from(bytes))
 }
 
-/// With these four bytes at `at`, and a checksum that fits.
+/// Returns the header with these four bytes at `at` and a matching checksum.
 fn patched(header: &SnapshotHeader, at: usize, value: u32) -> Vec<u8> {
     let mut bytes = unchecked(header);
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -71,7 +74,7 @@ fn a_header_is_read_as_it_was_written() {
     }
 }
 
-/// FAULTS section 5, path traversal: whatever a sender's header says, nothing is written outside.
+/// FAULTS section 5, path traversal: no header from a sender can make the receiver write outside.
 #[test]
 fn hostile_names_are_refused_by_writer_and_reader() {
     let hostile: [&[(&str, u64)]; 12] = [
@@ -110,15 +113,17 @@ fn a_name_that_is_not_utf8_is_refused() {
     assert!(decode(bytes).unwrap_err().to_string().contains("UTF-8"));
 }
 
-/// Sizes are compared with what is there before anything is allocated for them.
+/// Sizes are compared with the bytes available before anything is allocated for them.
 #[test]
 fn absurd_lengths_and_counts_are_refused() {
     let header = header(&[("a", 1)]);
-    // Length of the header, of chunks, of the membership, of the envelope, number of files, of the name, reserved.
+    // Offsets of: header length, chunk length, membership length, envelope length, number of files,
+    // name length, reserved field.
     for at in [12, 108, 112, 116, 120, 124, 132] {
         for value in [u32::MAX, u32::MAX / 2, 1 << 27] {
             let error = decode(patched(&header, at, value)).unwrap_err();
-            let is_refused = matches!(error, SnapshotError::Damaged { .. } | SnapshotError::TooLarge { .. });
+            let is_refused =
+                matches!(error, SnapshotError::Damaged { .. } | SnapshotError::TooLarge { .. });
             assert!(is_refused, "{value} at {at}: {error}");
         }
     }
@@ -140,15 +145,24 @@ fn too_many_files_are_refused() {
 #[test]
 fn a_newer_archive_is_refused_with_both_versions() {
     let error = decode(patched(&header(&[]), 8, 7)).unwrap_err();
-    assert!(matches!(error, SnapshotError::NewerFormat { found: 7, supported: 1, .. }), "{error}");
-    assert!(error.to_string().contains("version 7") && error.to_string().contains("up to 1"), "{error}");
-    // The engine's part of a newer program, with a membership that this one cannot read.
+    assert!(
+        matches!(error, SnapshotError::UnsupportedFormat { found: 7, supported: 1, .. }),
+        "{error}"
+    );
+    let text = error.to_string();
+    assert!(text.contains("version 7") && text.contains("up to 1") && text.contains("a newer"));
+    let text = decode(patched(&header(&[]), 8, 0)).unwrap_err().to_string();
+    assert!(text.contains("version 0") && text.contains("an older"), "{text}");
+    // The engine's data of a newer program, with a membership that this one cannot read.
     let mut bytes = patched(&header(&[]), 96, 2);
     bytes[super::FIXED_LEN] = 99;
     let end = bytes.len() - 4;
     let checksum = crc32c::crc32c(&bytes[..end]);
     bytes[end..].copy_from_slice(&checksum.to_le_bytes());
-    assert!(matches!(decode(bytes), Err(SnapshotError::NewerFormat { found: 2, supported: 1, .. })));
+    assert!(matches!(
+        decode(bytes),
+        Err(SnapshotError::UnsupportedFormat { found: 2, supported: 1, .. })
+    ));
 }
 
 #[test]
@@ -193,10 +207,13 @@ proptest! {
     }
 }
 
-/// Log time would never come back from there.
+/// Log time never goes back, so it would stay beyond that limit forever.
 #[test]
 fn a_time_after_the_year_9999_is_refused() {
     let header = header(&[("a", 1)]);
     let error = decode(patched(&header, 60, 0x0001_0000)).unwrap_err();
-    assert!(matches!(&error, SnapshotError::Damaged { .. }) && error.to_string().contains("time"), "{error}");
+    assert!(
+        matches!(&error, SnapshotError::Damaged { .. }) && error.to_string().contains("time"),
+        "{error}"
+    );
 }

@@ -1,25 +1,25 @@
-//! Snapshot archives: one file per snapshot, from the directory that a state machine wrote to the
-//! one that another node's state machine reads.
+//! Snapshot archives: one file per snapshot. An archive is packed from the directory that a state
+//! machine wrote, and unpacked into the directory that another node's state machine reads.
 //!
 //! ```text
-//! staging/  --pack-->  snap-T-I.snap  --read_at ... write-->  snap-T-I-SHA.part  --finish-->  snap-T-I.snap
-//!                                                                                --unpack-->  unpacked/
+//! sender:    staging/ --pack--> snap-T-I.snap --read_at--> pieces
+//! receiver:  pieces --write--> snap-T-I-SHA.part --finish--> snap-T-I.snap --unpack--> unpacked/
 //! ```
 //!
-//! Start at [`SnapshotStore`]. `docs/file-format.md` draws every byte. A finished archive comes into
-//! being in one step (temporary file, sync, rename, sync of the directory) and is never written again.
-//! Nothing that a file or a sender says about lengths, counts and names is believed before it is
-//! compared with a bound.
+//! Start at [`SnapshotStore`]. `docs/file-format.md` draws every byte. A finished archive appears
+//! in one step (temporary file, sync, rename, sync of the directory) and is never written again.
+//! Lengths, counts and names from a file or a sender are compared with a bound before they are
+//! used.
 
 mod archive;
 mod chunks;
 mod compress;
-mod content;
 mod directory;
 mod error;
 mod header;
 mod hold;
-mod names;
+mod info;
+mod offer;
 mod pace;
 mod pack;
 mod prune;
@@ -27,12 +27,14 @@ mod receive;
 mod store;
 mod unpack;
 
+pub use crate::fs::tree::TreeFile as SnapshotFile;
 pub use archive::{Piece, SnapshotArchive};
-pub use content::content_checksum;
 pub use error::SnapshotError;
-pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotFile, SnapshotHeader};
+pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotHeader};
 pub use hold::Hold;
+pub use info::{Coverage, Health, SnapshotInfo, SnapshotOptions, SnapshotReport};
+pub use offer::Offer;
 pub use pace::{FullSpeed, Pace};
 pub use pack::Staging;
-pub use receive::{Offer, Receiver};
-pub use store::{Coverage, Health, SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
+pub use receive::Receiver;
+pub use store::SnapshotStore;

@@ -1,11 +1,11 @@
-//! How fast long work on snapshots goes, and whether it goes on.
+//! Throttles long work on snapshots, and can stop it.
 
 use std::ops::ControlFlow;
 
 use super::SnapshotError;
 
-/// Asked after every piece of long work (reading, writing and checking archives). It may block, to
-/// leave the disk to the log, and it may end the work.
+/// Called after every piece of long work (reading, writing and checking archives). It may block, to
+/// leave the disk to the log, and it may stop the work.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -23,7 +23,7 @@ use super::SnapshotError;
 /// assert!(at_most_1000_bytes.step(900).is_break());
 /// ```
 pub trait Pace {
-    /// `bytes` more have been read, written or both. `Break` ends the work with
+    /// Reports that `bytes` more have been read, written or both. `Break` stops the work with
     /// [`SnapshotError::Aborted`].
     fn step(&mut self, bytes: u64) -> ControlFlow<()>;
 }
@@ -34,7 +34,7 @@ impl<F: FnMut(u64) -> ControlFlow<()>> Pace for F {
     }
 }
 
-/// As fast as the disk, to the end.
+/// A [`Pace`] that never throttles and never stops the work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FullSpeed;
 
@@ -44,7 +44,7 @@ impl Pace for FullSpeed {
     }
 }
 
-/// [`Pace::step`] as a result.
+/// Calls [`Pace::step`] and converts its answer to a result.
 pub(super) fn keep_pace(pace: &mut dyn Pace, bytes: u64) -> Result<(), SnapshotError> {
     match pace.step(bytes) {
         ControlFlow::Continue(()) => Ok(()),

@@ -1,4 +1,4 @@
-//! From the directory that a state machine wrote to an archive.
+//! Packs the directory that a state machine wrote into an archive.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,35 +8,36 @@ use sha2::{Digest, Sha256};
 
 use super::chunks::{CHUNK_FRAME_LEN, TRAILER_LEN, Trailer, checksum_of_header, chunk_checksum};
 use super::compress::compressed;
-use super::content::ContentHash;
 use super::directory::Inner;
 use super::error::{hex, io_error};
-use super::names::{MAX_DEPTH, MAX_FILES, fault_of};
 use super::pace::keep_pace;
-use super::{Compression, ENGINE_FORMAT, Pace, SnapshotError, SnapshotFacts, SnapshotFile, SnapshotHeader};
-use crate::fs::{FileKind, Fs, FsFile, OpenMode, read_up_to, write_all_at};
+use super::{Compression, ENGINE_FORMAT, Pace, SnapshotError, SnapshotFacts, SnapshotHeader};
+use crate::fs::tree::{TreeHash, files_below};
+use crate::fs::{FsFile, OpenMode, read_up_to, write_all_at};
 
-/// An empty directory for a state machine to write a snapshot into, of its own. Dropping it removes the directory.
+/// An empty directory of its own for a state machine to write a snapshot into. Dropping it removes
+/// the directory.
 #[derive(Debug)]
 pub struct Staging {
     pub(super) inner: Arc<Inner>,
     pub(super) path: PathBuf,
-    /// A future of the state machine writes here, or did when it was dropped.
+    /// Whether a future of the state machine writes here, or did when it was dropped.
     pub(super) is_lent: bool,
 }
 
 impl Staging {
-    /// A future that may be dropped before its end writes here from now on, by blocking work as well, which outlives it.
+    /// Records that from now on a future writes here that may be dropped before its end. Its
+    /// blocking work may outlive it.
     pub fn lend(&mut self) {
         self.is_lent = true;
     }
 
-    /// It has come to its end.
+    /// Records that the future has ended.
     pub fn give_back(&mut self) {
         self.is_lent = false;
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -45,7 +46,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What stays is removed at the next start, or by the next `staging`: somebody may still write there.
+        // If something stays because it is still written to, it is removed at the next start or by
+        // the next `staging`.
         self.inner.fs.remove_tree(&self.path).ok();
         if let Some(attempts) = self.path.parent()
             && self.inner.fs.list(attempts).is_ok_and(|left| left.is_empty())
@@ -58,45 +60,8 @@ impl Drop for Staging {
     }
 }
 
-/// The files below `dir` in byte order of their names.
-pub(super) fn files_below(fs: &dyn Fs, dir: &Path) -> Result<Vec<SnapshotFile>, SnapshotError> {
-    let mut files = Vec::new();
-    collect(fs, dir, "", 1, &mut files)?;
-    files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
-}
-
-fn collect(
-    fs: &dyn Fs,
-    dir: &Path,
-    prefix: &str,
-    depth: usize,
-    files: &mut Vec<SnapshotFile>,
-) -> Result<(), SnapshotError> {
-    for name in fs.list(dir).map_err(io_error("list", dir))? {
-        let path = dir.join(&name);
-        let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
-        let refuse = |what| Err(SnapshotError::Name { path: dir.to_owned(), name: name.clone(), what });
-        match fs.kind(&path).map_err(io_error("look at", &path))? {
-            FileKind::Dir if depth < MAX_DEPTH => collect(fs, &path, &name, depth + 1, files)?,
-            FileKind::Dir => return refuse("has more than 16 parts"),
-            FileKind::File if files.len() < MAX_FILES => {
-                if let Some(what) = fault_of(&name) {
-                    return refuse(what);
-                }
-                let file = fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
-                let len = file.len().map_err(io_error("look at", &path))?;
-                files.push(SnapshotFile { name, len });
-            }
-            FileKind::File => return refuse("is one of more than 65536 files"),
-            FileKind::Other => return refuse("is neither a regular file nor a directory"),
-        }
-    }
-    Ok(())
-}
-
 impl Inner {
-    /// The header of the archive that would hold the files below `staging`.
+    /// Returns the header of an archive of the files below `staging`.
     pub(super) fn header_for(
         &self,
         staging: &Path,
@@ -122,14 +87,11 @@ impl Inner {
         encoded: &Bytes,
         pace: &mut dyn Pace,
     ) -> Result<(), SnapshotError> {
-        let file = self.create_temporary(path)?;
-        let appended = cfg!(mutant = "snapshot-tmp-appended");
-        let offset = if appended { file.len().map_err(io_error("look at", path))? } else { 0 };
         let mut writer = Writer {
-            file,
+            file: self.create_temporary(path)?,
             path,
-            offset,
-            synced: offset,
+            offset: 0,
+            synced: 0,
             sync_bytes: self.options.sync_bytes,
             hash: Sha256::new(),
             header_checksum: checksum_of_header(encoded),
@@ -140,17 +102,18 @@ impl Inner {
             pace,
         };
         writer.put(encoded)?;
-        let mut content = ContentHash::default();
+        let mut content = TreeHash::default();
         for file in &header.files {
             content.begin_file(file);
             let path = staging.join(&file.name);
-            let source = self.fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
+            let source =
+                self.fs.open(&path, OpenMode::Existing).map_err(io_error("open", &path))?;
             writer.add_file(&*source, &path, file.len, &mut content)?;
         }
         let found = content.finish();
         if found != header.facts.checksum {
             return Err(SnapshotError::ContentChecksum {
-                label: header.facts.label,
+                last_included: header.facts.last_included,
                 expected: hex(&header.facts.checksum),
                 found: hex(&found),
             });
@@ -158,17 +121,13 @@ impl Inner {
         writer.finish()
     }
 
-    /// A temporary file that a crash has left must not become a part of this one (FAULTS row 35).
+    /// Creates the temporary file. One that a crash has left must not become part of it (FAULTS row
+    /// 35).
     fn create_temporary(&self, path: &Path) -> Result<Arc<dyn FsFile>, SnapshotError> {
-        let mode = if self.fs.kind(path).is_err() {
-            OpenMode::CreateNew
-        } else if cfg!(any(mutant = "snapshot-stale-tmp", mutant = "snapshot-tmp-appended")) {
-            OpenMode::Existing
-        } else {
+        if self.fs.kind(path).is_ok() {
             self.fs.remove_file(path).map_err(io_error("remove", path))?;
-            OpenMode::CreateNew
-        };
-        self.fs.open(path, mode).map_err(io_error("create", path))
+        }
+        self.fs.open(path, OpenMode::CreateNew).map_err(io_error("create", path))
     }
 }
 
@@ -176,7 +135,7 @@ struct Writer<'a> {
     file: Arc<dyn FsFile>,
     path: &'a Path,
     offset: u64,
-    /// Up to here everything was synced.
+    /// Everything up to this offset is synced.
     synced: u64,
     sync_bytes: u64,
     hash: Sha256,
@@ -184,7 +143,7 @@ struct Writer<'a> {
     /// Number of the chunk in the buffer.
     number: u64,
     compression: Compression,
-    /// Room for the frame, then the content of the chunk under way.
+    /// Space for the frame, then the content of the current chunk.
     buffer: Vec<u8>,
     /// Length of the buffer with a whole chunk in it.
     full: usize,
@@ -197,7 +156,7 @@ impl Writer<'_> {
         write_all_at(&*self.file, self.offset, bytes).map_err(io_error("write", self.path))?;
         self.offset += bytes.len() as u64;
         if self.offset - self.synced >= self.sync_bytes {
-            // Little by little: one large write-back would stall the log's syncs on the same disk.
+            // Sync often: one large write-back would stall the log's syncs on the same disk.
             self.file.sync_data().map_err(io_error("sync", self.path))?;
             self.synced = self.offset;
         }
@@ -207,7 +166,8 @@ impl Writer<'_> {
     fn put_chunk(&mut self) -> Result<(), SnapshotError> {
         let mut chunk = std::mem::take(&mut self.buffer);
         let length = chunk.len() as u64;
-        if let Some(shorter) = compressed(self.compression, chunk.get(CHUNK_FRAME_LEN..).unwrap_or_default())
+        if let Some(shorter) =
+            compressed(self.compression, chunk.get(CHUNK_FRAME_LEN..).unwrap_or_default())
         {
             chunk.truncate(CHUNK_FRAME_LEN);
             chunk.extend_from_slice(&shorter);
@@ -231,7 +191,7 @@ impl Writer<'_> {
         source: &dyn FsFile,
         path: &Path,
         len: u64,
-        content: &mut ContentHash,
+        content: &mut TreeHash,
     ) -> Result<(), SnapshotError> {
         let mut found = 0;
         while found < len {
@@ -249,9 +209,13 @@ impl Writer<'_> {
                 self.put_chunk()?;
             }
         }
-        let now = source.len().map_err(io_error("look at", path))?;
+        let now = source.len().map_err(io_error("read the length of", path))?;
         if now != len {
-            return Err(SnapshotError::Changed { path: path.to_owned(), expected: len, found: now });
+            return Err(SnapshotError::Changed {
+                path: path.to_owned(),
+                expected: len,
+                found: now,
+            });
         }
         Ok(())
     }

@@ -1,41 +1,23 @@
-//! An archive on its way in from another node.
+//! Receives an archive from another node.
 //!
-//! A partial file needs no record of how far it came: what can be kept of it after a cut or a crash is
-//! what verifies by itself, the header and then chunk after chunk. Everything behind is asked for
-//! again, wherever the new sender's pieces begin.
+//! A partial file needs no record of its progress. After an interruption or a crash, the part that
+//! verifies by itself is kept: the header, and then chunk after chunk. Everything after it is
+//! requested again, wherever the pieces of the new sender begin.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use d_engine_core::LogId;
 
 use super::archive::read_header;
 use super::chunks::{Chunks, Trailer};
 use super::directory::Inner;
 use super::error::{hex, io_error};
+use super::offer::{Offer, partial_name};
 use super::pace::keep_pace;
 use super::{Health, Pace, SnapshotArchive, SnapshotError, SnapshotInfo};
 use crate::fs::{FsFile, OpenMode, read_up_to, write_all_at};
 
-/// What a sender announces. Two nodes that hold the same archive announce the same.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Offer {
-    /// The label.
-    pub label: LogId,
-    /// Length of the archive in bytes.
-    pub len: u64,
-    /// [`SnapshotArchive::sha256`].
-    pub sha256: [u8; 32],
-}
-
-impl From<&SnapshotArchive> for Offer {
-    fn from(archive: &SnapshotArchive) -> Self {
-        Self { label: archive.label(), len: archive.len(), sha256: archive.sha256() }
-    }
-}
-
-/// Takes an archive piece by piece. Dropping it keeps what was received: the next
-/// [`super::SnapshotStore::receive`] of the same offer goes on there.
+/// Receives an archive piece by piece. Dropping it keeps what was received: the next
+/// [`super::SnapshotStore::receive`] of the same offer continues there.
 #[derive(Debug)]
 pub struct Receiver {
     inner: Arc<Inner>,
@@ -53,9 +35,13 @@ impl Drop for Receiver {
 }
 
 impl Receiver {
-    /// Opens the partial file of this offer or begins one. `inner` is marked as receiving, and this
-    /// value is what ends that.
-    pub(super) fn open(inner: Arc<Inner>, offer: Offer, pace: &mut dyn Pace) -> Result<Self, SnapshotError> {
+    /// Opens the partial file of this offer or begins one. `inner` is marked as receiving; dropping
+    /// this value clears the mark.
+    pub(super) fn open(
+        inner: Arc<Inner>,
+        offer: Offer,
+        pace: &mut dyn Pace,
+    ) -> Result<Self, SnapshotError> {
         let path = inner.dir.join(partial_name(&offer));
         let fs = &*inner.fs;
         let (file, is_new) = if fs.kind(&path).is_ok() {
@@ -66,33 +52,34 @@ impl Receiver {
         let file = file.map_err(io_error("open", &path))?;
         let received = if is_new { 0 } else { verified_prefix(&*file, &path, &offer, pace)? };
         if is_new {
-            // So that a power cut after an hour's transfer does not lose the name.
+            // Otherwise a power loss after an hour of receiving could lose the name.
             fs.sync_dir(&inner.dir).map_err(io_error("sync", &inner.dir))?;
         } else {
-            file.set_len(received).map_err(io_error("cut", &path))?;
+            file.set_len(received).map_err(io_error("truncate", &path))?;
         }
         Ok(Self { inner, offer, file, path, received, synced: 0 })
     }
 
-    /// What is being received.
+    /// Returns the offer that is being received.
     #[must_use]
     pub fn offer(&self) -> &Offer {
         &self.offer
     }
 
-    /// Where the next piece must begin: everything before it is there.
+    /// Returns the offset at which the next piece must begin; everything before it has been
+    /// received.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// Takes the piece at `offset`. What of it was received before is compared and skipped, so a piece
-    /// may come twice.
+    /// Writes the piece at `offset`. Bytes that were received before are compared and skipped, so a
+    /// piece may arrive twice.
     ///
     /// # Errors
     /// [`SnapshotError::Piece`], [`SnapshotError::Gap`], [`SnapshotError::PastEnd`] and
-    /// [`SnapshotError::Overlap`] leave everything as it was. After an I/O error, drop the receiver and
-    /// begin again; when it was a sync that failed, nothing is left to go on from.
+    /// [`SnapshotError::Overlap`] change nothing. After an I/O error, drop the receiver and begin
+    /// again; if a sync failed, nothing that was received is left.
     pub fn write(&mut self, offset: u64, bytes: &[u8], crc: u32) -> Result<(), SnapshotError> {
         let path = || self.path.clone();
         let found = crc32c::crc32c(bytes);
@@ -122,12 +109,14 @@ impl Receiver {
 
     fn holds(&self, offset: u64, expected: &[u8]) -> Result<bool, SnapshotError> {
         let mut found = vec![0; expected.len()];
-        let read = read_up_to(&*self.file, offset, &mut found).map_err(io_error("read", &self.path))?;
+        let read =
+            read_up_to(&*self.file, offset, &mut found).map_err(io_error("read", &self.path))?;
         Ok(read == expected.len() && found == expected)
     }
 
-    /// After a failed sync the system may show bytes that a power cut will take away, and report the
-    /// next sync as good (FAULTS row 33): so nothing is kept.
+    /// Handles the result of a sync. After a failed one the operating system may show bytes that a
+    /// power loss takes away, and report the next sync as successful (FAULTS row 33), so nothing is
+    /// kept.
     fn after_sync(&mut self, synced: std::io::Result<()>) -> Result<(), SnapshotError> {
         if synced.is_err() {
             self.inner.fs.remove_file(&self.path).ok();
@@ -137,14 +126,14 @@ impl Receiver {
         Ok(())
     }
 
-    /// Makes the archive durable, verifies it as a whole, and puts it in its place among the finished
-    /// ones. Success means: it is there, also after a power cut.
+    /// Makes the archive durable, verifies it as a whole, and publishes it among the finished ones.
+    /// On success it also survives a power loss.
     ///
     /// # Errors
-    /// [`SnapshotError::Incomplete`]: receive on. [`SnapshotError::Damaged`],
-    /// [`SnapshotError::WrongOwner`], [`SnapshotError::NewerFormat`]: the partial file is removed, and
-    /// the finished snapshots are as they were. After [`SnapshotError::Aborted`] or an I/O error it can
-    /// be tried again.
+    /// [`SnapshotError::Incomplete`]: continue to receive. [`SnapshotError::Damaged`],
+    /// [`SnapshotError::WrongOwner`], [`SnapshotError::UnsupportedFormat`]: the partial file is
+    /// removed, and the finished snapshots are not affected. After [`SnapshotError::Aborted`] or an
+    /// I/O error, receive the offer again; unless a sync failed, it continues where it ended.
     pub fn finish(mut self, pace: &mut dyn Pace) -> Result<SnapshotInfo, SnapshotError> {
         if self.received < self.offer.len {
             return Err(SnapshotError::Incomplete {
@@ -164,7 +153,7 @@ impl Receiver {
                 return Err(error);
             }
         };
-        let path = self.inner.path_of(self.offer.label);
+        let path = self.inner.path_of(self.offer.last_included);
         self.inner.publish(&self.path, &path)?;
         Ok(self.inner.register(&archive, path, Health::Whole))
     }
@@ -175,8 +164,12 @@ impl Receiver {
         let wrong = |what, found, expected| {
             Err(SnapshotError::WrongOwner { path: self.path.clone(), what, found, expected })
         };
-        if archive.label() != self.offer.label {
-            return wrong("label", archive.label().to_string(), self.offer.label.to_string());
+        if archive.last_included() != self.offer.last_included {
+            return wrong(
+                "last included entry",
+                archive.last_included().to_string(),
+                self.offer.last_included.to_string(),
+            );
         }
         if archive.sha256() != self.offer.sha256 {
             return wrong("SHA-256", hex(&archive.sha256()), hex(&self.offer.sha256));
@@ -186,28 +179,16 @@ impl Receiver {
     }
 }
 
-/// The name carries the whole offer: the bytes of two archives never meet in one file.
-pub(super) fn partial_name(offer: &Offer) -> String {
-    format!("snap-{}-{}-{}{PARTIAL}", offer.label.term, offer.label.index, hex(&offer.sha256))
-}
-
-const PARTIAL: &str = ".part";
-
-/// Whether a file is an archive on its way in.
-pub(super) fn is_partial(name: &str) -> bool {
-    name.starts_with("snap-") && name.ends_with(PARTIAL)
-}
-
-/// How many bytes of a partial file are good.
+/// Returns the length of the prefix of a partial file that verifies.
 fn verified_prefix(
     file: &dyn FsFile,
     path: &Path,
     offer: &Offer,
     pace: &mut dyn Pace,
 ) -> Result<u64, SnapshotError> {
-    let len = file.len().map_err(io_error("look at", path))?;
+    let len = file.len().map_err(io_error("read the length of", path))?;
     let (header, encoded) = match read_header(file, path, len) {
-        Ok((header, _)) if header.facts.label != offer.label => return Ok(0),
+        Ok((header, _)) if header.facts.last_included != offer.last_included => return Ok(0),
         Ok(header) => header,
         Err(error @ SnapshotError::Io { .. }) => return Err(error),
         Err(_) => return Ok(0),
@@ -228,7 +209,8 @@ fn verified_prefix(
     }
 }
 
-/// A header that announces more than the offer does is not the offered archive's.
+/// Returns `offset`, or 0 if it exceeds the offer: a header that announces more than the offer is
+/// not that of the offered archive.
 fn bounded(offset: u64, offer: &Offer) -> u64 {
     if offset <= offer.len { offset } else { 0 }
 }

@@ -1,40 +1,51 @@
-//! From an archive to the directory that a state machine reads.
+//! Unpacks an archive into the directory that a state machine reads.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::io_error;
-use super::names::fault_of;
 use super::{Pace, SnapshotArchive, SnapshotError, SnapshotFile};
+use crate::fs::tree::fault_of;
 use crate::fs::{Fs, FsFile, OpenMode, ensure_dir, write_all_at};
 
-/// A large file is synced each time so much of it has been written, to leave the disk to the log's syncs.
+/// A large file is synced each time this many bytes of it have been written, to leave the disk to
+/// the log's syncs.
 const SYNC_BYTES: u64 = 4 << 20;
 
 impl SnapshotArchive {
-    /// Writes the files of the archive into `dir`, which must be empty or missing, verifies every chunk
-    /// and the whole, and syncs files and directories. On an error nothing of it is left, except after
-    /// a crash: then `dir` is not empty and has to be removed by whoever chose it.
+    /// Writes the files of the archive into `dir`, which must be empty or missing, verifies every
+    /// chunk and the whole, and syncs files and directories. If this fails, `dir` is removed. After
+    /// a crash `dir` may not be empty, and the caller must remove it.
     ///
     /// # Errors
-    /// [`SnapshotError::NotEmpty`], [`SnapshotError::Damaged`], [`SnapshotError::Aborted`], or an I/O
-    /// error.
-    pub fn unpack(&self, fs: &dyn Fs, dir: &Path, pace: &mut dyn Pace) -> Result<(), SnapshotError> {
+    /// [`SnapshotError::NotEmpty`], [`SnapshotError::Damaged`], [`SnapshotError::Aborted`], or an
+    /// I/O error.
+    pub fn unpack(
+        &self,
+        fs: &dyn Fs,
+        dir: &Path,
+        pace: &mut dyn Pace,
+    ) -> Result<(), SnapshotError> {
         ensure_dir(fs, dir).map_err(io_error("create", dir))?;
         if !fs.list(dir).map_err(io_error("list", dir))?.is_empty() {
             return Err(SnapshotError::NotEmpty { path: dir.to_owned() });
         }
         let unpacked = self.unpack_into(fs, dir, pace);
         if unpacked.is_err() {
-            // Half of a snapshot must not be taken for one. What cannot be removed makes the next
-            // attempt fail with `NotEmpty`.
+            // Half a snapshot must not be mistaken for a whole one. If it cannot be removed, the
+            // next attempt fails with `NotEmpty`.
             fs.remove_tree(dir).ok();
         }
         unpacked
     }
 
-    fn unpack_into(&self, fs: &dyn Fs, dir: &Path, pace: &mut dyn Pace) -> Result<(), SnapshotError> {
+    fn unpack_into(
+        &self,
+        fs: &dyn Fs,
+        dir: &Path,
+        pace: &mut dyn Pace,
+    ) -> Result<(), SnapshotError> {
         let mut target = Target { fs, dir, dirs: BTreeSet::new(), open: None };
         let mut files = self.header().files.iter();
         target.next_file(&mut files)?;
@@ -48,7 +59,7 @@ impl SnapshotArchive {
             }
             Ok(())
         })?;
-        // Files of no length, behind the last byte.
+        // Empty files after the last byte.
         target.next_file(&mut files)?;
         target.sync_dirs()
     }
@@ -71,8 +82,8 @@ struct OpenFile {
 }
 
 impl Target<'_> {
-    /// Closes the file under way, and goes on to the next one that has any bytes, creating those
-    /// that have none on the way.
+    /// Closes the current file and opens the next one that has any bytes, creating empty ones on
+    /// the way.
     fn next_file<'f>(
         &mut self,
         files: &mut impl Iterator<Item = &'f SnapshotFile>,
@@ -80,12 +91,14 @@ impl Target<'_> {
         self.close()?;
         for next in files {
             let path = self.dir.join(&next.name);
-            // The header was checked when it was read; this is the line that would write elsewhere.
+            // The header was checked when it was read; this check guards the line that would write
+            // elsewhere.
             if let Some(what) = fault_of(&next.name) {
                 return Err(SnapshotError::Name { path, name: next.name.clone(), what });
             }
             self.create_parents(&path)?;
-            let file = self.fs.open(&path, OpenMode::CreateNew).map_err(io_error("create", &path))?;
+            let file =
+                self.fs.open(&path, OpenMode::CreateNew).map_err(io_error("create", &path))?;
             self.open = Some(OpenFile { file, path, written: 0, synced: 0, len: next.len });
             if next.len > 0 {
                 break;
@@ -97,7 +110,8 @@ impl Target<'_> {
 
     fn create_parents(&mut self, path: &Path) -> Result<(), SnapshotError> {
         let parents = path.ancestors().skip(1).take_while(|parent| *parent != self.dir);
-        let mut missing: Vec<&Path> = parents.filter(|parent| !self.dirs.contains(*parent)).collect();
+        let mut missing: Vec<&Path> =
+            parents.filter(|parent| !self.dirs.contains(*parent)).collect();
         while let Some(parent) = missing.pop() {
             self.fs.create_dir(parent).map_err(io_error("create", parent))?;
             self.dirs.insert(parent.to_owned());
@@ -105,7 +119,7 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Writes what still belongs to the file under way; returns the rest.
+    /// Writes the bytes that still belong to the current file. Returns the rest.
     fn write<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8], SnapshotError> {
         // The header's lengths add up to the content's, so a file is always open here.
         let Some(open) = &mut self.open else { return Ok(&[]) };

@@ -1,4 +1,4 @@
-//! What the storage tests share: values to store, and a plain picture of what a log holds.
+//! What the storage tests share: values to store, and a plain picture of a log's content.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part of it")]
 
 use std::collections::BTreeMap;
@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
-use d_engine_storage::fs_sim::SimFs;
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{
-    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry, LogStore, Member,
-    MemberRole, Membership, OpenRequest, OpenedStorage, SessionSerial, StorageEngine, StorageError,
+    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry,
+    LogStore, Member, MemberRole, Membership, OpenRequest, OpenedStorage, SessionSerial,
+    StorageEngine, StorageError,
 };
 
 pub const GROUP: GroupId = GroupId::FIRST;
@@ -38,7 +39,7 @@ pub fn membership() -> Membership {
     Membership::new([member(1), member(2), member(3)]).unwrap()
 }
 
-/// Small segments, so that a few entries fill one.
+/// Small segments, which a few entries fill.
 pub fn small() -> FileStorageOptions {
     FileStorageOptions {
         segment_bytes: 4096,
@@ -67,7 +68,7 @@ pub fn log_id(term: u64, index: u64) -> LogId {
     LogId::new(Term::new(term), LogIndex::new(index))
 }
 
-/// An entry whose payload tells what it is.
+/// An entry whose payload names its index and term.
 pub fn entry(term: u64, index: u64) -> LogEntry {
     entry_with(term, index, format!("command {index} of term {term}"))
 }
@@ -96,7 +97,7 @@ pub fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
     }
 }
 
-/// What a log holds, as a naive model keeps it.
+/// The content of a log, as a naive model keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Picture {
     pub hard_state: HardState,
@@ -118,7 +119,7 @@ impl Picture {
         self.entries = self.entries.split_off(&(through.index.get() + 1));
     }
 
-    /// A snapshot takes the place of everything.
+    /// A snapshot replaces the whole content.
     pub fn restart(&mut self, base: LogId) {
         self.base = base;
         self.entries.clear();
@@ -128,11 +129,15 @@ impl Picture {
         self.entries.keys().last().copied().unwrap_or(self.base.index.get())
     }
 
-    /// What an open log holds: recovered heads must agree with what the reader returns.
+    /// Reads the content of an open log: the recovered heads must agree with what the reader
+    /// returns.
     pub fn of(opened: &OpenedStorage) -> Self {
         let recovered = &opened.recovered;
-        let mut picture =
-            Self { hard_state: recovered.hard_state, base: recovered.base, entries: BTreeMap::new() };
+        let mut picture = Self {
+            hard_state: recovered.hard_state,
+            base: recovered.base,
+            entries: BTreeMap::new(),
+        };
         let read = read_all(&*opened.log, picture.base, recovered.entries.len() as u64);
         let heads: Vec<_> = read.iter().map(LogEntry::head).collect();
         assert_eq!(heads, recovered.entries, "heads and entries differ");
@@ -151,13 +156,13 @@ pub fn read_all(log: &dyn LogStore, base: LogId, count: u64) -> Vec<LogEntry> {
     log.reader().read(GROUP, base.index.next(), base.index.plus(count), usize::MAX).unwrap()
 }
 
-/// The segment files, oldest first, by full path.
+/// Returns the segment files, oldest first, by full path.
 pub fn segments(fs: &SimFs) -> Vec<PathBuf> {
     let files = fs.image().files.into_keys();
     files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).collect()
 }
 
-/// How long `log.meta` says that the newest segment is at least.
+/// Returns the minimum length that `log.meta` records for the newest segment.
 pub fn filled(fs: &SimFs) -> u64 {
     let record = &fs.image().files[&PathBuf::from(DIR).join("log.meta")];
     u64::from_le_bytes(record[28 + 24..28 + 32].try_into().unwrap())
@@ -170,11 +175,14 @@ pub fn with_content(fs: &SimFs, path: &std::path::Path, content: Vec<u8>) -> Sim
     SimFs::from_image(&image)
 }
 
-/// What a log holds that was opened after damage. It is no less a log than any other: it takes entries,
-/// keeps them, is closed, and opens again, before and after a power cut. Works on a copy of the disk.
+/// Checks the content of a log that was opened after damage. It must behave like any other log: it
+/// takes entries, keeps them, is closed, and opens again, before and after a power cut. Works on a
+/// copy of the disk.
 pub fn goes_on(fs: &SimFs, options: &FileStorageOptions, context: &str) -> Picture {
     let fs = SimFs::from_image(&fs.image());
-    let open = |when: &str| open(&fs, options).unwrap_or_else(|error| panic!("{context}, {when}: {error}"));
+    let open = |when: &str| {
+        open(&fs, options).unwrap_or_else(|error| panic!("{context}, {when}: {error}"))
+    };
     let mut opened = open("at first");
     let found = Picture::of(&opened);
     let mut expected = found.clone();
@@ -195,7 +203,7 @@ pub fn goes_on(fs: &SimFs, options: &FileStorageOptions, context: &str) -> Pictu
     found
 }
 
-/// SplitMix64: a seed that makes a run.
+/// SplitMix64: the seed determines the run.
 pub struct Random(pub u64);
 
 impl Random {

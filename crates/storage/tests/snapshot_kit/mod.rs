@@ -1,5 +1,10 @@
 //! What the snapshot tests share: a small tree of files, and a store on the simulated file system.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "every test file uses a part of it"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,10 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d_engine_core::{GroupId, LogId, LogIndex, Term};
+use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::fs::{FileKind, OpenMode, read_file, write_all_at};
-use d_engine_storage::fs_sim::SimFs;
 use d_engine_storage::snapshot::{
-    FullSpeed, SnapshotError, SnapshotFacts, SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore,
+    FullSpeed, SnapshotError, SnapshotFacts, SnapshotInfo, SnapshotOptions, SnapshotReport,
+    SnapshotStore,
 };
 use d_engine_storage::{ClusterId, Fs, Member, MemberRole, Membership};
 use sha2::{Digest, Sha256};
@@ -24,7 +30,7 @@ pub fn log_id(term: u64, index: u64) -> LogId {
     LogId::new(Term::new(term), LogIndex::new(index))
 }
 
-/// Chunks and syncs so small that a few files have several of them.
+/// Small chunks and syncs, so that a few files have several of them.
 pub fn options() -> SnapshotOptions {
     SnapshotOptions {
         chunk_bytes: 700,
@@ -42,10 +48,12 @@ pub fn try_open(fs: &SimFs) -> Result<(SnapshotStore, SnapshotReport), SnapshotE
     SnapshotStore::open(Arc::new(fs.clone()) as Arc<dyn Fs>, Path::new(DIR), options())
 }
 
-/// The state at a label: files that cross chunks, files without bytes, files in directories.
-pub fn files(label: LogId) -> Files {
-    let seed = label.index.get() as u8;
-    let bytes = |len: usize, salt: u8| (0..len).map(|at| (at as u8).wrapping_mul(seed | 1) ^ salt).collect();
+/// The state at a last included entry: files that cross chunks, empty files, files in directories.
+pub fn files(last_included: LogId) -> Files {
+    let seed = last_included.index.get() as u8;
+    let bytes = |len: usize, salt: u8| {
+        (0..len).map(|at| (at as u8).wrapping_mul(seed | 1) ^ salt).collect()
+    };
     [
         ("a-empty".to_owned(), Vec::new()),
         ("data".to_owned(), bytes(1900, seed)),
@@ -56,7 +64,7 @@ pub fn files(label: LogId) -> Files {
     .into()
 }
 
-/// The rule of the state machine's contract, put down once more.
+/// The rule of the state machine's contract, implemented a second time.
 pub fn checksum(files: &Files) -> [u8; 32] {
     let mut hash = Sha256::new();
     for (name, content) in files {
@@ -68,7 +76,7 @@ pub fn checksum(files: &Files) -> [u8; 32] {
     hash.finalize().into()
 }
 
-pub fn facts(label: LogId, files: &Files) -> SnapshotFacts {
+pub fn facts(last_included: LogId, files: &Files) -> SnapshotFacts {
     let member = Member {
         node: 1,
         peer_addr: "127.0.0.1:7001".to_owned(),
@@ -77,8 +85,8 @@ pub fn facts(label: LogId, files: &Files) -> SnapshotFacts {
         incarnation: None,
     };
     SnapshotFacts {
-        label,
-        time_ms: 1_000 + label.index.get(),
+        last_included,
+        time_ms: 1_000 + last_included.index.get(),
         membership: Membership::new([member]).unwrap(),
         envelope: Bytes::from_static(b"envelope"),
         machine: String::new(),
@@ -88,7 +96,7 @@ pub fn facts(label: LogId, files: &Files) -> SnapshotFacts {
     }
 }
 
-/// What a state machine does: it writes, and syncs nothing.
+/// Writes as a state machine does, without a sync.
 pub fn write_files(fs: &dyn Fs, dir: &Path, files: &Files) -> std::io::Result<()> {
     for (name, content) in files {
         let path = dir.join(name);
@@ -122,35 +130,39 @@ pub fn read_files(fs: &dyn Fs, dir: &Path) -> Files {
 }
 
 /// Takes a snapshot as a node does.
-pub fn take(fs: &SimFs, store: &SnapshotStore, label: LogId) -> Result<SnapshotInfo, SnapshotError> {
+pub fn take(
+    fs: &SimFs,
+    store: &SnapshotStore,
+    last_included: LogId,
+) -> Result<SnapshotInfo, SnapshotError> {
     let staging = store.staging()?;
-    let files = files(label);
+    let files = files(last_included);
     write_files(fs, staging.path(), &files).map_err(|source| SnapshotError::Io {
         operation: "write",
         path: staging.path().to_owned(),
         source: Arc::new(source),
     })?;
-    store.pack(staging, &facts(label, &files), &mut FullSpeed)
+    store.pack(staging, &facts(last_included, &files), &mut FullSpeed)
 }
 
-pub fn labels(store: &SnapshotStore) -> Vec<LogId> {
-    store.list().iter().map(SnapshotInfo::label).collect()
+pub fn log_ids(store: &SnapshotStore) -> Vec<LogId> {
+    store.list().iter().map(SnapshotInfo::last_included).collect()
 }
 
-pub fn path_of(label: LogId) -> PathBuf {
-    Path::new(DIR).join(format!("snap-{}-{}.snap", label.term, label.index))
+pub fn path_of(last_included: LogId) -> PathBuf {
+    Path::new(DIR).join(format!("snap-{}-{}.snap", last_included.term, last_included.index))
 }
 
-/// Unpacks and compares with the state at the label.
-pub fn assert_unpacks(fs: &SimFs, store: &SnapshotStore, label: LogId) {
+/// Unpacks, and compares with the state at the last included entry.
+pub fn assert_unpacks(fs: &SimFs, store: &SnapshotStore, last_included: LogId) {
     let out = store.unpack_dir();
-    let header = store.unpack(label, &out, &mut FullSpeed).unwrap();
-    assert_eq!(header.facts, facts(label, &files(label)));
-    assert_eq!(read_files(fs, &out), files(label), "{label}");
+    let header = store.unpack(last_included, &out, &mut FullSpeed).unwrap();
+    assert_eq!(header.facts, facts(last_included, &files(last_included)));
+    assert_eq!(read_files(fs, &out), files(last_included), "{last_included}");
     fs.remove_tree(&out).unwrap();
 }
 
-/// Names in the directory of snapshots.
+/// Returns the names in the directory of snapshots.
 pub fn names(fs: &SimFs) -> Vec<String> {
     fs.list(Path::new(DIR)).unwrap()
 }

@@ -1,4 +1,4 @@
-//! The side that is dialled: checks the handshake, then only reads.
+//! The accepting side of a connection: performs the handshake, then only reads.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,28 +7,29 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use d_engine_core::NodeId;
-use d_engine_proto::engine::{Greeting, GreetingError, decode_frame, decode_hello};
-use d_engine_proto::peer::{HelloReply, Purpose, Refusal};
-use d_engine_proto::{Message as _, PROTOCOL_VERSION};
+use d_engine_wire::PROTOCOL_VERSION;
+use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
+use d_engine_wire::{Greeting, GreetingError, decode_frame, decode_handshake};
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::line::SnapshotLine;
+use super::line::SnapshotConnection;
 use super::places::{Accepted, HandshakePlace, Handshakes};
 use super::wire::{self, FrameReader};
-use super::{RefusalKind, Shared};
-use crate::descriptors;
-use crate::seldom::Seldom;
-use crate::transport::{Admission, PeerRefusal, Room};
+use super::{RefusalKind, Shared, TransportIdentity};
+use crate::node::descriptors;
+use crate::threads::seldom::Seldom;
+use crate::transport::{Admission, PeerRefusal, ReceivePermit};
 
-/// Why a connection ends.
+/// The reason why a connection ends.
 pub(super) enum End {
-    /// It broke, or the other side closed it; nothing to complain about.
+    /// It broke, or the other side closed it. Not logged as a refusal.
     Closed,
-    /// It is refused.
+    /// It is refused, or closed for a violation.
     Refused(RefusalKind, String),
 }
 
@@ -44,7 +45,7 @@ impl From<(RefusalKind, String)> for End {
     }
 }
 
-/// Accepts connections for ever. Dropped with all of them when the task is aborted.
+/// Accepts connections until the task is aborted, which closes all of them.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let handshakes = Arc::new(Handshakes::default());
     let accepted = Arc::new(Accepted::default());
@@ -56,7 +57,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     let place = handshakes.begin(address.ip(), &shared);
                     connections.spawn(serve(stream, address, shared.clone(), place, accepted.clone()));
                 }
-                // Out of file descriptors, most likely: give others time to free some.
+                // Most likely the process is out of file descriptors: wait until some are free.
                 Err(error) => {
                     if let Some(kept_back) = told.due(Instant::now()) {
                         let (node, why) = (shared.identity.node, descriptors::explain(&error));
@@ -70,7 +71,7 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// One accepted connection, from handshake to end.
+/// Serves one accepted connection, from its handshake to its end.
 async fn serve(
     mut stream: TcpStream,
     address: SocketAddr,
@@ -83,15 +84,18 @@ async fn serve(
     let greeted = tokio::select! {
         greeted = timeout(limit, handshake(&mut stream, &mut reader, &shared, &accepted)) => greeted,
         () = place.is_lost() => {
-            let text = "too many connections have not finished their handshake, and it was the oldest".to_owned();
+            let text = "too many handshakes were in progress; this was the oldest".to_owned();
             Ok(Err(End::Refused(RefusalKind::TooManyHandshakes, text)))
         }
     };
     drop(place);
     let end = match greeted {
-        Err(_) => End::Refused(RefusalKind::HandshakeTimeout, "it did not finish its handshake".to_owned()),
+        Err(_) => End::Refused(
+            RefusalKind::HandshakeTimeout,
+            "it did not finish its handshake in time".to_owned(),
+        ),
         Ok(Err(end)) => end,
-        Ok(Ok((from, _, Purpose::Snapshot))) => match SnapshotLine::new(stream, reader) {
+        Ok(Ok((from, _, Purpose::Snapshot))) => match SnapshotConnection::new(stream, reader) {
             Ok(line) => {
                 shared.events.snapshot(from, line);
                 End::Closed
@@ -113,7 +117,8 @@ async fn serve(
     }
 }
 
-/// Returns who dialled and what for, or why it is refused; a refusal has been told to the other side.
+/// Returns who dialled and for which purpose, or why it is refused. The other side has then been
+/// sent the refusal, if it speaks the protocol.
 async fn handshake(
     stream: &mut TcpStream,
     reader: &mut FrameReader,
@@ -125,22 +130,22 @@ async fn handshake(
     stream.read_exact(&mut theirs).await?;
     let checked = wire::check_preamble(theirs);
     if !matches!(checked, Err((RefusalKind::OtherProtocol, _))) {
-        // Also to another version: it learns from this why it is refused.
+        // Also sent to another version, which learns from it why it is refused.
         stream.write_all(&wire::preamble()).await?;
     }
     checked?;
     let hello = read_frame(stream, reader).await?;
-    let checked = match decode_hello(&hello) {
+    let checked = match decode_handshake(&hello) {
         Err(error) => Err(refuse_greeting(error)),
         Ok(hello) => check(&hello, shared, accepted).inspect_err(|(_, kind, text)| {
             let (node, kind, text) = (hello.from, *kind, text.clone());
             shared.events.refused(PeerRefusal { node, by_peer: false, kind, text });
         }),
     };
-    let mut reply = HelloReply {
+    let mut reply = HandshakeReply {
         protocol_version: PROTOCOL_VERSION,
         node: shared.identity.node.get(),
-        ..HelloReply::default()
+        ..HandshakeReply::default()
     };
     match &checked {
         Ok(_) => reply.incarnation = Bytes::copy_from_slice(&shared.identity.incarnation.0),
@@ -170,52 +175,83 @@ fn check(
     shared: &Shared,
     accepted: &Accepted,
 ) -> Result<(NodeId, u64, Purpose), Unwelcome> {
-    let own = &shared.identity;
+    check_addressee(hello, &shared.identity)?;
+    check_agreement(hello, &shared.identity, &shared.events.members())?;
+    admit(hello, shared, accepted)?;
+    Ok((hello.from, hello.start, hello.purpose))
+}
+
+/// Refuses a peer that means another cluster, group or node.
+fn check_addressee(hello: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err((refusal, kind, text));
     if hello.cluster != own.cluster {
-        let text =
-            format!("node {} belongs to cluster {}, this one to {}", hello.from, hello.cluster, own.cluster);
+        let text = format!(
+            "node {} belongs to cluster {}, this node to {}",
+            hello.from, hello.cluster, own.cluster
+        );
         return refuse(Refusal::OtherCluster, RefusalKind::OtherCluster, text);
     }
     if hello.group != own.group {
-        let text = format!("node {} is in group {}, this one in {}", hello.from, hello.group, own.group);
+        let text =
+            format!("node {} is in group {}, this node in {}", hello.from, hello.group, own.group);
         return refuse(Refusal::OtherGroup, RefusalKind::OtherGroup, text);
     }
     if hello.to != own.node || hello.from == own.node {
-        let text = format!("node {} dialled node {}; this is node {}", hello.from, hello.to, own.node);
+        let text =
+            format!("node {} dialled node {}; this is node {}", hello.from, hello.to, own.node);
         return refuse(Refusal::NotTheExpectedNode, RefusalKind::NotTheExpectedNode, text);
     }
-    let members = shared.events.members();
+    Ok(())
+}
+
+/// Refuses a peer that knows other members, or runs another state machine.
+fn check_agreement(
+    hello: &Greeting,
+    own: &TransportIdentity,
+    members: &[u64],
+) -> Result<(), Unwelcome> {
+    let refuse = |refusal, kind, text| Err((refusal, kind, text));
     if hello.members != members {
         let text = format!(
-            "node {} knows the members {}, node {} knows {}: give every node of a cluster the same `members`",
+            "node {} knows the members {}, node {} knows {}: give every node of a cluster the same \
+             `members`",
             hello.from,
             list(&hello.members),
             own.node,
-            list(&members)
+            list(members)
         );
         return refuse(Refusal::OtherMembers, RefusalKind::OtherMembers, text);
     }
     let (theirs, ours) = (&hello.state_machine, &own.state_machine);
     if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
         let text = format!(
-            "node {} runs the state machine {theirs:?}, node {} runs {ours:?}: all nodes of a cluster must run the same",
+            "node {} runs the state machine {theirs:?}, node {} runs {ours:?}: all nodes of a \
+             cluster must run the same one",
             hello.from, own.node
         );
         return refuse(Refusal::OtherStateMachine, RefusalKind::OtherStateMachine, text);
     }
+    Ok(())
+}
+
+/// Refuses a node that is no member, has another data directory, or runs twice.
+fn admit(hello: &Greeting, shared: &Shared, accepted: &Accepted) -> Result<(), Unwelcome> {
+    let refuse = |refusal, kind, text| Err((refusal, kind, text));
     match shared.events.admit(hello.from, hello.incarnation) {
         Admission::Welcome if accepted.is_replaced(hello.from, hello.start) => {
             let text = format!(
-                "node {} runs twice: another process with its data directory has taken its place; stop one of them",
+                "node {} runs twice: another process with its data directory, or a copy of it, has \
+                 replaced it; stop one of them",
                 hello.from
             );
             refuse(Refusal::RunsTwice, RefusalKind::RunsTwice, text)
         }
-        Admission::Welcome => Ok((hello.from, hello.start, hello.purpose)),
+        Admission::Welcome => Ok(()),
         Admission::UnknownNode => {
-            let text =
-                format!("node {} is no member of the cluster that node {} knows", hello.from, own.node);
+            let text = format!(
+                "node {} is not a member of the cluster that node {} knows",
+                hello.from, shared.identity.node
+            );
             refuse(Refusal::UnknownNode, RefusalKind::UnknownNode, text)
         }
         Admission::OtherIncarnation { bound } => {
@@ -229,19 +265,23 @@ fn list(members: &[u64]) -> String {
     members.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The same words on both sides.
+/// Both sides use this text.
 pub(super) fn other_incarnation(
     node: NodeId,
     found: d_engine_storage::Incarnation,
     bound: d_engine_storage::Incarnation,
 ) -> String {
     format!(
-        "node {node} has the data directory {found}, the cluster has bound it to {bound}: it was wiped or replaced"
+        "node {node} has the data directory {found}, but the cluster has bound it to {bound}: its \
+         directory was emptied or replaced"
     )
 }
 
-/// The next frame of a handshake.
-pub(super) async fn read_frame(stream: &mut TcpStream, reader: &mut FrameReader) -> Result<Bytes, End> {
+/// Reads the next frame of a handshake.
+pub(super) async fn read_frame(
+    stream: &mut TcpStream,
+    reader: &mut FrameReader,
+) -> Result<Bytes, End> {
     loop {
         if let Some(payload) = reader.next()? {
             return Ok(payload);
@@ -253,11 +293,17 @@ pub(super) async fn read_frame(stream: &mut TcpStream, reader: &mut FrameReader)
     }
 }
 
-/// Reads until the connection ends. Reads no more while this peer's share of memory is used up.
-async fn read_messages(mut stream: TcpStream, mut reader: FrameReader, from: NodeId, shared: &Shared) -> End {
-    let share = shared.settings.inbound_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+/// Reads until the connection ends. Pauses while this peer's share of memory is used up.
+async fn read_messages(
+    mut stream: TcpStream,
+    mut reader: FrameReader,
+    from: NodeId,
+    shared: &Shared,
+) -> End {
+    let share =
+        shared.settings.inbound_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let room = Arc::new(Semaphore::new(share));
-    // Pings come more often than this unless the peer is gone.
+    // Pings arrive more often than this, unless the peer is gone.
     let silence = shared.settings.silence_timeout * 2;
     loop {
         match hand_over(&mut reader, &mut stream, from, shared, &room, share).await {
@@ -272,7 +318,7 @@ async fn read_messages(mut stream: TcpStream, mut reader: FrameReader, from: Nod
     }
 }
 
-/// Hands every whole frame that has come to the node.
+/// Reports every complete frame that has arrived to the node.
 async fn hand_over(
     reader: &mut FrameReader,
     stream: &mut TcpStream,
@@ -283,7 +329,8 @@ async fn hand_over(
 ) -> Result<(), End> {
     while let Some(payload) = reader.next()? {
         if payload.is_empty() {
-            // One byte back. A full buffer means that earlier ones were not read: no harm.
+            // Answers with one byte. If the send buffer is full, the peer has not read earlier
+            // answers, and this one can be left out.
             match stream.try_write(&[1]) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -291,13 +338,14 @@ async fn hand_over(
             }
             continue;
         }
-        let (group, message) = decode_frame(&payload)
-            .map_err(|error| End::Refused(RefusalKind::MalformedFrame, format!("node {from}: {error}")))?;
+        let (group, message) = decode_frame(&payload).map_err(|error| {
+            End::Refused(RefusalKind::MalformedFrame, format!("node {from}: {error}"))
+        })?;
         let bytes = u32::try_from(payload.len().min(share)).unwrap_or(u32::MAX);
         let Ok(permit) = room.clone().acquire_many_owned(bytes).await else {
             return Err(End::Closed);
         };
-        shared.events.message(from, group, message, Room::counted(permit));
+        shared.events.message(from, group, message, ReceivePermit::counted(permit));
     }
     Ok(())
 }

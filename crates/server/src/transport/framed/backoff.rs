@@ -1,9 +1,9 @@
-//! How long to wait before dialling again.
+//! The waits before dialling again.
 
 use std::time::Duration;
 
-/// Doubling waits with jitter: nodes that lost one peer at the same moment do not all come back at the
-/// same moment.
+/// Doubling waits with jitter, so that nodes that lost one peer at the same moment do not all dial
+/// again at the same moment.
 pub(super) struct Backoff {
     min: Duration,
     max: Duration,
@@ -16,17 +16,17 @@ impl Backoff {
         Self { min, max, next: min, random: entropy }
     }
 
-    /// A connection stood: start again from the shortest wait.
+    /// Starts again from the shortest wait, after a connection was open.
     pub(super) fn reset(&mut self) {
         self.next = self.min;
     }
 
-    /// The other side said no, and will say so again soon: wait as long as ever.
+    /// Continues with the longest wait, after a refusal that is likely to be repeated.
     pub(super) fn raise(&mut self) {
         self.next = self.max;
     }
 
-    /// The next wait: between half of the current step and all of it.
+    /// Returns the next wait: between half of the current step and all of it.
     pub(super) fn wait(&mut self) -> Duration {
         let step = self.next.min(self.max);
         self.next = step.saturating_mul(2).min(self.max);

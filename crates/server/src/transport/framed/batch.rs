@@ -1,18 +1,18 @@
-//! Many frames in one vectored write.
+//! Writes many frames with one vectored write.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
-use d_engine_proto::engine::EncodedFrame;
+use d_engine_wire::EncodedFrame;
 
 use super::wire;
 
-/// Entries up to this length are copied beside their head; longer ones are written from where they
-/// are, shared with the other followers.
+/// Entries up to this length are copied next to their head; longer ones are written from their own
+/// buffer, which all followers share.
 const COPIED_BYTES: usize = 4 << 10;
 
-/// Frames on their way into the socket; a [`Buf`] once it is sealed.
+/// Frames to be written to the socket; a [`Buf`] once it is sealed.
 #[derive(Default)]
 pub(super) struct Batch {
     parts: VecDeque<Bytes>,
@@ -127,7 +127,8 @@ mod tests {
             while batch.has_remaining() {
                 let mut slices = [IoSlice::new(&[]); 8];
                 let count = batch.chunks_vectored(&mut slices);
-                let joined: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+                let joined: Vec<u8> =
+                    slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
                 assert_eq!(joined.len(), batch.remaining());
                 let now = step.min(joined.len());
                 collected.extend_from_slice(&joined[..now]);

@@ -1,14 +1,15 @@
-//! The side that dials: keeps a connection to one peer and writes what waits for it.
+//! The dialling side of a connection: keeps a connection to one peer and writes the peer's queued
+//! messages.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Buf as _;
 use d_engine_core::NodeId;
-use d_engine_proto::Message as _;
-use d_engine_proto::engine::{Greeting, encode_hello};
-use d_engine_proto::peer::{HelloReply, Purpose, Refusal};
 use d_engine_storage::Incarnation;
+use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
+use d_engine_wire::{Greeting, encode_handshake};
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
@@ -17,13 +18,13 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::accept::{End, other_incarnation, read_frame};
 use super::backoff::Backoff;
 use super::batch::Batch;
-use super::line::SnapshotLine;
+use super::line::SnapshotConnection;
 use super::outbox::Outbox;
 use super::wire::{self, FrameReader};
 use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared, UNSENT_BYTES};
 use crate::transport::{Admission, PeerRefusal};
 
-/// Dials one peer for ever.
+/// Keeps a connection to one peer until the task is aborted or the peer is disconnected.
 pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, outbox: Arc<Outbox>) {
     let settings = &shared.settings;
     let entropy = settings.entropy ^ peer.get().rotate_left(32);
@@ -49,7 +50,7 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
                 shared.refusals.note(&address, kind, &text);
                 shared.events.refused(PeerRefusal { node: peer, by_peer: true, kind, text });
             }
-            // Not there yet, or not any more: the usual case while nodes start and stop.
+            // The peer does not run yet, or no longer: the usual case while nodes start and stop.
             Ok(Err(End::Closed)) => tracing::debug!(%peer, %address, "peer cannot be reached"),
             Err(_) => tracing::debug!(%peer, %address, "peer does not answer"),
         }
@@ -60,22 +61,24 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
     }
 }
 
-/// Dials a peer for one snapshot. What is wrong is said in words.
+/// Dials a peer for one snapshot. An error is the reason in words.
 pub(super) async fn dial_for_snapshot(
     shared: Arc<Shared>,
     peer: NodeId,
     address: String,
-) -> Result<SnapshotLine, String> {
+) -> Result<SnapshotConnection, String> {
     let connecting = connect(&shared, peer, &address, Purpose::Snapshot);
     match timeout(shared.settings.handshake_timeout, connecting).await {
-        Ok(Ok((stream, reader, _))) => SnapshotLine::new(stream, reader).map_err(|error| error.to_string()),
+        Ok(Ok((stream, reader, _))) => {
+            SnapshotConnection::new(stream, reader).map_err(|error| error.to_string())
+        }
         Ok(Err(End::Refused(_, text))) => Err(text),
         Ok(Err(End::Closed)) => Err(format!("{address} cannot be reached")),
         Err(_) => Err(format!("{address} does not answer")),
     }
 }
 
-/// Connects and shakes hands.
+/// Connects and performs the handshake.
 async fn connect(
     shared: &Shared,
     peer: NodeId,
@@ -85,7 +88,7 @@ async fn connect(
     let mut stream = open(shared, peer, address).await?;
     stream.set_nodelay(true)?;
     let own = &shared.identity;
-    let hello = encode_hello(&Greeting {
+    let hello = encode_handshake(&Greeting {
         cluster: own.cluster,
         group: own.group,
         from: own.node,
@@ -102,14 +105,14 @@ async fn connect(
     wire::check_preamble(theirs)?;
     let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
     let reply = read_frame(&mut stream, &mut reader).await?;
-    let reply = HelloReply::decode(reply)
+    let reply = HandshakeReply::decode(reply)
         .map_err(|error| End::Refused(RefusalKind::MalformedFrame, error.to_string()))?;
     check(&reply, shared, peer).map(|incarnation| (stream, reader, incarnation))
 }
 
-/// Tries every address that the name stands for.
+/// Tries every address to which the name resolves.
 async fn open(shared: &Shared, peer: NodeId, address: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::other("the name stands for no address");
+    let mut last = io::Error::other("the name resolves to no address");
     for target in lookup_host(address).await? {
         let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
@@ -122,7 +125,7 @@ async fn open(shared: &Shared, peer: NodeId, address: &str) -> io::Result<TcpStr
     Err(last)
 }
 
-fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnation, End> {
+fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarnation, End> {
     let refused = |kind, text| Err(End::Refused(kind, text));
     let kind = match reply.refusal() {
         Refusal::None if reply.refusal == i32::from(Refusal::None) => None,
@@ -135,7 +138,7 @@ fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnatio
         Refusal::OtherMembers => Some(RefusalKind::OtherMembers),
         Refusal::OtherStateMachine => Some(RefusalKind::OtherStateMachine),
         Refusal::RunsTwice => Some(RefusalKind::RunsTwice),
-        // Also a refusal of a newer version that has no number here.
+        // Also a refusal of a newer version that this program does not know.
         Refusal::Malformed | Refusal::None => Some(RefusalKind::MalformedFrame),
     };
     if let Some(kind) = kind {
@@ -146,13 +149,13 @@ fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnatio
         return refused(RefusalKind::NotTheExpectedNode, text);
     }
     let Ok(incarnation) = <[u8; 16]>::try_from(&reply.incarnation[..]).map(Incarnation) else {
-        let text = "its incarnation has not 16 bytes".to_owned();
+        let text = "its incarnation is not 16 bytes long".to_owned();
         return refused(RefusalKind::MalformedFrame, text);
     };
     match shared.events.admit(peer, incarnation) {
         Admission::Welcome => Ok(incarnation),
         Admission::UnknownNode => {
-            refused(RefusalKind::UnknownNode, format!("node {peer} is no member any more"))
+            refused(RefusalKind::UnknownNode, format!("node {peer} is no longer a member"))
         }
         Admission::OtherIncarnation { bound } => {
             refused(RefusalKind::OtherIncarnation, other_incarnation(peer, incarnation, bound))
@@ -160,7 +163,7 @@ fn check(reply: &HelloReply, shared: &Shared, peer: NodeId) -> Result<Incarnatio
     }
 }
 
-/// Writes until the connection ends; returns why it did.
+/// Writes until the connection ends. Returns the reason.
 async fn run(stream: TcpStream, shared: &Shared, outbox: &Outbox) -> String {
     bound_unsent(&stream);
     let (read, write) = stream.into_split();
@@ -173,19 +176,23 @@ async fn run(stream: TcpStream, shared: &Shared, outbox: &Outbox) -> String {
     }
 }
 
-/// Where the system can, the kernel takes little more than it can send at once: what it has taken cannot
-/// be overtaken.
+/// Makes the kernel accept little more than it can send at once, where the system supports it:
+/// accepted bytes cannot be overtaken.
 fn bound_unsent(stream: &TcpStream) {
     #[cfg(any(target_os = "android", target_os = "linux"))]
     if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES) {
-        tracing::debug!(%error, "TCP_NOTSENT_LOWAT cannot be set: heartbeats may wait behind a full send buffer");
+        tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT: bulk may delay heartbeats");
     }
     #[cfg(not(any(target_os = "android", target_os = "linux")))]
     let _ = (stream, UNSENT_BYTES);
 }
 
-/// Writes what waits, many frames at a time, and a ping every interval.
-async fn write_frames(mut stream: OwnedWriteHalf, shared: &Shared, outbox: &Outbox) -> io::Result<()> {
+/// Writes the queued frames, many at a time, and a ping every interval.
+async fn write_frames(
+    mut stream: OwnedWriteHalf,
+    shared: &Shared,
+    outbox: &Outbox,
+) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut next_ping = Instant::now();
     loop {
@@ -199,18 +206,18 @@ async fn write_frames(mut stream: OwnedWriteHalf, shared: &Shared, outbox: &Outb
             stream.write_all_buf(&mut batch).await?;
             continue;
         }
-        // Whether a frame came or the ping is due is seen above.
+        // The loop checks whether a frame has arrived or the ping is due.
         timeout_at(next_ping, outbox.filled()).await.unwrap_or(());
     }
 }
 
-/// Waits until the peer closes the connection or leaves pings unanswered.
+/// Waits until the peer closes the connection or stops answering pings. Returns the reason.
 async fn watch(mut stream: OwnedReadHalf, shared: &Shared) -> String {
     let mut answers = [0; 64];
     loop {
         match timeout(shared.settings.silence_timeout, stream.read(&mut answers)).await {
             Err(_) => return "the peer does not answer".to_owned(),
-            Ok(Ok(0)) => return "the peer closed it".to_owned(),
+            Ok(Ok(0)) => return "the peer closed the connection".to_owned(),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return error.to_string(),
         }

@@ -1,5 +1,5 @@
-//! Places of accepted connections: of those that have not finished their handshake, which are few, and of the one of
-//! each peer.
+//! Slots of accepted connections: a bounded number for connections in their handshake, and one for
+//! each peer's connection.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 
-/// Connections that have not finished their handshake, the oldest first.
+/// Connections in their handshake, the oldest first.
 #[derive(Default)]
 pub(super) struct Handshakes {
     state: Mutex<Unfinished>,
@@ -25,11 +25,11 @@ struct Unfinished {
 struct Waiting {
     number: u64,
     host: IpAddr,
-    /// Dropped: the connection has lost its place.
+    /// Dropping it takes the slot away from the connection.
     _keeps: oneshot::Sender<()>,
 }
 
-/// The place of one connection, until it is dropped.
+/// The slot of one connection, until it is dropped.
 pub(super) struct HandshakePlace {
     handshakes: Arc<Handshakes>,
     number: u64,
@@ -37,13 +37,14 @@ pub(super) struct HandshakePlace {
 }
 
 impl Handshakes {
-    // Nobody panics while holding the lock.
+    // No caller panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Unfinished> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection from `host`. If there are too many, the oldest loses its own: whoever says nothing
-    /// cannot keep those out who come later. Hosts of members go last.
+    /// Returns a slot for a connection from `host`. If none is free, the oldest connection loses
+    /// its slot, so that a silent one cannot keep later ones out. Hosts of members lose theirs
+    /// last.
     pub(super) fn begin(self: &Arc<Self>, host: IpAddr, shared: &Shared) -> HandshakePlace {
         let known: Vec<IpAddr> = {
             let hosts = shared.known_hosts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,9 +67,9 @@ impl Handshakes {
 }
 
 impl HandshakePlace {
-    /// Resolves when somebody else has got the place.
+    /// Resolves when a newer connection takes the slot.
     pub(super) async fn is_lost(&mut self) {
-        // Nothing is ever sent: the sender is dropped.
+        // Nothing is ever sent; the sender is dropped.
         (&mut self.lost).await.unwrap_or(());
     }
 }
@@ -79,22 +80,22 @@ impl Drop for HandshakePlace {
     }
 }
 
-/// Starts of a node that are remembered as replaced.
+/// The most replaced starts that are remembered for a node.
 const REPLACED_MAX: usize = 8;
 
-/// The connection of each peer. A newer one takes the place of the older, which ends when its sender here is dropped:
-/// the peer has given it up.
+/// The connection of each peer. A newer connection replaces the older one, because the peer has
+/// given that one up; the older one ends when its sender here is dropped.
 #[derive(Default)]
 pub(super) struct Accepted {
     peers: Mutex<BTreeMap<NodeId, Peer>>,
 }
 
 struct Peer {
-    /// Which start of the peer the connection is of.
+    /// The start of the peer, from its handshake.
     start: u64,
     ends: oneshot::Sender<()>,
-    /// Earlier starts whose place was taken. A process that was restarted never comes back as an earlier start; one that
-    /// runs beside another with the same directory does.
+    /// Earlier starts that were replaced. A restarted process never returns with an earlier start;
+    /// a process that runs beside another one with the same directory does.
     replaced: VecDeque<u64>,
 }
 
@@ -103,7 +104,8 @@ impl Accepted {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the connection that stands is of a later start of this peer.
+    /// Whether the open connection belongs to a later start of this peer, which has replaced
+    /// `start`.
     pub(super) fn is_replaced(&self, node: NodeId, start: u64) -> bool {
         let peers = self.lock();
         peers.get(&node).is_some_and(|peer| {
@@ -111,7 +113,8 @@ impl Accepted {
         })
     }
 
-    /// Ends the older connection of this peer; resolves when a newer one does the same to this.
+    /// Ends the older connection of this peer. The result resolves when a newer connection replaces
+    /// this one.
     pub(super) fn take_place(&self, node: NodeId, start: u64) -> oneshot::Receiver<()> {
         let (ends, replaced) = oneshot::channel();
         let mut peers = self.lock();
@@ -176,7 +179,7 @@ mod tests {
         let second = accepted.take_place(node, 2);
         assert!(accepted.is_replaced(node, 1) && !accepted.is_replaced(node, 2));
         drop(second);
-        assert!(!accepted.is_replaced(node, 1), "the other has gone");
+        assert!(!accepted.is_replaced(node, 1), "the other connection has ended");
         let _again = accepted.take_place(node, 1);
         assert!(accepted.is_replaced(node, 2) && !accepted.is_replaced(node, 1));
     }

@@ -1,46 +1,46 @@
-//! Connections that were refused: counted by kind, logged once per address and kind.
+//! Refused connections: counted by kind, logged once per address and kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Why a connection was refused or given up, by either side.
+/// Why a connection was refused or closed, by either side.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 #[non_exhaustive]
 pub enum RefusalKind {
-    /// The other side does not speak the peer protocol at all.
+    /// The other side does not speak the peer protocol.
     OtherProtocol,
-    /// It speaks another version of it.
+    /// It speaks another version of the protocol.
     ProtocolVersion,
     /// It belongs to another cluster.
     OtherCluster,
-    /// It meant another group.
+    /// It is in another group.
     OtherGroup,
-    /// It is no member.
+    /// It is not a member.
     UnknownNode,
-    /// It meant, or is, another node than the one at this address.
+    /// It expected, or is, another node than the one at this address.
     NotTheExpectedNode,
-    /// Its data directory is not the one that the cluster has bound.
+    /// Its data directory is not the one that the cluster has bound to the node.
     OtherIncarnation,
-    /// It announced a frame longer than allowed.
+    /// It announced a longer frame than is allowed.
     OversizedFrame,
-    /// It sent a frame that is no message.
+    /// It sent a frame that is not a message.
     MalformedFrame,
-    /// A frame was damaged on its way.
+    /// The checksum of a frame does not match.
     Checksum,
     /// It did not finish its handshake in time.
     HandshakeTimeout,
-    /// Too many handshakes were going on.
+    /// Too many handshakes were in progress.
     TooManyHandshakes,
-    /// It knows other members.
+    /// It knows a different set of members.
     OtherMembers,
     /// It runs another state machine.
     OtherStateMachine,
-    /// Another process that says it is the same node has taken its place.
+    /// Another process with the same node id has replaced it.
     RunsTwice,
 }
 
-/// How many (address, kind) pairs are remembered as logged. Beyond that refusals are only counted, so
-/// that strangers cannot fill memory or log.
+/// The most (address, kind) pairs that are remembered as logged. Beyond that, refusals are only
+/// counted, so that strangers can fill neither memory nor log.
 const REMEMBERED: usize = 1_024;
 
 #[derive(Default)]
@@ -60,15 +60,15 @@ impl Refusals {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a refusal; logs it if it is the first of its kind with this address. `address` is without
-    /// the port for a peer that dialled us: it has another one every time.
+    /// Counts a refusal, and logs it if it is the first of its kind from this address. For a peer
+    /// that dialled this node, `address` has no port: the port differs every time.
     pub(super) fn note(&self, address: &str, kind: RefusalKind, text: &str) {
         if self.count(address, kind) {
             tracing::warn!(address, ?kind, "peer connection refused: {text}");
         }
     }
 
-    /// Counts; whether to log.
+    /// Counts a refusal. Returns whether to log it.
     fn count(&self, address: &str, kind: RefusalKind) -> bool {
         let mut state = self.state();
         *state.counts.entry(kind).or_default() += 1;

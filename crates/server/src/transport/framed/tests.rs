@@ -1,21 +1,21 @@
-//! Real sockets on loopback. Nothing here waits for a time to pass: every wait is for an event, with a
-//! deadline that only a failure reaches.
+//! Tests over real sockets on loopback. No test waits for time to pass: every wait is for an event,
+//! with a deadline that is reached only on failure.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_core::{AppendOutcome, EntryKind, LogId, LogIndex, Term};
-use d_engine_proto::Message as _;
-use d_engine_proto::engine::{Greeting, encode_frame, encode_hello};
-use d_engine_proto::peer::{Hello, HelloReply, Purpose, Refusal};
 use d_engine_storage::LogEntry;
+use d_engine_wire::message::{Handshake, HandshakeReply, Purpose, Refusal};
+use d_engine_wire::{Greeting, encode_frame, encode_handshake};
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::transport::{Admission, PeerRefusal, Room, SnapshotLine};
+use crate::transport::{Admission, PeerRefusal, ReceivePermit, SnapshotConnection};
 
 mod refusals;
 mod snapshot_lines;
@@ -36,10 +36,10 @@ fn directory(id: u64) -> Incarnation {
 
 #[derive(Debug)]
 enum Happened {
-    Message(NodeId, PeerMessage, Room),
+    Message(NodeId, PeerMessage, ReceivePermit),
     Up(NodeId, Incarnation),
     Down(NodeId),
-    Snapshot(NodeId, SnapshotLine),
+    Snapshot(NodeId, SnapshotConnection),
 }
 
 /// Admits nodes 1 to 5 with their own directories.
@@ -51,7 +51,7 @@ struct Recorder {
 
 impl Recorder {
     fn put(&self, happened: Happened) {
-        assert!(self.happened.try_send(happened).is_ok(), "the test does not read what happened");
+        assert!(self.happened.try_send(happened).is_ok(), "the test does not read the events");
     }
 }
 
@@ -71,12 +71,12 @@ impl PeerEvents for Recorder {
         }
     }
 
-    fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: Room) {
+    fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: ReceivePermit) {
         assert_eq!(group, GROUP);
         self.put(Happened::Message(from, message, room));
     }
 
-    fn snapshot(&self, from: NodeId, line: SnapshotLine) {
+    fn snapshot(&self, from: NodeId, line: SnapshotConnection) {
         self.put(Happened::Snapshot(from, line));
     }
 
@@ -97,7 +97,7 @@ impl PeerEvents for Recorder {
     }
 }
 
-/// A transport and what it told.
+/// A transport and the events that it reported.
 struct Node {
     transport: FramedTransport,
     recorder: Arc<Recorder>,
@@ -109,10 +109,18 @@ impl Node {
         Self::start_with(id, CLUSTER, "127.0.0.1:0", settings()).await
     }
 
-    async fn start_with(id: u64, cluster: ClusterId, listen: &str, settings: TransportSettings) -> Self {
+    async fn start_with(
+        id: u64,
+        cluster: ClusterId,
+        listen: &str,
+        settings: TransportSettings,
+    ) -> Self {
         let (tell, happened) = mpsc::channel(100_000);
-        let recorder =
-            Arc::new(Recorder { happened: tell, wiped: Mutex::new(None), refusals: Mutex::default() });
+        let recorder = Arc::new(Recorder {
+            happened: tell,
+            wiped: Mutex::new(None),
+            refusals: Mutex::default(),
+        });
         let identity = TransportIdentity {
             cluster,
             group: GROUP,
@@ -121,7 +129,8 @@ impl Node {
             start: 7,
             state_machine: "example/bank".to_owned(),
         };
-        let transport = FramedTransport::start(identity, settings, listen, recorder.clone()).await.unwrap();
+        let transport =
+            FramedTransport::start(identity, settings, listen, recorder.clone()).await.unwrap();
         Self { transport, recorder, happened }
     }
 
@@ -163,7 +172,7 @@ impl Node {
         until(|| self.refused(kind) > 0).await;
     }
 
-    /// Nothing that happened reached the node.
+    /// Whether no event reached the node.
     fn nothing_happened(&mut self) -> bool {
         self.happened.try_recv().is_err()
     }
@@ -210,14 +219,19 @@ fn append(index: u64, length: usize) -> PeerMessage {
         data: Bytes::from(vec![index as u8; length]),
     };
     let prev = LogId::new(Term::new(u64::from(index > 1)), LogIndex::new(index - 1));
-    PeerMessage::Append { term: Term::new(1), prev, commit: LogIndex::ZERO, entries: [entry].into() }
+    PeerMessage::Append {
+        term: Term::new(1),
+        prev,
+        commit: LogIndex::ZERO,
+        entries: [entry].into(),
+    }
 }
 
 fn sent(node: &mut Node, to: u64, message: &PeerMessage) -> bool {
     node.transport.send(n(to), GROUP, message) == Sent::Queued
 }
 
-// ---- a stranger's side of the wire, by hand ----
+// ---- the bytes of a connection, written by hand ----
 
 fn greeting() -> Greeting {
     Greeting {
@@ -249,7 +263,7 @@ fn opening(hello: &[u8]) -> Vec<u8> {
 }
 
 /// The preamble and the reply that the dialled node sent.
-async fn reply(stream: &mut TcpStream) -> HelloReply {
+async fn reply(stream: &mut TcpStream) -> HandshakeReply {
     let mut preamble = [0; wire::PREAMBLE_BYTES];
     within(stream.read_exact(&mut preamble)).await.unwrap();
     assert_eq!(preamble, wire::preamble());
@@ -257,34 +271,35 @@ async fn reply(stream: &mut TcpStream) -> HelloReply {
     within(stream.read_exact(&mut header)).await.unwrap();
     let mut payload = vec![0; u32::from_le_bytes(header[..4].try_into().unwrap()) as usize];
     within(stream.read_exact(&mut payload)).await.unwrap();
-    HelloReply::decode(&payload[..]).unwrap()
+    HandshakeReply::decode(&payload[..]).unwrap()
 }
 
-/// Whether the other side closes the connection; what it sends before is passed over.
+/// Whether the other side closes the connection. Bytes that it sends before are skipped.
 async fn is_closed(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
-    // A reset is as closed as an orderly end.
+    // A reset counts as closed.
     within(stream.read_to_end(&mut rest)).await.unwrap_or(0);
     true
 }
 
 /// Dials `node` as node 2 and finishes the handshake.
 async fn accepted_stranger(node: &Node) -> TcpStream {
-    let mut stream = stranger(node, &opening(&encode_hello(&greeting()))).await;
+    let mut stream = stranger(node, &opening(&encode_handshake(&greeting()))).await;
     let reply = reply(&mut stream).await;
     assert_eq!(reply.refusal(), Refusal::None, "{}", reply.refusal_text);
     stream
 }
 
-// ---- the normal way ----
+// ---- normal operation ----
 
-/// Whoever waits to dial a peer again does not wait on once that peer is back and dials itself: the answers of
-/// this node could not reach it meanwhile.
+/// A node that waits before it dials a peer again dials at once when that peer is back and dials
+/// this node: until then this node's responses could not reach it.
 #[tokio::test]
 async fn a_peer_that_comes_back_is_dialled_at_once() {
     let hour = Duration::from_secs(3_600);
     let patient = TransportSettings { backoff_min: hour, backoff_max: hour, ..settings() };
-    let (mut one, two) = (Node::start_with(1, CLUSTER, "127.0.0.1:0", patient).await, Node::start(2).await);
+    let (mut one, two) =
+        (Node::start_with(1, CLUSTER, "127.0.0.1:0", patient).await, Node::start(2).await);
     one.dial(&two);
     one.up().await;
     let address = two.transport.local_addr().to_string();
@@ -323,13 +338,13 @@ async fn nodes_exchange_messages_of_every_kind_and_size() {
         append(1, 0),
         append(1, 100),
         append(2, 1 << 20),
-        PeerMessage::AppendReply { term, outcome: AppendOutcome::Stored(LogIndex::new(4)) },
+        PeerMessage::AppendReply { term, outcome: AppendOutcome::Persisted(LogIndex::new(4)) },
         heartbeat(1),
         PeerMessage::HeartbeatReply {
             term,
             round: 1,
             received: LogIndex::ZERO,
-            stored: LogIndex::ZERO,
+            persisted: LogIndex::ZERO,
             report: d_engine_core::FollowerReport::default(),
         },
     ];
@@ -364,7 +379,7 @@ async fn without_a_connection_messages_are_lost_and_said_to_be() {
     assert!(sent(&mut one, 2, &heartbeat(1)));
 }
 
-/// A port that stays ours while nobody listens on it.
+/// A port that this test holds while nothing listens on it.
 fn reserved() -> (tokio::net::TcpSocket, String) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
@@ -401,7 +416,8 @@ async fn a_peer_that_starts_late_is_found() {
 
 #[tokio::test]
 async fn a_peer_that_moved_is_dialled_at_its_new_address() {
-    let (mut one, old, mut new) = (Node::start(1).await, Node::start(2).await, Node::start(2).await);
+    let (mut one, old, mut new) =
+        (Node::start(1).await, Node::start(2).await, Node::start(2).await);
     one.dial(&old);
     one.up().await;
     one.dial(&new);
@@ -426,7 +442,7 @@ async fn a_newer_connection_of_a_peer_ends_its_older_one() {
 
 // ---- bounds ----
 
-/// The receiver keeps everything it gets, so that it reads no more; the sender's queue fills up.
+/// The receiver keeps every message, so that it reads no more; the sender's queue fills up.
 #[tokio::test]
 async fn a_slow_reader_costs_a_bounded_queue_and_heartbeats_still_come_through() {
     let slow = TransportSettings { inbound_bytes: 100_000, ..settings() };
@@ -448,11 +464,11 @@ async fn a_slow_reader_costs_a_bounded_queue_and_heartbeats_still_come_through()
     let stats = one.transport.stats();
     assert_eq!(stats.dropped, 1);
     assert!(stats.queued_bytes <= 300_000, "{stats:?}");
-    assert!(sent(&mut one, 2, &heartbeat(9)), "the urgent lane has room");
+    assert!(sent(&mut one, 2, &heartbeat(9)), "the urgent lane has space");
 
-    // One message fits into the receiver's share, and no second one before it is dropped.
+    // One message fits into the receiver's share; a second one only after the first is dropped.
     let held = two.next().await;
-    assert!(two.nothing_happened(), "more was read than there is room for");
+    assert!(two.nothing_happened(), "more was read than the receiver's share allows");
     assert!(matches!(&held, Happened::Message(_, _, room) if room.bytes() > 60_000));
     drop(held);
     let mut seen = vec![];
@@ -486,12 +502,15 @@ async fn a_peer_that_leaves_pings_unanswered_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     one.transport.connect(n(2), &silent.local_addr().unwrap().to_string());
     let (mut stream, _) = within(silent.accept()).await.unwrap();
-    let reply =
-        HelloReply { node: 2, incarnation: Bytes::copy_from_slice(&directory(2).0), ..HelloReply::default() };
+    let reply = HandshakeReply {
+        node: 2,
+        incarnation: Bytes::copy_from_slice(&directory(2).0),
+        ..HandshakeReply::default()
+    };
     stream.write_all(&opening(&reply.encode_to_vec())).await.unwrap();
     one.up().await;
     let hello = Greeting { from: n(1), to: n(2), incarnation: directory(1), ..greeting() };
-    let expected = [opening(&encode_hello(&hello)), framed(b""), framed(b"")].concat();
+    let expected = [opening(&encode_handshake(&hello)), framed(b""), framed(b"")].concat();
     let mut pinged = vec![0; expected.len()];
     within(stream.read_exact(&mut pinged)).await.unwrap();
     assert_eq!(pinged, expected, "the handshake, and pings on an idle connection");
@@ -507,7 +526,7 @@ async fn an_idle_connection_stays() {
     };
     let mut one = Node::start_with(1, CLUSTER, "127.0.0.1:0", impatient).await;
     let mut stream = accepted_stranger(&one).await;
-    // Pings by hand: each is answered by one byte, and the node is told nothing.
+    // Pings written by hand: each is answered by one byte, and the node receives no event.
     for _ in 0..3 {
         stream.write_all(&framed(b"")).await.unwrap();
         let mut answer = [0];
@@ -518,17 +537,20 @@ async fn an_idle_connection_stays() {
 
 #[tokio::test]
 async fn connections_without_a_handshake_are_few_and_short() {
-    let strict =
-        TransportSettings { max_handshakes: 1, handshake_timeout: Duration::from_secs(1), ..settings() };
+    let strict = TransportSettings {
+        max_handshakes: 1,
+        handshake_timeout: Duration::from_secs(1),
+        ..settings()
+    };
     let one = Node::start_with(1, CLUSTER, "127.0.0.1:0", strict).await;
     let mut first = stranger(&one, b"d-eng").await;
-    // One that says nothing does not keep the next one out.
+    // A silent connection does not keep the next one out.
     let mut second = stranger(&one, b"").await;
     assert!(is_closed(&mut first).await);
     one.refuses(RefusalKind::TooManyHandshakes).await;
     assert!(is_closed(&mut second).await);
     one.refuses(RefusalKind::HandshakeTimeout).await;
-    // Connections that have finished theirs do not count.
+    // Connections that have finished their handshake do not count.
     let _third = accepted_stranger(&one).await;
     let _fourth = accepted_stranger(&one).await;
 }

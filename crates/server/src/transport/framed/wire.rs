@@ -1,21 +1,21 @@
-//! The bytes around the messages: preamble, length, checksum.
+//! The framing of messages: preamble, length, checksum.
 
 use bytes::{Buf, Bytes, BytesMut};
-use d_engine_proto::PROTOCOL_VERSION;
+use d_engine_wire::PROTOCOL_VERSION;
 
 use super::RefusalKind;
 
 const MAGIC: &[u8; 8] = b"d-engine";
 pub(super) const PREAMBLE_BYTES: usize = 12;
 const HEADER_BYTES: usize = 8;
-/// The part of a frame's length that is a length; see [`Piece`] for the rest.
+/// The bits of a frame's length field that hold the length; see [`Piece`] for the others.
 const LENGTH_BITS: u32 = (1 << 30) - 1;
-/// The longest frame of a handshake: a stranger gets no more memory than that.
+/// The longest frame of a handshake; a stranger receives no more memory than that.
 pub(super) const MAX_HANDSHAKE_BYTES: usize = 4 << 10;
-/// Read at least this much at a time.
+/// The bytes that are reserved for reading at a time.
 const READ_BYTES: usize = 64 << 10;
 
-/// What each side sends first.
+/// The first bytes that each side sends.
 pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
     let mut bytes = [0; PREAMBLE_BYTES];
     let (magic, version) = bytes.split_at_mut(MAGIC.len());
@@ -24,7 +24,7 @@ pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
     bytes
 }
 
-/// Checks what the other side sent first.
+/// Checks the other side's preamble.
 pub(super) fn check_preamble(bytes: [u8; PREAMBLE_BYTES]) -> Result<(), (RefusalKind, String)> {
     let Some(version) = bytes.strip_prefix(MAGIC) else {
         return Err((
@@ -34,14 +34,18 @@ pub(super) fn check_preamble(bytes: [u8; PREAMBLE_BYTES]) -> Result<(), (Refusal
     };
     let theirs = version.try_into().map(u32::from_le_bytes).unwrap_or(0);
     if theirs != PROTOCOL_VERSION {
-        let text = format!("it speaks protocol version {theirs}, this node speaks {PROTOCOL_VERSION}");
+        let text =
+            format!("it speaks protocol version {theirs}, this node speaks {PROTOCOL_VERSION}");
         return Err((RefusalKind::ProtocolVersion, text));
     }
     Ok(())
 }
 
-/// Whether a frame is a payload, or a part of a long one: other frames may come between the parts of a
-/// payload, so that nothing waits for the whole of it.
+/// Longer appends are sent in parts of this length.
+pub(super) const PART_BYTES: usize = 16 << 10;
+
+/// Whether a frame is a whole payload or a part of one. Other frames may come between the parts of
+/// a payload, so that nothing waits for all of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Piece {
     Whole,
@@ -50,7 +54,7 @@ pub(super) enum Piece {
 }
 
 impl Piece {
-    /// As it stands in the two highest bits of a frame's length.
+    /// The two highest bits of a frame's length field.
     const fn bits(self) -> u32 {
         match self {
             Self::Whole => 0,
@@ -60,18 +64,19 @@ impl Piece {
     }
 }
 
-/// Length and checksum of a payload that is given in slices.
+/// Returns length and checksum of a payload that is given in slices.
 pub(super) fn header(slices: &[&[u8]]) -> [u8; HEADER_BYTES] {
     header_of(Piece::Whole, slices)
 }
 
-/// Length and checksum of a payload, or of a part of one.
+/// Returns length and checksum of a payload, or of a part of one.
 pub(super) fn header_of(piece: Piece, parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
     let length: usize = parts.iter().map(|part| part.len()).sum();
-    // Every frame is far shorter than 1 GiB; one that is not would be refused by its receiver.
+    // Every frame is far shorter than 1 GiB; the receiver would refuse a longer one.
     let length = u32::try_from(length).unwrap_or(LENGTH_BITS).min(LENGTH_BITS) | piece.bits();
     let length = length.to_le_bytes();
-    let checksum = parts.iter().fold(crc32c::crc32c(&length), |crc, part| crc32c::crc32c_append(crc, part));
+    let checksum =
+        parts.iter().fold(crc32c::crc32c(&length), |crc, part| crc32c::crc32c_append(crc, part));
     let mut header = [0; HEADER_BYTES];
     let (first, second) = header.split_at_mut(4);
     first.copy_from_slice(&length);
@@ -79,12 +84,12 @@ pub(super) fn header_of(piece: Piece, parts: &[&[u8]]) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Cuts a stream of bytes into checked payloads. A length is believed only as far as bytes have
-/// really come: memory grows with what was received, never with what was announced.
+/// Cuts a stream of bytes into checked payloads. Memory grows with the bytes that were received,
+/// never with an announced length.
 #[derive(Debug)]
 pub(super) struct FrameReader {
     buffer: BytesMut,
-    /// The parts of a long payload that have come so far.
+    /// The received parts of a long payload.
     parts: BytesMut,
     max_bytes: usize,
 }
@@ -94,20 +99,22 @@ impl FrameReader {
         Self { buffer: BytesMut::new(), parts: BytesMut::new(), max_bytes }
     }
 
-    /// From now on frames may be this long: the handshake is over.
+    /// Allows frames of up to `max_bytes`: the handshake is over.
     pub(super) fn allow(&mut self, max_bytes: usize) {
         self.max_bytes = max_bytes;
     }
 
-    /// Where to read into.
+    /// Returns the buffer to read into.
     pub(super) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// Makes room for the next read: a fixed piece, or as much again as has come of a long frame.
+    /// Reserves space for the next read: a fixed amount, or as much again as was received of a long
+    /// frame.
     ///
-    /// Payloads are slices of the piece they came in and keep it alive, so a piece is filled before the
-    /// next one is taken: otherwise every small frame would pin one of its own.
+    /// A payload is a slice of the allocation that it was read into and keeps that allocation
+    /// alive. An allocation is therefore filled before the next one is made; otherwise every small
+    /// frame would pin one.
     pub(super) fn reserve(&mut self) {
         if self.buffer.capacity() - self.buffer.len() >= READ_BYTES / 16 {
             return;
@@ -116,7 +123,7 @@ impl FrameReader {
         self.buffer.reserve(wanted);
     }
 
-    /// The next payload, or `None` when more bytes are needed.
+    /// Returns the next payload; `None` if more bytes are needed.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, (RefusalKind, String)> {
         while let Some((piece, payload)) = self.next_piece()? {
             if piece == Piece::Whole {
@@ -135,7 +142,10 @@ impl FrameReader {
     }
 
     fn oversized(&self, length: usize) -> (RefusalKind, String) {
-        let text = format!("it announced a frame of {length} bytes; at most {} are allowed", self.max_bytes);
+        let text = format!(
+            "it announced a frame of {length} bytes; at most {} are allowed",
+            self.max_bytes
+        );
         (RefusalKind::OversizedFrame, text)
     }
 
@@ -150,15 +160,22 @@ impl FrameReader {
             return Err(self.oversized(length));
         }
         let piece = [Piece::Whole, Piece::Part, Piece::LastPart];
-        let Some(piece) = piece.into_iter().find(|piece| piece.bits() == word & !LENGTH_BITS) else {
-            return Err((RefusalKind::MalformedFrame, "a frame is of an unknown kind".to_owned()));
+        let Some(piece) = piece.into_iter().find(|piece| piece.bits() == word & !LENGTH_BITS)
+        else {
+            return Err((
+                RefusalKind::MalformedFrame,
+                "it sent a frame of an unknown kind".to_owned(),
+            ));
         };
         let Some(payload) = after.get(..length) else {
             return Ok(None);
         };
         let found = crc32c::crc32c_append(crc32c::crc32c(&[a, b, c, d]), payload);
         if found != u32::from_le_bytes(checksum) {
-            return Err((RefusalKind::Checksum, "a frame was damaged on its way".to_owned()));
+            return Err((
+                RefusalKind::Checksum,
+                "a frame was damaged in transit: its checksum does not match".to_owned(),
+            ));
         }
         self.buffer.advance(HEADER_BYTES);
         Ok(Some((piece, self.buffer.split_to(length).freeze())))
@@ -195,7 +212,7 @@ mod tests {
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            // Followed by more, so that a longer length finds its bytes.
+            // More bytes follow, so that a flipped length finds enough of them.
             bad.extend_from_slice(&[0; 200]);
             let mut reader = FrameReader::new(150);
             reader.buffer().extend_from_slice(&bad);
@@ -203,8 +220,8 @@ mod tests {
         }
     }
 
-    /// Payloads keep the memory alive that they were read into. If every read took a new piece, a cache of
-    /// small entries would hold many times what it counts.
+    /// Payloads keep alive the memory that they were read into. If every read allocated, a cache of
+    /// small entries would hold many times the bytes that it counts.
     #[test]
     fn small_frames_that_come_one_by_one_share_their_memory() {
         let mut reader = FrameReader::new(1 << 20);
@@ -281,7 +298,7 @@ mod tests {
         assert!(stranger.buffer().capacity() < 2 * MAX_HANDSHAKE_BYTES);
     }
 
-    /// Strangers of any version must be able to read it: it may never change.
+    /// Every version must be able to read the preamble, so it may never change.
     #[test]
     fn the_preamble_is_the_golden_one() {
         assert_eq!(&preamble(), b"d-engine\x01\x00\x00\x00");

@@ -1,73 +1,78 @@
-//! Who is refused, what it is told, and who is not.
+//! Which connections are refused, and what the refused side receives.
 
 use super::*;
 
-#[tokio::test]
-async fn a_stranger_is_told_why_it_is_refused() {
-    let mut one = Node::start(1).await;
-    let raw = |change: fn(&mut Hello)| {
-        let mut hello = Hello::decode(encode_hello(&greeting())).unwrap();
-        change(&mut hello);
-        Bytes::from(hello.encode_to_vec())
-    };
-    let other = ClusterId([8; 16]);
-    let cases = [
+/// A handshake that no program sends.
+fn changed(change: fn(&mut Handshake)) -> Bytes {
+    let mut hello = Handshake::decode(encode_handshake(&greeting())).unwrap();
+    change(&mut hello);
+    Bytes::from(hello.encode_to_vec())
+}
+
+/// Greetings that are refused, how they are refused on both sides, and the text.
+fn strangers() -> Vec<(Bytes, Refusal, RefusalKind, &'static str)> {
+    vec![
         (
-            encode_hello(&Greeting { cluster: other, ..greeting() }),
+            encode_handshake(&Greeting { cluster: ClusterId([8; 16]), ..greeting() }),
             Refusal::OtherCluster,
             RefusalKind::OtherCluster,
-            "node 2 belongs to cluster 08080808080808080808080808080808, this one to 07070707070707070707070707070707",
+            "node 2 belongs to cluster 08080808080808080808080808080808, this node to 07070707070707070707070707070707",
         ),
         (
-            encode_hello(&Greeting { group: GroupId::new(2).unwrap(), ..greeting() }),
+            encode_handshake(&Greeting { group: GroupId::new(2).unwrap(), ..greeting() }),
             Refusal::OtherGroup,
             RefusalKind::OtherGroup,
-            "node 2 is in group 2, this one in 1",
+            "node 2 is in group 2, this node in 1",
         ),
         (
-            encode_hello(&Greeting { to: n(3), ..greeting() }),
+            encode_handshake(&Greeting { to: n(3), ..greeting() }),
             Refusal::NotTheExpectedNode,
             RefusalKind::NotTheExpectedNode,
             "node 2 dialled node 3; this is node 1",
         ),
         (
-            encode_hello(&Greeting { from: n(6), ..greeting() }),
+            encode_handshake(&Greeting { from: n(6), ..greeting() }),
             Refusal::UnknownNode,
             RefusalKind::UnknownNode,
-            "node 6 is no member of the cluster that node 1 knows",
+            "node 6 is not a member of the cluster that node 1 knows",
         ),
         (
-            encode_hello(&Greeting { incarnation: directory(9), ..greeting() }),
+            encode_handshake(&Greeting { incarnation: directory(9), ..greeting() }),
             Refusal::OtherIncarnation,
             RefusalKind::OtherIncarnation,
-            "node 2 has the data directory 09090909090909090909090909090909, the cluster has bound it to 02020202020202020202020202020202: it was wiped or replaced",
+            "node 2 has the data directory 09090909090909090909090909090909, but the cluster has bound it to 02020202020202020202020202020202: its directory was emptied or replaced",
         ),
         (
-            encode_hello(&Greeting { members: vec![1, 2, 3], ..greeting() }),
+            encode_handshake(&Greeting { members: vec![1, 2, 3], ..greeting() }),
             Refusal::OtherMembers,
             RefusalKind::OtherMembers,
             "node 2 knows the members 1, 2, 3, node 1 knows 1, 2, 3, 4, 5: give every node of a cluster the same `members`",
         ),
         (
-            encode_hello(&Greeting { state_machine: "example/queue".to_owned(), ..greeting() }),
+            encode_handshake(&Greeting { state_machine: "example/queue".to_owned(), ..greeting() }),
             Refusal::OtherStateMachine,
             RefusalKind::OtherStateMachine,
-            "node 2 runs the state machine \"example/queue\", node 1 runs \"example/bank\": all nodes of a cluster must run the same",
+            "node 2 runs the state machine \"example/queue\", node 1 runs \"example/bank\": all nodes of a cluster must run the same one",
         ),
         (
-            raw(|hello| hello.protocol_version = 2),
+            changed(|hello| hello.protocol_version = 2),
             Refusal::ProtocolVersion,
             RefusalKind::ProtocolVersion,
-            "the peer speaks protocol version 2, this node speaks 1",
+            "the peer has protocol version 2, this node has 1",
         ),
         (
-            raw(|hello| hello.from_node = 0),
+            changed(|hello| hello.from_node = 0),
             Refusal::Malformed,
             RefusalKind::MalformedFrame,
-            "the handshake has an unusable `from_node`",
+            "the field `from_node` of the handshake is invalid",
         ),
-    ];
-    for (hello, refusal, kind, text) in cases {
+    ]
+}
+
+#[tokio::test]
+async fn a_stranger_is_told_why_it_is_refused() {
+    let mut one = Node::start(1).await;
+    for (hello, refusal, kind, text) in strangers() {
         let mut stream = stranger(&one, &opening(&hello)).await;
         let reply = reply(&mut stream).await;
         assert_eq!((reply.refusal(), reply.refusal_text.as_str()), (refusal, text));
@@ -76,9 +81,11 @@ async fn a_stranger_is_told_why_it_is_refused() {
         one.refuses(kind).await;
         assert_eq!(one.refused(kind), 1);
         let told = one.recorder.refusals.lock().unwrap().pop();
-        let is_told = told.is_some_and(|told| !told.by_peer && told.kind == kind && told.text == text);
-        // Bytes that are no greeting have no node that could be named.
-        let is_greeting = !matches!(kind, RefusalKind::ProtocolVersion | RefusalKind::MalformedFrame);
+        let is_told =
+            told.is_some_and(|told| !told.by_peer && told.kind == kind && told.text == text);
+        // Bytes that are not a greeting name no node.
+        let is_greeting =
+            !matches!(kind, RefusalKind::ProtocolVersion | RefusalKind::MalformedFrame);
         assert_eq!(is_told, is_greeting, "{kind:?}");
     }
     assert!(one.nothing_happened());
@@ -107,14 +114,14 @@ async fn nodes_of_different_clusters_refuse_each_other_and_keep_silent() {
     one.dial(&two);
     two.dial(&one);
     for node in [&one, &two] {
-        // By its own check of the other, and by the other's answer.
+        // By its own check of the other node, and by the other node's reply.
         until(|| node.refused(RefusalKind::OtherCluster) >= 2).await;
     }
     assert!(one.nothing_happened() && two.nothing_happened());
 }
 
-/// The dialled side answers as `reply`; what does the dialling side make of it?
-async fn refusal_of(preamble: &[u8], reply: &HelloReply) -> RefusalKind {
+/// The dialled side sends `preamble` and `reply`; returns the kind of the dialling side's refusal.
+async fn refusal_of(preamble: &[u8], reply: &HandshakeReply) -> RefusalKind {
     let mut one = Node::start(1).await;
     let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
     one.transport.connect(n(2), &impostor.local_addr().unwrap().to_string());
@@ -127,27 +134,27 @@ async fn refusal_of(preamble: &[u8], reply: &HelloReply) -> RefusalKind {
 
 #[tokio::test]
 async fn the_dialling_side_checks_who_answers() {
-    let good = HelloReply {
+    let good = HandshakeReply {
         protocol_version: 1,
         node: 2,
         incarnation: Bytes::copy_from_slice(&directory(2).0),
-        ..HelloReply::default()
+        ..HandshakeReply::default()
     };
     let ours = wire::preamble();
     let newer = b"d-engine\x02\x00\x00\x00";
     assert_eq!(refusal_of(newer, &good).await, RefusalKind::ProtocolVersion);
     assert_eq!(refusal_of(b"HTTP/1.1 400", &good).await, RefusalKind::OtherProtocol);
-    let other_node = HelloReply { node: 3, ..good.clone() };
+    let other_node = HandshakeReply { node: 3, ..good.clone() };
     assert_eq!(refusal_of(&ours, &other_node).await, RefusalKind::NotTheExpectedNode);
-    let wiped = HelloReply { incarnation: Bytes::copy_from_slice(&[9; 16]), ..good.clone() };
+    let wiped = HandshakeReply { incarnation: Bytes::copy_from_slice(&[9; 16]), ..good.clone() };
     assert_eq!(refusal_of(&ours, &wiped).await, RefusalKind::OtherIncarnation);
-    let none = HelloReply { incarnation: Bytes::new(), ..good.clone() };
+    let none = HandshakeReply { incarnation: Bytes::new(), ..good.clone() };
     assert_eq!(refusal_of(&ours, &none).await, RefusalKind::MalformedFrame);
-    let unknown_refusal = HelloReply { refusal: 99, ..good };
+    let unknown_refusal = HandshakeReply { refusal: 99, ..good };
     assert_eq!(refusal_of(&ours, &unknown_refusal).await, RefusalKind::MalformedFrame);
 }
 
-/// FAULTS row 51: a wiped directory comes back under the old node id.
+/// FAULTS row 51: a node returns under its old id with an emptied directory.
 #[tokio::test]
 async fn a_peer_with_a_wiped_directory_is_refused_in_both_directions() {
     let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
@@ -159,7 +166,7 @@ async fn a_peer_with_a_wiped_directory_is_refused_in_both_directions() {
     assert!(one.nothing_happened() && two.nothing_happened());
 }
 
-/// What an accepted peer may send, and what ends its connection before it reaches the node.
+/// Bad frames of an accepted peer end its connection before they reach the node.
 #[tokio::test]
 async fn bad_frames_end_the_connection_and_never_reach_the_node() {
     let mut one = Node::start(1).await;
@@ -197,25 +204,30 @@ async fn a_stranger_gets_no_more_memory_than_a_handshake_needs() {
     one.refuses(RefusalKind::OversizedFrame).await;
 }
 
-/// Messages sent right behind the handshake, in the same packet.
+/// Messages sent directly after the handshake, in the same packet.
 #[tokio::test]
 async fn frames_that_come_with_the_handshake_are_not_lost() {
     let mut one = Node::start(1).await;
     let frame = framed(&encode_frame(GROUP, &heartbeat(4)).to_bytes());
-    let _stream = stranger(&one, &[opening(&encode_hello(&greeting())), frame].concat()).await;
+    let _stream = stranger(&one, &[opening(&encode_handshake(&greeting())), frame].concat()).await;
     assert_eq!(one.message().await, (n(2), heartbeat(4)));
 }
 
-/// Two processes with copies of one directory: without a refusal they would take each other's place for ever.
+/// Two processes with copies of one directory: without a refusal they would endlessly replace
+/// each other's connections.
 #[tokio::test]
 async fn a_node_that_runs_twice_is_told_so_and_the_other_stays_connected() {
     let mut one = Node::start(1).await;
     let mut first = accepted_stranger(&one).await;
-    let hello = |start| opening(&encode_hello(&Greeting { start, ..greeting() }));
+    let hello = |start| opening(&encode_handshake(&Greeting { start, ..greeting() }));
     let mut second = stranger(&one, &hello(8)).await;
-    assert_eq!(reply(&mut second).await.refusal(), Refusal::None, "for all that is known, it was restarted");
+    assert_eq!(
+        reply(&mut second).await.refusal(),
+        Refusal::None,
+        "it may just have been restarted"
+    );
     assert!(is_closed(&mut first).await);
-    // The process that was first dials again.
+    // The first process dials again.
     let mut again = stranger(&one, &hello(7)).await;
     let refused = reply(&mut again).await;
     assert_eq!(refused.refusal(), Refusal::RunsTwice);
@@ -223,7 +235,7 @@ async fn a_node_that_runs_twice_is_told_so_and_the_other_stays_connected() {
     one.refuses(RefusalKind::RunsTwice).await;
     second.write_all(&framed(&encode_frame(GROUP, &heartbeat(1)).to_bytes())).await.unwrap();
     assert_eq!(one.message().await, (n(2), heartbeat(1)));
-    // Once the other is gone, it is let in.
+    // Once the other connection has ended, it is accepted.
     drop(second);
     within(async {
         loop {
@@ -240,6 +252,6 @@ async fn a_node_that_runs_twice_is_told_so_and_the_other_stays_connected() {
 async fn nodes_whose_state_machines_have_no_name_are_not_compared() {
     let one = Node::start(1).await;
     let unnamed = Greeting { state_machine: String::new(), ..greeting() };
-    let mut stream = stranger(&one, &opening(&encode_hello(&unnamed))).await;
+    let mut stream = stranger(&one, &opening(&encode_handshake(&unnamed))).await;
     assert_eq!(reply(&mut stream).await.refusal(), Refusal::None);
 }

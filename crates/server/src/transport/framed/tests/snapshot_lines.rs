@@ -4,7 +4,7 @@ use d_engine_replica::SnapshotMessage;
 
 use super::*;
 
-/// A snapshot has a connection of its own: same handshake, same port, messages in both directions.
+/// A snapshot has its own connection: same handshake, same port, messages in both directions.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_travels_on_a_line_of_its_own() {
     let (mut sender, mut receiver) = (Node::start(1).await, Node::start(2).await);
@@ -30,10 +30,10 @@ async fn a_snapshot_travels_on_a_line_of_its_own() {
             out.receive(DEADLINE).unwrap()
         });
         let received = line.receive(DEADLINE).unwrap();
-        assert_eq!(line.receive(Duration::from_millis(5)).unwrap(), None, "nothing more came");
+        assert_eq!(line.receive(Duration::from_millis(5)).unwrap(), None, "no second message");
         line.send(&SnapshotMessage::Received { offset: 7 }).unwrap();
         let answer = sending.join().unwrap();
-        // The other end is gone with its thread.
+        // The other end is closed when its thread ends.
         (received, answer, line.receive(DEADLINE).is_err())
     });
     let (received, answer, is_closed) = both.await.unwrap();
@@ -48,5 +48,5 @@ async fn a_line_for_a_snapshot_needs_the_same_welcome_as_messages() {
     stranger.dial(&receiver);
     let dialer = stranger.transport.snapshot_dialer(n(2)).unwrap();
     let refused = tokio::task::spawn_blocking(move || dialer.dial()).await.unwrap().unwrap_err();
-    assert!(refused.contains("no member"), "{refused}");
+    assert!(refused.contains("not a member"), "{refused}");
 }

@@ -1,0 +1,19 @@
+//! What clients and nodes exchange: the gRPC service and its messages ([`message`]), the
+//! consistency of a read ([`ReadConsistency`]), the status of a node ([`NodeStatus`]), and the
+//! errors that a gRPC status carries. The crate has no part of the engine, so that a client pulls
+//! in none.
+
+mod consistency;
+mod error;
+mod status;
+
+/// The service that nodes offer to clients, and its messages (`proto/client.proto`).
+#[allow(missing_docs, clippy::all, clippy::too_many_lines, clippy::use_self)]
+pub mod message {
+    include!(concat!(env!("OUT_DIR"), "/d_engine.v1.rs"));
+}
+
+pub use consistency::{ReadConsistency, UnknownConsistency};
+pub use status::{
+    Member, NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
+};

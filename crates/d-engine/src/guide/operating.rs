@@ -1,0 +1,61 @@
+//! What to watch, back up, upgrade and restart.
+//!
+//! # Is it well?
+//! `d-engine status` asks every node. It exits with 0 if the cluster serves: a node leads, a
+//! majority of the voters follows it, its state machine is not halted, no nodes contradict each
+//! other, and nothing acknowledged is provably lost. A line with ALARM names the resource, its
+//! figure and the next step. In the process,
+//! [`EmbeddedEngine::status`](crate::EmbeddedEngine::status) has this node's part:
+//!
+//! ```
+//! use std::time::Duration;
+//! use d_engine::EmbeddedEngine;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let engine = EmbeddedEngine::start(directory.path()).await?;
+//! # engine.wait_ready(Duration::from_secs(10)).await?;
+//! let status = engine.status().await;
+//! // For a readiness probe: caught up once, not stopped, and the state machine runs.
+//! assert!(status.ready);
+//! // For a liveness probe: `stopped` says why a node must be restarted.
+//! assert!(status.stopped.is_none());
+//! # engine.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Restart and upgrade
+//! A node may be killed at any moment; it loses nothing acknowledged. Stop it in an orderly way to
+//! save the others an election: [`stop`](crate::EmbeddedEngine::stop), or SIGTERM to `d-engine
+//! serve`. Transfer leadership first with `d-engine transfer-leader`, and callers notice even less.
+//!
+//! Upgrade one node after the other, and wait until `status` shows each as ready before the next. A
+//! new program reads what the old one wrote. Commands of a higher version are accepted once every
+//! voter decodes them.
+//!
+//! # Disks
+//! - Put the data directory on a local file system whose `fsync` is honest. A network file system
+//!   is not one.
+//! - A full disk does not stop a running node: it refuses commands, transfers leadership to a node
+//!   with space, and continues by itself once there is space. A start needs some free space, and a
+//!   state machine that cannot write its own files is halted.
+//! - A hanging disk costs the leader its leadership within about two election timeouts.
+//! - An I/O error of the log stops the node with the reason. Replace the disk, or free the cause,
+//!   and restart it.
+//!
+//! # Back up
+//! There is no consistent backup of a running cluster yet. A directory may be copied while its node
+//! is stopped, and put back in the place of the same node, if that node was not started since.
+//! **Never start a node from an older copy of its directory:** it would forget what it has
+//! acknowledged. The other nodes notice it in some cases, not in all.
+//!
+//! # Clocks
+//! Correctness does not depend on wall clocks. Expiry follows the clocks of a majority that agree,
+//! so keep NTP running; a single wrong clock is outvoted, and `status` does not show it. `status`
+//! raises an alarm when no majority of the clocks agrees within `max_clock_offset_ms`.
+//!
+//! # What is not there
+//! Membership changes, encryption and authentication, sessions. `SECURITY.md` says what that means
+//! for where you may run it.

@@ -1,0 +1,6 @@
+//! The gRPC service for clients, and the bounds on its connections and bytes.
+
+pub(crate) mod bytes;
+pub(crate) mod connections;
+mod errors;
+pub(crate) mod service;

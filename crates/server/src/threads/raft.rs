@@ -1,0 +1,410 @@
+//! The raft thread: drains the inbox, drives the replica, and hands out its jobs. The transport's
+//! tasks run on the same thread, so that a message between socket and core does not have to wake
+//! another one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use d_engine_core::{GroupId, NodeId};
+use d_engine_replica::{
+    ApplyWork, Event, Jobs, LoadQueue, PeerMessage, Replica, StopReason, TransferError,
+};
+use d_engine_storage::Incarnation;
+
+use crate::StartError;
+use crate::node::clock::Clock;
+use crate::threads::building::SnapshotWork;
+use crate::threads::inbox::Incoming;
+use crate::threads::shared::Shared;
+use crate::threads::work_queue::WorkQueue;
+use crate::threads::workers::{LogWork, start_thread};
+use crate::transport::{
+    Admission, FramedTransport, PeerEvents, PeerRefusal, ReceivePermit, Sent, SnapshotConnection,
+};
+
+/// How long a shutdown waits for commands and reads in flight.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the raft thread owns.
+pub(crate) struct RaftThread {
+    pub(crate) replica: Replica,
+    pub(crate) group: GroupId,
+    pub(crate) node: NodeId,
+    pub(crate) clock: Clock,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: Arc<WorkQueue<LogWork>>,
+    pub(crate) load: Arc<WorkQueue<LoadQueue>>,
+    pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
+    pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
+}
+
+/// What the transport needs to start on the raft thread's runtime.
+pub(crate) struct TransportStart {
+    pub(crate) identity: crate::transport::TransportIdentity,
+    pub(crate) settings: crate::transport::TransportSettings,
+    /// The listening address; `None` for a single node, which accepts no peers.
+    pub(crate) listen: Option<String>,
+}
+
+/// Starts the raft thread. It reports on `started` once the transport listens, or why it does not.
+pub(crate) fn raft_thread(
+    name: String,
+    raft: RaftThread,
+    transport: TransportStart,
+    started: tokio::sync::oneshot::Sender<Result<(), StartError>>,
+) -> Result<JoinHandle<()>, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Thread)?;
+    let run = move || {
+        let shared = raft.shared.clone();
+        let (log, load) = (raft.log.clone(), raft.load.clone());
+        let (apply, snapshots) = (raft.apply.clone(), raft.snapshots.clone());
+        let body = || {
+            let reason = runtime.block_on(raft.run(transport, started));
+            // Do not let a pending DNS lookup delay the shutdown.
+            runtime.shutdown_background();
+            reason
+        };
+        let reason = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text =
+                text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            StopReason::new(format_args!(
+                "the raft thread panicked: {text}; start the node again, and report the panic"
+            ))
+        });
+        shared.inbox.close(&reason);
+        // The workers finish their queues, flush, and end.
+        shared.building.stop();
+        shared.scrub_end.stop();
+        shared.transfers.stop();
+        log.close();
+        load.close();
+        apply.close();
+        snapshots.close();
+        // For whatever reason it stopped, this node is no longer leader.
+        shared.leader.send_modify(|(_, leader)| *leader = None);
+        shared.stopped.send_replace(Some(reason));
+    };
+    start_thread(name, run).map_err(StartError::Thread)
+}
+
+impl PeerEvents for Shared {
+    fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission {
+        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        match membership.member(node).map(|member| member.incarnation) {
+            None => Admission::UnknownNode,
+            Some(Some(bound)) if bound != incarnation => Admission::OtherIncarnation { bound },
+            Some(_) => Admission::Welcome,
+        }
+    }
+
+    fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: ReceivePermit) {
+        if group == self.group {
+            self.inbox.message(from, message, room);
+        } else {
+            tracing::debug!(%from, %group, "dropped a message for a group that this node lacks");
+        }
+    }
+
+    fn snapshot(&self, from: NodeId, line: SnapshotConnection) {
+        self.transfers.receive(from, line);
+    }
+
+    fn members(&self) -> Vec<u64> {
+        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        // Sorted by id.
+        membership.members().iter().map(|member| member.node).collect()
+    }
+
+    fn refused(&self, refusal: PeerRefusal) {
+        self.refusals.note(refusal);
+    }
+
+    fn up(&self, node: NodeId, incarnation: Incarnation) {
+        self.refusals.welcomed_by(node);
+        self.inbox.report(Event::PeerUp { node, incarnation });
+    }
+
+    fn down(&self, node: NodeId) {
+        self.inbox.report(Event::PeerDown { node });
+    }
+}
+
+impl RaftThread {
+    /// Runs until shutdown or failure. Returns the stop reason.
+    async fn run(
+        mut self,
+        transport: TransportStart,
+        started: tokio::sync::oneshot::Sender<Result<(), StartError>>,
+    ) -> StopReason {
+        let mut transport = match self.start_transport(transport).await {
+            Ok(transport) => {
+                // If the receiver is gone, a shutdown is under way.
+                started.send(Ok(())).ok();
+                transport
+            }
+            Err(error) => {
+                let reason = StopReason::new(&error);
+                started.send(Err(error)).ok();
+                return reason;
+            }
+        };
+        let mut jobs = Jobs::default();
+        self.handle(Event::Deadline, &mut jobs);
+        self.carry_out(&mut jobs, transport.as_mut());
+        let mut shutdown_by = None;
+        let mut handed_over_in = None;
+        loop {
+            // The transport's tasks share this thread; let them run however much arrives here.
+            tokio::task::yield_now().await;
+            self.wait(shutdown_by).await;
+            let incoming = self.shared.inbox.take();
+            let shuts_down = incoming.shutdown && shutdown_by.is_none();
+            if shuts_down {
+                self.shared.inbox.close(&StopReason::new(crate::SHUT_DOWN));
+                shutdown_by = Some(self.clock.now().plus(SHUTDOWN_TIMEOUT));
+            }
+            if let Some(failure) = self.take_in(incoming, &mut jobs) {
+                self.carry_out(&mut jobs, transport.as_mut());
+                return failure;
+            }
+            // A node may win an election while it waits for its callers; then it names a successor
+            // too.
+            if shutdown_by.is_some()
+                && self.leads()
+                && handed_over_in != Some(self.replica.core().term())
+            {
+                handed_over_in = Some(self.replica.core().term());
+                self.hand_over(&mut jobs);
+            }
+            if self.replica.next_deadline().is_some_and(|due| due <= self.clock.now()) {
+                self.handle(Event::Deadline, &mut jobs);
+            }
+            self.carry_out(&mut jobs, transport.as_mut());
+            if let Some(reason) = self.replica.stopped().cloned() {
+                // The replica has stopped by itself; send its last messages to the peers first.
+                if let Some(transport) = transport.take() {
+                    transport.stop().await;
+                }
+                tracing::error!(node = %self.node, %reason, "the node stops");
+                return reason;
+            }
+            if let Some(by) = shutdown_by
+                && (self.has_handed_over() || self.clock.now() >= by)
+            {
+                if let Some(transport) = transport.take() {
+                    transport.stop().await;
+                }
+                let reason = StopReason::new(crate::SHUT_DOWN);
+                self.handle(Event::Failed(reason.clone()), &mut jobs);
+                return reason;
+            }
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.replica.core().role() == d_engine_core::RoleKind::Leader
+    }
+
+    /// Names a successor, so that the cluster does not have to wait for an election timeout when a
+    /// leader shuts down.
+    fn hand_over(&mut self, jobs: &mut Jobs) {
+        // Refused if there is no leadership to transfer or no target; the shutdown then continues
+        // without it.
+        self.handle(Event::TransferLeadership { to: None, responder: Box::new(|_| {}) }, jobs);
+    }
+
+    /// Whether no caller waits for a response, no leadership transfer is in progress, and no
+    /// message, such as the vote for the successor, waits for the disk.
+    fn has_handed_over(&self) -> bool {
+        let core = self.replica.core();
+        !self.replica.has_callers()
+            && !core.is_transferring_leadership()
+            && core.held_messages() == 0
+    }
+
+    async fn start_transport(
+        &self,
+        start: TransportStart,
+    ) -> Result<Option<FramedTransport>, StartError> {
+        let Some(listen) = start.listen else { return Ok(None) };
+        let events: Arc<dyn PeerEvents> = self.shared.clone();
+        let mut transport = FramedTransport::start(start.identity, start.settings, &listen, events)
+            .await
+            .map_err(|source| StartError::Bind { whom: "peers", address: listen, source })?;
+        self.connect(&mut transport);
+        Ok(Some(transport))
+    }
+
+    /// Dials every other member.
+    fn connect(&self, transport: &mut FramedTransport) {
+        for member in self.replica.membership().members() {
+            match NodeId::new(member.node) {
+                Some(node) if node != self.node => transport.connect(node, &member.peer_addr),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for input or the next deadline.
+    async fn wait(&self, shutdown_by: Option<d_engine_core::Instant>) {
+        let due = match (self.replica.next_deadline(), shutdown_by) {
+            (Some(due), Some(by)) => Some(due.min(by)),
+            (due, by) => due.or(by),
+        };
+        let Some(due) = due else { return self.shared.inbox.filled().await };
+        let due = tokio::time::Instant::from_std(self.clock.instant_at(due));
+        tokio::select! {
+            biased;
+            () = self.shared.inbox.filled() => {}
+            () = tokio::time::sleep_until(due) => {}
+        }
+    }
+
+    /// Passes all input to the replica. Returns the reason if the node must stop.
+    fn take_in(&mut self, incoming: Incoming, jobs: &mut Jobs) -> Option<StopReason> {
+        let mut failure = None;
+        for event in incoming.reports {
+            if let Event::Failed(reason) = &event {
+                failure.get_or_insert_with(|| reason.clone());
+            }
+            // After a failure the replica itself refuses callers, each with the right error.
+            self.handle(event, jobs);
+        }
+        for (from, message, room) in incoming.messages {
+            self.handle(Event::Peer { from, message }, jobs);
+            drop(room);
+        }
+        if !incoming.proposals.is_empty() {
+            self.handle(Event::Propose(incoming.proposals), jobs);
+        }
+        if !incoming.reads.is_empty() {
+            self.handle(Event::Read(incoming.reads), jobs);
+        }
+        for (to, responder) in incoming.transfers {
+            match self.silent_target(to) {
+                Some(silent) => responder(Err(silent)),
+                None => self.handle(Event::TransferLeadership { to, responder }, jobs),
+            }
+        }
+        for (target, responder) in incoming.skips {
+            self.handle(Event::SkipEntry { target, responder }, jobs);
+        }
+        for answer in incoming.status {
+            // The caller may have dropped its future.
+            answer.send(self.replica.status()).ok();
+        }
+        failure
+    }
+
+    /// Returns an error if the leader has not heard lately from `to`, or from any voter if `to` is
+    /// `None`: waiting for such a target would be in vain.
+    fn silent_target(&self, to: Option<NodeId>) -> Option<TransferError> {
+        let (now, core) = (self.clock.now(), self.replica.core().status());
+        let may_lead =
+            |node: NodeId| to.is_none_or(|to| to == node) && core.configuration.is_voter(node);
+        let targets = core.followers.iter().filter(|follower| may_lead(follower.node));
+        let nearest = targets.max_by_key(|follower| follower.last_contact)?;
+        let silent_ms = now.since(nearest.last_contact).as_millis();
+        let is_silent = silent_ms > self.shared.timeout.silence.as_millis();
+        let silent_ms = u64::try_from(silent_ms).unwrap_or(u64::MAX);
+        is_silent.then(|| TransferError::TargetSilent { target: nearest.node.get(), silent_ms })
+    }
+
+    /// Whether this node must not found a cluster: its log is empty, it knows of no committed
+    /// entry, and a peer says that it is not a member. Together with other such nodes it would
+    /// found a second cluster under the same name. Until the peers accept it, it neither requests
+    /// nor grants votes; to the others this is as if its messages were lost.
+    fn founds_nothing(&self) -> bool {
+        let log = self.replica.core().log();
+        log.committed.get() == 0 && log.last.index.get() == 0 && self.shared.refusals.is_no_member()
+    }
+
+    fn handle(&mut self, event: Event, jobs: &mut Jobs) {
+        self.replica.handle(self.clock.time(), event, jobs);
+        let core = self.replica.core();
+        // Before the jobs are handed out: no message or reply may run ahead of the gate.
+        self.shared.gate.publish(core.log().committed, core.lease_until());
+    }
+
+    /// Hands the replica's jobs to the threads that execute them.
+    fn carry_out(&mut self, jobs: &mut Jobs, mut transport: Option<&mut FramedTransport>) {
+        // Messages first: followers write while this node does.
+        while let (Some(transport), false) = (&mut transport, jobs.send.is_empty()) {
+            let mut not_sent = Vec::new();
+            let founds_nothing = self.founds_nothing();
+            for outgoing in jobs.send.drain(..) {
+                if founds_nothing && is_about_votes(&outgoing.message) {
+                    continue;
+                }
+                match transport.send(outgoing.to, self.group, &outgoing.message) {
+                    Sent::Queued => {}
+                    Sent::Lost => not_sent.extend(outgoing.not_sent()),
+                }
+            }
+            // These reports correct the leader's record of what it has sent; they cause no resend.
+            for event in not_sent {
+                self.handle(event, jobs);
+            }
+        }
+        for order in jobs.snapshots.drain(..) {
+            let dialer =
+                transport.as_ref().and_then(|transport| transport.snapshot_dialer(order.to));
+            self.shared.transfers.send(order, dialer);
+        }
+        if !jobs.load.is_empty() {
+            self.load.put(|work| jobs.load.drain(..).for_each(|job| work.put(job)));
+        }
+        if !jobs.persist.is_empty() || jobs.purge.is_some() {
+            self.log.put(|work| {
+                work.writes.append(&mut jobs.persist);
+                work.purge = jobs.purge.take().or(work.purge);
+            });
+        }
+        if !jobs.apply.is_empty() || jobs.hard_state_saved || jobs.snapshot_due {
+            self.apply.put(|work| {
+                work.jobs.extend(jobs.apply.drain(..));
+                work.hard_state_saved |= jobs.hard_state_saved;
+                work.snapshot_due |= jobs.snapshot_due;
+            });
+        }
+        if jobs.status_changed {
+            let membership = self.replica.membership().clone();
+            *self.shared.membership.write().unwrap_or_else(PoisonError::into_inner) = membership;
+            if let Some(transport) = transport {
+                self.connect(transport);
+            }
+            let stands = self.replica.apply_stop().map(|stop| stop.reason.clone());
+            self.shared
+                .stands
+                .send_if_modified(|told| std::mem::replace(told, stands.clone()) != stands);
+            let core = self.replica.core();
+            let seen = (core.term().get(), core.leader());
+            if self.shared.leader.send_replace(seen) != seen {
+                tracing::info!(
+                    node = %self.node, role = ?core.role(), term = %core.term(), leader = ?core.leader(),
+                    "term or leader changed"
+                );
+            }
+        }
+        if !*self.shared.ready.borrow() && self.replica.is_ready() {
+            self.shared.ready.send_replace(true);
+        }
+        jobs.clear();
+    }
+}
+
+fn is_about_votes(message: &PeerMessage) -> bool {
+    matches!(
+        message,
+        PeerMessage::PreVote { .. }
+            | PeerMessage::PreVoteReply { .. }
+            | PeerMessage::RequestVote { .. }
+            | PeerMessage::VoteReply { .. }
+    )
+}

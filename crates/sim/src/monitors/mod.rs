@@ -1,0 +1,185 @@
+//! The rules that must hold after every step of every run: [`violation::Rule`] lists them all. Each
+//! rule, or small family of rules that share what they know, has a monitor of its own: a rule that
+//! is checked only through its consequences is found broken late or never. This module owns the
+//! monitors and calls them.
+//!
+//! The clients' histories are checked in `clients/linearizability.rs` and `monitors/expiry.rs`, and
+//! that the cluster recovers in `run.rs`.
+
+pub(crate) mod applied;
+pub(crate) mod bound_directories;
+pub(crate) mod bounds;
+pub(crate) mod committed;
+pub(crate) mod disks;
+pub(crate) mod durable_before_sent;
+pub(crate) mod expiry;
+pub(crate) mod leaders;
+pub(crate) mod leases;
+pub(crate) mod log_matching;
+pub(crate) mod memberships;
+pub(crate) mod programs;
+pub(crate) mod sends;
+pub(crate) mod skips;
+pub(crate) mod snapshots;
+pub(crate) mod traffic;
+pub(crate) mod violation;
+pub(crate) mod votes;
+pub(crate) mod watermarks;
+
+use d_engine_core::{LogId, NodeId, RaftCore, RoleKind, Term};
+use d_engine_replica::{ApplyJob, PeerMessage, PersistJob, Replica};
+use d_engine_storage::RecoveredLog;
+
+use crate::monitors::bound_directories::BoundDirectories;
+use crate::monitors::committed::Committed;
+use crate::monitors::disks::Disks;
+use crate::monitors::leaders::Leaders;
+use crate::monitors::log_matching::LogMatching;
+use crate::monitors::memberships::Memberships;
+use crate::monitors::programs::ProgramMonitor;
+use crate::monitors::skips::SkipMonitor;
+use crate::monitors::snapshots::SnapshotMonitors;
+use crate::monitors::traffic::Traffic;
+use crate::monitors::violation::Violation;
+use crate::monitors::votes::Votes;
+use crate::monitors::watermarks::Watermarks;
+use crate::profile::Profile;
+
+/// The monitors of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Monitors {
+    pub(crate) leaders: Leaders,
+    pub(crate) committed: Committed,
+    pub(crate) disks: Disks,
+    pub(crate) snapshots: SnapshotMonitors,
+    pub(crate) traffic: Traffic,
+    pub(crate) programs: ProgramMonitor,
+    pub(crate) skips: SkipMonitor,
+    bound_directories: BoundDirectories,
+    log_matching: LogMatching,
+    memberships: Memberships,
+    votes: Votes,
+    watermarks: Watermarks,
+}
+
+impl Monitors {
+    /// Checks a node that has handled an event.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn after_step(
+        &mut self,
+        node: u64,
+        replica: &Replica,
+        profile: &Profile,
+        now: u64,
+    ) -> Result<(), Violation> {
+        let core = replica.core();
+        if self.leaders.check_election(node, core)? {
+            self.committed.check_completeness(node, core)?;
+        }
+        self.leaders.check_followed(node, core)?;
+        let before = self.watermarks.after_step(node, core)?;
+        self.committed.after_step(node, core, before, &self.disks)?;
+        self.memberships.after_step(node, replica, &self.committed, now)?;
+        bounds::check(node, replica, profile)?;
+        self.bound_directories.check(node, replica)
+    }
+
+    /// Checks a log write that a node requests.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_write(
+        &mut self,
+        node: u64,
+        core: &RaftCore,
+        nodes: u64,
+        job: &PersistJob,
+        now: u64,
+    ) -> Result<(), Violation> {
+        self.log_matching.on_write(node, core, job)?;
+        for entry in &job.entries {
+            self.skips.on_write(node, core, nodes, entry)?;
+            self.memberships.on_write(node, core, entry, (&self.committed, &self.disks), now)?;
+        }
+        let committed = &self.committed;
+        self.programs.on_write(node, core, &job.entries, |id| committed.contains(id))
+    }
+
+    /// Checks a message that a node sends.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_send(
+        &mut self,
+        node: u64,
+        core: &RaftCore,
+        to: NodeId,
+        message: &PeerMessage,
+    ) -> Result<(), Violation> {
+        if let PeerMessage::HeartbeatReply { term, report, .. } = message {
+            self.programs.on_announced(node, *term, report.command_version_max);
+        }
+        let disk = self.disks.of(node);
+        durable_before_sent::check(node, core, to, message, disk, &self.committed)?;
+        self.votes.on_send(node, to, message)
+    }
+
+    /// Checks the log that a node has recovered; see [`Disks::on_recovered`].
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_recovered(
+        &mut self,
+        node: u64,
+        recovered: &RecoveredLog,
+        snapshots: &[LogId],
+    ) -> Result<bool, Violation> {
+        let lost = self.disks.on_recovered(node, recovered, snapshots)?;
+        self.watermarks.on_restart(node);
+        self.committed.on_restart(node);
+        self.leaders.on_restart(node);
+        Ok(lost)
+    }
+
+    /// Checks a start that may have finished an interrupted install. Returns whether it did.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_restored(
+        &mut self,
+        node: u64,
+        restored: &RecoveredLog,
+    ) -> Result<bool, Violation> {
+        let committed = &self.committed;
+        self.disks.on_restored(node, restored, |id| committed.contains(id))
+    }
+
+    /// Checks the entries that a node is about to apply.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_apply(&mut self, node: u64, job: &ApplyJob) -> Result<(), Violation> {
+        applied::check(node, job, &self.committed, self.disks.of(node))
+    }
+
+    /// Whether a majority holds an uncommitted entry of an earlier term than its leader's: the
+    /// situation of the paper's figure 8.
+    #[must_use]
+    pub(crate) fn is_old_term_on_majority(&self, core: &RaftCore) -> bool {
+        let index = core.log().committed.next();
+        let Some(term) = core.term_at(index) else { return false };
+        core.role() == RoleKind::Leader
+            && term < core.term()
+            && core
+                .configuration()
+                .has_quorum(|voter| self.disks.logs(voter.get(), index, term.get()))
+    }
+
+    /// Whether the node has led one of the terms just before this one.
+    pub(crate) fn has_led_before(&self, node: u64, term: Term) -> bool {
+        let earlier = (1..term.get()).rev().map(Term::new);
+        earlier.take(4).any(|term| self.leaders.of(term) == Some(node))
+    }
+}

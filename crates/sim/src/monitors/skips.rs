@@ -1,0 +1,64 @@
+//! "skip": a leader writes the decision to skip an entry only after a majority of the nodes has
+//! halted at exactly this entry.
+
+use std::collections::BTreeSet;
+
+use d_engine_core::{EntryKind, LogId, RaftCore, RoleKind};
+use d_engine_storage::LogEntry;
+
+use crate::monitors::violation::{Rule, Violation};
+
+#[derive(Debug, Default)]
+pub(crate) struct SkipMonitor {
+    /// The nodes that have halted, and at which entry, as their replicas were informed.
+    halted: BTreeSet<(u64, LogId)>,
+}
+
+impl SkipMonitor {
+    /// Records that a node's state machine has halted at an entry.
+    pub(crate) fn on_halt(&mut self, node: u64, entry: LogId) {
+        self.halted.insert((node, entry));
+    }
+
+    /// Whether this node has created the entry as a leader, and the entry skips another one.
+    pub(crate) fn is_decision(core: &RaftCore, entry: &LogEntry) -> bool {
+        entry.kind == EntryKind::Skip
+            && core.role() == RoleKind::Leader
+            && core.term() == entry.id.term
+    }
+
+    /// Checks an entry that a node is about to write.
+    ///
+    /// # Errors
+    /// The entry skips another one, at which no majority of the `nodes` has halted.
+    pub(crate) fn on_write(
+        &self,
+        node: u64,
+        core: &RaftCore,
+        nodes: u64,
+        entry: &LogEntry,
+    ) -> Result<(), Violation> {
+        if !Self::is_decision(core, entry) {
+            return Ok(());
+        }
+        let number = |bytes: Option<&[u8]>| {
+            bytes
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(u64::from_le_bytes)
+                .unwrap_or_default()
+        };
+        let (term, index) = (number(entry.data.get(..8)), number(entry.data.get(8..)));
+        let is_there = |at: &LogId| (at.term.get(), at.index.get()) == (term, index);
+        let halted = self.halted.iter().filter(|(_, at)| is_there(at)).count() as u64;
+        if halted <= nodes / 2 {
+            return Rule::Skip.broken_by(
+                node,
+                format_args!(
+                    "node {node} skips entry {index} of term {term}, at which {halted} of {nodes} \
+                     nodes have halted"
+                ),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! How a cluster's members change in a run.
+
+use crate::prng::Prng;
+use crate::time::SECOND;
+
+/// Changes of the membership.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemberProfile {
+    /// The voters at the cluster's birth, nodes 1 to this; zero stands for all nodes. The other
+    /// nodes run and wait to be added.
+    pub at_birth: u64,
+    /// Mean time between two requests to change the members; zero for none.
+    pub change_every: u64,
+}
+
+impl MemberProfile {
+    /// Draws a cluster that changes, and how many nodes there are in all.
+    pub(crate) fn changing(seed: u64) -> (Self, u64) {
+        let mut prng = Prng::stream(seed, "members");
+        let at_birth = match prng.below(10) {
+            0..3 => 1,
+            3 => 2,
+            4..8 => 3,
+            _ => 5,
+        };
+        let nodes = at_birth + prng.between(2, 4);
+        (Self { at_birth, change_every: prng.between(SECOND / 2, 6 * SECOND) }, nodes)
+    }
+}

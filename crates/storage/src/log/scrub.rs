@@ -1,0 +1,156 @@
+//! Searches for damage in what was written long ago, concurrently with the writer: group after
+//! group, every checksum.
+//!
+//! Nothing is decided here. The scrub finds the damage that the next start would find, while the
+//! node still runs and its state machine still contains the effect of the damaged entries.
+
+use std::io::ErrorKind;
+
+use bytes::Bytes;
+use d_engine_core::{GroupId, LogIndex};
+
+use crate::StorageError;
+use crate::fs::{FsFile, read_up_to};
+use crate::log::engine::{LogDamage, ScrubPlace, Scrubbed};
+use crate::log::frame::{Fault, GROUP_HEADER_LEN, GroupHeader, Position, decode_body};
+use crate::log::index::{FileLogReader, LogMap};
+use crate::log::latch::room_error;
+use crate::log::segment::{Alignment, SegmentHeader, is_zero};
+use crate::log::segment_name::file_name;
+
+const EIO: i32 = 5;
+
+/// A segment, as the writer knows it.
+struct Part {
+    number: u64,
+    file: std::sync::Arc<dyn FsFile>,
+    /// The offset of its first group that counts; zero if that is the first one after the header.
+    begin: u64,
+    /// The end of its groups.
+    end: u64,
+}
+
+impl FileLogReader {
+    /// [`crate::LogReader::scrub`].
+    pub(crate) fn look_at(
+        &self,
+        group: GroupId,
+        from: ScrubPlace,
+    ) -> Result<Scrubbed, StorageError> {
+        let Some(part) = self.part_from(from.0)? else { return Ok(Scrubbed::default()) };
+        let behind = Some(ScrubPlace(Position { segment: part.number + 1, offset: 0 }));
+        let after = if from.0.segment == part.number { from.0.offset } else { 0 };
+        let looked = match self.look_at_group(&part, after) {
+            // A sector that cannot be read is damage like one with other content.
+            Err(StorageError::Io { source, .. }) if source.raw_os_error() == Some(EIO) => {
+                Err((after, "it cannot be read"))
+            }
+            looked => looked?,
+        };
+        match looked {
+            Ok((0, _)) => Ok(Scrubbed { bytes: 0, next: behind, damage: None }),
+            Ok((bytes, end)) => {
+                let next = Some(ScrubPlace(Position { segment: part.number, offset: end }));
+                Ok(Scrubbed { bytes, next, damage: None })
+            }
+            Err((offset, what)) => {
+                let through = self.map.read().last_from(group, part.number, offset);
+                let error = StorageError::Damaged {
+                    segment: file_name(part.number),
+                    offset,
+                    what: what.to_owned(),
+                };
+                Ok(Scrubbed { bytes: 0, next: behind, damage: Some(LogDamage { through, error }) })
+            }
+        }
+    }
+
+    /// Returns the first segment at or after `from`.
+    fn part_from(&self, from: Position) -> Result<Option<Part>, StorageError> {
+        for number in from.segment.. {
+            let map = self.map.read();
+            let Some((number, file)) = map.files.range(number..).next() else { return Ok(None) };
+            let (number, file) = (*number, std::sync::Arc::clone(file));
+            let end = map.ends.get(&number).copied().unwrap_or(0);
+            let begin = if map.intact_from.segment == number { map.intact_from.offset } else { 0 };
+            drop(map);
+            match self.files.handle(&file) {
+                Ok(file) => return Ok(Some(Part { number, file, begin, end })),
+                // The segment was purged meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(room_error("open", &self.files.path(number))(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads the group at `after` or, if that is zero, the first one. Returns the number of bytes
+    /// read, 0 at the end of the segment, and the end of the group; or the offset of the damage and
+    /// what it is.
+    #[allow(clippy::type_complexity, reason = "what was read, or the damage and its offset")]
+    fn look_at_group(
+        &self,
+        part: &Part,
+        after: u64,
+    ) -> Result<Result<(u64, u64), (u64, &'static str)>, StorageError> {
+        let read = |offset: u64, len: usize| {
+            let mut content = vec![0; len];
+            let read = read_up_to(&*part.file, offset, &mut content)
+                .map_err(room_error("read", &self.files.path(part.number)))?;
+            content.truncate(read);
+            Ok::<_, StorageError>(Bytes::from(content))
+        };
+        let block = read(0, Alignment::Page.bytes())?;
+        let segment = match SegmentHeader::decode(&block) {
+            Ok(segment) if segment.number == part.number => segment,
+            Ok(_) => return Ok(Err((0, "the segment has the header of another segment"))),
+            Err(_) => return Ok(Err((0, "the segment's header does not verify"))),
+        };
+        let alignment = segment.alignment.bytes() as u64;
+        let at = after.max(part.begin).max(alignment);
+        if at >= part.end {
+            return Ok(Ok((0, at)));
+        }
+        let damaged = |what| Ok(Err((at, what)));
+        let (header, checksum) = match GroupHeader::decode(&read(at, GROUP_HEADER_LEN)?) {
+            Ok(decoded) => decoded,
+            Err(Fault::Invalid(what) | Fault::Impossible(what)) => return damaged(what),
+            Err(Fault::Version(_)) => {
+                return damaged("the group has another version than its segment");
+            }
+        };
+        let here = Position { segment: part.number, offset: at };
+        if header.at != here || header.incarnation != segment.incarnation {
+            return damaged("the group belongs to another place or directory");
+        }
+        let len = GROUP_HEADER_LEN as u64 + u64::from(header.body_len);
+        let end = (at + len).next_multiple_of(alignment);
+        if end > part.end {
+            return damaged("the group is longer than its segment");
+        }
+        let body_end = header.body_len as usize;
+        let body = read(at + GROUP_HEADER_LEN as u64, (end - at) as usize - GROUP_HEADER_LEN)?;
+        if body.len() < body_end {
+            return damaged("the file is cut off");
+        }
+        if !is_zero(body.get(body_end..).unwrap_or_default()) {
+            return damaged("the padding after the group is not zero");
+        }
+        match decode_body(&header, checksum, &body.slice(..body_end)) {
+            Ok(_) => Ok(Ok((end - at, end))),
+            Err(Fault::Invalid(what) | Fault::Impossible(what)) => damaged(what),
+            Err(Fault::Version(_)) => damaged("a record has another version than its segment"),
+        }
+    }
+}
+
+impl LogMap {
+    /// Returns the last entry of `group` in segment `number` at or after `offset`; zero if there is
+    /// none.
+    fn last_from(&self, group: GroupId, number: u64, offset: u64) -> LogIndex {
+        let Some(known) = self.groups.get(&group) else { return LogIndex::ZERO };
+        let slots = known.slots.iter().enumerate().rev();
+        let mut there = slots.filter(|(_, slot)| slot.segment == number && slot.offset >= offset);
+        there.next().map_or(LogIndex::ZERO, |(at, _)| known.base.index.plus(at as u64 + 1))
+    }
+}
