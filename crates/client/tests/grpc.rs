@@ -13,7 +13,7 @@ use d_engine_api::message::{Consistency, GetRequest, ProposeRequest, QueryReques
 use d_engine_client::{Client, ClientError, ClientOptions};
 use d_engine_server::{Config, EmbeddedEngine};
 use held::Held;
-use support::{TIMEOUT, alone, free_address, put, wait_until};
+use support::{TIMEOUT, alone, free_address, put};
 use tonic::Request;
 
 async fn connect(address: &str) -> EngineClient<tonic::transport::Channel> {
@@ -95,11 +95,7 @@ async fn a_read_waits_for_what_is_committed_before_it_looks() {
         tokio::spawn(
             async move { writes.propose(ProposeRequest { command: put("k", "v") }).await },
         );
-    wait_until(TIMEOUT, async || {
-        let replica = engine.replica_status().await.unwrap();
-        (replica.core.log.committed.get() > replica.applied).then_some(())
-    })
-    .await;
+    closed.blocks_a_call().await;
     let reads: Vec<_> = [Consistency::Linearizable, Consistency::Lease]
         .map(|consistency| {
             let mut reads = calls.clone();
@@ -142,11 +138,7 @@ async fn a_snapshot_that_takes_longer_than_its_caller_waits_is_late() {
         let client = client.clone();
         async move { client.propose(put("k", "w")).await }
     });
-    wait_until(TIMEOUT, async || {
-        let replica = engine.replica_status().await.unwrap();
-        (replica.core.log.committed.get() > replica.applied).then_some(())
-    })
-    .await;
+    closed.blocks_a_call().await;
     for ms in [1, 2, 5, 20, 50] {
         let hasty = client.with_timeout(Duration::from_millis(ms));
         let late = hasty.take_snapshot(&address).await.unwrap_err();

@@ -168,14 +168,18 @@ async fn a_lease_read_waits_for_what_is_committed_and_not_applied_yet() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
     let closed = machine.apply.close();
-    let late = engine.propose_within(command("k"), Duration::from_millis(200)).await.unwrap_err();
-    assert!(matches!(late, ProposeError::OutcomeUnknown { .. }), "{late}");
+    let proposed = {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.propose(command("k")).await })
+    };
+    closed.blocks_a_call().await;
     let timeout = Duration::from_millis(200);
     for consistency in [ReadConsistency::Lease, ReadConsistency::Linearizable] {
         let read = engine.get_within(b"k", consistency, timeout).await;
         assert_eq!(read, Err(ReadError::Expired), "{consistency:?}");
     }
     drop(closed);
+    proposed.await.unwrap().unwrap();
     let read = engine.get_within(b"k", ReadConsistency::Lease, TIMEOUT).await.unwrap();
     assert_eq!(read, Some("v".into()));
     engine.stop().await;
@@ -202,18 +206,15 @@ async fn a_node_stays_ready_while_it_applies() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
     let closed = machine.apply.close();
-    let behind = engine.propose_within(command("k"), Duration::from_millis(1)).await;
-    assert!(behind.is_err());
-    let lag = async {
-        loop {
-            let status = engine.status().await;
-            if status.commit_index > status.applied_index {
-                return status.ready;
-            }
-        }
+    let proposed = {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.propose(command("k")).await })
     };
-    assert!(tokio::time::timeout(TIMEOUT, lag).await.unwrap());
+    closed.blocks_a_call().await;
+    let status = engine.status().await;
+    assert!(status.commit_index > status.applied_index && status.ready, "{status:?}");
     drop(closed);
+    proposed.await.unwrap().unwrap();
     engine.stop().await;
     assert!(!engine.status().await.ready);
 }
@@ -223,7 +224,11 @@ async fn a_dropped_call_of_stop_does_not_let_the_next_one_return_early() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
     let closed = machine.apply.close();
-    assert!(engine.propose_within(command("k"), Duration::from_millis(200)).await.is_err());
+    let proposed = {
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.propose(command("k")).await })
+    };
+    closed.blocks_a_call().await;
     // Longer than the node waits for its callers: by then it joins its threads.
     let timeout = Duration::from_secs(4);
     for _ in 0..2 {
@@ -234,6 +239,7 @@ async fn a_dropped_call_of_stop_does_not_let_the_next_one_return_early() {
     }
     drop(closed);
     tokio::time::timeout(TIMEOUT, engine.stop()).await.unwrap();
+    proposed.await.unwrap().unwrap_err();
     assert!(
         !engine.is_leader() && engine.leader().is_none(),
         "a stopped node still reports that it leads"
@@ -274,17 +280,11 @@ async fn a_directory_stays_locked_until_the_last_thread_of_a_dropped_engine_has_
     let dir = tempfile::tempdir().unwrap();
     let (machine, engine) = held(dir.path()).await;
     let hung = machine.apply.close();
-    let calls = machine.apply.calls();
     let proposed = {
         let engine = engine.clone();
         tokio::spawn(async move { engine.propose(command("k")).await })
     };
-    let hangs = async {
-        while machine.apply.calls() == calls {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(TIMEOUT, hangs).await.unwrap();
+    hung.blocks_a_call().await;
     proposed.abort();
     proposed.await.unwrap_err();
     drop(engine);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,12 +24,7 @@ impl Gate {
     #[must_use]
     pub(crate) fn close(&self) -> Closed<'_> {
         *self.is_closed.lock().unwrap() = true;
-        Closed(self)
-    }
-
-    #[allow(dead_code, reason = "not every test counts")]
-    pub(crate) fn calls(&self) -> usize {
-        self.calls.load(Ordering::Acquire)
+        Closed { gate: self, calls: self.calls.load(Ordering::Acquire) }
     }
 
     fn pass(&self) {
@@ -39,12 +35,29 @@ impl Gate {
 }
 
 /// A closed gate.
-pub(crate) struct Closed<'a>(&'a Gate);
+pub(crate) struct Closed<'a> {
+    gate: &'a Gate,
+    /// The number of calls before it was closed.
+    calls: usize,
+}
+
+impl Closed<'_> {
+    /// Returns once a call is blocked. Panics if none comes within 20 seconds.
+    #[allow(dead_code, reason = "not every test waits for a call")]
+    pub(crate) async fn blocks_a_call(&self) {
+        let comes = async {
+            while self.gate.calls.load(Ordering::Acquire) == self.calls {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), comes).await.expect("no call came");
+    }
+}
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        *self.0.is_closed.lock().unwrap() = false;
-        self.0.opened.notify_all();
+        *self.gate.is_closed.lock().unwrap() = false;
+        self.gate.opened.notify_all();
     }
 }
 
