@@ -121,6 +121,23 @@ pub enum StorageError {
         /// The value in the configuration.
         expected: String,
     },
+    /// The directory was reserved by a node that began to join a cluster, and is opened without
+    /// joining. Configure `join` again, or empty the directory.
+    #[error(
+        "data directory {path} was reserved by a node that began to join a cluster; set `join` \
+         again, or empty the directory"
+    )]
+    ReservedToJoin {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The storage engine cannot reserve a directory, so its node cannot join a cluster. Implement
+    /// `StorageEngine::reserve`, or list the node in `members` when the cluster is created.
+    #[error(
+        "this storage engine cannot reserve a directory, so its node cannot join a cluster; \
+         implement `StorageEngine::reserve`"
+    )]
+    CannotReserve,
     /// A program that writes another version of the format wrote the directory. Use a program that
     /// reads it.
     #[error(

@@ -204,6 +204,13 @@ impl Membership {
         Self::default()
     }
 
+    /// The membership without members of a node that `born` has added: what the node knows until it
+    /// has received the log.
+    #[must_use]
+    pub fn before_joining(born: ConfigId) -> Self {
+        Self { id: born, ..Self::default() }
+    }
+
     /// Whether it has no member.
     #[must_use]
     pub fn is_nobody(&self) -> bool {

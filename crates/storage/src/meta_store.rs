@@ -23,6 +23,8 @@ pub(crate) const TEMPORARY_SUFFIX: &str = ".meta.tmp";
 
 /// The record with the directory's owner.
 pub(crate) const IDENTITY: &str = "identity";
+/// The record of a directory that is reserved for a node that joins: its incarnation.
+pub(crate) const JOIN: &str = "join";
 /// The record with the beginning of the log.
 pub(crate) const LOG: &str = "log";
 
@@ -43,9 +45,9 @@ impl FileMetaStore {
         self.dir.join(format!("{name}{SUFFIX}"))
     }
 
-    /// Whether a file name is that of a finished record.
+    /// Whether a file name is that of a finished record of a node; a reservation is none.
     pub(crate) fn is_record(file_name: &str) -> bool {
-        file_name.ends_with(SUFFIX)
+        file_name.ends_with(SUFFIX) && file_name.strip_suffix(SUFFIX) != Some(JOIN)
     }
 
     /// Returns the path of a record's second copy.
@@ -123,7 +125,7 @@ impl MetaStore for FileMetaStore {
 fn check_name(name: &str) -> Result<(), StorageError> {
     let fits =
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-    if !fits || [IDENTITY, LOG].contains(&name) {
+    if !fits || [IDENTITY, JOIN, LOG].contains(&name) {
         return Err(StorageError::Order(format!(
             "{name:?} cannot be the name of a record; use lower-case letters and dashes, and no \
              name that the store itself uses"

@@ -10,7 +10,9 @@ use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
 
 use crate::fs::FsLock;
 use crate::log::frame::Position;
-use crate::{ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, StorageError};
+use crate::{
+    ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, Reservation, StorageError,
+};
 
 /// Opens a data directory. One value stands for one directory.
 pub trait StorageEngine: Send + Sync + Debug + 'static {
@@ -35,6 +37,16 @@ pub trait StorageEngine: Send + Sync + Debug + 'static {
     ) -> Result<OpenedStorage, StorageError> {
         self.open(request)
     }
+
+    /// Reserves an empty directory for a node that is about to join a cluster: its incarnation is
+    /// durable before any other node learns of it, so that a node that is killed while it joins
+    /// does not join a second time. Returns the identity of a directory that has one.
+    ///
+    /// # Errors
+    /// [`StorageError`]; [`StorageError::CannotReserve`] from an engine without this method.
+    fn reserve(&self, _fresh_incarnation: Incarnation) -> Result<Reservation, StorageError> {
+        Err(StorageError::CannotReserve)
+    }
 }
 
 /// The node that opens a data directory, and what a new directory needs.
@@ -48,12 +60,12 @@ pub struct OpenRequest {
     /// The node's group.
     pub group: GroupId,
     /// The configuration at (term 0, index 0), written into a new directory. An existing directory
-    /// keeps its own.
+    /// keeps its own. [`Membership::before_joining`] at a node that has joined.
     pub initial: Membership,
     /// 16 random bytes for a new directory when `cluster` is `None`. The caller draws them, because
     /// this crate has no random source.
     pub fresh_cluster: ClusterId,
-    /// 16 random bytes for a new directory.
+    /// 16 random bytes for a new directory; the reserved incarnation for a reserved one.
     pub fresh_incarnation: Incarnation,
 }
 

@@ -18,8 +18,8 @@ use crate::log::segment_name::number_of;
 use crate::log::wal::{FileLog, LogParts};
 use crate::meta_store::{self, FileMetaStore};
 use crate::{
-    ClusterId, Identity, Incarnation, Membership, OpenRequest, OpenedStorage, RecoveredLog,
-    StorageEngine, StorageError,
+    ClusterId, DirectoryLocks, Identity, Incarnation, Membership, OpenRequest, OpenedStorage,
+    RecoveredLog, Reservation, StorageEngine, StorageError,
 };
 
 const LOCK_FILE: &str = "LOCK";
@@ -81,6 +81,23 @@ impl FileStorageEngine {
         self.dir.join(LOG_DIR)
     }
 
+    /// Locks the directory; creates it first if it does not exist.
+    fn lock(&self) -> Result<DirectoryLocks, StorageError> {
+        if !self.is_complete()? {
+            ensure_dir(&*self.fs, &self.dir).map_err(io_error("create", &self.dir))?;
+        }
+        let held = |attempt: LockAttempt| match attempt {
+            LockAttempt::Held(lock) => Ok(lock),
+            LockAttempt::InUse { holder } => {
+                Err(StorageError::InUse { path: self.dir.clone(), holder })
+            }
+        };
+        let path = self.dir.join(LOCK_FILE);
+        let lock = held(self.fs.try_lock(&path).map_err(io_error("lock", &path))?)?;
+        let dir = self.fs.try_lock_dir(&self.dir).map_err(io_error("lock", &self.dir))?;
+        Ok([lock, held(dir)?].into())
+    }
+
     /// Returns the identity in the directory or a new one, whether it is new, and the copy that
     /// must be written again. Writing the identity is the last step of creation: a directory
     /// without it is empty, or its creation did not finish.
@@ -95,6 +112,7 @@ impl FileStorageEngine {
             return Ok((identity, false, mended));
         }
         self.refuse_orphans(path)?;
+        self.check_reservation(meta, request)?;
         self.remove_temporaries()?;
         let log_dir = self.log_dir();
         ensure_dir(&*self.fs, &log_dir).map_err(io_error("create", &log_dir))?;
@@ -108,6 +126,7 @@ impl FileStorageEngine {
         let encoded = encode_identity(&identity);
         meta.write_copy(meta_store::IDENTITY, &encoded)?;
         meta.write(meta_store::IDENTITY, &encoded)?;
+        self.end_reservation(meta)?;
         Ok((identity, true, None))
     }
 
@@ -184,6 +203,32 @@ impl FileStorageEngine {
         }
     }
 
+    /// Refuses to create a cluster in a directory that was reserved to join one. Joining must never
+    /// turn into founding: the node may be a member already.
+    fn check_reservation(
+        &self,
+        meta: &FileMetaStore,
+        request: &OpenRequest,
+    ) -> Result<(), StorageError> {
+        match reserved(meta)? {
+            Some(incarnation) if incarnation != request.fresh_incarnation => {
+                Err(StorageError::ReservedToJoin { path: self.dir.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The identity has replaced the reservation. One that a crash leaves here is ignored.
+    fn end_reservation(&self, meta: &FileMetaStore) -> Result<(), StorageError> {
+        let path = meta.path(meta_store::JOIN);
+        match self.fs.remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(io_error("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes temporary files of records that a crash left unfinished.
     fn remove_temporaries(&self) -> Result<(), StorageError> {
         let names = self.fs.list(&self.dir).map_err(io_error("list", &self.dir))?;
@@ -196,6 +241,22 @@ impl FileStorageEngine {
 }
 
 impl StorageEngine for FileStorageEngine {
+    fn reserve(&self, fresh_incarnation: Incarnation) -> Result<Reservation, StorageError> {
+        let locks = self.lock()?;
+        let latch = Arc::new(FsLatch::default());
+        let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, latch);
+        if let Some((identity, _)) = self.stored_identity(&meta)? {
+            return Ok(Reservation::Owned(Box::new(identity)));
+        }
+        self.refuse_orphans(meta.path(meta_store::IDENTITY))?;
+        if let Some(incarnation) = reserved(&meta)? {
+            return Ok(Reservation::Reserved { incarnation, locks });
+        }
+        self.remove_temporaries()?;
+        meta.write(meta_store::JOIN, &fresh_incarnation.0)?;
+        Ok(Reservation::Reserved { incarnation: fresh_incarnation, locks })
+    }
+
     fn open(&self, request: &OpenRequest) -> Result<OpenedStorage, StorageError> {
         self.open_behind(request, &mut |_| None)
     }
@@ -205,22 +266,7 @@ impl StorageEngine for FileStorageEngine {
         request: &OpenRequest,
         covered: &mut dyn FnMut(&Identity) -> Option<LogId>,
     ) -> Result<OpenedStorage, StorageError> {
-        if !self.is_complete()? {
-            ensure_dir(&*self.fs, &self.dir).map_err(io_error("create", &self.dir))?;
-        }
-        let lock_path = self.dir.join(LOCK_FILE);
-        let lock = match self.fs.try_lock(&lock_path).map_err(io_error("lock", &lock_path))? {
-            LockAttempt::Held(lock) => lock,
-            LockAttempt::InUse { holder } => {
-                return Err(StorageError::InUse { path: self.dir.clone(), holder });
-            }
-        };
-        let dir_lock = match self.fs.try_lock_dir(&self.dir).map_err(io_error("lock", &self.dir))? {
-            LockAttempt::Held(lock) => lock,
-            LockAttempt::InUse { holder } => {
-                return Err(StorageError::InUse { path: self.dir.clone(), holder });
-            }
-        };
+        let locks = self.lock()?;
         let latch = Arc::new(FsLatch::default());
         let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch));
         let (identity, created, unusable) = self.identity(&meta, request)?;
@@ -262,7 +308,7 @@ impl StorageEngine for FileStorageEngine {
             identity: identity.clone(),
             meta: log_meta,
             latch,
-            locks: [lock, dir_lock].into(),
+            locks,
         };
         let log = FileLog::start(parts, record, recovered)?;
         Ok(OpenedStorage {
@@ -273,6 +319,16 @@ impl StorageEngine for FileStorageEngine {
             report,
         })
     }
+}
+
+/// The incarnation under which a directory is reserved, if it is.
+fn reserved(meta: &FileMetaStore) -> Result<Option<Incarnation>, StorageError> {
+    let Some(stored) = meta.read(meta_store::JOIN)? else { return Ok(None) };
+    let incarnation = <[u8; 16]>::try_from(&stored[..]).map(Incarnation);
+    incarnation.map(Some).map_err(|_| StorageError::DamagedFile {
+        path: meta.path(meta_store::JOIN),
+        what: "it verifies, but is not an incarnation".to_owned(),
+    })
 }
 
 /// Returns what was recovered of the node's own group.
@@ -298,7 +354,7 @@ fn encode_identity(identity: &Identity) -> Vec<u8> {
     bytes.extend_from_slice(&identity.incarnation.0);
     bytes.extend_from_slice(&identity.node.get().to_le_bytes());
     bytes.extend_from_slice(&identity.group.get().to_le_bytes());
-    if !identity.initial.members().is_empty() {
+    if identity.initial != Membership::default() {
         bytes.extend_from_slice(&identity.initial.encode());
     }
     bytes
