@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use d_engine_core::{HardState, Instant, LogIndex, NodeId, PersistId, ReadMode, Term};
 use d_engine_storage::snapshot::{Coverage, Hold};
-use d_engine_storage::{Incarnation, LogEntry, LogSuffix, Membership};
+use d_engine_storage::{ConfigId, Incarnation, LogEntry, LogSuffix, Membership};
 
 use crate::membership_driver::ChangeMembers;
 use crate::{
@@ -149,6 +149,8 @@ pub enum Event {
         /// Called with the outcome. Must not block.
         responder: TransferResponder,
     },
+    /// A member has refused this node, because this committed configuration has removed it.
+    RemovedBy(ConfigId),
     /// A caller's request to change the members.
     ChangeMembers(Box<ChangeMembers>),
     /// An operator's request to skip an entry that halts every state machine.

@@ -7,6 +7,7 @@
 //! jobs. `d_engine_state_machine` has the trait that applications implement;
 //! `state_machine/handler.rs` calls it.
 
+mod admission;
 mod clients;
 mod config;
 mod convert;
@@ -25,6 +26,7 @@ mod state_machine;
 mod status;
 mod ticker;
 
+pub use admission::{Admission, Admitted};
 pub use config::ReplicaConfig;
 pub use d_engine_state_machine::{
     AfterBytes, AfterEntries, AfterTime, AnyOf, Binding, Bound, Durability, Entry, Error, LogId,

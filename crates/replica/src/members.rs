@@ -4,13 +4,17 @@
 use d_engine_core::{LogIndex, NodeId};
 use d_engine_storage::{Incarnation, LogSuffix, Membership};
 
+use crate::admission::Admission;
+
 /// The memberships in the log with the indexes of their entries, and the one before them.
 #[derive(Debug, Clone)]
 pub(crate) struct Members {
     history: Vec<(LogIndex, Known)>,
     initial: Known,
-    /// The members' addresses from this node's own configuration. This node uses them instead of
-    /// those in the log, which may have been written under another configuration.
+    /// The members at the cluster's birth, as stored.
+    birth: Membership,
+    /// Their addresses from this node's configuration. This node uses them as long as the log
+    /// names no other address than the one at the birth: the members may have moved since.
     addresses: Membership,
 }
 
@@ -21,16 +25,26 @@ struct Known {
     used: Membership,
 }
 
-impl Known {
-    fn new(logged: Membership, addresses: &Membership) -> Self {
-        Self { used: logged.with_addresses_of(addresses), logged }
-    }
-}
-
 impl Members {
-    pub(crate) fn new(initial: &Membership, addresses: &Membership) -> Self {
-        let (initial, addresses) = (Known::new(initial.clone(), addresses), addresses.clone());
-        Self { history: Vec::new(), initial, addresses }
+    /// `first` is the membership before the first entry of the log, `birth` the one at the
+    /// cluster's birth.
+    pub(crate) fn new(first: &Membership, birth: &Membership) -> Self {
+        let initial = Known { logged: first.clone(), used: first.clone() };
+        let (birth, addresses) = (birth.clone(), birth.clone());
+        Self { history: Vec::new(), initial, birth, addresses }
+    }
+
+    /// Sets the addresses from this node's configuration.
+    pub(crate) fn use_addresses(&mut self, addresses: &Membership) {
+        self.addresses = addresses.clone();
+        let Self { history, initial, birth, addresses } = self;
+        for known in history.iter_mut().map(|(_, known)| known).chain([initial]) {
+            known.used = known.logged.with_moved(birth, addresses);
+        }
+    }
+
+    fn known_as(&self, logged: Membership) -> Known {
+        Known { used: logged.with_moved(&self.birth, &self.addresses), logged }
     }
 
     /// The membership in force, the last one appended, with this node's own addresses.
@@ -47,9 +61,34 @@ impl Members {
         self.history.last().map_or(&self.initial, |(_, known)| known)
     }
 
+    /// The last membership that is committed, as it is in the log.
+    pub(crate) fn committed(&self, commit: LogIndex) -> &Membership {
+        self.in_play(commit).next().map_or(&self.initial.logged, |known| &known.logged)
+    }
+
+    /// What the transport needs to judge its peers.
+    pub(crate) fn admission(&self, commit: LogIndex) -> Admission {
+        Admission::new(self.in_play(commit).map(|known| &known.logged))
+    }
+
+    /// The memberships from the last committed one on, in the order of the log.
+    fn in_play(&self, commit: LogIndex) -> impl Iterator<Item = &Known> {
+        let committed = self.history.partition_point(|(at, _)| *at <= commit);
+        let first = if committed == 0 { Some(&self.initial) } else { None };
+        let later = self.history.iter().skip(committed.saturating_sub(1)).map(|(_, known)| known);
+        first.into_iter().chain(later)
+    }
+
+    /// The address of a node that is or was a member, as this node uses it.
+    pub(crate) fn peer_addr(&self, node: NodeId) -> Option<&str> {
+        let memberships = self.history.iter().map(|(_, known)| known).rev().chain([&self.initial]);
+        let member = memberships.filter_map(|known| known.used.member(node)).next()?;
+        Some(&member.peer_addr)
+    }
+
     pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
         self.truncate_from(index);
-        self.history.push((index, Known::new(membership, &self.addresses)));
+        self.history.push((index, self.known_as(membership)));
     }
 
     pub(crate) fn truncate_from(&mut self, index: LogIndex) {
@@ -72,7 +111,7 @@ impl Members {
         suffix: LogSuffix,
     ) {
         self.history.retain(|(at, _)| suffix == LogSuffix::Keep && *at > last_included);
-        self.initial = Known::new(membership.clone(), &self.addresses);
+        self.initial = self.known_as(membership.clone());
     }
 
     /// The membership with every incarnation bound that is in `seen` and not in the log; `None` if
@@ -102,7 +141,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
 
-    use d_engine_storage::{Member, MemberRole};
+    use d_engine_storage::{Member, MemberChange, MemberRole};
 
     use super::*;
 
@@ -162,7 +201,8 @@ mod tests {
     fn this_nodes_addresses_are_used_and_never_written_into_the_log() {
         let mut moved = members(0).members().to_vec();
         moved[1].peer_addr = "moved:2".to_owned();
-        let mut log = Members::new(&members(0), &Membership::new(moved).unwrap());
+        let mut log = Members::new(&members(0), &members(0));
+        log.use_addresses(&Membership::new(moved).unwrap());
         log.push(at(3), members(1));
         let address = |membership: &Membership| {
             membership.member(node(2)).map(|member| member.peer_addr.clone())
@@ -172,5 +212,28 @@ mod tests {
         let seen: BTreeMap<NodeId, Incarnation> = [(node(2), Incarnation([9; 16]))].into();
         let bound = log.with_bound(seen.iter()).unwrap();
         assert_eq!(address(&bound).as_deref(), Some("peer:2"), "what a leader proposes");
+        let update = MemberChange::UpdateAddress {
+            node: 2,
+            peer_addr: Some("newer:2".to_owned()),
+            client_addr: None,
+        };
+        log.push(at(4), log.logged().edited(&update).unwrap().unwrap());
+        assert_eq!(address(log.current()).as_deref(), Some("newer:2"), "the log is newer");
+        assert_eq!(log.peer_addr(node(2)), Some("newer:2"));
+    }
+
+    #[test]
+    fn the_committed_membership_is_the_last_one_up_to_the_commit_index() {
+        let mut log = Members::new(&members(0), &members(0));
+        log.push(at(3), members(1));
+        log.push(at(5), members(2));
+        let committed = |commit| {
+            let bound = log.committed(at(commit)).members().iter();
+            bound.filter(|member| member.incarnation.is_some()).count()
+        };
+        let found = [0, 2, 3, 4, 5, 9].map(committed);
+        assert_eq!(found, [0, 0, 1, 1, 2, 2]);
+        let in_play = |commit| log.in_play(at(commit)).count();
+        assert_eq!([0, 3, 4, 5].map(in_play), [3, 2, 2, 1]);
     }
 }

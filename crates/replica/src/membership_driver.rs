@@ -9,6 +9,7 @@ use std::time::Duration;
 use d_engine_core::{Instant, MembershipStep, NodeId, Now, QuorumRisk, Rejected, VoterSet};
 use d_engine_storage::{ChangeError, ConfigId, Leavers, MemberChange, Membership};
 
+use crate::admission::{Admission, removed_by};
 use crate::error::{LeaderHint, StopReason};
 use crate::event::Jobs;
 use crate::replica::{Payload, Replica};
@@ -243,6 +244,53 @@ impl Replica {
             Rejected::WouldLoseQuorum(set) => ChangeMembersError::WouldLoseQuorum(set),
             _ => ChangeMembersError::Busy(self.members.logged().id()),
         }
+    }
+
+    /// Reports a new committed membership, and finds out whether it has removed this node.
+    pub(crate) fn note_committed_members(&mut self, jobs: &mut Jobs) {
+        let committed = self.members.committed(self.core.log().committed);
+        let id = committed.id();
+        if id == self.committed_members {
+            return;
+        }
+        let removed = removed_by(committed, self.node, self.born);
+        self.committed_members = id;
+        jobs.status_changed = true;
+        if let Some(by) = removed {
+            self.on_removed_by(by, jobs);
+        }
+    }
+
+    /// A member may know earlier than this node that this node was removed.
+    pub(crate) fn on_removed_by(&mut self, by: ConfigId, jobs: &mut Jobs) {
+        let is_news = by > self.born && by >= self.committed_members && self.removed.is_none();
+        if !is_news {
+            return;
+        }
+        tracing::warn!(node = %self.node, configuration = %by, "this node was removed");
+        self.removed = Some(by);
+        jobs.status_changed = true;
+    }
+
+    /// The committed configuration that has removed this node, if one has. The node takes no part
+    /// any more; stop it, and do not start it again on its data directory.
+    #[must_use]
+    pub fn removed(&self) -> Option<ConfigId> {
+        self.removed
+    }
+
+    /// What the transport needs to judge its peers.
+    #[must_use]
+    pub fn admission(&self) -> Admission {
+        self.members.admission(self.core.log().committed)
+    }
+
+    /// The other nodes with which this one keeps a connection, with their addresses: the members of
+    /// every configuration that may decide something, and at a leader also those that have just
+    /// left.
+    pub fn peers(&self) -> impl Iterator<Item = (NodeId, &str)> {
+        let others = self.core.reach().into_iter().filter(|node| *node != self.node);
+        others.filter_map(|node| Some((node, self.members.peer_addr(node)?)))
     }
 
     /// Forgets nodes that are no members any more.

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use d_engine_core::{
     Effects, Initial, Input, Instant, LogId, LogIndex, NodeId, Now, PersistId, RaftCore, Rejected,
 };
-use d_engine_storage::{Identity, Incarnation, LogEntry, Membership, RecoveredLog};
+use d_engine_storage::{ConfigId, Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
 use crate::clients::intake::refuse_event;
 use crate::clients::proposals::{self, Proposals};
@@ -74,6 +74,12 @@ pub struct Replica {
     /// Entries in the log that skip other entries.
     pub(crate) skips: Skips,
     pub(crate) membership_driver: MembershipDriver,
+    /// The configuration that added this node.
+    pub(crate) born: ConfigId,
+    /// The last committed configuration, as last reported in the status.
+    pub(crate) committed_members: ConfigId,
+    /// The committed configuration that has removed this node.
+    pub(crate) removed: Option<ConfigId>,
     log_disk: LogDisk,
     stopped: Option<StopReason>,
 }
@@ -168,6 +174,9 @@ impl Replica {
             contradiction: None,
             skips,
             membership_driver: MembershipDriver::default(),
+            born: identity.born(),
+            committed_members: ConfigId::default(),
+            removed: None,
             log_disk: LogDisk::default(),
             stopped: None,
             config,
@@ -189,6 +198,7 @@ impl Replica {
         }
         self.drive_membership(now, jobs);
         self.check_members();
+        self.note_committed_members(jobs);
         self.maybe_install(now, jobs);
         self.maybe_purge(now.monotonic, jobs);
         if self.apply.waits_for_restart(&self.skips) {
@@ -245,6 +255,7 @@ impl Replica {
             Event::ApplyStopped { through, stop } => {
                 self.on_apply_stopped(now, through.index, stop, jobs);
             }
+            Event::RemovedBy(by) => self.on_removed_by(by, jobs),
             Event::ChangeMembers(request) => self.on_change_members(now, *request, jobs),
             Event::SkipEntry { target, responder } => self.on_skip(now, target, responder, jobs),
             Event::Loaded { to, token, entries } => {
@@ -341,6 +352,14 @@ impl Replica {
     #[must_use]
     pub fn with_machine_steps(mut self, steps: Arc<AtomicU64>) -> Self {
         self.machine_steps = (steps, 0);
+        self
+    }
+
+    /// Sets the members' addresses from this node's configuration. They count as long as the log
+    /// names no other ones than those at the cluster's birth.
+    #[must_use]
+    pub fn with_addresses(mut self, configured: &Membership) -> Self {
+        self.members.use_addresses(configured);
         self
     }
 
@@ -450,6 +469,8 @@ impl Replica {
             core: self.core.status(),
             applied: self.apply.applied().get(),
             membership: self.members.current().clone(),
+            committed_members: self.committed_members,
+            removed: self.removed,
             ready: self.is_ready(),
             alarms: self.alarms(),
             losses: self.losses(),

@@ -1,7 +1,7 @@
 //! The status of a replica.
 
 use d_engine_core::CoreStatus;
-use d_engine_storage::Membership;
+use d_engine_storage::{ConfigId, Membership};
 
 use crate::{ApplyStop, StopReason};
 
@@ -14,6 +14,10 @@ pub struct ReplicaStatus {
     pub applied: u64,
     /// The membership in force.
     pub membership: Membership,
+    /// The name of the last committed membership.
+    pub committed_members: ConfigId,
+    /// The committed configuration that has removed this node, if one has.
+    pub removed: Option<ConfigId>,
     /// Whether the node has caught up with its leader and can serve.
     pub ready: bool,
     /// Problems that an operator must look into, one sentence each; empty if there are none.

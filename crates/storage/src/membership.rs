@@ -321,17 +321,24 @@ impl Membership {
         Configuration::new(with(MemberRole::is_outgoing), None).joint_with(&incoming)
     }
 
-    /// Returns the same members with the addresses from `other`, where it contains the member.
+    /// Returns the same members, each with its address in `moved` if it has the one that it had at
+    /// `birth`.
     #[must_use]
-    pub fn with_addresses_of(&self, other: &Self) -> Self {
-        let mut moved = self.clone();
-        for member in &mut moved.members {
-            if let Some(known) = other.members.iter().find(|known| known.node == member.node) {
-                member.peer_addr.clone_from(&known.peer_addr);
-                member.client_addr.clone_from(&known.client_addr);
+    pub fn with_moved(&self, birth: &Self, moved: &Self) -> Self {
+        let mut after = self.clone();
+        for member in &mut after.members {
+            let (Some(born), Some(moved)) = (birth.find(member.node), moved.find(member.node))
+            else {
+                continue;
+            };
+            if member.peer_addr == born.peer_addr {
+                member.peer_addr.clone_from(&moved.peer_addr);
+            }
+            if member.client_addr == born.client_addr {
+                member.client_addr.clone_from(&moved.client_addr);
             }
         }
-        moved
+        after
     }
 
     /// Returns the same members, with `incarnation` bound to `node`. Unchanged if `node` is no
