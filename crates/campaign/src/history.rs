@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use d_engine_locks::Unpoisoned;
 use d_engine_sim::{Operation, Verdict, check};
 
 use crate::record::Record;
@@ -35,7 +36,7 @@ impl Pair {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Operation>> {
-        self.operations.lock().unwrap_or_else(PoisonError::into_inner)
+        self.operations.lock().unpoisoned()
     }
 
     /// Checks the history so far.
@@ -59,7 +60,7 @@ impl Group {
 
     /// Returns the pair for the next operation.
     pub(crate) fn pair(&self) -> Arc<Pair> {
-        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pairs = self.pairs.lock().unpoisoned();
         match pairs.last() {
             Some(last) if last.lock().len() < OPERATIONS_MAX => last.clone(),
             _ => {
@@ -73,7 +74,7 @@ impl Group {
 
     /// Returns all pairs.
     pub(crate) fn pairs(&self) -> Vec<Arc<Pair>> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.pairs.lock().unpoisoned().clone()
     }
 }
 

@@ -5,8 +5,10 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use d_engine_locks::Unpoisoned;
 
 use crate::shell::{Outcome, doing};
 
@@ -75,14 +77,14 @@ impl Record {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unpoisoned()
     }
 
     /// Prints an event, and writes it to the log of events.
     pub(crate) fn say(&self, text: &str) {
         let line = format!("[{:7.1} s] {text}", self.now().as_secs_f64());
         println!("{line}");
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self.events.lock().unpoisoned();
         if let Err(error) = writeln!(events, "{line}") {
             eprintln!("campaign: events.log: {error}");
         }

@@ -1,10 +1,11 @@
 //! Polls the nodes' status throughout the run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use d_engine_client::{Client, ClientOptions, NodeRole, NodeStatus};
+use d_engine_locks::Unpoisoned;
 
 use crate::net::{NODES, client_addr};
 use crate::record::Record;
@@ -34,7 +35,7 @@ struct Inner {
 
 impl View {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unpoisoned()
     }
 
     /// Returns the leader of the highest term, by the last status of each node.

@@ -10,9 +10,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use d_engine_locks::Unpoisoned;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -106,7 +107,7 @@ impl LogLines {
                 return;
             }
             let waited = self.queue.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = waited.unpoisoned().0;
         }
     }
 }
@@ -138,7 +139,7 @@ impl Write for LineWriter<'_> {
 impl Queue {
     // No code panics while holding the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     fn put(&self, line: Vec<u8>) {
@@ -190,7 +191,7 @@ impl Queue {
                 state.is_writing = true;
                 return (line, state.dropped);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unpoisoned();
         }
     }
 

@@ -1,10 +1,11 @@
 //! One node: its address, its connection, and its recent failures.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use d_engine_api::message::StatusRequest;
 use d_engine_api::message::engine_client::EngineClient;
+use d_engine_locks::Unpoisoned;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
@@ -179,11 +180,11 @@ impl Node {
 
     // No code panics while holding these locks.
     fn attempts(&self) -> std::sync::MutexGuard<'_, (u64, Option<ClientError>)> {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.attempts.lock().unpoisoned()
     }
 
     fn failed_at(&self) -> std::sync::MutexGuard<'_, Option<Failure>> {
-        self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.failed_at.lock().unpoisoned()
     }
 }
 

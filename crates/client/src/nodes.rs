@@ -1,8 +1,9 @@
 //! The nodes that a client knows: the configured ones, and those that other nodes named.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use d_engine_locks::Unpoisoned;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::node::Node;
@@ -64,7 +65,7 @@ impl Nodes {
 
     /// Returns all known nodes, the configured ones first; never empty.
     pub(crate) fn all(&self) -> Vec<Arc<Node>> {
-        let learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let learned = self.learned.lock().unpoisoned();
         self.told.iter().chain(learned.values()).cloned().collect()
     }
 
@@ -73,7 +74,7 @@ impl Nodes {
         if let Some(node) = self.told.iter().find(|node| *node.address == *address) {
             return Ok(node.clone());
         }
-        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut learned = self.learned.lock().unpoisoned();
         if let Some(node) = learned.get(address) {
             return Ok(node.clone());
         }

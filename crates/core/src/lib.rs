@@ -42,6 +42,7 @@ pub use interface::message::{
     AppendOutcome, EntryMeta, FollowerReport, MAX_ACCEPTED_TIME_MS, Message, SentMessage,
 };
 pub use interface::status::{CoreStatus, FollowerStatus};
+pub use prng::SplitMix64;
 pub use protocol::role::RoleKind;
 pub use raft_core::{Initial, RaftCore};
 pub use state::command_version::CommonVersion;

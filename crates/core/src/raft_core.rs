@@ -6,7 +6,7 @@ use core::time::Duration;
 use crate::interface::effects::{Appended, Effects, Envelope, PersistRequest};
 use crate::interface::input::{Input, ReadMode, Rejected};
 use crate::interface::message::HeartbeatReply;
-use crate::prng::Prng;
+use crate::prng::SplitMix64;
 use crate::protocol::role::{CurrentRole, Role};
 use crate::read::follower_reads::FollowerReads;
 use crate::state::held::{AwaitedRequests, Held};
@@ -44,7 +44,7 @@ pub struct Initial {
 pub struct RaftCore {
     pub(crate) node: NodeId,
     pub(crate) config: CoreConfig,
-    pub(crate) prng: Prng,
+    pub(crate) prng: SplitMix64,
     pub(crate) hard_state: HardState,
     pub(crate) role: CurrentRole,
     pub(crate) log: LogView,
@@ -108,7 +108,7 @@ impl RaftCore {
         let mut log = initial.log;
         log.commit = log.commit.max(initial.hard_state.commit);
         let log = LogView::new(log);
-        let mut prng = Prng::new(initial.seed);
+        let mut prng = SplitMix64::new(initial.seed);
         let follower_reads = FollowerReads::new(&mut prng);
         let mut core = Self {
             node: initial.node,

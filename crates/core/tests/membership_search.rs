@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use d_engine_core::{
     Configuration, CoreConfig, EntryMeta, Input, MembershipStep, NodeId, QuorumRisk, RoleKind,
+    SplitMix64,
 };
 use support::n;
 use support::network::{Network, shown};
@@ -22,20 +23,12 @@ use support::network::{Network, shown};
 const NODES: u64 = 6;
 const STEPS: u64 = 3_000;
 
-/// SplitMix64.
-struct Random(u64);
+/// What a seed decides.
+struct Random(SplitMix64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
+        self.0.below(bound)
     }
 
     fn one_in(&mut self, bound: u64) -> bool {
@@ -70,7 +63,7 @@ struct Search {
 
 impl Search {
     fn new(seed: u64, silent: bool) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random(SplitMix64::new(seed));
         let mut network = Network::new(0);
         network.silent = silent;
         network.config = CoreConfig {

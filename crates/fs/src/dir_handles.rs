@@ -6,7 +6,9 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use d_engine_locks::Unpoisoned;
 
 /// The most handles that are kept; more than the number of directories of a node.
 const HANDLES_MAX: usize = 16;
@@ -20,14 +22,14 @@ impl DirHandles {
     /// created again is another one.
     pub(crate) fn open(&self, path: &Path) -> io::Result<Arc<File>> {
         let found = std::fs::metadata(path)?;
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+        let known = self.0.lock().unpoisoned().get(path).cloned();
         if let Some(known) = known
             && is_same(&known.metadata()?, &found)
         {
             return Ok(known);
         }
         let opened = Arc::new(File::open(path)?);
-        let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = self.0.lock().unpoisoned();
         if handles.len() >= HANDLES_MAX {
             handles.clear();
         }

@@ -4,9 +4,10 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use d_engine_fs::{Fs, FsFile, OpenMode};
+use d_engine_locks::Unpoisoned;
 use redb::{Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use crate::backend::Backend;
@@ -91,7 +92,7 @@ impl Database {
 
     /// Verifies the checksum of every page. There must be no readers.
     fn check_pages(&self) -> Result<(), DiskKvError> {
-        let mut file = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.write().unpoisoned();
         let checked = file.as_mut().map_or(Ok(true), redb::Database::check_integrity);
         drop(file);
         match checked.map_err(|error| self.failed(error.into()))? {
@@ -186,7 +187,7 @@ impl Database {
 
     /// Closes the database. Readers that still use it get an error.
     pub(crate) fn close(&self) -> Result<(), DiskKvError> {
-        let file = self.file.write().unwrap_or_else(PoisonError::into_inner).take();
+        let file = self.file.write().unpoisoned().take();
         file.map_or(Ok(()), redb::Database::close).map_err(|error| self.failed(error.into()))
     }
 
@@ -194,7 +195,7 @@ impl Database {
         &self,
         begin: impl FnOnce(&redb::Database) -> Result<T, redb::TransactionError>,
     ) -> Result<T, DiskKvError> {
-        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.read().unpoisoned();
         let Some(file) = &*file else {
             return Err(self.failed(redb::StorageError::DatabaseClosed.into()));
         };

@@ -8,7 +8,7 @@ mod scrub;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use d_engine_fs::{Fs, RealFs};
 use d_engine_kv::snapshot_file::{SnapshotFileError, SnapshotFileReader, check_files, file_bytes};
 use d_engine_kv_language::rules;
 use d_engine_kv_language::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
+use d_engine_locks::Unpoisoned;
 use d_engine_state_machine::{
     Binding, Bound, Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
 };
@@ -137,12 +138,12 @@ impl DiskKvStateMachine {
     // No code panics while it holds this lock and leaves a partial change, so a poisoned lock is
     // safe.
     fn read<T>(&self, read: impl FnOnce(&Open) -> T) -> Result<T, DiskKvError> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read().unpoisoned();
         open.as_ref().map(read).ok_or_else(|| DiskKvError::NotStarted { dir: self.dir.clone() })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Open) -> T) -> Result<T, DiskKvError> {
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.write().unpoisoned();
         open.as_mut().map(change).ok_or_else(|| DiskKvError::NotStarted { dir: self.dir.clone() })
     }
 
@@ -186,7 +187,7 @@ impl DiskKvStateMachine {
 
     fn writing(&self) -> MutexGuard<'_, ()> {
         // A transaction that a panic interrupted is rolled back.
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock().unpoisoned()
     }
 
     fn io(&self, source: std::io::Error) -> DiskKvError {
@@ -194,7 +195,7 @@ impl DiskKvStateMachine {
     }
 
     fn bound_to(&self) -> MutexGuard<'_, Option<Binding>> {
-        self.binding.lock().unwrap_or_else(PoisonError::into_inner)
+        self.binding.lock().unpoisoned()
     }
 
     fn freeze(&self) -> Result<View, DiskKvError> {
@@ -242,7 +243,7 @@ impl StateMachine for DiskKvStateMachine {
         let _writing = self.writing();
         if self.database().is_err() {
             let open = self.open()?;
-            *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(open);
+            *self.open.write().unpoisoned() = Some(open);
         }
         self.running.store(true, Ordering::Release);
         Ok(())

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use d_engine_fs::Fs;
 use d_engine_kv::snapshot_file::{
     SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotHead, SnapshotRecord,
 };
 use d_engine_kv_language::rules::KvTable;
+use d_engine_locks::Unpoisoned;
 use d_engine_state_machine::{LogId, Result, SnapshotRoom, SnapshotView, snapshot_checksum_in};
 use redb::ReadTransaction;
 
@@ -45,7 +46,7 @@ impl Frozen {
     }
 
     fn transaction(&self) -> MutexGuard<'_, Option<ReadTransaction>> {
-        self.transaction.lock().unwrap_or_else(PoisonError::into_inner)
+        self.transaction.lock().unpoisoned()
     }
 
     /// Cancels the view because the file has grown too far: its pages are needed.

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_fs::{Fs, RealFs};
 use d_engine_kv_language::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
+use d_engine_locks::Unpoisoned;
 use d_engine_state_machine::{
     Entry, LogId, Result, SnapshotMetadata, SnapshotRoom, SnapshotView, StateMachine,
     snapshot_checksum_in,
@@ -90,11 +91,11 @@ impl KvStateMachine {
     // Nothing in this file panics while it holds the lock, so a poisoned lock still guards whole
     // entries; a reader must not fail because another thread panicked.
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read().unpoisoned()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().unpoisoned()
     }
 }
 

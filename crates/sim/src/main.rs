@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use d_engine_locks::Unpoisoned;
 use d_engine_sim::{
     Disturbance, Fault, Numbers, Profile, Reduction, Report, Rule, RunOptions, Shrunk, Sometimes,
     Violation, run, run_reduced, shrink,
@@ -333,7 +334,7 @@ fn many(seeds: &[u64], arguments: &Arguments) -> ExitCode {
             scope.spawn(|| work(seeds, &next, &summary, options, arguments.fail_fast));
         }
     });
-    let summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let summary = summary.into_inner().unpoisoned();
     let seconds = started.elapsed().as_secs_f64();
     print_summary(&summary, arguments, seconds);
     if let Some(path) = &arguments.keep
@@ -356,7 +357,7 @@ fn work(
     fail_fast: bool,
 ) {
     let add = |report: Report| {
-        let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut summary = summary.lock().unpoisoned();
         summary.add(report);
         fail_fast && !summary.findings.is_empty()
     };

@@ -2,9 +2,11 @@
 //! and the component's name, so that a new fault in one component does not change the numbers of
 //! the others.
 
-/// A stream of SplitMix64 numbers.
+use d_engine_core::SplitMix64;
+
+/// A stream of numbers.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Prng(u64);
+pub struct Prng(SplitMix64);
 
 impl Prng {
     /// Creates the stream `name` of the run with this seed.
@@ -14,21 +16,17 @@ impl Prng {
         let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
-        let mut prng = Self(seed ^ hash);
+        let mut prng = Self(SplitMix64::new(seed ^ hash));
         prng.next();
         prng
     }
 
     /// Returns the next number.
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        self.0.number()
     }
 
-    /// Returns a number below `bound`; zero if `bound` is zero.
+    /// Returns a number below `bound`; zero, and draws nothing, if `bound` is zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next() % bound }
     }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_core::{LogId, SessionSerial};
+use d_engine_locks::Unpoisoned;
 
 /// A committed command, as a state machine receives it.
 ///
@@ -150,7 +151,7 @@ impl ReplySink {
     }
 
     fn put(&self, slot: usize, answer: Bytes) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock().unpoisoned();
         match slots.as_mut().and_then(|slots| slots.get_mut(slot)) {
             Some(empty @ None) => *empty = Some(answer),
             _ => {
@@ -162,7 +163,7 @@ impl ReplySink {
     /// Takes the replies and closes the sink: later replies are ignored and counted.
     #[must_use]
     pub fn take(&self) -> Vec<Option<Bytes>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+        self.slots.lock().unpoisoned().take().unwrap_or_default()
     }
 
     /// Replies that came second or too late.

@@ -117,7 +117,7 @@ fn assert_survived(
 fn die_and_come_back(at: u64, again: Option<u64>, seed: u64, coverage: &mut Coverage) -> bool {
     let context = format!("operation {at}, then {again:?}, seed {seed}");
     let fs = SimFs::new();
-    let mut random = Random(seed ^ (at << 8));
+    let mut random = Random::new(seed ^ (at << 8));
     let mut expected = Expected::default();
     fs.halt_at(at);
     let outcome = open(&fs, &small()).and_then(|mut opened| live(&mut opened, &mut expected));
@@ -188,7 +188,7 @@ fn a_creation_that_dies_anywhere_can_be_finished() {
             let fs = SimFs::new();
             fs.halt_at(at);
             let first = open(&fs, &small()).map(drop);
-            Random(seed * 100 + at).crash(&fs);
+            Random::new(seed * 100 + at).crash(&fs);
             let names = fs.list(std::path::Path::new(DIR)).unwrap_or_default();
             let has_identity = names.iter().any(|name| name == "identity.meta");
             assert!(has_identity || common::segments(&fs).is_empty(), "operation {at}");

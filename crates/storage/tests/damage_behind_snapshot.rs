@@ -143,7 +143,7 @@ fn a_crash_while_damage_is_passed_over_loses_nothing() {
                 break;
             }
             interrupted += 1;
-            Random(seed * 1_000 + at).crash(&fs);
+            Random::new(seed * 1_000 + at).crash(&fs);
             let context = format!("operation {at}, seed {seed}");
             let found = match open(&fs, &small()) {
                 Ok(opened) => Picture::of(&opened),

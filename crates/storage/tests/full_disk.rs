@@ -181,7 +181,7 @@ fn want_of_room_is_waited_out_wherever_it_comes_from() {
                 let context = format!("{failure:?} at {op:?} {nth}");
                 waited += live(&mut opened, &mut expected, &context);
                 drop(opened);
-                Random(nth).crash(&fs);
+                Random::new(nth).crash(&fs);
                 assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected, "{context}");
             }
         }
@@ -226,7 +226,7 @@ fn nothing_is_lost_wherever_the_process_dies_on_a_full_disk() {
             fs.halt_at(at);
             let ended = live_full(&fs, &mut opened, &mut stored, &mut attempted);
             drop(opened);
-            let mut random = Random(seed ^ (at << 8));
+            let mut random = Random::new(seed ^ (at << 8));
             fs.set_capacity(None);
             random.crash(&fs);
             let found = Picture::of(&open(&fs, &small()).unwrap());

@@ -324,7 +324,7 @@ fn live(opened: &mut OpenedStorage, expected: &mut Expected) -> Result<(), Stora
 fn die_and_come_back(at: u64, again: Option<u64>, seed: u64) -> bool {
     let context = format!("operation {at}, then {again:?}, seed {seed}");
     let fs = SimFs::new();
-    let mut random = Random(seed ^ (at << 8));
+    let mut random = Random::new(seed ^ (at << 8));
     let mut expected = Expected::default();
     fs.halt_at(at);
     if open(&fs, &small()).and_then(|mut opened| live(&mut opened, &mut expected)).is_ok() {
@@ -390,7 +390,7 @@ fn an_io_error_during_an_install_stops_the_log() {
         let later = opened.log.append(GROUP, None, &[entry(4, 13)]);
         assert!(matches!(later, Err(StorageError::Stopped { .. })), "{op:?}");
         drop(opened);
-        Random(op as u64).crash(&fs);
+        Random::new(op as u64).crash(&fs);
         let found = reopened(&fs);
         assert!(found == old || found == new, "{op:?}: {found:#?}");
         assert!(!fs.image().files.contains_key(&Path::new(DIR).join("log.meta.tmp")), "{op:?}");

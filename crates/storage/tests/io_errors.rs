@@ -77,7 +77,7 @@ fn after_the_first_error_every_call_fails_with_its_text() {
                 );
                 drop(opened);
                 // The failed step may or may not be there; everything acknowledged is.
-                Random(nth).crash(&fs);
+                Random::new(nth).crash(&fs);
                 let found = Picture::of(&open(&fs, &small()).unwrap());
                 assert!(found.last() >= expected.last(), "{op:?} {nth}");
                 for (index, entry) in &expected.entries {
@@ -114,7 +114,7 @@ fn short_writes_are_continued() {
     }
     work(&mut opened, &mut expected).unwrap();
     drop(opened);
-    Random(1).crash(&fs);
+    Random::new(1).crash(&fs);
     assert_eq!(Picture::of(&open(&fs, &small()).unwrap()), expected);
 }
 

@@ -175,7 +175,7 @@ impl Life {
     fn restart(&mut self, power_cut: Option<u64>) -> Result<(), TestCaseError> {
         self.opened = None;
         match power_cut {
-            Some(seed) => Random(seed).crash(&self.fs),
+            Some(seed) => Random::new(seed).crash(&self.fs),
             None => self.fs.kill(),
         }
         let opened =

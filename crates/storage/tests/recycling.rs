@@ -127,7 +127,7 @@ fn only_files_of_about_the_size_of_a_segment_are_kept() {
 fn die_twice(first: u64, second: u64, seed: u64) -> bool {
     let context = format!("operation {first}, then {second}, seed {seed}");
     let fs = SimFs::new();
-    let mut random = Random(seed ^ (first << 20) ^ (second << 40));
+    let mut random = Random::new(seed ^ (first << 20) ^ (second << 40));
     let mut expected = Expected::default();
     fs.halt_at(first);
     if open(&fs, &small()).and_then(|mut opened| live(&mut opened, &mut expected, 5)).is_ok() {

@@ -112,7 +112,7 @@ fn live(fs: &SimFs, expected: &mut Expected) -> Result<(), StorageError> {
 fn die_and_come_back(at: u64, again: u64, seed: u64) -> (bool, u64) {
     let context = format!("operation {at}, then {again}, seed {seed}");
     let fs = SimFs::new();
-    let mut random = Random(seed ^ (at << 8));
+    let mut random = Random::new(seed ^ (at << 8));
     let mut expected = Expected::default();
     fs.halt_at(at);
     if live(&fs, &mut expected).is_ok() {

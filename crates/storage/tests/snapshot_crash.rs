@@ -6,7 +6,7 @@ mod snapshot_kit;
 
 use std::collections::BTreeSet;
 
-use d_engine_core::LogId;
+use d_engine_core::{LogId, SplitMix64};
 use d_engine_storage::Fs;
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{FullSpeed, Offer, SnapshotArchive, SnapshotError, SnapshotStore};
@@ -116,13 +116,8 @@ fn assert_survived(fs: &SimFs, expected: &Expected, context: &str) -> BTreeSet<L
 }
 
 fn random(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    move |n| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % n.max(1)
-    }
+    let mut random = SplitMix64::new(seed);
+    move |n| random.below(n)
 }
 
 /// Dies at operation `at`. Returns `false` if the boot has fewer operations.

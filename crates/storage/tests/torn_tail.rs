@@ -94,13 +94,14 @@ fn garbage_or_zeros_in_any_sectors_of_the_last_group_are_a_torn_tail() {
     let path = segments(&fs).pop().unwrap();
     let content = fs.image().files[&path].clone();
     let sectors = (used(&fs) - end) / 512;
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for pick in 1..1_u32 << sectors {
         let mut garbled = content.clone();
         for sector in (0..sectors).filter(|sector| pick & (1 << sector) != 0) {
             let start = end + sector * 512;
             let garbage = random.below(2) == 0;
-            garbled[start..start + 512].fill_with(|| if garbage { random.next() as u8 } else { 0 });
+            garbled[start..start + 512]
+                .fill_with(|| if garbage { random.number() as u8 } else { 0 });
         }
         let fs = with_content(&fs, &path, garbled);
         assert_opens_twice(&fs, &[&acknowledged, &attempted], &format!("sectors {pick:b}"));
@@ -113,12 +114,12 @@ fn random_lengths_in_the_last_group_are_a_torn_tail() {
     let (fs, acknowledged, _, end) = interrupted();
     let path = segments(&fs).pop().unwrap();
     let content = fs.image().files[&path].clone();
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     // The group's body length, its record count, and the first record's length.
     for at in [end + 56, end + 60, end + 84 + 4] {
         for _ in 0..200 {
             let mut garbled = content.clone();
-            garbled[at..at + 4].copy_from_slice(&(random.next() as u32).to_le_bytes());
+            garbled[at..at + 4].copy_from_slice(&(random.number() as u32).to_le_bytes());
             let fs = with_content(&fs, &path, garbled);
             assert_opens_twice(&fs, &[&acknowledged], &format!("length at {at}"));
         }

@@ -1,9 +1,10 @@
 //! Runs callers, in a closed loop or at a fixed rate.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use d_engine_locks::Unpoisoned;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -92,7 +93,7 @@ impl Load {
 
     /// Begins no further operations; those in flight finish.
     pub(super) fn stop(&self) {
-        let mut after = self.shared.stopped_after.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut after = self.shared.stopped_after.lock().unpoisoned();
         after.get_or_insert(self.shared.began.elapsed());
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.due.close();
@@ -115,7 +116,7 @@ impl Load {
         for part in &shared.tallies {
             tally.add(&lock(part))?;
         }
-        let stopped = *shared.stopped_after.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = *shared.stopped_after.lock().unpoisoned();
         let planned = stopped.unwrap_or(shared.length).min(shared.length);
         let due =
             shared.pace.map_or(0, |pace| pace.due(planned.saturating_sub(Duration::from_nanos(1))));
@@ -187,5 +188,5 @@ impl Shared {
 }
 
 fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
+    tally.lock().unpoisoned()
 }

@@ -2,10 +2,11 @@
 //! killed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use d_engine_client::Client;
+use d_engine_locks::Unpoisoned;
 use tokio::sync::Notify;
 
 use crate::exit::Failure;
@@ -49,7 +50,7 @@ impl Failover {
         if !self.is_killed.load(Ordering::Acquire) {
             return;
         }
-        let mut succeeded = self.succeeded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut succeeded = self.succeeded.lock().unpoisoned();
         if succeeded.is_some() {
             return;
         }
@@ -92,6 +93,6 @@ impl Failover {
     }
 
     fn successor(&self) -> Option<(Instant, String)> {
-        self.succeeded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.succeeded.lock().unpoisoned().clone()
     }
 }

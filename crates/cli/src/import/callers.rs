@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use d_engine_client::{ClientError, KvClient, KvError};
+use d_engine_locks::Unpoisoned;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -107,7 +108,7 @@ impl Import {
 
     /// Returns the records that the cluster will never accept.
     pub(crate) fn refused(&self) -> Vec<Refused> {
-        self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.refused.lock().unpoisoned().clone()
     }
 
     /// Returns the number of records at the beginning that are all acknowledged or refused, so that
@@ -166,7 +167,7 @@ impl Shared {
                 }
                 Err(NotPut::Refused(reason)) => {
                     let key = String::from_utf8_lossy(&record.key).into_owned();
-                    let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut refused = self.refused.lock().unpoisoned();
                     refused.push(Refused { key, reason });
                 }
                 Err(NotPut::Failed(failure)) => return Err(failure),
@@ -218,6 +219,6 @@ impl Shared {
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unpoisoned()
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use d_engine_core::{LogId, LogIndex};
+use d_engine_core::{LogId, LogIndex, SplitMix64};
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{ClusterId, Fs, LogEntry, LogSuffix, OpenRequest};
 
@@ -139,13 +139,8 @@ pub fn power_cuts_lose_nothing_synced(case: &StorageEngineCase) -> Found {
         // The second write may fail; entries of it that survive must be whole.
         let acknowledged = store(&mut opened, 2, &entries(2, 11, 20)).is_ok();
         drop(opened);
-        let mut state = moment.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        disk.crash(&mut |below| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            if below == 0 { 0 } else { (state >> 33) % below }
-        });
+        let mut random = SplitMix64::new(moment);
+        disk.crash(&mut |below| random.below(below));
         let opened = engine()
             .open(&request())
             .map_err(|error| failed("open() after a power cut", &error))?;

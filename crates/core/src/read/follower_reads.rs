@@ -9,7 +9,7 @@
 use alloc::vec::Vec;
 
 use crate::interface::input::ReadId;
-use crate::prng::Prng;
+use crate::prng::SplitMix64;
 use crate::time::Instant;
 use crate::types::{NodeId, Term};
 
@@ -35,7 +35,7 @@ struct PendingReadIndex {
 
 impl FollowerReads {
     /// Tokens start at a random number, so that they differ from those before a restart.
-    pub(crate) fn new(prng: &mut Prng) -> Self {
+    pub(crate) fn new(prng: &mut SplitMix64) -> Self {
         Self { last_token: prng.number(), in_flight: None, waiting: Vec::new() }
     }
 

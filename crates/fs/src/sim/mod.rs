@@ -19,7 +19,9 @@ mod space;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use d_engine_locks::Unpoisoned;
 
 use self::disk::{Disk, Step};
 pub use self::failure::Failure;
@@ -125,7 +127,7 @@ impl SimFs {
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.disk.lock().unpoisoned()
     }
 }
 
@@ -217,7 +219,7 @@ impl FsLock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner).unlock(&self.path, self.boot);
+        self.disk.lock().unpoisoned().unlock(&self.path, self.boot);
     }
 }
 
@@ -234,7 +236,7 @@ impl SimFile {
     /// Returns the disk, if the process that opened this file still runs and `op` was not made to
     /// fail.
     fn begin(&self, op: FsOp) -> io::Result<(MutexGuard<'_, Disk>, Step)> {
-        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut disk = self.disk.lock().unpoisoned();
         if disk.boot() != self.boot {
             return Err(io::Error::other("the process that opened this file has crashed"));
         }

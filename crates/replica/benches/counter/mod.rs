@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{Entry, Error, LogId, Result, SnapshotMetadata, StateMachine};
 
 #[derive(Default)]
@@ -15,7 +16,7 @@ pub(crate) struct Counter {
 
 impl Counter {
     fn counts(&self) -> MutexGuard<'_, BTreeMap<Bytes, u64>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unpoisoned()
     }
 }
 

@@ -7,7 +7,7 @@ mod boot;
 mod machine;
 
 use boot::{Life, archive_of_the_next_leader, state_at};
-use d_engine_core::LogIndex;
+use d_engine_core::{LogIndex, SplitMix64};
 use d_engine_replica::Durability;
 use d_engine_storage::Fs;
 use d_engine_storage::fs::sim::SimFs;
@@ -48,13 +48,8 @@ fn newborn(durability: Durability) -> (SimFs, Life) {
 }
 
 fn random(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    move |n| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) % n.max(1)
-    }
+    let mut random = SplitMix64::new(seed);
+    move |n| random.below(n)
 }
 
 /// Crashes at operation `at` and restarts; returns the step of the crash, or `None` if the run has

@@ -4,11 +4,12 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use d_engine_api::message::{Busy, ErrorDetail, error_detail::Kind};
+use d_engine_locks::Unpoisoned;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
@@ -91,7 +92,7 @@ where
         let answers = self.answers.clone();
         Box::pin(async move {
             let response = answered.await?;
-            drop(held.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(held.lock().unpoisoned().take());
             if is_command {
                 return Ok(response);
             }
@@ -122,7 +123,7 @@ impl HttpBody for Counted {
             match self.budget.take(bytes.len()) {
                 Err(busy) => return Poll::Ready(Some(Err(busy))),
                 Ok(taken) => {
-                    let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut holds = self.holds.lock().unpoisoned();
                     match holds.as_mut() {
                         Some(held) => held.merge(taken),
                         None => *holds = Some(taken),
@@ -281,7 +282,7 @@ mod tests {
         let mut second = request(&other);
         assert!(next(&mut second).is_some_and(|frame| frame.is_ok()));
         assert!(next(&mut second).is_some_and(|frame| frame.is_err_and(|status| is_busy(&status))));
-        drop(holds.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(holds.lock().unpoisoned().take());
         assert!(next(&mut second).is_some_and(|frame| frame.is_ok()));
     }
 

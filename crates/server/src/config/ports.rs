@@ -2,7 +2,9 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, TcpListener};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use d_engine_locks::Unpoisoned;
 
 /// The lowest port that is tried; well-known services use lower ones.
 const LOWEST: u16 = 10_240;
@@ -35,7 +37,7 @@ pub fn free_loopback_ports(count: usize) -> io::Result<Vec<TcpListener>> {
         return Err(too_few());
     }
     // Held until the ports are chosen, so that no other call looks at the same ones.
-    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut next = NEXT.lock().unpoisoned();
     let start = match *next {
         Some(start) => start,
         None => random()? % span,

@@ -7,11 +7,12 @@ mod reads;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_core::NodeId;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     Proposal, ProposeError, ReadGateInputs as _, ReplicaStatus, StateMachine, StopReason,
     UnknownBecause,
@@ -140,7 +141,7 @@ impl EmbeddedEngine {
     }
 
     fn keep(&self, shutdown: watch::Sender<()>) {
-        *self.inner.keeps.lock().unwrap_or_else(PoisonError::into_inner) = Some(shutdown);
+        *self.inner.keeps.lock().unpoisoned() = Some(shutdown);
     }
 
     pub(crate) fn weak(&self) -> WeakEngine {

@@ -2,11 +2,12 @@
 //! directory.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use d_engine_core::NodeId;
+use d_engine_locks::Unpoisoned;
 use d_engine_storage::DirectoryLocks;
 use tokio::sync::watch;
 
@@ -75,7 +76,7 @@ impl Shutdown {
 
 fn lock(name: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
     // No code panics while it holds the lock.
-    name.lock().unwrap_or_else(PoisonError::into_inner)
+    name.lock().unpoisoned()
 }
 
 fn join_all(

@@ -8,12 +8,13 @@ pub(crate) mod status;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use d_engine_api::ReceivingSnapshot;
 use d_engine_core::{LogId, NodeId, Term};
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     SendAttempt, SendLimits, SendOutcome, SendingSnapshot, SnapshotOrder, SnapshotSends,
     StateMachine,
@@ -94,7 +95,7 @@ impl Transfers {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     fn stops(&self) -> bool {

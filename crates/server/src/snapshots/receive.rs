@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use d_engine_api::ReceivingSnapshot;
 use d_engine_core::{NodeId, Term};
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     Event, InstallError, OfferDecision, ReadGateInputs as _, ReceivedSnapshot, ReceiverStep,
     Refusal, SnapshotMessage, SnapshotReceiver, decide_offer,
@@ -188,7 +189,7 @@ impl Transfers {
         }
         let waits = |state: &mut super::State| state.receiving.is_some() && !self.stops();
         let waited = self.changed.wait_timeout_while(state, GIVES_WAY_WITHIN, waits);
-        let (mut state, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut state, _) = waited.unpoisoned();
         if self.stops() {
             return Err("the node is stopping");
         }

@@ -1,9 +1,10 @@
 //! The snapshot thread's work, and the progress of the snapshot that it builds.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{SnapshotTask, StopReason};
 
 /// Work for the snapshot thread. At most one snapshot is in progress.
@@ -48,18 +49,18 @@ pub(crate) struct Failures {
 impl BuildProgress {
     /// Records a failed snapshot.
     pub(crate) fn record_failure(&self, reason: &StopReason) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.failures.lock().unpoisoned();
         failures.count += 1;
         failures.last = Some(reason.to_string());
     }
 
     /// Clears the last failure after a success.
     pub(crate) fn clear_failure(&self) {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).last = None;
+        self.failures.lock().unpoisoned().last = None;
     }
 
     pub(crate) fn failures(&self) -> Failures {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failures.lock().unpoisoned().clone()
     }
 
     /// Records that a pause of apply may begin now.
@@ -87,7 +88,7 @@ impl BuildProgress {
     }
 
     fn pause(&self) -> MutexGuard<'_, Pause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pause.lock().unpoisoned()
     }
 
     /// Cancels the work in progress, because the node shuts down.

@@ -6,9 +6,10 @@
 //! refused: if a worker had to wait for the raft thread while that waits for the worker, both would
 //! deadlock. `tests/models.rs` checks the queue under every order of its threads' steps.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use d_engine_core::{Instant, LogId, NodeId, ReadMode};
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     Event, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest, ReadResponder,
     ReplicaStatus, SkipError, SkipResponder, StopReason, TransferError, TransferResponder,
@@ -79,7 +80,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     /// Enqueues a caller's command. Returns `None` if it is refused; its responder is then called

@@ -3,11 +3,12 @@
 //! another one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use d_engine_core::{GroupId, NodeId};
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     ApplyWork, Event, Jobs, LoadQueue, PeerMessage, Replica, StopReason, TransferError,
 };
@@ -95,7 +96,7 @@ pub(crate) fn raft_thread(
 
 impl PeerEvents for Shared {
     fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission {
-        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        let membership = self.membership.read().unpoisoned();
         match membership.member(node).map(|member| member.incarnation) {
             None => Admission::UnknownNode,
             Some(Some(bound)) if bound != incarnation => Admission::OtherIncarnation { bound },
@@ -116,7 +117,7 @@ impl PeerEvents for Shared {
     }
 
     fn members(&self) -> Vec<u64> {
-        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        let membership = self.membership.read().unpoisoned();
         // Sorted by id.
         membership.members().iter().map(|member| member.node).collect()
     }
@@ -375,7 +376,7 @@ impl RaftThread {
         }
         if jobs.status_changed {
             let membership = self.replica.membership().clone();
-            *self.shared.membership.write().unwrap_or_else(PoisonError::into_inner) = membership;
+            *self.shared.membership.write().unpoisoned() = membership;
             if let Some(transport) = transport {
                 self.connect(transport);
             }

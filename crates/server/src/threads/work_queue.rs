@@ -1,8 +1,9 @@
 //! The queue between the raft thread and one worker. `tests/models.rs` checks it under every order
 //! of its threads' steps.
 
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
+
+use d_engine_locks::Unpoisoned;
 
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
@@ -33,7 +34,7 @@ impl<T: Default> WorkQueue<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     /// Adds work. Once the queue is closed, the work is dropped, and with it the channels on which
@@ -75,7 +76,7 @@ impl<T: Default> WorkQueue<T> {
                 return false;
             }
             let waited = self.wake.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = waited.unpoisoned().0;
         }
         true
     }
@@ -92,11 +93,10 @@ impl<T: Default> WorkQueue<T> {
                 return Found::Work(std::mem::take(&mut state.work));
             }
             let Some(timeout) = idle_after else {
-                state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.wake.wait(state).unpoisoned();
                 continue;
             };
-            let (after, waited) =
-                self.wake.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
+            let (after, waited) = self.wake.wait_timeout(state, timeout).unpoisoned();
             state = after;
             if waited.timed_out() && !state.filled && !state.closed {
                 return Found::Idle;

@@ -4,11 +4,12 @@
 //! of applying itself, because they only halt the state machine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use d_engine_core::LogId;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{Event, LoadQueue, LogLoader, LogWorker, PersistJob, StopReason};
 use d_engine_storage::LogStats;
 
@@ -39,12 +40,12 @@ pub(crate) struct LogCounters(Mutex<LogStats>);
 
 impl LogCounters {
     fn publish(&self, stats: LogStats) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+        *self.0.lock().unpoisoned() = stats;
     }
 
     /// Returns the counters as of the last sync.
     pub(crate) fn read(&self) -> LogStats {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock().unpoisoned()
     }
 }
 

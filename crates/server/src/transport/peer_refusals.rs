@@ -2,10 +2,11 @@
 //! founding a second cluster.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use d_engine_core::NodeId;
+use d_engine_locks::Unpoisoned;
 
 use crate::transport::{PeerRefusal, RefusalKind};
 
@@ -23,7 +24,7 @@ pub(crate) struct PeerRefusals {
 impl PeerRefusals {
     // No caller panics while it holds the lock.
     fn recent(&self) -> MutexGuard<'_, BTreeMap<(NodeId, bool), (Instant, PeerRefusal)>> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recent.lock().unpoisoned()
     }
 
     pub(crate) fn note(&self, refusal: PeerRefusal) {

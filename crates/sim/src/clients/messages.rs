@@ -1,10 +1,10 @@
 //! What the clients send to the nodes.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use d_engine_core::{Instant, ReadMode};
 use d_engine_kv::{KvCommand, KvOperation};
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{Proposal, ReadRequest};
 
 use crate::clients::keys::{expiring_bytes, expiring_slots, key_bytes, value_bytes};
@@ -35,7 +35,7 @@ impl Clients {
         let request = self.requests.get(operation)?;
         let mailbox = self.mailbox.clone();
         let put = move |answer| {
-            mailbox.lock().unwrap_or_else(PoisonError::into_inner).push((operation, node, answer));
+            mailbox.lock().unpoisoned().push((operation, node, answer));
         };
         let key = key_bytes(request.key);
         let value = |value| value_bytes(value, profile.value_bytes);
@@ -79,7 +79,7 @@ impl Clients {
             let mailbox = self.mailbox.clone();
             let responder = Box::new(move |result| {
                 let answer = (OF_BURST, node, Answer::Command(result));
-                mailbox.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+                mailbox.lock().unpoisoned().push(answer);
             });
             let value = value_bytes(number, profile.value_bytes);
             let command = KvCommand::put(format!("burst-{}", number % 20), value).encode();

@@ -5,11 +5,12 @@ pub(crate) mod linearizability;
 pub(crate) mod messages;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_core::ReadMode;
 use d_engine_kv::KvReply;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{ProposeError, ReadError};
 
 use crate::clients::keys::{expiring_bytes, expiring_slots, key_bytes, parse_value};
@@ -119,7 +120,7 @@ impl Clients {
     /// Takes the responses that have come in since the last call: operation, node, response.
     #[must_use]
     pub(crate) fn take_answers(&self) -> Vec<(usize, u64, Answer)> {
-        std::mem::take(&mut *self.mailbox.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.mailbox.lock().unpoisoned())
     }
 
     /// Returns the number of calls that were begun.

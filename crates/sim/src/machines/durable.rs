@@ -7,11 +7,12 @@
 //! an installed snapshot becomes the state when `current` is renamed into place, and not before.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use d_engine_kv::KvStateMachine;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     Durability, Entry, Error, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
     StopReason,
@@ -77,7 +78,7 @@ impl DurableMachine {
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.journal.lock().unpoisoned()
     }
 
     fn base(&self, generation: u64) -> PathBuf {

@@ -4,11 +4,12 @@
 pub(crate) mod snapshot;
 pub(crate) mod trials;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use d_engine_core::RoleKind;
 use d_engine_kv::KvCommand;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{Event, Proposal};
 
 use crate::monitors::violation::{Rule, Violation};
@@ -206,7 +207,7 @@ pub(crate) fn propose(
     let command = KvCommand::put(format!("scenario-{}", number % 16), value).encode();
     let acks = acks.clone();
     let responder = Box::new(move |result: Result<Bytes, _>| {
-        acks.lock().unwrap_or_else(PoisonError::into_inner).push((number, result.is_ok()));
+        acks.lock().unpoisoned().push((number, result.is_ok()));
     });
     world.tell(node, Event::Propose(vec![Proposal::new(command, None, responder)]))
 }

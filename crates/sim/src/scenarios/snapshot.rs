@@ -1,5 +1,7 @@
 //! A scripted run: a follower needs a snapshot while callers continue to write.
 
+use d_engine_locks::Unpoisoned;
+
 use crate::faults::Sometimes;
 use crate::monitors::violation::Violation;
 use crate::profile::Profile;
@@ -103,7 +105,7 @@ pub fn catch_up_under_load(what: UnderLoad) -> Result<CaughtUpUnderLoad, Violati
         let fs = &world.node(leader).fs;
         fs.set_capacity(Some(fs.used_bytes() + free));
     }
-    acks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    acks.lock().unpoisoned().clear();
     world.node(1).held_back = false;
     let started = world.now;
     world.start(1)?;
@@ -126,7 +128,7 @@ pub fn catch_up_under_load(what: UnderLoad) -> Result<CaughtUpUnderLoad, Violati
             break;
         }
     }
-    let acks = acks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let acks = acks.lock().unpoisoned();
     let refused = acks.iter().filter(|(_, acknowledged)| !acknowledged).count() as u64;
     outcome.refused_percent = refused * 100 / (number - first).max(1);
     Ok(outcome)

@@ -2,9 +2,8 @@
 //! slow while writes continue. They must be acknowledged again soon; and after the end all nodes
 //! must reach the same state.
 
-use std::sync::PoisonError;
-
 use d_engine_core::RoleKind;
+use d_engine_locks::Unpoisoned;
 
 use crate::faults::Sometimes;
 use crate::monitors::violation::{Rule, Violation};
@@ -130,7 +129,7 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Vio
             }
         }
         world.run_until(world.now + 20 * MS)?;
-        let done = std::mem::take(&mut *acks.lock().unwrap_or_else(PoisonError::into_inner));
+        let done = std::mem::take(&mut *acks.lock().unpoisoned());
         if done.iter().any(|(_, acknowledged)| *acknowledged) {
             last_ack = world.now;
         }

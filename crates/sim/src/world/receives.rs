@@ -1,9 +1,8 @@
 //! The receiving end of the connections on which snapshots are sent. Which offer is accepted is
 //! decided by `decide_offer`.
 
-use std::sync::PoisonError;
-
 use d_engine_core::LogIndex;
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     Event, OfferDecision, ReceiverStep, Refusal, SnapshotMessage, SnapshotReceiver, decide_offer,
 };
@@ -95,16 +94,14 @@ impl World {
         self.transmit(number, Way::ToLeader, &SnapshotMessage::Installing);
         let outcomes = self.transfers.outcomes.clone();
         let responder = Box::new(move |outcome| {
-            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
+            outcomes.lock().unpoisoned().push((number, outcome));
         });
         self.tell(id, Event::SnapshotReceived { snapshot, responder })
     }
 
     /// Sends the outcomes of installs since the last call to the senders.
     pub(crate) fn take_outcomes(&mut self) {
-        let outcomes = std::mem::take(
-            &mut *self.transfers.outcomes.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let outcomes = std::mem::take(&mut *self.transfers.outcomes.lock().unpoisoned());
         for (number, outcome) in outcomes {
             let Some(to) = self.transfers.open.get(&number).map(|it| it.to) else { continue };
             if let Some(running) = self.node(to).running.as_mut() {

@@ -1,10 +1,10 @@
 //! Snapshots of a simulated node: requested, built while apply continues, pruned; the log is purged
 //! up to them. Crashes and disk failures occur in each of these steps.
 
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use d_engine_core::{Instant, LogId};
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::{Event, Install, Jobs, SnapshotOrder, StopReason};
 use d_engine_storage::fs::sim::Failure;
 use d_engine_storage::snapshot::{FullSpeed, Health};
@@ -76,7 +76,7 @@ impl World {
             let applied = running.replica.applied();
             running.apply_work.request_snapshot(Box::new(move |answer| {
                 let answer = RequestAnswered { node: id, boot, applied, answer };
-                answers.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+                answers.lock().unpoisoned().push(answer);
             }));
         }
         self.wake_apply(id);
@@ -88,9 +88,7 @@ impl World {
     /// Checks the answers to requests for snapshots: a snapshot is durable and includes what was
     /// applied before its request.
     pub(crate) fn take_requested(&mut self) -> Result<(), Violation> {
-        let answered = std::mem::take(
-            &mut *self.transfers.requested.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let answered = std::mem::take(&mut *self.transfers.requested.lock().unpoisoned());
         for RequestAnswered { node: id, boot, applied, answer } in answered {
             let Ok(info) = answer else { continue };
             let last_included = info.last_included();

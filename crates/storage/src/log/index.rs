@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use d_engine_core::{GroupId, LogId, LogIndex, Term};
+use d_engine_locks::Unpoisoned;
 
 use crate::fs::read_up_to;
 use crate::log::frame::{Position, RECORD_LEN, Record, decode_record};
@@ -95,11 +96,11 @@ impl SharedMap {
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, LogMap> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.read().unpoisoned()
     }
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, LogMap> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.write().unpoisoned()
     }
 }
 

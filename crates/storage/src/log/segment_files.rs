@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use d_engine_locks::Unpoisoned;
 
 use crate::fs::{Fs, FsFile, OpenMode, is_out_of_space};
 use crate::log::segment_name::file_name;
@@ -109,6 +111,6 @@ impl SegmentFiles {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Opened>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unpoisoned()
     }
 }

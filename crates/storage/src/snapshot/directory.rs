@@ -2,9 +2,10 @@
 //! snapshot.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use d_engine_core::{LogId, LogIndex, Term};
+use d_engine_locks::Unpoisoned;
 
 use super::error::io_error;
 use super::offer::{is_partial, partial_name};
@@ -65,15 +66,15 @@ impl Inner {
     }
 
     pub(super) fn list(&self) -> MutexGuard<'_, Vec<SnapshotInfo>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unpoisoned()
     }
 
     pub(super) fn busy(&self) -> MutexGuard<'_, Busy> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+        self.busy.lock().unpoisoned()
     }
 
     pub(super) fn damaged(&self) -> MutexGuard<'_, Vec<String>> {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+        self.damaged.lock().unpoisoned()
     }
 
     pub(super) fn name_of(&self, last_included: LogId, suffix: &str) -> String {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, Term};
+use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, NodeId, SplitMix64, Term};
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::{
     Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Incarnation, LogEntry,
@@ -203,20 +203,20 @@ pub fn goes_on(fs: &SimFs, options: &FileStorageOptions, context: &str) -> Pictu
     found
 }
 
-/// SplitMix64: the seed determines the run.
-pub struct Random(pub u64);
+/// The seed determines the run.
+pub struct Random(SplitMix64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+    pub fn new(seed: u64) -> Self {
+        Self(SplitMix64::new(seed))
+    }
+
+    pub fn number(&mut self) -> u64 {
+        self.0.number()
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.0.below(n)
     }
 
     pub fn crash(&mut self, fs: &SimFs) {

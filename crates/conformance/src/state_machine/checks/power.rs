@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
+use d_engine_core::SplitMix64;
 use d_engine_state_machine::StateMachine;
 use d_engine_storage::Fs;
 use d_engine_storage::fs::sim::SimFs;
@@ -206,10 +207,6 @@ fn on<'a, M: StateMachine>(
 
 /// Cuts the power: each unsynced sector is lost or kept, as `seed` decides.
 fn cut(disk: &SimFs, seed: u64) {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    disk.crash(&mut |below| {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if below == 0 { 0 } else { (state >> 33) % below }
-    });
+    let mut random = SplitMix64::new(seed);
+    disk.crash(&mut |below| random.below(below));
 }

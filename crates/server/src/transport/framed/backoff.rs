@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
+use d_engine_core::SplitMix64;
+
 /// Doubling waits with jitter, so that nodes that lost one peer at the same moment do not all dial
 /// again at the same moment.
 pub(super) struct Backoff {
     min: Duration,
     max: Duration,
     next: Duration,
-    random: u64,
+    random: SplitMix64,
 }
 
 impl Backoff {
     pub(super) fn new(min: Duration, max: Duration, entropy: u64) -> Self {
-        Self { min, max, next: min, random: entropy }
+        Self { min, max, next: min, random: SplitMix64::new(entropy) }
     }
 
     /// Starts again from the shortest wait, after a connection was open.
@@ -31,17 +33,8 @@ impl Backoff {
         let step = self.next.min(self.max);
         self.next = step.saturating_mul(2).min(self.max);
         let half = step / 2;
-        let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
-        half + Duration::from_nanos(self.draw() % nanos)
-    }
-
-    /// SplitMix64.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
+        half + Duration::from_nanos(self.random.below(nanos))
     }
 }
 

@@ -2,10 +2,11 @@
 //! messages.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Buf as _;
 use d_engine_core::NodeId;
+use d_engine_locks::Unpoisoned;
 use d_engine_storage::Incarnation;
 use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
 use d_engine_wire::{Greeting, encode_handshake};
@@ -116,7 +117,7 @@ async fn open(shared: &Shared, peer: NodeId, address: &str) -> io::Result<TcpStr
     for target in lookup_host(address).await? {
         let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-        shared.known_hosts.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, target.ip());
+        shared.known_hosts.lock().unpoisoned().insert(peer, target.ip());
         match socket.connect(target).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,

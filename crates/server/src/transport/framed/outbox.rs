@@ -2,8 +2,8 @@
 //! under every order of its threads' steps.
 
 use std::collections::VecDeque;
-use std::sync::PoisonError;
 
+use d_engine_locks::Unpoisoned;
 use d_engine_replica::PeerMessage;
 use d_engine_wire::EncodedFrame;
 
@@ -114,7 +114,7 @@ impl Outbox {
 
     // No caller panics while it holds the lock.
     fn lanes(&self) -> MutexGuard<'_, Lanes> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock().unpoisoned()
     }
 
     /// Opens the outbox for messages: there is a connection. Returns `false` if the peer was

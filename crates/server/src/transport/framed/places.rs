@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use d_engine_core::NodeId;
+use d_engine_locks::Unpoisoned;
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -39,7 +40,7 @@ pub(super) struct HandshakePlace {
 impl Handshakes {
     // No caller panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Unfinished> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     /// Returns a slot for a connection from `host`. If none is free, the oldest connection loses
@@ -47,7 +48,7 @@ impl Handshakes {
     /// last.
     pub(super) fn begin(self: &Arc<Self>, host: IpAddr, shared: &Shared) -> HandshakePlace {
         let known: Vec<IpAddr> = {
-            let hosts = shared.known_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            let hosts = shared.known_hosts.lock().unpoisoned();
             hosts.values().copied().collect()
         };
         self.begin_among(host, shared.settings.max_handshakes, &known)
@@ -101,7 +102,7 @@ struct Peer {
 
 impl Accepted {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peers.lock().unpoisoned()
     }
 
     /// Whether the open connection belongs to a later start of this peer, which has replaced

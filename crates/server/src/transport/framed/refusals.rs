@@ -1,7 +1,9 @@
 //! Refused connections: counted by kind, logged once per address and kind.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use d_engine_locks::Unpoisoned;
 
 /// Why a connection was refused or closed, by either side.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -57,7 +59,7 @@ struct State {
 impl Refusals {
     // No caller panics while it holds the lock.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unpoisoned()
     }
 
     /// Counts a refusal, and logs it if it is the first of its kind from this address. For a peer
