@@ -23,7 +23,8 @@ impl ErrorDetail {
                 Kind::NotLeader(_)
                 | Kind::TransferInProgress(_)
                 | Kind::TransferFailed(_)
-                | Kind::NewerCommand(_),
+                | Kind::NewerCommand(_)
+                | Kind::MembersNotChanged(_),
             ) => Code::FailedPrecondition,
             Some(Kind::Busy(_)) => Code::ResourceExhausted,
             Some(Kind::OutcomeUnknown(_) | Kind::Stopped(_)) | None => Code::Unknown,

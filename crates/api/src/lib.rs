@@ -1,10 +1,11 @@
 //! What clients and nodes exchange: the gRPC service and its messages ([`message`]), the
-//! consistency of a read ([`ReadConsistency`]), the status of a node ([`NodeStatus`]), and the
-//! errors that a gRPC status carries. The crate has no part of the engine, so that a client pulls
+//! consistency of a read ([`ReadConsistency`]), the status of a node ([`NodeStatus`]), the
+//! members of a cluster ([`Members`]), and the errors that a gRPC status carries. The crate has no part of the engine, so that a client pulls
 //! in none.
 
 mod consistency;
 mod error;
+mod members;
 mod status;
 
 /// The service that nodes offer to clients, and its messages (`proto/client.proto`).
@@ -14,6 +15,7 @@ pub mod message {
 }
 
 pub use consistency::{ReadConsistency, UnknownConsistency};
+pub use members::{ConfigId, Member, MemberChange, MemberRole, Members, NotAConfigId};
 pub use status::{
-    Member, NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
+    NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
 };

@@ -8,6 +8,7 @@ use std::fmt;
 
 pub use self::snapshots::{ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot};
 use crate::message::EntryId;
+use crate::{ConfigId, Member};
 
 /// The status of a node and what it knows of its cluster. Later versions add fields.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -32,6 +33,10 @@ pub struct NodeStatus {
     pub last_index: u64,
     /// The members of its cluster.
     pub members: Vec<Member>,
+    /// The name of the configuration in force, the last one in its log.
+    pub config: ConfigId,
+    /// The configuration that has removed it, if one has.
+    pub removed_by: Option<ConfigId>,
     /// Why it has stopped, if it has. A restart is needed. A node that has stopped reports neither
     /// role and term nor members and indexes.
     pub stopped: Option<String>,
@@ -78,19 +83,6 @@ pub struct NodeStatus {
     pub log_bytes_on_disk: u64,
     /// Its snapshots.
     pub snapshots: SnapshotStatus,
-}
-
-/// A member of a cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Member {
-    /// Its id.
-    pub node: u64,
-    /// Its address for other nodes.
-    pub peer_addr: String,
-    /// Its address for clients; `None` if it serves none.
-    pub client_addr: Option<String>,
-    /// Whether it votes; otherwise it is a learner.
-    pub voter: bool,
 }
 
 /// The role of a node.

@@ -42,7 +42,8 @@ pub struct Admission {
 
 impl Admission {
     /// `in_play` are the memberships from the last committed one on, in the order of the log.
-    pub(crate) fn new<'a>(in_play: impl Iterator<Item = &'a Membership>) -> Self {
+    #[must_use]
+    pub fn new<'a>(in_play: impl Iterator<Item = &'a Membership>) -> Self {
         let mut admission = Self::default();
         let mut is_first = true;
         for membership in in_play {

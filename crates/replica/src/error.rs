@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use d_engine_core::NodeId;
+use d_engine_storage::ConfigId;
 
 /// Where the leader is, as far as this node knows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,19 +20,38 @@ pub struct LeaderHint {
 pub struct StopReason {
     text: Arc<str>,
     needs_newer_program: bool,
+    removed: bool,
 }
 
 impl StopReason {
     /// A reason in words.
     #[must_use]
     pub fn new(reason: impl fmt::Display) -> Self {
-        Self { text: Arc::from(reason.to_string()), needs_newer_program: false }
+        let text = Arc::from(reason.to_string());
+        Self { text, needs_newer_program: false, removed: false }
     }
 
     /// As [`StopReason::new`], if the program is older than the content of the log or a snapshot.
     /// Nothing is damaged, and no entry may be skipped: start a newer program.
     pub(crate) fn of_older_program(reason: impl fmt::Display) -> Self {
         Self { needs_newer_program: true, ..Self::new(reason) }
+    }
+
+    /// The node was removed from its cluster.
+    #[must_use]
+    pub fn removed(node: NodeId, by: ConfigId) -> Self {
+        let text = format!(
+            "node {node} was removed by configuration {by}; to join again, start it with an empty \
+             data directory"
+        );
+        Self { removed: true, ..Self::new(text) }
+    }
+
+    /// Whether the node stopped because it was removed from its cluster: do not start it again on
+    /// its data directory.
+    #[must_use]
+    pub fn was_removed(&self) -> bool {
+        self.removed
     }
 
     /// Whether the node stopped only because its program does not decode a committed command: start

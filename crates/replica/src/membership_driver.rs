@@ -48,6 +48,14 @@ pub enum ChangeMembersError {
     /// Too few voters answer to commit the change. Bring them back or replace them first, or
     /// accept the risk.
     WouldLoseQuorum(VoterSet),
+    /// Too many such requests wait at this node. Retry a little later.
+    TooMany,
+    /// The caller's time is up. The change is written and goes on; repeat the request to wait for
+    /// it.
+    NotDone {
+        /// What the change waits for.
+        waits_for: String,
+    },
     /// The node has stopped. Restart it or ask another one.
     Stopped {
         /// Why.
@@ -76,6 +84,14 @@ impl fmt::Display for ChangeMembersError {
                     "too few {whose} were heard lately to commit the change; bring them back or \
                      replace them first, or accept the risk"
                 )
+            }
+            Self::NotDone { waits_for } => write!(
+                f,
+                "the change is not done yet and goes on; it waits for this: {waits_for}; repeat \
+                 the request to wait for it"
+            ),
+            Self::TooMany => {
+                f.write_str("too many requests to change the members wait at this node; retry")
             }
             Self::Stopped { reason } => write!(f, "the node has stopped: {reason}"),
         }
@@ -277,6 +293,12 @@ impl Replica {
     #[must_use]
     pub fn removed(&self) -> Option<ConfigId> {
         self.removed
+    }
+
+    /// The last committed membership, as it is in the log.
+    #[must_use]
+    pub fn committed_membership(&self) -> &Membership {
+        self.members.committed(self.core.log().committed)
     }
 
     /// What the transport needs to judge its peers.

@@ -10,6 +10,7 @@ use d_engine_core::{
 };
 use d_engine_storage::{ConfigId, Identity, Incarnation, LogEntry, Membership, RecoveredLog};
 
+use crate::admission::removed_by;
 use crate::clients::intake::refuse_event;
 use crate::clients::proposals::{self, Proposals};
 use crate::clients::reads::Reads;
@@ -143,6 +144,8 @@ impl Replica {
         let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
         // What the state machine contains is applied and may be purged. The core's reply says how
         // far apply may continue.
+        let removed =
+            removed_by(members.committed(core.log().committed), identity.node, identity.born());
         let mut effects = Effects::default();
         let start = Now { monotonic: now, wall_ms: 0 };
         core.step(start, Input::Applied(applied), &mut effects).ok();
@@ -176,7 +179,7 @@ impl Replica {
             membership_driver: MembershipDriver::default(),
             born: identity.born(),
             committed_members: ConfigId::default(),
-            removed: None,
+            removed,
             log_disk: LogDisk::default(),
             stopped: None,
             config,

@@ -31,8 +31,9 @@ pub use snapshots::{SnapshotCompression, Snapshots};
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// This node's id: 1 or higher, different for every node. Default 1.
-    pub node_id: u64,
+    /// This node's id: 1 or higher, different for every node. Default: 1, or with `join` the id
+    /// that the leader gives. A node that has joined keeps its id; it may be left out.
+    pub node_id: Option<u64>,
     /// The cluster's id as 32 hexadecimal digits, the same on every node. Required with more than
     /// one member; a node that is alone draws one at its first start.
     pub cluster_id: Option<String>,
@@ -45,10 +46,24 @@ pub struct Config {
     /// The address on which the node listens for clients, as `host:port`. Default: this node's
     /// `client_addr` in `members`. Empty: no client service.
     pub client_listen: Option<String>,
-    /// The members of the cluster, including this node; the same list on every node. Empty: this
-    /// node alone. The first start of a data directory fixes their ids, and a later start with
-    /// other ids is refused. Their addresses are read at every start.
+    /// The members of a new cluster, including this node; the same list on every node. Empty: this
+    /// node alone, unless `join` is set. Read at the first start of a data directory; later the log
+    /// has the members. Only the addresses are read at every start: they count until the log has a
+    /// newer one.
     pub members: Vec<MemberConfig>,
+    /// Addresses of nodes of an existing cluster, as `host:port` for other nodes, leader or not.
+    /// The first start of an empty data directory then joins that cluster; it asks until it is a
+    /// member, and never founds a cluster of its own. Without effect once the node is a member.
+    pub join: Vec<String>,
+    /// What a joining node becomes. Default: a voter, once it keeps up with the log.
+    pub join_as: JoinRole,
+    /// The voter in whose place a joining node votes, in one step: a node that is lost for good.
+    pub replaces: Option<u64>,
+    /// The address at which other nodes reach this one, if it is not the one on which it listens.
+    /// Required with `join` if `peer_listen` is a wildcard such as 0.0.0.0.
+    pub advertise_peer: Option<String>,
+    /// The address at which clients reach this node, if it is not the one on which it listens.
+    pub advertise_client: Option<String>,
     /// The interval of the leader's heartbeats, in milliseconds. Default 100.
     pub heartbeat_interval_ms: u64,
     /// The shortest election timeout, in milliseconds: a node that has heard no leader for that
@@ -75,6 +90,17 @@ pub struct Config {
     pub snapshots: Snapshots,
     /// Bounds on memory, queues and files.
     pub limits: Limits,
+}
+
+/// What a joining node becomes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JoinRole {
+    /// It votes once it keeps up with the log.
+    #[default]
+    Voter,
+    /// It receives the log and does not vote.
+    Learner,
 }
 
 /// A member of the cluster.
@@ -137,12 +163,17 @@ pub struct Limits {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            node_id: 1,
+            node_id: None,
             cluster_id: None,
             data_dir: PathBuf::new(),
             peer_listen: None,
             client_listen: None,
             members: Vec::new(),
+            join: Vec::new(),
+            join_as: JoinRole::Voter,
+            replaces: None,
+            advertise_peer: None,
+            advertise_client: None,
             heartbeat_interval_ms: 100,
             election_timeout_min_ms: 500,
             election_timeout_max_ms: 1_000,
@@ -280,7 +311,7 @@ impl Config {
             incarnation: None,
         };
         if self.members.is_empty() {
-            return Membership::new([voter(self.node_id, peer_addr, client_addr)]);
+            return Membership::new([voter(self.own_id(), peer_addr, client_addr)]);
         }
         Membership::new(
             self.members.iter().map(|one| voter(one.id, &one.peer_addr, &one.client_addr)),
@@ -288,7 +319,17 @@ impl Config {
     }
 
     fn own_member(&self) -> Option<&MemberConfig> {
-        self.members.iter().find(|member| member.id == self.node_id)
+        self.members.iter().find(|member| member.id == self.own_id())
+    }
+
+    /// Whether the node listens for other nodes.
+    pub(crate) fn listens_for_peers(&self) -> bool {
+        !self.members.is_empty() || !self.join.is_empty() || self.peer_listen.is_some()
+    }
+
+    /// The id of a node that does not join.
+    pub(crate) fn own_id(&self) -> u64 {
+        self.node_id.unwrap_or(1)
     }
 }
 

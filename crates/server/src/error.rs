@@ -24,21 +24,28 @@ pub enum StartError {
     /// Correct the configuration.
     #[error("the initial members of the cluster are not valid: {0}")]
     Members(#[from] d_engine_storage::MembershipError),
-    /// The configuration names other members than the data directory was created with. Restore the
-    /// list in the configuration: the members of a cluster cannot be changed yet.
+    /// The cluster that the node is to join refuses it. The reason says what to change; nothing was
+    /// changed in the cluster.
+    #[error("this node cannot join: {address} says: {reason}")]
+    JoinRefused {
+        /// The node that was asked.
+        address: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The data directory belongs to a node that was removed from its cluster. Empty the directory
+    /// to join again under a new id.
     #[error(
-        "`members` names the nodes {}, but the data directory {} was created for {}: restore the \
-         list, because the members of a cluster cannot be changed yet (their addresses can); a new \
-         cluster needs an empty directory and a new cluster_id",
-        list(configured), dir.display(), list(stored)
+        "the data directory {} belonged to node {node}, which configuration {by} removed; empty it \
+         to join again", dir.display()
     )]
-    OtherMembers {
+    DirectoryRemoved {
         /// The data directory.
         dir: std::path::PathBuf,
-        /// The ids in it.
-        stored: Vec<u64>,
-        /// The ids in the configuration.
-        configured: Vec<u64>,
+        /// The node.
+        node: u64,
+        /// The configuration.
+        by: String,
     },
     /// The state machine returned an error at its start, or its state does not fit the log. The
     /// reason says what to do.
@@ -87,10 +94,6 @@ impl From<StorageError> for StartError {
     }
 }
 
-fn list(ids: &[u64]) -> String {
-    ids.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// Why [`crate::EmbeddedEngine::wait_ready`] failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -112,6 +115,15 @@ pub enum WaitError {
          running, or does not answer"
     )]
     StateMachineDown {
+        /// How long the call waited, in milliseconds.
+        waited_ms: u128,
+    },
+    /// The node does not vote yet. Look at the members' list: it says how far the node lags.
+    #[error(
+        "the node does not vote after {waited_ms} ms: it is a learner, or does not keep up with \
+         the log yet; list the members to see how far it lags"
+    )]
+    NoVoter {
         /// How long the call waited, in milliseconds.
         waited_ms: u128,
     },

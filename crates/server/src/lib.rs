@@ -8,12 +8,13 @@
 //! drives the replica; `threads/workers.rs` contains the log thread; `threads/apply.rs` and
 //! `threads/snapshot.rs` contain the apply and snapshot threads; `threads/inbox.rs` is the raft
 //! thread's input. What the threads do is decided in `d_engine_replica`; what they share is checked
-//! in `tests/models.rs`. `transport/` connects nodes, `snapshots/` sends and receives snapshots,
+//! in `tests/models.rs`. `transport/` connects nodes, `members/` lets nodes join, `snapshots/` sends and receives snapshots,
 //! `clients/` is the client service, and `config.rs` has the settings.
 
 mod clients;
 mod config;
 mod error;
+mod members;
 mod node;
 mod snapshots;
 mod sync;
@@ -23,19 +24,21 @@ pub mod transport;
 // Types in the signatures of the handle's methods.
 pub use d_engine_api::message::EntryId;
 pub use d_engine_api::{
-    Member, NodeRole, NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
-    SnapshotStatus,
+    ConfigId, Member, MemberChange, MemberRole, Members, NodeRole, NodeStatus, ReadConsistency,
+    ReceivingSnapshot, SendingSnapshot, SnapshotStatus,
 };
 pub use d_engine_replica::{
-    ProposeError, ReadError, SkipError, SnapshotRequestError, TransferError, UnknownBecause,
+    ChangeMembersError, ProposeError, ReadError, SkipError, SnapshotRequestError, TransferError,
+    UnknownBecause,
 };
 
 pub use config::{
-    Config, ConfigError, Limits, MemberConfig, SnapshotCompression, Snapshots, free_loopback_ports,
+    Config, ConfigError, JoinRole, Limits, MemberConfig, SnapshotCompression, Snapshots,
+    free_loopback_ports,
 };
 pub use error::{StartError, WaitError};
 pub use node::builder::{IntoStateMachine, Node, NodeBuilder};
-pub use node::embedded::EmbeddedEngine;
+pub use node::embedded::{ChangeOptions, EmbeddedEngine};
 
 /// The stop reason of a node that was shut down in order.
 const SHUT_DOWN: &str = "the node was shut down";

@@ -9,15 +9,20 @@
 mod framed;
 pub(crate) mod peer_refusals;
 
+use std::pin::Pin;
+use std::sync::Arc;
+
 use d_engine_core::{GroupId, NodeId};
-use d_engine_replica::PeerMessage;
-use d_engine_storage::Incarnation;
+use d_engine_replica::{Admission, PeerMessage};
+use d_engine_storage::{ConfigId, Incarnation};
+use d_engine_wire::{Answer, Question};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use framed::{
     FramedTransport, LineBreaker, RefusalKind, SnapshotConnection, SnapshotDialer,
     TransportIdentity, TransportSettings, TransportStats,
 };
+pub(crate) use framed::{answer_probes, ask, probe};
 
 /// The outcome of [`FramedTransport::send`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,9 +39,18 @@ pub enum Sent {
 /// The events that a transport reports to its node. They are called from the transport's tasks and
 /// must not block.
 pub trait PeerEvents: Send + Sync + 'static {
-    /// Returns whether this node may communicate with `node`, whose data directory is
-    /// `incarnation`. Called in the handshake, in both directions.
-    fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission;
+    /// Returns what this node knows of its members. Called in the handshake, in both directions.
+    fn admission(&self) -> Admission;
+
+    /// A peer that is no member here was admitted because it knows a later configuration. It is
+    /// reached at `peer_addr`.
+    fn provisional(&self, node: NodeId, peer_addr: String);
+
+    /// A member has refused this node, because this committed configuration has removed it.
+    fn removed(&self, by: ConfigId);
+
+    /// Answers a node that need not be a member.
+    fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
 
     /// A message from a peer whose handshake was accepted. Keep `room` for as long as the message
     /// takes up memory.
@@ -44,10 +58,6 @@ pub trait PeerEvents: Send + Sync + 'static {
 
     /// A connection on which a peer, whose handshake was accepted, sends a snapshot.
     fn snapshot(&self, from: NodeId, line: SnapshotConnection);
-
-    /// Returns the ids of the members that this node knows, in ascending order. They are sent in
-    /// every handshake; a node that knows others is refused.
-    fn members(&self) -> Vec<u64>;
 
     /// A peer was refused, or has refused this node. Called again at every attempt.
     fn refused(&self, refusal: PeerRefusal);
@@ -70,21 +80,6 @@ pub struct PeerRefusal {
     pub kind: RefusalKind,
     /// The reason, for people.
     pub text: String,
-}
-
-/// The result of [`PeerEvents::admit`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Admission {
-    /// The node may communicate with this one.
-    Welcome,
-    /// The node is not a member that this node knows.
-    UnknownNode,
-    /// The cluster has bound that node to another data directory: its directory was emptied or
-    /// replaced.
-    OtherIncarnation {
-        /// The incarnation of the bound directory.
-        bound: Incarnation,
-    },
 }
 
 /// The memory that a received message takes up, counted against its sender. While a sender has used

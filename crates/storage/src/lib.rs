@@ -30,5 +30,5 @@ pub use log::options::FileStorageOptions;
 pub use log::segment::Alignment;
 pub use membership::{
     ChangeError, ConfigId, JoinAs, Leavers, Member, MemberChange, MemberRole, Membership,
-    MembershipError, NewMember,
+    MembershipError, NewMember, VoterIntent,
 };

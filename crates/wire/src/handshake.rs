@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use d_engine_core::{GroupId, NodeId};
-use d_engine_storage::{ClusterId, Incarnation};
+use d_engine_storage::{ClusterId, ConfigId, Incarnation};
 use prost::Message as _;
 
 use crate::PROTOCOL_VERSION;
-use crate::message::{Handshake, Purpose};
+use crate::message::{self, Handshake, Purpose};
 
 /// Which node dials which: the validated form of [`Handshake`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,43 @@ pub struct Greeting {
     pub start: u64,
     /// The name of its state machine; empty: not compared.
     pub state_machine: String,
+    /// The name of its configuration in force.
+    pub config: ConfigId,
+    /// The address at which other nodes reach it; empty if none is configured.
+    pub peer_addr: String,
+    /// The address at which clients reach it; empty if there is none.
+    pub client_addr: String,
+}
+
+/// A connection from a node that need not be a member: to ask something, or to learn who listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inquiry {
+    /// The cluster that it expects; `None` accepts any.
+    pub cluster: Option<ClusterId>,
+    /// The group of the connection.
+    pub group: GroupId,
+    /// The incarnation of its data directory.
+    pub incarnation: Incarnation,
+    /// Whether a question follows.
+    pub wants: InquiryPurpose,
+}
+
+/// What an [`Inquiry`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InquiryPurpose {
+    /// One question and its answer.
+    Ask,
+    /// Only the handshake.
+    Probe,
+}
+
+/// The validated form of a connection's first message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A node of the cluster.
+    Peer(Box<Greeting>),
+    /// Any node.
+    Inquirer(Inquiry),
 }
 
 /// Why a handshake message is invalid. Refuse the connection.
@@ -65,16 +102,50 @@ pub fn encode_handshake(greeting: &Greeting) -> Bytes {
         members: greeting.members.clone(),
         start: greeting.start,
         state_machine: greeting.state_machine.clone(),
+        config: Some(config_to_wire(greeting.config)),
+        peer_addr: greeting.peer_addr.clone(),
+        client_addr: greeting.client_addr.clone(),
     }
     .encode_to_vec()
     .into()
 }
 
-/// Decodes what [`encode_handshake`] wrote.
+/// Encodes an inquiry.
+#[must_use]
+pub fn encode_inquiry(inquiry: &Inquiry) -> Bytes {
+    let purpose = match inquiry.wants {
+        InquiryPurpose::Ask => Purpose::Ask,
+        InquiryPurpose::Probe => Purpose::Probe,
+    };
+    Handshake {
+        protocol_version: PROTOCOL_VERSION,
+        cluster_id: inquiry.cluster.map(|id| Bytes::copy_from_slice(&id.0)).unwrap_or_default(),
+        group: inquiry.group.get(),
+        incarnation: Bytes::copy_from_slice(&inquiry.incarnation.0),
+        purpose: purpose.into(),
+        ..Handshake::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
+/// The form of a membership's name on the wire.
+#[must_use]
+pub fn config_to_wire(id: ConfigId) -> message::ConfigId {
+    message::ConfigId { term: id.term, version: id.version }
+}
+
+/// A membership's name from the wire. An absent one is that of the cluster's birth.
+#[must_use]
+pub fn config_from_wire(id: Option<message::ConfigId>) -> ConfigId {
+    id.map(|id| ConfigId { term: id.term, version: id.version }).unwrap_or_default()
+}
+
+/// Decodes what [`encode_handshake`] or [`encode_inquiry`] wrote.
 ///
 /// # Errors
 /// See [`GreetingError`]: refuse the connection.
-pub fn decode_handshake(bytes: &Bytes) -> Result<Greeting, GreetingError> {
+pub fn decode_handshake(bytes: &Bytes) -> Result<Caller, GreetingError> {
     let hello = Handshake::decode(bytes.clone())?;
     if hello.protocol_version != PROTOCOL_VERSION {
         return Err(GreetingError::Version {
@@ -82,27 +153,42 @@ pub fn decode_handshake(bytes: &Bytes) -> Result<Greeting, GreetingError> {
             ours: PROTOCOL_VERSION,
         });
     }
-    Ok(Greeting {
-        cluster: sixteen(&hello.cluster_id)
-            .map(ClusterId)
-            .ok_or(GreetingError::Field("cluster_id"))?,
-        group: GroupId::new(hello.group).ok_or(GreetingError::Field("group"))?,
+    let group = GroupId::new(hello.group).ok_or(GreetingError::Field("group"))?;
+    let incarnation =
+        sixteen(&hello.incarnation).map(Incarnation).ok_or(GreetingError::Field("incarnation"))?;
+    let cluster = sixteen(&hello.cluster_id).map(ClusterId);
+    let inquirer = |wants| match (&hello.cluster_id[..], cluster) {
+        ([], _) => Ok(Caller::Inquirer(Inquiry { cluster: None, group, incarnation, wants })),
+        (_, None) => Err(GreetingError::Field("cluster_id")),
+        (_, cluster) => Ok(Caller::Inquirer(Inquiry { cluster, group, incarnation, wants })),
+    };
+    let purpose = Purpose::try_from(hello.purpose).map_err(|_| GreetingError::Field("purpose"))?;
+    match purpose {
+        Purpose::Ask => return inquirer(InquiryPurpose::Ask),
+        Purpose::Probe => return inquirer(InquiryPurpose::Probe),
+        Purpose::Messages | Purpose::Snapshot => {}
+    }
+    Ok(Caller::Peer(Box::new(Greeting {
+        cluster: cluster.ok_or(GreetingError::Field("cluster_id"))?,
+        group,
         from: NodeId::new(hello.from_node).ok_or(GreetingError::Field("from_node"))?,
         to: NodeId::new(hello.to_node).ok_or(GreetingError::Field("to_node"))?,
-        incarnation: sixteen(&hello.incarnation)
-            .map(Incarnation)
-            .ok_or(GreetingError::Field("incarnation"))?,
-        purpose: Purpose::try_from(hello.purpose).map_err(|_| GreetingError::Field("purpose"))?,
+        incarnation,
+        purpose,
+        // Empty at a node that has joined and received no entry yet.
         members: Some(hello.members)
-            .filter(|members| !members.is_empty() && members.is_sorted_by(|one, next| one < next))
+            .filter(|members| members.is_sorted_by(|one, next| one < next))
             .ok_or(GreetingError::Field("members"))?,
         start: Some(hello.start)
             .filter(|start| *start != 0)
             .ok_or(GreetingError::Field("start"))?,
         state_machine: hello.state_machine,
-    })
+        config: config_from_wire(hello.config),
+        peer_addr: hello.peer_addr,
+        client_addr: hello.client_addr,
+    })))
 }
 
-fn sixteen(bytes: &[u8]) -> Option<[u8; 16]> {
+pub(crate) fn sixteen(bytes: &[u8]) -> Option<[u8; 16]> {
     bytes.try_into().ok()
 }

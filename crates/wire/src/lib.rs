@@ -6,14 +6,21 @@
 //! most a small multiple of the frame's size, and refuses numbers so high that the core could
 //! overflow when it counts on from them.
 
+mod ask;
 mod decode;
 mod encode;
 mod handshake;
 mod snapshot;
 
+pub use ask::{
+    Answer, AskError, Question, decode_answer, decode_question, encode_answer, encode_question,
+};
 pub use decode::{FrameError, decode_frame};
 pub use encode::{EncodedFrame, FrameEncoder, encode_frame};
-pub use handshake::{Greeting, GreetingError, decode_handshake, encode_handshake};
+pub use handshake::{
+    Caller, Greeting, GreetingError, Inquiry, InquiryPurpose, config_from_wire, config_to_wire,
+    decode_handshake, encode_handshake, encode_inquiry,
+};
 pub use snapshot::{MAX_SNAPSHOT_FRAME_BYTES, decode_snapshot_frame, encode_snapshot_frame};
 
 /// Messages between nodes, and the handshake before them (`proto/peer.proto`).
@@ -23,7 +30,7 @@ pub mod message {
 }
 
 /// The version of the peer protocol. Nodes with different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The longest frame to read or write, in bytes. A longer one is refused before memory is allocated
 /// for it.

@@ -435,6 +435,9 @@ fn greeting() -> Greeting {
         incarnation: Incarnation([9; 16]),
         purpose: crate::message::Purpose::Snapshot,
         members: vec![2, 3, 7],
+        config: ConfigId { term: 3, version: 9 },
+        peer_addr: "db-1:7101".to_owned(),
+        client_addr: "db-1:7001".to_owned(),
         start: 11,
         state_machine: "example/bank".to_owned(),
     }
@@ -442,7 +445,20 @@ fn greeting() -> Greeting {
 
 #[test]
 fn a_greeting_survives_the_wire() {
-    assert_eq!(decode_handshake(&encode_handshake(&greeting())), Ok(greeting()));
+    let peer = Caller::Peer(Box::new(greeting()));
+    assert_eq!(decode_handshake(&encode_handshake(&greeting())), Ok(peer));
+    for cluster in [None, Some(ClusterId([7; 16]))] {
+        for wants in [InquiryPurpose::Ask, InquiryPurpose::Probe] {
+            let inquiry = Inquiry {
+                cluster,
+                group: GroupId::FIRST,
+                incarnation: Incarnation([5; 16]),
+                wants,
+            };
+            let inquirer = Caller::Inquirer(inquiry.clone());
+            assert_eq!(decode_handshake(&encode_inquiry(&inquiry)), Ok(inquirer));
+        }
+    }
 }
 
 #[test]
@@ -452,7 +468,7 @@ fn a_greeting_with_an_unusable_field_is_refused() {
     let cases = [
         (
             peer::Handshake { protocol_version: 2, ..good.clone() },
-            GreetingError::Version { theirs: 2, ours: 1 },
+            GreetingError::Version { theirs: 9, ours: 2 },
         ),
         (
             peer::Handshake { cluster_id: short.clone(), ..good.clone() },
@@ -465,7 +481,6 @@ fn a_greeting_with_an_unusable_field_is_refused() {
         (peer::Handshake { group: 0, ..good.clone() }, GreetingError::Field("group")),
         (peer::Handshake { from_node: 0, ..good.clone() }, GreetingError::Field("from_node")),
         (peer::Handshake { to_node: 0, ..good.clone() }, GreetingError::Field("to_node")),
-        (peer::Handshake { members: Vec::new(), ..good.clone() }, GreetingError::Field("members")),
         (peer::Handshake { members: vec![3, 2], ..good.clone() }, GreetingError::Field("members")),
         (peer::Handshake { members: vec![2, 2], ..good.clone() }, GreetingError::Field("members")),
         (peer::Handshake { start: 0, ..good }, GreetingError::Field("start")),

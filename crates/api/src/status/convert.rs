@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use super::{Member, NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus};
+use super::{NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus};
 use crate::message::{
-    self, EntryId, MemberRole, Role, SnapshotReceiving, SnapshotSending, SnapshotState, StatusReply,
+    self, EntryId, Role, SnapshotReceiving, SnapshotSending, SnapshotState, StatusReply,
 };
+use crate::{ConfigId, Member};
 
 impl From<NodeStatus> for StatusReply {
     fn from(status: NodeStatus) -> Self {
@@ -21,6 +22,8 @@ impl From<NodeStatus> for StatusReply {
             persisted_index,
             last_index,
             members,
+            config,
+            removed_by,
             stopped,
             apply_stopped,
             halted_at,
@@ -51,6 +54,8 @@ impl From<NodeStatus> for StatusReply {
             persisted_index,
             last_index,
             members: members.into_iter().map(message::Member::from).collect(),
+            config: Some(config.into()),
+            removed_by: removed_by.map(message::ConfigId::from),
             stopped: stopped.unwrap_or_default(),
             apply_stopped: apply_stopped.unwrap_or_default(),
             halted_at,
@@ -86,6 +91,8 @@ impl From<StatusReply> for NodeStatus {
             persisted_index,
             last_index,
             members,
+            config,
+            removed_by,
             stopped,
             apply_stopped,
             halted_at,
@@ -116,6 +123,8 @@ impl From<StatusReply> for NodeStatus {
             persisted_index,
             last_index,
             members: members.into_iter().map(Member::from).collect(),
+            config: config.unwrap_or_default().into(),
+            removed_by: removed_by.map(ConfigId::from),
             stopped: some_text(stopped),
             apply_stopped: some_text(apply_stopped),
             halted_at,
@@ -161,22 +170,6 @@ impl From<Role> for NodeRole {
             Role::Learner => Self::Learner,
             Role::Unspecified => Self::Unknown,
         }
-    }
-}
-
-impl From<Member> for message::Member {
-    fn from(member: Member) -> Self {
-        let Member { node, peer_addr, client_addr, voter } = member;
-        let role = if voter { MemberRole::Voter } else { MemberRole::Learner };
-        Self { node, peer_addr, client_addr: client_addr.unwrap_or_default(), role: role.into() }
-    }
-}
-
-impl From<message::Member> for Member {
-    fn from(member: message::Member) -> Self {
-        let voter = member.role() == MemberRole::Voter;
-        let message::Member { node, peer_addr, client_addr, role: _ } = member;
-        Self { node, peer_addr, client_addr: some_text(client_addr), voter }
     }
 }
 
@@ -317,6 +310,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::MemberRole;
 
     fn through_a_message(status: &NodeStatus) -> NodeStatus {
         let encoded = StatusReply::from(status.clone()).encode_to_vec();
@@ -331,9 +325,18 @@ mod tests {
                 node: 1,
                 peer_addr: text("n1:1"),
                 client_addr: Some(text("n1:2")),
-                voter: true,
+                role: MemberRole::Voter,
+                heard_ms_ago: None,
+                lag: None,
             },
-            Member { node: 2, peer_addr: text("n2:1"), client_addr: None, voter: false },
+            Member {
+                node: 2,
+                peer_addr: text("n2:1"),
+                client_addr: None,
+                role: MemberRole::Learner,
+                heard_ms_ago: Some(70),
+                lag: Some(71),
+            },
         ];
         NodeStatus {
             node: 1,
@@ -346,6 +349,8 @@ mod tests {
             persisted_index: 6,
             last_index: 8,
             members,
+            config: ConfigId { term: 72, version: 73 },
+            removed_by: Some(ConfigId { term: 74, version: 75 }),
             stopped: Some(text("stopped")),
             apply_stopped: Some(text("halted")),
             halted_at: Some(EntryId { term: 9, index: 10 }),

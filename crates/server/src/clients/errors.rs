@@ -1,7 +1,11 @@
 //! Converts the engine's errors to the form that clients receive.
 
-use d_engine_api::message::{self, ErrorDetail, error_detail::Kind};
-use d_engine_replica::{LeaderHint, ProposeError, ReadError, SkipError, StopReason, TransferError};
+use d_engine_api::message::{self, ChangeRefusal, ErrorDetail, error_detail::Kind};
+use d_engine_replica::{
+    ChangeMembersError, LeaderHint, ProposeError, ReadError, SkipError, StopReason, TransferError,
+};
+
+use d_engine_storage::ChangeError;
 
 use crate::SnapshotRequestError;
 
@@ -70,6 +74,23 @@ pub(crate) fn skip_error_detail(error: &SkipError) -> ErrorDetail {
         SkipError::Busy => busy("requests to skip an entry"),
         SkipError::OutcomeUnknown => outcome_unknown(error.to_string()),
         other => Kind::Invalid(message::Invalid { reason: other.to_string() }),
+    })
+}
+
+/// Returns the error detail of a change of the members that was not made.
+pub(crate) fn change_error_detail(error: &ChangeMembersError) -> ErrorDetail {
+    let not_changed = |refusal: ChangeRefusal| {
+        let reason = error.to_string();
+        Kind::MembersNotChanged(message::MembersNotChanged { reason, refusal: refusal.into() })
+    };
+    ErrorDetail::new(match error {
+        ChangeMembersError::NotLeader { leader } => not_leader(leader.as_ref()),
+        ChangeMembersError::Stopped { reason } => stopped(reason),
+        ChangeMembersError::TooMany => busy("requests to change the members"),
+        ChangeMembersError::NotDone { .. } => outcome_unknown(error.to_string()),
+        ChangeMembersError::Refused(ChangeError::Stale { .. }) => not_changed(ChangeRefusal::Stale),
+        ChangeMembersError::WouldLoseQuorum(_) => not_changed(ChangeRefusal::WouldLoseQuorum),
+        _ => not_changed(ChangeRefusal::Unspecified),
     })
 }
 

@@ -3,4 +3,5 @@
 pub(crate) mod bytes;
 pub(crate) mod connections;
 mod errors;
+mod members;
 pub(crate) mod service;

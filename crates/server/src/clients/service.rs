@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use d_engine_api::ReadConsistency;
 use d_engine_api::message::{
-    ErrorDetail, GetReply, GetRequest, Invalid, ProposeReply, ProposeRequest, QueryReply,
-    QueryRequest, SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest, Stopped,
-    TakeSnapshotReply, TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
+    ChangeMembersRequest, ErrorDetail, GetReply, GetRequest, Invalid, MembersReply, MembersRequest,
+    ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply, SkipEntryRequest,
+    StatusReply, StatusRequest, Stopped, TakeSnapshotReply, TakeSnapshotRequest,
+    TransferLeadershipReply, TransferLeadershipRequest,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
 };
@@ -26,6 +27,7 @@ use crate::clients::errors::{
     propose_error_detail, read_error_detail, skip_error_detail, snapshot_error_detail,
     transfer_error_detail,
 };
+use crate::clients::members;
 use crate::config::Limits;
 use crate::node::descriptors;
 use crate::node::embedded::{EmbeddedEngine, WeakEngine};
@@ -148,6 +150,32 @@ impl Engine for Api {
         _request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
         Ok(Response::new(self.engine()?.status().await.into()))
+    }
+
+    async fn members(
+        &self,
+        _request: Request<MembersRequest>,
+    ) -> Result<Response<MembersReply>, Status> {
+        Ok(Response::new(self.engine()?.members_with_progress().await.into()))
+    }
+
+    type WatchMembersStream = members::MembersStream;
+
+    async fn watch_members(
+        &self,
+        _request: Request<MembersRequest>,
+    ) -> Result<Response<Self::WatchMembersStream>, Status> {
+        Ok(Response::new(members::watch(&self.engine()?)))
+    }
+
+    type ChangeMembersStream = members::ChangeStream;
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<Self::ChangeMembersStream>, Status> {
+        let timeout = timeout(&request);
+        members::change(self.engine()?, request.into_inner(), timeout).map(Response::new)
     }
 
     async fn take_snapshot(

@@ -7,7 +7,7 @@ use d_engine_storage::ClusterId;
 use d_engine_wire::MAX_ENTRY_DATA_BYTES;
 
 use super::address::Address;
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, JoinRole};
 
 /// The shortest election timeout is at least this many heartbeat intervals.
 const HEARTBEATS_PER_ELECTION_TIMEOUT: u64 = 3;
@@ -22,6 +22,7 @@ pub(super) fn check(config: &Config) -> Checked {
     check_paths(config)?;
     check_times(config)?;
     check_members(config)?;
+    check_join(config)?;
     check_cluster_id(config)?;
     check_listen(config)?;
     check_limits(config)?;
@@ -98,7 +99,7 @@ fn check_times(config: &Config) -> Checked {
 }
 
 fn check_members(config: &Config) -> Checked {
-    if config.node_id == 0 {
+    if config.node_id == Some(0) {
         return Err(refused("node_id", 0, "ids start at 1"));
     }
     let mut seen: Vec<(String, String)> = Vec::new();
@@ -131,9 +132,52 @@ fn check_members(config: &Config) -> Checked {
     if !config.members.is_empty() && config.own_member().is_none() {
         let ids: Vec<String> = config.members.iter().map(|member| member.id.to_string()).collect();
         let allowed = format!("`members` lists {}: this node must be among them", ids.join(", "));
-        return Err(refused("node_id", config.node_id, allowed));
+        return Err(refused("node_id", config.own_id(), allowed));
     }
     Ok(())
+}
+
+fn check_join(config: &Config) -> Checked {
+    for (position, seed) in config.join.iter().enumerate() {
+        check_dialled(&format!("join[{position}]"), seed)?;
+    }
+    for (field, address) in
+        [("advertise_peer", &config.advertise_peer), ("advertise_client", &config.advertise_client)]
+    {
+        if let Some(address) = address {
+            check_dialled(field, address)?;
+        }
+    }
+    let joins = !config.join.is_empty();
+    if joins && !config.members.is_empty() {
+        let allowed = "`members` is set too: a node is listed when its cluster is created, or it \
+                       joins one";
+        return Err(refused("join", list(&config.join), allowed));
+    }
+    if let Some(replaced) = config.replaces {
+        let allowed = match (joins, config.join_as) {
+            (false, _) => Some("only a node with `join` replaces another one"),
+            (true, JoinRole::Learner) => Some("a learner replaces no voter"),
+            (true, JoinRole::Voter) => None,
+        };
+        if let Some(allowed) = allowed {
+            return Err(refused("replaces", replaced, allowed));
+        }
+    }
+    if joins && config.advertise_peer.is_none() {
+        let listens = config.peer_listen_addr();
+        let is_wildcard = Address::parse(listens).is_some_and(|address| address.is_wildcard());
+        if config.peer_listen.is_none() || is_wildcard {
+            let allowed = "with `join`, other nodes must know where to reach this one: set \
+                           `peer_listen`, and `advertise_peer` too if that is a wildcard";
+            return Err(refused("peer_listen", quoted(listens), allowed));
+        }
+    }
+    Ok(())
+}
+
+fn list(addresses: &[String]) -> String {
+    addresses.join(", ")
 }
 
 /// Checks an address that others dial: it must not be a wildcard, and its port must not be 0.

@@ -29,7 +29,7 @@ impl Config {
     /// # let directory = directory.path();
     /// let configs = d_engine_server::Config::local_cluster(directory, 3)?;
     /// assert_eq!(configs.len(), 3);
-    /// assert_eq!(configs[1].node_id, 2);
+    /// assert_eq!(configs[1].node_id, Some(2));
     /// assert_eq!(configs[1].data_dir, directory.join("node-2"));
     /// # Ok(())
     /// # }
@@ -46,7 +46,7 @@ impl Config {
         let members = members(nodes).map_err(|source| ConfigError::NoPorts { source })?;
         let configs: Vec<Self> = (1..=nodes)
             .map(|node_id| Self {
-                node_id,
+                node_id: Some(node_id),
                 cluster_id: Some(cluster_id(dir)),
                 data_dir: dir.join(format!("node-{node_id}")),
                 members: members.clone(),
@@ -86,7 +86,7 @@ mod tests {
         let configs = Config::local_cluster("some/dir", 3).unwrap();
         for (config, id) in configs.iter().zip(1..) {
             config.validate().unwrap();
-            assert_eq!(config.node_id, id);
+            assert_eq!(config.node_id, Some(id));
             assert_eq!(config.data_dir, Path::new("some/dir").join(format!("node-{id}")));
             assert_eq!(
                 (&config.members, &config.cluster_id),

@@ -24,7 +24,7 @@ members = [
 #[test]
 fn a_good_file_is_accepted_with_defaults_for_the_rest() {
     let config = three_nodes("", "").unwrap();
-    assert_eq!(config.node_id, 2);
+    assert_eq!(config.node_id, Some(2));
     assert_eq!(config.cluster().unwrap().to_string(), CLUSTER);
     assert_eq!(config.election_timeout_min_ms, 500);
     assert_eq!(config.limits, Limits::default());

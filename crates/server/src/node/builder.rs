@@ -1,6 +1,7 @@
 //! Builds a node from a configuration and starts it.
 
 mod disk;
+mod membership;
 mod settings;
 
 use std::sync::Arc;
@@ -199,11 +200,12 @@ impl Node {
     pub async fn start(self) -> Result<EmbeddedEngine, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         check_runtime(self.config.client_listen_addr().is_some())?;
-        descriptors::warn_if_scarce(self.config.node_id, descriptors::limit());
+        descriptors::warn_if_scarce(self.config.own_id(), descriptors::limit());
         let group = GroupId::FIRST;
-        let opened = self.open_storage(group).await?;
+        let (owner, listener) = self.find_owner(group).await?;
+        let opened = self.open_storage(group, owner).await?;
         let OpenedStorage { identity, meta, mut log, mut recovered, report } = opened;
-        self.warn_of_repairs(&report, recovered.base);
+        self.warn_of_repairs(&identity, &report, recovered.base);
         let snapshots = self.open_snapshots(&identity)?;
         let (machine, policy) = (self.machine.clone(), self.policy.clone());
         let (place, inside) = (snapshots.clone(), runtime.clone());
@@ -228,7 +230,7 @@ impl Node {
         });
         let opened = opened.await.map_err(|error| StartError::Stopped(StopReason::new(error)))?;
         let recovered = opened.map_err(StartError::StateMachine)?;
-        let started = self.start_threads(recovered, runtime, group).await;
+        let started = self.start_threads(recovered, runtime, listener).await;
         let engine = match started {
             Ok(engine) => engine,
             Err(error) => {
@@ -257,7 +259,7 @@ impl Node {
         &self,
         recovered: Recovered,
         runtime: Handle,
-        group: GroupId,
+        peer_listener: Option<tokio::net::TcpListener>,
     ) -> Result<EmbeddedEngine, StartError> {
         let Recovered { identity, meta, log, recovered, handler, footing, snapshots } = recovered;
         let limits = &self.config.limits;
@@ -271,14 +273,16 @@ impl Node {
             seed,
             clock.now(),
         )?
-        .with_machine_steps(handler.steps());
+        .with_machine_steps(handler.steps())
+        .with_addresses(&self.configured_members()?);
+        self.check_members(&replica)?;
         let intake = InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,
             reads: limits.max_pending_reads,
         };
         let threads = NodeThreads::new(ThreadComponents {
-            group,
+            group: identity.group,
             identity: identity.clone(),
             clock,
             replica,
@@ -294,11 +298,17 @@ impl Node {
             timeout: Timeouts::of(&self.config),
             runtime,
         });
+        let peer_listener = match peer_listener {
+            Some(bound) => Some(bound),
+            None => self.bind_peers().await?,
+        };
         let client_listener = self.bind_clients().await?;
         let client_addr = client_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shared = threads.shared.clone();
-        let (ending, has_started) = threads.start(self.transport_start(&identity)?)?;
+        let (ending, has_started) =
+            threads.start(self.transport_start(&identity, peer_listener)?)?;
         let machine = self.machine.clone();
+        let node = identity.node.get();
         let engine =
             EmbeddedEngine::new(NodeComponents { identity, machine, shared, ending, client_addr });
         let started =
@@ -309,7 +319,7 @@ impl Node {
         }
         if let Some(listener) = client_listener {
             engine.attach_client_service(service::serve(
-                self.config.node_id,
+                node,
                 listener,
                 engine.weak(),
                 limits,
@@ -319,7 +329,14 @@ impl Node {
         Ok(engine)
     }
 
-    fn transport_start(&self, identity: &Identity) -> Result<TransportStart, StartError> {
+    fn transport_start(
+        &self,
+        identity: &Identity,
+        listener: Option<tokio::net::TcpListener>,
+    ) -> Result<TransportStart, StartError> {
+        let (peer_addr, client_addr) = self.advertised(listener.as_ref());
+        // The transport runs on a runtime of its own.
+        let listener = listener.map(tokio::net::TcpListener::into_std).transpose();
         Ok(TransportStart {
             identity: TransportIdentity {
                 cluster: identity.cluster,
@@ -328,6 +345,8 @@ impl Node {
                 incarnation: identity.incarnation,
                 start: entropy::seed()?.max(1),
                 state_machine: self.machine.name().to_owned(),
+                peer_addr,
+                client_addr,
             },
             settings: TransportSettings {
                 queue_frames: self.config.limits.peer_queue_frames,
@@ -335,12 +354,8 @@ impl Node {
                 entropy: entropy::seed()?,
                 ..TransportSettings::default()
             },
-            listen: self.listens_for_peers().then(|| self.config.peer_listen_addr().to_owned()),
+            listener: listener.map_err(StartError::Thread)?,
         })
-    }
-
-    fn listens_for_peers(&self) -> bool {
-        !self.config.members.is_empty() || self.config.peer_listen.is_some()
     }
 
     async fn bind_clients(&self) -> Result<Option<tokio::net::TcpListener>, StartError> {

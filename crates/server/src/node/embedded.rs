@@ -1,8 +1,12 @@
 //! The engine inside the user's process: its handle, commands, start and end. Reads are in
-//! `embedded/reads.rs`, what an operator requests in `embedded/operate.rs`.
+//! `embedded/reads.rs`, the members in `embedded/members.rs`, what an operator requests in
+//! `embedded/operate.rs`.
 
+mod members;
 mod operate;
 mod reads;
+
+pub use members::ChangeOptions;
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};

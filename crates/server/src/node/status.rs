@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use d_engine_api::{Member, NodeRole, NodeStatus};
+use d_engine_api::{NodeRole, NodeStatus};
 use d_engine_core::{CoreStatus, NodeId, RoleKind};
 use d_engine_replica::{ReadGateInputs as _, ReplicaStatus, StateMachine};
-use d_engine_storage::{Identity, MemberRole};
+use d_engine_storage::Identity;
 use tokio::sync::Semaphore;
 
+use crate::members::view;
 use crate::snapshots::status::{entry_id, snapshot_alarms, snapshot_status};
 use crate::threads::shared::Shared;
 
@@ -47,7 +48,8 @@ pub(crate) async fn node_status(
         ..NodeStatus::default()
     };
     if let Some(replica) = replica {
-        add_replica(&mut status, replica);
+        let now = shared.gate.now();
+        add_replica(&mut status, replica, now);
     }
     status
 }
@@ -57,7 +59,7 @@ pub(crate) async fn replica_status(shared: &Shared) -> Option<ReplicaStatus> {
     shared.inbox.status()?.await.ok()
 }
 
-fn add_replica(status: &mut NodeStatus, replica: ReplicaStatus) {
+fn add_replica(status: &mut NodeStatus, replica: ReplicaStatus, now: d_engine_core::Instant) {
     let core = &replica.core;
     status.role = role(core);
     status.term = core.term.get();
@@ -67,7 +69,10 @@ fn add_replica(status: &mut NodeStatus, replica: ReplicaStatus) {
     status.persisted_index = core.log.persisted.get();
     status.last_index = core.log.last.index.get();
     status.lease_revoked = core.lease_revoked;
-    status.members = replica.membership.members().iter().map(member).collect();
+    status.members = view::list(&replica.membership);
+    view::add_progress(&mut status.members, &replica, now);
+    status.config = view::config_id(replica.membership.id());
+    status.removed_by = replica.removed.map(view::config_id);
     if let Some(stop) = &replica.apply_stop {
         status.halted_at = stop.halted_at().map(entry_id);
         status.apply_stopped = Some(stop.reason.to_string());
@@ -85,15 +90,6 @@ fn role(core: &CoreStatus) -> NodeRole {
         RoleKind::PreCandidate => NodeRole::PreCandidate,
         RoleKind::Candidate => NodeRole::Candidate,
         RoleKind::Leader => NodeRole::Leader,
-    }
-}
-
-fn member(member: &d_engine_storage::Member) -> Member {
-    Member {
-        node: member.node,
-        peer_addr: member.peer_addr.clone(),
-        client_addr: Some(member.client_addr.clone()).filter(|address| !address.is_empty()),
-        voter: member.role == MemberRole::Voter,
     }
 }
 

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use d_engine_core::{Instant, LogId, NodeId, ReadMode};
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
-    Event, PeerMessage, Proposal, ProposeError, ReadError, ReadRequest, ReadResponder,
-    ReplicaStatus, SkipError, SkipResponder, StopReason, TransferError, TransferResponder,
+    ChangeMembers, ChangeMembersError, Event, PeerMessage, Proposal, ProposeError, ReadError,
+    ReadRequest, ReadResponder, ReplicaStatus, SkipError, SkipResponder, StopReason, TransferError,
+    TransferResponder,
 };
 use tokio::sync::oneshot;
 
@@ -24,6 +25,11 @@ use crate::transport::ReceivePermit;
 const TRANSFERS_MAX: usize = 16;
 /// The most requests to skip an entry that may be queued.
 const SKIPS_MAX: usize = 16;
+
+/// The most requests to change the members that may be queued.
+const CHANGES_MAX: usize = 16;
+/// The most peers with later configurations that may be queued.
+const PROVISIONAL_MAX: usize = 16;
 
 /// Limits of the queues.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +49,9 @@ pub(crate) struct Incoming {
     pub(crate) status: Vec<oneshot::Sender<ReplicaStatus>>,
     pub(crate) transfers: Vec<(Option<NodeId>, TransferResponder)>,
     pub(crate) skips: Vec<(LogId, SkipResponder)>,
+    pub(crate) changes: Vec<ChangeMembers>,
+    /// Peers that are no members here and know a later configuration, with their addresses.
+    pub(crate) provisional: Vec<(NodeId, String)>,
     pub(crate) shutdown: bool,
     proposal_bytes: usize,
 }
@@ -203,6 +212,36 @@ impl Inbox {
         self.wake.notify_one();
     }
 
+    /// Enqueues a request to change the members. If it is refused, its responder is called here.
+    pub(crate) fn change_members(&self, request: ChangeMembers) {
+        let mut state = self.lock();
+        let refusal = match &state.closed {
+            Some(reason) => Some(ChangeMembersError::Stopped { reason: reason.clone() }),
+            None if state.incoming.changes.len() >= CHANGES_MAX => {
+                Some(ChangeMembersError::TooMany)
+            }
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            drop(state);
+            (request.responder)(Err(refusal));
+            return;
+        }
+        state.incoming.changes.push(request);
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Enqueues a peer that is no member here and knows a later configuration. One too many is
+    /// left out; it dials again.
+    pub(crate) fn provisional(&self, node: NodeId, peer_addr: String) {
+        self.put(|incoming| {
+            if incoming.provisional.len() < PROVISIONAL_MAX {
+                incoming.provisional.push((node, peer_addr));
+            }
+        });
+    }
+
     /// Requests the shutdown of the raft thread.
     pub(crate) fn shut_down(&self) {
         self.put(|incoming| incoming.shutdown = true);
@@ -231,6 +270,10 @@ impl Inbox {
         }
         for (_, responder) in left.skips {
             responder(Err(SkipError::Stopped { reason: reason.clone() }));
+        }
+        for request in left.changes {
+            let reason = reason.clone();
+            (request.responder)(Err(ChangeMembersError::Stopped { reason }));
         }
         for (_, responder) in left.transfers {
             responder(Err(TransferError::Stopped { reason: reason.clone() }));

@@ -2,7 +2,9 @@
 //! tasks run on the same thread, so that a message between socket and core does not have to wake
 //! another one.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,23 +12,32 @@ use std::time::Duration;
 use d_engine_core::{GroupId, NodeId};
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
-    ApplyWork, Event, Jobs, LoadQueue, PeerMessage, Replica, StopReason, TransferError,
+    Admission, ApplyWork, Event, Jobs, LoadQueue, PeerMessage, Replica, StopReason, TransferError,
 };
-use d_engine_storage::Incarnation;
+use d_engine_storage::{ConfigId, Incarnation};
+use d_engine_wire::{Answer, Question};
 
 use crate::StartError;
+use crate::members::{questions, view};
 use crate::node::clock::Clock;
 use crate::threads::building::SnapshotWork;
 use crate::threads::inbox::Incoming;
-use crate::threads::shared::Shared;
+use crate::threads::shared::{KnownMembers, Shared};
 use crate::threads::work_queue::WorkQueue;
 use crate::threads::workers::{LogWork, start_thread};
 use crate::transport::{
-    Admission, FramedTransport, PeerEvents, PeerRefusal, ReceivePermit, Sent, SnapshotConnection,
+    FramedTransport, PeerEvents, PeerRefusal, ReceivePermit, Sent, SnapshotConnection,
 };
 
 /// How long a shutdown waits for commands and reads in flight.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a peer that is no member may be silent before its connection is closed.
+const PROVISIONAL_TIME: Duration = Duration::from_secs(10);
+/// The most such peers.
+const PROVISIONAL_MAX: usize = 16;
+/// How long a removed node still answers its clients, so that they learn where the members are.
+const FAREWELL_TIME: Duration = Duration::from_secs(10);
 
 /// What the raft thread owns.
 pub(crate) struct RaftThread {
@@ -39,14 +50,18 @@ pub(crate) struct RaftThread {
     pub(crate) load: Arc<WorkQueue<LoadQueue>>,
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
+    /// Peers that are no members here and know a later configuration, and until when they are kept.
+    pub(crate) provisional: BTreeMap<NodeId, d_engine_core::Instant>,
+    /// When this node stops, because it was removed.
+    pub(crate) ends_at: Option<d_engine_core::Instant>,
 }
 
 /// What the transport needs to start on the raft thread's runtime.
 pub(crate) struct TransportStart {
     pub(crate) identity: crate::transport::TransportIdentity,
     pub(crate) settings: crate::transport::TransportSettings,
-    /// The listening address; `None` for a single node, which accepts no peers.
-    pub(crate) listen: Option<String>,
+    /// Where peers connect; `None` for a single node, which accepts no peers.
+    pub(crate) listener: Option<std::net::TcpListener>,
 }
 
 /// Starts the raft thread. It reports on `started` once the transport listens, or why it does not.
@@ -95,13 +110,20 @@ pub(crate) fn raft_thread(
 }
 
 impl PeerEvents for Shared {
-    fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission {
-        let membership = self.membership.read().unpoisoned();
-        match membership.member(node).map(|member| member.incarnation) {
-            None => Admission::UnknownNode,
-            Some(Some(bound)) if bound != incarnation => Admission::OtherIncarnation { bound },
-            Some(_) => Admission::Welcome,
-        }
+    fn admission(&self) -> Admission {
+        self.admission.read().unpoisoned().clone()
+    }
+
+    fn provisional(&self, node: NodeId, peer_addr: String) {
+        self.inbox.provisional(node, peer_addr);
+    }
+
+    fn removed(&self, by: ConfigId) {
+        self.inbox.report(Event::RemovedBy(by));
+    }
+
+    fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(questions::answer(self, question))
     }
 
     fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: ReceivePermit) {
@@ -114,12 +136,6 @@ impl PeerEvents for Shared {
 
     fn snapshot(&self, from: NodeId, line: SnapshotConnection) {
         self.transfers.receive(from, line);
-    }
-
-    fn members(&self) -> Vec<u64> {
-        let membership = self.membership.read().unpoisoned();
-        // Sorted by id.
-        membership.members().iter().map(|member| member.node).collect()
     }
 
     fn refused(&self, refusal: PeerRefusal) {
@@ -143,7 +159,7 @@ impl RaftThread {
         transport: TransportStart,
         started: tokio::sync::oneshot::Sender<Result<(), StartError>>,
     ) -> StopReason {
-        let mut transport = match self.start_transport(transport).await {
+        let mut transport = match self.start_transport(transport) {
             Ok(transport) => {
                 // If the receiver is gone, a shutdown is under way.
                 started.send(Ok(())).ok();
@@ -170,6 +186,9 @@ impl RaftThread {
                 self.shared.inbox.close(&StopReason::new(crate::SHUT_DOWN));
                 shutdown_by = Some(self.clock.now().plus(SHUTDOWN_TIMEOUT));
             }
+            for (node, address) in &incoming.provisional {
+                self.meet(*node, address, transport.as_mut());
+            }
             if let Some(failure) = self.take_in(incoming, &mut jobs) {
                 self.carry_out(&mut jobs, transport.as_mut());
                 return failure;
@@ -187,6 +206,10 @@ impl RaftThread {
                 self.handle(Event::Deadline, &mut jobs);
             }
             self.carry_out(&mut jobs, transport.as_mut());
+            self.forget_provisional(transport.as_mut());
+            if let Some(reason) = self.farewell() {
+                self.handle(Event::Failed(reason), &mut jobs);
+            }
             if let Some(reason) = self.replica.stopped().cloned() {
                 // The replica has stopped by itself; send its last messages to the peers first.
                 if let Some(transport) = transport.take() {
@@ -229,35 +252,54 @@ impl RaftThread {
             && core.held_messages() == 0
     }
 
-    async fn start_transport(
+    fn start_transport(
         &self,
         start: TransportStart,
     ) -> Result<Option<FramedTransport>, StartError> {
-        let Some(listen) = start.listen else { return Ok(None) };
+        let Some(listener) = start.listener else { return Ok(None) };
         let events: Arc<dyn PeerEvents> = self.shared.clone();
-        let mut transport = FramedTransport::start(start.identity, start.settings, &listen, events)
-            .await
-            .map_err(|source| StartError::Bind { whom: "peers", address: listen, source })?;
+        let started = FramedTransport::start(start.identity, start.settings, listener, events);
+        let mut transport = started.map_err(StartError::Thread)?;
         self.connect(&mut transport);
         Ok(Some(transport))
     }
 
-    /// Dials every other member.
+    /// Dials every node that this one must reach, and closes the connections of all others.
     fn connect(&self, transport: &mut FramedTransport) {
-        for member in self.replica.membership().members() {
-            match NodeId::new(member.node) {
-                Some(node) if node != self.node => transport.connect(node, &member.peer_addr),
-                _ => {}
-            }
+        let peers: BTreeMap<NodeId, &str> = self.replica.peers().collect();
+        for (node, address) in &peers {
+            transport.connect(*node, address);
+        }
+        transport
+            .keep_only(|node| peers.contains_key(&node) || self.provisional.contains_key(&node));
+    }
+
+    /// Dials a peer that is no member here and knows a later configuration.
+    fn meet(&mut self, node: NodeId, address: &str, transport: Option<&mut FramedTransport>) {
+        let is_peer = self.replica.peers().any(|(peer, _)| peer == node);
+        let has_room =
+            self.provisional.len() < PROVISIONAL_MAX || self.provisional.contains_key(&node);
+        if let (Some(transport), false, true) = (transport, is_peer || address.is_empty(), has_room)
+        {
+            self.provisional.insert(node, self.clock.now().plus(PROVISIONAL_TIME));
+            transport.connect(node, address);
+        }
+    }
+
+    /// Forgets provisional peers that have become members or were not heard for long.
+    fn forget_provisional(&mut self, transport: Option<&mut FramedTransport>) {
+        let now = self.clock.now();
+        let before = self.provisional.len();
+        self.provisional.retain(|_, until| *until > now);
+        if let (Some(transport), true) = (transport, self.provisional.len() < before) {
+            self.connect(transport);
         }
     }
 
     /// Waits for input or the next deadline.
     async fn wait(&self, shutdown_by: Option<d_engine_core::Instant>) {
-        let due = match (self.replica.next_deadline(), shutdown_by) {
-            (Some(due), Some(by)) => Some(due.min(by)),
-            (due, by) => due.or(by),
-        };
+        let ends = self.provisional.values().copied().chain(self.ends_at);
+        let due = self.replica.next_deadline().into_iter().chain(shutdown_by).chain(ends).min();
         let Some(due) = due else { return self.shared.inbox.filled().await };
         let due = tokio::time::Instant::from_std(self.clock.instant_at(due));
         tokio::select! {
@@ -278,6 +320,9 @@ impl RaftThread {
             self.handle(event, jobs);
         }
         for (from, message, room) in incoming.messages {
+            if let Some(until) = self.provisional.get_mut(&from) {
+                *until = self.clock.now().plus(PROVISIONAL_TIME);
+            }
             self.handle(Event::Peer { from, message }, jobs);
             drop(room);
         }
@@ -292,6 +337,9 @@ impl RaftThread {
                 Some(silent) => responder(Err(silent)),
                 None => self.handle(Event::TransferLeadership { to, responder }, jobs),
             }
+        }
+        for request in incoming.changes {
+            self.handle(Event::ChangeMembers(Box::new(request)), jobs);
         }
         for (target, responder) in incoming.skips {
             self.handle(Event::SkipEntry { target, responder }, jobs);
@@ -324,6 +372,29 @@ impl RaftThread {
     fn founds_nothing(&self) -> bool {
         let log = self.replica.core().log();
         log.committed.get() == 0 && log.last.index.get() == 0 && self.shared.refusals.is_no_member()
+    }
+
+    /// Publishes the memberships before any message goes out.
+    fn publish_members(&self) {
+        let known = known_members(&self.replica);
+        let is_news = **self.shared.members.borrow() != known;
+        if is_news {
+            *self.shared.admission.write().unpoisoned() = self.replica.admission();
+            self.shared.members.send_replace(Arc::new(known));
+        }
+        let (known, leader) = (self.shared.members.borrow(), self.replica.core().leader());
+        let view = view::members(&self.shared.identity, &known, leader);
+        if **self.shared.members_view.borrow() != view {
+            self.shared.members_view.send_replace(Arc::new(view));
+        }
+    }
+
+    /// The stop reason of a node that was removed, once its clients had time to learn of it.
+    fn farewell(&mut self) -> Option<StopReason> {
+        let by = self.replica.removed()?;
+        let now = self.clock.now();
+        let ends_at = *self.ends_at.get_or_insert(now.plus(FAREWELL_TIME));
+        (now >= ends_at).then(|| StopReason::removed(self.node, by))
     }
 
     fn handle(&mut self, event: Event, jobs: &mut Jobs) {
@@ -375,8 +446,7 @@ impl RaftThread {
             });
         }
         if jobs.status_changed {
-            let membership = self.replica.membership().clone();
-            *self.shared.membership.write().unpoisoned() = membership;
+            self.publish_members();
             if let Some(transport) = transport {
                 self.connect(transport);
             }
@@ -397,6 +467,15 @@ impl RaftThread {
             self.shared.ready.send_replace(true);
         }
         jobs.clear();
+    }
+}
+
+/// The memberships that a replica knows.
+pub(crate) fn known_members(replica: &Replica) -> KnownMembers {
+    KnownMembers {
+        in_force: replica.membership().clone(),
+        committed: replica.committed_membership().clone(),
+        removed: replica.removed(),
     }
 }
 

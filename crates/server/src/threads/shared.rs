@@ -3,10 +3,11 @@
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use d_engine_api::Members;
 use d_engine_core::{GroupId, NodeId};
-use d_engine_replica::{ApplyWork, StopReason};
-use d_engine_storage::Membership;
+use d_engine_replica::{Admission, ApplyWork, StopReason};
 use d_engine_storage::snapshot::SnapshotStore;
+use d_engine_storage::{ConfigId, Identity, Membership};
 use tokio::sync::watch;
 
 use crate::snapshots::Transfers;
@@ -43,8 +44,16 @@ pub(crate) struct Shared {
     pub(crate) log_counters: Arc<LogCounters>,
     /// The peers that refuse this node, and those that it refuses.
     pub(crate) refusals: PeerRefusals,
-    /// The membership in force, for the transport's handshakes.
-    pub(crate) membership: RwLock<Membership>,
+    /// The node's identity.
+    pub(crate) identity: Identity,
+    /// The name of the node's state machine; empty: not compared.
+    pub(crate) state_machine: String,
+    /// What the transport's handshakes must know of the members.
+    pub(crate) admission: RwLock<Admission>,
+    /// The memberships that the node knows.
+    pub(crate) members: watch::Sender<Arc<KnownMembers>>,
+    /// The same, in the form for callers.
+    pub(crate) members_view: watch::Sender<Arc<Members>>,
     /// Whether the node has caught up; never becomes false again.
     pub(crate) ready: watch::Sender<bool>,
     /// The term and its leader, as far as this node knows.
@@ -53,6 +62,17 @@ pub(crate) struct Shared {
     pub(crate) stands: watch::Sender<Option<StopReason>>,
     /// Why the node has stopped, once it has.
     pub(crate) stopped: watch::Sender<Option<StopReason>>,
+}
+
+/// The memberships that a node knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct KnownMembers {
+    /// The last one in the log, with the addresses that the node uses.
+    pub(crate) in_force: Membership,
+    /// The last one that is committed.
+    pub(crate) committed: Membership,
+    /// The committed configuration that has removed this node.
+    pub(crate) removed: Option<ConfigId>,
 }
 
 /// Timeouts that follow from the configured election timeouts.

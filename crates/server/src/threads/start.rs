@@ -13,12 +13,13 @@ use tokio::sync::{oneshot, watch};
 
 use crate::StartError;
 use crate::config::Snapshots;
+use crate::members::view;
 use crate::node::clock::Clock;
 use crate::node::shutdown::Shutdown;
 use crate::snapshots::{TransferSettings, Transfers};
 use crate::threads::apply::ApplyThread;
 use crate::threads::inbox::{Inbox, InboxLimits};
-use crate::threads::raft::{RaftThread, TransportStart, raft_thread};
+use crate::threads::raft::{RaftThread, TransportStart, known_members, raft_thread};
 use crate::threads::read_gate::ReadGate;
 use crate::threads::scrub::ScrubThread;
 use crate::threads::shared::{Shared, Timeouts};
@@ -100,6 +101,8 @@ impl NodeThreads {
             load,
             apply,
             snapshots: snap,
+            provisional: std::collections::BTreeMap::new(),
+            ends_at: None,
         };
         Self { shared, raft, applies, builds, scrubs, log: log_worker }
     }
@@ -178,7 +181,15 @@ fn share(components: &ThreadComponents) -> Arc<Shared> {
         log_counters: Arc::new(LogCounters::default()),
         late_replies: components.handler.late_replies(),
         refusals: PeerRefusals::default(),
-        membership: RwLock::new(components.replica.membership().clone()),
+        identity: components.identity.clone(),
+        state_machine: components.machine.name().to_owned(),
+        admission: RwLock::new(components.replica.admission()),
+        members_view: watch::Sender::new(Arc::new(view::members(
+            &components.identity,
+            &known_members(&components.replica),
+            None,
+        ))),
+        members: watch::Sender::new(Arc::new(known_members(&components.replica))),
         ready: watch::Sender::new(false),
         leader: watch::Sender::new((0, None)),
         stands: watch::Sender::new(None),

@@ -29,6 +29,7 @@ mod accept;
 mod backoff;
 mod batch;
 mod dial;
+mod inquire;
 mod line;
 mod outbox;
 mod places;
@@ -53,6 +54,7 @@ use super::{PeerEvents, Sent};
 use outbox::{Lane, Outbox};
 use refusals::Refusals;
 
+pub(crate) use inquire::{answer_probes, ask, probe};
 pub use line::{LineBreaker, SnapshotConnection};
 pub use refusals::RefusalKind;
 
@@ -62,6 +64,8 @@ const BATCH_BYTES: usize = 16 << 10;
 const UNSENT_BYTES: u32 = 32 << 10;
 /// The kernel's send buffer; Linux doubles it.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
+/// Questions of other nodes that are answered at once.
+const QUESTIONS_MAX: usize = 16;
 /// How long a stopping transport waits for its last messages to be sent.
 const FLUSH_WITHIN: Duration = Duration::from_millis(100);
 
@@ -80,6 +84,10 @@ pub struct TransportIdentity {
     pub start: u64,
     /// The name of the state machine; empty: not compared.
     pub state_machine: String,
+    /// The address at which other nodes reach this one; empty if none is configured.
+    pub peer_addr: String,
+    /// The address at which clients reach this node; empty if there is none.
+    pub client_addr: String,
 }
 
 /// The bounds and timeouts of a [`FramedTransport`].
@@ -136,6 +144,10 @@ struct Shared {
     refusals: Refusals,
     /// The IP addresses at which members were last dialled.
     known_hosts: std::sync::Mutex<BTreeMap<NodeId, IpAddr>>,
+    /// The connections that were accepted from peers.
+    connected: places::Connected,
+    /// Bounds the questions that are being answered.
+    asking: tokio::sync::Semaphore,
     /// Notified when a peer has dialled this node; the tasks that wait before they dial again then
     /// dial at once.
     greeted: tokio::sync::Notify,
@@ -173,17 +185,18 @@ pub struct FramedTransport {
 }
 
 impl FramedTransport {
-    /// Listens on `listen` (`host:port`) and runs as tasks of the current runtime from then on.
+    /// Accepts connections on `listener` and runs as tasks of the current runtime from then on.
     ///
     /// # Errors
-    /// The address cannot be listened on: it is in use, or is not an address of this machine.
-    pub async fn start(
+    /// The listener cannot be used by this runtime, or its address cannot be read.
+    pub fn start(
         identity: TransportIdentity,
         settings: TransportSettings,
-        listen: &str,
+        listener: std::net::TcpListener,
         events: Arc<dyn PeerEvents>,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let local_addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             identity,
@@ -191,6 +204,8 @@ impl FramedTransport {
             events,
             refusals: Refusals::default(),
             known_hosts: std::sync::Mutex::default(),
+            connected: places::Connected::default(),
+            asking: tokio::sync::Semaphore::new(QUESTIONS_MAX),
             greeted: tokio::sync::Notify::new(),
         });
         let runtime = Handle::current();
@@ -218,6 +233,15 @@ impl FramedTransport {
         let dialling = dial::dial(self.shared.clone(), node, address.to_owned(), outbox.clone());
         let task = self.runtime.spawn(dialling);
         self.peers.insert(node, Peer { address: address.to_owned(), outbox, task });
+    }
+
+    /// Closes the connections of all nodes for which `keeps` is false, in both directions.
+    pub fn keep_only(&mut self, keeps: impl Fn(NodeId) -> bool) {
+        let others: Vec<NodeId> = self.peers.keys().copied().filter(|node| !keeps(*node)).collect();
+        for node in others {
+            self.disconnect(node);
+            self.shared.connected.expel(node);
+        }
     }
 
     /// Closes the connection to `node` for good.

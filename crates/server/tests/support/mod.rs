@@ -22,7 +22,7 @@ pub(crate) fn cluster(dir: &std::path::Path, nodes: u64) -> Vec<Config> {
     let members: Vec<MemberConfig> = (1..=nodes).map(member).collect();
     (1..=nodes)
         .map(|node_id| Config {
-            node_id,
+            node_id: Some(node_id),
             cluster_id: Some("00112233445566778899aabbccddeeff".to_owned()),
             data_dir: dir.join(format!("node-{node_id}")),
             // The members name client addresses, which redirects mention; no process listens there.

@@ -38,6 +38,15 @@ pub trait StorageEngine: Send + Sync + Debug + 'static {
         self.open(request)
     }
 
+    /// Returns the identity of the directory without opening it; `None` if it has none yet, or if
+    /// the engine does not know.
+    ///
+    /// # Errors
+    /// [`StorageError`] if there is one that cannot be read.
+    fn owner(&self) -> Result<Option<Identity>, StorageError> {
+        Ok(None)
+    }
+
     /// Reserves an empty directory for a node that is about to join a cluster: its incarnation is
     /// durable before any other node learns of it, so that a node that is killed while it joins
     /// does not join a second time. Returns the identity of a directory that has one.

@@ -241,6 +241,12 @@ impl FileStorageEngine {
 }
 
 impl StorageEngine for FileStorageEngine {
+    fn owner(&self) -> Result<Option<Identity>, StorageError> {
+        let latch = Arc::new(FsLatch::default());
+        let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, latch);
+        Ok(self.stored_identity(&meta)?.map(|(identity, _)| identity))
+    }
+
     fn reserve(&self, fresh_incarnation: Incarnation) -> Result<Reservation, StorageError> {
         let locks = self.lock()?;
         let latch = Arc::new(FsLatch::default());

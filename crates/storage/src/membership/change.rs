@@ -65,6 +65,27 @@ pub enum MemberChange {
     },
 }
 
+impl MemberChange {
+    /// Whether `membership` shows the goal, with nothing left to do for it.
+    #[must_use]
+    pub fn is_reached_by(&self, membership: &Membership) -> bool {
+        let role = |node: u64| membership.find(node).map(|member| member.role);
+        let is_reached = match self {
+            Self::Add(new) => {
+                membership.members.iter().any(|it| it.incarnation == Some(new.incarnation))
+            }
+            Self::Remove(node) => role(*node).is_none(),
+            Self::Replace { old, new } => {
+                role(*old).is_none() && role(*new) == Some(MemberRole::Voter)
+            }
+            Self::Promote(node) => role(*node) == Some(MemberRole::Voter),
+            Self::Demote(node) => role(*node) == Some(MemberRole::Learner),
+            Self::UpdateAddress { .. } => membership.edited(self) == Ok(None),
+        };
+        is_reached && !membership.is_joint()
+    }
+}
+
 /// Why a membership is not changed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]

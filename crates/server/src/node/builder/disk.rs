@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use d_engine_core::{GroupId, LogId, NodeId};
+use d_engine_core::{GroupId, LogId};
 use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
-use d_engine_storage::{
-    ClusterId, Identity, Incarnation, Membership, OpenRequest, OpenedStorage, RecoveryReport,
-};
+use d_engine_storage::{ClusterId, Identity, OpenRequest, OpenedStorage, RecoveryReport};
 
 use super::Node;
+use super::membership::Owner;
 use crate::StartError;
 use crate::node::entropy;
 
@@ -17,22 +16,20 @@ const SNAPSHOT_DIR: &str = "snapshots";
 
 impl Node {
     /// Opens the data directory, on a thread for blocking work: recovery reads the whole log.
-    pub(super) async fn open_storage(&self, group: GroupId) -> Result<OpenedStorage, StartError> {
-        let node =
-            NodeId::new(self.config.node_id).unwrap_or_else(|| unreachable!("validated: not zero"));
-        let client_addr = self.config.client_listen_addr().unwrap_or_default();
-        // A single node that does not listen has no address for peers.
-        let peer_addr = if self.listens_for_peers() { self.config.peer_listen_addr() } else { "" };
-        let initial = self.config.membership(peer_addr, client_addr)?;
+    pub(super) async fn open_storage(
+        &self,
+        group: GroupId,
+        owner: Owner,
+    ) -> Result<OpenedStorage, StartError> {
         let request = OpenRequest {
-            cluster: self.config.cluster(),
-            node,
+            cluster: owner.cluster,
+            node: owner.node,
             group,
-            initial,
+            initial: owner.initial,
             fresh_cluster: ClusterId(entropy::sixteen_bytes()?),
-            fresh_incarnation: Incarnation(entropy::sixteen_bytes()?),
+            fresh_incarnation: owner.incarnation,
         };
-        let (storage, configured) = (self.storage.clone(), request.initial.clone());
+        let storage = self.storage.clone();
         let (fs, dir, options) = (
             self.fs.clone(),
             self.snapshot_dir(),
@@ -48,40 +45,21 @@ impl Node {
         };
         let opened =
             tokio::task::spawn_blocking(move || storage.open_behind(&request, &mut covered)).await;
-        let mut opened = opened
-            .map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))??;
-        self.take_addresses(&mut opened.identity, configured)?;
-        Ok(opened)
-    }
-
-    /// Takes the members' addresses from the configuration. The ids of the members are fixed when
-    /// the directory is created; the addresses may change at each start.
-    fn take_addresses(
-        &self,
-        identity: &mut Identity,
-        configured: Membership,
-    ) -> Result<(), StartError> {
-        let ids = |membership: &Membership| -> Vec<u64> {
-            membership.members().iter().map(|member| member.node).collect()
-        };
-        let (stored, wanted) = (ids(&identity.initial), ids(&configured));
-        // A user's storage engine may not store them.
-        if !stored.is_empty() && stored != wanted {
-            return Err(StartError::OtherMembers {
-                dir: self.config.data_dir.clone(),
-                stored,
-                configured: wanted,
-            });
-        }
-        identity.initial = configured;
-        Ok(())
+        Ok(opened
+            .map_err(|error| StartError::Stopped(d_engine_replica::StopReason::new(error)))??)
     }
 
     /// Logs what recovery has cut, skipped or written anew.
-    pub(super) fn warn_of_repairs(&self, report: &RecoveryReport, base: LogId) {
+    pub(super) fn warn_of_repairs(
+        &self,
+        identity: &Identity,
+        report: &RecoveryReport,
+        base: LogId,
+    ) {
+        let node = identity.node.get();
         if report.torn_bytes > 0 {
             tracing::warn!(
-                node = self.config.node_id, bytes = report.torn_bytes, at = ?report.torn_at,
+                node, bytes = report.torn_bytes, at = ?report.torn_at,
                 "the torn tail of the log was cut; a crash during a write leaves one, and then it \
                  contained nothing acknowledged. If there was no crash, or the files were copied, \
                  it may have contained acknowledged entries: compare with the other nodes before \
@@ -90,14 +68,14 @@ impl Node {
         }
         if let Some(damage) = &report.skipped_corruption {
             tracing::error!(
-                node = self.config.node_id, %base, %damage,
+                node, %base, %damage,
                 "the log is damaged; an intact snapshot of this node contains the damaged part, so \
                  the log begins after that snapshot now; check this disk"
             );
         }
         for path in &report.mended {
             tracing::warn!(
-                node = self.config.node_id, path = %path.display(),
+                node, path = %path.display(),
                 "this file, one of two copies, was damaged or missing; it was written anew from \
                  the other"
             );
@@ -109,7 +87,7 @@ impl Node {
         let options = self.snapshot_options(identity.cluster, identity.group);
         let (store, report) = SnapshotStore::open(self.fs.clone(), &self.snapshot_dir(), options)?;
         for error in &report.unusable {
-            tracing::warn!(node = self.config.node_id, %error, "a snapshot cannot be used");
+            tracing::warn!(node = %identity.node, %error, "a snapshot cannot be used");
         }
         Ok(store)
     }

@@ -3,13 +3,18 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use d_engine_core::NodeId;
+use d_engine_replica::{Admission, Admitted};
+use d_engine_storage::ConfigId;
 use d_engine_wire::PROTOCOL_VERSION;
 use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
-use d_engine_wire::{Greeting, GreetingError, decode_frame, decode_handshake};
+use d_engine_wire::{
+    Answer, Caller, Greeting, GreetingError, Inquiry, InquiryPurpose, config_to_wire, decode_frame,
+    decode_handshake, decode_question, encode_answer,
+};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,12 +23,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::line::SnapshotConnection;
-use super::places::{Accepted, HandshakePlace, Handshakes};
+use super::places::{HandshakePlace, Handshakes};
 use super::wire::{self, FrameReader};
 use super::{RefusalKind, Shared, TransportIdentity};
 use crate::node::descriptors;
 use crate::threads::seldom::Seldom;
-use crate::transport::{Admission, PeerRefusal, ReceivePermit};
+use crate::transport::{PeerRefusal, ReceivePermit};
 
 /// The reason why a connection ends.
 pub(super) enum End {
@@ -48,14 +53,13 @@ impl From<(RefusalKind, String)> for End {
 /// Accepts connections until the task is aborted, which closes all of them.
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let handshakes = Arc::new(Handshakes::default());
-    let accepted = Arc::new(Accepted::default());
     let (mut connections, mut told) = (JoinSet::new(), Seldom::default());
     loop {
         tokio::select! {
             incoming = listener.accept() => match incoming {
                 Ok((stream, address)) => {
                     let place = handshakes.begin(address.ip(), &shared);
-                    connections.spawn(serve(stream, address, shared.clone(), place, accepted.clone()));
+                    connections.spawn(serve(stream, address, shared.clone(), place));
                 }
                 // Most likely the process is out of file descriptors: wait until some are free.
                 Err(error) => {
@@ -77,12 +81,11 @@ async fn serve(
     address: SocketAddr,
     shared: Arc<Shared>,
     mut place: HandshakePlace,
-    accepted: Arc<Accepted>,
 ) {
     let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
     let limit = shared.settings.handshake_timeout;
     let greeted = tokio::select! {
-        greeted = timeout(limit, handshake(&mut stream, &mut reader, &shared, &accepted)) => greeted,
+        greeted = timeout(limit, handshake(&mut stream, &mut reader, &shared)) => greeted,
         () = place.is_lost() => {
             let text = "too many handshakes were in progress; this was the oldest".to_owned();
             Ok(Err(End::Refused(RefusalKind::TooManyHandshakes, text)))
@@ -95,17 +98,20 @@ async fn serve(
             "it did not finish its handshake in time".to_owned(),
         ),
         Ok(Err(end)) => end,
-        Ok(Ok((from, _, Purpose::Snapshot))) => match SnapshotConnection::new(stream, reader) {
+        Ok(Ok(Accepted::Inquirer(inquiry))) => {
+            answer_inquiry(&mut stream, &mut reader, inquiry, address, &shared).await
+        }
+        Ok(Ok(Accepted::Snapshot(from))) => match SnapshotConnection::new(stream, reader) {
             Ok(line) => {
                 shared.events.snapshot(from, line);
                 End::Closed
             }
             Err(error) => error.into(),
         },
-        Ok(Ok((from, start, Purpose::Messages))) => {
+        Ok(Ok(Accepted::Messages { from, start })) => {
             shared.greeted.notify_waiters();
             reader.allow(shared.settings.max_frame_bytes);
-            let replaced = accepted.take_place(from, start);
+            let replaced = shared.connected.take_place(from, start);
             tokio::select! {
                 end = read_messages(stream, reader, from, &shared) => end,
                 _ = replaced => End::Closed,
@@ -117,14 +123,23 @@ async fn serve(
     }
 }
 
+/// An accepted connection.
+enum Accepted {
+    /// For messages, from a peer with this start.
+    Messages { from: NodeId, start: u64 },
+    /// For one snapshot.
+    Snapshot(NodeId),
+    /// From a node that need not be a member.
+    Inquirer(Inquiry),
+}
+
 /// Returns who dialled and for which purpose, or why it is refused. The other side has then been
 /// sent the refusal, if it speaks the protocol.
 async fn handshake(
     stream: &mut TcpStream,
     reader: &mut FrameReader,
     shared: &Shared,
-    accepted: &Accepted,
-) -> Result<(NodeId, u64, Purpose), End> {
+) -> Result<Accepted, End> {
     stream.set_nodelay(true)?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
     stream.read_exact(&mut theirs).await?;
@@ -137,53 +152,132 @@ async fn handshake(
     let hello = read_frame(stream, reader).await?;
     let checked = match decode_handshake(&hello) {
         Err(error) => Err(refuse_greeting(error)),
-        Ok(hello) => check(&hello, shared, accepted).inspect_err(|(_, kind, text)| {
-            let (node, kind, text) = (hello.from, *kind, text.clone());
+        Ok(Caller::Inquirer(inquiry)) => check_inquiry(inquiry, &shared.identity),
+        Ok(Caller::Peer(hello)) => check(&hello, shared).inspect_err(|refused| {
+            let (kind, text) = (refused.kind, refused.text.clone());
+            let node = hello.from;
             shared.events.refused(PeerRefusal { node, by_peer: false, kind, text });
         }),
     };
     let mut reply = HandshakeReply {
         protocol_version: PROTOCOL_VERSION,
         node: shared.identity.node.get(),
+        cluster_id: Bytes::copy_from_slice(&shared.identity.cluster.0),
         ..HandshakeReply::default()
     };
     match &checked {
         Ok(_) => reply.incarnation = Bytes::copy_from_slice(&shared.identity.incarnation.0),
-        Err((refusal, _, text)) => {
-            reply.refusal = i32::from(*refusal);
-            reply.refusal_text.clone_from(text);
+        Err(refused) => {
+            reply.refusal = i32::from(refused.refusal);
+            reply.refusal_text.clone_from(&refused.text);
+            reply.config = refused.removed_by.map(config_to_wire);
         }
     }
-    let reply = reply.encode_to_vec();
-    stream.write_all(&[&wire::header(&[&reply])[..], &reply].concat()).await?;
-    checked.map_err(|(_, kind, text)| End::Refused(kind, text))
+    write_frame(stream, &reply.encode_to_vec()).await?;
+    checked.map_err(|refused| End::Refused(refused.kind, refused.text))
 }
 
-type Unwelcome = (Refusal, RefusalKind, String);
+/// Writes a frame of a handshake, of a question or of an answer.
+pub(super) async fn write_frame(stream: &mut TcpStream, payload: &[u8]) -> io::Result<()> {
+    stream.write_all(&[&wire::header(&[payload])[..], payload].concat()).await
+}
+
+/// Why a handshake is refused.
+struct Unwelcome {
+    /// For the other side.
+    refusal: Refusal,
+    kind: RefusalKind,
+    text: String,
+    /// The committed configuration that has removed the other side.
+    removed_by: Option<ConfigId>,
+}
+
+fn unwelcome(refusal: Refusal, kind: RefusalKind, text: String) -> Unwelcome {
+    Unwelcome { refusal, kind, text, removed_by: None }
+}
 
 fn refuse_greeting(error: GreetingError) -> Unwelcome {
     match error {
         GreetingError::Version { .. } => {
-            (Refusal::ProtocolVersion, RefusalKind::ProtocolVersion, error.to_string())
+            let text = error.to_string();
+            unwelcome(Refusal::ProtocolVersion, RefusalKind::ProtocolVersion, text)
         }
-        _ => (Refusal::Malformed, RefusalKind::MalformedFrame, error.to_string()),
+        _ => unwelcome(Refusal::Malformed, RefusalKind::MalformedFrame, error.to_string()),
     }
 }
 
-fn check(
-    hello: &Greeting,
-    shared: &Shared,
-    accepted: &Accepted,
-) -> Result<(NodeId, u64, Purpose), Unwelcome> {
+fn check(hello: &Greeting, shared: &Shared) -> Result<Accepted, Unwelcome> {
+    let admission = shared.events.admission();
     check_addressee(hello, &shared.identity)?;
-    check_agreement(hello, &shared.identity, &shared.events.members())?;
-    admit(hello, shared, accepted)?;
-    Ok((hello.from, hello.start, hello.purpose))
+    check_agreement(hello, &shared.identity, &admission)?;
+    admit(hello, shared, &admission)?;
+    let (from, start) = (hello.from, hello.start);
+    match hello.purpose {
+        Purpose::Messages => Ok(Accepted::Messages { from, start }),
+        Purpose::Snapshot => Ok(Accepted::Snapshot(from)),
+        Purpose::Ask | Purpose::Probe => {
+            let text = "a peer's connection carries messages or a snapshot".to_owned();
+            Err(unwelcome(Refusal::Malformed, RefusalKind::MalformedFrame, text))
+        }
+    }
+}
+
+/// Refuses an inquirer that means another cluster or group.
+fn check_inquiry(inquiry: Inquiry, own: &TransportIdentity) -> Result<Accepted, Unwelcome> {
+    match inquiry.cluster {
+        Some(cluster) if cluster != own.cluster => {
+            let text = format!(
+                "it expects a node of cluster {cluster}, and this is node {} of cluster {}",
+                own.node, own.cluster
+            );
+            Err(unwelcome(Refusal::OtherCluster, RefusalKind::OtherCluster, text))
+        }
+        _ if inquiry.group != own.group => {
+            let text = format!("it asks group {}, this node is in {}", inquiry.group, own.group);
+            Err(unwelcome(Refusal::OtherGroup, RefusalKind::OtherGroup, text))
+        }
+        _ => Ok(Accepted::Inquirer(inquiry)),
+    }
+}
+
+/// How long the question of an inquirer may take to arrive.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Reads the inquirer's question, if it has one, and answers it.
+async fn answer_inquiry(
+    stream: &mut TcpStream,
+    reader: &mut FrameReader,
+    inquiry: Inquiry,
+    address: SocketAddr,
+    shared: &Shared,
+) -> End {
+    if inquiry.wants == InquiryPurpose::Probe {
+        return End::Closed;
+    }
+    let question = match timeout(QUESTION_TIMEOUT, read_frame(stream, reader)).await {
+        Err(_) => return End::Closed,
+        Ok(Err(end)) => return end,
+        Ok(Ok(bytes)) => decode_question(bytes, inquiry.incarnation),
+    };
+    let answer = match (question, shared.asking.try_acquire()) {
+        (Err(error), _) => return End::Refused(RefusalKind::MalformedFrame, error.to_string()),
+        // Whoever joins receives all data.
+        _ if inquiry.cluster.is_none() && !address.ip().is_loopback() => {
+            let whose = "a node of another machine";
+            Answer::Refused(format!("set `cluster_id`: {whose} must name the cluster"))
+        }
+        (Ok(_), Err(_)) => Answer::Later("too many nodes ask at once".to_owned()),
+        (Ok(question), Ok(_one)) => shared.events.clone().ask(question).await,
+    };
+    match write_frame(stream, &encode_answer(&answer)).await {
+        Ok(()) => End::Closed,
+        Err(error) => error.into(),
+    }
 }
 
 /// Refuses a peer that means another cluster, group or node.
 fn check_addressee(hello: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
-    let refuse = |refusal, kind, text| Err((refusal, kind, text));
+    let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
     if hello.cluster != own.cluster {
         let text = format!(
             "node {} belongs to cluster {}, this node to {}",
@@ -204,21 +298,25 @@ fn check_addressee(hello: &Greeting, own: &TransportIdentity) -> Result<(), Unwe
     Ok(())
 }
 
-/// Refuses a peer that knows other members, or runs another state machine.
+/// Refuses a peer that was given other members at the cluster's birth, or runs another state
+/// machine. Later configurations have names, so they are not compared.
 fn check_agreement(
     hello: &Greeting,
     own: &TransportIdentity,
-    members: &[u64],
+    admission: &Admission,
 ) -> Result<(), Unwelcome> {
-    let refuse = |refusal, kind, text| Err((refusal, kind, text));
-    if hello.members != members {
+    let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
+    let birth = ConfigId::default();
+    let are_new = hello.config == birth && admission.in_force() == birth;
+    let members: Vec<u64> = admission.members().collect();
+    if are_new && hello.members != members {
         let text = format!(
             "node {} knows the members {}, node {} knows {}: give every node of a cluster the same \
              `members`",
             hello.from,
             list(&hello.members),
             own.node,
-            list(members)
+            list(&members)
         );
         return refuse(Refusal::OtherMembers, RefusalKind::OtherMembers, text);
     }
@@ -235,10 +333,13 @@ fn check_agreement(
 }
 
 /// Refuses a node that is no member, has another data directory, or runs twice.
-fn admit(hello: &Greeting, shared: &Shared, accepted: &Accepted) -> Result<(), Unwelcome> {
-    let refuse = |refusal, kind, text| Err((refusal, kind, text));
-    match shared.events.admit(hello.from, hello.incarnation) {
-        Admission::Welcome if accepted.is_replaced(hello.from, hello.start) => {
+fn admit(hello: &Greeting, shared: &Shared, admission: &Admission) -> Result<(), Unwelcome> {
+    let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
+    let judged = admission.judge(hello.from, hello.incarnation, hello.config);
+    match judged {
+        Admitted::Member | Admitted::Provisional
+            if shared.connected.is_replaced(hello.from, hello.start) =>
+        {
             let text = format!(
                 "node {} runs twice: another process with its data directory, or a copy of it, has \
                  replaced it; stop one of them",
@@ -246,15 +347,24 @@ fn admit(hello: &Greeting, shared: &Shared, accepted: &Accepted) -> Result<(), U
             );
             refuse(Refusal::RunsTwice, RefusalKind::RunsTwice, text)
         }
-        Admission::Welcome => Ok(()),
-        Admission::UnknownNode => {
+        Admitted::Member => Ok(()),
+        Admitted::Provisional => {
+            shared.events.provisional(hello.from, hello.peer_addr.clone());
+            Ok(())
+        }
+        Admitted::Removed { by } => {
+            let text = format!("node {} was removed by configuration {by}", hello.from);
+            let refused = unwelcome(Refusal::Removed, RefusalKind::Removed, text);
+            Err(Unwelcome { removed_by: Some(by), ..refused })
+        }
+        Admitted::Unknown => {
             let text = format!(
                 "node {} is not a member of the cluster that node {} knows",
                 hello.from, shared.identity.node
             );
             refuse(Refusal::UnknownNode, RefusalKind::UnknownNode, text)
         }
-        Admission::OtherIncarnation { bound } => {
+        Admitted::OtherIncarnation { bound } => {
             let text = other_incarnation(hello.from, hello.incarnation, bound);
             refuse(Refusal::OtherIncarnation, RefusalKind::OtherIncarnation, text)
         }

@@ -3,13 +3,15 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Buf as _;
 use d_engine_core::NodeId;
 use d_engine_locks::Unpoisoned;
+use d_engine_replica::Admitted;
 use d_engine_storage::Incarnation;
 use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
-use d_engine_wire::{Greeting, encode_handshake};
+use d_engine_wire::{Greeting, config_from_wire, encode_handshake};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -23,7 +25,10 @@ use super::line::SnapshotConnection;
 use super::outbox::Outbox;
 use super::wire::{self, FrameReader};
 use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared, UNSENT_BYTES};
-use crate::transport::{Admission, PeerRefusal};
+use crate::transport::PeerRefusal;
+
+/// How long a node that was told of its removal does not dial the same peer again.
+const REMOVED_PAUSE: Duration = Duration::from_secs(30);
 
 /// Keeps a connection to one peer until the task is aborted or the peer is disconnected.
 pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, outbox: Arc<Outbox>) {
@@ -50,6 +55,9 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
                 backoff.raise();
                 shared.refusals.note(&address, kind, &text);
                 shared.events.refused(PeerRefusal { node: peer, by_peer: true, kind, text });
+                if kind == RefusalKind::Removed {
+                    sleep(REMOVED_PAUSE).await;
+                }
             }
             // The peer does not run yet, or no longer: the usual case while nodes start and stop.
             Ok(Err(End::Closed)) => tracing::debug!(%peer, %address, "peer cannot be reached"),
@@ -88,7 +96,7 @@ async fn connect(
 ) -> Result<(TcpStream, FrameReader, Incarnation), End> {
     let mut stream = open(shared, peer, address).await?;
     stream.set_nodelay(true)?;
-    let own = &shared.identity;
+    let (own, admission) = (&shared.identity, shared.events.admission());
     let hello = encode_handshake(&Greeting {
         cluster: own.cluster,
         group: own.group,
@@ -96,9 +104,12 @@ async fn connect(
         to: peer,
         incarnation: own.incarnation,
         purpose,
-        members: shared.events.members(),
+        members: admission.members().collect(),
         start: own.start,
         state_machine: own.state_machine.clone(),
+        config: admission.in_force(),
+        peer_addr: own.peer_addr.clone(),
+        client_addr: own.client_addr.clone(),
     });
     stream.write_all(&[&wire::preamble()[..], &wire::header(&[&hello]), &hello].concat()).await?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
@@ -128,21 +139,10 @@ async fn open(shared: &Shared, peer: NodeId, address: &str) -> io::Result<TcpStr
 
 fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarnation, End> {
     let refused = |kind, text| Err(End::Refused(kind, text));
-    let kind = match reply.refusal() {
-        Refusal::None if reply.refusal == i32::from(Refusal::None) => None,
-        Refusal::ProtocolVersion => Some(RefusalKind::ProtocolVersion),
-        Refusal::OtherCluster => Some(RefusalKind::OtherCluster),
-        Refusal::OtherGroup => Some(RefusalKind::OtherGroup),
-        Refusal::UnknownNode => Some(RefusalKind::UnknownNode),
-        Refusal::NotTheExpectedNode => Some(RefusalKind::NotTheExpectedNode),
-        Refusal::OtherIncarnation => Some(RefusalKind::OtherIncarnation),
-        Refusal::OtherMembers => Some(RefusalKind::OtherMembers),
-        Refusal::OtherStateMachine => Some(RefusalKind::OtherStateMachine),
-        Refusal::RunsTwice => Some(RefusalKind::RunsTwice),
-        // Also a refusal of a newer version that this program does not know.
-        Refusal::Malformed | Refusal::None => Some(RefusalKind::MalformedFrame),
-    };
-    if let Some(kind) = kind {
+    if let Some(kind) = refusal_kind(reply) {
+        if kind == RefusalKind::Removed {
+            shared.events.removed(config_from_wire(reply.config));
+        }
         return refused(kind, format!("the peer says: {}", reply.refusal_text));
     }
     if reply.node != peer.get() {
@@ -153,14 +153,33 @@ fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarn
         let text = "its incarnation is not 16 bytes long".to_owned();
         return refused(RefusalKind::MalformedFrame, text);
     };
-    match shared.events.admit(peer, incarnation) {
-        Admission::Welcome => Ok(incarnation),
-        Admission::UnknownNode => {
-            refused(RefusalKind::UnknownNode, format!("node {peer} is no longer a member"))
-        }
-        Admission::OtherIncarnation { bound } => {
+    // This node dials whom it wants to reach, member or not; only the directory is checked.
+    let admission = shared.events.admission();
+    match admission.judge(peer, incarnation, admission.in_force()) {
+        Admitted::OtherIncarnation { bound } => {
             refused(RefusalKind::OtherIncarnation, other_incarnation(peer, incarnation, bound))
         }
+        _ => Ok(incarnation),
+    }
+}
+
+/// Why the other side refuses a connection; `None` if it does not.
+pub(super) fn refusal_kind(reply: &HandshakeReply) -> Option<RefusalKind> {
+    match reply.refusal() {
+        Refusal::None if reply.refusal == i32::from(Refusal::None) => None,
+        Refusal::ProtocolVersion => Some(RefusalKind::ProtocolVersion),
+        Refusal::OtherCluster => Some(RefusalKind::OtherCluster),
+        Refusal::OtherGroup => Some(RefusalKind::OtherGroup),
+        Refusal::UnknownNode => Some(RefusalKind::UnknownNode),
+        Refusal::NotTheExpectedNode => Some(RefusalKind::NotTheExpectedNode),
+        Refusal::OtherIncarnation => Some(RefusalKind::OtherIncarnation),
+        Refusal::OtherMembers => Some(RefusalKind::OtherMembers),
+        Refusal::OtherStateMachine => Some(RefusalKind::OtherStateMachine),
+        Refusal::RunsTwice => Some(RefusalKind::RunsTwice),
+        Refusal::Removed => Some(RefusalKind::Removed),
+        Refusal::NotJoined => Some(RefusalKind::NotJoined),
+        // Also a refusal of a newer version that this program does not know.
+        Refusal::Malformed | Refusal::None => Some(RefusalKind::MalformedFrame),
     }
 }
 

@@ -87,7 +87,7 @@ const REPLACED_MAX: usize = 8;
 /// The connection of each peer. A newer connection replaces the older one, because the peer has
 /// given that one up; the older one ends when its sender here is dropped.
 #[derive(Default)]
-pub(super) struct Accepted {
+pub(super) struct Connected {
     peers: Mutex<BTreeMap<NodeId, Peer>>,
 }
 
@@ -100,7 +100,7 @@ struct Peer {
     replaced: VecDeque<u64>,
 }
 
-impl Accepted {
+impl Connected {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
         self.peers.lock().unpoisoned()
     }
@@ -112,6 +112,11 @@ impl Accepted {
         peers.get(&node).is_some_and(|peer| {
             peer.start != start && !peer.ends.is_closed() && peer.replaced.contains(&start)
         })
+    }
+
+    /// Ends the connection of a node that is no member any more.
+    pub(super) fn expel(&self, node: NodeId) {
+        self.lock().remove(&node);
     }
 
     /// Ends the older connection of this peer. The result resolves when a newer connection replaces
@@ -174,7 +179,7 @@ mod tests {
     #[test]
     fn a_start_that_was_replaced_is_known_while_the_other_is_connected() {
         let node = NodeId::new(2).unwrap();
-        let accepted = Accepted::default();
+        let accepted = Connected::default();
         let _first = accepted.take_place(node, 1);
         assert!(!accepted.is_replaced(node, 1) && !accepted.is_replaced(node, 2), "a restart");
         let second = accepted.take_place(node, 2);

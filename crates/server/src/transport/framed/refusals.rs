@@ -39,6 +39,10 @@ pub enum RefusalKind {
     OtherStateMachine,
     /// Another process with the same node id has replaced it.
     RunsTwice,
+    /// A committed configuration has removed the dialing node.
+    Removed,
+    /// It has not joined a cluster yet.
+    NotJoined,
 }
 
 /// The most (address, kind) pairs that are remembered as logged. Beyond that, refusals are only

@@ -1,22 +1,25 @@
 //! Tests over real sockets on loopback. No test waits for time to pass: every wait is for an event,
 //! with a deadline that is reached only on failure.
 
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_core::{AppendOutcome, EntryKind, LogId, LogIndex, Term};
-use d_engine_storage::LogEntry;
+use d_engine_replica::Admission;
+use d_engine_storage::{ConfigId, LogEntry, Member, MemberChange, MemberRole, Membership};
 use d_engine_wire::message::{Handshake, HandshakeReply, Purpose, Refusal};
-use d_engine_wire::{Greeting, encode_frame, encode_handshake};
+use d_engine_wire::{Answer, Greeting, Question, encode_frame, encode_handshake};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::transport::{Admission, PeerRefusal, ReceivePermit, SnapshotConnection};
+use crate::transport::{PeerRefusal, ReceivePermit, SnapshotConnection};
 
+mod admission;
 mod refusals;
 mod snapshot_lines;
 
@@ -40,12 +43,16 @@ enum Happened {
     Up(NodeId, Incarnation),
     Down(NodeId),
     Snapshot(NodeId, SnapshotConnection),
+    Provisional(NodeId, String),
+    Removed(ConfigId),
 }
 
 /// Admits nodes 1 to 5 with their own directories.
 struct Recorder {
     happened: mpsc::Sender<Happened>,
     wiped: Mutex<Option<NodeId>>,
+    /// What has changed since the cluster's birth, in configuration 3.1.
+    change: Mutex<Option<MemberChange>>,
     refusals: Mutex<Vec<PeerRefusal>>,
 }
 
@@ -55,20 +62,44 @@ impl Recorder {
     }
 }
 
-impl PeerEvents for Recorder {
-    fn admit(&self, node: NodeId, incarnation: Incarnation) -> Admission {
-        let bound = if *self.wiped.lock().unwrap() == Some(node) {
-            Incarnation([0xee; 16])
-        } else {
-            directory(node.get())
+impl Recorder {
+    /// The members 1 to 5 at the cluster's birth.
+    fn birth(&self) -> Membership {
+        let wiped = *self.wiped.lock().unwrap();
+        let member = |id: u64| Member {
+            node: id,
+            peer_addr: format!("node-{id}:1"),
+            client_addr: String::new(),
+            role: MemberRole::Voter,
+            incarnation: Some(match wiped {
+                Some(node) if node.get() == id => Incarnation([0xee; 16]),
+                _ => directory(id),
+            }),
         };
-        if node.get() > 5 {
-            Admission::UnknownNode
-        } else if bound != incarnation {
-            Admission::OtherIncarnation { bound }
-        } else {
-            Admission::Welcome
-        }
+        Membership::new(MEMBERS.map(member)).unwrap()
+    }
+}
+
+impl PeerEvents for Recorder {
+    fn admission(&self) -> Admission {
+        let birth = self.birth();
+        let change = self.change.lock().unwrap().clone();
+        let changed =
+            change.map(|change| birth.edited(&change).unwrap().unwrap().following(&birth, 3));
+        Admission::new([&changed.unwrap_or(birth)].into_iter())
+    }
+
+    fn provisional(&self, node: NodeId, peer_addr: String) {
+        self.put(Happened::Provisional(node, peer_addr));
+    }
+
+    fn removed(&self, by: ConfigId) {
+        self.put(Happened::Removed(by));
+    }
+
+    fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        let Question::Join { member, .. } = question;
+        Box::pin(async move { Answer::Refused(format!("no place for {}", member.incarnation)) })
     }
 
     fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: ReceivePermit) {
@@ -78,10 +109,6 @@ impl PeerEvents for Recorder {
 
     fn snapshot(&self, from: NodeId, line: SnapshotConnection) {
         self.put(Happened::Snapshot(from, line));
-    }
-
-    fn members(&self) -> Vec<u64> {
-        MEMBERS.to_vec()
     }
 
     fn refused(&self, refusal: PeerRefusal) {
@@ -119,6 +146,7 @@ impl Node {
         let recorder = Arc::new(Recorder {
             happened: tell,
             wiped: Mutex::new(None),
+            change: Mutex::new(None),
             refusals: Mutex::default(),
         });
         let identity = TransportIdentity {
@@ -128,9 +156,12 @@ impl Node {
             incarnation: directory(id),
             start: 7,
             state_machine: "example/bank".to_owned(),
+            peer_addr: format!("node-{id}:1"),
+            client_addr: String::new(),
         };
+        let listener = std::net::TcpListener::bind(listen).unwrap();
         let transport =
-            FramedTransport::start(identity, settings, listen, recorder.clone()).await.unwrap();
+            FramedTransport::start(identity, settings, listener, recorder.clone()).unwrap();
         Self { transport, recorder, happened }
     }
 
@@ -242,6 +273,9 @@ fn greeting() -> Greeting {
         incarnation: directory(2),
         purpose: Purpose::Messages,
         members: MEMBERS.to_vec(),
+        config: ConfigId::default(),
+        peer_addr: "node-2:1".to_owned(),
+        client_addr: String::new(),
         start: 7,
         state_machine: "example/bank".to_owned(),
     }
@@ -509,7 +543,13 @@ async fn a_peer_that_leaves_pings_unanswered_is_given_up() {
     };
     stream.write_all(&opening(&reply.encode_to_vec())).await.unwrap();
     one.up().await;
-    let hello = Greeting { from: n(1), to: n(2), incarnation: directory(1), ..greeting() };
+    let hello = Greeting {
+        from: n(1),
+        to: n(2),
+        incarnation: directory(1),
+        peer_addr: "node-1:1".to_owned(),
+        ..greeting()
+    };
     let expected = [opening(&encode_handshake(&hello)), framed(b""), framed(b"")].concat();
     let mut pinged = vec![0; expected.len()];
     within(stream.read_exact(&mut pinged)).await.unwrap();

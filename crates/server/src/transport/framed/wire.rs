@@ -298,13 +298,13 @@ mod tests {
         assert!(stranger.buffer().capacity() < 2 * MAX_HANDSHAKE_BYTES);
     }
 
-    /// Every version must be able to read the preamble, so it may never change.
+    /// Every version must be able to read the preamble, so nothing but the version may change.
     #[test]
     fn the_preamble_is_the_golden_one() {
-        assert_eq!(&preamble(), b"d-engine\x01\x00\x00\x00");
+        assert_eq!(&preamble(), b"d-engine\x02\x00\x00\x00");
         assert_eq!(check_preamble(preamble()), Ok(()));
         let kind = |bytes: &[u8; 12]| check_preamble(*bytes).unwrap_err().0;
-        assert_eq!(kind(b"d-engine\x02\x00\x00\x00"), RefusalKind::ProtocolVersion);
+        assert_eq!(kind(b"d-engine\x01\x00\x00\x00"), RefusalKind::ProtocolVersion);
         assert_eq!(kind(b"GET / HTTP/1"), RefusalKind::OtherProtocol);
     }
 }

@@ -1,5 +1,7 @@
 //! Which connections are refused, and what the refused side receives.
 
+use d_engine_wire::PROTOCOL_VERSION;
+
 use super::*;
 
 /// A handshake that no program sends.
@@ -55,10 +57,10 @@ fn strangers() -> Vec<(Bytes, Refusal, RefusalKind, &'static str)> {
             "node 2 runs the state machine \"example/queue\", node 1 runs \"example/bank\": all nodes of a cluster must run the same one",
         ),
         (
-            changed(|hello| hello.protocol_version = 2),
+            changed(|hello| hello.protocol_version = 9),
             Refusal::ProtocolVersion,
             RefusalKind::ProtocolVersion,
-            "the peer has protocol version 2, this node has 1",
+            "the peer has protocol version 9, this node has 2",
         ),
         (
             changed(|hello| hello.from_node = 0),
@@ -135,13 +137,13 @@ async fn refusal_of(preamble: &[u8], reply: &HandshakeReply) -> RefusalKind {
 #[tokio::test]
 async fn the_dialling_side_checks_who_answers() {
     let good = HandshakeReply {
-        protocol_version: 1,
+        protocol_version: PROTOCOL_VERSION,
         node: 2,
         incarnation: Bytes::copy_from_slice(&directory(2).0),
         ..HandshakeReply::default()
     };
     let ours = wire::preamble();
-    let newer = b"d-engine\x02\x00\x00\x00";
+    let newer = b"d-engine\x09\x00\x00\x00";
     assert_eq!(refusal_of(newer, &good).await, RefusalKind::ProtocolVersion);
     assert_eq!(refusal_of(b"HTTP/1.1 400", &good).await, RefusalKind::OtherProtocol);
     let other_node = HandshakeReply { node: 3, ..good.clone() };

@@ -1,0 +1,137 @@
+//! A change of the members that a caller requests of this node, from the request to its goal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use d_engine_core::QuorumRisk;
+use d_engine_replica::{ChangeMembers, ChangeMembersError, ReplicaStatus};
+use d_engine_storage::{ChangeError, ConfigId, MemberChange, MemberRole};
+use tokio::sync::oneshot;
+
+use crate::node::status::replica_status;
+use crate::threads::shared::{KnownMembers, Shared};
+
+/// How often to look again at what a change waits for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long to wait before a request is repeated that came at a bad moment.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A caller's request.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) change: MemberChange,
+    pub(crate) expected: Option<ConfigId>,
+    pub(crate) risk: QuorumRisk,
+}
+
+/// Writes the request into the log and waits until its goal is reached. Calls `waits` with what it
+/// waits for. Dropping the future does not withdraw the request.
+pub(crate) async fn change(
+    shared: &Shared,
+    request: Request,
+    mut waits: impl FnMut(String),
+) -> Result<Arc<KnownMembers>, ChangeMembersError> {
+    let mut members = shared.members.subscribe();
+    let mut leader = shared.leader.subscribe();
+    write(shared, &request, &mut waits).await?;
+    loop {
+        let known = members.borrow_and_update().clone();
+        if request.change.is_reached_by(&known.committed) {
+            return Ok(known);
+        }
+        let leads = leader.borrow_and_update().1 == Some(shared.identity.node);
+        if let Some(reason) = shared.inbox.closed() {
+            return Err(ChangeMembersError::Stopped { reason });
+        }
+        if !leads {
+            // The next leader may lack the request.
+            return Err(not_leader(shared));
+        }
+        // Another caller may have asked for the opposite meanwhile.
+        let is_settled = known.in_force.id() == known.committed.id() && !known.in_force.is_joint();
+        if is_settled && !matches!(known.committed.edited(&request.change), Ok(None)) {
+            write(shared, &Request { expected: None, ..request.clone() }, &mut waits).await?;
+        }
+        if let Some(replica) = replica_status(shared).await {
+            waits(waits_for(&request.change, &known, &replica));
+        }
+        tokio::select! {
+            _ = members.changed() => {}
+            _ = leader.changed() => {}
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+}
+
+/// Asks the replica to write the request into the log, again while another change is in progress.
+async fn write(
+    shared: &Shared,
+    request: &Request,
+    waits: &mut impl FnMut(String),
+) -> Result<ConfigId, ChangeMembersError> {
+    loop {
+        match ask(shared, request.clone()).await {
+            Err(
+                ChangeMembersError::Busy(id) | ChangeMembersError::Refused(ChangeError::Busy(id)),
+            ) => {
+                waits(format!("another membership change is in progress (configuration {id})"));
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Asks the replica for a change, and returns its answer.
+pub(crate) async fn ask(shared: &Shared, request: Request) -> Result<ConfigId, ChangeMembersError> {
+    let Request { change, expected, risk } = request;
+    let (answer, answered) = oneshot::channel();
+    shared.inbox.change_members(ChangeMembers {
+        change,
+        expected,
+        risk,
+        responder: Box::new(move |outcome| {
+            // The caller may have given up.
+            answer.send(outcome).ok();
+        }),
+    });
+    answered.await.unwrap_or_else(|_| Err(not_leader(shared)))
+}
+
+fn not_leader(shared: &Shared) -> ChangeMembersError {
+    let leader = shared.leader.borrow().1.filter(|leader| *leader != shared.identity.node);
+    let members = shared.members.borrow();
+    let hint = leader.map(|node| d_engine_replica::LeaderHint {
+        node,
+        client_addr: members
+            .in_force
+            .member(node)
+            .map(|it| it.client_addr.clone())
+            .unwrap_or_default(),
+    });
+    ChangeMembersError::NotLeader { leader: hint }
+}
+
+/// What a change waits for, in words.
+fn waits_for(change: &MemberChange, known: &KnownMembers, replica: &ReplicaStatus) -> String {
+    let in_force = &known.in_force;
+    if in_force.is_joint() {
+        return format!("the voters of joint configuration {} to store it", in_force.id());
+    }
+    let joins = match change {
+        MemberChange::Promote(node) | MemberChange::Replace { new: node, .. } => *node,
+        _ => return format!("configuration {} to be committed", in_force.id()),
+    };
+    let is_joining = in_force
+        .members()
+        .iter()
+        .any(|member| member.node == joins && matches!(member.role, MemberRole::Joining { .. }));
+    let follower = replica.core.followers.iter().find(|follower| follower.node.get() == joins);
+    match follower {
+        Some(follower) if is_joining => {
+            let lag = replica.core.log.last.index.get().saturating_sub(follower.matched.get());
+            format!("node {joins} to keep up with the log; it lags by {lag} entries")
+        }
+        _ => format!("configuration {} to be committed", in_force.id()),
+    }
+}

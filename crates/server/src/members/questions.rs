@@ -1,0 +1,146 @@
+//! What this node answers to nodes that are no members yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use d_engine_core::{NodeId, QuorumRisk};
+use d_engine_replica::ChangeMembersError;
+use d_engine_storage::{ChangeError, MemberChange, Membership, MembershipError, NewMember};
+use d_engine_wire::{Answer, Question};
+
+use crate::members::change::{self, Request};
+use crate::threads::shared::Shared;
+use crate::transport;
+
+/// How long the entry of a new member may take to be committed before the node is asked to ask
+/// again.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Answers a question. Only the leader answers with more than where the leader is.
+pub(crate) async fn answer(shared: Arc<Shared>, question: Question) -> Answer {
+    let Question::Join { member, state_machine } = question;
+    let (theirs, ours) = (&state_machine, &shared.state_machine);
+    if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
+        return Answer::Refused(format!(
+            "it runs the state machine {theirs:?}, and the cluster runs {ours:?}: all nodes of a \
+             cluster must run the same one"
+        ));
+    }
+    if !leads(&shared) {
+        return not_leader(&shared);
+    }
+    if let Some(joined) = joined(&shared, &member) {
+        return joined;
+    }
+    if let Err(refusal) = check_address(&shared, &member).await {
+        return refusal;
+    }
+    add(&shared, member).await
+}
+
+fn leads(shared: &Shared) -> bool {
+    shared.leader.borrow().1 == Some(shared.identity.node)
+}
+
+fn not_leader(shared: &Shared) -> Answer {
+    let leader = shared.leader.borrow().1;
+    let members = shared.members.borrow();
+    let hint = leader
+        .filter(|leader| *leader != shared.identity.node)
+        .and_then(|leader| Some((leader, members.in_force.member(leader)?.peer_addr.clone())));
+    Answer::NotLeader { leader: hint }
+}
+
+/// The answer to a node whose directory is a member's already: it asked before, and the answer was
+/// lost.
+fn joined(shared: &Shared, member: &NewMember) -> Option<Answer> {
+    let members = shared.members.borrow();
+    let committed = &members.committed;
+    let mut known = committed.members().iter();
+    let known = known.find(|known| known.incarnation == Some(member.incarnation))?;
+    let node = NodeId::new(known.node)?;
+    Some(match member.node {
+        Some(wanted) if wanted != node.get() => Answer::Refused(format!(
+            "its data directory belongs to node {node} already, and it is configured as node \
+             {wanted}: leave `node_id` out"
+        )),
+        _ => Answer::Joined { cluster: shared.identity.cluster, node, born: committed.id() },
+    })
+}
+
+/// Finds out whether the node that asks is reached at the address that it names: a member that
+/// nobody reaches would count towards the quorum later.
+async fn check_address(shared: &Shared, member: &NewMember) -> Result<(), Answer> {
+    let address = &member.peer_addr;
+    let own = &shared.identity;
+    let probed = transport::probe(address, None, own.group, own.incarnation).await;
+    match probed {
+        Ok(found) if found.incarnation == member.incarnation => Ok(()),
+        Ok(found) => Err(Answer::Refused(format!(
+            "the new node advertises {address}, but the node there has the data directory {}, not \
+             {}; check `advertise_peer`",
+            found.incarnation, member.incarnation
+        ))),
+        Err(why) => Err(Answer::Later(format!(
+            "the new node advertises {address}, but node {} could not connect there: {why}; check \
+             `advertise_peer`",
+            own.node
+        ))),
+    }
+}
+
+/// Adds the node and waits until that is committed.
+async fn add(shared: &Arc<Shared>, member: NewMember) -> Answer {
+    let mut members = shared.members.subscribe();
+    let change = MemberChange::Add(member.clone());
+    let request = Request { change, expected: None, risk: QuorumRisk::Refuse };
+    if let Err(error) = change::ask(shared, request).await {
+        return refusal(shared, &member, error);
+    }
+    let incarnation = Some(member.incarnation);
+    let is_member = |membership: &Membership| {
+        membership.members().iter().any(|known| known.incarnation == incarnation)
+    };
+    let committed = members.wait_for(|known| is_member(&known.committed));
+    // The sender lives as long as `shared`.
+    tokio::time::timeout(COMMIT_TIMEOUT, committed).await.map(|_| ()).unwrap_or_default();
+    joined(shared, &member).unwrap_or_else(|| {
+        Answer::Later("the entry that adds it was not committed in time".to_owned())
+    })
+}
+
+fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> Answer {
+    match error {
+        ChangeMembersError::NotLeader { .. } => not_leader(shared),
+        ChangeMembersError::Refused(ChangeError::Invalid(MembershipError::DuplicateAddress(
+            address,
+        ))) => Answer::Refused(address_taken(shared, &address)),
+        ChangeMembersError::Refused(error @ ChangeError::IdTaken(node)) => {
+            let directory = member.incarnation;
+            Answer::Refused(format!("{error} (`replaces = {node}`); this one is {directory}"))
+        }
+        ChangeMembersError::Refused(error) if !matches!(error, ChangeError::Busy(_)) => {
+            Answer::Refused(error.to_string())
+        }
+        error => Answer::Later(error.to_string()),
+    }
+}
+
+fn address_taken(shared: &Shared, address: &str) -> String {
+    let members = shared.members.borrow();
+    let owner = members
+        .in_force
+        .members()
+        .iter()
+        .find(|known| known.peer_addr == address || known.client_addr == address);
+    owner.map_or_else(
+        || format!("{address} belongs to another member"),
+        |owner| {
+            let node = owner.node;
+            format!(
+                "{address} belongs to node {node}, which has another directory; if its disk was \
+                 lost, start this node with `replaces = {node}`"
+            )
+        },
+    )
+}

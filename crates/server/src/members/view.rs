@@ -1,0 +1,83 @@
+//! The members as callers see them.
+
+use d_engine_api::{ConfigId, Member, MemberRole, Members};
+use d_engine_core::NodeId;
+use d_engine_replica::ReplicaStatus;
+use d_engine_storage::{Identity, Membership, VoterIntent};
+
+use crate::threads::shared::KnownMembers;
+
+/// The name of a configuration, in the form for callers.
+pub(crate) fn config_id(id: d_engine_storage::ConfigId) -> ConfigId {
+    ConfigId { term: id.term, version: id.version }
+}
+
+/// The members as a node knows them.
+pub(crate) fn members(
+    identity: &Identity,
+    known: &KnownMembers,
+    leader: Option<NodeId>,
+) -> Members {
+    let in_force = &known.in_force;
+    Members {
+        node: identity.node.get(),
+        cluster_id: identity.cluster.0.to_vec(),
+        config: config_id(in_force.id()),
+        is_committed: in_force.id() == known.committed.id(),
+        list: list(in_force),
+        leader: leader.map(NodeId::get),
+        removed_by: known.removed.map(config_id),
+    }
+}
+
+/// The members of one membership.
+pub(crate) fn list(membership: &Membership) -> Vec<Member> {
+    membership.members().iter().map(member).collect()
+}
+
+fn member(member: &d_engine_storage::Member) -> Member {
+    Member {
+        node: member.node,
+        peer_addr: member.peer_addr.clone(),
+        client_addr: Some(member.client_addr.clone()).filter(|address| !address.is_empty()),
+        role: role(member.role),
+        heard_ms_ago: None,
+        lag: None,
+    }
+}
+
+/// While a configuration is joint, a member has the role that it had before.
+fn role(role: d_engine_storage::MemberRole) -> MemberRole {
+    use d_engine_storage::MemberRole as Stored;
+    match role {
+        Stored::Voter => MemberRole::Voter,
+        Stored::Learner => MemberRole::Learner,
+        Stored::Joining { replaces } | Stored::Incoming { replaces } => {
+            MemberRole::Joining { replaces }
+        }
+        Stored::Leaving | Stored::Outgoing { before: VoterIntent::Stay | VoterIntent::Leave } => {
+            MemberRole::Leaving
+        }
+        Stored::Demoting
+        | Stored::OutgoingToLearn
+        | Stored::Outgoing { before: VoterIntent::Learn } => MemberRole::Demoting,
+    }
+}
+
+/// Adds what a leader knows about the others.
+pub(crate) fn add_progress(
+    members: &mut [Member],
+    replica: &ReplicaStatus,
+    now: d_engine_core::Instant,
+) {
+    let last = replica.core.log.last.index.get();
+    for follower in &replica.core.followers {
+        let number = follower.node.get();
+        let Some(member) = members.iter_mut().find(|member| member.node == number) else {
+            continue;
+        };
+        let heard = now.since(follower.last_contact).as_millis();
+        member.heard_ms_ago = Some(u64::try_from(heard).unwrap_or(u64::MAX));
+        member.lag = Some(last.saturating_sub(follower.matched.get()));
+    }
+}

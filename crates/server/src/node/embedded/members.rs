@@ -1,0 +1,136 @@
+//! The members of the cluster, and changes of them, at an embedded engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use d_engine_api::{ConfigId, MemberChange, Members};
+use d_engine_core::QuorumRisk;
+use d_engine_replica::{ChangeMembersError, ReadGateInputs as _};
+use tokio::sync::watch;
+
+use super::EmbeddedEngine;
+use crate::WaitError;
+use crate::members::change::{self, Request};
+use crate::members::view;
+use crate::node::status::replica_status;
+
+/// How a change of the members is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChangeOptions {
+    /// The configuration on which the decision is based; the change is refused if another one is in
+    /// force. `None` accepts any.
+    pub expected: Option<ConfigId>,
+    /// Make the change even if too few voters may answer afterwards. The cluster may then be unable
+    /// to commit anything until they do.
+    pub accept_risk: bool,
+    /// How long to wait for the goal. `None`: as long as it takes.
+    pub timeout: Option<Duration>,
+}
+
+impl EmbeddedEngine {
+    /// Returns the members of the cluster as this node knows them now.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        self.inner.shared.members_view.borrow().clone()
+    }
+
+    /// Watches the members, and which of them leads.
+    #[must_use]
+    pub fn watch_members(&self) -> watch::Receiver<Arc<Members>> {
+        self.inner.shared.members_view.subscribe()
+    }
+
+    /// Returns the members, at the leader with what it knows of the progress of the others.
+    pub(crate) async fn members_with_progress(&self) -> Members {
+        let shared = &self.inner.shared;
+        let mut members = Members::clone(&self.members());
+        if let Some(replica) = replica_status(shared).await {
+            view::add_progress(&mut members.list, &replica, shared.gate.now());
+        }
+        members
+    }
+
+    /// Changes the members, and returns them once the goal is reached. Call it on the leader.
+    /// Dropping the future does not withdraw the change; a change that is repeated is not made
+    /// twice. Nodes are added by starting them with [`Config::join`](crate::Config::join).
+    ///
+    /// # Errors
+    /// [`ChangeMembersError`] says what to do.
+    pub async fn change_members(
+        &self,
+        change: MemberChange,
+        options: ChangeOptions,
+    ) -> Result<Arc<Members>, ChangeMembersError> {
+        self.change_members_with(change, options, |_| ()).await
+    }
+
+    /// As [`EmbeddedEngine::change_members`], and calls `waits` with what the change waits for, as
+    /// text: at once and up to four times a second.
+    ///
+    /// # Errors
+    /// As [`EmbeddedEngine::change_members`].
+    pub async fn change_members_with(
+        &self,
+        change: MemberChange,
+        options: ChangeOptions,
+        mut waits: impl FnMut(&str),
+    ) -> Result<Arc<Members>, ChangeMembersError> {
+        let ChangeOptions { expected, accept_risk, timeout } = options;
+        let risk = if accept_risk { QuorumRisk::Accept } else { QuorumRisk::Refuse };
+        let expected =
+            expected.map(|id| d_engine_storage::ConfigId { term: id.term, version: id.version });
+        let request = Request { change: stored(change), expected, risk };
+        let mut waits_for = String::from("the leader to take the request");
+        let shared = &self.inner.shared;
+        let changed = change::change(shared, request, |text| {
+            if text != waits_for {
+                waits(&text);
+                waits_for = text;
+            }
+        });
+        let known = match timeout {
+            None => changed.await?,
+            Some(timeout) => match tokio::time::timeout(timeout, changed).await {
+                Ok(outcome) => outcome?,
+                Err(_) => return Err(ChangeMembersError::NotDone { waits_for }),
+            },
+        };
+        let leader = shared.leader.borrow().1;
+        Ok(Arc::new(view::members(&shared.identity, &known, leader)))
+    }
+
+    /// Waits up to `timeout` until this node votes: a node that joins does once it keeps up with
+    /// the log.
+    ///
+    /// # Errors
+    /// [`WaitError::NoVoter`] if it does not vote by then, and [`WaitError::Stopped`].
+    pub async fn wait_voter(&self, timeout: Duration) -> Result<(), WaitError> {
+        let mut members = self.inner.shared.members.subscribe();
+        let mut stopped = self.inner.shared.stopped.subscribe();
+        let node = self.inner.identity.node;
+        let votes = members.wait_for(|known| {
+            !known.committed.is_joint() && known.committed.configuration().is_voter(node)
+        });
+        let waited = tokio::select! {
+            biased;
+            _ = stopped.wait_for(Option::is_some) => {
+                return Err(WaitError::Stopped { reason: self.reason_of_stop() });
+            }
+            waited = tokio::time::timeout(timeout, votes) => waited.map(|_| ()),
+        };
+        waited.map_err(|_| WaitError::NoVoter { waited_ms: timeout.as_millis() })
+    }
+}
+
+fn stored(change: MemberChange) -> d_engine_storage::MemberChange {
+    use d_engine_storage::MemberChange as Stored;
+    match change {
+        MemberChange::Remove(node) => Stored::Remove(node),
+        MemberChange::Replace { old, new } => Stored::Replace { old, new },
+        MemberChange::Promote(node) => Stored::Promote(node),
+        MemberChange::Demote(node) => Stored::Demote(node),
+        MemberChange::UpdateAddress { node, peer_addr, client_addr } => {
+            Stored::UpdateAddress { node, peer_addr, client_addr }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Who is admitted after the members have changed, and nodes that need not be members.
+
+use d_engine_core::GroupId;
+use d_engine_storage::{JoinAs, NewMember};
+
+use super::*;
+
+const CHANGED: ConfigId = ConfigId { term: 3, version: 1 };
+
+/// Node 1 after configuration 3.1 has removed node 5; learners only, so that it is removed at once.
+async fn without_five() -> Node {
+    let node = Node::start(1).await;
+    *node.recorder.change.lock().unwrap() = Some(MemberChange::Add(NewMember {
+        // Skipped ids count as removed.
+        node: Some(9),
+        peer_addr: "node-9:1".to_owned(),
+        client_addr: String::new(),
+        incarnation: directory(9),
+        joins_as: JoinAs::Learner,
+    }));
+    node
+}
+
+fn from(id: u64, config: ConfigId) -> Greeting {
+    let members = Vec::new();
+    Greeting { from: n(id), incarnation: directory(id), config, members, ..greeting() }
+}
+
+/// Rule R28.
+#[tokio::test]
+async fn a_removed_node_is_told_which_configuration_has_removed_it() {
+    let one = without_five().await;
+    let hello = from(7, ConfigId::default());
+    let mut stream = stranger(&one, &opening(&encode_handshake(&hello))).await;
+    let told = reply(&mut stream).await;
+    assert_eq!(told.refusal(), Refusal::Removed);
+    assert_eq!(told.refusal_text, "node 7 was removed by configuration 3.1");
+    assert_eq!(d_engine_wire::config_from_wire(told.config), CHANGED);
+    one.refuses(RefusalKind::Removed).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_told_of_its_removal_reports_it() {
+    let (one, mut seven) = (without_five().await, Node::start(7).await);
+    seven.dial(&one);
+    let told = within(seven.happened.recv()).await.unwrap();
+    assert!(matches!(told, Happened::Removed(by) if by == CHANGED), "{told:?}");
+    until(|| seven.refused(RefusalKind::Removed) == 1).await;
+}
+
+/// Rule R27: its answers must reach the node that it follows.
+#[tokio::test]
+async fn a_peer_with_a_later_configuration_is_admitted_and_reported_with_its_address() {
+    let mut one = without_five().await;
+    let later = ConfigId { term: 3, version: 2 };
+    let hello = Greeting { peer_addr: "node-12:1".to_owned(), ..from(12, later) };
+    let mut stream = stranger(&one, &opening(&encode_handshake(&hello))).await;
+    assert_eq!(reply(&mut stream).await.refusal(), Refusal::None);
+    let met = within(one.happened.recv()).await.unwrap();
+    let is_met =
+        matches!(&met, Happened::Provisional(node, at) if *node == n(12) && at == "node-12:1");
+    assert!(is_met, "{met:?}");
+    stream.write_all(&framed(&encode_frame(GROUP, &heartbeat(4)).to_bytes())).await.unwrap();
+    assert_eq!(one.message().await, (n(12), heartbeat(4)));
+}
+
+#[tokio::test]
+async fn members_that_know_different_configurations_are_not_compared() {
+    let one = without_five().await;
+    let mut stream = stranger(&one, &opening(&encode_handshake(&from(2, CHANGED)))).await;
+    assert_eq!(reply(&mut stream).await.refusal(), Refusal::None);
+    let earlier = from(3, ConfigId::default());
+    let mut stream = stranger(&one, &opening(&encode_handshake(&earlier))).await;
+    assert_eq!(reply(&mut stream).await.refusal(), Refusal::None);
+}
+
+#[tokio::test]
+async fn connections_of_a_node_that_is_dropped_are_closed_in_both_directions() {
+    let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
+    one.dial(&two);
+    two.dial(&one);
+    one.up().await;
+    two.up().await;
+    one.transport.keep_only(|node| node != n(2));
+    assert!(
+        matches!(within(one.happened.recv()).await.unwrap(), Happened::Down(node) if node == n(2))
+    );
+    assert!(
+        matches!(within(two.happened.recv()).await.unwrap(), Happened::Down(node) if node == n(1))
+    );
+}
+
+#[tokio::test]
+async fn who_listens_at_an_address_can_be_asked_by_anybody() {
+    let one = Node::start(1).await;
+    let address = one.transport.local_addr().to_string();
+    let asks = |cluster| probe(&address, cluster, GROUP, directory(9));
+    let found = asks(None).await.unwrap();
+    assert_eq!((found.node, found.cluster), (Some(n(1)), Some(CLUSTER)));
+    assert_eq!(found.incarnation, directory(1));
+    assert!(asks(Some(CLUSTER)).await.is_ok());
+    let refused = asks(Some(ClusterId([8; 16]))).await.unwrap_err();
+    assert!(refused.contains("this is node 1 of cluster 0707"), "{refused}");
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unreachable = probe(&nobody.to_string(), None, GROUP, directory(9)).await.unwrap_err();
+    assert!(unreachable.contains("refused"), "{unreachable}");
+}
+
+#[tokio::test]
+async fn a_question_is_answered_and_too_many_are_put_off() {
+    let one = Node::start(1).await;
+    let address = one.transport.local_addr().to_string();
+    let member = NewMember {
+        node: None,
+        peer_addr: "node-9:1".to_owned(),
+        client_addr: String::new(),
+        incarnation: directory(9),
+        joins_as: JoinAs::Learner,
+    };
+    let question = Question::Join { member, state_machine: String::new() };
+    let asks = || ask(&address, None, GROUP, directory(9), &question);
+    let refused = Answer::Refused(format!("no place for {}", directory(9)));
+    assert_eq!(asks().await, Ok(refused));
+    let all = one.transport.shared.asking.try_acquire_many(16).unwrap();
+    assert_eq!(asks().await, Ok(Answer::Later("too many nodes ask at once".to_owned())));
+    drop(all);
+    let other = GroupId::new(2).unwrap();
+    let refused = ask(&address, None, other, directory(9), &question).await.unwrap_err();
+    assert!(refused.contains("it asks group 2"), "{refused}");
+}
+
+/// The leader finds out whether it reaches a node before it adds it.
+#[tokio::test]
+async fn a_node_that_joins_answers_probes_and_nothing_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answering = tokio::spawn(async move { answer_probes(&listener, directory(9)).await });
+    let found = probe(&address.to_string(), Some(CLUSTER), GROUP, directory(1)).await.unwrap();
+    assert_eq!((found.node, found.cluster, found.incarnation), (None, None, directory(9)));
+    let mut one = Node::start(1).await;
+    one.transport.connect(n(2), &address.to_string());
+    until(|| one.refused(RefusalKind::NotJoined) > 0).await;
+    answering.abort();
+}

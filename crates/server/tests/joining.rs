@@ -1,0 +1,237 @@
+//! A cluster that changes while it runs: nodes join by address, are replaced, and leave.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use d_engine_kv::KvStateMachine;
+use d_engine_server::{
+    ChangeMembersError, ChangeOptions, Config, ConfigId, EmbeddedEngine, JoinRole, MemberChange,
+    MemberRole, ReadConsistency, StartError,
+};
+use support::{TIMEOUT, free_address, put, start};
+
+/// The first node of a cluster that others join.
+fn first(dir: &Path) -> Config {
+    Config { data_dir: dir.join("first"), peer_listen: Some(free_address()), ..Config::default() }
+}
+
+/// A node that joins through `seed`.
+fn joining(dir: &Path, name: &str, seed: &Config) -> Config {
+    Config {
+        data_dir: dir.join(name),
+        peer_listen: Some(free_address()),
+        join: vec![seed.peer_listen.clone().unwrap()],
+        ..Config::default()
+    }
+}
+
+async fn voting(config: &Config) -> EmbeddedEngine {
+    let engine = start(config).await;
+    engine.wait_voter(TIMEOUT).await.unwrap();
+    engine
+}
+
+/// Changes the members at whichever node leads.
+async fn change(engines: &[&EmbeddedEngine], change: MemberChange) {
+    let options = ChangeOptions { timeout: Some(TIMEOUT), ..ChangeOptions::default() };
+    let changed = async {
+        loop {
+            for engine in engines {
+                match engine.change_members(change.clone(), options).await {
+                    Ok(_) => return,
+                    Err(ChangeMembersError::NotLeader { .. }) => tokio::task::yield_now().await,
+                    Err(error) => panic!("{change:?}: {error}"),
+                }
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, changed).await.unwrap();
+}
+
+fn roles(engine: &EmbeddedEngine) -> Vec<(u64, MemberRole)> {
+    engine.members().list.iter().map(|member| (member.node, member.role)).collect()
+}
+
+async fn until_roles(engine: &EmbeddedEngine, expected: &[(u64, MemberRole)]) {
+    let mut members = engine.watch_members();
+    let seen = members.wait_for(|members| {
+        let roles: Vec<_> = members.list.iter().map(|it| (it.node, it.role)).collect();
+        members.is_committed && roles == expected
+    });
+    let seen = tokio::time::timeout(TIMEOUT, seen).await.map(|seen| seen.is_ok());
+    assert_eq!(seen, Ok(true), "{:?}", roles(engine));
+}
+
+const V: MemberRole = MemberRole::Voter;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_grows_to_three_and_loses_its_first_without_losing_a_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let first = start(&one).await;
+    put(std::slice::from_ref(&first), "k", "v").await;
+    let second = voting(&joining(dir.path(), "second", &one)).await;
+    let third = voting(&joining(dir.path(), "third", &one)).await;
+    assert_eq!((second.node_id(), third.node_id()), (2, 3));
+    let all = [(1, V), (2, V), (3, V)];
+    for engine in [&first, &second, &third] {
+        until_roles(engine, &all).await;
+        let value = engine.get(b"k", ReadConsistency::Linearizable).await.unwrap();
+        assert_eq!(value, Some("v".into()), "node {}", engine.node_id());
+    }
+    // The leader removes itself: it names its successor, and stops.
+    change(&[&first, &second, &third], MemberChange::Remove(1)).await;
+    let rest = [second, third];
+    put(&rest, "k", "w").await;
+    for engine in &rest {
+        until_roles(engine, &[(2, V), (3, V)]).await;
+    }
+    let stopped = tokio::time::timeout(TIMEOUT, first.stopped()).await.unwrap().unwrap_err();
+    assert!(stopped.to_string().contains("node 1 was removed by configuration"), "{stopped}");
+    let again = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), one).await;
+    let refused = again.unwrap_err();
+    assert!(matches!(refused, StartError::DirectoryRemoved { node: 1, .. }), "{refused}");
+    for engine in &rest {
+        engine.stop().await;
+    }
+}
+
+/// The log has the members: a node that has joined needs neither its id nor `join` again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_have_joined_start_again_under_their_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let two = joining(dir.path(), "second", &one);
+    let first = start(&one).await;
+    let second = voting(&two).await;
+    put(std::slice::from_ref(&first), "k", "v").await;
+    for engine in [&first, &second] {
+        engine.stop().await;
+    }
+    let without_join = Config { join: Vec::new(), ..two };
+    let (first, second) = tokio::join!(start(&one), start(&without_join));
+    for engine in [&first, &second] {
+        engine.wait_ready(TIMEOUT).await.unwrap();
+        assert_eq!(roles(engine), [(1, V), (2, V)]);
+    }
+    assert_eq!(second.node_id(), 2);
+    let value = second.get(b"k", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(value, Some("v".into()));
+    for engine in [&first, &second] {
+        engine.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_is_replaced_in_one_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let first = start(&one).await;
+    let second = voting(&joining(dir.path(), "second", &one)).await;
+    let third = voting(&joining(dir.path(), "third", &one)).await;
+    third.stop().await;
+    let spare = Config { replaces: Some(3), ..joining(dir.path(), "fourth", &one) };
+    let fourth = voting(&spare).await;
+    for engine in [&first, &second, &fourth] {
+        until_roles(engine, &[(1, V), (2, V), (4, V)]).await;
+    }
+    for engine in [&first, &second, &fourth] {
+        engine.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_learns_until_it_is_promoted_and_again_after_it_is_demoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let first = start(&one).await;
+    let spare = Config { join_as: JoinRole::Learner, ..joining(dir.path(), "second", &one) };
+    let second = start(&spare).await;
+    until_roles(&second, &[(1, V), (2, MemberRole::Learner)]).await;
+    let late = second.wait_voter(Duration::from_millis(1)).await.unwrap_err();
+    assert!(late.to_string().contains("does not vote after 1 ms"), "{late}");
+    put(std::slice::from_ref(&first), "k", "v").await;
+    let value = second.get(b"k", ReadConsistency::Linearizable).await.unwrap();
+    assert_eq!(value, Some("v".into()), "a learner serves reads");
+    change(&[&first], MemberChange::Promote(2)).await;
+    until_roles(&second, &[(1, V), (2, V)]).await;
+    // A goal that is reached already.
+    change(&[&first, &second], MemberChange::Promote(2)).await;
+    change(&[&first, &second], MemberChange::Demote(2)).await;
+    until_roles(&second, &[(1, V), (2, MemberRole::Learner)]).await;
+    for engine in [&second, &first] {
+        engine.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_cannot_be_are_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let first = start(&one).await;
+    first.wait_ready(TIMEOUT).await.unwrap();
+    let refused = async |change, expected| {
+        let options = ChangeOptions { expected, ..ChangeOptions::default() };
+        first.change_members(change, options).await.unwrap_err().to_string()
+    };
+    let last = refused(MemberChange::Remove(1), None).await;
+    assert!(last.contains("add another voter first"), "{last}");
+    let unknown = refused(MemberChange::Remove(12), None).await;
+    assert_eq!(unknown, "node 12 has never been a member");
+    let stale = refused(MemberChange::Demote(1), Some(ConfigId { term: 9, version: 9 })).await;
+    assert!(stale.contains("expected configuration 9.9"), "{stale}");
+
+    let silent = Config { join_as: JoinRole::Learner, ..joining(dir.path(), "second", &one) };
+    let second = start(&silent).await;
+    second.wait_ready(TIMEOUT).await.unwrap();
+    let not_leader = second.change_members(MemberChange::Remove(2), ChangeOptions::default());
+    let not_leader = not_leader.await.unwrap_err();
+    assert!(
+        matches!(&not_leader, ChangeMembersError::NotLeader { leader: Some(at) } if at.node.get() == 1),
+        "{not_leader}"
+    );
+    second.stop().await;
+    let short = Duration::from_millis(300);
+    let options = ChangeOptions { timeout: Some(short), ..ChangeOptions::default() };
+    let waits = first.change_members(MemberChange::Promote(2), options).await.unwrap_err();
+    assert!(waits.to_string().contains("node 2 to keep up with the log"), "{waits}");
+    first.stop().await;
+}
+
+/// A mount that failed must not throw a node's place away, and a stranger must not take it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_join_is_told_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let first = start(&one).await;
+    let two = joining(dir.path(), "second", &one);
+    let second = voting(&two).await;
+    second.stop().await;
+    let refused = async |config: Config| {
+        EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), config)
+            .await
+            .unwrap_err()
+            .to_string()
+    };
+    let empty = refused(Config { data_dir: dir.path().join("mount"), ..two.clone() }).await;
+    assert!(empty.contains("belongs to node 2, which has another directory"), "{empty}");
+    assert!(empty.contains("`replaces = 2`"), "{empty}");
+    let taken = Config { node_id: Some(1), ..joining(dir.path(), "third", &one) };
+    let taken = refused(taken).await;
+    assert!(taken.contains("node 1 is bound to another directory"), "{taken}");
+    let other = Some("00112233445566778899aabbccddeeff".to_owned());
+    let other = Config { cluster_id: other, ..joining(dir.path(), "fourth", &one) };
+    let (stop, stopped) = tokio::sync::watch::channel(());
+    drop(stop);
+    let node = d_engine_server::NodeBuilder::new(other, stopped).build().unwrap();
+    let shut_down = node.start().await.unwrap_err();
+    assert!(shut_down.to_string().contains("shut down"), "it asks until then: {shut_down}");
+    let founder = Config { join: two.join.clone(), ..one.clone() };
+    first.stop().await;
+    let founder = refused(founder).await;
+    assert!(founder.contains("has founded cluster"), "{founder}");
+}

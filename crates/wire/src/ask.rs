@@ -1,0 +1,193 @@
+//! What a node that need not be a member asks of a cluster, and the answers.
+
+use bytes::Bytes;
+use d_engine_core::NodeId;
+use d_engine_storage::{ClusterId, ConfigId, Incarnation, JoinAs, NewMember};
+use prost::Message as _;
+
+use crate::handshake::{config_from_wire, config_to_wire, sixteen};
+use crate::message::{self, answer, question};
+
+/// A question to a cluster's leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// The dialing node wants to become a member.
+    Join {
+        /// What it becomes.
+        member: NewMember,
+        /// The name of its state machine; empty: not compared.
+        state_machine: String,
+    },
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The node is a member; the entry that says so is committed.
+    Joined {
+        /// The cluster.
+        cluster: ClusterId,
+        /// The node's id.
+        node: NodeId,
+        /// A configuration that is not later than the one that added it, and later than all before.
+        born: ConfigId,
+    },
+    /// Another node leads.
+    NotLeader {
+        /// The leader and its address for other nodes, if it is known.
+        leader: Option<(NodeId, String)>,
+    },
+    /// It cannot be done now, for this reason; ask again.
+    Later(String),
+    /// It is refused for this reason; asking again does not help.
+    Refused(String),
+}
+
+/// A question or an answer that cannot be read: close the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// The bytes are not such a message.
+    #[error("it is not a protobuf message: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    /// A newer program asks or answers something that this one does not know.
+    #[error("this program does not know what was asked or answered; a newer one may")]
+    Unknown,
+    /// A field is missing or invalid.
+    #[error("its field `{0}` is invalid")]
+    Field(&'static str),
+}
+
+/// Encodes a question.
+#[must_use]
+pub fn encode_question(question: &Question) -> Bytes {
+    let Question::Join { member, state_machine } = question;
+    let (as_learner, replaces) = match member.joins_as {
+        JoinAs::Learner => (true, 0),
+        JoinAs::Voter { replaces } => (false, replaces.unwrap_or(0)),
+    };
+    let join = message::Join {
+        peer_addr: member.peer_addr.clone(),
+        client_addr: member.client_addr.clone(),
+        node: member.node.unwrap_or(0),
+        as_learner,
+        replaces,
+        state_machine: state_machine.clone(),
+    };
+    message::Question { body: Some(question::Body::Join(join)) }.encode_to_vec().into()
+}
+
+/// Decodes what [`encode_question`] wrote. `incarnation` is the one of the handshake.
+///
+/// # Errors
+/// See [`AskError`]: close the connection.
+pub fn decode_question(bytes: Bytes, incarnation: Incarnation) -> Result<Question, AskError> {
+    let body = message::Question::decode(bytes)?.body.ok_or(AskError::Unknown)?;
+    let question::Body::Join(join) = body;
+    let given = |number: u64| (number != 0).then_some(number);
+    let joins_as = match join.as_learner {
+        true => JoinAs::Learner,
+        false => JoinAs::Voter { replaces: given(join.replaces) },
+    };
+    let member = NewMember {
+        node: given(join.node),
+        peer_addr: join.peer_addr,
+        client_addr: join.client_addr,
+        incarnation,
+        joins_as,
+    };
+    Ok(Question::Join { member, state_machine: join.state_machine })
+}
+
+/// Encodes an answer.
+#[must_use]
+pub fn encode_answer(answer: &Answer) -> Bytes {
+    let body = match answer {
+        Answer::Joined { cluster, node, born } => answer::Body::Joined(message::Joined {
+            cluster_id: Bytes::copy_from_slice(&cluster.0),
+            node: node.get(),
+            config: Some(config_to_wire(*born)),
+        }),
+        Answer::NotLeader { leader } => {
+            let (leader, peer_addr) = leader.clone().unzip();
+            answer::Body::NotLeader(message::NotLeader {
+                leader: leader.map_or(0, NodeId::get),
+                peer_addr: peer_addr.unwrap_or_default(),
+            })
+        }
+        Answer::Later(why) => answer::Body::Later(why.clone()),
+        Answer::Refused(why) => answer::Body::Refused(why.clone()),
+    };
+    message::Answer { body: Some(body) }.encode_to_vec().into()
+}
+
+/// Decodes what [`encode_answer`] wrote.
+///
+/// # Errors
+/// See [`AskError`]: close the connection.
+pub fn decode_answer(bytes: Bytes) -> Result<Answer, AskError> {
+    let body = message::Answer::decode(bytes)?.body.ok_or(AskError::Unknown)?;
+    Ok(match body {
+        answer::Body::Joined(joined) => Answer::Joined {
+            cluster: sixteen(&joined.cluster_id)
+                .map(ClusterId)
+                .ok_or(AskError::Field("cluster_id"))?,
+            node: NodeId::new(joined.node).ok_or(AskError::Field("node"))?,
+            born: config_from_wire(joined.config),
+        },
+        answer::Body::NotLeader(other) => Answer::NotLeader {
+            leader: NodeId::new(other.leader).map(|leader| (leader, other.peer_addr)),
+        },
+        answer::Body::Later(why) => Answer::Later(why),
+        answer::Body::Refused(why) => Answer::Refused(why),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn questions_and_answers_come_back_as_they_were_sent() {
+        let incarnation = Incarnation([7; 16]);
+        for joins_as in
+            [JoinAs::Learner, JoinAs::Voter { replaces: None }, JoinAs::Voter { replaces: Some(3) }]
+        {
+            for node in [None, Some(9)] {
+                let member = NewMember {
+                    node,
+                    peer_addr: "db-4:7101".to_owned(),
+                    client_addr: String::new(),
+                    incarnation,
+                    joins_as,
+                };
+                let question = Question::Join { member, state_machine: "kv".to_owned() };
+                let sent = encode_question(&question);
+                assert_eq!(decode_question(sent, incarnation).unwrap(), question);
+            }
+        }
+        let node = NodeId::new(4).unwrap();
+        let born = ConfigId { term: 3, version: 9 };
+        for answer in [
+            Answer::Joined { cluster: ClusterId([1; 16]), node, born },
+            Answer::NotLeader { leader: None },
+            Answer::NotLeader { leader: Some((node, "db-4:7101".to_owned())) },
+            Answer::Later("busy".to_owned()),
+            Answer::Refused("no".to_owned()),
+        ] {
+            assert_eq!(decode_answer(encode_answer(&answer)).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn what_a_newer_program_asks_or_answers_is_an_error() {
+        assert_eq!(decode_question(Bytes::new(), Incarnation([7; 16])), Err(AskError::Unknown));
+        assert_eq!(decode_answer(Bytes::new()), Err(AskError::Unknown));
+        assert!(matches!(decode_answer(Bytes::from_static(b"x")), Err(AskError::Protobuf(_))));
+        let nameless = message::Joined { node: 4, ..message::Joined::default() };
+        let answer = message::Answer { body: Some(answer::Body::Joined(nameless)) };
+        let decoded = decode_answer(answer.encode_to_vec().into());
+        assert_eq!(decoded, Err(AskError::Field("cluster_id")));
+    }
+}
