@@ -106,7 +106,8 @@ impl Replica {
             Payload::Commands(commands) if kind == EntryKind::Command => {
                 assert!(
                     commands.len() as u64 == count,
-                    "the core accepted another number of commands than it was given"
+                    "the core accepted {count} of {} commands; it accepts all or none",
+                    commands.len()
                 );
                 let mut entries = Vec::with_capacity(commands.len());
                 for (offset, proposal) in commands.into_iter().enumerate() {

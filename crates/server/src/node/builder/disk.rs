@@ -18,8 +18,8 @@ const SNAPSHOT_DIR: &str = "snapshots";
 impl Node {
     /// Opens the data directory, on a thread for blocking work: recovery reads the whole log.
     pub(super) async fn open_storage(&self, group: GroupId) -> Result<OpenedStorage, StartError> {
-        let node =
-            NodeId::new(self.config.node_id).unwrap_or_else(|| unreachable!("validated: not zero"));
+        let node = NodeId::new(self.config.node_id)
+            .unwrap_or_else(|| unreachable!("a node is only built if its node_id is not 0"));
         let client_addr = self.config.client_listen_addr().unwrap_or_default();
         // A single node that does not listen has no address for peers.
         let peer_addr = if self.listens_for_peers() { self.config.peer_listen_addr() } else { "" };
