@@ -295,10 +295,7 @@ impl Replica {
                 jobs.snapshot_due |= none_usable;
                 self.step(now, Input::SnapshotFailed(to), Payload::None, jobs);
             }
-            Event::SnapshotKept(kept) => {
-                self.snapshots.newest_has(kept.newest_bytes);
-                self.snapshots.covers(kept.newest.index, kept.oldest.index);
-            }
+            Event::SnapshotKept(kept) => self.snapshots.set_coverage(&kept),
             Event::ApplyPaused(paused) => self.on_apply_paused(now, paused, jobs),
             Event::Purged(through) => self.on_purged(now, through, jobs),
             Event::Deadline => {

@@ -18,10 +18,10 @@ pub use d_engine_fs::{
     StreamReader, StreamWriter, is_out_of_space, read_file, read_up_to, write_all_at,
 };
 pub use error::StorageError;
-pub use identity::{Identity, Reservation};
+pub use identity::Identity;
 pub use log::engine::{
     DirectoryLocks, LogDamage, LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest,
-    OpenedStorage, RecoveredLog, RecoveryReport, ScrubPlace, Scrubbed, StorageEngine,
+    OpenedStorage, RecoveredLog, RecoveryReport, Reservation, ScrubPlace, Scrubbed, StorageEngine,
 };
 pub use log::entry::{EntryHead, LogEntry};
 pub use log::file_engine::FileStorageEngine;

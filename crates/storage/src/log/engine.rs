@@ -10,9 +10,7 @@ use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
 
 use crate::fs::FsLock;
 use crate::log::frame::Position;
-use crate::{
-    ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, Reservation, StorageError,
-};
+use crate::{ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, StorageError};
 
 /// Opens a data directory. One value stands for one directory.
 pub trait StorageEngine: Send + Sync + Debug + 'static {
@@ -71,6 +69,20 @@ pub struct OpenRequest {
 
 /// The locks of a data directory. It cannot be opened again while a clone of this is held.
 pub type DirectoryLocks = Arc<[Box<dyn FsLock>]>;
+
+/// Whose an existing or empty data directory is; see [`StorageEngine::reserve`].
+#[derive(Debug)]
+pub enum Reservation {
+    /// A node's, which has an identity.
+    Owned(Box<Identity>),
+    /// A node's that is about to join a cluster, which will know the directory by this incarnation.
+    Reserved {
+        /// The incarnation; the same one however often the directory is reserved.
+        incarnation: Incarnation,
+        /// The directory's locks. Drop them just before the directory is opened.
+        locks: DirectoryLocks,
+    },
+}
 
 /// An open data directory. Dropping `log` releases the directory locks, unless a clone of
 /// [`LogStore::directory_locks`] is still held.
