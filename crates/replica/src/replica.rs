@@ -243,8 +243,7 @@ impl Replica {
             }
             Event::LogDisk(disk) => {
                 self.log_disk = disk;
-                // Entries that wait for space do not show that the disk hangs.
-                self.disk.came_back(now.monotonic, disk.full || self.unsynced.is_empty());
+                self.disk_came_back(now);
                 jobs.status_changed = true;
             }
             Event::Applied { through, next_expiry_ms, command_version } => {
@@ -322,7 +321,7 @@ impl Replica {
         self.apply_goes_on(now, through, jobs);
         self.pauses.installs_to = self.pauses.installs_to.filter(|index| through < *index);
         self.machine.set_exempt(self.pauses.are_under_way());
-        self.machine.came_back(now.monotonic, self.apply.is_idle());
+        self.machine_came_back(now);
         let applied = self.apply.applied();
         self.step(now, Input::Applied(applied), Payload::None, jobs);
         self.reads.applied_to(applied);
@@ -339,7 +338,7 @@ impl Replica {
     fn on_persisted(&mut self, now: Now, id: PersistId, jobs: &mut Jobs) {
         self.step(now, Input::Persisted(id), Payload::None, jobs);
         self.unsynced.persisted(id);
-        self.disk.came_back(now.monotonic, self.log_disk.full || self.unsynced.is_empty());
+        self.disk_came_back(now);
         self.cache.evict(self.core.log().persisted);
     }
 

@@ -11,7 +11,7 @@ mod membership;
 mod meta_store;
 pub mod snapshot;
 
-pub use d_engine_core::{ClusterId, Incarnation, SessionSerial};
+pub use d_engine_core::{ClusterId, Incarnation, LogSuffix, SessionSerial};
 pub use d_engine_fs as fs;
 pub use d_engine_fs::{
     FileKind, Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode, RealFs, SYNC_EVERY_BYTES,
@@ -20,7 +20,7 @@ pub use d_engine_fs::{
 pub use error::StorageError;
 pub use identity::Identity;
 pub use log::engine::{
-    DirectoryLocks, LogDamage, LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest,
+    DirectoryLocks, LogDamage, LogReader, LogStats, LogStore, MetaStore, OpenRequest,
     OpenedStorage, RecoveredLog, RecoveryReport, Reservation, ScrubPlace, Scrubbed, StorageEngine,
 };
 pub use log::entry::{EntryHead, LogEntry};

@@ -32,8 +32,7 @@ impl Replica {
             (Appended::Created { first, kind, time_ms, count }, payload) => {
                 self.create(first, kind, time_ms, count, payload)
             }
-            (Appended::Snapshot { last, keeps_suffix }, Payload::Snapshot(membership)) => {
-                let suffix = if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop };
+            (Appended::Snapshot { last, suffix }, Payload::Snapshot(membership)) => {
                 install = Some(self.begin_anew(last, suffix, membership));
                 Vec::new()
             }

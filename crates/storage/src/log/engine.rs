@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
+use d_engine_core::{GroupId, HardState, LogId, LogIndex, LogSuffix, NodeId};
 
 use crate::fs::FsLock;
 use crate::log::frame::Position;
@@ -225,18 +225,6 @@ pub trait LogStore: Send + Debug {
 
     /// Returns the counters since the store was opened.
     fn stats(&self) -> LogStats;
-}
-
-/// What happens to the entries after the last included entry of an installed snapshot (Raft paper
-/// figure 13, rules 6 and 7).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogSuffix {
-    /// They are kept: the log contains the last included entry with its term, so they follow from
-    /// the snapshot.
-    Keep,
-    /// They are dropped, with everything before them, and never reappear: the log does not contain
-    /// the last included entry, so nothing proves that later entries follow from the snapshot.
-    Drop,
 }
 
 /// Reads entries. Usable concurrently with the writer.
