@@ -9,8 +9,10 @@ use std::fmt;
 pub use self::snapshots::{ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot};
 use crate::message::EntryId;
 
-/// The status of a node and what it knows of its cluster. Later versions add fields.
+/// The status of a node and what it knows of its cluster. Later versions add fields. A node reports
+/// the same fields to the program that embeds it and over the network.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct NodeStatus {
     /// The node's id.
     pub node: u64,
@@ -81,7 +83,8 @@ pub struct NodeStatus {
 }
 
 /// A member of a cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Member {
     /// Its id.
     pub node: u64,
