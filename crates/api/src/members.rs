@@ -52,7 +52,7 @@ impl From<message::ConfigId> for ConfigId {
 }
 
 /// What a member does, and what it is to become.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum MemberRole {
     /// Votes and counts towards every quorum.
@@ -69,6 +69,7 @@ pub enum MemberRole {
     /// Votes, and will become a learner.
     Demoting,
     /// A role that this version does not know.
+    #[default]
     Unknown,
 }
 
@@ -93,8 +94,9 @@ impl MemberRole {
     }
 }
 
-/// A member of a cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A member of a cluster. Later versions add fields.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Member {
     /// Its id.
     pub node: u64,
@@ -110,8 +112,9 @@ pub struct Member {
     pub lag: Option<u64>,
 }
 
-/// The members of a cluster, as one node knows them.
+/// The members of a cluster, as one node knows them. Later versions add fields.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Members {
     /// The node that knows them.
     pub node: u64,

@@ -10,8 +10,10 @@ pub use self::snapshots::{ReceivingSnapshot, SendingSnapshot, SnapshotStatus, Ta
 use crate::message::EntryId;
 use crate::{ConfigId, Member};
 
-/// The status of a node and what it knows of its cluster. Later versions add fields.
+/// The status of a node and what it knows of its cluster. Later versions add fields. A node reports
+/// the same fields to the program that embeds it and over the network.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct NodeStatus {
     /// The node's id.
     pub node: u64,

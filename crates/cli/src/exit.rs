@@ -130,3 +130,18 @@ pub(crate) fn unprinted() -> Result<(), Failure> {
 pub(crate) fn note(line: impl Display) {
     writeln!(std::io::stderr(), "{PREFIX}{line}").ok();
 }
+
+#[cfg(test)]
+mod tests {
+    use d_engine_client::UndecodableError;
+
+    use super::*;
+
+    /// A read changes nothing, so its outcome is never unknown (docs/command-line.md, exit codes).
+    #[test]
+    fn an_undecodable_reply_leaves_the_outcome_of_a_command_unknown_and_not_of_a_read() {
+        let of = |error: KvError| Failure::from(error).exit;
+        assert_eq!(of(KvError::Unreadable(UndecodableError::Unknown)), Exit::Unknown);
+        assert_eq!(of(KvError::UnreadableRead(UndecodableError::Unknown)), Exit::Failed);
+    }
+}

@@ -8,6 +8,7 @@ use d_engine_client::{PutOptions, Record, SwapOutcome};
 use crate::args::{CasArgs, DeleteArgs, GetArgs, PutArgs};
 use crate::exit::{Exit, Failure, note};
 use crate::json;
+use crate::output::Output;
 
 pub(crate) async fn put(args: PutArgs) -> Result<(), Failure> {
     let mut options = PutOptions::default();
@@ -36,9 +37,10 @@ pub(crate) async fn get(args: GetArgs) -> Result<(), Failure> {
         keys => kv.get_many(keys.iter().cloned(), consistency).await?,
     };
     let found: Vec<(&String, Option<Bytes>)> = args.keys.iter().zip(values).collect();
+    let output = Output::of_flag(args.json);
     match found.as_slice() {
-        [(_, Some(value))] if !args.json => write_value(value)?,
-        found => write_all(found, args.json)?,
+        [(_, Some(value))] if output == Output::Text => write_value(value)?,
+        found => write_all(found, output)?,
     }
     let missing: Vec<String> = found
         .iter()
@@ -85,7 +87,7 @@ fn write_value(value: &[u8]) -> Result<(), Failure> {
         .map_err(|error| Failure::failed(format!("the value cannot be written: {error}")))
 }
 
-fn write_all(found: &[(&String, Option<Bytes>)], json: bool) -> Result<(), Failure> {
+fn write_all(found: &[(&String, Option<Bytes>)], output: Output) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let mut write = || {
         for (key, value) in found {
@@ -93,9 +95,11 @@ fn write_all(found: &[(&String, Option<Bytes>)], json: bool) -> Result<(), Failu
                 Some(value) => {
                     let record =
                         Record { key: Bytes::from((*key).clone()), value: Some(value.clone()) };
-                    write_record(&mut out, &record, json)?;
+                    write_record(&mut out, &record, output)?;
                 }
-                None if json => writeln!(out, "{}", json::absent(key.as_bytes()))?,
+                None if output == Output::Json => {
+                    writeln!(out, "{}", json::absent(key.as_bytes()))?
+                }
                 None => {}
             }
         }
@@ -108,9 +112,9 @@ fn write_all(found: &[(&String, Option<Bytes>)], json: bool) -> Result<(), Failu
 pub(crate) fn write_record(
     out: &mut impl Write,
     record: &Record,
-    json: bool,
+    output: Output,
 ) -> std::io::Result<()> {
-    if json {
+    if output == Output::Json {
         return writeln!(out, "{}", json::record(record));
     }
     out.write_all(&record.key)?;

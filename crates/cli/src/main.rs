@@ -18,6 +18,7 @@ mod import;
 mod json;
 mod key_value;
 mod log_lines;
+mod output;
 mod place;
 mod progress;
 mod scan;

@@ -8,6 +8,7 @@ use d_engine_client::{Page, Record, Scan};
 use crate::args::ScanArgs;
 use crate::exit::{Exit, Failure, note};
 use crate::key_value::write_record;
+use crate::output::Output;
 use crate::signals::StopSignals;
 
 /// Records requested per page.
@@ -37,7 +38,7 @@ async fn print_pages(args: ScanArgs) -> Result<(), Failure> {
     while left > 0 && pages {
         scan.limit = u32::try_from(left).unwrap_or(PAGE).min(PAGE);
         let page = kv.scan(scan.clone(), args.consistency).await?;
-        if !print(&page, args.json)? {
+        if !print(&page, Output::of_flag(args.json))? {
             return Ok(());
         }
         torn += page.records.iter().filter(|record| !args.json && !fits_a_line(record)).count();
@@ -67,9 +68,9 @@ fn fits_a_line(record: &Record) -> bool {
 }
 
 /// Prints the records; returns `false` once stdout is a closed pipe.
-fn print(page: &Page, json: bool) -> Result<bool, Failure> {
+fn print(page: &Page, output: Output) -> Result<bool, Failure> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let written = page.records.iter().try_for_each(|record| write_record(&mut out, record, json));
+    let written = page.records.iter().try_for_each(|record| write_record(&mut out, record, output));
     match written.and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         // `scan | head`: the reader has closed the pipe.

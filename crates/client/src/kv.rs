@@ -123,6 +123,13 @@ pub enum KvError {
     /// the key-value machine, in a version no newer than this client's.
     #[error("the reply cannot be decoded: {0}; check that the cluster runs the key-value machine")]
     Unreadable(#[from] UndecodableError),
+    /// The reply to a read cannot be decoded. Nothing was changed. Check as for
+    /// [`KvError::Unreadable`].
+    #[error(
+        "the reply to the read cannot be decoded: {0}; check that the cluster runs the key-value \
+         machine"
+    )]
+    UnreadableRead(UndecodableError),
 }
 
 impl KvError {
@@ -276,7 +283,7 @@ impl KvClient {
     ) -> Result<Vec<Option<Bytes>>, KvError> {
         match self.question(&KvQuery::get_many(keys), consistency).await? {
             KvQueryReply::Values(values) => Ok(values),
-            _ => Err(unexpected()),
+            _ => Err(unexpected_read()),
         }
     }
 
@@ -288,7 +295,7 @@ impl KvClient {
     pub async fn scan(&self, scan: Scan, consistency: ReadConsistency) -> Result<Page, KvError> {
         match self.question(&KvQuery::Scan(scan), consistency).await? {
             KvQueryReply::Page(page) => Ok(page),
-            _ => Err(unexpected()),
+            _ => Err(unexpected_read()),
         }
     }
 
@@ -309,7 +316,7 @@ impl KvClient {
         match self.question(&question, ReadConsistency::Eventual).await {
             Ok(_) => self.is_known.store(true, Ordering::Relaxed),
             Err(
-                error @ (KvError::Unreadable(_)
+                error @ (KvError::UnreadableRead(_)
                 | KvError::Client(
                     ClientError::Unsupported { .. } | ClientError::StateMachineFailed { .. },
                 )),
@@ -340,7 +347,7 @@ impl KvClient {
     ) -> Result<KvQueryReply, KvError> {
         query.check()?;
         let answer = self.client.query(query.encode(), consistency).await?;
-        Ok(KvQueryReply::decode(&answer)?)
+        KvQueryReply::decode(&answer).map_err(KvError::UnreadableRead)
     }
 }
 
@@ -348,6 +355,11 @@ impl KvClient {
 /// return.
 fn unexpected() -> KvError {
     KvError::Unreadable(UndecodableError::Unknown)
+}
+
+/// The same for a reply to a query.
+fn unexpected_read() -> KvError {
+    KvError::UnreadableRead(UndecodableError::Unknown)
 }
 
 /// The pages of a scan; see [`KvClient::pages`].

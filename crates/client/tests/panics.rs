@@ -31,6 +31,7 @@ async fn a_panic_in_a_read_is_told_once_and_the_node_goes_on() {
     let told = client.get("k", ReadConsistency::Linearizable).await.unwrap_err();
     assert!(matches!(told, ClientError::StateMachineFailed { .. }), "{told:?}");
     assert!(told.to_string().contains("get panicked: as asked"), "{told}");
+    assert_eq!(told.to_string().matches("could not").count(), 1, "{told}");
     assert_eq!(calls.with("get"), ["k"]);
     client.propose(vec![1]).await.unwrap();
     engine.stop().await;

@@ -63,7 +63,9 @@ fn request() -> OpenRequest {
         cluster: Some(ClusterId([9; 16])),
         node: node(1),
         group: GROUP,
-        initial: members.unwrap_or_else(|_| unreachable!("one member with an address")),
+        initial: members.unwrap_or_else(|error| {
+            unreachable!("one member with an address was refused: {error}")
+        }),
         fresh_cluster: ClusterId([9; 16]),
         fresh_incarnation: Incarnation([5; 16]),
     }

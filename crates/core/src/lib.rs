@@ -33,7 +33,7 @@ mod time;
 mod types;
 
 pub use interface::config::{CoreConfig, CoreConfigError};
-pub use interface::effects::{AppendPlan, Appended, Effects, Envelope, PersistRequest};
+pub use interface::effects::{AppendPlan, Appended, Effects, Envelope, LogSuffix, PersistRequest};
 pub use interface::gauges::CoreGauges;
 pub use interface::input::{
     Input, QuorumRisk, ReadId, ReadMode, Rejected, SkipRefusal, SnapshotToInstall, VoterSet,

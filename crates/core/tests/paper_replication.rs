@@ -8,20 +8,7 @@ use d_engine_core::{
     AppendOutcome, Appended, Configuration, EntryKind, EntryMeta, Input, LogId, LogIndex, Message,
     Rejected, RoleKind, Term,
 };
-use support::{Node, Setup, cluster, entry, i, id, membership, t};
-
-fn persisted(index: u64) -> AppendOutcome {
-    AppendOutcome::Persisted(i(index))
-}
-
-fn conflict(refused: u64, hint: LogId) -> AppendOutcome {
-    AppendOutcome::Conflict { refused: i(refused), hint }
-}
-
-/// A follower of node 2 in term `term` whose log has these terms, all persisted, none verified.
-fn follower(term: u64, log: &[u64]) -> Node {
-    Node::new(3, term, log)
-}
+use support::{Node, Setup, cluster, conflict, entry, follower, i, id, membership, t};
 
 /// The leader appends a command to its own log and sends it to all others in parallel; its own disk
 /// writes at the same time (thesis, section 10.2.1).
@@ -100,94 +87,6 @@ fn fig2_only_entries_not_already_in_the_log_are_appended() {
     assert_eq!(node.log_terms(), [1, 4, 4, 4]);
     assert_eq!(node.orders.last().unwrap().appended, Appended::Received { skip: 1, first: i(3) });
     assert_eq!(node.superseded_from, None);
-}
-
-/// An ack promises stable storage: it is sent after the entries are persisted.
-#[test]
-fn fig2_an_ack_leaves_only_once_the_entries_are_stored() {
-    let mut node = follower(4, &[1]);
-    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
-    assert_eq!(node.take_acks(), []);
-    node.store();
-    assert_eq!(node.take_acks(), [persisted(3)]);
-}
-
-/// A duplicate of an append that is not persisted yet is not acknowledged early either.
-#[test]
-fn fig2_a_duplicate_append_waits_for_the_first_ones_write() {
-    let mut node = follower(4, &[1]);
-    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
-    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
-    assert_eq!((node.take_acks(), node.orders.len()), (vec![], 1));
-    node.store();
-    assert_eq!(node.take_acks(), [persisted(3)]);
-    node.append(2, 4, id(1, 1), &[4, 4], 0).unwrap();
-    assert_eq!(node.take_acks(), [persisted(3)], "persisted entries are acknowledged at once");
-}
-
-/// The ack covers the entries of the message, not the rest of the follower's log.
-#[test]
-fn s5_3_an_ack_names_the_end_of_the_message_not_of_the_log() {
-    let mut node = follower(4, &[1, 1, 1, 1]);
-    node.append(2, 4, id(1, 1), &[1], 0).unwrap();
-    assert_eq!(node.take_acks(), [persisted(2)]);
-}
-
-/// Acks that waited for one write are sent as one: the last covers the others.
-#[test]
-fn s5_3_acks_that_waited_together_leave_as_one() {
-    let mut node = follower(4, &[1]);
-    for index in 1..=5 {
-        let prev = if index == 1 { id(1, 1) } else { id(4, index) };
-        node.append(2, 4, prev, &[4], 0).unwrap();
-    }
-    assert_eq!(node.core.status().held_messages, 5);
-    node.store();
-    assert_eq!(node.take_acks(), [persisted(6)]);
-}
-
-/// An ack covers earlier ones to the same receiver, not those to another.
-#[test]
-fn s5_3_acks_to_different_receivers_are_not_merged() {
-    let mut node = follower(4, &[1]);
-    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
-    node.append(3, 4, id(4, 2), &[4], 0).unwrap();
-    node.store();
-    let receivers: Vec<u64> = node.take_sent().into_iter().map(|(to, _)| to).collect();
-    assert_eq!(receivers, [2, 3]);
-}
-
-/// A write that covers some of the entries releases the acks of those.
-#[test]
-fn s5_3_a_partial_write_releases_what_it_covers() {
-    let mut node = follower(4, &[1]);
-    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
-    node.append(2, 4, id(4, 2), &[4], 0).unwrap();
-    node.store_order(1).unwrap();
-    assert_eq!(node.take_acks(), [persisted(2)]);
-    assert_eq!(node.core.status().held_messages, 1);
-}
-
-/// A refusal between two acks is sent separately.
-#[test]
-fn s5_3_a_refusal_is_not_swallowed_by_the_acks_around_it() {
-    let mut node = follower(3, &[1]);
-    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
-    node.append(2, 4, id(4, 9), &[4], 0).unwrap();
-    node.append(2, 4, id(4, 2), &[4], 0).unwrap();
-    node.store();
-    assert_eq!(node.take_acks(), [persisted(2), conflict(9, id(4, 2)), persisted(3)]);
-}
-
-/// An ack to a leader of an earlier term has no meaning.
-#[test]
-fn s5_3_acks_of_an_earlier_term_are_dropped() {
-    let mut node = follower(4, &[1]);
-    node.append(2, 4, id(1, 1), &[4], 0).unwrap();
-    node.heartbeat(3, 5, 0).unwrap();
-    node.store();
-    let sent = node.take_sent();
-    assert!(matches!(sent.as_slice(), [(3, Message::HeartbeatReply { .. })]), "{sent:?}");
 }
 
 /// The leader decrements nextIndex and retries until the logs match; here in whole terms. Figure 7:
@@ -452,17 +351,6 @@ fn s5_1_numbers_out_of_range_are_refused() {
         assert_eq!((node.term(), node.role()), (4, RoleKind::Follower), "{shown}");
     }
     assert_eq!(node.append(1, 4, id(1, 1), &[4], 1), Err(Rejected::FromSelf));
-}
-
-/// A leader accepts no ack for entries that it never sent.
-#[test]
-fn s5_3_acks_past_the_end_of_the_log_are_rejected() {
-    let mut node = Node::leader(3, 1, &[1]);
-    assert_eq!(node.stored_by(2, 3), Err(Rejected::OutOfRange));
-    assert_eq!(node.answers_holding(2, 0, 3, 3), Err(Rejected::OutOfRange));
-    assert_eq!(node.answers_holding(2, 0, 1, 3), Err(Rejected::OutOfRange));
-    assert_eq!(node.answers(2, 1, 2), Err(Rejected::OutOfRange), "a round that was never sent");
-    assert_eq!(node.commit(), 0);
 }
 
 /// The leader sends heartbeats to every member, learners too, in every interval.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use d_engine_core::{Appended, Input, Message, Rejected, RoleKind, SnapshotToInstall};
+use d_engine_core::{Appended, Input, LogSuffix, Message, Rejected, RoleKind, SnapshotToInstall};
 use support::{Node, cluster, i, id, n, t};
 
 /// A leader of three in term 2 that has committed, applied and purged its log up to entry 4; its
@@ -145,7 +145,7 @@ fn fig13_a_snapshot_replaces_a_shorter_or_conflicting_log() {
         install(&mut node, 2, 4, id(3, 5)).unwrap();
         assert_eq!(
             snapshot_orders(&node),
-            [Appended::Snapshot { last: id(3, 5), keeps_suffix: false }]
+            [Appended::Snapshot { last: id(3, 5), suffix: LogSuffix::Drop }]
         );
         let summary = node.core.log();
         assert_eq!((summary.base, summary.last, summary.committed), (id(3, 5), id(3, 5), i(5)));
@@ -163,7 +163,10 @@ fn fig13_a_snapshot_replaces_a_shorter_or_conflicting_log() {
 fn fig13_a_matching_suffix_is_kept() {
     let mut node = Node::new(3, 4, &[1, 3, 3, 3, 4]);
     install(&mut node, 2, 4, id(3, 3)).unwrap();
-    assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last: id(3, 3), keeps_suffix: true }]);
+    assert_eq!(
+        snapshot_orders(&node),
+        [Appended::Snapshot { last: id(3, 3), suffix: LogSuffix::Keep }]
+    );
     let summary = node.core.log();
     assert_eq!((summary.base, summary.last, summary.committed), (id(3, 3), id(4, 5), i(3)));
     assert_eq!(node.superseded_from, None);
@@ -233,17 +236,17 @@ fn fig13_an_old_snapshot_is_refused() {
 /// leader keeps its role.
 #[test]
 fn fig13_a_snapshot_of_a_deposed_leader_is_installed_and_its_sender_is_not_followed() {
-    for (log, last, keeps_suffix) in [
-        (&[1][..], id(3, 5), false),
-        (&[1, 1, 2, 2, 2, 2], id(3, 5), false),
-        (&[1, 3, 3, 3, 4], id(3, 3), true),
+    for (log, last, suffix) in [
+        (&[1][..], id(3, 5), LogSuffix::Drop),
+        (&[1, 1, 2, 2, 2, 2], id(3, 5), LogSuffix::Drop),
+        (&[1, 3, 3, 3, 4], id(3, 3), LogSuffix::Keep),
     ] {
         let mut node = Node::new(3, 6, log);
         node.heartbeat(2, 6, 0).unwrap();
         let due = node.core.next_deadline();
         node.pass(50);
         install(&mut node, 1, 4, last).unwrap();
-        assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last, keeps_suffix }]);
+        assert_eq!(snapshot_orders(&node), [Appended::Snapshot { last, suffix }]);
         assert_eq!((node.commit(), node.core.log().base), (last.index.get(), last));
         assert_eq!(
             (node.role(), node.term(), node.leader_known()),

@@ -1,6 +1,9 @@
 //! A node of one Raft group without its threads: the only driver of the core. The server calls
 //! [`Replica::handle`] from its raft thread, the simulator from its event loop.
 
+mod observe;
+mod peers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -30,10 +33,7 @@ use crate::snapshots::Snapshots;
 use crate::state_machine::apply_queue::ApplyQueue;
 use crate::state_machine::skips::{self, Skips};
 use crate::ticker::Ticker;
-use crate::{
-    ApplyStop, LeaderHint, LogDisk, PeerMessage, ReadError, ReplicaConfig, ReplicaError,
-    ReplicaStatus, StartPosition, StopReason,
-};
+use crate::{LogDisk, ReadError, ReplicaConfig, ReplicaError, StartPosition, StopReason};
 
 /// A node of one Raft group without its threads.
 pub struct Replica {
@@ -246,8 +246,7 @@ impl Replica {
             }
             Event::LogDisk(disk) => {
                 self.log_disk = disk;
-                // Entries that wait for space do not show that the disk hangs.
-                self.disk.came_back(now.monotonic, disk.full || self.unsynced.is_empty());
+                self.disk_came_back(now);
                 jobs.status_changed = true;
             }
             Event::Applied { through, next_expiry_ms, command_version } => {
@@ -298,10 +297,7 @@ impl Replica {
                 jobs.snapshot_due |= none_usable;
                 self.step(now, Input::SnapshotFailed(to), Payload::None, jobs);
             }
-            Event::SnapshotKept(kept) => {
-                self.snapshots.newest_has(kept.newest_bytes);
-                self.snapshots.covers(kept.newest.index, kept.oldest.index);
-            }
+            Event::SnapshotKept(kept) => self.snapshots.set_coverage(&kept),
             Event::ApplyPaused(paused) => self.on_apply_paused(now, paused, jobs),
             Event::Purged(through) => self.on_purged(now, through, jobs),
             Event::Deadline => {
@@ -328,7 +324,7 @@ impl Replica {
         self.apply_goes_on(now, through, jobs);
         self.pauses.installs_to = self.pauses.installs_to.filter(|index| through < *index);
         self.machine.set_exempt(self.pauses.are_under_way());
-        self.machine.came_back(now.monotonic, self.apply.is_idle());
+        self.machine_came_back(now);
         let applied = self.apply.applied();
         self.step(now, Input::Applied(applied), Payload::None, jobs);
         self.reads.applied_to(applied);
@@ -345,7 +341,7 @@ impl Replica {
     fn on_persisted(&mut self, now: Now, id: PersistId, jobs: &mut Jobs) {
         self.step(now, Input::Persisted(id), Payload::None, jobs);
         self.unsynced.persisted(id);
-        self.disk.came_back(now.monotonic, self.log_disk.full || self.unsynced.is_empty());
+        self.disk_came_back(now);
         self.cache.evict(self.core.log().persisted);
     }
 
@@ -366,12 +362,6 @@ impl Replica {
         self
     }
 
-    /// Free bytes on the log's disk below which commands are refused.
-    #[must_use]
-    pub fn min_free_bytes(&self) -> u64 {
-        self.config.min_free_bytes
-    }
-
     /// When [`Event::Deadline`] is due next; `None` once the replica has stopped.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -383,107 +373,6 @@ impl Replica {
         workers.into_iter().flatten().chain(self.core.next_deadline()).min()
     }
 
-    /// Whether this node has caught up with its leader and has applied everything that it knows to
-    /// be committed.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.stopped.is_none()
-            && self.apply.stop().is_none()
-            && self.core.is_caught_up()
-            && self.core.log().committed <= self.apply.applied()
-    }
-
-    /// Whether any caller waits for a reply.
-    #[must_use]
-    pub fn has_callers(&self) -> bool {
-        self.callers() != (0, 0)
-    }
-
-    /// The number of callers that wait for commands, and of those that wait for reads.
-    #[must_use]
-    pub fn callers(&self) -> (usize, usize) {
-        (self.proposals.len(), self.reads.len())
-    }
-
-    /// The Raft core, read-only.
-    #[must_use]
-    pub fn core(&self) -> &RaftCore {
-        &self.core
-    }
-
-    /// The last entry that the apply worker has reported as applied.
-    #[must_use]
-    pub fn applied(&self) -> LogIndex {
-        self.apply.applied()
-    }
-
-    /// The number of members whose incarnation is bound in the membership.
-    #[must_use]
-    pub fn bound_incarnations(&self) -> usize {
-        self.members
-            .current()
-            .members()
-            .iter()
-            .filter(|member| member.incarnation.is_some())
-            .count()
-    }
-
-    /// The state of the log's disk, as last reported by the log worker.
-    #[must_use]
-    pub fn log_disk(&self) -> LogDisk {
-        self.log_disk
-    }
-
-    /// The membership in force.
-    #[must_use]
-    pub fn membership(&self) -> &Membership {
-        self.members.current()
-    }
-
-    /// The leader and its client address, if known.
-    #[must_use]
-    pub fn leader_hint(&self) -> Option<LeaderHint> {
-        self.core.leader().map(|node| self.hint(node))
-    }
-
-    pub(crate) fn hint(&self, node: NodeId) -> LeaderHint {
-        let client_addr =
-            self.members.current().member(node).map(|m| m.client_addr.clone()).unwrap_or_default();
-        LeaderHint { node, client_addr }
-    }
-
-    /// Where the state machine is halted, if it is. This node then applies nothing and serves no
-    /// reads or commands.
-    #[must_use]
-    pub fn apply_stop(&self) -> Option<&ApplyStop> {
-        self.apply.stop()
-    }
-
-    /// Why this replica has stopped, if it has.
-    #[must_use]
-    pub fn stopped(&self) -> Option<&StopReason> {
-        self.stopped.as_ref()
-    }
-
-    /// The status of the replica now.
-    #[must_use]
-    pub fn status(&self) -> ReplicaStatus {
-        ReplicaStatus {
-            core: self.core.status(),
-            applied: self.apply.applied().get(),
-            membership: self.members.current().clone(),
-            committed_members: self.committed_members,
-            removed: self.removed,
-            ready: self.is_ready(),
-            alarms: self.alarms(),
-            losses: self.losses(),
-            apply_stop: self.apply.stop().cloned(),
-            command_version_max: self.core.command_version_max(),
-            command_version_allowed: self.command_version_allowed(),
-            stopped: self.stopped.clone(),
-        }
-    }
-
     /// Stops permanently: every waiting caller receives an error, and all later events are refused.
     pub(crate) fn stop(&mut self, reason: StopReason) {
         self.proposals.lose_all();
@@ -492,46 +381,6 @@ impl Replica {
         self.snapshots.stop(&reason);
         self.skips.lost_leadership();
         self.stopped = Some(reason);
-    }
-
-    pub(crate) fn node(&self) -> NodeId {
-        self.node
-    }
-
-    pub(crate) fn contradiction(&self) -> Option<&str> {
-        self.contradiction.as_deref()
-    }
-
-    /// Records that the leader's log contradicts entries committed here, so some node has lost
-    /// committed entries. Logged once; it stays in the alarms, because an operator must act.
-    fn note_contradiction(&mut self) {
-        if self.contradiction.is_some() {
-            return;
-        }
-        let text = format!(
-            "the log of the leader of term {} contradicts entries that are committed on this node \
-             (up to {}): a node has lost a part of its log; stop writing and compare the nodes' \
-             data directories",
-            self.core.term(),
-            self.core.log().committed
-        );
-        tracing::error!(node = %self.node, "{text}");
-        self.contradiction = Some(text);
-    }
-
-    fn on_peer(&mut self, now: Now, from: NodeId, message: PeerMessage, jobs: &mut Jobs) {
-        let (message, payload) = match convert::to_core(message) {
-            Ok((message, Some(entries))) => (message, Payload::Received(entries)),
-            Ok((message, None)) => (message, Payload::None),
-            Err(error) => {
-                tracing::warn!(
-                    node = %self.node, %from, %error,
-                    "a peer sent a membership that cannot be decoded; the message is dropped"
-                );
-                return;
-            }
-        };
-        self.step(now, Input::Message { from, message }, payload, jobs);
     }
 
     /// Proposes a tick once an expiry of the state machine is due. A leader's deadline comes at

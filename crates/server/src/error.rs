@@ -15,7 +15,7 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The data directory cannot be used. The message names the file; [`StorageError`] documents
     /// for each case what to do.
-    #[error("the data directory (`data_dir`) cannot be used: {0}")]
+    #[error("the data directory (`data_dir`) cannot be used: {0}{step}", step = next_step(.0))]
     Storage(StorageError),
     /// The directory of the snapshots cannot be used; the message says what to do.
     #[error(transparent)]
@@ -94,6 +94,18 @@ impl From<StorageError> for StartError {
     }
 }
 
+/// What an operator does about an error whose own text does not say it, because it also occurs in a
+/// node that runs.
+fn next_step(error: &StorageError) -> &'static str {
+    match error {
+        StorageError::Damaged { .. } | StorageError::DamagedFile { .. } => {
+            "; copy a snapshot of another node that covers the damage, or put back a copy of this \
+             node's directory that was taken after its last stop (docs/snapshots.md)"
+        }
+        _ => "",
+    }
+}
+
 /// Why [`crate::EmbeddedEngine::wait_ready`] failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -134,4 +146,18 @@ pub enum WaitError {
         /// The reason.
         reason: StopReason,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_on_a_damaged_log_says_what_to_do() {
+        let (segment, what) = ("1.log".to_owned(), "its checksum does not match".to_owned());
+        let error = StartError::from(StorageError::Damaged { segment, offset: 512, what });
+        let text = error.to_string();
+        assert!(text.contains("1.log") && text.contains("512"), "{text}");
+        assert!(text.contains("copy a snapshot of another node"), "{text}");
+    }
 }

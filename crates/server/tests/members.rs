@@ -5,9 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use d_engine_server::{
-    Config, EmbeddedEngine, MemberConfig, ProposeError, ReadConsistency, StartError,
-};
+use d_engine_server::{Config, MemberConfig, ProposeError, ReadConsistency};
 use support::{TIMEOUT, cluster, free_address, put, start};
 
 /// One node cannot become three by an edit of its config: the two others would be a majority

@@ -2,7 +2,6 @@
 
 use d_engine_core::{ClusterId, GroupId, Incarnation, NodeId};
 
-use crate::DirectoryLocks;
 use crate::membership::{ConfigId, Membership};
 
 /// The identity record of a data directory; written once, when it is created.
@@ -29,19 +28,4 @@ impl Identity {
     pub fn born(&self) -> ConfigId {
         self.initial.id()
     }
-}
-
-/// Whose an existing or empty data directory is; see
-/// [`StorageEngine::reserve`](crate::StorageEngine::reserve).
-#[derive(Debug)]
-pub enum Reservation {
-    /// A node's, which has an identity.
-    Owned(Box<Identity>),
-    /// A node's that is about to join a cluster, which will know the directory by this incarnation.
-    Reserved {
-        /// The incarnation; the same one however often the directory is reserved.
-        incarnation: Incarnation,
-        /// The directory's locks. Drop them just before the directory is opened.
-        locks: DirectoryLocks,
-    },
 }

@@ -11,17 +11,17 @@ mod membership;
 mod meta_store;
 pub mod snapshot;
 
-pub use d_engine_core::{ClusterId, Incarnation, SessionSerial};
+pub use d_engine_core::{ClusterId, Incarnation, LogSuffix, SessionSerial};
 pub use d_engine_fs as fs;
 pub use d_engine_fs::{
     FileKind, Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode, RealFs, SYNC_EVERY_BYTES,
     StreamReader, StreamWriter, is_out_of_space, read_file, read_up_to, write_all_at,
 };
 pub use error::StorageError;
-pub use identity::{Identity, Reservation};
+pub use identity::Identity;
 pub use log::engine::{
-    DirectoryLocks, LogDamage, LogReader, LogStats, LogStore, LogSuffix, MetaStore, OpenRequest,
-    OpenedStorage, RecoveredLog, RecoveryReport, ScrubPlace, Scrubbed, StorageEngine,
+    DirectoryLocks, LogDamage, LogReader, LogStats, LogStore, MetaStore, OpenRequest,
+    OpenedStorage, RecoveredLog, RecoveryReport, Reservation, ScrubPlace, Scrubbed, StorageEngine,
 };
 pub use log::entry::{EntryHead, LogEntry};
 pub use log::file_engine::FileStorageEngine;

@@ -92,7 +92,7 @@ fn a_crash_at_any_file_operation_of_joining_leaves_one_incarnation_or_none() {
                 assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
                 return;
             }
-            common::Random(seed ^ (at << 8)).crash(&fs);
+            common::Random::new(seed ^ (at << 8)).crash(&fs);
             let found = reserve(&fs, 2).unwrap();
             match told {
                 Some((incarnation, _)) => assert_eq!(found.0, incarnation, "operation {at}"),

@@ -17,7 +17,7 @@ pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors()
         .nth(2)
-        .unwrap_or_else(|| panic!("{} has no workspace above", here.display()))
+        .unwrap_or_else(|| panic!("{} is not two folders below a workspace", here.display()))
         .to_owned()
 }
 
@@ -56,5 +56,6 @@ fn collect(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
 #[must_use]
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("could not read {}: {error}", path.display()))
 }

@@ -109,7 +109,7 @@ impl FrameEncoder {
             assert_eq!(
                 first.id.index,
                 prev.index.next(),
-                "an append does not follow its previous entry"
+                "the first entry of an append does not follow its previous entry, {prev:?}"
             );
         }
         if let Some(last) = &self.last
@@ -135,7 +135,7 @@ fn encode_block(prev: LogId, entries: &[LogEntry]) -> (usize, Bytes) {
         assert_eq!(
             entry.id.index,
             prev.index.plus(after + 1),
-            "an append has a gap between its entries"
+            "an append after {prev:?} has a gap before its entry {after}"
         );
         let wire = peer::Entry {
             term: entry.id.term.get(),
@@ -157,7 +157,7 @@ fn encode_block(prev: LogId, entries: &[LogEntry]) -> (usize, Bytes) {
         block.reserve(added);
         block.put_u8(ENTRIES_KEY);
         wire.encode_length_delimited(&mut block)
-            .unwrap_or_else(|_| unreachable!("space was reserved"));
+            .unwrap_or_else(|error| unreachable!("{added} bytes were reserved, but: {error}"));
         count += 1;
     }
     (count, block.freeze())

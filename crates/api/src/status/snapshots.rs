@@ -21,6 +21,7 @@ pub struct TakenSnapshot {
 /// The status of a node's snapshots, and of the log that they make shorter. Later versions add
 /// fields.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct SnapshotStatus {
     /// The last included entry of the newest snapshot.
     pub newest: Option<EntryId>,
@@ -54,6 +55,7 @@ pub struct SnapshotStatus {
 
 /// A snapshot that is being sent to a follower.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct SendingSnapshot {
     /// The follower.
     pub to: u64,
@@ -75,6 +77,7 @@ pub struct SendingSnapshot {
 
 /// A snapshot that the node is receiving.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct ReceivingSnapshot {
     /// The sender, which is the leader.
     pub from: u64,

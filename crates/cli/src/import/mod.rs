@@ -15,6 +15,7 @@ pub(crate) use self::callers::{Import, Manner, Refused};
 pub(crate) use self::input::{Input, Record};
 use crate::args::ImportArgs;
 use crate::exit::{Exit, Failure, say};
+use crate::output::Output;
 use crate::progress::progress;
 use crate::signals::StopSignals;
 
@@ -82,7 +83,7 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
         interrupted: interrupted.is_some(),
         go_on_with_skip: (settled < records.len()).then_some(args.skip + settled),
     };
-    tell(&summary, args.json)?;
+    tell(&summary, Output::of_flag(args.json))?;
     let go_on = summary
         .go_on_with_skip
         .map(|skip| format!("; continue with --skip {skip}"))
@@ -96,8 +97,8 @@ pub(crate) async fn import(args: ImportArgs) -> Result<(), Failure> {
     }
 }
 
-fn tell(summary: &Summary, json: bool) -> Result<(), Failure> {
-    if json {
+fn tell(summary: &Summary, output: Output) -> Result<(), Failure> {
+    if output == Output::Json {
         let json = serde_json::to_string(summary);
         say(json.map_err(|error| Failure::failed(format!("the JSON cannot be written: {error}")))?);
         return Ok(());

@@ -187,23 +187,22 @@ mod tests {
             json(&row(Err("refused".to_owned()))),
             r#"{"node":2,"address":"n2:1","reachable":false,"role":null,"term":null,"leader":null,"commit_index":null,"applied_index":null,"apply_lag":null,"persisted_index":null,"records":null,"log_bytes_on_disk":null,"snapshots":null,"ready":null,"version":null,"halted_at":null,"reason":"refused","refusals":[],"alarms":[]}"#
         );
-        let status = NodeStatus {
-            role: NodeRole::Leader,
-            term: 3,
-            commit_index: 9,
-            applied_index: 7,
-            records: Some(5),
-            halted_at: Some(EntryId { term: 3, index: 8 }),
-            command_version_max: 2,
-            command_version_allowed: Some(1),
-            ..NodeStatus::default()
-        };
+        let mut status = NodeStatus::default();
+        status.role = NodeRole::Leader;
+        status.term = 3;
+        status.commit_index = 9;
+        status.applied_index = 7;
+        status.records = Some(5);
+        status.halted_at = Some(EntryId { term: 3, index: 8 });
+        status.command_version_max = 2;
+        status.command_version_allowed = Some(1);
         let running = json(&row(Ok(status.clone())));
         let numbers = r#""reachable":true,"role":"leader","term":3,"leader":null,"commit_index":9,"applied_index":7,"apply_lag":2,"persisted_index":0,"records":5,"log_bytes_on_disk":0,"snapshots":{"#;
         assert!(running.contains(numbers), "{running}");
         let halted = r#""halted_at":"3:8","command_version_max":2,"command_version_allowed":1,"reason":null"#;
         assert!(running.contains(halted), "{running}");
-        let stopped = json(&row(Ok(NodeStatus { stopped: Some("disk".to_owned()), ..status })));
+        status.stopped = Some("disk".to_owned());
+        let stopped = json(&row(Ok(status)));
         let numbers = r#""role":"stopped","term":null,"leader":null,"commit_index":null,"applied_index":null,"apply_lag":null,"persisted_index":null,"records":null,"log_bytes_on_disk":null,"snapshots":{"#;
         assert!(stopped.contains(numbers) && stopped.contains(r#""reason":"disk""#), "{stopped}");
     }

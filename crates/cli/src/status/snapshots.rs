@@ -139,21 +139,23 @@ mod tests {
 
     #[test]
     fn the_json_of_snapshots_has_every_key() {
-        let status = SnapshotStatus {
-            newest: Some(EntryId { term: 1, index: 2 }),
-            newest_bytes: 3,
-            count: 4,
-            disk_bytes: 5,
-            building: Some(6),
-            built: 7,
-            failed: 8,
-            last_failure: Some("full".to_owned()),
-            pause: Duration::from_micros(9),
-            bytes_since: 10,
-            overdue: true,
-            sending: vec![SendingSnapshot { to: 11, failures: 1, ..SendingSnapshot::default() }],
-            receiving: Some(ReceivingSnapshot { from: 12, ..ReceivingSnapshot::default() }),
-        };
+        let (mut sending, mut receiving) =
+            (SendingSnapshot::default(), ReceivingSnapshot::default());
+        (sending.to, sending.failures, receiving.from) = (11, 1, 12);
+        let mut status = SnapshotStatus::default();
+        status.newest = Some(EntryId { term: 1, index: 2 });
+        status.newest_bytes = 3;
+        status.count = 4;
+        status.disk_bytes = 5;
+        status.building = Some(6);
+        status.built = 7;
+        status.failed = 8;
+        status.last_failure = Some("full".to_owned());
+        status.pause = Duration::from_micros(9);
+        status.bytes_since = 10;
+        status.overdue = true;
+        status.sending = vec![sending];
+        status.receiving = Some(receiving);
         let json = serde_json::to_string(&Json(&status)).unwrap_or_else(|error| error.to_string());
         assert_eq!(
             json,

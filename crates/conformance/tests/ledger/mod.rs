@@ -2,6 +2,9 @@
 //! in one file together with the position.
 #![allow(dead_code, clippy::unwrap_used)]
 
+mod fault;
+mod format;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,97 +20,8 @@ use d_engine_state_machine::{
 };
 use d_engine_storage::{Fs, FsFile, OpenMode, write_all_at};
 
-/// The fault that a machine is given.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Fault {
-    None,
-    KeepsHalfAChunk,
-    AppliesAgain,
-    MovesTheViewsLastIncluded,
-    WritesTheViewLate,
-    ReturnsAnotherChecksum,
-    IgnoresTheChecksum,
-    InstallsByHalves,
-    MixesInTheInstalled,
-    FlushesIntoItsOwnMemory,
-    DoesNotFlushInDrop,
-    StoresThePositionApart,
-    DoesNotSync,
-    WritesOverTheOldFile,
-    RemovesTheOldFileFirst,
-    RepliesInNoOrder,
-    WritesInNoOrder,
-    LooksAtTheClock,
-    ShowsHalfACommand,
-    KeepsThePositionInReset,
-    ForgetsTheMetadata,
-    InventsTerms,
-    NeverRuns,
-    StopsOnGarbage,
-    LetsGarbageIntoTheLog,
-    RefusesItsOwn,
-    AnswersNobody,
-    HasNoLength,
-    AnswersAtRandom,
-    GoesBack,
-    ExpiresByItsOwnClock,
-    NeverExpires,
-    WantsTimeAlways,
-    WantsTimeNever,
-    ForgetsExpiriesInSnapshots,
-    GeneratesNothing,
-    WritesAfterItsEnd,
-    ServesFlippedBits,
-    ResetsByHalves,
-    /// Its commands have a higher version than its `command_version_max`.
-    IsAheadOfItself,
-    PanicsOverVersions,
-}
-
-impl Fault {
-    pub(crate) const ALL: [Self; 40] = [
-        Self::KeepsHalfAChunk,
-        Self::AppliesAgain,
-        Self::MovesTheViewsLastIncluded,
-        Self::WritesTheViewLate,
-        Self::ReturnsAnotherChecksum,
-        Self::IgnoresTheChecksum,
-        Self::InstallsByHalves,
-        Self::MixesInTheInstalled,
-        Self::FlushesIntoItsOwnMemory,
-        Self::DoesNotFlushInDrop,
-        Self::StoresThePositionApart,
-        Self::DoesNotSync,
-        Self::WritesOverTheOldFile,
-        Self::RemovesTheOldFileFirst,
-        Self::RepliesInNoOrder,
-        Self::WritesInNoOrder,
-        Self::LooksAtTheClock,
-        Self::ShowsHalfACommand,
-        Self::KeepsThePositionInReset,
-        Self::ForgetsTheMetadata,
-        Self::InventsTerms,
-        Self::NeverRuns,
-        Self::StopsOnGarbage,
-        Self::LetsGarbageIntoTheLog,
-        Self::RefusesItsOwn,
-        Self::AnswersNobody,
-        Self::HasNoLength,
-        Self::AnswersAtRandom,
-        Self::GoesBack,
-        Self::ExpiresByItsOwnClock,
-        Self::NeverExpires,
-        Self::WantsTimeAlways,
-        Self::WantsTimeNever,
-        Self::ForgetsExpiriesInSnapshots,
-        Self::GeneratesNothing,
-        Self::WritesAfterItsEnd,
-        Self::ServesFlippedBits,
-        Self::ResetsByHalves,
-        Self::IsAheadOfItself,
-        Self::PanicsOverVersions,
-    ];
-}
+pub(crate) use self::fault::Fault;
+use self::format::{command, decode, decode_into, encode};
 
 #[derive(Clone, Default)]
 struct State {
@@ -307,79 +221,6 @@ impl Drop for Ledger {
             self.store(&state).ok();
         }
     }
-}
-
-fn command(data: &[u8]) -> Result<(&str, u64, Option<u64>)> {
-    let fields: Vec<&str> = std::str::from_utf8(data)?.split(' ').collect();
-    match fields[..] {
-        [name, amount] => Ok((name, amount.parse()?, None)),
-        [name, amount, after_ms] => Ok((name, amount.parse()?, Some(after_ms.parse()?))),
-        _ => Err(Error::msg("no command")),
-    }
-}
-
-/// FNV-1a, which detects any single flipped bit.
-fn checksum(text: &str) -> u64 {
-    text.bytes().fold(0xCBF2_9CE4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
-    })
-}
-
-fn encode(state: &State, unordered: bool) -> String {
-    let mut lines = vec![format!("at {} {}", state.last.term, state.last.index)];
-    if let Some(meta) = &state.snapshot {
-        lines.push(format!(
-            "snapshot {} {} {}",
-            meta.last_included.term, meta.last_included.index, meta.checksum[0]
-        ));
-    }
-    let line = |(name, balance): (&String, &u64)| format!("{name} {balance}");
-    if unordered {
-        lines.extend(state.balances.iter().collect::<HashMap<_, _>>().into_iter().map(line));
-    } else {
-        lines.extend(state.balances.iter().map(line));
-    }
-    lines.push(format!("time {}", state.time_ms));
-    lines.extend(
-        state
-            .reserved
-            .iter()
-            .map(|((until, name), amount)| format!("reserved {name} {amount} {until}")),
-    );
-    let text = lines.join("\n");
-    let sum = checksum(&text);
-    format!("{text}\nend {sum}")
-}
-
-fn decode(fault: Fault, text: &str) -> Result<State> {
-    let mut state = State::default();
-    decode_into(fault, text, &mut state)?;
-    Ok(state)
-}
-
-fn decode_into(fault: Fault, text: &str, state: &mut State) -> Result<()> {
-    let mut ended = false;
-    let sum = text.rsplit_once("\nend ").map_or(0, |(before, _)| checksum(before));
-    for line in text.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        match fields[..] {
-            ["at", term, index] => state.last = LogId::of(term.parse()?, index.parse()?),
-            ["snapshot", term, index, first] => {
-                let last_included = LogId::of(term.parse()?, index.parse()?);
-                state.snapshot = Some(SnapshotMetadata::new(last_included, [first.parse()?; 32]));
-            }
-            ["end", found] => ended = fault == Fault::ServesFlippedBits || found.parse() == Ok(sum),
-            ["time", time_ms] => state.time_ms = time_ms.parse()?,
-            ["reserved", name, amount, until] => {
-                state.reserved.insert((until.parse()?, name.to_owned()), amount.parse()?);
-            }
-            [name, balance] => {
-                state.balances.insert(name.to_owned(), balance.parse()?);
-            }
-            _ => return Err(Error::msg("this is not a line of a ledger")),
-        }
-    }
-    if ended { Ok(()) } else { Err(Error::msg("the ledger has no end line")) }
 }
 
 struct View {

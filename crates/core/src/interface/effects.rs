@@ -83,10 +83,21 @@ pub enum Appended {
     Snapshot {
         /// The last included entry of the snapshot.
         last: LogId,
-        /// Whether the log contains that entry and keeps the entries after it; otherwise the whole
-        /// log is dropped.
-        keeps_suffix: bool,
+        /// What happens to the entries after it.
+        suffix: LogSuffix,
     },
+}
+
+/// What happens to the entries after the last included entry of an installed snapshot (Raft paper
+/// figure 13, rules 6 and 7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogSuffix {
+    /// They are kept: the log contains the last included entry with its term, so they follow from
+    /// the snapshot.
+    Keep,
+    /// They are dropped, with everything before them, and never reappear: the log does not contain
+    /// the last included entry, so nothing proves that later entries follow from the snapshot.
+    Drop,
 }
 
 /// A message and its receiver.

@@ -1,6 +1,6 @@
 //! The follower: how it handles a leader's messages (Raft paper, section 5.3 and figure 2).
 
-use crate::interface::effects::{Appended, Effects};
+use crate::interface::effects::{Appended, Effects, LogSuffix};
 use crate::interface::input::Rejected;
 use crate::interface::message::EntryMeta;
 use crate::protocol::role::Follower;
@@ -134,9 +134,12 @@ impl RaftCore {
 
     /// A snapshot of the leader has replaced the log up to here: the log matches that far, and no
     /// further if the entries after it were dropped.
-    pub(crate) fn installed(&mut self, last: LogId, keeps_suffix: bool) {
+    pub(crate) fn installed(&mut self, last: LogId, suffix: LogSuffix) {
         if let Some(follower) = self.role.follower_mut() {
-            let before = if keeps_suffix { follower.verified } else { LogIndex::ZERO };
+            let before = match suffix {
+                LogSuffix::Keep => follower.verified,
+                LogSuffix::Drop => LogIndex::ZERO,
+            };
             follower.verified = before.max(last.index);
         }
     }

@@ -2,7 +2,7 @@
 //! follower that lacks purged entries receives a snapshot instead. The driver builds, sends and
 //! verifies snapshots.
 
-use crate::interface::effects::{Appended, Effects};
+use crate::interface::effects::{Appended, Effects, LogSuffix};
 use crate::interface::input::{Rejected, SnapshotToInstall};
 use crate::protocol::role::RoleKind;
 use crate::raft_core::RaftCore;
@@ -82,12 +82,12 @@ impl RaftCore {
             // The reply to the next heartbeat tells the leader to continue with entries.
             return Err(Rejected::SnapshotStale);
         }
-        let keeps_suffix = self.log.install(last, configuration, time_ms);
-        if !keeps_suffix {
+        let suffix = self.log.install(last, configuration, time_ms);
+        if suffix == LogSuffix::Drop {
             out.superseded_from = Some(last.index.next());
         }
-        self.installed(last, keeps_suffix);
-        self.appended = Appended::Snapshot { last, keeps_suffix };
+        self.installed(last, suffix);
+        self.appended = Appended::Snapshot { last, suffix };
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::interface::effects::LogSuffix;
 use crate::{Configuration, EntryMeta, LogId, LogIndex, NodeId, PersistId, Term};
 
 /// The log at the node's start.
@@ -287,14 +288,14 @@ impl LogView {
     }
 
     /// A snapshot replaces the log up to `last`. A log that contains that entry keeps the entries
-    /// after it; any other log is dropped (Raft paper, figure 13, rules 6 and 7). Returns whether
-    /// the log was kept.
+    /// after it; any other log is dropped (Raft paper, figure 13, rules 6 and 7). Returns
+    /// which of the two was done.
     pub(crate) fn install(
         &mut self,
         last: LogId,
         configuration: Box<Configuration>,
         time_ms: u64,
-    ) -> bool {
+    ) -> LogSuffix {
         assert!(
             last.index > self.committed,
             "a snapshot from before the commit index: {last:?} {:?}",
@@ -323,7 +324,7 @@ impl LogView {
         }
         self.configurations.insert(0, (last, configuration));
         self.time_ms = self.time_ms.max(time_ms);
-        kept
+        if kept { LogSuffix::Keep } else { LogSuffix::Drop }
     }
 
     /// Records that `order` will make everything now in the log durable.

@@ -37,7 +37,7 @@ impl Replica {
             return;
         }
         let mut room = self.config.proposals_max.saturating_sub(self.proposals.len());
-        let mut accepted = Batch::default();
+        let mut accepted = Vec::new();
         for proposal in proposals {
             let size = proposal.command.len();
             if size > limit {
@@ -62,17 +62,15 @@ impl Replica {
         }
         // A batch need not fit as a whole: as many commands as fit are accepted.
         let fitting =
-            if leads { self.core.fitting(&accepted.sizes).max(1) } else { accepted.sizes.len() };
-        let refused = accepted.split_off(fitting);
-        while !accepted.commands.is_empty() {
-            let rest = accepted.split_off(accepted.first_step());
-            let Batch { commands, sizes } = std::mem::replace(&mut accepted, rest);
+            if leads { self.core.fitting(&sizes_of(&accepted)).max(1) } else { accepted.len() };
+        let refused = accepted.split_off(fitting.min(accepted.len()));
+        while !accepted.is_empty() {
+            let rest = accepted.split_off(first_step(&accepted));
+            let commands = std::mem::replace(&mut accepted, rest);
+            let sizes = sizes_of(&commands);
             self.step(now, Input::Propose { sizes }, Payload::Commands(commands), jobs);
         }
-        proposals::refuse(
-            refused.commands,
-            &ProposeError::Busy { what: "bytes waiting for commit" },
-        );
+        proposals::refuse(refused, &ProposeError::Busy { what: "bytes waiting for commit" });
     }
 
     pub(crate) fn on_read(&mut self, now: Now, requests: Vec<ReadRequest>, jobs: &mut Jobs) {
@@ -138,34 +136,23 @@ impl Replica {
 /// one write of the log, whose length is limited.
 const STEP_BYTES_MAX: u64 = 4 << 20;
 
-/// Commands and their sizes, in the same order.
-#[derive(Default)]
-struct Batch {
-    commands: Vec<Proposal>,
-    sizes: Vec<u32>,
+/// The sizes of the commands, as the core counts them.
+fn sizes_of(commands: &[Proposal]) -> Vec<u32> {
+    commands.iter().map(size_of).collect()
 }
 
-impl Batch {
-    fn push(&mut self, proposal: Proposal) {
-        self.sizes.push(u32::try_from(proposal.command.len()).unwrap_or(u32::MAX));
-        self.commands.push(proposal);
-    }
+fn size_of(proposal: &Proposal) -> u32 {
+    u32::try_from(proposal.command.len()).unwrap_or(u32::MAX)
+}
 
-    /// Keeps the first `count` commands and returns the others.
-    fn split_off(&mut self, count: usize) -> Self {
-        let count = count.min(self.commands.len());
-        Self { commands: self.commands.split_off(count), sizes: self.sizes.split_off(count) }
-    }
-
-    /// The number of commands in the first step, at least one.
-    fn first_step(&self) -> usize {
-        let mut bytes = 0;
-        let fits = self.sizes.iter().take_while(|size| {
-            bytes += u64::from(**size);
-            bytes <= STEP_BYTES_MAX
-        });
-        fits.count().max(1)
-    }
+/// The number of commands in the first step, at least one.
+fn first_step(commands: &[Proposal]) -> usize {
+    let mut bytes = 0;
+    let fits = commands.iter().take_while(|proposal| {
+        bytes += u64::from(size_of(proposal));
+        bytes <= STEP_BYTES_MAX
+    });
+    fits.count().max(1)
 }
 
 fn is_over(deadline: Option<Instant>, now: Instant) -> bool {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use d_engine_core::{ClockState, Input, Instant, LogIndex, Now, RoleKind};
 
 use crate::event::Jobs;
+use crate::health::worker_watch::WorkLeft;
 use crate::replica::{Payload, Replica};
 
 /// Long work of the state machine that does not count as a hang.
@@ -41,11 +42,25 @@ impl Replica {
             self.pauses.last = Some(now.monotonic.since(since));
         }
         self.machine.set_exempt(self.pauses.are_under_way());
-        self.machine.came_back(now.monotonic, self.apply.is_idle());
+        self.machine_came_back(now);
         if paused && may_be_long && self.core.role() == RoleKind::Leader {
             // Rejected if no other voter could lead, or during another transfer.
             self.try_step(now, Input::TransferLeadership { to: None }, Payload::None, jobs).ok();
         }
+    }
+
+    /// The log worker has reported something.
+    pub(crate) fn disk_came_back(&mut self, now: Now) {
+        // Entries that wait for space do not show that the disk hangs.
+        let is_idle = self.log_disk().full || self.unsynced.is_empty();
+        let left = if is_idle { WorkLeft::None } else { WorkLeft::Some };
+        self.disk.came_back(now.monotonic, left);
+    }
+
+    /// The apply worker has reported something.
+    pub(crate) fn machine_came_back(&mut self, now: Now) {
+        let left = if self.apply.is_idle() { WorkLeft::None } else { WorkLeft::Some };
+        self.machine.came_back(now.monotonic, left);
     }
 
     /// A worker that has reported nothing for this long hangs.
@@ -74,7 +89,7 @@ impl Replica {
         let (counter, seen) = &mut self.machine_steps;
         let steps = counter.load(Ordering::Relaxed);
         if std::mem::replace(seen, steps) != steps {
-            self.machine.came_back(now.monotonic, self.apply.is_idle());
+            self.machine_came_back(now);
         }
         if let Some(hangs) = self.machine.look(now.monotonic, limit) {
             if hangs {

@@ -26,7 +26,7 @@ impl Replica {
         let halted_at = stop.halted_at();
         let is_news = self.apply.stopped(through, stop);
         let applied = self.apply.applied();
-        self.machine.came_back(now.monotonic, self.apply.is_idle());
+        self.machine_came_back(now);
         self.step(now, Input::Applied(applied), Payload::None, jobs);
         self.step(now, Input::HaltedAt(halted_at), Payload::None, jobs);
         self.proposals.lose_all_because(UnknownBecause::StateMachineStopped);

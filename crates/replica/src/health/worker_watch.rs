@@ -9,6 +9,13 @@ use std::time::Duration;
 
 use d_engine_core::Instant;
 
+/// Whether a worker that has reported something has a further job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WorkLeft {
+    Some,
+    None,
+}
+
 /// The watch over one worker.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct WorkerWatch {
@@ -35,9 +42,9 @@ impl WorkerWatch {
         self.silent_since = self.silent_since.filter(|_| !is_exempt);
     }
 
-    /// The worker has reported something; `is_idle` says whether it has no further job.
-    pub(crate) fn came_back(&mut self, now: Instant, is_idle: bool) {
-        self.silent_since = (!is_idle && !self.is_exempt).then_some(now);
+    /// The worker has reported something.
+    pub(crate) fn came_back(&mut self, now: Instant, left: WorkLeft) {
+        self.silent_since = (left == WorkLeft::Some && !self.is_exempt).then_some(now);
     }
 
     /// Checks whether it hangs. Returns the new state if it has changed.
@@ -77,11 +84,11 @@ mod tests {
         watch.given(at(1_900));
         assert_eq!(watch.deadline(LIMIT), Some(at(2_000)));
         assert_eq!(watch.look(at(1_999), LIMIT), None);
-        watch.came_back(at(1_999), false);
+        watch.came_back(at(1_999), WorkLeft::Some);
         assert_eq!(watch.look(at(2_998), LIMIT), None, "slow, but it reports");
         assert_eq!(watch.look(at(2_999), LIMIT), Some(true));
         assert_eq!((watch.look(at(3_500), LIMIT), watch.hangs()), (None, true), "reported once");
-        watch.came_back(at(4_000), true);
+        watch.came_back(at(4_000), WorkLeft::None);
         assert_eq!(watch.look(at(4_000), LIMIT), Some(false));
         assert_eq!(watch.look(at(9_000), LIMIT), None);
     }

@@ -32,8 +32,7 @@ impl Replica {
             (Appended::Created { first, kind, time_ms, count }, payload) => {
                 self.create(first, kind, time_ms, count, payload)
             }
-            (Appended::Snapshot { last, keeps_suffix }, Payload::Snapshot(membership)) => {
-                let suffix = if keeps_suffix { LogSuffix::Keep } else { LogSuffix::Drop };
+            (Appended::Snapshot { last, suffix }, Payload::Snapshot(membership)) => {
                 install = Some(self.begin_anew(last, suffix, membership));
                 Vec::new()
             }
@@ -106,7 +105,8 @@ impl Replica {
             Payload::Commands(commands) if kind == EntryKind::Command => {
                 assert!(
                     commands.len() as u64 == count,
-                    "the core accepted another number of commands than it was given"
+                    "the core accepted {count} of {} commands; it accepts all or none",
+                    commands.len()
                 );
                 let mut entries = Vec::with_capacity(commands.len());
                 for (offset, proposal) in commands.into_iter().enumerate() {

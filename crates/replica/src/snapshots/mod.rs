@@ -10,7 +10,7 @@ pub(crate) mod transfer;
 use std::time::Duration;
 
 use d_engine_core::{Input, Instant, LogId, LogIndex, Now, RoleKind, SnapshotToInstall};
-use d_engine_storage::snapshot::Hold;
+use d_engine_storage::snapshot::{Coverage, Hold};
 
 use crate::clients::throttle::SLOW_FOR;
 use crate::event::{InstallResponder, Jobs, ReceivedSnapshot};
@@ -63,6 +63,12 @@ impl Snapshots {
         self.covered = self.covered.max(newest);
         self.oldest = self.oldest.max(oldest);
         self.is_due = true;
+    }
+
+    /// Records which snapshots this node has.
+    pub(crate) fn set_coverage(&mut self, coverage: &Coverage) {
+        self.newest_has(coverage.newest_bytes);
+        self.covers(coverage.newest.index, coverage.oldest.index);
     }
 
     /// Sets the length of the newest snapshot, which estimates the space that the next one needs.

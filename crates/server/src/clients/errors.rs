@@ -47,6 +47,10 @@ pub(crate) fn read_error_detail(error: &ReadError) -> ErrorDetail {
         ReadError::Unsupported { operation } => {
             Kind::Unsupported(message::Unsupported { operation: (*operation).to_owned() })
         }
+        // The client's error says what failed; this is the machine's own reason.
+        ReadError::StateMachine(reason) => {
+            Kind::StateMachineFailed(message::StateMachineFailed { reason: reason.clone() })
+        }
         other => {
             Kind::StateMachineFailed(message::StateMachineFailed { reason: other.to_string() })
         }

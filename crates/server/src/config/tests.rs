@@ -243,6 +243,10 @@ fn the_known_names_are_the_fields_of_the_config() {
             peer_addr: "a:1".to_owned(),
             client_addr: String::new(),
         }],
+        node_id: Some(1),
+        replaces: Some(3),
+        advertise_peer: Some("a:3".to_owned()),
+        advertise_client: Some("a:4".to_owned()),
         ..Config::default()
     };
     let table = toml::Table::try_from(everything).unwrap();

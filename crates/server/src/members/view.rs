@@ -19,15 +19,15 @@ pub(crate) fn members(
     leader: Option<NodeId>,
 ) -> Members {
     let in_force = &known.in_force;
-    Members {
-        node: identity.node.get(),
-        cluster_id: identity.cluster.0.to_vec(),
-        config: config_id(in_force.id()),
-        is_committed: in_force.id() == known.committed.id(),
-        list: list(in_force),
-        leader: leader.map(NodeId::get),
-        removed_by: known.removed.map(config_id),
-    }
+    let mut members = Members::default();
+    members.node = identity.node.get();
+    members.cluster_id = identity.cluster.0.to_vec();
+    members.config = config_id(in_force.id());
+    members.is_committed = in_force.id() == known.committed.id();
+    members.list = list(in_force);
+    members.leader = leader.map(NodeId::get);
+    members.removed_by = known.removed.map(config_id);
+    members
 }
 
 /// The members of one membership.
@@ -36,14 +36,12 @@ pub(crate) fn list(membership: &Membership) -> Vec<Member> {
 }
 
 fn member(member: &d_engine_storage::Member) -> Member {
-    Member {
-        node: member.node,
-        peer_addr: member.peer_addr.clone(),
-        client_addr: Some(member.client_addr.clone()).filter(|address| !address.is_empty()),
-        role: role(member.role),
-        heard_ms_ago: None,
-        lag: None,
-    }
+    let mut seen = Member::default();
+    seen.node = member.node;
+    seen.peer_addr.clone_from(&member.peer_addr);
+    seen.client_addr = Some(member.client_addr.clone()).filter(|address| !address.is_empty());
+    seen.role = role(member.role);
+    seen
 }
 
 /// While a configuration is joint, a member has the role that it had before.

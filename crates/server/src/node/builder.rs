@@ -150,12 +150,19 @@ fn check_name(name: &str) -> Result<(), StartError> {
     }))
 }
 
-/// Checks that the runtime has timers and, if it serves clients, sockets. Tokio reports a lack of
-/// them only by a panic.
-fn check_runtime(attach_client_service: bool) -> Result<(), StartError> {
+/// What a node needs of the caller's runtime.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RuntimeNeeds {
+    Timers,
+    /// It serves clients.
+    TimersAndSockets,
+}
+
+/// Checks that the runtime has what the node needs. Tokio reports a lack of it only by a panic.
+fn check_runtime(needs: RuntimeNeeds) -> Result<(), StartError> {
     let has_all = std::panic::catch_unwind(|| {
         drop(tokio::time::sleep(std::time::Duration::ZERO));
-        if attach_client_service {
+        if needs == RuntimeNeeds::TimersAndSockets {
             drop(tokio::net::TcpSocket::new_v4().and_then(|socket| socket.listen(1)));
         }
     });
@@ -199,7 +206,10 @@ impl Node {
     /// See [`StartError`]. No thread is left running.
     pub async fn start(self) -> Result<EmbeddedEngine, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-        check_runtime(self.config.client_listen_addr().is_some())?;
+        check_runtime(match self.config.client_listen_addr() {
+            Some(_) => RuntimeNeeds::TimersAndSockets,
+            None => RuntimeNeeds::Timers,
+        })?;
         descriptors::warn_if_scarce(self.config.own_id(), descriptors::limit());
         let group = GroupId::FIRST;
         let (owner, listener) = self.find_owner(group).await?;

@@ -30,23 +30,21 @@ pub(crate) async fn node_status(
     let stopped = shared.inbox.closed();
     let serves = stopped.is_none() && !shared.gate.is_halted();
     let log = shared.log_counters.read();
-    let mut status = NodeStatus {
-        node: identity.node.get(),
-        cluster_id: identity.cluster.0.to_vec(),
-        stopped: stopped.map(|reason| reason.to_string()),
-        refusals: shared.refusals.texts(),
-        alarms: snapshot_alarms(shared),
-        late_replies: shared.late_replies.load(Ordering::Relaxed),
-        ready: *shared.ready.borrow() && serves && state_machine_running,
-        state_machine_running,
-        records: records.map(|records| records as u64),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        log_syncs: log.syncs,
-        log_bytes_written: log.bytes_written,
-        log_bytes_on_disk: log.log_bytes,
-        snapshots: snapshot_status(shared, &log),
-        ..NodeStatus::default()
-    };
+    let mut status = NodeStatus::default();
+    status.node = identity.node.get();
+    status.cluster_id = identity.cluster.0.to_vec();
+    status.stopped = stopped.map(|reason| reason.to_string());
+    status.refusals = shared.refusals.texts();
+    status.alarms = snapshot_alarms(shared);
+    status.late_replies = shared.late_replies.load(Ordering::Relaxed);
+    status.ready = *shared.ready.borrow() && serves && state_machine_running;
+    status.state_machine_running = state_machine_running;
+    status.records = records.map(|records| records as u64);
+    status.version = env!("CARGO_PKG_VERSION").to_owned();
+    status.log_syncs = log.syncs;
+    status.log_bytes_written = log.bytes_written;
+    status.log_bytes_on_disk = log.log_bytes;
+    status.snapshots = snapshot_status(shared, &log);
     if let Some(replica) = replica {
         let now = shared.gate.now();
         add_replica(&mut status, replica, now);

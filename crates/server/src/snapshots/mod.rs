@@ -235,7 +235,7 @@ impl Transfers {
         );
         let dir = std::path::Path::new("/snapshots");
         let (store, _) = SnapshotStore::open(Arc::new(SimFs::new()), dir, options)
-            .unwrap_or_else(|error| unreachable!("{error}"));
+            .unwrap_or_else(|error| unreachable!("an empty disk in memory was refused: {error}"));
         let clock = Clock::start();
         let gate = Arc::new(ReadGate::new(clock));
         let inbox =

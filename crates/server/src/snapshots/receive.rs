@@ -51,11 +51,9 @@ impl Transfers {
         let Some((term, last_included)) = offer.offered() else {
             return refuse(line, Refusal::Protocol, "the first message is not an offer");
         };
-        let status = ReceivingSnapshot {
-            from: from.get(),
-            index: last_included.index.get(),
-            ..ReceivingSnapshot::default()
-        };
+        let mut status = ReceivingSnapshot::default();
+        status.from = from.get();
+        status.index = last_included.index.get();
         if let Err(why) = self.take_place(id, term, status) {
             return refuse(line, Refusal::Busy, why);
         }

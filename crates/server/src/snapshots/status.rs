@@ -31,34 +31,34 @@ pub(crate) fn snapshot_status(shared: &Shared, log: &LogStats) -> SnapshotStatus
         0 | 1 => log.log_bytes,
         _ => bytes_since.min(log.log_bytes),
     };
-    SnapshotStatus {
-        newest: list.first().map(|info| entry_id(info.last_included())),
-        newest_bytes: list.first().map_or(0, |info| info.len),
-        count: list.len() as u64,
-        disk_bytes: list.iter().map(|info| info.len).sum(),
-        building: (is_building || pauses.is_some()).then_some(packed),
-        built: building.built.load(Ordering::Relaxed),
-        failed: failures.count,
-        last_failure: failures.last,
-        pause: pauses.unwrap_or(paused),
-        bytes_since,
-        overdue: behind_newest > shared.max_log_bytes,
-        sending: sending.into_iter().map(sending_status).collect(),
-        receiving,
-    }
+    let mut status = SnapshotStatus::default();
+    status.newest = list.first().map(|info| entry_id(info.last_included()));
+    status.newest_bytes = list.first().map_or(0, |info| info.len);
+    status.count = list.len() as u64;
+    status.disk_bytes = list.iter().map(|info| info.len).sum();
+    status.building = (is_building || pauses.is_some()).then_some(packed);
+    status.built = building.built.load(Ordering::Relaxed);
+    status.failed = failures.count;
+    status.last_failure = failures.last;
+    status.pause = pauses.unwrap_or(paused);
+    status.bytes_since = bytes_since;
+    status.overdue = behind_newest > shared.max_log_bytes;
+    status.sending = sending.into_iter().map(sending_status).collect();
+    status.receiving = receiving;
+    status
 }
 
 fn sending_status(sending: d_engine_replica::SendingSnapshot) -> SendingSnapshot {
-    SendingSnapshot {
-        to: sending.to,
-        index: Some(sending.last_included).filter(|index| *index > 0),
-        confirmed: sending.confirmed,
-        bytes: sending.len,
-        resumed_at: sending.resumed_at,
-        is_installing: sending.is_installing,
-        failures: sending.failures,
-        last_failure: sending.last_failure,
-    }
+    let mut status = SendingSnapshot::default();
+    status.to = sending.to;
+    status.index = Some(sending.last_included).filter(|index| *index > 0);
+    status.confirmed = sending.confirmed;
+    status.bytes = sending.len;
+    status.resumed_at = sending.resumed_at;
+    status.is_installing = sending.is_installing;
+    status.failures = sending.failures;
+    status.last_failure = sending.last_failure;
+    status
 }
 
 /// Returns what an operator must attend to, each with the next step.

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 use crate::StartError;
 use crate::node::clock::Clock;
-use crate::threads::building::{BuildProgress, SnapshotWork};
+use crate::threads::building::{BuildProgress, PauseWas, SnapshotWork};
 use crate::threads::inbox::Inbox;
 use crate::threads::read_gate::ReadGate;
 use crate::threads::work_queue::{Found, WorkQueue};
@@ -171,7 +171,10 @@ impl ApplyThread {
                 limit.as_millis()
             )))
         });
-        self.progress.pause_ended(!matches!(begun, Ok(None)));
+        self.progress.pause_ended(match begun {
+            Ok(None) => PauseWas::ForPolicy,
+            Ok(Some(_)) | Err(_) => PauseWas::ForSnapshot,
+        });
         steps.snapshot_begun(&self.worker, cause, &begun);
         match begun {
             Ok(Some(task)) => {

@@ -38,6 +38,15 @@ struct Pause {
     since: Option<Instant>,
 }
 
+/// For what apply was paused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PauseWas {
+    /// For a snapshot, which was begun or failed to begin: this pause counts.
+    ForSnapshot,
+    /// To ask the policy, which wanted none.
+    ForPolicy,
+}
+
 /// The number of failed snapshots since the node's start, and the reason of the last failure; the
 /// reason is cleared once a snapshot succeeds.
 #[derive(Clone, Default)]
@@ -68,10 +77,10 @@ impl BuildProgress {
         self.pause().since = Some(Instant::now());
     }
 
-    /// Records the end of the pause. Its length counts only if a snapshot was `begun`.
-    pub(crate) fn pause_ended(&self, begun: bool) {
+    /// Records the end of the pause.
+    pub(crate) fn pause_ended(&self, pause_was: PauseWas) {
         let mut pause = self.pause();
-        if let Some(since) = pause.since.take().filter(|_| begun) {
+        if let (Some(since), PauseWas::ForSnapshot) = (pause.since.take(), pause_was) {
             pause.last = since.elapsed();
         }
     }

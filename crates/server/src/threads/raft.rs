@@ -24,7 +24,7 @@ use crate::threads::building::SnapshotWork;
 use crate::threads::inbox::Incoming;
 use crate::threads::shared::{KnownMembers, Shared};
 use crate::threads::work_queue::WorkQueue;
-use crate::threads::workers::{LogWork, start_thread};
+use crate::threads::workers::{LogWork, panic_text, start_thread};
 use crate::transport::{
     FramedTransport, PeerEvents, PeerRefusal, ReceivePermit, Sent, SnapshotConnection,
 };
@@ -86,9 +86,7 @@ pub(crate) fn raft_thread(
             reason
         };
         let reason = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text =
-                text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            let text = panic_text(panic.as_ref());
             StopReason::new(format_args!(
                 "the raft thread panicked: {text}; start the node again, and report the panic"
             ))

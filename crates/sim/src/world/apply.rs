@@ -129,7 +129,7 @@ impl World {
         };
         let latency = self.prng.tail(self.profile.apply_mean);
         self.after(latency, SimEvent::ApplyDone { node: id, boot, applied });
-        self.after_apply(id, applied.through, snapshot.is_some())
+        self.after_apply(id, applied.through, snapshot)
     }
 
     /// Unpacks a snapshot before it is installed; if there is no disk space for its files, the job
@@ -160,11 +160,17 @@ impl World {
         }
     }
 
-    /// A state machine has finished a job: compares its state with those of other nodes.
-    fn after_apply(&mut self, id: u64, through: LogId, installed: bool) -> Result<(), Violation> {
+    /// A state machine has finished a job, which may have been to install `snapshot`: compares its
+    /// state with those of other nodes.
+    fn after_apply(
+        &mut self,
+        id: u64,
+        through: LogId,
+        snapshot: Option<LogId>,
+    ) -> Result<(), Violation> {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let state = running.machine.state_hash();
-        if installed {
+        if snapshot.is_some() {
             running.installing = None;
             self.counts.reached(Sometimes::SnapshotInstalled);
         }

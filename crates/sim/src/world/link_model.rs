@@ -209,12 +209,20 @@ impl Links {
         }
     }
 
-    pub(crate) fn speed(&self, ends: (u64, u64), profile: &LinkProfile, calm: bool) -> u64 {
+    /// Bytes per second of a link under faults; 0 stands for no limit.
+    pub(crate) fn speed(&self, ends: (u64, u64), profile: &LinkProfile) -> u64 {
         let slow = profile.slow_node_bytes_per_second;
         let own =
             if slow > 0 && (ends.0 == 1 || ends.1 == 1) { slow } else { profile.bytes_per_second };
-        let speed = self.slowed.get(&ends).copied().unwrap_or(own);
-        if calm && speed > 0 { speed.max(CALM_BYTES_PER_SECOND) } else { speed }
+        self.slowed.get(&ends).copied().unwrap_or(own)
+    }
+
+    /// As [`Self::speed`], after the end of all faults.
+    pub(crate) fn calm_speed(&self, ends: (u64, u64), profile: &LinkProfile) -> u64 {
+        match self.speed(ends, profile) {
+            0 => 0,
+            speed => speed.max(CALM_BYTES_PER_SECOND),
+        }
     }
 
     /// Writes waiting messages as far as the kernel's buffer takes them; returns how many bytes of

@@ -66,7 +66,12 @@ impl World {
             self.plan_write(number, from, now + RETRANSMIT);
             return;
         }
-        let speed = self.links.speed((from, to), &self.profile.links, self.healed);
+        let (ends, profile) = ((from, to), &self.profile.links);
+        let speed = if self.healed {
+            self.links.calm_speed(ends, profile)
+        } else {
+            self.links.speed(ends, profile)
+        };
         let mut delays = self.link_delay();
         let (_, next) = self.links.write(number, now, speed, &mut delays, &self.profile.links);
         if let Next::At(at) = next {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use d_engine_core::{Instant, LogId};
+use d_engine_core::{Instant, LogId, Term};
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::{Event, Install, Jobs, SnapshotOrder, StopReason};
 use d_engine_storage::fs::sim::Failure;
@@ -252,14 +252,21 @@ impl World {
         }
     }
 
-    /// Records how a node is about to install a received snapshot.
-    pub(crate) fn note_install(&mut self, id: u64, install: Install, last: LogId, conflicts: bool) {
+    /// Records how a node is about to install a received snapshot over a log up to `last`, which
+    /// had an entry of term `there` at the snapshot's last included index.
+    pub(crate) fn note_install(
+        &mut self,
+        id: u64,
+        install: Install,
+        last: LogId,
+        there: Option<Term>,
+    ) {
         let now = self.now;
         self.trace
             .note(now, format_args!("node {id} installs {install:?} over a log up to {last}"));
         if install.suffix == LogSuffix::Keep {
             self.counts.reached(Sometimes::InstallKeepsSuffix);
-        } else if conflicts {
+        } else if there.is_some_and(|term| term != install.base.term) {
             self.counts.reached(Sometimes::InstallOverConflict);
         }
         if last.index > install.base.index {

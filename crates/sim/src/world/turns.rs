@@ -176,8 +176,7 @@ impl World {
         self.observe(id, before, after)?;
         let installs = jobs.persist.iter().skip(asked.persists).filter_map(|job| job.install);
         for install in installs.collect::<Vec<_>>() {
-            let conflicts = there.is_some_and(|term| term != install.base.term);
-            self.note_install(id, install, log.last, conflicts);
+            self.note_install(id, install, log.last, there);
             if is_deposed {
                 self.counts.reached(Sometimes::SnapshotOfDeposedInstalled);
             }

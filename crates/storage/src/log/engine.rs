@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId};
+use d_engine_core::{GroupId, HardState, LogId, LogIndex, LogSuffix, NodeId};
 
 use crate::fs::FsLock;
 use crate::log::frame::Position;
-use crate::{
-    ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, Reservation, StorageError,
-};
+use crate::{ClusterId, EntryHead, Identity, Incarnation, LogEntry, Membership, StorageError};
 
 /// Opens a data directory. One value stands for one directory.
 pub trait StorageEngine: Send + Sync + Debug + 'static {
@@ -80,6 +78,20 @@ pub struct OpenRequest {
 
 /// The locks of a data directory. It cannot be opened again while a clone of this is held.
 pub type DirectoryLocks = Arc<[Box<dyn FsLock>]>;
+
+/// Whose an existing or empty data directory is; see [`StorageEngine::reserve`].
+#[derive(Debug)]
+pub enum Reservation {
+    /// A node's, which has an identity.
+    Owned(Box<Identity>),
+    /// A node's that is about to join a cluster, which will know the directory by this incarnation.
+    Reserved {
+        /// The incarnation; the same one however often the directory is reserved.
+        incarnation: Incarnation,
+        /// The directory's locks. Drop them just before the directory is opened.
+        locks: DirectoryLocks,
+    },
+}
 
 /// An open data directory. Dropping `log` releases the directory locks, unless a clone of
 /// [`LogStore::directory_locks`] is still held.
@@ -222,18 +234,6 @@ pub trait LogStore: Send + Debug {
 
     /// Returns the counters since the store was opened.
     fn stats(&self) -> LogStats;
-}
-
-/// What happens to the entries after the last included entry of an installed snapshot (Raft paper
-/// figure 13, rules 6 and 7).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogSuffix {
-    /// They are kept: the log contains the last included entry with its term, so they follow from
-    /// the snapshot.
-    Keep,
-    /// They are dropped, with everything before them, and never reappear: the log does not contain
-    /// the last included entry, so nothing proves that later entries follow from the snapshot.
-    Drop,
 }
 
 /// Reads entries. Usable concurrently with the writer.

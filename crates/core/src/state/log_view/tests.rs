@@ -109,7 +109,7 @@ fn a_snapshot_drops_a_log_that_does_not_hold_its_last_entry() {
         log.push(&entry(2));
         log.persist_requested(PersistId::new(1));
         let last = LogId::new(Term::new(3), LogIndex::new(last));
-        assert!(!log.install(last, Box::new(voters(3)), 77));
+        assert_eq!(log.install(last, Box::new(voters(3)), 77), LogSuffix::Drop);
         assert_eq!((log.last(), log.committed()), (last, last.index));
         assert_eq!((log.uncommitted_bytes(), log.time_ms()), (0, 77));
         assert_eq!(log.configuration(), &voters(3));
@@ -228,7 +228,8 @@ impl Model {
                         .rev()
                         .find_map(|entry| entry.configuration.clone());
                     let configuration = earlier.unwrap_or_default();
-                    assert!(log.install(id, configuration.clone(), 0), "the log holds the entry");
+                    let suffix = log.install(id, configuration.clone(), 0);
+                    assert_eq!(suffix, LogSuffix::Keep, "the log holds the entry");
                     (self.base, self.committed) = (last, last);
                     self.log[last - 1].configuration = Some(configuration);
                 }

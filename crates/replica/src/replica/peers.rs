@@ -1,0 +1,47 @@
+//! Messages of other nodes, and a leader whose log contradicts this node's.
+
+use d_engine_core::{Input, NodeId, Now};
+
+use super::{Payload, Replica};
+use crate::event::Jobs;
+use crate::{PeerMessage, convert};
+
+impl Replica {
+    /// Records that the leader's log contradicts entries committed here, so some node has lost
+    /// committed entries. Logged once; it stays in the alarms, because an operator must act.
+    pub(super) fn note_contradiction(&mut self) {
+        if self.contradiction.is_some() {
+            return;
+        }
+        let text = format!(
+            "the log of the leader of term {} contradicts entries that are committed on this node \
+             (up to {}): a node has lost a part of its log; stop writing and compare the nodes' \
+             data directories",
+            self.core.term(),
+            self.core.log().committed
+        );
+        tracing::error!(node = %self.node, "{text}");
+        self.contradiction = Some(text);
+    }
+
+    pub(super) fn on_peer(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        message: PeerMessage,
+        jobs: &mut Jobs,
+    ) {
+        let (message, payload) = match convert::to_core(message) {
+            Ok((message, Some(entries))) => (message, Payload::Received(entries)),
+            Ok((message, None)) => (message, Payload::None),
+            Err(error) => {
+                tracing::warn!(
+                    node = %self.node, %from, %error,
+                    "a peer sent a membership that cannot be decoded; the message is dropped"
+                );
+                return;
+            }
+        };
+        self.step(now, Input::Message { from, message }, payload, jobs);
+    }
+}
