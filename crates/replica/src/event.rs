@@ -149,6 +149,22 @@ pub enum Event {
         /// Called with the outcome. Must not block.
         responder: TransferResponder,
     },
+    /// A peer has named the addresses at which it is reached, in its handshake.
+    Advertised {
+        /// The peer.
+        node: NodeId,
+        /// Its address for other nodes.
+        peer_addr: String,
+        /// Its address for clients; empty if it serves none.
+        client_addr: String,
+    },
+    /// A connection to a peer was made at this address.
+    Reached {
+        /// The peer.
+        node: NodeId,
+        /// The address.
+        peer_addr: String,
+    },
     /// A member has refused this node, because this committed configuration has removed it.
     RemovedBy(ConfigId),
     /// A caller's request to change the members.

@@ -100,6 +100,15 @@ impl fmt::Display for ChangeMembersError {
 
 impl std::error::Error for ChangeMembersError {}
 
+/// Where a peer is dialled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerAddresses<'a> {
+    /// The address in the log.
+    pub known: &'a str,
+    /// The one that the peer named last, if it is another one: for when it is not reached there.
+    pub moved_to: Option<&'a str>,
+}
+
 /// The longest wait after a rollback.
 const WAIT_MAX: Duration = Duration::from_secs(300);
 
@@ -184,6 +193,20 @@ impl Replica {
         }
         if let Some(bound) = self.members.with_bound(self.incarnations.iter()) {
             self.propose_membership(now, bound, QuorumRisk::Refuse, jobs).ok();
+            return;
+        }
+        self.write_addresses(now, jobs);
+    }
+
+    /// Writes the new address of a member that has moved.
+    fn write_addresses(&mut self, now: Now, jobs: &mut Jobs) {
+        if self.moved.is_empty() {
+            return;
+        }
+        self.moved.forget_known(self.members.logged());
+        let update = self.moved.updates(self.members.logged()).next();
+        if let Some(update) = update {
+            self.propose_membership(now, update, QuorumRisk::Refuse, jobs).ok();
         }
     }
 
@@ -269,6 +292,7 @@ impl Replica {
         if id == self.committed_members {
             return;
         }
+        self.moved.forget_known(self.members.logged());
         let removed = removed_by(committed, self.node, self.born);
         self.committed_members = id;
         jobs.status_changed = true;
@@ -310,9 +334,12 @@ impl Replica {
     /// The other nodes with which this one keeps a connection, with their addresses: the members of
     /// every configuration that may decide something, and at a leader also those that have just
     /// left.
-    pub fn peers(&self) -> impl Iterator<Item = (NodeId, &str)> {
+    pub fn peers(&self) -> impl Iterator<Item = (NodeId, PeerAddresses<'_>)> {
         let others = self.core.reach().into_iter().filter(|node| *node != self.node);
-        others.filter_map(|node| Some((node, self.members.peer_addr(node)?)))
+        others.filter_map(|node| {
+            let moved_to = self.moved.peer_addr(node);
+            Some((node, PeerAddresses { known: self.members.peer_addr(node)?, moved_to }))
+        })
     }
 
     /// Forgets nodes that are no members any more.

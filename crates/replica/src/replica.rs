@@ -29,6 +29,7 @@ use crate::log::loads::Loads;
 use crate::log::unsynced::Unsynced;
 use crate::members::Members;
 use crate::membership_driver::MembershipDriver;
+use crate::moved::Moved;
 use crate::snapshots::Snapshots;
 use crate::state_machine::apply_queue::ApplyQueue;
 use crate::state_machine::skips::{self, Skips};
@@ -75,6 +76,8 @@ pub struct Replica {
     /// Entries in the log that skip other entries.
     pub(crate) skips: Skips,
     pub(crate) membership_driver: MembershipDriver,
+    /// Members that are reached at other addresses than those in the log.
+    pub(crate) moved: Moved,
     /// The configuration that added this node.
     pub(crate) born: ConfigId,
     /// The last committed configuration, as last reported in the status.
@@ -177,6 +180,7 @@ impl Replica {
             contradiction: None,
             skips,
             membership_driver: MembershipDriver::default(),
+            moved: Moved::default(),
             born: identity.born(),
             committed_members: ConfigId::default(),
             removed,
@@ -257,6 +261,12 @@ impl Replica {
             Event::ApplyStopped { through, stop } => {
                 self.on_apply_stopped(now, through.index, stop, jobs);
             }
+            Event::Advertised { node, peer_addr, client_addr } => {
+                let logged = self.members.logged();
+                let is_news = self.moved.advertised(logged, node, &peer_addr, &client_addr);
+                jobs.status_changed |= is_news;
+            }
+            Event::Reached { node, peer_addr } => self.moved.reached(node, &peer_addr),
             Event::RemovedBy(by) => self.on_removed_by(by, jobs),
             Event::ChangeMembers(request) => self.on_change_members(now, *request, jobs),
             Event::SkipEntry { target, responder } => self.on_skip(now, target, responder, jobs),
@@ -359,6 +369,14 @@ impl Replica {
     #[must_use]
     pub fn with_addresses(mut self, configured: &Membership) -> Self {
         self.members.use_addresses(configured);
+        self
+    }
+
+    /// Sets the addresses at which this node is reached. A leader writes its own into the log.
+    #[must_use]
+    pub fn reached_at(mut self, peer_addr: &str, client_addr: &str) -> Self {
+        self.moved.advertised(self.members.logged(), self.node, peer_addr, client_addr);
+        self.moved.reached(self.node, peer_addr);
         self
     }
 

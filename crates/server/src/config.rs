@@ -217,6 +217,11 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// Whether others can dial this address: it is no wildcard, and names a port.
+pub(crate) fn can_be_dialled(address: &str) -> bool {
+    address::Address::parse(address).is_some_and(|it| it.port != 0 && !it.is_wildcard())
+}
+
 /// The peer address of a node for which none is configured.
 const LOOPBACK: &str = "127.0.0.1:0";
 
@@ -320,6 +325,12 @@ impl Config {
 
     fn own_member(&self) -> Option<&MemberConfig> {
         self.members.iter().find(|member| member.id == self.own_id())
+    }
+
+    /// The addresses of this node in `members`, for other nodes and for clients.
+    pub(crate) fn listed_addresses(&self) -> (Option<String>, Option<String>) {
+        let own = self.own_member();
+        own.map(|member| (member.peer_addr.clone(), member.client_addr.clone())).unzip()
     }
 
     /// Whether the node listens for other nodes.

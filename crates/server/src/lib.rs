@@ -8,8 +8,9 @@
 //! drives the replica; `threads/workers.rs` contains the log thread; `threads/apply.rs` and
 //! `threads/snapshot.rs` contain the apply and snapshot threads; `threads/inbox.rs` is the raft
 //! thread's input. What the threads do is decided in `d_engine_replica`; what they share is checked
-//! in `tests/models.rs`. `transport/` connects nodes, `members/` lets nodes join, `snapshots/` sends and receives snapshots,
-//! `clients/` is the client service, and `config.rs` has the settings.
+//! in `tests/models.rs`. `transport/` connects nodes, `members/` lets them join and leave,
+//! `snapshots/` sends and receives snapshots, `clients/` is the client service, and `config.rs` has
+//! the settings.
 
 mod clients;
 mod config;

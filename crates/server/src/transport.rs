@@ -62,8 +62,11 @@ pub trait PeerEvents: Send + Sync + 'static {
     /// A peer was refused, or has refused this node. Called again at every attempt.
     fn refused(&self, refusal: PeerRefusal);
 
-    /// The connection for messages to `node` is open.
-    fn up(&self, node: NodeId, incarnation: Incarnation);
+    /// A peer whose handshake was accepted names the addresses at which it is reached.
+    fn advertised(&self, node: NodeId, peer_addr: String, client_addr: String);
+
+    /// The connection for messages to `node` is open; it was made at `address`.
+    fn up(&self, node: NodeId, incarnation: Incarnation, address: &str);
 
     /// The connection for messages to `node` was lost, together with the queued messages.
     fn down(&self, node: NodeId);

@@ -286,6 +286,12 @@ impl Node {
         .with_machine_steps(handler.steps())
         .with_addresses(&self.configured_members()?);
         self.check_members(&replica)?;
+        let peer_listener = match peer_listener {
+            Some(bound) => Some(bound),
+            None => self.bind_peers().await?,
+        };
+        let (peer_addr, client_addr) = self.advertised(peer_listener.as_ref());
+        let replica = replica.reached_at(&peer_addr, &client_addr);
         let intake = InboxLimits {
             proposals: limits.max_pending_proposals,
             bytes: limits.max_pending_bytes,
@@ -308,10 +314,6 @@ impl Node {
             timeout: Timeouts::of(&self.config),
             runtime,
         });
-        let peer_listener = match peer_listener {
-            Some(bound) => Some(bound),
-            None => self.bind_peers().await?,
-        };
         let client_listener = self.bind_clients().await?;
         let client_addr = client_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let shared = threads.shared.clone();

@@ -140,8 +140,13 @@ impl PeerEvents for Shared {
         self.refusals.note(refusal);
     }
 
-    fn up(&self, node: NodeId, incarnation: Incarnation) {
+    fn advertised(&self, node: NodeId, peer_addr: String, client_addr: String) {
+        self.inbox.report(Event::Advertised { node, peer_addr, client_addr });
+    }
+
+    fn up(&self, node: NodeId, incarnation: Incarnation, address: &str) {
         self.refusals.welcomed_by(node);
+        self.inbox.report(Event::Reached { node, peer_addr: address.to_owned() });
         self.inbox.report(Event::PeerUp { node, incarnation });
     }
 
@@ -264,9 +269,10 @@ impl RaftThread {
 
     /// Dials every node that this one must reach, and closes the connections of all others.
     fn connect(&self, transport: &mut FramedTransport) {
-        let peers: BTreeMap<NodeId, &str> = self.replica.peers().collect();
-        for (node, address) in &peers {
-            transport.connect(*node, address);
+        let peers: BTreeMap<NodeId, _> = self.replica.peers().collect();
+        for (node, addresses) in &peers {
+            let both: Vec<&str> = [addresses.known].into_iter().chain(addresses.moved_to).collect();
+            transport.connect(*node, &both);
         }
         transport
             .keep_only(|node| peers.contains_key(&node) || self.provisional.contains_key(&node));
@@ -280,7 +286,7 @@ impl RaftThread {
         if let (Some(transport), false, true) = (transport, is_peer || address.is_empty(), has_room)
         {
             self.provisional.insert(node, self.clock.now().plus(PROVISIONAL_TIME));
-            transport.connect(node, address);
+            transport.connect(node, &[address]);
         }
     }
 

@@ -39,10 +39,11 @@ mod wire;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use d_engine_core::{GroupId, NodeId};
+use d_engine_locks::Unpoisoned as _;
 use d_engine_replica::PeerMessage;
 use d_engine_storage::{ClusterId, Incarnation};
 use d_engine_wire::{FrameEncoder, MAX_FRAME_BYTES};
@@ -143,7 +144,7 @@ struct Shared {
     events: Arc<dyn PeerEvents>,
     refusals: Refusals,
     /// The IP addresses at which members were last dialled.
-    known_hosts: std::sync::Mutex<BTreeMap<NodeId, IpAddr>>,
+    known_hosts: Mutex<BTreeMap<NodeId, IpAddr>>,
     /// The connections that were accepted from peers.
     connected: places::Connected,
     /// Bounds the questions that are being answered.
@@ -167,7 +168,8 @@ pub struct TransportStats {
 
 /// A peer that is dialled.
 struct Peer {
-    address: String,
+    /// Shared with the task, which tries one after the other.
+    addresses: Arc<Mutex<Vec<String>>>,
     outbox: Arc<Outbox>,
     task: JoinHandle<()>,
 }
@@ -203,7 +205,7 @@ impl FramedTransport {
             settings,
             events,
             refusals: Refusals::default(),
-            known_hosts: std::sync::Mutex::default(),
+            known_hosts: Mutex::default(),
             connected: places::Connected::default(),
             asking: tokio::sync::Semaphore::new(QUESTIONS_MAX),
             greeted: tokio::sync::Notify::new(),
@@ -221,18 +223,27 @@ impl FramedTransport {
         })
     }
 
-    /// Keeps a connection to `node` at `address` (`host:port`) from now on, and dials again
-    /// whenever it breaks. A call with a new address closes the old connection.
-    pub fn connect(&mut self, node: NodeId, address: &str) {
-        if self.peers.get(&node).is_some_and(|peer| peer.address == address) {
-            return;
+    /// Keeps a connection to `node` at one of `addresses` (`host:port`) from now on, and dials
+    /// again whenever it breaks. A call with none of the former addresses closes the connection.
+    pub fn connect(&mut self, node: NodeId, addresses: &[&str]) {
+        if let Some(peer) = self.peers.get(&node) {
+            let mut known = peer.addresses.lock().unpoisoned();
+            let stays = known.iter().any(|one| addresses.contains(&one.as_str()));
+            if stays {
+                if *known != addresses {
+                    *known = addresses.iter().map(|one| (*one).to_owned()).collect();
+                }
+                return;
+            }
         }
         self.disconnect(node);
         let settings = &self.shared.settings;
         let outbox = Arc::new(Outbox::new(settings.queue_frames, settings.queue_bytes));
-        let dialling = dial::dial(self.shared.clone(), node, address.to_owned(), outbox.clone());
+        let addresses = addresses.iter().map(|one| (*one).to_owned()).collect();
+        let addresses = Arc::new(Mutex::new(addresses));
+        let dialling = dial::dial(self.shared.clone(), node, addresses.clone(), outbox.clone());
         let task = self.runtime.spawn(dialling);
-        self.peers.insert(node, Peer { address: address.to_owned(), outbox, task });
+        self.peers.insert(node, Peer { addresses, outbox, task });
     }
 
     /// Closes the connections of all nodes for which `keeps` is false, in both directions.
@@ -307,12 +318,12 @@ impl FramedTransport {
     /// Returns a dialer for snapshot connections to `node`; `None` if this node does not dial it.
     #[must_use]
     pub fn snapshot_dialer(&self, node: NodeId) -> Option<SnapshotDialer> {
-        let address = self.peers.get(&node)?.address.clone();
+        let addresses = self.peers.get(&node)?.addresses.lock().unpoisoned().clone();
         Some(SnapshotDialer {
             shared: self.shared.clone(),
             runtime: self.runtime.clone(),
             node,
-            address,
+            addresses,
         })
     }
 
@@ -332,7 +343,7 @@ pub struct SnapshotDialer {
     shared: Arc<Shared>,
     runtime: Handle,
     node: NodeId,
-    address: String,
+    addresses: Vec<String>,
 }
 
 impl SnapshotDialer {
@@ -344,7 +355,7 @@ impl SnapshotDialer {
     pub fn dial(&self) -> Result<SnapshotConnection, String> {
         let (answer, dialled) = tokio::sync::oneshot::channel();
         let dialling =
-            dial::dial_for_snapshot(self.shared.clone(), self.node, self.address.clone());
+            dial::dial_for_snapshot(self.shared.clone(), self.node, self.addresses.clone());
         self.runtime.spawn(async move {
             // The caller may have ended.
             answer.send(dialling.await).ok();

@@ -9,7 +9,7 @@ use d_engine_storage::{
 use tokio::net::TcpListener;
 
 use super::Node;
-use crate::config::JoinRole;
+use crate::config::{self, JoinRole};
 use crate::members::join::{Joined, Joiner};
 use crate::node::entropy;
 use crate::{ConfigError, StartError};
@@ -129,17 +129,22 @@ impl Node {
         Ok(self.config.membership(&peer_addr, &client_addr)?)
     }
 
-    /// The addresses at which other nodes and clients reach this node.
+    /// The addresses at which other nodes and clients reach this node; empty if the configuration
+    /// does not say.
     pub(super) fn advertised(&self, listener: Option<&TcpListener>) -> (String, String) {
         let config = &self.config;
+        let (peer, client) = config.listed_addresses();
         let bound = listener.and_then(|listener| listener.local_addr().ok());
         // The port that was drawn for port 0. A host name is kept as it was written.
         let listens = config.peer_listen_addr();
         let drawn = bound.filter(|_| listens.ends_with(":0")).map(|bound| bound.to_string());
-        let peer = config.advertise_peer.clone().or(drawn).unwrap_or_else(|| listens.to_owned());
-        let listens = config.client_listen_addr().unwrap_or_default();
-        let client = config.advertise_client.clone().unwrap_or_else(|| listens.to_owned());
-        (peer, client)
+        let peer = config.advertise_peer.clone().or(peer).or(drawn);
+        let client = config.advertise_client.clone().or(client);
+        let listened = |address: &str| {
+            if config::can_be_dialled(address) { address.to_owned() } else { String::new() }
+        };
+        let clients = config.client_listen_addr().unwrap_or_default();
+        (peer.unwrap_or_else(|| listened(listens)), client.unwrap_or_else(|| listened(clients)))
     }
 
     /// Refuses to start a node that was removed, and names what `members` says that is not so.

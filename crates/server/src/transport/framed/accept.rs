@@ -211,6 +211,10 @@ fn check(hello: &Greeting, shared: &Shared) -> Result<Accepted, Unwelcome> {
     check_addressee(hello, &shared.identity)?;
     check_agreement(hello, &shared.identity, &admission)?;
     admit(hello, shared, &admission)?;
+    if !hello.peer_addr.is_empty() {
+        let (peer_addr, client_addr) = (hello.peer_addr.clone(), hello.client_addr.clone());
+        shared.events.advertised(hello.from, peer_addr, client_addr);
+    }
     let (from, start) = (hello.from, hello.start);
     match hello.purpose {
         Purpose::Messages => Ok(Accepted::Messages { from, start }),
@@ -261,7 +265,7 @@ async fn answer_inquiry(
     };
     let answer = match (question, shared.asking.try_acquire()) {
         (Err(error), _) => return End::Refused(RefusalKind::MalformedFrame, error.to_string()),
-        // Whoever joins receives all data.
+        // A node that joins receives all data.
         _ if inquiry.cluster.is_none() && !address.ip().is_loopback() => {
             let whose = "a node of another machine";
             Answer::Refused(format!("set `cluster_id`: {whose} must name the cluster"))

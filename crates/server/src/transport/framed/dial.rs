@@ -2,7 +2,7 @@
 //! messages.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Buf as _;
@@ -27,15 +27,25 @@ use super::wire::{self, FrameReader};
 use super::{BATCH_BYTES, RefusalKind, SEND_BUFFER_BYTES, Shared, UNSENT_BYTES};
 use crate::transport::PeerRefusal;
 
-/// How long a node that was told of its removal does not dial the same peer again.
+/// How long a node that has learned of its removal does not dial the same peer again.
 const REMOVED_PAUSE: Duration = Duration::from_secs(30);
 
 /// Keeps a connection to one peer until the task is aborted or the peer is disconnected.
-pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, outbox: Arc<Outbox>) {
+pub(super) async fn dial(
+    shared: Arc<Shared>,
+    peer: NodeId,
+    addresses: Arc<Mutex<Vec<String>>>,
+    outbox: Arc<Outbox>,
+) {
     let settings = &shared.settings;
     let entropy = settings.entropy ^ peer.get().rotate_left(32);
     let mut backoff = Backoff::new(settings.backoff_min, settings.backoff_max, entropy);
-    loop {
+    for attempt in 0.. {
+        // Each in turn, until it is reached at one.
+        let address = {
+            let known = addresses.lock().unpoisoned();
+            known.get(attempt % known.len().max(1)).cloned().unwrap_or_default()
+        };
         let connecting = connect(&shared, peer, &address, Purpose::Messages);
         let attempt = timeout(settings.handshake_timeout, connecting).await;
         match attempt {
@@ -44,7 +54,7 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
                 if !outbox.open() {
                     return;
                 }
-                shared.events.up(peer, incarnation);
+                shared.events.up(peer, incarnation, &address);
                 let reason = run(stream, &shared, &outbox).await;
                 if outbox.close() {
                     tracing::info!(%peer, %address, "connection to peer lost: {reason}");
@@ -74,17 +84,21 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: NodeId, address: String, out
 pub(super) async fn dial_for_snapshot(
     shared: Arc<Shared>,
     peer: NodeId,
-    address: String,
+    addresses: Vec<String>,
 ) -> Result<SnapshotConnection, String> {
-    let connecting = connect(&shared, peer, &address, Purpose::Snapshot);
-    match timeout(shared.settings.handshake_timeout, connecting).await {
-        Ok(Ok((stream, reader, _))) => {
-            SnapshotConnection::new(stream, reader).map_err(|error| error.to_string())
+    let mut reason = format!("node {peer} has no address");
+    for address in &addresses {
+        let connecting = connect(&shared, peer, address, Purpose::Snapshot);
+        match timeout(shared.settings.handshake_timeout, connecting).await {
+            Ok(Ok((stream, reader, _))) => {
+                return SnapshotConnection::new(stream, reader).map_err(|error| error.to_string());
+            }
+            Ok(Err(End::Refused(_, text))) => reason = text,
+            Ok(Err(End::Closed)) => reason = format!("{address} cannot be reached"),
+            Err(_) => reason = format!("{address} does not answer"),
         }
-        Ok(Err(End::Refused(_, text))) => Err(text),
-        Ok(Err(End::Closed)) => Err(format!("{address} cannot be reached")),
-        Err(_) => Err(format!("{address} does not answer")),
     }
+    Err(reason)
 }
 
 /// Connects and performs the handshake.

@@ -116,7 +116,11 @@ impl PeerEvents for Recorder {
         self.refusals.lock().unwrap().push(refusal);
     }
 
-    fn up(&self, node: NodeId, incarnation: Incarnation) {
+    fn advertised(&self, node: NodeId, peer_addr: String, _client_addr: String) {
+        assert_eq!(peer_addr, format!("node-{node}:1"));
+    }
+
+    fn up(&self, node: NodeId, incarnation: Incarnation, _address: &str) {
         self.put(Happened::Up(node, incarnation));
     }
 
@@ -168,7 +172,7 @@ impl Node {
 
     fn dial(&mut self, other: &Self) {
         let node = other.transport.shared.identity.node;
-        self.transport.connect(node, &other.transport.local_addr().to_string());
+        self.transport.connect(node, &[&other.transport.local_addr().to_string()]);
     }
 
     async fn next(&mut self) -> Happened {
@@ -444,7 +448,7 @@ async fn a_peer_that_dies_is_reported_and_found_again_when_it_is_back() {
 async fn a_peer_that_starts_late_is_found() {
     let (_port, address) = reserved();
     let mut one = Node::start(1).await;
-    one.transport.connect(n(2), &address);
+    one.transport.connect(n(2), &[&address]);
     let _two = Node::start_with(2, CLUSTER, &address, settings()).await;
     assert_eq!(one.up().await.0, n(2));
 }

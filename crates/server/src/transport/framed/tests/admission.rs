@@ -23,7 +23,8 @@ async fn without_five() -> Node {
 
 fn from(id: u64, config: ConfigId) -> Greeting {
     let members = Vec::new();
-    Greeting { from: n(id), incarnation: directory(id), config, members, ..greeting() }
+    let peer_addr = format!("node-{id}:1");
+    Greeting { from: n(id), incarnation: directory(id), config, members, peer_addr, ..greeting() }
 }
 
 /// Rule R28.
@@ -53,8 +54,7 @@ async fn a_node_that_is_told_of_its_removal_reports_it() {
 async fn a_peer_with_a_later_configuration_is_admitted_and_reported_with_its_address() {
     let mut one = without_five().await;
     let later = ConfigId { term: 3, version: 2 };
-    let hello = Greeting { peer_addr: "node-12:1".to_owned(), ..from(12, later) };
-    let mut stream = stranger(&one, &opening(&encode_handshake(&hello))).await;
+    let mut stream = stranger(&one, &opening(&encode_handshake(&from(12, later)))).await;
     assert_eq!(reply(&mut stream).await.refusal(), Refusal::None);
     let met = within(one.happened.recv()).await.unwrap();
     let is_met =
@@ -138,7 +138,7 @@ async fn a_node_that_joins_answers_probes_and_nothing_else() {
     let found = probe(&address.to_string(), Some(CLUSTER), GROUP, directory(1)).await.unwrap();
     assert_eq!((found.node, found.cluster, found.incarnation), (None, None, directory(9)));
     let mut one = Node::start(1).await;
-    one.transport.connect(n(2), &address.to_string());
+    one.transport.connect(n(2), &[&address.to_string()]);
     until(|| one.refused(RefusalKind::NotJoined) > 0).await;
     answering.abort();
 }

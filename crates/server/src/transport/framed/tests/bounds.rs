@@ -60,7 +60,7 @@ async fn a_peer_that_leaves_pings_unanswered_is_given_up() {
     };
     let mut one = Node::start_with(1, CLUSTER, "127.0.0.1:0", impatient).await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    one.transport.connect(n(2), &silent.local_addr().unwrap().to_string());
+    one.transport.connect(n(2), &[&silent.local_addr().unwrap().to_string()]);
     let (mut stream, _) = within(silent.accept()).await.unwrap();
     let reply = HandshakeReply {
         node: 2,

@@ -126,7 +126,7 @@ async fn nodes_of_different_clusters_refuse_each_other_and_keep_silent() {
 async fn refusal_of(preamble: &[u8], reply: &HandshakeReply) -> RefusalKind {
     let mut one = Node::start(1).await;
     let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    one.transport.connect(n(2), &impostor.local_addr().unwrap().to_string());
+    one.transport.connect(n(2), &[&impostor.local_addr().unwrap().to_string()]);
     let (mut stream, _) = within(impostor.accept()).await.unwrap();
     stream.write_all(&[preamble, &framed(&reply.encode_to_vec())].concat()).await.unwrap();
     until(|| !one.transport.stats().refused.is_empty()).await;
