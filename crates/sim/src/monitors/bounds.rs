@@ -6,13 +6,12 @@
 //! | commands and reads in flight | their limits |
 //! | reads that wait for confirmation | their limit, once as leader and once as follower |
 //! | appends in flight to a follower | the window; in bytes, one append may exceed it |
-//! | uncommitted bytes | the limit or one larger command, and what leaders add by themselves |
+//! | uncommitted bytes of a leader | the limit or one larger command, and what leaders add |
 //! | recent entries | the limit, not counting entries that are not synced |
 //! | apply jobs | their limit |
 //! | messages that wait for the disk | two per append of the window, and 16 per peer |
 //! | loads under way | one for each follower |
 
-use d_engine_core::RoleKind;
 use d_engine_replica::{CACHED_ENTRY_COST, Gauges, Replica};
 
 use crate::monitors::violation::{Rule, Violation};
@@ -61,9 +60,7 @@ pub(crate) fn check(node: u64, replica: &Replica, profile: &Profile) -> Result<(
             synced_weight(replica, gauges),
             profile.cache_bytes as u64 + largest_append,
         ),
-        ("uncommitted bytes", uncommitted(replica, gauges, profile), {
-            uncommitted_max(replica, profile)
-        }),
+        ("uncommitted bytes", uncommitted(replica, gauges), { uncommitted_max(replica, profile) }),
     ];
     for (what, found, bound) in bytes {
         if found > bound {
@@ -93,13 +90,13 @@ fn synced_weight(replica: &Replica, gauges: Gauges) -> u64 {
     (gauges.cache_bytes as u64).saturating_sub(gauges.unsynced_bytes as u64 + unsynced)
 }
 
-/// Returns the uncommitted bytes. A node that has joined receives the whole log at once, and may
-/// not know after a restart how much of it is committed.
-fn uncommitted(replica: &Replica, gauges: Gauges, profile: &Profile) -> u64 {
-    let may_have_joined = profile.members.change_every > 0;
-    match may_have_joined && replica.core().role() != RoleKind::Leader {
-        true => 0,
-        false => gauges.core.uncommitted_bytes,
+/// Returns the uncommitted bytes of a leader that has committed an entry of its term. Before that, a
+/// leader does not know how much of its log is committed, and no more does a follower after a
+/// restart.
+fn uncommitted(replica: &Replica, gauges: Gauges) -> u64 {
+    match replica.core().leads_with_commit() {
+        true => gauges.core.uncommitted_bytes,
+        false => 0,
     }
 }
 
