@@ -3,12 +3,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use d_engine_core::RoleKind;
-
 use crate::clients::LONGEST_TTL_MS;
 use crate::faults::{Counts, Sometimes};
 use crate::monitors::violation::{Rule, Violation};
-use crate::names::node_id;
 use crate::profile::Profile;
 use crate::reduction::{Disturbance, Reduction};
 use crate::scenarios::trials::trial;
@@ -26,7 +23,7 @@ pub struct RunOptions {
     pub trials: bool,
     /// Whether to check also the rules that the engine is known to break.
     pub all_rules: bool,
-    /// Whether the members of the cluster change.
+    /// Whether the members of the cluster change in every run, and not only in half of them.
     pub members: bool,
     /// Whether to record a readable trace.
     pub trace: bool,
@@ -122,7 +119,9 @@ pub(crate) fn follow(
     execute(seed, profile, options, reduction.until, record.reduced(reduction)).0
 }
 
-fn profile_of(seed: u64, options: RunOptions) -> Profile {
+/// The profile with which [`run`] runs a seed.
+#[must_use]
+pub fn profile_of(seed: u64, options: RunOptions) -> Profile {
     let mut profile = Profile::of(seed);
     if options.members {
         profile = profile.with_changing_members(seed);
@@ -183,8 +182,7 @@ fn phases(world: &mut World, seed: u64, end: u64, options: RunOptions) -> Result
     world.heal();
     world.trace.note(world.now, format_args!("all faults are over"));
     recover(world)?;
-    // The trials count on the nodes that were there at the birth.
-    if options.trials && !options.members {
+    if options.trials {
         trial(world, seed)?;
         recover(world)?;
     }
@@ -205,7 +203,7 @@ fn recover(world: &mut World) -> Result<(), Violation> {
     let mut leader_at = None;
     while world.now < healed_at + 60 * SECOND {
         world.run_until(world.now + 50 * MS)?;
-        let leader = leader(world);
+        let leader = world.leader();
         if leader.is_some() && leader_at.is_none() {
             leader_at = Some(world.now);
         }
@@ -255,32 +253,14 @@ fn expire(world: &mut World) -> Result<(), Violation> {
     let waits = |node: &&crate::world::node::Node| {
         node.running.as_ref().is_some_and(|it| it.machine.next_expiry_ms().is_some())
     };
-    let leads = leader(world);
-    let members = leads.map(|leader| members_of(world, leader)).unwrap_or_default();
+    let leads = world.leader();
+    let members = leads.map(|leader| world.members_of(leader)).unwrap_or_default();
     match world.nodes.iter().filter(|node| members.contains(&node.id)).find(waits) {
         Some(node) => Rule::Expiry
             .broken(format_args!("node {} still holds keys that should have expired", node.id)),
-        None if leader(world).is_some_and(|leader| all_equal(world, leader)) => Ok(()),
+        None if world.leader().is_some_and(|leader| all_equal(world, leader)) => Ok(()),
         None => Rule::Expiry.broken(format_args!("the nodes differ after keys have expired")),
     }
-}
-
-fn leader(world: &World) -> Option<u64> {
-    let leads = |node: &&crate::world::node::Node| {
-        node.running.as_ref().is_some_and(|it| {
-            it.replica.core().role() == RoleKind::Leader
-                && it.replica.core().leads_with_commit()
-                && it.replica.core().configuration().is_voter(node_id(node.id))
-        })
-    };
-    world.nodes.iter().find(leads).map(|node| node.id)
-}
-
-/// The nodes that are members as this one knows it.
-fn members_of(world: &World, node: u64) -> Vec<u64> {
-    let node = world.nodes.iter().find(|it| it.id == node).and_then(|it| it.running.as_ref());
-    let members = node.map(|it| it.replica.membership().members()).unwrap_or_default();
-    members.iter().map(|member| member.node).collect()
 }
 
 fn all_equal(world: &World, leader: u64) -> bool {
@@ -291,7 +271,7 @@ fn all_equal(world: &World, leader: u64) -> bool {
     };
     let log = leading.replica.core().log();
     let membership = leading.replica.membership();
-    let members = members_of(world, leader);
+    let members = world.members_of(leader);
     log.committed == log.last.index
         && !membership.is_joint()
         && !membership.has_intents()

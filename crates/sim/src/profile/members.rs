@@ -14,6 +14,11 @@ pub struct MemberProfile {
 }
 
 impl MemberProfile {
+    /// Whether the members change in the run of this seed: in half of all.
+    pub(crate) fn changes_in(seed: u64) -> bool {
+        Prng::stream(seed, "whether members change").chance(500_000)
+    }
+
     /// Draws a cluster that changes, and how many nodes there are in all.
     pub(crate) fn changing(seed: u64) -> (Self, u64) {
         let mut prng = Prng::stream(seed, "members");

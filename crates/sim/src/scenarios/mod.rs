@@ -16,6 +16,7 @@ use crate::monitors::violation::{Rule, Violation};
 use crate::profile::Profile;
 use crate::profile::limits::LimitProfile;
 use crate::profile::links::LinkProfile;
+use crate::profile::members::MemberProfile;
 use crate::profile::programs::ProgramProfile;
 use crate::profile::snapshots::SnapshotProfile;
 use crate::profile::standing::StandingProfile;
@@ -72,6 +73,7 @@ impl Profile {
         };
         Self {
             nodes: 3,
+            members: MemberProfile::default(),
             clients: 0,
             drop: 0,
             duplicate: 0,

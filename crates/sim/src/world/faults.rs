@@ -170,6 +170,7 @@ impl World {
             self.node(node).paused_until = now;
             self.node(node).disk_hangs_until = now;
             self.node(node).apply_hangs_until = now;
+            self.node(node).fs.fail_no_more();
             self.room_again(node);
             self.retire_old_program(node);
             self.after(100 * MS, SimEvent::Start(node));

@@ -1,16 +1,48 @@
 //! The operator who changes the members of the cluster while everything else goes wrong.
 
-use d_engine_core::QuorumRisk;
+use d_engine_core::{QuorumRisk, RoleKind};
 use d_engine_replica::{ChangeMembers, Event};
 use d_engine_storage::{JoinAs, MemberChange, MemberRole, Membership, NewMember};
 
 use crate::faults::{Fault, Sometimes};
 use crate::monitors::violation::Violation;
+use crate::names::node_id;
 use crate::world::World;
 use crate::world::event::Chain;
-use crate::world::node::incarnation_of;
+use crate::world::node::{Node, Running, incarnation_of};
 
 impl World {
+    /// A leader that serves callers and votes in the configuration in force.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        let leads = |node: &&Node| {
+            node.running.as_ref().map(|it| it.replica.core()).is_some_and(|core| {
+                core.role() == RoleKind::Leader
+                    && core.leads_with_commit()
+                    && core.configuration().is_voter(node_id(node.id))
+            })
+        };
+        self.nodes.iter().find(leads).map(|node| node.id)
+    }
+
+    fn running(&self, node: u64) -> Option<&Running> {
+        let position = usize::try_from(node.checked_sub(1)?).ok()?;
+        self.nodes.get(position)?.running.as_ref()
+    }
+
+    /// The nodes that are members as this one knows it.
+    pub(crate) fn members_of(&self, node: u64) -> Vec<u64> {
+        let membership = self.running(node).map(|it| it.replica.membership());
+        let members = membership.map(Membership::members).unwrap_or_default();
+        members.iter().map(|member| member.node).collect()
+    }
+
+    /// The voters, sorted, as this node knows it.
+    pub(crate) fn voters_of(&self, node: u64) -> Vec<u64> {
+        let core = self.running(node).map(|it| it.replica.core());
+        let voters = core.map(|core| core.configuration().voters()).unwrap_or_default();
+        voters.iter().map(|voter| voter.get()).collect()
+    }
+
     /// The next request: mostly at a leader, on the basis of the membership that it knows.
     pub(crate) fn change_members(&mut self) -> Result<(), Violation> {
         if self.healed {
@@ -20,7 +52,7 @@ impl World {
         let leader = (1..=self.profile.nodes).find(|node| self.leads(*node));
         let anyone = self.member_prng.between(1, self.profile.nodes);
         let node = leader.filter(|_| self.member_prng.chance(900_000)).unwrap_or(anyone);
-        let Some(running) = self.node(node).running.as_ref() else { return Ok(()) };
+        let Some(running) = self.running(node) else { return Ok(()) };
         let membership = running.replica.membership().clone();
         let Some(change) = self.draw_change(node, &membership) else { return Ok(()) };
         let risk = match self.member_prng.chance(100_000) {
@@ -30,6 +62,7 @@ impl World {
         let now = self.now;
         self.trace.note(now, format_args!("node {node} is asked to {change:?}, {risk:?}"));
         self.counts.fault(Fault::MembersChange);
+        self.monitors.ids.on_request(&change);
         let responder = Box::new(|_| {});
         let request = Box::new(ChangeMembers { change, expected: None, risk, responder });
         self.tell(node, Event::ChangeMembers(request))
@@ -82,16 +115,15 @@ impl World {
     }
 
     /// Records the rare states of the membership that a node is in after an event.
-    pub(crate) fn note_membership(&mut self, id: u64, before: &Membership) {
-        let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
-        let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) else {
-            return;
-        };
-        let (now, core) = (running.replica.membership(), running.replica.core());
-        if now.id() == before.id() {
-            return;
+    pub(crate) fn note_membership(&mut self, id: u64) -> Result<(), Violation> {
+        let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
+        if running.replica.membership().id() == running.known.id() {
+            return Ok(());
         }
-        let leads = core.role() == d_engine_core::RoleKind::Leader;
+        let now = running.replica.membership().clone();
+        let before = std::mem::replace(&mut running.known, now.clone());
+        let core = running.replica.core();
+        let leads = core.role() == RoleKind::Leader;
         let rolled_back = before.is_joint()
             && !now.is_joint()
             && now.configuration().voters() == before.configuration().outgoing();
@@ -110,5 +142,15 @@ impl World {
         for (_, state) in states.into_iter().filter(|(reached, _)| *reached) {
             self.counts.reached(state);
         }
+        self.check_overlap()
+    }
+
+    /// Checks that the configurations at all running nodes overlap.
+    pub(crate) fn check_overlap(&mut self) -> Result<(), Violation> {
+        let running = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.running.as_ref().map(|it| (node.id, it.replica.core())));
+        self.monitors.check_overlap(running)
     }
 }

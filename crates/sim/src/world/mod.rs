@@ -46,7 +46,7 @@ use crate::world::connections::Transfers;
 use crate::world::event::{Chain, Scheduled, SimEvent};
 use crate::world::link_model::{Affected, Links};
 use crate::world::network::{Network, Packet};
-use crate::world::node::Node;
+use crate::world::node::{Node, members};
 use crate::world::script::Script;
 
 /// A running simulation.
@@ -130,6 +130,8 @@ impl World {
             script,
             profile,
         };
+        let at_birth = members(world.profile.members_at_birth());
+        world.monitors.memberships.born(at_birth);
         world.begin();
         world
     }

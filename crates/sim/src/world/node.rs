@@ -129,6 +129,8 @@ pub(crate) struct Running {
     pub(crate) deadline: Option<Instant>,
     /// What it has published for reads.
     pub(crate) gate: Gate,
+    /// The membership in force before the present event.
+    pub(crate) known: Membership,
 }
 
 impl std::fmt::Debug for Running {
@@ -334,6 +336,7 @@ impl Running {
     ) -> Self {
         Self {
             gate: Gate::new(apply.handler().applied().index.get()),
+            known: replica.membership().clone(),
             replica,
             intake: Intake::default(),
             stops_by: None,
@@ -404,7 +407,7 @@ fn snapshot_policy(profile: &Profile) -> Arc<dyn SnapshotPolicy> {
     }
 }
 
-fn members(count: u64) -> Membership {
+pub(crate) fn members(count: u64) -> Membership {
     let members = (1..=count).map(|node| Member {
         node,
         peer_addr: format!("sim:{node}"),
