@@ -8,6 +8,7 @@ use crate::faults::{Counts, Sometimes};
 use crate::monitors::violation::{Rule, Violation};
 use crate::profile::Profile;
 use crate::reduction::{Disturbance, Reduction};
+use crate::scenarios::removed::come_back;
 use crate::scenarios::trials::trial;
 use crate::time::{MS, SECOND};
 use crate::trace::Trace;
@@ -182,10 +183,12 @@ fn phases(world: &mut World, seed: u64, end: u64, options: RunOptions) -> Result
     world.heal();
     world.trace.note(world.now, format_args!("all faults are over"));
     recover(world)?;
+    check_membership(world)?;
     if options.trials {
         trial(world, seed)?;
         recover(world)?;
     }
+    come_back(world)?;
     expire(world)?;
     world.monitors.traffic.check(&world.profile)?;
     world.clients.judge()?;
@@ -240,6 +243,16 @@ fn recover(world: &mut World) -> Result<(), Violation> {
     ))
 }
 
+/// Checks that every request for a change of the members has reached its goal.
+fn check_membership(world: &World) -> Result<(), Violation> {
+    let leading = world.leader().and_then(|leader| world.running(leader));
+    let monitors = &world.monitors;
+    match leading {
+        Some(it) => monitors.intents.check_end(it.replica.membership(), &monitors.memberships),
+        None => Ok(()),
+    }
+}
+
 /// Checks that keys with a time to live also expire on an idle cluster, on all nodes alike. The
 /// check is skipped where the wall clocks of a majority may jump by days: log time may then stand
 /// still for as long.
@@ -272,7 +285,8 @@ fn all_equal(world: &World, leader: u64) -> bool {
     let log = leading.replica.core().log();
     let membership = leading.replica.membership();
     let members = world.members_of(leader);
-    log.committed == log.last.index
+    world.operator.joiners.is_empty()
+        && log.committed == log.last.index
         && !membership.is_joint()
         && !membership.has_intents()
         && world.nodes.iter().filter(|node| members.contains(&node.id)).all(|node| {

@@ -97,7 +97,7 @@ impl ConfigOfLog {
         };
         let is_right = match expected {
             Some(expected) => is_same(expected, in_force),
-            None => in_force.id() == ConfigId::default(),
+            None => in_force.is_nobody() || in_force.id() == ConfigId::default(),
         };
         if !is_right || last.is_some_and(|last| core.configuration_entry().0 != last) {
             return Rule::ConfigOfLog.broken_by(

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use d_engine_core::Incarnation;
-use d_engine_storage::{JoinAs, MemberChange, Membership};
+use d_engine_storage::{ConfigId, JoinAs, MemberChange, Membership};
 
 use crate::monitors::memberships::Memberships;
 use crate::monitors::violation::{Rule, Violation};
@@ -62,6 +62,22 @@ impl Ids {
             self.check_ids(after)?;
         }
         Ok(())
+    }
+
+    /// Checks a node that may have found out that it was removed, and by which membership.
+    ///
+    /// # Errors
+    /// No committed membership has removed it.
+    pub(crate) fn check_removed(
+        &self,
+        node: u64,
+        removed: Option<ConfigId>,
+    ) -> Result<(), Violation> {
+        match removed {
+            Some(by) if !self.gone.contains(&node) => Rule::NoNodeLeavesUnasked
+                .broken_by(node, format_args!("node {node} believes to be removed by {by}")),
+            _ => Ok(()),
+        }
     }
 
     fn check_departures(

@@ -16,6 +16,7 @@ pub(crate) mod disturbance;
 pub(crate) mod durable_before_sent;
 pub(crate) mod expiry;
 pub(crate) mod ids;
+pub(crate) mod intents;
 pub(crate) mod leaders;
 pub(crate) mod leases;
 pub(crate) mod log_matching;
@@ -40,6 +41,7 @@ use crate::monitors::config_of_log::ConfigOfLog;
 use crate::monitors::disks::Disks;
 use crate::monitors::disturbance::{Before, Disturbance};
 use crate::monitors::ids::Ids;
+use crate::monitors::intents::Intents;
 use crate::monitors::leaders::Leaders;
 use crate::monitors::log_matching::LogMatching;
 use crate::monitors::memberships::Memberships;
@@ -67,6 +69,7 @@ pub(crate) struct Monitors {
     log_matching: LogMatching,
     pub(crate) memberships: Memberships,
     pub(crate) ids: Ids,
+    pub(crate) intents: Intents,
     config_of_log: ConfigOfLog,
     overlap: Overlap,
     disturbance: Disturbance,
@@ -95,6 +98,7 @@ impl Monitors {
         self.committed.after_step(node, core, before, &self.disks)?;
         self.memberships.after_step(node, replica, &self.committed, now)?;
         self.ids.check(&self.memberships)?;
+        self.ids.check_removed(node, replica.removed())?;
         bounds::check(node, replica, profile)?;
         self.bound_directories.check(node, replica)
     }

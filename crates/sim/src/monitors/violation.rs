@@ -79,6 +79,11 @@ pub enum Rule {
     IdsOnce,
     /// A member leaves, and a voter stops voting, only if somebody asked for that.
     NoNodeLeavesUnasked,
+    /// An accepted request has reached its goal in the end.
+    IntentCompletes,
+    /// A request that names the membership on which it is based is accepted only if that one is in
+    /// force.
+    ExpectedMembership,
     /// A node that was removed does not depose a leader by campaigning.
     NoDisturbance,
     /// A leader that is no voter of the committed configuration gives way.
@@ -164,6 +169,8 @@ impl Rule {
             Self::Overlap => "overlap",
             Self::IdsOnce => "ids once",
             Self::NoNodeLeavesUnasked => "no node leaves unasked",
+            Self::IntentCompletes => "an intent completes",
+            Self::ExpectedMembership => "expected membership",
             Self::NoDisturbance => "removed nodes never disturb",
             Self::LeaderOutside => "a leader outside gives way",
             Self::Traffic => "traffic",

@@ -357,8 +357,8 @@ impl Profile {
     /// nodes that are a minority for the whole run.
     #[must_use]
     pub fn with_changing_members(self, seed: u64) -> Self {
-        let (members, nodes) = MemberProfile::changing(seed);
-        Self { members, nodes, clock_minority: false, ..self }
+        let members = MemberProfile::changing(seed);
+        Self { members, nodes: members.at_birth, clock_minority: false, ..self }
     }
 
     /// Switches on the checks of all rules, including those that the engine is known to break.

@@ -1,6 +1,7 @@
 //! Scripted runs: one thing is slow, and no other fault occurs. They measure figures; they are not
 //! searches for bugs.
 
+pub(crate) mod removed;
 pub(crate) mod snapshot;
 pub(crate) mod trials;
 

@@ -147,7 +147,7 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Vio
 fn settle(world: &mut World) -> Result<(), Violation> {
     let until = world.now + 5 * SECOND;
     let is_up = |node: &crate::world::node::Node| {
-        node.running.as_ref().is_some_and(|it| it.stops_by.is_none())
+        node.is_lost || node.running.as_ref().is_some_and(|it| it.stops_by.is_none())
     };
     while world.now < until && !world.nodes.iter().all(is_up) {
         world.run_until(world.now + 50 * MS)?;
