@@ -108,6 +108,15 @@ fn a_failed_sync_drops_its_pages_but_they_stay_readable() {
     assert_eq!(content(&fs), [1; 2048]);
 }
 
+#[test]
+fn a_failure_that_was_taken_back_does_not_occur() {
+    let fs = overwritten();
+    let file = fs.open(Path::new(FILE), OpenMode::Existing).unwrap();
+    fs.fail(FsOp::SyncData, 1, Failure::Io);
+    fs.fail_no_more();
+    file.sync_data().unwrap();
+}
+
 /// FAULTS row 30: stricter than ext4, which makes a new file's name durable with its content.
 #[test]
 fn names_survive_for_certain_only_after_the_directory_is_synced() {

@@ -76,13 +76,15 @@ pub enum Fault {
     BadCommand,
     /// A node is started with a newer or an older program.
     ProgramChanged,
-    /// An operator asks for a change of the members.
+    /// An operator or a joining node asks for a change of the members.
     MembersChange,
+    /// A voter's disk is lost for good.
+    DiskLost,
 }
 
 impl Fault {
     /// All kinds of faults.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 38] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -119,6 +121,8 @@ impl Fault {
         Self::DiskFull,
         Self::BadCommand,
         Self::ProgramChanged,
+        Self::MembersChange,
+        Self::DiskLost,
     ];
 }
 
@@ -302,6 +306,18 @@ pub enum Sometimes {
     LeaderLeftOut,
     /// A node learns of several memberships at once, from a snapshot.
     MembershipFromSnapshot,
+    /// A joining node gets its id from the leader.
+    IdGivenByLeader,
+    /// A node whose disk was lost is a member no more.
+    LostNodeReplaced,
+    /// A request is refused because its caller knew an earlier membership.
+    StaleRequestRefused,
+    /// A node that is to vote crashes while the configuration is joint.
+    JoinerDiedInJoint,
+    /// A leader is asked to transfer its leadership while its configuration is joint.
+    TransferInJoint,
+    /// A node that was cut off when it was removed comes back 100 election timeouts later.
+    RemovedNodeCameBack,
 }
 
 impl Sometimes {

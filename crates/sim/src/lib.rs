@@ -42,7 +42,7 @@ pub use profile::links::LinkProfile;
 pub use profile::programs::ProgramProfile;
 pub use profile::snapshots::SnapshotProfile;
 pub use reduction::{Disturbance, Numbers, Reduction};
-pub use run::{Finding, Report, RunOptions, run, run_as, run_reduced};
+pub use run::{Finding, Report, RunOptions, profile_of, run, run_as, run_reduced};
 pub use scenarios::snapshot::{CaughtUpUnderLoad, UnderLoad, catch_up_under_load};
 pub use scenarios::trials::{Slow, longest_gap};
 pub use scenarios::{CatchUp, CaughtUp, WrongClock, catch_up, wrong_clock};

@@ -1,5 +1,7 @@
 //! `d-engine-sim`: runs one seed or a series of seeds and prints what they found.
 
+mod progress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,11 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use d_engine_locks::Unpoisoned;
 use d_engine_sim::{
-    Disturbance, Fault, Numbers, Profile, Reduction, Report, Rule, RunOptions, Shrunk, Sometimes,
-    Violation, run, run_reduced, shrink,
+    Disturbance, Fault, Numbers, Reduction, Report, Rule, RunOptions, Shrunk, Sometimes, Violation,
+    profile_of, run, run_reduced, shrink,
 };
+
+use crate::progress::Progress;
 
 /// The lowest acceptable speed, in simulated seconds per second and core. Below this, the seeds
 /// that every change must pass take too long.
@@ -51,7 +55,8 @@ struct Arguments {
     /// Stop at the first finding.
     #[arg(long)]
     fail_fast: bool,
-    /// Change the members of the cluster all the time: nodes join, leave and are replaced.
+    /// Change the members of the cluster in every run: nodes join, leave and are replaced. Without
+    /// this they change in half of the runs.
     #[arg(long)]
     members: bool,
     /// Check every rule, including those that the engine is known to break.
@@ -71,6 +76,10 @@ struct Arguments {
     /// Number of threads. Each thread runs whole seeds.
     #[arg(long, default_value_t = 2)]
     threads: u64,
+    /// Report to standard error every ten seconds how far a series is, also where that is no
+    /// terminal.
+    #[arg(long)]
+    progress: bool,
     /// Fail unless every kind of fault occurred in at least this percentage of the seeds, every
     /// rare state was reached in its required share of the seeds, and the simulation was fast
     /// enough.
@@ -187,7 +196,7 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
         true => run(seed, options),
         false => run_reduced(seed, options, &reduction),
     };
-    println!("{:#?}", Profile::of(seed));
+    println!("{:#?}", profile_of(seed, options));
     let skipped = report.trace.len().saturating_sub(arguments.lines);
     if skipped > 0 {
         println!("({skipped} earlier lines omitted; --lines {} prints all)", report.trace.len());
@@ -315,6 +324,11 @@ impl Summary {
 }
 
 impl Summary {
+    fn progress(&self, threads: u64, seconds: f64) -> Progress {
+        let (runs, findings) = (self.runs, self.findings.len());
+        Progress { runs, findings, speed: self.speed(threads, seconds) }
+    }
+
     /// Simulated seconds per second and core.
     fn speed(&self, threads: u64, seconds: f64) -> f64 {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -330,8 +344,20 @@ fn many(seeds: &[u64], arguments: &Arguments) -> ExitCode {
     let summary = Mutex::new(Summary::default());
     let options = arguments.options(false);
     std::thread::scope(|scope| {
+        let (runs, ended) = std::sync::mpsc::channel();
         for _ in 0..arguments.threads.max(1) {
-            scope.spawn(|| work(seeds, &next, &summary, options, arguments.fail_fast));
+            let (runs, next, summary) = (runs.clone(), &next, &summary);
+            scope.spawn(move || {
+                work(seeds, next, summary, options, arguments.fail_fast);
+                drop(runs);
+            });
+        }
+        drop(runs);
+        if progress::is_wanted(arguments.progress) {
+            progress::report(seeds.len(), &ended, |seconds| {
+                let summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                summary.progress(arguments.threads, seconds)
+            });
         }
     });
     let summary = summary.into_inner().unpoisoned();

@@ -3,14 +3,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use d_engine_core::RoleKind;
-
 use crate::clients::LONGEST_TTL_MS;
 use crate::faults::{Counts, Sometimes};
 use crate::monitors::violation::{Rule, Violation};
-use crate::names::node_id;
 use crate::profile::Profile;
 use crate::reduction::{Disturbance, Reduction};
+use crate::scenarios::removed::come_back;
 use crate::scenarios::trials::trial;
 use crate::time::{MS, SECOND};
 use crate::trace::Trace;
@@ -26,7 +24,7 @@ pub struct RunOptions {
     pub trials: bool,
     /// Whether to check also the rules that the engine is known to break.
     pub all_rules: bool,
-    /// Whether the members of the cluster change.
+    /// Whether the members of the cluster change in every run, and not only in half of them.
     pub members: bool,
     /// Whether to record a readable trace.
     pub trace: bool,
@@ -122,7 +120,9 @@ pub(crate) fn follow(
     execute(seed, profile, options, reduction.until, record.reduced(reduction)).0
 }
 
-fn profile_of(seed: u64, options: RunOptions) -> Profile {
+/// The profile with which [`run`] runs a seed.
+#[must_use]
+pub fn profile_of(seed: u64, options: RunOptions) -> Profile {
     let mut profile = Profile::of(seed);
     if options.members {
         profile = profile.with_changing_members(seed);
@@ -183,11 +183,12 @@ fn phases(world: &mut World, seed: u64, end: u64, options: RunOptions) -> Result
     world.heal();
     world.trace.note(world.now, format_args!("all faults are over"));
     recover(world)?;
-    // The trials count on the nodes that were there at the birth.
-    if options.trials && !options.members {
+    check_membership(world)?;
+    if options.trials {
         trial(world, seed)?;
         recover(world)?;
     }
+    come_back(world)?;
     expire(world)?;
     world.monitors.traffic.check(&world.profile)?;
     world.clients.judge()?;
@@ -205,7 +206,7 @@ fn recover(world: &mut World) -> Result<(), Violation> {
     let mut leader_at = None;
     while world.now < healed_at + 60 * SECOND {
         world.run_until(world.now + 50 * MS)?;
-        let leader = leader(world);
+        let leader = world.leader();
         if leader.is_some() && leader_at.is_none() {
             leader_at = Some(world.now);
         }
@@ -242,6 +243,16 @@ fn recover(world: &mut World) -> Result<(), Violation> {
     ))
 }
 
+/// Checks that every request for a change of the members has reached its goal.
+fn check_membership(world: &World) -> Result<(), Violation> {
+    let leading = world.leader().and_then(|leader| world.running(leader));
+    let monitors = &world.monitors;
+    match leading {
+        Some(it) => monitors.intents.check_end(it.replica.membership(), &monitors.memberships),
+        None => Ok(()),
+    }
+}
+
 /// Checks that keys with a time to live also expire on an idle cluster, on all nodes alike. The
 /// check is skipped where the wall clocks of a majority may jump by days: log time may then stand
 /// still for as long.
@@ -255,32 +266,14 @@ fn expire(world: &mut World) -> Result<(), Violation> {
     let waits = |node: &&crate::world::node::Node| {
         node.running.as_ref().is_some_and(|it| it.machine.next_expiry_ms().is_some())
     };
-    let leads = leader(world);
-    let members = leads.map(|leader| members_of(world, leader)).unwrap_or_default();
+    let leads = world.leader();
+    let members = leads.map(|leader| world.members_of(leader)).unwrap_or_default();
     match world.nodes.iter().filter(|node| members.contains(&node.id)).find(waits) {
         Some(node) => Rule::Expiry
             .broken(format_args!("node {} still holds keys that should have expired", node.id)),
-        None if leader(world).is_some_and(|leader| all_equal(world, leader)) => Ok(()),
+        None if world.leader().is_some_and(|leader| all_equal(world, leader)) => Ok(()),
         None => Rule::Expiry.broken(format_args!("the nodes differ after keys have expired")),
     }
-}
-
-fn leader(world: &World) -> Option<u64> {
-    let leads = |node: &&crate::world::node::Node| {
-        node.running.as_ref().is_some_and(|it| {
-            it.replica.core().role() == RoleKind::Leader
-                && it.replica.core().leads_with_commit()
-                && it.replica.core().configuration().is_voter(node_id(node.id))
-        })
-    };
-    world.nodes.iter().find(leads).map(|node| node.id)
-}
-
-/// The nodes that are members as this one knows it.
-fn members_of(world: &World, node: u64) -> Vec<u64> {
-    let node = world.nodes.iter().find(|it| it.id == node).and_then(|it| it.running.as_ref());
-    let members = node.map(|it| it.replica.membership().members()).unwrap_or_default();
-    members.iter().map(|member| member.node).collect()
 }
 
 fn all_equal(world: &World, leader: u64) -> bool {
@@ -291,8 +284,9 @@ fn all_equal(world: &World, leader: u64) -> bool {
     };
     let log = leading.replica.core().log();
     let membership = leading.replica.membership();
-    let members = members_of(world, leader);
-    log.committed == log.last.index
+    let members = world.members_of(leader);
+    world.operator.joiners.is_empty()
+        && log.committed == log.last.index
         && !membership.is_joint()
         && !membership.has_intents()
         && world.nodes.iter().filter(|node| members.contains(&node.id)).all(|node| {

@@ -68,6 +68,9 @@ impl Trace {
             SimEvent::LogRetry { node, .. } => 2_300 + node,
             SimEvent::RoomAgain { node } => 2_400 + node,
             SimEvent::ApplyStopped { node, .. } => 2_500 + node,
+            SimEvent::JoinerAsks(_) => 38,
+            SimEvent::LostNodeCare => 39,
+            SimEvent::InJoint { .. } => 40,
             SimEvent::OperatorLooks => 16,
         };
         for word in [now, kind] {

@@ -111,6 +111,10 @@ impl Disk {
         self.failures.insert((op, self.counts.of(op) + nth), failure);
     }
 
+    pub(super) fn fail_no_more(&mut self) {
+        self.failures.clear();
+    }
+
     pub(super) fn halt_at(&mut self, nth: u64) {
         self.halt_at = Some(self.counts.total() + nth);
     }

@@ -71,6 +71,11 @@ impl SimFs {
         self.disk().fail(op, nth, failure);
     }
 
+    /// Takes back every failure that was chosen by [`SimFs::fail`] and has not occurred yet.
+    pub fn fail_no_more(&self) {
+        self.disk().fail_no_more();
+    }
+
     /// Makes the `nth` operation of any kind from now on, and everything after it, fail until
     /// [`SimFs::crash`] or [`SimFs::kill`]: the process crashes at that operation.
     pub fn halt_at(&self, nth: u64) {

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use d_engine_core::{HardState, LogId, LogIndex, PersistId};
+use d_engine_core::{HardState, LogId, LogIndex, PersistId, Term};
 use d_engine_replica::{Install, PersistJob};
 use d_engine_storage::{LogSuffix, RecoveredLog};
 
@@ -170,6 +170,18 @@ impl Disks {
     /// Returns the last index on the disk of `node`.
     pub(crate) fn last_of(&self, node: u64) -> u64 {
         self.durable.get(&node).map_or(0, Disk::last)
+    }
+
+    /// Returns the term on the disk of `node`.
+    pub(crate) fn term_of(&self, node: u64) -> Option<Term> {
+        self.durable.get(&node).map(|disk| disk.hard_state.term)
+    }
+
+    /// Returns term and index of the last entry on the disk of `node`.
+    pub(crate) fn last_id_of(&self, node: u64) -> Option<(u64, u64)> {
+        let disk = self.durable.get(&node)?;
+        let term = disk.terms.last().copied().unwrap_or(disk.base.term.get());
+        Some((term, disk.last()))
     }
 
     /// Whether the node's disk holds the entry.

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use d_engine_core::{EntryKind, LogId, NodeId, RaftCore, RoleKind};
+use d_engine_core::{EntryKind, LogId, LogIndex, NodeId, RaftCore, RoleKind};
 use d_engine_replica::Replica;
 use d_engine_storage::{LogEntry, Membership};
 
@@ -28,14 +28,35 @@ pub(crate) struct Memberships {
     written: BTreeMap<LogId, Membership>,
     /// The entry with the configuration in force at each node, and the one before it.
     in_force: BTreeMap<u64, (LogId, LogId)>,
-    /// The last committed membership that was checked, and up to where.
-    committed: Option<Membership>,
+    /// The committed memberships that were checked, and up to where.
+    committed: Vec<(LogId, Membership)>,
     checked: u64,
     /// When how much was committed.
-    history: VecDeque<(u64, u64)>,
+    progress: VecDeque<(u64, u64)>,
 }
 
 impl Memberships {
+    /// The cluster is born with these members.
+    pub(crate) fn born(&mut self, membership: Membership) {
+        self.committed = vec![(LogId::ZERO, membership)];
+    }
+
+    /// What a leader wrote as this entry.
+    pub(crate) fn written(&self, entry: LogId) -> Option<&Membership> {
+        self.written.get(&entry)
+    }
+
+    /// The committed memberships with their entries, the one at the cluster's birth first.
+    pub(crate) fn committed(&self) -> &[(LogId, Membership)] {
+        &self.committed
+    }
+
+    /// The last committed membership in a log up to this index.
+    pub(crate) fn committed_at(&self, index: LogIndex) -> Option<&Membership> {
+        let before = self.committed.iter().rev().find(|(entry, _)| entry.index <= index);
+        before.map(|(_, membership)| membership)
+    }
+
     /// Checks a node that has handled an event.
     ///
     /// # Errors
@@ -63,11 +84,11 @@ impl Memberships {
             (*last, *before) = (entry, *last);
         }
         self.check_sequence(committed)?;
-        if self.history.back().is_none_or(|(_, len)| *len < committed.len()) {
-            self.history.push_back((now, committed.len()));
+        if self.progress.back().is_none_or(|(_, len)| *len < committed.len()) {
+            self.progress.push_back((now, committed.len()));
         }
-        while self.history.get(1).is_some_and(|(at, _)| at + KNOWN_AFTER <= now) {
-            self.history.pop_front();
+        while self.progress.get(1).is_some_and(|(at, _)| at + KNOWN_AFTER <= now) {
+            self.progress.pop_front();
         }
         Ok(())
     }
@@ -84,7 +105,7 @@ impl Memberships {
         let mut newly: Vec<(LogId, &Membership)> = newly.map(|(id, next)| (*id, next)).collect();
         newly.sort_by_key(|(id, _)| id.index);
         for (id, next) in newly {
-            if let Some(before) = &self.committed {
+            if let Some((_, before)) = self.committed.last() {
                 let step = before.configuration().step_to(&next.configuration());
                 if step.is_none() || next.id().version != before.id().version + 1 {
                     return Rule::LegalSteps.broken(format_args!(
@@ -92,7 +113,7 @@ impl Memberships {
                     ));
                 }
             }
-            self.committed = Some(next.clone());
+            self.committed.push((id, next.clone()));
         }
         self.checked = committed.len();
         Ok(())
@@ -119,7 +140,7 @@ impl Memberships {
         };
         let configuration = membership.configuration();
         self.check_left(node, &membership, committed)?;
-        let known = self.history.front().filter(|(at, _)| at + KNOWN_AFTER <= now);
+        let known = self.progress.front().filter(|(at, _)| at + KNOWN_AFTER <= now);
         let (outgoing, known) = (configuration.outgoing(), known.map_or(0, |(_, len)| *len));
         let new = |voter: &&NodeId| configuration.is_joint() && !outgoing.contains(voter);
         for voter in configuration.voters().iter().filter(new) {

@@ -10,13 +10,18 @@ pub(crate) mod applied;
 pub(crate) mod bound_directories;
 pub(crate) mod bounds;
 pub(crate) mod committed;
+pub(crate) mod config_of_log;
 pub(crate) mod disks;
+pub(crate) mod disturbance;
 pub(crate) mod durable_before_sent;
 pub(crate) mod expiry;
+pub(crate) mod ids;
+pub(crate) mod intents;
 pub(crate) mod leaders;
 pub(crate) mod leases;
 pub(crate) mod log_matching;
 pub(crate) mod memberships;
+pub(crate) mod overlap;
 pub(crate) mod programs;
 pub(crate) mod sends;
 pub(crate) mod skips;
@@ -26,16 +31,21 @@ pub(crate) mod violation;
 pub(crate) mod votes;
 pub(crate) mod watermarks;
 
-use d_engine_core::{LogId, NodeId, RaftCore, RoleKind, Term};
+use d_engine_core::{Instant, LogId, NodeId, RaftCore, RoleKind, Term};
 use d_engine_replica::{ApplyJob, PeerMessage, PersistJob, Replica};
 use d_engine_storage::RecoveredLog;
 
 use crate::monitors::bound_directories::BoundDirectories;
 use crate::monitors::committed::Committed;
+use crate::monitors::config_of_log::ConfigOfLog;
 use crate::monitors::disks::Disks;
+use crate::monitors::disturbance::{Before, Disturbance};
+use crate::monitors::ids::Ids;
+use crate::monitors::intents::Intents;
 use crate::monitors::leaders::Leaders;
 use crate::monitors::log_matching::LogMatching;
 use crate::monitors::memberships::Memberships;
+use crate::monitors::overlap::Overlap;
 use crate::monitors::programs::ProgramMonitor;
 use crate::monitors::skips::SkipMonitor;
 use crate::monitors::snapshots::SnapshotMonitors;
@@ -57,7 +67,12 @@ pub(crate) struct Monitors {
     pub(crate) skips: SkipMonitor,
     bound_directories: BoundDirectories,
     log_matching: LogMatching,
-    memberships: Memberships,
+    pub(crate) memberships: Memberships,
+    pub(crate) ids: Ids,
+    pub(crate) intents: Intents,
+    config_of_log: ConfigOfLog,
+    overlap: Overlap,
+    disturbance: Disturbance,
     votes: Votes,
     watermarks: Watermarks,
 }
@@ -82,8 +97,44 @@ impl Monitors {
         let before = self.watermarks.after_step(node, core)?;
         self.committed.after_step(node, core, before, &self.disks)?;
         self.memberships.after_step(node, replica, &self.committed, now)?;
+        self.ids.check(&self.memberships)?;
+        self.ids.check_removed(node, replica.removed())?;
         bounds::check(node, replica, profile)?;
         self.bound_directories.check(node, replica)
+    }
+
+    /// Checks what an event has done to a node's role.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn check_role(
+        &mut self,
+        node: u64,
+        core: &RaftCore,
+        before: Before,
+        clock: Instant,
+    ) -> Result<(), Violation> {
+        self.disturbance.check(node, core, (before, clock), &self.memberships)
+    }
+
+    /// Checks the configurations at all running nodes, after one of them has changed, or the role
+    /// of a node.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn check_overlap<'a>(
+        &mut self,
+        running: impl Iterator<Item = (u64, &'a RaftCore)>,
+    ) -> Result<(), Violation> {
+        self.overlap.check(running, &self.disks, &self.memberships)
+    }
+
+    /// Checks a node after the writes that an event has requested.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn after_writes(&mut self, node: u64, replica: &Replica) -> Result<(), Violation> {
+        self.config_of_log.check(node, replica, &self.memberships)
     }
 
     /// Checks a log write that a node requests.
@@ -94,15 +145,15 @@ impl Monitors {
         &mut self,
         node: u64,
         core: &RaftCore,
-        nodes: u64,
         job: &PersistJob,
         now: u64,
     ) -> Result<(), Violation> {
         self.log_matching.on_write(node, core, job)?;
         for entry in &job.entries {
-            self.skips.on_write(node, core, nodes, entry)?;
+            self.skips.on_write(node, core, entry)?;
             self.memberships.on_write(node, core, entry, (&self.committed, &self.disks), now)?;
         }
+        self.config_of_log.on_write(node, job);
         let committed = &self.committed;
         self.programs.on_write(node, core, &job.entries, |id| committed.contains(id))
     }
@@ -140,6 +191,7 @@ impl Monitors {
         self.watermarks.on_restart(node);
         self.committed.on_restart(node);
         self.leaders.on_restart(node);
+        self.disturbance.on_restart(node);
         Ok(lost)
     }
 
@@ -153,6 +205,7 @@ impl Monitors {
         restored: &RecoveredLog,
     ) -> Result<bool, Violation> {
         let committed = &self.committed;
+        self.config_of_log.on_started(node, restored, &self.memberships)?;
         self.disks.on_restored(node, restored, |id| committed.contains(id))
     }
 

@@ -4,9 +4,9 @@
 //!   if each voter has announced in this term that it decodes it, or if an entry of that version is
 //!   committed.
 //! - "only a downgraded node stops": a node stops because its program is too old only if it ran a
-//!   newer one before, and the log holds commands that the program does not decode.
+//!   newer one before or did not vote when the commands that it does not decode were created.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use d_engine_core::{LogId, RaftCore, RoleKind, Term};
 use d_engine_storage::LogEntry;
@@ -21,6 +21,8 @@ pub(crate) struct ProgramMonitor {
     newest: BTreeMap<u64, u32>,
     /// The version that a node has announced to the leader of a term.
     announced: BTreeMap<(Term, u64), u32>,
+    /// For each version, the nodes that voted when a leader created an entry of it.
+    voters: BTreeMap<u32, BTreeSet<u64>>,
     /// Entries whose version is higher than that of every committed entry.
     above: BTreeMap<LogId, u32>,
     committed: u32,
@@ -67,6 +69,10 @@ impl ProgramMonitor {
                 continue;
             }
             self.above.insert(entry.id, entry.version);
+            if creates {
+                let voters = core.configuration().voters().iter().map(|voter| voter.get());
+                self.voters.entry(entry.version).or_default().extend(voters);
+            }
             let decodes = |voter: u64| match voter == node {
                 true => core.command_version_max(),
                 false => self.announced.get(&(core.term(), voter)).copied().unwrap_or(0),
@@ -92,11 +98,14 @@ impl ProgramMonitor {
     /// `version`.
     ///
     /// # Errors
-    /// The node has never run a newer program, or its program decodes all commands of the log.
+    /// The node voted when a newer command was created but has never run a newer program, or its
+    /// program decodes all commands of the log.
     pub(crate) fn on_too_old(&self, node: u64, version: u32) -> Result<(), Violation> {
         let newest = self.newest.get(&node).copied().unwrap_or(0);
         let in_log = self.above.values().copied().max().unwrap_or(0).max(self.committed);
-        if newest <= version || in_log <= version {
+        let mut newer = self.voters.range(version + 1..);
+        let has_announced = newer.any(|(_, voters)| voters.contains(&node));
+        if (newest <= version && has_announced) || in_log <= version {
             return Rule::OnlyDowngradedStops.broken_by(node,
                 format_args!(
                     "node {node} stops with a program that decodes up to version {version}, but the \

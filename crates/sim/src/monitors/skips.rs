@@ -1,5 +1,5 @@
-//! "skip": a leader writes the decision to skip an entry only after a majority of the nodes has
-//! halted at exactly this entry.
+//! "skip": a leader writes the decision to skip an entry only after a quorum has halted at exactly
+//! this entry.
 
 use std::collections::BTreeSet;
 
@@ -30,12 +30,11 @@ impl SkipMonitor {
     /// Checks an entry that a node is about to write.
     ///
     /// # Errors
-    /// The entry skips another one, at which no majority of the `nodes` has halted.
+    /// The entry skips another one, at which no quorum has halted.
     pub(crate) fn on_write(
         &self,
         node: u64,
         core: &RaftCore,
-        nodes: u64,
         entry: &LogEntry,
     ) -> Result<(), Violation> {
         if !Self::is_decision(core, entry) {
@@ -49,13 +48,15 @@ impl SkipMonitor {
         };
         let (term, index) = (number(entry.data.get(..8)), number(entry.data.get(8..)));
         let is_there = |at: &LogId| (at.term.get(), at.index.get()) == (term, index);
-        let halted = self.halted.iter().filter(|(_, at)| is_there(at)).count() as u64;
-        if halted <= nodes / 2 {
+        let halted = self.halted.iter().filter(|(_, at)| is_there(at));
+        let halted: BTreeSet<u64> = halted.map(|(node, _)| *node).collect();
+        let configuration = core.configuration();
+        if !configuration.has_quorum(|voter| halted.contains(&voter.get())) {
             return Rule::Skip.broken_by(
                 node,
                 format_args!(
-                    "node {node} skips entry {index} of term {term}, at which {halted} of {nodes} \
-                     nodes have halted"
+                    "node {node} skips entry {index} of term {term}, at which of {configuration:?} \
+                     only {halted:?} have halted"
                 ),
             );
         }

@@ -68,6 +68,26 @@ pub enum Rule {
     /// The disk of a node that is to vote holds all that was committed two shortest election
     /// timeouts before.
     KeepsUpBeforeItVotes,
+    /// The membership in force is that of the last membership entry in the node's log.
+    ConfigOfLog,
+    /// At a leader at most one membership entry is uncommitted, or a joint one and the return from
+    /// it.
+    OneChange,
+    /// Every quorum of a configuration that may decide meets every quorum of every other one.
+    Overlap,
+    /// An id belongs to one data directory for ever, and a directory to one id.
+    IdsOnce,
+    /// A member leaves, and a voter stops voting, only if somebody asked for that.
+    NoNodeLeavesUnasked,
+    /// An accepted request has reached its goal in the end.
+    IntentCompletes,
+    /// A request that names the membership on which it is based is accepted only if that one is in
+    /// force.
+    ExpectedMembership,
+    /// A node that was removed does not depose a leader by campaigning.
+    NoDisturbance,
+    /// A leader that is no voter of the committed configuration gives way.
+    LeaderOutside,
     /// The bytes of entries that leaders send for each byte that a follower stores are bounded.
     Traffic,
     /// No node leads a later term beside a valid lease while the clocks keep their bound.
@@ -144,6 +164,15 @@ impl Rule {
             Self::OneMembership => "one membership",
             Self::LegalSteps => "legal steps of the membership",
             Self::KeepsUpBeforeItVotes => "keeps up before it votes",
+            Self::ConfigOfLog => "config = f(log)",
+            Self::OneChange => "one change at a time",
+            Self::Overlap => "overlap",
+            Self::IdsOnce => "ids once",
+            Self::NoNodeLeavesUnasked => "no node leaves unasked",
+            Self::IntentCompletes => "an intent completes",
+            Self::ExpectedMembership => "expected membership",
+            Self::NoDisturbance => "removed nodes never disturb",
+            Self::LeaderOutside => "a leader outside gives way",
             Self::Traffic => "traffic",
             Self::Lease => "lease",
             Self::Skip => "skip",

@@ -6,16 +6,27 @@ use crate::time::SECOND;
 /// Changes of the membership.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemberProfile {
-    /// The voters at the cluster's birth, nodes 1 to this; zero stands for all nodes. The other
-    /// nodes run and wait to be added.
+    /// The voters at the cluster's birth, nodes 1 to this; zero stands for all nodes.
     pub at_birth: u64,
+    /// The most nodes that there may ever be.
+    pub nodes_max: u64,
     /// Mean time between two requests to change the members; zero for none.
     pub change_every: u64,
 }
 
 impl MemberProfile {
-    /// Draws a cluster that changes, and how many nodes there are in all.
-    pub(crate) fn changing(seed: u64) -> (Self, u64) {
+    /// Whether the members change in the run of this seed: in half of all.
+    pub(crate) fn changes_in(seed: u64) -> bool {
+        Prng::stream(seed, "whether members change").chance(500_000)
+    }
+
+    /// The highest id that a node may have: a node that joins may skip one.
+    pub(crate) fn ids_max(&self) -> u64 {
+        2 * self.nodes_max
+    }
+
+    /// Draws a cluster that changes.
+    pub(crate) fn changing(seed: u64) -> Self {
         let mut prng = Prng::stream(seed, "members");
         let at_birth = match prng.below(10) {
             0..3 => 1,
@@ -23,7 +34,7 @@ impl MemberProfile {
             4..8 => 3,
             _ => 5,
         };
-        let nodes = at_birth + prng.between(2, 4);
-        (Self { at_birth, change_every: prng.between(SECOND / 2, 6 * SECOND) }, nodes)
+        let nodes_max = at_birth + prng.between(2, 5);
+        Self { at_birth, nodes_max, change_every: prng.between(SECOND / 2, 6 * SECOND) }
     }
 }

@@ -138,9 +138,17 @@ const JUDGES_BOUNDS: bool = true;
 const LOG_TIME_IS_ANCHORED: bool = true;
 
 impl Profile {
-    /// Draws the profile of a seed.
+    /// Draws the profile of a seed. In half of the runs the members of the cluster change.
     #[must_use]
     pub fn of(seed: u64) -> Self {
+        let profile = Self::with_fixed_members(seed);
+        match MemberProfile::changes_in(seed) {
+            true => profile.with_changing_members(seed),
+            false => profile,
+        }
+    }
+
+    fn with_fixed_members(seed: u64) -> Self {
         let mut prng = Prng::stream(seed, "profile");
         let profile = Self::without_faults(seed).with_faults(&mut prng).with_load(&mut prng);
         if profile.snapshots.storm {
@@ -345,23 +353,12 @@ impl Profile {
         if self.members.at_birth == 0 { self.nodes } else { self.members.at_birth }
     }
 
-    /// The profile of a cluster whose members change. What rests on a fixed number of nodes is off:
-    /// clocks that jump at a minority, commands that halt a majority, programs of several versions,
-    /// full disks, and the comparison of bytes sent with bytes stored.
+    /// The profile of a cluster whose members change. Clocks then jump at any node: there are no
+    /// nodes that are a minority for the whole run.
     #[must_use]
     pub fn with_changing_members(self, seed: u64) -> Self {
-        let (members, nodes) = MemberProfile::changing(seed);
-        Self {
-            members,
-            nodes,
-            clock_jump: 0,
-            fill_every: 0,
-            min_free_bytes: 0,
-            standing: StandingProfile { bad_every: 0, ..self.standing },
-            programs: ProgramProfile::none(),
-            judges_traffic: false,
-            ..self
-        }
+        let members = MemberProfile::changing(seed);
+        Self { members, nodes: members.at_birth, clock_minority: false, ..self }
     }
 
     /// Switches on the checks of all rules, including those that the engine is known to break.

@@ -1,6 +1,7 @@
 //! Scripted runs: one thing is slow, and no other fault occurs. They measure figures; they are not
 //! searches for bugs.
 
+pub(crate) mod removed;
 pub(crate) mod snapshot;
 pub(crate) mod trials;
 
@@ -16,6 +17,7 @@ use crate::monitors::violation::{Rule, Violation};
 use crate::profile::Profile;
 use crate::profile::limits::LimitProfile;
 use crate::profile::links::LinkProfile;
+use crate::profile::members::MemberProfile;
 use crate::profile::programs::ProgramProfile;
 use crate::profile::snapshots::SnapshotProfile;
 use crate::profile::standing::StandingProfile;
@@ -72,6 +74,7 @@ impl Profile {
         };
         Self {
             nodes: 3,
+            members: MemberProfile::default(),
             clients: 0,
             drop: 0,
             duplicate: 0,

@@ -77,7 +77,7 @@ impl Slow {
 /// # Errors
 /// Writes were not acknowledged again in time, or a rule was broken.
 pub(crate) fn trial(world: &mut World, seed: u64) -> Result<(), Violation> {
-    if world.profile.nodes < 3 {
+    if world.leader().is_none_or(|leader| world.voters_of(leader).len() < 3) {
         return Ok(());
     }
     let mut prng = Prng::stream(seed, "trial");
@@ -118,7 +118,9 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Vio
         if !begun && world.now >= begins {
             begun = true;
             let leader = wait_for_leader(world)?;
-            begin(world, what, leader, 1 + leader % world.profile.nodes, length)?;
+            let voters = world.voters_of(leader);
+            let next = voters.iter().find(|voter| **voter > leader).or(voters.first());
+            begin(world, what, leader, next.copied().unwrap_or(leader), length)?;
             last_ack = world.now;
         }
         // Propose at every node that considers itself leader: callers cannot know which one is.
@@ -145,7 +147,7 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Vio
 fn settle(world: &mut World) -> Result<(), Violation> {
     let until = world.now + 5 * SECOND;
     let is_up = |node: &crate::world::node::Node| {
-        node.running.as_ref().is_some_and(|it| it.stops_by.is_none())
+        node.is_lost || node.running.as_ref().is_some_and(|it| it.stops_by.is_none())
     };
     while world.now < until && !world.nodes.iter().all(is_up) {
         world.run_until(world.now + 50 * MS)?;

@@ -5,6 +5,7 @@ use d_engine_replica::{ApplyStop, LogId, SendAttempt, SnapshotOrder};
 
 use crate::world::connections::Way;
 use crate::world::link_model::Lane;
+use crate::world::members::InJoint;
 use crate::world::network::Packet;
 use crate::world::node::Applied;
 
@@ -121,6 +122,12 @@ pub(crate) enum SimEvent {
         stop: ApplyStop,
     },
     OperatorLooks,
+    JoinerAsks(u64),
+    LostNodeCare,
+    InJoint {
+        leader: u64,
+        what: InJoint,
+    },
     ClientCall {
         operation: usize,
         node: u64,

@@ -165,11 +165,13 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.healed = true;
         self.network.calm_down();
+        self.connect_members();
         let now = self.now;
         for node in 1..=self.profile.nodes {
             self.node(node).paused_until = now;
             self.node(node).disk_hangs_until = now;
             self.node(node).apply_hangs_until = now;
+            self.node(node).fs.fail_no_more();
             self.room_again(node);
             self.retire_old_program(node);
             self.after(100 * MS, SimEvent::Start(node));

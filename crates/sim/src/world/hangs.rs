@@ -52,6 +52,8 @@ impl World {
         self.counts.fault(Fault::DiskFull);
         let node = self.node(id);
         node.is_full = true;
+        // With more space than before, a start may come further before it is refused.
+        node.refused_with = None;
         node.fs.set_capacity(Some(node.fs.used_bytes() + left));
         self.after(length, SimEvent::RoomAgain { node: id });
     }

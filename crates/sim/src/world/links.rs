@@ -2,7 +2,7 @@
 //! server's transport.
 
 use bytes::Bytes;
-use d_engine_replica::{Event, Outgoing, PeerMessage};
+use d_engine_replica::{Admitted, Event, Outgoing, PeerMessage};
 use d_engine_wire::{decode_frame, encode_frame};
 
 use crate::faults::{Fault, Sometimes};
@@ -249,15 +249,14 @@ impl World {
         Ok(true)
     }
 
-    /// Returns whether `node` accepts `peer` by its incarnation; mirrors the server's `admit`.
-    fn admits(&mut self, node: u64, peer: u64) -> bool {
-        let Some(incarnation) = self.node(peer).running.as_ref().map(|it| it.incarnation) else {
+    /// Returns whether `node` accepts `peer`; mirrors the handshakes of the server's transport.
+    fn admits(&self, node: u64, peer: u64) -> bool {
+        let (Some(here), Some(there)) = (self.running(node), self.running(peer)) else {
             return false;
         };
-        let running = self.node(node).running.as_ref();
-        let bound =
-            running.and_then(|it| it.replica.membership().member(node_id(peer))?.incarnation);
-        bound.is_none_or(|bound| bound == incarnation)
+        let theirs = there.replica.membership().id();
+        let judged = here.replica.admission().judge(node_id(peer), there.incarnation, theirs);
+        matches!(judged, Admitted::Member | Admitted::Provisional)
     }
 
     /// A node that starts dials all others.

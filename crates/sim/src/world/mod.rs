@@ -8,6 +8,7 @@ pub(crate) mod faults;
 pub(crate) mod gate;
 pub(crate) mod hangs;
 pub(crate) mod intake;
+pub(crate) mod joining;
 pub(crate) mod link_model;
 pub(crate) mod links;
 pub(crate) mod members;
@@ -45,8 +46,9 @@ use crate::trace::Trace;
 use crate::world::connections::Transfers;
 use crate::world::event::{Chain, Scheduled, SimEvent};
 use crate::world::link_model::{Affected, Links};
+use crate::world::members::Operator;
 use crate::world::network::{Network, Packet};
-use crate::world::node::Node;
+use crate::world::node::{Node, members};
 use crate::world::script::Script;
 
 /// A running simulation.
@@ -72,6 +74,7 @@ pub(crate) struct World {
     pub(crate) program_prng: Prng,
     /// Used only for changes of the members.
     pub(crate) member_prng: Prng,
+    pub(crate) operator: Operator,
     pub(crate) transfers: Transfers,
     /// The node whose newest snapshot was damaged; at most one per run.
     pub(crate) damaged: Option<u64>,
@@ -94,15 +97,16 @@ impl World {
     pub(crate) fn new(seed: u64, profile: Profile, trace: Trace, script: Script) -> Self {
         let mut prng = Prng::stream(seed, "world");
         let mut counts = Counts::default();
-        let nodes = (1..=profile.nodes)
-            .map(|id| {
-                let drift = prng.between(0, 2 * profile.clock_drift);
-                if drift != profile.clock_drift {
-                    counts.fault(Fault::ClockDrift);
-                }
-                Node::new(id, 1_000_000 - profile.clock_drift + drift)
-            })
-            .collect();
+        let mut node = |id| {
+            let drift = prng.between(0, 2 * profile.clock_drift);
+            if drift != profile.clock_drift {
+                counts.fault(Fault::ClockDrift);
+            }
+            let rate = 1_000_000 - profile.clock_drift + drift;
+            // The others have no data directory until one has joined under their id.
+            Node { is_lost: id > profile.nodes, ..Node::new(id, rate) }
+        };
+        let nodes = (1..=profile.nodes.max(profile.members.ids_max())).map(&mut node).collect();
         let mut world = Self {
             now: SECOND,
             order: 0,
@@ -118,6 +122,7 @@ impl World {
             turn_prng: Prng::stream(seed, "turns"),
             program_prng: Prng::stream(seed, "programs of nodes"),
             member_prng: Prng::stream(seed, "changes of members"),
+            operator: Operator::default(),
             transfers: Transfers::default(),
             damaged: None,
             trace,
@@ -130,6 +135,8 @@ impl World {
             script,
             profile,
         };
+        let at_birth = members(world.profile.members_at_birth());
+        world.monitors.memberships.born(at_birth);
         world.begin();
         world
     }
@@ -240,6 +247,7 @@ impl World {
         self.take_outcomes();
         self.take_requested()?;
         self.take_answers()?;
+        self.take_member_answers()?;
         match self.fail_on.filter(|state| self.counts.has_reached(*state)) {
             Some(state) => Rule::FailOn.broken(format_args!("{state:?} is reached")),
             None => Ok(()),
@@ -291,6 +299,9 @@ impl World {
                 self.apply_stopped(node, through, stop)?
             }
             SimEvent::OperatorLooks => self.operator_looks()?,
+            SimEvent::JoinerAsks(number) => self.joiner_asks(number)?,
+            SimEvent::LostNodeCare => self.care_for_lost_node()?,
+            SimEvent::InJoint { leader, what } => self.in_joint(leader, what)?,
             SimEvent::SnapshotBuild { node, .. } => self.snapshot_build(node)?,
             SimEvent::SnapshotBuilt { node, .. } => self.snapshot_built(node),
             SimEvent::TransferBegin { node, attempt, order, .. } => {

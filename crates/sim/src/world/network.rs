@@ -38,6 +38,8 @@ pub(crate) struct Network {
     pub(crate) prng: Prng,
     /// Directed links that are cut.
     blocked: BTreeSet<(u64, u64)>,
+    /// Nodes that were cut off when they were removed.
+    cut_off: BTreeSet<u64>,
     museum: VecDeque<Packet>,
     /// The latest arrival time per link, to count messages that overtake others.
     latest: BTreeMap<(u64, u64), u64>,
@@ -51,6 +53,7 @@ impl Network {
         Self {
             prng: Prng::stream(seed, "network"),
             blocked: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
             museum: VecDeque::new(),
             latest: BTreeMap::new(),
             calm: false,
@@ -60,7 +63,23 @@ impl Network {
     /// Returns whether a message from `from` can reach `to` now.
     #[must_use]
     pub(crate) fn carries(&self, from: u64, to: u64) -> bool {
-        !self.blocked.contains(&(from, to))
+        let is_cut_off = |node: u64| self.cut_off.contains(&node);
+        !self.blocked.contains(&(from, to)) && !is_cut_off(from) && !is_cut_off(to)
+    }
+
+    /// Cuts a node off from all others.
+    pub(crate) fn cut_off(&mut self, node: u64) {
+        self.cut_off.insert(node);
+    }
+
+    /// The nodes that are cut off.
+    pub(crate) fn are_cut_off(&self) -> Vec<u64> {
+        self.cut_off.iter().copied().collect()
+    }
+
+    /// A node that was cut off is connected again.
+    pub(crate) fn reconnect(&mut self, node: u64) {
+        self.cut_off.remove(&node);
     }
 
     /// The directed links that are cut, for the trace.

@@ -14,8 +14,9 @@ use d_engine_replica::{
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
 use d_engine_storage::{
-    Alignment, ClusterId, FileStorageEngine, FileStorageOptions, Fs, Identity, Incarnation, Member,
-    MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
+    Alignment, ClusterId, ConfigId, FileStorageEngine, FileStorageOptions, Fs, Identity,
+    Incarnation, Member, MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport,
+    StorageEngine,
 };
 
 use crate::machines::choice::Machine;
@@ -51,6 +52,12 @@ pub(crate) struct Node {
     pub(crate) stopped_orderly: bool,
     /// Whether starts are suppressed for now.
     pub(crate) held_back: bool,
+    /// Whether its disk is lost, or it never had one: it never starts.
+    pub(crate) is_lost: bool,
+    /// The incarnation of its data directory.
+    pub(crate) incarnation: Incarnation,
+    /// The configuration that added it; `None` for the members at the cluster's birth.
+    pub(crate) born: Option<ConfigId>,
     /// Whether a disk operation was chosen to fail and has not failed yet.
     pub(crate) disk_fails: bool,
     /// Whether its disk has little or no free space.
@@ -129,6 +136,8 @@ pub(crate) struct Running {
     pub(crate) deadline: Option<Instant>,
     /// What it has published for reads.
     pub(crate) gate: Gate,
+    /// The membership in force before the present event.
+    pub(crate) known: Membership,
 }
 
 impl std::fmt::Debug for Running {
@@ -174,6 +183,9 @@ impl Node {
             apply_hangs_until: 0,
             stopped_orderly: false,
             held_back: false,
+            is_lost: false,
+            incarnation: incarnation_of(id),
+            born: None,
             disk_fails: false,
             is_full: false,
             decodes: NEWEST,
@@ -226,7 +238,7 @@ impl Node {
             group: GROUP,
             initial: self.initial_members(profile),
             fresh_cluster: ClusterId(CLUSTER),
-            fresh_incarnation: incarnation_of(self.id),
+            fresh_incarnation: self.incarnation,
         };
         let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
         let found = opened.recovered.clone();
@@ -274,8 +286,10 @@ impl Node {
 
     /// The members at the cluster's birth; nobody at a node that joins later.
     fn initial_members(&self, profile: &Profile) -> Membership {
-        let at_birth = profile.members_at_birth();
-        if self.id <= at_birth { members(at_birth) } else { Membership::nobody() }
+        match self.born {
+            None => members(profile.members_at_birth()),
+            Some(born) => Membership::before_joining(born),
+        }
     }
 
     /// The highest command version that this node's program decodes.
@@ -334,6 +348,7 @@ impl Running {
     ) -> Self {
         Self {
             gate: Gate::new(apply.handler().applied().index.get()),
+            known: replica.membership().clone(),
             replica,
             intake: Intake::default(),
             stops_by: None,
@@ -376,8 +391,8 @@ impl Running {
     }
 }
 
-/// The fixed incarnation of a node's data directory.
-pub(crate) fn incarnation_of(node: u64) -> Incarnation {
+/// The incarnation of a data directory that was there at the cluster's birth.
+fn incarnation_of(node: u64) -> Incarnation {
     let mut bytes = [0; 16];
     bytes[0] = u8::try_from(node).unwrap_or(0);
     Incarnation(bytes)
@@ -404,7 +419,7 @@ fn snapshot_policy(profile: &Profile) -> Arc<dyn SnapshotPolicy> {
     }
 }
 
-fn members(count: u64) -> Membership {
+pub(crate) fn members(count: u64) -> Membership {
     let members = (1..=count).map(|node| Member {
         node,
         peer_addr: format!("sim:{node}"),

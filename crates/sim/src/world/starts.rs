@@ -35,7 +35,8 @@ impl World {
 
     /// Starts a node, or crashes it in the middle of its recovery.
     pub(crate) fn start(&mut self, id: u64) -> Result<(), Violation> {
-        if self.node(id).running.is_some() || self.node(id).held_back {
+        let node = self.node(id);
+        if node.running.is_some() || node.held_back || node.is_lost {
             return Ok(());
         }
         let crashes = !self.healed && self.prng.chance(self.profile.crash_in_recovery);

@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
-use d_engine_core::{EntryKind, RoleKind, Term};
+use d_engine_core::{EntryKind, Instant, RoleKind, Term};
 use d_engine_replica::{Event, Jobs};
 
 use crate::faults::Sometimes;
+use crate::monitors::disturbance as role;
 use crate::monitors::leases;
 use crate::monitors::skips::SkipMonitor;
 use crate::monitors::traffic::weight;
@@ -147,7 +148,7 @@ impl World {
             purge: jobs.purge,
         };
         let (bindings, log) = (running.replica.bound_incarnations(), running.replica.core().log());
-        let membership = running.replica.membership().clone();
+        let role = role::Before::of(&event, running.replica.core());
         let received = running.installing;
         let there =
             received.and_then(|last_included| running.replica.core().term_at(last_included.index));
@@ -173,7 +174,7 @@ impl World {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
         let after = (running.replica.core().role(), running.replica.core().term());
         let is_deposed = running.sent_in < after.1;
-        self.observe(id, before, after)?;
+        self.observe(id, before, after, (role, clock))?;
         let installs = jobs.persist.iter().skip(asked.persists).filter_map(|job| job.install);
         for install in installs.collect::<Vec<_>>() {
             self.note_install(id, install, log.last, there);
@@ -181,8 +182,8 @@ impl World {
                 self.counts.reached(Sometimes::SnapshotOfDeposedInstalled);
             }
         }
-        self.note_membership(id, &membership);
-        self.look_at_jobs(id, jobs, &asked, carries_entries)
+        self.look_at_jobs(id, jobs, &asked, carries_entries)?;
+        self.note_membership(id)
     }
 
     /// Checks the jobs that the event has added to the turn.
@@ -212,11 +213,12 @@ impl World {
             if job.entries.iter().any(|entry| SkipMonitor::is_decision(core, entry)) {
                 self.counts.reached(Sometimes::EntrySkipped);
             }
-            self.monitors.on_write(id, core, self.profile.nodes, job, self.now)?;
+            self.monitors.on_write(id, core, job, self.now)?;
         }
         for outgoing in jobs.send.iter().skip(asked.sends) {
             self.monitors.on_send(id, core, outgoing.to, &outgoing.message)?;
         }
+        self.monitors.after_writes(id, &running.replica)?;
         match jobs.purge {
             Some(through) if jobs.purge != asked.purge => self.check_purge_order(id, through),
             _ => Ok(()),
@@ -228,6 +230,7 @@ impl World {
         id: u64,
         before: (RoleKind, Term),
         after: (RoleKind, Term),
+        (role, clock): (role::Before, Instant),
     ) -> Result<(), Violation> {
         let position = usize::try_from(id - 1).unwrap_or(usize::MAX);
         let Some(running) = self.nodes.get(position).and_then(|node| node.running.as_ref()) else {
@@ -235,6 +238,7 @@ impl World {
         };
         let core = running.replica.core();
         self.monitors.after_step(id, &running.replica, &self.profile, self.now)?;
+        self.monitors.check_role(id, core, role, clock)?;
         let running = self.nodes.iter().filter_map(|node| {
             node.running.as_ref().map(|it| (node.id, node.clock(self.now), it.replica.core()))
         });
@@ -246,6 +250,7 @@ impl World {
             return Ok(());
         }
         self.trace.role(self.now, id, after.0, after.1);
+        self.check_overlap()?;
         if after.0 == RoleKind::Leader && before.0 != RoleKind::Leader {
             self.elections += 1;
             self.excuse_all();
