@@ -44,7 +44,10 @@ impl Moved {
             is_reached: false,
         };
         let known = self.nodes.get(&node);
-        if known.is_some_and(|known| Addresses { is_reached: false, ..known.clone() } == said) {
+        let is_heard_of = known.is_some_and(|known| known.peer == peer && client.is_empty());
+        if is_heard_of
+            || known.is_some_and(|known| Addresses { is_reached: false, ..known.clone() } == said)
+        {
             return false;
         }
         self.nodes.insert(node, said);
@@ -85,7 +88,7 @@ impl Moved {
             let change = MemberChange::UpdateAddress {
                 node: node.get(),
                 peer_addr: Some(known.peer.clone()),
-                client_addr: Some(known.client.clone()),
+                client_addr: Some(known.client.clone()).filter(|address| !address.is_empty()),
             };
             logged.edited(&change).ok().flatten()
         })

@@ -235,3 +235,91 @@ async fn a_node_that_cannot_join_is_told_why() {
     let founder = refused(founder).await;
     assert!(founder.contains("has founded cluster"), "{founder}");
 }
+
+/// A node that nobody reaches would count towards the quorum later.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_at_which_another_node_listens_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let first = start(&one).await;
+    let elsewhere =
+        Config { advertise_peer: one.peer_listen.clone(), ..joining(dir.path(), "second", &one) };
+    let refused = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), elsewhere).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("but the node there has the data directory"), "{refused}");
+    assert!(refused.contains("check `advertise_peer`"), "{refused}");
+    assert_eq!(roles(&first), [(1, V)], "nothing was changed");
+    first.stop().await;
+}
+
+/// Where the members are, as the log has it.
+async fn until_reached_at(engine: &EmbeddedEngine, expected: &[Config]) {
+    let expected: Vec<String> =
+        expected.iter().map(|config| config.peer_listen.clone().unwrap()).collect();
+    let mut members = engine.watch_members();
+    let seen = members.wait_for(|members| {
+        let addresses = members.list.iter().map(|it| it.peer_addr.clone());
+        members.is_committed && addresses.collect::<Vec<_>>() == expected
+    });
+    let seen = tokio::time::timeout(TIMEOUT, seen).await.map(|seen| seen.is_ok());
+    assert_eq!(seen, Ok(true), "{expected:?}: {:?}", engine.members());
+}
+
+/// A node says where it is reached, and the leader writes it into the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_comes_back_at_another_address_is_found_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let two = joining(dir.path(), "second", &one);
+    let three = joining(dir.path(), "third", &one);
+    let first = start(&one).await;
+    let second = voting(&two).await;
+    let third = voting(&three).await;
+    third.stop().await;
+    let moved = Config { peer_listen: Some(free_address()), ..three };
+    let third = start(&moved).await;
+    for engine in [&first, &second, &third] {
+        until_reached_at(engine, &[one.clone(), two.clone(), moved.clone()]).await;
+        engine.wait_ready(TIMEOUT).await.unwrap();
+    }
+    for engine in [&first, &second, &third] {
+        engine.stop().await;
+    }
+}
+
+/// No address in the log is right any more; the seeds bring the nodes together.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_move_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = first(dir.path());
+    let (two, three) = (joining(dir.path(), "second", &one), joining(dir.path(), "third", &one));
+    let engines = [start(&one).await, voting(&two).await, voting(&three).await];
+    put(&engines, "k", "v").await;
+    for engine in &engines {
+        engine.stop().await;
+    }
+    let addresses = [free_address(), free_address(), free_address()];
+    let moved: Vec<Config> = [one, two, three]
+        .into_iter()
+        .zip(&addresses)
+        .map(|(config, address)| Config {
+            peer_listen: Some(address.clone()),
+            // The first node founded the cluster; it is asked, and asks nobody.
+            join: if config.join.is_empty() { Vec::new() } else { addresses.to_vec() },
+            ..config
+        })
+        .collect();
+    let mut engines = Vec::new();
+    for config in &moved {
+        engines.push(start(config).await);
+    }
+    for engine in &engines {
+        engine.wait_ready(TIMEOUT).await.unwrap();
+        until_reached_at(engine, &moved).await;
+        let value = engine.get(b"k", ReadConsistency::Linearizable).await.unwrap();
+        assert_eq!(value, Some("v".into()));
+    }
+    for engine in &engines {
+        engine.stop().await;
+    }
+}

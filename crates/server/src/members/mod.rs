@@ -1,7 +1,9 @@
 //! Members that come and go: a node that joins (`join.rs`), the answers to it (`questions.rs`),
-//! changes that a caller requests (`change.rs`), and the members as callers see them (`view.rs`).
+//! changes that a caller requests (`change.rs`), the members as callers see them (`view.rs`), and
+//! how members that have all moved find each other (`seeds.rs`).
 
 pub(crate) mod change;
 pub(crate) mod join;
 pub(crate) mod questions;
+pub(crate) mod seeds;
 pub(crate) mod view;

@@ -366,6 +366,7 @@ impl Node {
                 entropy: entropy::seed()?,
                 ..TransportSettings::default()
             },
+            seeds: self.config.join.clone(),
             listener: listener.map_err(StartError::Thread)?,
         })
     }

@@ -18,7 +18,7 @@ use d_engine_storage::{ConfigId, Incarnation};
 use d_engine_wire::{Answer, Question};
 
 use crate::StartError;
-use crate::members::{questions, view};
+use crate::members::{questions, seeds, view};
 use crate::node::clock::Clock;
 use crate::threads::building::SnapshotWork;
 use crate::threads::inbox::Incoming;
@@ -60,6 +60,8 @@ pub(crate) struct RaftThread {
 pub(crate) struct TransportStart {
     pub(crate) identity: crate::transport::TransportIdentity,
     pub(crate) settings: crate::transport::TransportSettings,
+    /// Addresses of nodes of the cluster, for when no other one is right.
+    pub(crate) seeds: Vec<String>,
     /// Where peers connect; `None` for a single node, which accepts no peers.
     pub(crate) listener: Option<std::net::TcpListener>,
 }
@@ -260,6 +262,10 @@ impl RaftThread {
         start: TransportStart,
     ) -> Result<Option<FramedTransport>, StartError> {
         let Some(listener) = start.listener else { return Ok(None) };
+        if !start.seeds.is_empty() {
+            // Ends with the runtime of this thread.
+            tokio::spawn(seeds::find_members(self.shared.clone(), start.seeds));
+        }
         let events: Arc<dyn PeerEvents> = self.shared.clone();
         let started = FramedTransport::start(start.identity, start.settings, listener, events);
         let mut transport = started.map_err(StartError::Thread)?;
