@@ -48,6 +48,9 @@ pub enum ChangeMembersError {
     /// Too few voters answer to commit the change. Bring them back or replace them first, or
     /// accept the risk.
     WouldLoseQuorum(VoterSet),
+    /// The leader, which this node has asked, refuses the request; the text says why and what to
+    /// do.
+    RefusedByLeader(String),
     /// Too many such requests wait at this node. Retry a little later.
     TooMany,
     /// The caller's time is up. The change is written and goes on; repeat the request to wait for
@@ -90,6 +93,7 @@ impl fmt::Display for ChangeMembersError {
                 "the change is not done yet and goes on; it waits for this: {waits_for}; repeat \
                  the request to wait for it"
             ),
+            Self::RefusedByLeader(why) => f.write_str(why),
             Self::TooMany => {
                 f.write_str("too many requests to change the members wait at this node; retry")
             }
@@ -255,12 +259,16 @@ impl Replica {
                 _ => ChangeMembersError::NotLeader { leader: self.leader_hint() },
             });
         }
+        let edited = current.edited(change);
+        if edited == Ok(None) {
+            // Also if the caller repeats the request that has led from `expected` to here.
+            return Ok(id);
+        }
         if let Some(expected) = expected.filter(|expected| *expected != id) {
             let stale = ChangeError::Stale { expected, current: id };
             return Err(ChangeMembersError::Refused(stale));
         }
-        let edited = current.edited(change).map_err(ChangeMembersError::Refused)?;
-        let Some(next) = edited else { return Ok(id) };
+        let Some(next) = edited.map_err(ChangeMembersError::Refused)? else { return Ok(id) };
         // A voter that stops voting waits for nobody, so the quorum can be judged now.
         let stops_voting = matches!(change, MemberChange::Remove(_) | MemberChange::Demote(_));
         let joint = next.joint(|_| false, Leavers::Go).filter(|_| stops_voting);

@@ -1,12 +1,12 @@
 //! What a node that need not be a member asks of a cluster, and the answers.
 
 use bytes::Bytes;
-use d_engine_core::NodeId;
-use d_engine_storage::{ClusterId, ConfigId, Incarnation, JoinAs, NewMember};
+use d_engine_core::{NodeId, QuorumRisk};
+use d_engine_storage::{ClusterId, ConfigId, Incarnation, JoinAs, MemberChange, NewMember};
 use prost::Message as _;
 
 use crate::handshake::{config_from_wire, config_to_wire, sixteen};
-use crate::message::{self, answer, question};
+use crate::message::{self, answer, change_members::Change, question};
 
 /// A question to a cluster's leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,15 @@ pub enum Question {
         member: NewMember,
         /// The name of its state machine; empty: not compared.
         state_machine: String,
+    },
+    /// A caller of the dialing node, which is a member, wants to change the members.
+    Change {
+        /// The goal; not [`MemberChange::Add`], because a node joins by itself.
+        change: MemberChange,
+        /// The configuration on which the caller's decision is based.
+        expected: Option<ConfigId>,
+        /// Whether to make the change even if too few voters may answer afterwards.
+        risk: QuorumRisk,
     },
 }
 
@@ -41,6 +50,8 @@ pub enum Answer {
     Later(String),
     /// It is refused for this reason; asking again does not help.
     Refused(String),
+    /// The goal of the change is reached.
+    Changed,
 }
 
 /// A question or an answer that cannot be read: close the connection.
@@ -61,20 +72,66 @@ pub enum AskError {
 /// Encodes a question.
 #[must_use]
 pub fn encode_question(question: &Question) -> Bytes {
-    let Question::Join { member, state_machine } = question;
+    let body = match question {
+        Question::Join { member, state_machine } => {
+            question::Body::Join(join_to_wire(member, state_machine))
+        }
+        Question::Change { change, expected, risk } => {
+            question::Body::ChangeMembers(message::ChangeMembers {
+                change: change_to_wire(change),
+                expected: expected.map(config_to_wire),
+                accept_risk: *risk == QuorumRisk::Accept,
+            })
+        }
+    };
+    message::Question { body: Some(body) }.encode_to_vec().into()
+}
+
+fn join_to_wire(member: &NewMember, state_machine: &str) -> message::Join {
     let (as_learner, replaces) = match member.joins_as {
         JoinAs::Learner => (true, 0),
         JoinAs::Voter { replaces } => (false, replaces.unwrap_or(0)),
     };
-    let join = message::Join {
+    message::Join {
         peer_addr: member.peer_addr.clone(),
         client_addr: member.client_addr.clone(),
         node: member.node.unwrap_or(0),
         as_learner,
         replaces,
-        state_machine: state_machine.clone(),
-    };
-    message::Question { body: Some(question::Body::Join(join)) }.encode_to_vec().into()
+        state_machine: state_machine.to_owned(),
+    }
+}
+
+/// `None` for a node that is added.
+fn change_to_wire(change: &MemberChange) -> Option<Change> {
+    Some(match change {
+        MemberChange::Add(_) => return None,
+        MemberChange::Remove(node) => Change::Remove(*node),
+        MemberChange::Promote(node) => Change::Promote(*node),
+        MemberChange::Demote(node) => Change::Demote(*node),
+        MemberChange::Replace { old, new } => {
+            Change::Replace(message::ReplaceMember { old: *old, new: *new })
+        }
+        MemberChange::UpdateAddress { node, peer_addr, client_addr } => {
+            Change::UpdateAddress(message::MoveMember {
+                node: *node,
+                peer_addr: peer_addr.clone(),
+                client_addr: client_addr.clone(),
+            })
+        }
+    })
+}
+
+fn change_from_wire(change: Change) -> MemberChange {
+    match change {
+        Change::Remove(node) => MemberChange::Remove(node),
+        Change::Promote(node) => MemberChange::Promote(node),
+        Change::Demote(node) => MemberChange::Demote(node),
+        Change::Replace(both) => MemberChange::Replace { old: both.old, new: both.new },
+        Change::UpdateAddress(message::MoveMember { node, peer_addr, client_addr }) => {
+            MemberChange::UpdateAddress { node, peer_addr, client_addr }
+        }
+    }
 }
 
 /// Decodes what [`encode_question`] wrote. `incarnation` is the one of the handshake.
@@ -82,8 +139,16 @@ pub fn encode_question(question: &Question) -> Bytes {
 /// # Errors
 /// See [`AskError`]: close the connection.
 pub fn decode_question(bytes: Bytes, incarnation: Incarnation) -> Result<Question, AskError> {
-    let body = message::Question::decode(bytes)?.body.ok_or(AskError::Unknown)?;
-    let question::Body::Join(join) = body;
+    let join = match message::Question::decode(bytes)?.body.ok_or(AskError::Unknown)? {
+        question::Body::Join(join) => join,
+        question::Body::ChangeMembers(asked) => {
+            return Ok(Question::Change {
+                change: asked.change.map(change_from_wire).ok_or(AskError::Unknown)?,
+                expected: asked.expected.map(|id| config_from_wire(Some(id))),
+                risk: if asked.accept_risk { QuorumRisk::Accept } else { QuorumRisk::Refuse },
+            });
+        }
+    };
     let given = |number: u64| (number != 0).then_some(number);
     let joins_as = match join.as_learner {
         true => JoinAs::Learner,
@@ -117,6 +182,7 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
         }
         Answer::Later(why) => answer::Body::Later(why.clone()),
         Answer::Refused(why) => answer::Body::Refused(why.clone()),
+        Answer::Changed => answer::Body::Changed(message::Changed {}),
     };
     message::Answer { body: Some(body) }.encode_to_vec().into()
 }
@@ -140,6 +206,7 @@ pub fn decode_answer(bytes: Bytes) -> Result<Answer, AskError> {
         },
         answer::Body::Later(why) => Answer::Later(why),
         answer::Body::Refused(why) => Answer::Refused(why),
+        answer::Body::Changed(message::Changed {}) => Answer::Changed,
     })
 }
 
@@ -167,6 +234,26 @@ mod tests {
                 assert_eq!(decode_question(sent, incarnation).unwrap(), question);
             }
         }
+        for change in [
+            MemberChange::Remove(1),
+            MemberChange::Promote(2),
+            MemberChange::Demote(3),
+            MemberChange::Replace { old: 4, new: 5 },
+            MemberChange::UpdateAddress {
+                node: 6,
+                peer_addr: None,
+                client_addr: Some(String::new()),
+            },
+        ] {
+            for (expected, risk) in [
+                (None, QuorumRisk::Refuse),
+                (Some(ConfigId { term: 3, version: 9 }), QuorumRisk::Accept),
+            ] {
+                let question = Question::Change { change: change.clone(), expected, risk };
+                let sent = encode_question(&question);
+                assert_eq!(decode_question(sent, incarnation).unwrap(), question);
+            }
+        }
         let node = NodeId::new(4).unwrap();
         let born = ConfigId { term: 3, version: 9 };
         for answer in [
@@ -175,6 +262,7 @@ mod tests {
             Answer::NotLeader { leader: Some((node, "db-4:7101".to_owned())) },
             Answer::Later("busy".to_owned()),
             Answer::Refused("no".to_owned()),
+            Answer::Changed,
         ] {
             assert_eq!(decode_answer(encode_answer(&answer)).unwrap(), answer);
         }

@@ -6,10 +6,12 @@ use std::time::Duration;
 use d_engine_core::QuorumRisk;
 use d_engine_replica::{ChangeMembers, ChangeMembersError, ReplicaStatus};
 use d_engine_storage::{ChangeError, ConfigId, MemberChange, MemberRole};
+use d_engine_wire::{Answer, Question};
 use tokio::sync::oneshot;
 
 use crate::node::status::replica_status;
 use crate::threads::shared::{KnownMembers, Shared};
+use crate::transport;
 
 /// How often to look again at what a change waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -24,9 +26,62 @@ pub(crate) struct Request {
     pub(crate) risk: QuorumRisk,
 }
 
-/// Writes the request into the log and waits until its goal is reached. Calls `waits` with what it
-/// waits for. Dropping the future does not withdraw the request.
+/// Makes a change, through the leader if this node is not it, and waits until its goal is reached.
+/// Calls `waits` with what it waits for. Dropping the future does not withdraw the request.
 pub(crate) async fn change(
+    shared: &Shared,
+    request: Request,
+    mut waits: impl FnMut(String),
+) -> Result<Arc<KnownMembers>, ChangeMembersError> {
+    let own = &shared.identity;
+    // Leadership may move while the change goes on; then the next leader is asked.
+    loop {
+        let leader = shared.leader.borrow().1;
+        if leader.is_none_or(|leader| leader == own.node) {
+            match change_here(shared, request.clone(), &mut waits).await {
+                Err(ChangeMembersError::NotLeader { leader: Some(_) }) => continue,
+                outcome => return outcome,
+            }
+        }
+        let address = {
+            let members = shared.members.borrow();
+            leader.and_then(|leader| Some(members.in_force.member(leader)?.peer_addr.clone()))
+        };
+        let Some(address) = address else { return Err(not_leader(shared)) };
+        let Request { change, expected, risk } = request.clone();
+        let question = Question::Change { change, expected, risk };
+        let cluster = Some(own.cluster);
+        let asked = transport::ask(&address, cluster, own.group, own.incarnation, &question);
+        match asked.await {
+            Ok(Answer::Changed) => return Ok(shown(shared, &request.change).await),
+            Ok(Answer::Refused(why)) => return Err(ChangeMembersError::RefusedByLeader(why)),
+            Ok(Answer::Later(why)) => waits(why),
+            Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => {
+                waits("a leader, which is being elected".to_owned());
+            }
+            Err(why) => waits(format!("the leader at {address} to answer: {why}")),
+        }
+        if let Some(reason) = shared.inbox.closed() {
+            return Err(ChangeMembersError::Stopped { reason });
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// How long a node may take to learn of a change that the leader has made.
+const SHOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The members once this node knows that the goal is reached, or after two seconds.
+async fn shown(shared: &Shared, change: &MemberChange) -> Arc<KnownMembers> {
+    let mut members = shared.members.subscribe();
+    let shown = members.wait_for(|known| change.is_reached_by(&known.committed));
+    tokio::time::timeout(SHOWN_TIMEOUT, shown).await.map(|_| ()).unwrap_or_default();
+    shared.members.borrow().clone()
+}
+
+/// Writes the request into this leader's log and waits until its goal is reached. Calls `waits` with
+/// what it waits for. Dropping the future does not withdraw the request.
+pub(crate) async fn change_here(
     shared: &Shared,
     request: Request,
     mut waits: impl FnMut(String),

@@ -104,6 +104,7 @@ impl Joiner<'_> {
                     return Ok(Err(format!("{address} knows no leader yet")));
                 }
                 Ok(Answer::Later(reason)) => return Ok(Err(format!("{address}: {reason}"))),
+                Ok(Answer::Changed) => return Ok(Err(format!("{address} answers something else"))),
                 Err(reason) => return Ok(Err(format!("{address}: {reason}"))),
             }
         }

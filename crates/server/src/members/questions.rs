@@ -1,4 +1,4 @@
-//! What this node answers to nodes that are no members yet.
+//! What this node answers to nodes that want to join, and to members whose callers want a change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,37 @@ use crate::transport;
 /// again.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a change may take before the member is asked to ask again: its caller learns what the
+/// change waits for.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Answers a question. Only the leader answers with more than where the leader is.
 pub(crate) async fn answer(shared: Arc<Shared>, question: Question) -> Answer {
-    let Question::Join { member, state_machine } = question;
-    let (theirs, ours) = (&state_machine, &shared.state_machine);
+    match question {
+        Question::Join { member, state_machine } => join(shared, member, &state_machine).await,
+        Question::Change { change, expected, risk } => {
+            changed(&shared, Request { change, expected, risk }).await
+        }
+    }
+}
+
+/// Makes a change that a caller of another member has requested.
+async fn changed(shared: &Shared, request: Request) -> Answer {
+    let mut waits_for = String::new();
+    let changed = change::change_here(shared, request, |text| waits_for = text);
+    match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
+        Err(_) => Answer::Later(waits_for),
+        Ok(Ok(_)) => Answer::Changed,
+        Ok(Err(ChangeMembersError::NotLeader { .. })) => not_leader(shared),
+        Ok(Err(error @ (ChangeMembersError::Busy(_) | ChangeMembersError::TooMany))) => {
+            Answer::Later(error.to_string())
+        }
+        Ok(Err(error)) => Answer::Refused(error.to_string()),
+    }
+}
+
+async fn join(shared: Arc<Shared>, member: NewMember, state_machine: &str) -> Answer {
+    let (theirs, ours) = (state_machine, shared.state_machine.as_str());
     if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
         return Answer::Refused(format!(
             "it runs the state machine {theirs:?}, and the cluster runs {ours:?}: all nodes of a \

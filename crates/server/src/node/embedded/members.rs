@@ -50,7 +50,7 @@ impl EmbeddedEngine {
         members
     }
 
-    /// Changes the members, and returns them once the goal is reached. Call it on the leader.
+    /// Changes the members, and returns them once the goal is reached. Any node asks its leader.
     /// Dropping the future does not withdraw the change; a change that is repeated is not made
     /// twice. Nodes are added by starting them with [`Config::join`](crate::Config::join).
     ///
@@ -97,6 +97,19 @@ impl EmbeddedEngine {
         };
         let leader = shared.leader.borrow().1;
         Ok(Arc::new(view::members(&shared.identity, &known, leader)))
+    }
+
+    /// Removes this node from its cluster for ever, whatever its role, and stops it. Its data
+    /// directory cannot be used again; empty it to join again.
+    ///
+    /// # Errors
+    /// As [`EmbeddedEngine::change_members`]; the node then continues to run.
+    pub async fn leave(&self, timeout: Duration) -> Result<(), ChangeMembersError> {
+        let options = ChangeOptions { timeout: Some(timeout), ..ChangeOptions::default() };
+        let removal = MemberChange::Remove(self.node_id());
+        self.change_members(removal, options).await?;
+        self.stop().await;
+        Ok(())
     }
 
     /// Waits up to `timeout` until this node votes: a node that joins does once it keeps up with

@@ -12,8 +12,8 @@ use d_engine_storage::ConfigId;
 use d_engine_wire::PROTOCOL_VERSION;
 use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
 use d_engine_wire::{
-    Answer, Caller, Greeting, GreetingError, Inquiry, InquiryPurpose, config_to_wire, decode_frame,
-    decode_handshake, decode_question, encode_answer,
+    Answer, Caller, Greeting, GreetingError, Inquiry, InquiryPurpose, Question, config_to_wire,
+    decode_frame, decode_handshake, decode_question, encode_answer,
 };
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -265,11 +265,13 @@ async fn answer_inquiry(
     };
     let answer = match (question, shared.asking.try_acquire()) {
         (Err(error), _) => return End::Refused(RefusalKind::MalformedFrame, error.to_string()),
-        // A node that joins receives all data.
-        _ if inquiry.cluster.is_none() && !address.ip().is_loopback() => {
-            let whose = "a node of another machine";
-            Answer::Refused(format!("set `cluster_id`: {whose} must name the cluster"))
+        (Ok(Question::Change { .. }), _) if inquiry.cluster.is_none() => {
+            Answer::Refused("only a node of the cluster may ask for that".to_owned())
         }
+        // A node that joins receives all data.
+        _ if inquiry.cluster.is_none() && !address.ip().is_loopback() => Answer::Refused(
+            "set `cluster_id`: a node of another machine must name the cluster".to_owned(),
+        ),
         (Ok(_), Err(_)) => Answer::Later("too many nodes ask at once".to_owned()),
         (Ok(question), Ok(_one)) => shared.events.clone().ask(question).await,
     };

@@ -99,8 +99,13 @@ impl PeerEvents for Recorder {
     }
 
     fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        let Question::Join { member, .. } = question;
-        Box::pin(async move { Answer::Refused(format!("no place for {}", member.incarnation)) })
+        let answer = match question {
+            Question::Join { member, .. } => {
+                Answer::Refused(format!("no place for {}", member.incarnation))
+            }
+            Question::Change { .. } => Answer::Changed,
+        };
+        Box::pin(async move { answer })
     }
 
     fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: ReceivePermit) {

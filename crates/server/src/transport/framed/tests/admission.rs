@@ -121,6 +121,13 @@ async fn a_question_is_answered_and_too_many_are_put_off() {
     let asks = || ask(&address, None, GROUP, directory(9), &question);
     let refused = Answer::Refused(format!("no place for {}", directory(9)));
     assert_eq!(asks().await, Ok(refused));
+    let change = MemberChange::Remove(2);
+    let (expected, risk) = (None, d_engine_core::QuorumRisk::Refuse);
+    let change = Question::Change { change, expected, risk };
+    let by = |cluster| ask(&address, cluster, GROUP, directory(2), &change);
+    assert_eq!(by(Some(CLUSTER)).await, Ok(Answer::Changed));
+    let refused = Answer::Refused("only a node of the cluster may ask for that".to_owned());
+    assert_eq!(by(None).await, Ok(refused));
     let all = one.transport.shared.asking.try_acquire_many(16).unwrap();
     assert_eq!(asks().await, Ok(Answer::Later("too many nodes ask at once".to_owned())));
     drop(all);
