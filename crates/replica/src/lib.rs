@@ -49,6 +49,7 @@ pub use gauges::Gauges;
 pub use log::cache::CACHED_ENTRY_COST;
 pub use log::load_queue::LoadQueue;
 pub use log::scrub::Scrubber;
+pub use log::steps::{LogStep, LogSteps, LogWait, LogWork, SPACE_RETRY_INTERVAL};
 pub use log::worker::{LogLoader, LogWorker};
 pub use membership_driver::{ChangeMembers, ChangeMembersError, ChangeResponder, PeerAddresses};
 pub use peer_message::PeerMessage;

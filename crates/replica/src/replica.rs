@@ -232,10 +232,7 @@ impl Replica {
     fn take_in(&mut self, now: Now, event: Event, jobs: &mut Jobs) {
         match event {
             Event::Peer { from, message } => self.on_peer(now, from, message, jobs),
-            Event::PeerUp { node, incarnation } => {
-                self.incarnations.insert(node, incarnation);
-                self.step(now, Input::PeerLost(node), Payload::None, jobs);
-            }
+            Event::PeerUp { node, incarnation } => self.on_peer_up(now, node, incarnation, jobs),
             Event::PeerDown { node } => {
                 self.step(now, Input::PeerLost(node), Payload::None, jobs);
             }
@@ -262,9 +259,7 @@ impl Replica {
                 self.on_apply_stopped(now, through.index, stop, jobs);
             }
             Event::Advertised { node, peer_addr, client_addr } => {
-                let logged = self.members.logged();
-                let is_news = self.moved.advertised(logged, node, &peer_addr, &client_addr);
-                jobs.status_changed |= is_news;
+                jobs.status_changed |= self.on_advertised(node, &peer_addr, &client_addr);
             }
             Event::Reached { node, peer_addr } => self.moved.reached(node, &peer_addr),
             Event::RemovedBy(by) => self.on_removed_by(by, jobs),

@@ -1,12 +1,31 @@
 //! Messages of other nodes, and a leader whose log contradicts this node's.
 
 use d_engine_core::{Input, NodeId, Now};
+use d_engine_storage::Incarnation;
 
 use super::{Payload, Replica};
 use crate::event::Jobs;
 use crate::{PeerMessage, convert};
 
 impl Replica {
+    /// A connection to the node was opened; what was sent on an earlier one may be lost.
+    pub(super) fn on_peer_up(
+        &mut self,
+        now: Now,
+        node: NodeId,
+        incarnation: Incarnation,
+        jobs: &mut Jobs,
+    ) {
+        self.incarnations.insert(node, incarnation);
+        self.step(now, Input::PeerLost(node), Payload::None, jobs);
+    }
+
+    /// A node names its addresses. Returns whether they are new.
+    pub(super) fn on_advertised(&mut self, node: NodeId, peer: &str, client: &str) -> bool {
+        let logged = self.members.logged();
+        self.moved.advertised(logged, node, peer, client)
+    }
+
     /// Records that the leader's log contradicts entries committed here, so some node has lost
     /// committed entries. Logged once; it stays in the alarms, because an operator must act.
     pub(super) fn note_contradiction(&mut self) {

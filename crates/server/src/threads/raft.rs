@@ -12,7 +12,8 @@ use std::time::Duration;
 use d_engine_core::{GroupId, NodeId};
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
-    Admission, ApplyWork, Event, Jobs, LoadQueue, PeerMessage, Replica, StopReason, TransferError,
+    Admission, ApplyWork, Event, Jobs, LoadQueue, LogWork, PeerMessage, Replica, StopReason,
+    TransferError,
 };
 use d_engine_storage::{ConfigId, Incarnation};
 use d_engine_wire::{Answer, Question};
@@ -24,7 +25,7 @@ use crate::threads::building::SnapshotWork;
 use crate::threads::inbox::Incoming;
 use crate::threads::shared::{KnownMembers, Shared};
 use crate::threads::work_queue::WorkQueue;
-use crate::threads::workers::{LogWork, panic_text, start_thread};
+use crate::threads::workers::{panic_text, start_thread};
 use crate::transport::{
     FramedTransport, PeerEvents, PeerRefusal, ReceivePermit, Sent, SnapshotConnection,
 };
@@ -443,10 +444,7 @@ impl RaftThread {
             self.load.put(|work| jobs.load.drain(..).for_each(|job| work.put(job)));
         }
         if !jobs.persist.is_empty() || jobs.purge.is_some() {
-            self.log.put(|work| {
-                work.writes.append(&mut jobs.persist);
-                work.purge = jobs.purge.take().or(work.purge);
-            });
+            self.log.put(|work| work.add(&mut jobs.persist, jobs.purge.take()));
         }
         if !jobs.apply.is_empty() || jobs.hard_state_saved || jobs.snapshot_due {
             self.apply.put(|work| {

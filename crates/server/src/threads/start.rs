@@ -5,7 +5,9 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use d_engine_core::GroupId;
-use d_engine_replica::{ApplyWorker, LogWorker, Replica, StateMachine, StateMachineHandler};
+use d_engine_replica::{
+    ApplyWorker, LogWorker, Replica, SPACE_RETRY_INTERVAL, StateMachine, StateMachineHandler,
+};
 use d_engine_storage::snapshot::SnapshotStore;
 use d_engine_storage::{Identity, LogStore, MetaStore};
 use tokio::runtime::Handle;
@@ -25,7 +27,7 @@ use crate::threads::scrub::ScrubThread;
 use crate::threads::shared::{Shared, Timeouts};
 use crate::threads::snapshot::SnapshotThread;
 use crate::threads::work_queue::WorkQueue;
-use crate::threads::workers::{LogCounters, SPACE_CHECK_INTERVAL, load_thread, log_thread};
+use crate::threads::workers::{LogCounters, load_thread, log_thread};
 use crate::transport::peer_refusals::PeerRefusals;
 
 /// The components of the threads.
@@ -72,7 +74,7 @@ impl NodeThreads {
         let worker = ApplyWorker::new(components.handler, components.log.reader(), group)
             .with_snapshots(snapshots.clone(), identity.node)
             .with_records(components.meta)
-            .pausing(|| std::thread::sleep(SPACE_CHECK_INTERVAL));
+            .pausing(|| std::thread::sleep(SPACE_RETRY_INTERVAL));
         let builds = SnapshotThread::new(&shared, components.machine, &settings, snap.clone());
         let applies = ApplyThread {
             worker,

@@ -6,33 +6,19 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
-use d_engine_core::LogId;
 use d_engine_locks::Unpoisoned;
-use d_engine_replica::{Event, LoadQueue, LogLoader, LogWorker, PersistJob, StopReason};
+use d_engine_replica::{
+    Event, LoadQueue, LogLoader, LogStep, LogSteps, LogWork, LogWorker, StopReason,
+};
 use d_engine_storage::LogStats;
 
 use crate::StartError;
 use crate::threads::inbox::Inbox;
 use crate::threads::work_queue::{Found, WorkQueue};
 
-/// The log is idle after this time without a write; then it records that its last write group is
-/// durable.
-const IDLE_AFTER: Duration = Duration::from_millis(100);
-/// How often a log without free space retries.
-pub(crate) const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// How often a node that refuses commands for lack of space checks the free space.
-const FREE_SPACE_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
 /// The number of calls of `idle` after a burst of writes; each prepares a part of the next segment.
 const IDLE_CALLS_MAX: u32 = 16;
-
-/// Work for the log thread.
-#[derive(Default)]
-pub(crate) struct LogWork {
-    pub(crate) writes: Vec<PersistJob>,
-    pub(crate) purge: Option<LogId>,
-}
 
 /// The log's counters since the node's start, for its status.
 #[derive(Default)]
@@ -67,42 +53,37 @@ fn log_loop(
     inbox: &Inbox,
     counters: &LogCounters,
 ) -> Result<(), StopReason> {
-    let mut idle_calls = IDLE_CALLS_MAX;
+    let mut steps = LogSteps::new(IDLE_CALLS_MAX);
+    let mut is_closed = false;
     counters.publish(worker.stats());
     loop {
-        let idle_after = match worker.waits() {
-            true => Some(SPACE_CHECK_INTERVAL),
-            false if idle_calls > 0 => Some(IDLE_AFTER),
-            // Commands are refused, so no write would discover that there is space again.
-            false => worker.is_short_of_room().then_some(FREE_SPACE_LOOKED_AT_EVERY),
-        };
-        let (work, closed) = match queue.take(idle_after) {
-            Found::Work(work) => (work, false),
-            Found::Closed(work) => (work, true),
-            Found::Idle if worker.waits() => (LogWork::default(), false),
-            Found::Idle => {
+        match steps.next(&worker) {
+            LogStep::Persist(writes) => {
+                if let Some(id) = worker.persist(&writes)? {
+                    counters.publish(worker.stats());
+                    inbox.report(Event::Persisted(id));
+                }
+                report_all(inbox, worker.events());
+            }
+            LogStep::Purge(through) => {
+                report_all(inbox, worker.purge(through)?);
+                report_all(inbox, worker.events());
+                counters.publish(worker.stats());
+            }
+            LogStep::Idle => {
                 worker.idle()?;
                 report_all(inbox, worker.events());
                 counters.publish(worker.stats());
-                idle_calls = idle_calls.saturating_sub(1);
-                continue;
             }
-        };
-        if !work.writes.is_empty() {
-            idle_calls = IDLE_CALLS_MAX;
-        }
-        if let Some(order) = worker.persist(&work.writes)? {
-            counters.publish(worker.stats());
-            inbox.report(Event::Persisted(order));
-        }
-        report_all(inbox, worker.events());
-        if let Some(through) = work.purge {
-            report_all(inbox, worker.purge(through)?);
-            report_all(inbox, worker.events());
-            counters.publish(worker.stats());
-        }
-        if closed {
-            return worker.idle();
+            LogStep::Wait(_) if is_closed => return worker.idle(),
+            LogStep::Wait(wait) => match queue.take(wait.timeout()) {
+                Found::Work(work) => steps.start(work),
+                Found::Closed(work) => {
+                    is_closed = true;
+                    steps.start(work);
+                }
+                Found::Idle => steps.waited(&worker),
+            },
         }
     }
 }

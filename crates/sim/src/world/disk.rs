@@ -2,7 +2,7 @@
 //! them.
 
 use d_engine_core::PersistId;
-use d_engine_replica::{Event, StopReason};
+use d_engine_replica::{Event, LogStep, LogWait, SPACE_RETRY_INTERVAL, StopReason};
 use d_engine_storage::FsOp;
 use d_engine_storage::fs::sim::Failure;
 
@@ -11,9 +11,6 @@ use crate::monitors::violation::{Rule, Violation};
 use crate::time::{MS, SECOND};
 use crate::world::World;
 use crate::world::event::SimEvent;
-
-/// How often a log without disk space tries again, as in `crates/server/src/threads/workers.rs`.
-const LOOKS_FOR_ROOM_EVERY: u64 = 250 * MS;
 
 impl World {
     /// The log worker takes everything queued and writes it. The bytes go to the simulated disk
@@ -25,8 +22,11 @@ impl World {
             && self.prng.chance(self.profile.crash_in_write / 8);
         let fails = !self.healed && self.prng.chance(self.profile.disk_error);
         let (halt_at, failing) = (self.prng.between(1, 6), self.prng.below(3));
-        let installs =
-            self.node(id).running.as_ref().is_some_and(|it| it.writes.iter().any(is_install));
+        let installs = self
+            .node(id)
+            .running
+            .as_ref()
+            .is_some_and(|it| it.log_work.writes.iter().any(is_install));
         let step_fails = installs && self.arm(id, 10);
         let node = self.node(id);
         let boot = node.boot;
@@ -42,7 +42,8 @@ impl World {
             }
         }
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        let writes = std::mem::take(&mut running.writes);
+        running.log_steps.start(std::mem::take(&mut running.log_work));
+        let LogStep::Persist(writes) = running.log_steps.next(&running.log) else { return Ok(()) };
         let loads = running.loads.take();
         self.monitors.disks.on_write_begun(id, &writes);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
@@ -138,9 +139,11 @@ impl World {
         if running.has_log_work() {
             running.log_busy = true;
             self.after(1_000, SimEvent::LogBegin { node: id, boot });
-        } else if running.log.waits() {
-            self.after(LOOKS_FOR_ROOM_EVERY, SimEvent::LogRetry { node: id, boot });
+        } else if matches!(running.log_steps.next(&running.log), LogStep::Wait(LogWait::ForSpace)) {
+            let wait = d_engine_core::nanos(SPACE_RETRY_INTERVAL);
+            self.after(wait, SimEvent::LogRetry { node: id, boot });
         } else {
+            // How long the log was not used differs from node to node.
             let delay = self.prng.between(5 * MS, 50 * MS);
             self.after(delay, SimEvent::LogIdle { node: id, boot });
         }
@@ -171,6 +174,8 @@ impl World {
         if crash {
             node.fs.halt_at(halt_at);
         }
+        running.log_steps.waited(&running.log);
+        let LogStep::Idle = running.log_steps.next(&running.log) else { return Ok(()) };
         let idle = running.log.idle();
         if self.node(id).fs.is_halted() {
             self.counts.fault(Fault::CrashInWrite);
@@ -182,12 +187,15 @@ impl World {
         }
         self.log_has_stored(id, None);
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let (boot, is_short) = (node_life, running.log.is_short_of_room());
+        let wait = running.log_steps.next(&running.log);
         for report in std::mem::take(&mut running.reports) {
             self.tell(id, report)?;
         }
-        if is_short {
-            self.after(SECOND, SimEvent::LogIdle { node: id, boot });
+        if let LogStep::Wait(wait @ LogWait::ForFreeSpace) = wait
+            && let Some(timeout) = wait.timeout()
+        {
+            let timeout = d_engine_core::nanos(timeout);
+            self.after(timeout, SimEvent::LogIdle { node: id, boot: node_life });
         }
         Ok(())
     }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use d_engine_core::{Instant, LogId, Now, Term};
 use d_engine_replica::{
-    AfterEntries, ApplyJob, ApplySteps, ApplyWork, ApplyWorker, Event, Jobs, LoadQueue, LogWorker,
-    Never, PersistJob, Replica, ReplicaConfig, SnapshotPolicy, SnapshotReceiver, SnapshotSender,
-    SnapshotSends, SnapshotTask, Start, StateMachineHandler, StopReason,
+    AfterEntries, ApplyJob, ApplySteps, ApplyWork, ApplyWorker, Event, Jobs, LoadQueue, LogSteps,
+    LogWork, LogWorker, Never, Replica, ReplicaConfig, SnapshotPolicy, SnapshotReceiver,
+    SnapshotSender, SnapshotSends, SnapshotTask, Start, StateMachineHandler, StopReason,
 };
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
@@ -29,6 +29,10 @@ use crate::profile::programs::NEWEST;
 use crate::time::RIGHT_TIME_MS;
 use crate::world::gate::Gate;
 use crate::world::intake::Intake;
+
+/// How often a simulated node uses an idle log after a burst of writes; a real one does so more
+/// often.
+const IDLE_CALLS_MAX: u32 = 1;
 
 /// A node: its disk outlives its processes.
 #[derive(Debug)]
@@ -92,8 +96,10 @@ pub(crate) struct Running {
     pub(crate) jobs: Jobs,
     /// The log worker.
     pub(crate) log: LogWorker,
-    /// Writes waiting for the log worker.
-    pub(crate) writes: Vec<PersistJob>,
+    /// Orders the log worker's work.
+    pub(crate) log_steps: LogSteps,
+    /// Work waiting for the log worker.
+    pub(crate) log_work: LogWork,
     /// Reads waiting for the log worker.
     pub(crate) loads: LoadQueue,
     /// Whether the log worker is busy.
@@ -106,8 +112,6 @@ pub(crate) struct Running {
     pub(crate) apply_work: ApplyWork,
     /// Whether the apply worker is busy.
     pub(crate) apply_busy: bool,
-    /// The last log id to purge, if a purge waits for the log worker.
-    pub(crate) purge: Option<LogId>,
     /// Events that the log worker reports when its current work is done.
     pub(crate) reports: Vec<Event>,
     /// The state machine.
@@ -355,14 +359,14 @@ impl Running {
             told_to_stop: false,
             jobs: Jobs::default(),
             log,
-            writes: Vec::new(),
+            log_steps: LogSteps::new(IDLE_CALLS_MAX),
+            log_work: LogWork::default(),
             loads: LoadQueue::default(),
             log_busy: false,
             apply,
             steps: ApplySteps::default(),
             apply_work: ApplyWork::default(),
             apply_busy: false,
-            purge: None,
             reports: Vec::new(),
             machine,
             snapshots,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_core::{Instant, LogId, Term};
 use d_engine_locks::Unpoisoned;
-use d_engine_replica::{Event, Install, Jobs, SnapshotOrder, StopReason};
+use d_engine_replica::{Event, Install, Jobs, LogStep, SnapshotOrder, StopReason};
 use d_engine_storage::fs::sim::Failure;
 use d_engine_storage::snapshot::{FullSpeed, Health};
 use d_engine_storage::{FsOp, LogSuffix};
@@ -190,7 +190,9 @@ impl World {
     /// running.
     pub(crate) fn purge(&mut self, id: u64) -> Result<bool, Violation> {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(false) };
-        let Some(through) = running.purge.take() else { return Ok(true) };
+        let LogStep::Purge(through) = running.log_steps.next(&running.log) else {
+            return Ok(true);
+        };
         let node = self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX));
         if let Some(node) = node {
             let flushed = node.running.as_ref().and_then(|it| it.machine.flushed());
@@ -327,7 +329,7 @@ impl World {
 impl Running {
     /// Returns whether writes, loads or a purge wait for the log worker.
     pub(crate) fn has_log_work(&self) -> bool {
-        !self.writes.is_empty() || !self.loads.is_empty() || self.purge.is_some()
+        !self.log_work.is_empty() || !self.loads.is_empty()
     }
 
     /// Records an event that the replica is about to handle.

@@ -3,7 +3,7 @@
 //! nothing unsynced is lost. As in `crates/server/src/threads/raft.rs` and
 //! `crates/server/src/threads/workers.rs`.
 
-use d_engine_replica::{ApplyStep, Event, StopReason};
+use d_engine_replica::{ApplyStep, Event, LogWork, StopReason};
 
 use crate::faults::{Fault, Sometimes};
 use crate::monitors::violation::Violation;
@@ -77,7 +77,7 @@ impl World {
     /// The workers finish their queued jobs and close their files.
     fn finish_work(&mut self, id: u64) -> Result<(), Violation> {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
-        let writes = std::mem::take(&mut running.writes);
+        let LogWork { writes, .. } = std::mem::take(&mut running.log_work);
         if !writes.is_empty() {
             self.monitors.disks.on_write_begun(id, &writes);
         }

@@ -283,9 +283,8 @@ impl World {
         let node = self.node(id);
         let boot = node.boot;
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        running.writes.append(&mut jobs.persist);
         jobs.load.drain(..).for_each(|job| running.loads.put(job));
-        running.purge = jobs.purge.take().or(running.purge);
+        running.log_work.add(&mut jobs.persist, jobs.purge.take());
         running.apply_work.jobs.extend(jobs.apply.drain(..));
         running.apply_work.hard_state_saved |= jobs.hard_state_saved;
         running.apply_work.snapshot_due |= jobs.snapshot_due;
