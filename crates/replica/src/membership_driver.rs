@@ -84,8 +84,8 @@ impl fmt::Display for ChangeMembersError {
                 };
                 write!(
                     f,
-                    "too few {whose} were heard lately to commit the change; bring them back or \
-                     replace them first, or accept the risk"
+                    "too few {whose} answer and keep up with the log to commit the change; bring \
+                     them back or replace them first, or accept the risk"
                 )
             }
             Self::NotDone { waits_for } => write!(

@@ -69,8 +69,8 @@ impl RaftCore {
         self.may_enter_joint(now, joint, risk)
     }
 
-    /// Whether both sets of voters would commit the change: every new voter keeps up with the log,
-    /// and a majority of each set was heard lately.
+    /// Whether both sets of voters would commit the change at once: every new voter has kept up
+    /// with the log for a while, and a majority of each set keeps up with it now.
     fn may_enter_joint(
         &self,
         now: Instant,
@@ -91,11 +91,14 @@ impl RaftCore {
         if risk == QuorumRisk::Accept {
             return Ok(());
         }
-        let is_heard = |node: NodeId| self.is_heard(leader, now, node);
-        if !self.log.configuration().has_quorum(is_heard) {
+        let keeps_up = |node: NodeId| {
+            node == self.node
+                || leader.followers.get(&node).is_some_and(|it| it.keeps_up(now, gate))
+        };
+        if !self.log.configuration().has_quorum(keeps_up) {
             return Err(Rejected::WouldLoseQuorum(VoterSet::Outgoing));
         }
-        if !joint.has_quorum(is_heard) {
+        if !joint.has_quorum(keeps_up) {
             return Err(Rejected::WouldLoseQuorum(VoterSet::Incoming));
         }
         Ok(())

@@ -144,10 +144,18 @@ impl Progress {
     /// cluster has already returned from a joint configuration because of it.
     pub(crate) fn is_promotable(&self, now: Instant, gate: PromotionGate) -> bool {
         let rounds = &self.keeping_up;
-        self.is_heard(now, gate.heard_within)
+        self.keeps_up(now, gate)
             && rounds.passed >= ROUNDS_MIN
-            && now.since(rounds.begun) < gate.round_max
             && now.since(rounds.passing_since) >= gate.at_least.max(rounds.must_pass_for)
+    }
+
+    /// Whether the follower would store a new entry at once: it was heard, its last round was
+    /// short, and so is the one now.
+    pub(crate) fn keeps_up(&self, now: Instant, gate: PromotionGate) -> bool {
+        let rounds = &self.keeping_up;
+        self.is_heard(now, gate.heard_within)
+            && rounds.passed > 0
+            && now.since(rounds.begun) < gate.round_max
     }
 
     /// Whether entries flow and the follower was heard within this time.

@@ -96,6 +96,25 @@ fn a_majority_of_each_set_must_have_been_heard() {
     assert_eq!(propose_at_risk(&mut node, joint(&[1, 2, 3], &[1, 3])), Ok(()));
 }
 
+/// A voter that comes back with an old log answers at once, and stores nothing new for long.
+#[test]
+fn a_voter_that_lags_does_not_count_towards_the_majority_of_a_change() {
+    let mut node = grown(&[1, 2, 3], &[]);
+    let stored = last(&node);
+    for _ in 0..7 {
+        node.propose(1).unwrap();
+        beats(&mut node, &[3], 1);
+        let (round, received) = (node.last_round(), last(&node));
+        node.answers_holding(2, round, received, stored).unwrap();
+    }
+    let incoming = Err(Rejected::WouldLoseQuorum(VoterSet::Incoming));
+    assert_eq!(node.propose_membership(joint(&[1, 2, 3], &[1, 2])), incoming);
+    beats(&mut node, &[2, 3], 1);
+    assert_eq!(node.propose_membership(joint(&[1, 2, 3], &[1, 2])), incoming, "its round was long");
+    beats(&mut node, &[2, 3], 1);
+    assert_eq!(node.propose_membership(joint(&[1, 2, 3], &[1, 2])), Ok(()));
+}
+
 #[test]
 fn an_accepted_risk_never_makes_a_voter_of_a_node_that_lags() {
     assert!(refused(promote_four(&mut with_learner(5))));

@@ -79,8 +79,8 @@ async fn shown(shared: &Shared, change: &MemberChange) -> Arc<KnownMembers> {
     shared.members.borrow().clone()
 }
 
-/// Writes the request into this leader's log and waits until its goal is reached. Calls `waits` with
-/// what it waits for. Dropping the future does not withdraw the request.
+/// Writes the request into this leader's log and waits until its goal is reached. Calls `waits`
+/// with what it waits for. Dropping the future does not withdraw the request.
 pub(crate) async fn change_here(
     shared: &Shared,
     request: Request,

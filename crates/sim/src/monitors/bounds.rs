@@ -90,8 +90,8 @@ fn synced_weight(replica: &Replica, gauges: Gauges) -> u64 {
     (gauges.cache_bytes as u64).saturating_sub(gauges.unsynced_bytes as u64 + unsynced)
 }
 
-/// Returns the uncommitted bytes of a leader that has committed an entry of its term. Before that, a
-/// leader does not know how much of its log is committed, and no more does a follower after a
+/// Returns the uncommitted bytes of a leader that has committed an entry of its term. Before that,
+/// a leader does not know how much of its log is committed, and no more does a follower after a
 /// restart.
 fn uncommitted(replica: &Replica, gauges: Gauges) -> u64 {
     match replica.core().leads_with_commit() {

@@ -101,8 +101,12 @@ pub enum ChangeError {
         /// What is in force.
         current: ConfigId,
     },
-    /// A voter change is in progress, or this leader has just been elected. Retry a little later.
-    #[error("another membership change is in progress (configuration {0}); retry when it is done")]
+    /// A voter change is in progress, this leader has just been elected, or it transfers its
+    /// leadership. Retry a little later.
+    #[error(
+        "another membership change or a leadership transfer is in progress (configuration {0}); \
+         retry when it is done"
+    )]
     Busy(ConfigId),
     /// There is no such member and never was.
     #[error("node {0} has never been a member")]
