@@ -5,9 +5,9 @@ use d_engine_replica::{ApplyStop, LogId, SendAttempt, SnapshotOrder};
 
 use crate::world::connections::Way;
 use crate::world::link_model::Lane;
-use crate::world::members::InJoint;
 use crate::world::network::Packet;
 use crate::world::node::Applied;
+use crate::world::operator::InJoint;
 
 /// Faults of one kind, or the turns of one client: each schedules the next one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -11,22 +11,10 @@ use crate::monitors::violation::Violation;
 use crate::time::MS;
 use crate::world::World;
 use crate::world::event::SimEvent;
-use crate::world::members::{Asks, Request};
+use crate::world::operator::{Asks, Joiner, Request};
 
 /// A joiner that is refused for good this often gives up.
 const REFUSALS_MAX: u32 = 5;
-
-/// A data directory that wants to join.
-#[derive(Clone, Debug)]
-pub(crate) struct Joiner {
-    directory: Incarnation,
-    /// The id that its configuration names.
-    wish: Option<u64>,
-    joins_as: JoinAs,
-    /// Whom to ask next.
-    hint: Option<u64>,
-    refusals: u32,
-}
 
 /// The incarnation of the directory with this number, of those that join.
 fn directory(number: u64) -> Incarnation {

@@ -1,7 +1,6 @@
 //! The operator who changes the members of the cluster while everything else goes wrong.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use d_engine_core::{NodeId, QuorumRisk, RoleKind};
 use d_engine_replica::{ChangeMembers, ChangeMembersError, Event};
@@ -13,54 +12,8 @@ use crate::names::node_id;
 use crate::time::MS;
 use crate::world::World;
 use crate::world::event::{Chain, SimEvent};
-use crate::world::joining::Joiner;
 use crate::world::node::{Node, Running};
-
-/// A request for a change of the members.
-#[derive(Clone, Debug)]
-pub(crate) struct Request {
-    pub(crate) change: MemberChange,
-    pub(crate) expected: Option<ConfigId>,
-    pub(crate) risk: QuorumRisk,
-    pub(crate) asks: Asks,
-}
-
-/// Who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asks {
-    Operator,
-    /// The operator, at the node that another one has named.
-    Forwarded,
-    /// The joining directory with this number.
-    Joiner(u64),
-}
-
-/// What happens as soon as a leader enters a joint configuration.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum InJoint {
-    /// A node that is to vote afterwards crashes.
-    JoinerDies,
-    /// The leader is asked to transfer its leadership.
-    Transfer,
-}
-
-/// Answers to requests, with the nodes that gave them; the replicas' responders fill it.
-type Answers = Arc<Mutex<Vec<(u64, Request, Result<ConfigId, ChangeMembersError>)>>>;
-
-/// What the operators of a run are doing.
-#[derive(Debug, Default)]
-pub(crate) struct Operator {
-    pub(crate) answers: Answers,
-    pub(crate) joiners: BTreeMap<u64, Joiner>,
-    /// How many directories have begun to join, and how many addresses were drawn.
-    pub(crate) directories: u64,
-    moves: u64,
-    in_joint: Option<InJoint>,
-    /// Whether the next node that is removed is cut off at that moment.
-    cuts_off_removed: bool,
-    /// A member whose disk is lost.
-    pub(crate) lost: Option<u64>,
-}
+use crate::world::operator::{Asks, InJoint, Request};
 
 impl World {
     /// A leader that serves callers and votes in the configuration in force.

@@ -14,6 +14,7 @@ pub(crate) mod links;
 pub(crate) mod members;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod programs;
 pub(crate) mod reads;
 mod receives;
@@ -46,9 +47,9 @@ use crate::trace::Trace;
 use crate::world::connections::Transfers;
 use crate::world::event::{Chain, Scheduled, SimEvent};
 use crate::world::link_model::{Affected, Links};
-use crate::world::members::Operator;
 use crate::world::network::{Network, Packet};
 use crate::world::node::{Node, members};
+use crate::world::operator::Operator;
 use crate::world::script::Script;
 
 /// A running simulation.
