@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use d_engine_api::message;
+
 /// Why a call failed.
 ///
 /// Only after [`ClientError::OutcomeUnknown`] may a command have taken effect. After every other
@@ -146,6 +148,16 @@ pub enum ClientError {
         /// The reason, from the node.
         reason: String,
     },
+    /// The members of the cluster are not changed. The reason says what to do first.
+    #[error("the members are not changed: {reason} (reported by {endpoint})")]
+    MembersNotChanged {
+        /// The leader, which refused the change.
+        endpoint: String,
+        /// Why, for programs.
+        refusal: ChangeRefusal,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The state machine failed to serve a read. Check the node's log.
     #[error(
         "the state machine at {endpoint} could not serve the read: {reason}; check the node's log"
@@ -178,6 +190,29 @@ pub enum ClientError {
         /// The node that was called last.
         endpoint: String,
     },
+}
+
+/// Why the members of a cluster are not changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ChangeRefusal {
+    /// The expected configuration is not the current one. List the members and decide again.
+    Stale,
+    /// Too few voters answer to commit the change. Bring them back or replace them first, or
+    /// accept the risk.
+    WouldLoseQuorum,
+    /// The change breaks a rule, which the reason names.
+    Rule,
+}
+
+impl From<message::ChangeRefusal> for ChangeRefusal {
+    fn from(refusal: message::ChangeRefusal) -> Self {
+        match refusal {
+            message::ChangeRefusal::Stale => Self::Stale,
+            message::ChangeRefusal::WouldLoseQuorum => Self::WouldLoseQuorum,
+            message::ChangeRefusal::Unspecified => Self::Rule,
+        }
+    }
 }
 
 fn to_node(successor: Option<u64>) -> String {

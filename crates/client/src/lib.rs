@@ -49,14 +49,14 @@ mod route;
 pub use client::Client;
 pub use d_engine_api::message::EntryId;
 pub use d_engine_api::{
-    Member, NodeRole, NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
-    SnapshotStatus, TakenSnapshot,
+    ConfigId, Member, MemberChange, MemberRole, Members, NodeRole, NodeStatus, NotAConfigId,
+    ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
 };
 /// The types that [`KvClient`] takes and returns; the key-value machine itself uses the same ones.
 pub use d_engine_kv_language::{
     Keys, KvCommand, KvOperation, KvQuery, KvQueryReply, KvReply, Page, PutOptions,
     QueryLimitError, Record, Scan, UndecodableError,
 };
-pub use error::ClientError;
+pub use error::{ChangeRefusal, ClientError};
 pub use kv::{BatchOutcome, KvClient, KvError, Pages, PutOutcome, SwapOutcome};
 pub use options::ClientOptions;
