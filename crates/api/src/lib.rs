@@ -1,7 +1,7 @@
 //! What clients and nodes exchange: the gRPC service and its messages ([`message`]), the
-//! consistency of a read ([`ReadConsistency`]), the status of a node ([`NodeStatus`]), the
-//! members of a cluster ([`Members`]), and the errors that a gRPC status carries. The crate has no part of the engine, so that a client pulls
-//! in none.
+//! consistency of a read ([`ReadConsistency`]), the status of a node ([`NodeStatus`]), the members
+//! of a cluster ([`Members`]), and the errors that a gRPC status carries. The crate has no part of
+//! the engine, so that a client pulls in none.
 
 mod consistency;
 mod error;

@@ -21,15 +21,35 @@ pub enum ClientError {
     },
     /// Nodes answer, but none of them led before the deadline. Not done. Retry later; if the error
     /// persists, a majority of the nodes is down or cut off: check the `status` of each.
+    ///
+    /// Also if the client knows several nodes and none of them answers: all are down, or they were
+    /// removed from the cluster, and the client needs the address of a member.
     #[error(
-        "no leader was found within {waited:?} (last tried: {endpoint}); retry, or check that a \
-         majority of the nodes is running"
+        "no leader was found within {waited:?} (last tried: {endpoint}{}); retry, or check that a \
+         majority of the nodes is running",
+        silent_words(silent)
     )]
     NoLeader {
         /// How long the client searched.
         waited: Duration,
         /// The node that was tried last.
         endpoint: String,
+        /// The addresses at which no member answered lately, each with the reason.
+        silent: Vec<String>,
+    },
+    /// The node belongs to another cluster than the one that this client found first. Nothing was
+    /// sent. Correct the addresses; for the other cluster, create a client of its own.
+    #[error(
+        "the node at {endpoint} belongs to cluster {found}, and this client to cluster {expected}; \
+         correct the address"
+    )]
+    OtherCluster {
+        /// The node.
+        endpoint: String,
+        /// The id of the client's cluster, in hexadecimal digits.
+        expected: String,
+        /// The id of the node's cluster.
+        found: String,
     },
     /// The leader was too busy to accept the call before the deadline, or this client has as many
     /// calls in flight as [`ClientOptions::max_in_flight`](crate::ClientOptions::max_in_flight)
@@ -190,6 +210,10 @@ pub enum ClientError {
         /// The node that was called last.
         endpoint: String,
     },
+}
+
+fn silent_words(silent: &[String]) -> String {
+    if silent.is_empty() { String::new() } else { format!("; silent: {}", silent.join(", ")) }
 }
 
 /// Why the members of a cluster are not changed.

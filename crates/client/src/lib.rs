@@ -33,7 +33,8 @@
 //! the bytes of a command and of a reply, and the number of calls in flight.
 //!
 //! # Where to look
-//! `client.rs` has the calls, `kv.rs` those of the key-value machine. `route.rs` takes one call
+//! `client.rs` has the calls, `kv.rs` those of the key-value machine, `members.rs` those about the
+//! members. `route.rs` takes one call
 //! from node to node, `node.rs` holds the connection to one node, `nodes.rs` the known nodes, and
 //! `answer.rs` the retry rules.
 
@@ -41,6 +42,7 @@ mod answer;
 mod client;
 mod error;
 mod kv;
+mod members;
 mod node;
 mod nodes;
 mod options;
@@ -59,4 +61,5 @@ pub use d_engine_kv_language::{
 };
 pub use error::{ChangeRefusal, ClientError};
 pub use kv::{BatchOutcome, KvClient, KvError, Pages, PutOutcome, SwapOutcome};
+pub use members::{ChangeOptions, MembersWatch};
 pub use options::ClientOptions;
