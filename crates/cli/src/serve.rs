@@ -1,6 +1,7 @@
 //! `d-engine serve`: runs one node.
 
 use std::io::Read as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,22 +34,27 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
 async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
     // First, so that an early signal does not end the process without a clean stop.
     let mut signals = StopSignals::listen()?;
-    let stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
-    let id = config.node_id;
+    let mut stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
     descriptors::raise_limit();
-    // Signals are handled here and the engine is stopped through its handle, so this channel is
-    // unused.
-    let (_shutdown, never) = watch::channel(());
-    let node = with_machine(config, args.state_machine, never)?.build().map_err(start_failure)?;
-    let engine = node.start().await.map_err(start_failure)?;
-    let asked = async {
-        tokio::select! {
-            signal = signals.next() => signal,
-            () = closed(stdin) => "stdin was closed",
+    // Ends a start. A node that runs is stopped through its handle.
+    let (shutdown, shuts_down) = watch::channel(());
+    let node = with_machine(config, args.state_machine, shuts_down)?;
+    let mut start = pin!(node.build().map_err(start_failure)?.start());
+    let engine = tokio::select! {
+        started = &mut start => started.map_err(start_failure)?,
+        // A node that joins asks until it is a member, for ever.
+        why = asked_to_stop(&mut signals, &mut stdin) => {
+            tracing::info!("stopping before the node has started: {why}");
+            shutdown.send_replace(());
+            if let Ok(engine) = start.await {
+                engine.stop().await;
+            }
+            return Ok(());
         }
     };
+    let id = engine.node_id();
     tokio::select! {
-        why = asked => {
+        why = asked_to_stop(&mut signals, &mut stdin) => {
             tracing::info!(node = id, "stopping: {why}");
             engine.stop().await;
             tracing::info!(node = id, "stopped");
@@ -121,7 +127,18 @@ fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
     Ok(end)
 }
 
-async fn closed(stdin: Option<oneshot::Receiver<()>>) {
+/// Returns when the node is to stop, with the reason.
+async fn asked_to_stop(
+    signals: &mut StopSignals,
+    stdin: &mut Option<oneshot::Receiver<()>>,
+) -> &'static str {
+    tokio::select! {
+        signal = signals.next() => signal,
+        () = closed(stdin) => "stdin was closed",
+    }
+}
+
+async fn closed(stdin: &mut Option<oneshot::Receiver<()>>) {
     match stdin {
         // An error means that the thread has ended, and stdin with it.
         Some(end) => drop(end.await),

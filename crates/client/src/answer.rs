@@ -114,6 +114,11 @@ fn after_refusal(endpoint: String, kind: Kind) -> Next {
         Kind::SnapshotFailed(failed) => {
             ClientError::SnapshotFailed { endpoint, reason: failed.reason }
         }
+        Kind::MembersNotChanged(not_changed) => ClientError::MembersNotChanged {
+            endpoint,
+            refusal: not_changed.refusal().into(),
+            reason: not_changed.reason,
+        },
         Kind::StateMachineFailed(failed) => {
             ClientError::StateMachineFailed { endpoint, reason: failed.reason }
         }

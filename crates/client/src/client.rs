@@ -12,7 +12,7 @@ use d_engine_api::message::{
 use tonic::Request;
 
 use crate::answer::Effect;
-use crate::node::Calls;
+use crate::node::{Calls, members_in};
 use crate::nodes::Nodes;
 use crate::route::Route;
 use crate::{ClientError, ClientOptions, NodeStatus, TakenSnapshot};
@@ -20,17 +20,21 @@ use crate::{ClientError, ClientOptions, NodeStatus, TakenSnapshot};
 /// A client of one cluster. Cheap to clone; clones share connections and the known leader. A
 /// connection is opened when it is first needed.
 ///
+/// The client follows the cluster: the members that nodes name are called first, and the addresses
+/// that it was given last. It belongs to the cluster whose node answers first; a call that comes to
+/// a node of another one is not sent and fails with [`ClientError::OtherCluster`].
+///
 /// Every call has the deadline of [`ClientOptions::timeout`] or [`Client::with_timeout`]. A call
 /// may be dropped at any time, but dropping a [`Client::propose`] does not cancel the command.
 #[derive(Clone)]
 pub struct Client {
-    nodes: Arc<Nodes>,
+    pub(crate) nodes: Arc<Nodes>,
     timeout: Duration,
 }
 
 impl Client {
     /// Creates a client of the cluster that has nodes at `endpoints`, each as `host:port`. A few
-    /// nodes are enough: they name the leader.
+    /// nodes are enough: they name the members and the leader.
     ///
     /// # Errors
     /// [`ClientError::BadEndpoint`] if an address is invalid or none is given. No connection is
@@ -103,7 +107,7 @@ impl Client {
         if size > limit { Err(ClientError::TooLarge { size, limit: Some(limit) }) } else { Ok(()) }
     }
 
-    fn route(&self, effect: Effect) -> Route<'_> {
+    pub(crate) fn route(&self, effect: Effect) -> Route<'_> {
         Route::new(&self.nodes, effect, self.timeout)
     }
 
@@ -150,7 +154,8 @@ impl Client {
         self.route(Effect::Read).run(call).await
     }
 
-    /// Returns the status of the node at `endpoint`. Only this node is called, and only once.
+    /// Returns the status of the node at `endpoint`. Only this node is called, and only once. It may
+    /// belong to another cluster than the one that this client found first.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`] or [`ClientError::DeadlineElapsed`] if the node does not
@@ -161,7 +166,10 @@ impl Client {
             let reply = calls.status(timed(StatusRequest {}, left)).await?;
             Ok(NodeStatus::from(reply.into_inner()))
         };
-        self.route(Effect::Read).run_at(&node, call).await
+        let status = self.route(Effect::Read).of_any_cluster().run_at(&node, call).await?;
+        // The caller sees which cluster it is.
+        self.nodes.heard(endpoint, &members_in(&status)).ok();
+        Ok(status)
     }
 
     /// Makes the node at `endpoint` take a snapshot of everything that it has applied, and waits
@@ -228,7 +236,7 @@ impl Client {
 
 /// Adds the caller's remaining time (`grpc-timeout`) to a request, so that a node need not process
 /// it after the caller has stopped waiting.
-fn timed<T>(message: T, left: Duration) -> Request<T> {
+pub(crate) fn timed<T>(message: T, left: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(left);
     request

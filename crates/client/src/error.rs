@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use d_engine_api::message;
+
 /// Why a call failed.
 ///
 /// Only after [`ClientError::OutcomeUnknown`] may a command have taken effect. After every other
@@ -19,15 +21,35 @@ pub enum ClientError {
     },
     /// Nodes answer, but none of them led before the deadline. Not done. Retry later; if the error
     /// persists, a majority of the nodes is down or cut off: check the `status` of each.
+    ///
+    /// Also if the client knows several nodes and none of them answers: all are down, or they were
+    /// removed from the cluster, and the client needs the address of a member.
     #[error(
-        "no leader was found within {waited:?} (last tried: {endpoint}); retry, or check that a \
-         majority of the nodes is running"
+        "no leader was found within {waited:?} (last tried: {endpoint}{}); retry, or check that a \
+         majority of the nodes is running",
+        silent_words(silent)
     )]
     NoLeader {
         /// How long the client searched.
         waited: Duration,
         /// The node that was tried last.
         endpoint: String,
+        /// The addresses at which no member answered lately, each with the reason.
+        silent: Vec<String>,
+    },
+    /// The node belongs to another cluster than the one that this client found first. Nothing was
+    /// sent. Correct the addresses; for the other cluster, create a client of its own.
+    #[error(
+        "the node at {endpoint} belongs to cluster {found}, and this client to cluster {expected}; \
+         correct the address"
+    )]
+    OtherCluster {
+        /// The node.
+        endpoint: String,
+        /// The id of the client's cluster, in hexadecimal digits.
+        expected: String,
+        /// The id of the node's cluster.
+        found: String,
     },
     /// The leader was too busy to accept the call before the deadline, or this client has as many
     /// calls in flight as [`ClientOptions::max_in_flight`](crate::ClientOptions::max_in_flight)
@@ -146,6 +168,16 @@ pub enum ClientError {
         /// The reason, from the node.
         reason: String,
     },
+    /// The members of the cluster are not changed. The reason says what to do first.
+    #[error("the members are not changed: {reason} (reported by {endpoint})")]
+    MembersNotChanged {
+        /// The leader, which refused the change.
+        endpoint: String,
+        /// Why, for programs.
+        refusal: ChangeRefusal,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The state machine failed to serve a read. Check the node's log.
     #[error(
         "the state machine at {endpoint} could not serve the read: {reason}; check the node's log"
@@ -178,6 +210,33 @@ pub enum ClientError {
         /// The node that was called last.
         endpoint: String,
     },
+}
+
+fn silent_words(silent: &[String]) -> String {
+    if silent.is_empty() { String::new() } else { format!("; silent: {}", silent.join(", ")) }
+}
+
+/// Why the members of a cluster are not changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ChangeRefusal {
+    /// The expected configuration is not the current one. List the members and decide again.
+    Stale,
+    /// Too few voters answer to commit the change. Bring them back or replace them first, or
+    /// accept the risk.
+    WouldLoseQuorum,
+    /// The change breaks a rule, which the reason names.
+    Rule,
+}
+
+impl From<message::ChangeRefusal> for ChangeRefusal {
+    fn from(refusal: message::ChangeRefusal) -> Self {
+        match refusal {
+            message::ChangeRefusal::Stale => Self::Stale,
+            message::ChangeRefusal::WouldLoseQuorum => Self::WouldLoseQuorum,
+            message::ChangeRefusal::Unspecified => Self::Rule,
+        }
+    }
 }
 
 fn to_node(successor: Option<u64>) -> String {

@@ -33,7 +33,8 @@
 //! the bytes of a command and of a reply, and the number of calls in flight.
 //!
 //! # Where to look
-//! `client.rs` has the calls, `kv.rs` those of the key-value machine. `route.rs` takes one call
+//! `client.rs` has the calls, `kv.rs` those of the key-value machine, `members.rs` those about the
+//! members. `route.rs` takes one call
 //! from node to node, `node.rs` holds the connection to one node, `nodes.rs` the known nodes, and
 //! `answer.rs` the retry rules.
 
@@ -41,6 +42,7 @@ mod answer;
 mod client;
 mod error;
 mod kv;
+mod members;
 mod node;
 mod nodes;
 mod options;
@@ -49,14 +51,15 @@ mod route;
 pub use client::Client;
 pub use d_engine_api::message::EntryId;
 pub use d_engine_api::{
-    Member, NodeRole, NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
-    SnapshotStatus, TakenSnapshot,
+    ConfigId, Member, MemberChange, MemberRole, Members, NodeRole, NodeStatus, NotAConfigId,
+    ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
 };
 /// The types that [`KvClient`] takes and returns; the key-value machine itself uses the same ones.
 pub use d_engine_kv_language::{
     Keys, KvCommand, KvOperation, KvQuery, KvQueryReply, KvReply, Page, PutOptions,
     QueryLimitError, Record, Scan, UndecodableError,
 };
-pub use error::ClientError;
+pub use error::{ChangeRefusal, ClientError};
 pub use kv::{BatchOutcome, KvClient, KvError, Pages, PutOutcome, SwapOutcome};
+pub use members::{ChangeOptions, MembersWatch};
 pub use options::ClientOptions;

@@ -1,8 +1,10 @@
 //! One node: its address, its connection, and its recent failures.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use d_engine_api::Members;
 use d_engine_api::message::StatusRequest;
 use d_engine_api::message::engine_client::EngineClient;
 use d_engine_locks::Unpoisoned;
@@ -10,7 +12,7 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::answer::innermost;
-use crate::{ClientError, ClientOptions};
+use crate::{ClientError, ClientOptions, NodeStatus};
 
 /// How long after a failure a node is tried only if no other node is left, even if it is named as
 /// the leader: followers keep naming a dead leader until they have a new one.
@@ -32,6 +34,8 @@ pub(crate) struct Node {
     /// The number of failed attempts to connect, and the last error.
     attempts: Mutex<(u64, Option<ClientError>)>,
     failed_at: Mutex<Option<Failure>>,
+    /// The id of the node that last answered at this address; 0 if none has.
+    id: AtomicU64,
 }
 
 /// When and how the node failed.
@@ -46,8 +50,22 @@ struct Failure {
 #[derive(Clone)]
 pub(crate) struct Connection {
     pub(crate) calls: Calls,
-    /// Distinguishes it from later connections.
-    token: Arc<()>,
+    /// The members as the node named them in its first answer. Distinguishes the connection from
+    /// later ones.
+    pub(crate) members: Arc<Members>,
+}
+
+/// The members as a node names them in its status.
+pub(crate) fn members_in(status: &NodeStatus) -> Members {
+    // A status does not say whether they are committed.
+    let mut members = Members::default();
+    members.node = status.node;
+    members.cluster_id.clone_from(&status.cluster_id);
+    members.config = status.config;
+    members.list.clone_from(&status.members);
+    members.leader = status.leader;
+    members.removed_by = status.removed_by;
+    members
 }
 
 impl Node {
@@ -80,6 +98,7 @@ impl Node {
             connection: tokio::sync::Mutex::new(None),
             attempts: Mutex::new((0, None)),
             failed_at: Mutex::new(None),
+            id: AtomicU64::new(0),
         })
     }
 
@@ -128,7 +147,12 @@ impl Node {
                 // The size was checked before, and the node has its own bound.
                 .max_encoding_message_size(usize::MAX);
             match calls.status(StatusRequest {}).await {
-                Ok(_) => Ok(Connection { calls, token: Arc::new(()) }),
+                Ok(status) => {
+                    let status = NodeStatus::from(status.into_inner());
+                    // It guards nothing else.
+                    self.id.store(status.node, Ordering::Relaxed);
+                    Ok(Connection { calls, members: Arc::new(members_in(&status)) })
+                }
                 Err(status) if status.code() == tonic::Code::Unimplemented => {
                     let operation =
                         "the client service of d-engine; check that it is a node's client address";
@@ -147,9 +171,22 @@ impl Node {
     /// Drops a broken connection, unless it has been replaced already.
     pub(crate) async fn forget(&self, lost: &Connection) {
         let mut connection = self.connection.lock().await;
-        if connection.as_ref().is_some_and(|open| Arc::ptr_eq(&open.token, &lost.token)) {
+        if connection.as_ref().is_some_and(|open| Arc::ptr_eq(&open.members, &lost.members)) {
             *connection = None;
         }
+    }
+
+    /// Closes the connection. Calls that are in flight on it still end.
+    pub(crate) fn close(&self) {
+        // Whoever connects right now has just learned who answers there.
+        if let Ok(mut connection) = self.connection.try_lock() {
+            *connection = None;
+        }
+    }
+
+    /// The id of the node that last answered at this address.
+    pub(crate) fn id(&self) -> Option<u64> {
+        Some(self.id.load(Ordering::Relaxed)).filter(|id| *id != 0)
     }
 
     /// Records that the node just failed.

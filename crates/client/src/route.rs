@@ -1,9 +1,11 @@
 //! Takes one call from node to node until its deadline.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use d_engine_api::message::MembersRequest;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
@@ -39,6 +41,12 @@ pub(crate) struct Route<'a> {
     pause_now: bool,
     /// The error to return if the deadline passes.
     last: Option<ClientError>,
+    /// Nodes that did not answer when they were last tried, with the reason.
+    silent: BTreeMap<Arc<str>, String>,
+    /// The last node that answered that it does not lead.
+    follower: Option<Arc<Node>>,
+    /// Whether the call may go to a node of another cluster.
+    any_cluster: bool,
     /// Set once a command may have been accepted; from then on the outcome is unknown, whatever
     /// later attempts return.
     unknown: Option<ClientError>,
@@ -61,8 +69,16 @@ impl<'a> Route<'a> {
             pause: PAUSE_MIN,
             pause_now: false,
             last: None,
+            silent: BTreeMap::new(),
+            follower: None,
+            any_cluster: false,
             unknown: None,
         }
+    }
+
+    /// The same call, which a node of another cluster may answer too.
+    pub(crate) fn of_any_cluster(self) -> Self {
+        Self { any_cluster: true, ..self }
     }
 
     /// Tries node after node until one answers, an error is final, or the deadline passes. `call`
@@ -145,6 +161,13 @@ impl<'a> Route<'a> {
             }
             Err(_) => return Err(Next::Late(self.time_is_up(node))),
         };
+        if let Err(other) = self.nodes.heard(&node.address, &connection.members)
+            && !self.any_cluster
+        {
+            // The address may be that of a node of this cluster later.
+            node.forget(&connection).await;
+            return Err(Next::Tell(other));
+        }
         let left = self.deadline.saturating_duration_since(Instant::now());
         match timeout_at(self.deadline, call(connection.calls.clone(), left)).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -179,6 +202,8 @@ impl<'a> Route<'a> {
             Next::Leader(address) => {
                 node.answered();
                 self.nodes.clear_leader(node);
+                self.silent.remove(&node.address);
+                self.follower = Some(node.clone());
                 // Ignore an invalid address.
                 self.hint = address.and_then(|address| self.nodes.at(&address).ok());
                 self.last = Some(self.no_leader(node));
@@ -209,6 +234,7 @@ impl<'a> Route<'a> {
                     node.failed();
                 }
                 self.nodes.clear_leader(node);
+                self.silent.insert(node.address.clone(), reason_of(&error));
                 // The response of a running node says more about the cluster than the failure of
                 // one that is down.
                 if !matches!(self.last, Some(ClientError::NoLeader { .. })) {
@@ -265,8 +291,15 @@ impl<'a> Route<'a> {
         if wake + LAST_CALL >= self.deadline {
             return Err(self.give_up());
         }
+        let wait = async {
+            if let Some(follower) = self.follower.take().filter(|_| self.nodes.is_time_to_refresh())
+            {
+                timeout_at(wake, refresh(self.nodes, &follower)).await.ok();
+            }
+            tokio::time::sleep_until(wake).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep_until(wake) => {}
+            () = wait => {}
             // The sender lives as long as the client.
             _ = leader_news.changed() => self.hint = None,
         }
@@ -279,7 +312,11 @@ impl<'a> Route<'a> {
         let waited = self.started.elapsed();
         match self.last.take() {
             Some(ClientError::NoLeader { endpoint, .. }) => {
-                ClientError::NoLeader { waited, endpoint }
+                ClientError::NoLeader { waited, endpoint, silent: self.silent() }
+            }
+            // One unreachable node may be a wrong address; all of several are no cluster.
+            Some(ClientError::Unreachable { endpoint, .. }) if self.silent.len() > 1 => {
+                ClientError::NoLeader { waited, endpoint, silent: self.silent() }
             }
             Some(error) => error,
             None => ClientError::DeadlineElapsed { waited, endpoint: "any node".to_owned() },
@@ -287,7 +324,22 @@ impl<'a> Route<'a> {
     }
 
     fn no_leader(&self, node: &Arc<Node>) -> ClientError {
-        ClientError::NoLeader { waited: self.started.elapsed(), endpoint: node.address.to_string() }
+        ClientError::NoLeader {
+            waited: self.started.elapsed(),
+            endpoint: node.address.to_string(),
+            silent: self.silent(),
+        }
+    }
+
+    /// The addresses at which no member answers, each with the reason.
+    fn silent(&self) -> Vec<String> {
+        let known = self.nodes.all();
+        let reason = |node: &Arc<Node>| {
+            let reason = self.nodes.removed(node);
+            reason.or_else(|| self.silent.get(&node.address).cloned())
+        };
+        let words = |node: &Arc<Node>| Some(format!("{} ({})", node.address, reason(node)?));
+        known.iter().filter_map(words).collect()
     }
 
     fn time_is_up(&self, node: &Arc<Node>) -> ClientError {
@@ -295,6 +347,25 @@ impl<'a> Route<'a> {
             waited: self.started.elapsed(),
             endpoint: node.address.to_string(),
         }
+    }
+}
+
+/// Learns the members from a node that answers.
+async fn refresh(nodes: &Nodes, node: &Arc<Node>) {
+    let Ok(mut connection) = node.connection().await else { return };
+    if let Ok(reply) = connection.calls.members(MembersRequest {}).await {
+        // A node of another cluster is refused when it is called.
+        nodes.heard(&node.address, &reply.into_inner().into()).ok();
+    }
+}
+
+/// Why a node does not answer.
+fn reason_of(error: &ClientError) -> String {
+    match error {
+        ClientError::Unreachable { reason, .. } | ClientError::Stopped { reason, .. } => {
+            reason.clone()
+        }
+        error => error.to_string(),
     }
 }
 

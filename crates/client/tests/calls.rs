@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use d_engine_api::message::engine_server::{Engine, EngineServer};
 use d_engine_api::message::{
-    GetReply, GetRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply,
-    SkipEntryRequest, StatusReply, StatusRequest, TakeSnapshotReply, TakeSnapshotRequest,
-    TransferLeadershipReply, TransferLeadershipRequest,
+    ChangeMembersReply, ChangeMembersRequest, GetReply, GetRequest, MembersReply, MembersRequest,
+    ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply, SkipEntryRequest,
+    StatusReply, StatusRequest, TakeSnapshotReply, TakeSnapshotRequest, TransferLeadershipReply,
+    TransferLeadershipRequest, change_members_reply::Step,
 };
 use d_engine_client::{Client, ClientError, ClientOptions, ReadConsistency};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tonic::codegen::{BoxStream, tokio_stream};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
@@ -91,6 +93,35 @@ impl Engine for Listening {
     ) -> Result<Response<TakeSnapshotReply>, Status> {
         self.heard("snapshot", 0, &request);
         Ok(Response::new(TakeSnapshotReply::default()))
+    }
+
+    async fn members(
+        &self,
+        request: Request<MembersRequest>,
+    ) -> Result<Response<MembersReply>, Status> {
+        self.heard("members", 0, &request);
+        Ok(Response::new(MembersReply::default()))
+    }
+
+    type WatchMembersStream = BoxStream<MembersReply>;
+
+    async fn watch_members(
+        &self,
+        request: Request<MembersRequest>,
+    ) -> Result<Response<Self::WatchMembersStream>, Status> {
+        self.heard("watch", 0, &request);
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(MembersReply::default())))))
+    }
+
+    type ChangeMembersStream = BoxStream<ChangeMembersReply>;
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<Self::ChangeMembersStream>, Status> {
+        self.heard("change", 0, &request);
+        let done = ChangeMembersReply { step: Some(Step::Done(MembersReply::default())) };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(done)))))
     }
 }
 

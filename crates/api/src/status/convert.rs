@@ -10,6 +10,7 @@ use crate::message::{
 use crate::{ConfigId, Member};
 
 impl From<NodeStatus> for StatusReply {
+    #[allow(clippy::too_many_lines, reason = "two lines for each field")]
     fn from(status: NodeStatus) -> Self {
         let NodeStatus {
             node,
@@ -79,6 +80,7 @@ impl From<NodeStatus> for StatusReply {
 }
 
 impl From<StatusReply> for NodeStatus {
+    #[allow(clippy::too_many_lines, reason = "two lines for each field")]
     fn from(reply: StatusReply) -> Self {
         let StatusReply {
             node,

@@ -96,7 +96,7 @@ impl Target {
         let (runs, shutdown) = watch::channel(());
         let mut engines: Vec<EmbeddedEngine> = Vec::new();
         for config in cluster.configs()? {
-            let id = config.node_id;
+            let id = config.node_id.unwrap_or(1);
             let failed = |error: d_engine_server::StartError| {
                 Failure::failed(format_args!("node {id} cannot be started: {error}"))
             };

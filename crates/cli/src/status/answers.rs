@@ -46,8 +46,12 @@ pub(crate) fn leader_with_quorum(answers: &Answers) -> Option<u64> {
     let leader = statuses()
         .filter(|status| status.role == NodeRole::Leader)
         .max_by_key(|status| status.term)?;
-    let voters: Vec<u64> =
-        leader.members.iter().filter(|member| member.voter).map(|member| member.node).collect();
+    let voters: Vec<u64> = leader
+        .members
+        .iter()
+        .filter(|member| member.role.votes())
+        .map(|member| member.node)
+        .collect();
     let mut behind: Vec<u64> = statuses()
         .filter(|status| status.term == leader.term && status.leader == Some(leader.node))
         .map(|status| status.node)

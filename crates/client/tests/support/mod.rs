@@ -77,7 +77,7 @@ impl Cluster {
         let mut engines = Vec::new();
         for member in &members {
             let config = Config {
-                node_id: member.id,
+                node_id: Some(member.id),
                 cluster_id: Some("00112233445566778899aabbccddeeff".to_owned()),
                 data_dir: dir.join(format!("node-{}", member.id)),
                 members: members.clone(),
