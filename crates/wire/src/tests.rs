@@ -7,7 +7,7 @@ use d_engine_core::{
     NodeId, Term,
 };
 use d_engine_replica::PeerMessage;
-use d_engine_storage::{ClusterId, Incarnation, LogEntry, SessionSerial};
+use d_engine_storage::{ClusterId, ConfigId, Incarnation, LogEntry, SessionSerial};
 use proptest::prelude::*;
 use prost::Message as _;
 

@@ -150,9 +150,13 @@ async fn handshake(
     }
     checked?;
     let hello = read_frame(stream, reader).await?;
+    let mut knows_cluster = true;
     let checked = match decode_handshake(&hello) {
         Err(error) => Err(refuse_greeting(error)),
-        Ok(Caller::Inquirer(inquiry)) => check_inquiry(inquiry, &shared.identity),
+        Ok(Caller::Inquirer(inquiry)) => {
+            knows_cluster = inquiry.cluster.is_some();
+            check_inquiry(inquiry, &shared.identity)
+        }
         Ok(Caller::Peer(hello)) => check(&hello, shared).inspect_err(|refused| {
             let (kind, text) = (refused.kind, refused.text.clone());
             let node = hello.from;
@@ -162,9 +166,11 @@ async fn handshake(
     let mut reply = HandshakeReply {
         protocol_version: PROTOCOL_VERSION,
         node: shared.identity.node.get(),
-        cluster_id: Bytes::copy_from_slice(&shared.identity.cluster.0),
         ..HandshakeReply::default()
     };
+    if checked.is_ok() && knows_cluster {
+        reply.cluster_id = Bytes::copy_from_slice(&shared.identity.cluster.0);
+    }
     match &checked {
         Ok(_) => reply.incarnation = Bytes::copy_from_slice(&shared.identity.incarnation.0),
         Err(refused) => {
@@ -231,8 +237,8 @@ fn check_inquiry(inquiry: Inquiry, own: &TransportIdentity) -> Result<Accepted, 
     match inquiry.cluster {
         Some(cluster) if cluster != own.cluster => {
             let text = format!(
-                "it expects a node of cluster {cluster}, and this is node {} of cluster {}",
-                own.node, own.cluster
+                "it expects a node of cluster {cluster}, and node {} belongs to another one",
+                own.node
             );
             Err(unwelcome(Refusal::OtherCluster, RefusalKind::OtherCluster, text))
         }
@@ -285,9 +291,10 @@ async fn answer_inquiry(
 fn check_addressee(hello: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
     if hello.cluster != own.cluster {
+        // It is not named to strangers: with it, a node of another machine may join.
         let text = format!(
-            "node {} belongs to cluster {}, this node to {}",
-            hello.from, hello.cluster, own.cluster
+            "node {} belongs to cluster {}, node {} to another one; compare their `cluster_id`",
+            hello.from, hello.cluster, own.node
         );
         return refuse(Refusal::OtherCluster, RefusalKind::OtherCluster, text);
     }

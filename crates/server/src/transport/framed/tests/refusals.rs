@@ -18,7 +18,7 @@ fn strangers() -> Vec<(Bytes, Refusal, RefusalKind, &'static str)> {
             encode_handshake(&Greeting { cluster: ClusterId([8; 16]), ..greeting() }),
             Refusal::OtherCluster,
             RefusalKind::OtherCluster,
-            "node 2 belongs to cluster 08080808080808080808080808080808, this node to 07070707070707070707070707070707",
+            "node 2 belongs to cluster 08080808080808080808080808080808, node 1 to another one; compare their `cluster_id`",
         ),
         (
             encode_handshake(&Greeting { group: GroupId::new(2).unwrap(), ..greeting() }),
