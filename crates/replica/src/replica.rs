@@ -99,8 +99,9 @@ pub(crate) enum Payload {
 }
 
 impl Replica {
-    /// Creates a replica over a recovered log. `start_position` is the position of the state machine, from
-    /// [`crate::StateMachineHandler::open`]. `seed` must differ between nodes and between starts.
+    /// Creates a replica over a recovered log. `start_position` is the position of the state
+    /// machine, from [`crate::StateMachineHandler::open`]. `seed` must differ between nodes and
+    /// between starts.
     ///
     /// Call [`Replica::handle`] with [`Event::Deadline`] right afterwards, to get the first jobs.
     ///
