@@ -154,8 +154,8 @@ impl Client {
         self.route(Effect::Read).run(call).await
     }
 
-    /// Returns the status of the node at `endpoint`. Only this node is called, and only once. It may
-    /// belong to another cluster than the one that this client found first.
+    /// Returns the status of the node at `endpoint`. Only this node is called, and only once. It
+    /// may belong to another cluster than the one that this client found first.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`] or [`ClientError::DeadlineElapsed`] if the node does not

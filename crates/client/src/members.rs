@@ -50,9 +50,9 @@ impl ChangeOptions {
 }
 
 impl Client {
-    /// Returns the members of the cluster, as the node that answers knows them: the leader, if it is
-    /// known, and otherwise any node. [`Members::leader`] names the leader, which alone knows the
-    /// progress of the others; [`Client::members_at`] asks it.
+    /// Returns the members of the cluster, as the node that answers knows them: the leader, if it
+    /// is known, and otherwise any node. [`Members::leader`] names the leader, which alone knows
+    /// the progress of the others; [`Client::members_at`] asks it.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -77,7 +77,8 @@ impl Client {
     /// Watches the members: returns them as they are now, and after every change.
     ///
     /// ```no_run
-    /// # async fn example(client: d_engine_client::Client) -> Result<(), d_engine_client::ClientError> {
+    /// # use d_engine_client::{Client, ClientError};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
     /// let mut watch = client.watch_members();
     /// loop {
     ///     let members = watch.next().await?;

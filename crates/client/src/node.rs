@@ -178,7 +178,7 @@ impl Node {
 
     /// Closes the connection. Calls that are in flight on it still end.
     pub(crate) fn close(&self) {
-        // Whoever connects right now has just learned who answers there.
+        // A call that connects right now has just learned who answers there.
         if let Ok(mut connection) = self.connection.try_lock() {
             *connection = None;
         }

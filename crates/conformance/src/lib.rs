@@ -129,7 +129,7 @@ macro_rules! __each_storage_engine_check {
             power_cuts_lose_nothing_synced
             a_conflicting_suffix_is_replaced
             gaps_are_refused
-            a_purge_keeps_what_is_behind_it
+            a_purge_keeps_what_is_after_it
             a_purge_past_the_end_is_refused
             an_install_takes_the_place_of_the_log
             readers_stop_at_their_bound

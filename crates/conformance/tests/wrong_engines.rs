@@ -41,7 +41,7 @@ const FAULTS: [(Fault, &str); 14] = [
     (Fault::DoesNotSync, "power_cuts_lose_nothing_synced"),
     (Fault::KeepsTheSuffix, "a_conflicting_suffix_is_replaced"),
     (Fault::TakesGaps, "gaps_are_refused"),
-    (Fault::PurgesTooMuch, "a_purge_keeps_what_is_behind_it"),
+    (Fault::PurgesTooMuch, "a_purge_keeps_what_is_after_it"),
     (Fault::PurgesWhatIsNotThere, "a_purge_past_the_end_is_refused"),
     (Fault::DropsTheSuffixAtInstall, "an_install_takes_the_place_of_the_log"),
     (Fault::ReadsWithoutBound, "readers_stop_at_their_bound"),

@@ -26,7 +26,7 @@ fn meta(entry: &LogEntry) -> Result<EntryMeta, MembershipError> {
 pub(crate) fn initial_log(
     identity: &Identity,
     recovered: &RecoveredLog,
-    footing: &StartPosition,
+    start_position: &StartPosition,
 ) -> Result<InitialLog, ReplicaError> {
     let mut memberships = recovered.memberships.iter().peekable();
     let mut entries = Vec::with_capacity(recovered.entries.len());
@@ -47,11 +47,15 @@ pub(crate) fn initial_log(
     }
     Ok(InitialLog {
         base: recovered.base,
-        configuration: footing.membership.as_ref().unwrap_or(&identity.initial).configuration(),
-        time_ms: footing.time_ms,
+        configuration: start_position
+            .membership
+            .as_ref()
+            .unwrap_or(&identity.initial)
+            .configuration(),
+        time_ms: start_position.time_ms,
         entries,
         // Applied entries were committed, even if the hint in the hard state is lower.
-        commit: recovered.hard_state.commit.max(footing.applied),
+        commit: recovered.hard_state.commit.max(start_position.applied),
     })
 }
 

@@ -293,7 +293,7 @@ pub struct Jobs {
     /// For the log worker, after persist and load jobs: purge the log up to here.
     pub purge: Option<LogId>,
     /// For the transport: followers that need a snapshot, each over its own connection.
-    pub snapshots: Vec<SnapshotOrder>,
+    pub snapshots: Vec<SnapshotSendRequest>,
     /// For the transport: nodes that no configuration needs any more. End all sends to them and
     /// close their connections.
     pub dropped: Vec<NodeId>,
@@ -374,7 +374,7 @@ pub struct Install {
 
 /// A request to send a snapshot to a follower.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SnapshotOrder {
+pub struct SnapshotSendRequest {
     /// The follower.
     pub to: NodeId,
     /// The term in which this node leads; the snapshot is sent in this term.

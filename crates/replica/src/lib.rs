@@ -42,7 +42,7 @@ pub use error::{
 pub use event::{
     ApplyJob, ApplySource, ApplyStop, Event, HaltCause, Install, InstallResponder, Jobs, LoadJob,
     LogDisk, Outgoing, PersistJob, Proposal, ProposeResponder, ReadRequest, ReadResponder,
-    ReceivedSnapshot, SkipResponder, SkippedEntry, SnapshotOrder, SnapshotProgress,
+    ReceivedSnapshot, SkipResponder, SkippedEntry, SnapshotProgress, SnapshotSendRequest,
     TransferResponder,
 };
 pub use gauges::Gauges;

@@ -1,6 +1,7 @@
 //! Members that are not reached at the address in the log any more. A node that is not reached
 //! there is dialled at the address that it named itself; once it is reached there, the leader
-//! writes that address into the log (Kafka's KIP-1347 has the case that all addresses change at once).
+//! writes that address into the log (Kafka's KIP-1347 has the case that all addresses change at
+//! once).
 
 use std::collections::BTreeMap;
 

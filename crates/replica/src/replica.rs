@@ -20,7 +20,7 @@ use crate::clients::reads::Reads;
 use crate::clients::throttle::Throttle;
 use crate::convert;
 use crate::event::{
-    ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotOrder, TransferResponder,
+    ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotSendRequest, TransferResponder,
 };
 use crate::health::Pauses;
 use crate::health::worker_watch::WorkerWatch;
@@ -99,8 +99,9 @@ pub(crate) enum Payload {
 }
 
 impl Replica {
-    /// Creates a replica over a recovered log. `footing` is the position of the state machine, from
-    /// [`crate::StateMachineHandler::open`]. `seed` must differ between nodes and between starts.
+    /// Creates a replica over a recovered log. `start_position` is the position of the state
+    /// machine, from [`crate::StateMachineHandler::open`]. `seed` must differ between nodes and
+    /// between starts.
     ///
     /// Call [`Replica::handle`] with [`Event::Deadline`] right afterwards, to get the first jobs.
     ///
@@ -110,13 +111,13 @@ impl Replica {
         config: ReplicaConfig,
         identity: &Identity,
         recovered: &RecoveredLog,
-        footing: &StartPosition,
+        start_position: &StartPosition,
         seed: u64,
         now: Instant,
     ) -> Result<Self, ReplicaError> {
         config.core.validate()?;
         let mut members = Members::new(
-            footing.membership.as_ref().unwrap_or(&identity.initial),
+            start_position.membership.as_ref().unwrap_or(&identity.initial),
             &identity.initial,
         );
         for (index, payload) in &recovered.memberships {
@@ -134,16 +135,16 @@ impl Replica {
             node: identity.node,
             config: config.core,
             hard_state: recovered.hard_state,
-            log: convert::initial_log(identity, recovered, footing)?,
+            log: convert::initial_log(identity, recovered, start_position)?,
             seed,
             now,
             accepts_clock: config.accept_clock,
-            command_version_max: footing.command_version_max,
+            command_version_max: start_position.command_version_max,
         });
-        let applied = footing.applied;
+        let applied = start_position.applied;
         let mut snapshots = Snapshots::default();
-        snapshots.newest_has(footing.covered_bytes);
-        snapshots.covers(footing.covered, footing.oldest);
+        snapshots.newest_has(start_position.covered_bytes);
+        snapshots.covers(start_position.covered, start_position.oldest);
         let mut apply = ApplyQueue::new(applied, config.apply_jobs_max, config.apply_entries_max);
         // What the state machine contains is applied and may be purged. The core's reply says how
         // far apply may continue.
@@ -176,7 +177,7 @@ impl Replica {
             pauses: Pauses::default(),
             gave_way_at: None,
             was_short_of_room: false,
-            command_version_floor: footing.command_version_floor,
+            command_version_floor: start_position.command_version_floor,
             contradiction: None,
             skips,
             membership_driver: MembershipDriver::default(),
@@ -474,7 +475,7 @@ impl Replica {
         for to in effects.snapshots.drain(..) {
             self.snapshots.holds.begun(to, self.core.matched(to), now, self.config.purge_timeout);
             let at_least = self.core.log().base.index;
-            jobs.snapshots.push(SnapshotOrder { to, term: self.core.term(), at_least });
+            jobs.snapshots.push(SnapshotSendRequest { to, term: self.core.term(), at_least });
         }
         // After the orders: one of them may be for such a node.
         self.forget(&std::mem::take(&mut effects.dropped), jobs);

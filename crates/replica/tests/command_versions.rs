@@ -25,14 +25,14 @@ use recording::{Ground, Manner, Recording, at};
 fn leader_over(floor: u32) -> leader::Node {
     let opened = leader::open(3);
     let now = d_engine_core::Instant::from_nanos(1);
-    let footing = StartPosition {
+    let start_position = StartPosition {
         command_version_max: 2,
         command_version_floor: floor,
         ..StartPosition::default()
     };
     let config = ReplicaConfig::default();
     let replica =
-        Replica::new(config, &opened.identity, &opened.recovered, &footing, 7, now).unwrap();
+        Replica::new(config, &opened.identity, &opened.recovered, &start_position, 7, now).unwrap();
     let mut node = leader::Node { replica, log: LogWorker::new(opened.log, GroupId::FIRST), now };
     node.lead();
     node
@@ -204,9 +204,9 @@ fn the_floor_is_found_again_at_a_restart() {
         };
         let Node { ground, .. } = node;
         let mut node = again(ground, manner).unwrap();
-        assert_eq!(node.footing.command_version_max, 2);
+        assert_eq!(node.start_position.command_version_max, 2);
         assert_eq!(
-            node.footing.command_version_floor,
+            node.start_position.command_version_floor,
             if is_durable { 2 } else { 0 },
             "the applied entries"
         );
@@ -223,7 +223,7 @@ fn the_floor_is_found_again_at_a_restart() {
         let Node { ground, .. } = node;
         let node = again(ground, manner).unwrap();
         assert_eq!(
-            node.footing.command_version_floor, 2,
+            node.start_position.command_version_floor, 2,
             "the entry is purged; the snapshot has the version"
         );
         let Node { ground, .. } = node;

@@ -424,10 +424,10 @@ fn a_snapshot_that_no_node_takes_is_kept_and_nothing_is_purged_behind_it() {
     let mut ground = again(node);
     ground.store = limited();
     let node = Node::start(ground, Recording::default(), Never).unwrap();
-    assert_eq!((node.footing.applied.get(), node.footing.covered.get()), (4, 0));
+    assert_eq!((node.start_position.applied.get(), node.start_position.covered.get()), (4, 0));
     let node = Node::start(again(node), Recording::default(), Never).unwrap();
     assert_eq!(
-        (node.footing.applied.get(), node.footing.covered.get()),
+        (node.start_position.applied.get(), node.start_position.covered.get()),
         (4, 4),
         "with a higher limit"
     );

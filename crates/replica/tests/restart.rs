@@ -54,9 +54,9 @@ fn a_rebuilt_machine_gets_the_newest_snapshot_and_the_log_from_there() {
         "persist_last_snapshot_metadata 4",
     ];
     assert_eq!(node.machine.calls.take()[..10], expected);
-    assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2, 3, 4], 4));
-    assert_eq!((node.footing.covered.get(), node.footing.time_ms), (4, 1_004));
-    assert_eq!(node.footing.membership.as_ref().unwrap().members().len(), 1);
+    assert_eq!((node.machine.numbers(), node.start_position.applied.get()), (vec![1, 2, 3, 4], 4));
+    assert_eq!((node.start_position.covered.get(), node.start_position.time_ms), (4, 1_004));
+    assert_eq!(node.start_position.membership.as_ref().unwrap().members().len(), 1);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_damaged_snapshot_is_passed_over_while_the_log_reaches_to_the_one_before_it(
     damage(&ground, &newest);
     let node = start(ground.again(), Recording::default()).unwrap();
     assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["2"]);
-    assert_eq!((node.machine.numbers(), node.footing.applied.get()), (vec![1, 2], 2));
+    assert_eq!((node.machine.numbers(), node.start_position.applied.get()), (vec![1, 2], 2));
 }
 
 #[test]
@@ -92,8 +92,11 @@ fn a_durable_machine_inside_the_log_needs_no_snapshot() {
     let node = start(ground.again(), Recording::durable_at(at(1, 5))).unwrap();
     assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0);
     assert_eq!(node.machine.calls.count("reset"), 0);
-    assert_eq!(node.footing.applied.get(), 5);
-    assert_eq!(node.footing.time_ms, 1_004, "log time at the log's base is that of the snapshot");
+    assert_eq!(node.start_position.applied.get(), 5);
+    assert_eq!(
+        node.start_position.time_ms, 1_004,
+        "log time at the log's base is that of the snapshot"
+    );
 }
 
 /// The log itself records its base: no snapshot has to be read for it.
@@ -105,7 +108,7 @@ fn a_durable_machine_inside_a_purged_log_starts_without_any_usable_snapshot() {
         std::fs::write(entry.unwrap().path(), b"flipped").unwrap();
     }
     let node = start(ground.again(), Recording::durable_at(at(1, 5))).unwrap();
-    assert_eq!((node.footing.applied.get(), node.footing.time_ms), (5, 1_004));
+    assert_eq!((node.start_position.applied.get(), node.start_position.time_ms), (5, 1_004));
 }
 
 /// A log that begins after a received snapshot records neither time nor membership: the snapshot
@@ -120,8 +123,8 @@ fn a_durable_machine_behind_a_received_snapshot_gets_its_time_and_members() {
     let Node { ground, .. } = node;
     let node = start(ground.again(), Recording::durable_at(at(1, 10))).unwrap();
     assert_eq!(node.machine.calls.count("apply_snapshot_from_file"), 0);
-    assert_eq!((node.footing.applied.get(), node.footing.time_ms), (10, 1_009));
-    assert!(node.footing.membership.is_some());
+    assert_eq!((node.start_position.applied.get(), node.start_position.time_ms), (10, 1_009));
+    assert!(node.start_position.membership.is_some());
 }
 
 /// A full disk, or a process without file handles, does not mean that the snapshot is damaged: it
@@ -150,7 +153,7 @@ fn a_durable_machine_that_is_empty_beside_a_snapshot_gets_it() {
     let ground = ground_with_snapshots(Recording::default());
     let node = start(ground.again(), Recording::durable()).unwrap();
     assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["4"]);
-    assert_eq!(node.footing.applied.get(), 4);
+    assert_eq!(node.start_position.applied.get(), 4);
 }
 
 /// An install has begun: the snapshot is there, and the log is still the old one.
@@ -162,7 +165,7 @@ fn an_install_that_was_cut_short_is_finished() {
         send(&leader, &received, &ground.store);
         let mut node = start(ground.again(), machine).unwrap();
         assert_eq!(node.machine.calls.with("apply_snapshot_from_file"), ["9"]);
-        assert_eq!((node.machine.numbers().len(), node.footing.applied.get()), (9, 9));
+        assert_eq!((node.machine.numbers().len(), node.start_position.applied.get()), (9, 9));
         assert_eq!(node.ground.opened.recovered.base, id(1, 9));
         assert!(node.ground.opened.recovered.entries.is_empty());
         // The log is consistent with it, now and after the next start, and continues after it.
@@ -170,7 +173,7 @@ fn an_install_that_was_cut_short_is_finished() {
         let ground = node.ground.again();
         assert_eq!(ground.opened.recovered.base, id(1, 9));
         let node = start(ground, Recording::default()).unwrap();
-        assert_eq!(node.footing.applied.get(), 9);
+        assert_eq!(node.start_position.applied.get(), 9);
         assert_eq!(node.ground.opened.recovered.entries.len(), 2);
     }
 }
@@ -195,7 +198,7 @@ fn a_suffix_that_conflicts_with_a_received_snapshot_is_dropped_and_a_matching_on
     store(&mut ground, 1, &entries);
     send(&leader, &received, &ground.store);
     let node = start(ground.again(), Recording::default()).unwrap();
-    assert_eq!(node.footing.applied.get(), 9);
+    assert_eq!(node.start_position.applied.get(), 9);
     assert_eq!(node.ground.opened.recovered.entries.last().unwrap().id, id(1, 12));
 }
 
@@ -333,9 +336,10 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         let machine = node.machine.again();
         let Node { ground, .. } = node;
         let mut node = start(ground.again(), machine).unwrap();
-        if node.footing.applied.get() < 4 {
+        if node.start_position.applied.get() < 4 {
             // The entries after the snapshot come from the log again.
-            let (first, last) = (node.footing.applied.next(), d_engine_core::LogIndex::new(4));
+            let (first, last) =
+                (node.start_position.applied.next(), d_engine_core::LogIndex::new(4));
             let job = ApplyJob {
                 source: ApplySource::Stored(first, last),
                 responders: Vec::new(),
@@ -349,7 +353,10 @@ fn bound_directories_are_in_every_snapshot_from_then_on() {
         let machine = node.machine.again();
         let Node { ground, .. } = node;
         let mut node = start(ground.again(), machine).unwrap();
-        assert!(is_bound(node.footing.membership.as_ref().unwrap()), "after a purge and a restart");
+        assert!(
+            is_bound(node.start_position.membership.as_ref().unwrap()),
+            "after a purge and a restart"
+        );
         node.commit(6, 6);
         let last = node.take_snapshot();
         assert!(is_bound(&last.header.facts.membership), "after a purge");
@@ -373,13 +380,13 @@ fn log_time_does_not_go_back_over_a_purge_and_a_restart() {
     let mut ground = ground_with_snapshots(machine.again());
     purge(&mut ground, 4);
     let mut node = start(ground.again(), machine.again()).unwrap();
-    assert_eq!((node.footing.applied.get(), node.footing.time_ms), (6, 1_004));
+    assert_eq!((node.start_position.applied.get(), node.start_position.time_ms), (6, 1_004));
     node.commit(7, 7);
     node.take_snapshot();
     let Node { mut ground, .. } = node;
     purge(&mut ground, 7);
     let mut node = start(ground.again(), machine.again()).unwrap();
-    assert_eq!(node.footing.time_ms, 1_007, "the log time of the snapshot");
+    assert_eq!(node.start_position.time_ms, 1_007, "the log time of the snapshot");
     let mut early = command(8);
     early.time_ms = 1;
     store(&mut node.ground, 1, std::slice::from_ref(&early));

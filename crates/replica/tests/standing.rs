@@ -139,7 +139,7 @@ fn a_durable_machine_remembers_what_it_has_skipped() {
     assert_eq!(applied(run(&mut node, 4..=5, None)), 5);
 
     let mut node = Node::start(node.ground.again(), choking_durable(&first), Never).unwrap();
-    assert_eq!(node.footing.applied, LogIndex::new(5));
+    assert_eq!(node.start_position.applied, LogIndex::new(5));
     assert!(
         now(node.worker.begin_snapshot(d_engine_replica::SnapshotCause::Requested)).is_err(),
         "not before the decision is applied"

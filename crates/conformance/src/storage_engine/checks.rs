@@ -217,7 +217,7 @@ pub fn gaps_are_refused(case: &StorageEngineCase) -> Found {
 ///
 /// # Errors
 /// The rule that the engine broke, and how.
-pub fn a_purge_keeps_what_is_behind_it(case: &StorageEngineCase) -> Found {
+pub fn a_purge_keeps_what_is_after_it(case: &StorageEngineCase) -> Found {
     let dir = tempfile::tempdir().map_err(io)?;
     let dir = dir.path().join("data");
     let mut opened = case.open(&dir)?;

@@ -7,7 +7,7 @@ use d_engine_storage::snapshot::{
     Health, Pace, SnapshotArchive, SnapshotError, SnapshotInfo, SnapshotStore,
 };
 
-use crate::event::SnapshotOrder;
+use crate::event::SnapshotSendRequest;
 
 /// The archives that are preferred to the newest one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,7 +38,7 @@ pub enum ArchiveChoice {
 /// Calls `unusable` for each archive that would have been sent but cannot be read or is damaged.
 pub fn choose_archive(
     store: &SnapshotStore,
-    order: SnapshotOrder,
+    order: SnapshotSendRequest,
     preference: ArchivePreference,
     pace: &mut dyn Pace,
     mut unusable: impl FnMut(SnapshotError),
@@ -65,7 +65,7 @@ pub fn choose_archive(
 /// The archives that would help the follower, the preferred ones first.
 fn candidates(
     mut list: Vec<SnapshotInfo>,
-    order: SnapshotOrder,
+    order: SnapshotSendRequest,
     preference: ArchivePreference,
 ) -> Vec<SnapshotInfo> {
     list.retain(|info| info.last_included().index >= order.at_least);

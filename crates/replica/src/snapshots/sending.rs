@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use d_engine_core::{Instant, LogId, NodeId};
 
-use crate::event::{Event, SnapshotOrder, SnapshotProgress};
+use crate::event::{Event, SnapshotProgress, SnapshotSendRequest};
 use crate::snapshots::transfer::{Refusal, SendFailure, SendProgress};
 
 /// The waits after failed attempts, in milliseconds; after the last one the wait stays the same.
@@ -126,7 +126,7 @@ impl SnapshotSends {
     pub fn begin(
         &mut self,
         now: Instant,
-        order: SnapshotOrder,
+        order: SnapshotSendRequest,
     ) -> (SendAttempt, Option<SendAttempt>) {
         self.rows.retain(|_, row| !row.is_over(now));
         self.last_id += 1;

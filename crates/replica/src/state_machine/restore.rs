@@ -100,15 +100,15 @@ impl StateMachineHandler {
             Ok(()) => start.bring_up(machine.as_ref()).await,
             Err(reason) => Err(reason),
         };
-        let opened = opened.and_then(|(applied, mut footing)| {
+        let opened = opened.and_then(|(applied, mut start_position)| {
             // Checked here for durable machines too: their state need not come from a snapshot in
             // the list.
             check_state(machine.as_ref(), applied.command_version, applied.id)?;
-            footing.limit_to(start.snapshots);
-            footing.command_version_max = machine.command_version_max();
-            footing.command_version_floor = applied.command_version;
+            start_position.limit_to(start.snapshots);
+            start_position.command_version_max = machine.command_version_max();
+            start_position.command_version_floor = applied.command_version;
             let mut handler = Self::new(machine.clone(), policy, applied);
-            handler.learn_newest(&start).map(|()| (handler, footing))
+            handler.learn_newest(&start).map(|()| (handler, start_position))
         });
         if opened.is_err() {
             // It was started, so it is stopped. An error of `stop` does not matter beside the
@@ -182,8 +182,11 @@ impl Start<'_> {
             }
             check_state(machine, info.header.facts.command_version, info.last_included())?;
             match self.restore(machine, &info).await {
-                Ok(footing) => {
-                    return Ok((installed(machine, &info).map_err(StopReason::new)?, footing));
+                Ok(start_position) => {
+                    return Ok((
+                        installed(machine, &info).map_err(StopReason::new)?,
+                        start_position,
+                    ));
                 }
                 // A disk that cannot store the unpacked files does not mean that the archive is
                 // damaged.
@@ -217,38 +220,38 @@ impl Start<'_> {
         if base != LogId::ZERO && (rebuilt || position.index < base.index) {
             return Err(self.does_not_reach(position, damage));
         }
-        let mut footing = StartPosition::default();
+        let mut start_position = StartPosition::default();
         if rebuilt {
             machine.reset().await.map_err(|error| {
                 StopReason::new(format_args!("the state machine could not be reset: {error}"))
             })?;
         } else {
             check_position(machine, position, self.recovered)?;
-            footing.applied = position.index;
+            start_position.applied = position.index;
         }
         if let Some(time_ms) = self.recovered.base_time_ms.filter(|_| base != LogId::ZERO) {
             // The log itself records these values, whatever happened to the snapshots.
-            footing.time_ms = time_ms;
+            start_position.time_ms = time_ms;
             let payload = self.recovered.base_membership.as_deref();
-            footing.membership =
+            start_position.membership =
                 payload.map(Membership::decode).transpose().map_err(StopReason::new)?;
-            let applied = self.facts_at(footing.applied, &footing);
-            return Ok((applied, footing));
+            let applied = self.facts_at(start_position.applied, &start_position);
+            return Ok((applied, start_position));
         }
         // After a received snapshot, only its header records the membership.
         let newest =
             self.snapshots.list().into_iter().find(|info| info.last_included().index >= base.index);
         if let Some(info) = newest.filter(|_| base != LogId::ZERO) {
-            footing.membership = Some(info.header.facts.membership.clone());
-            footing.time_ms = info.header.facts.time_ms;
+            start_position.membership = Some(info.header.facts.membership.clone());
+            start_position.time_ms = info.header.facts.time_ms;
         } else if base != LogId::ZERO {
             return Err(StopReason::new(format_args!(
                 "the log begins after {base}, and no snapshot contains the membership at that \
                  point; bring back a copy of this node's directory (docs/snapshots.md)"
             )));
         }
-        let applied = self.facts_at(footing.applied, &footing);
-        Ok((applied, footing))
+        let applied = self.facts_at(start_position.applied, &start_position);
+        Ok((applied, start_position))
     }
 
     /// The error for a log that no usable snapshot reaches, with advice.
@@ -382,7 +385,7 @@ impl Start<'_> {
     }
 
     /// The facts that a snapshot taken at `index` would contain.
-    fn facts_at(&self, index: LogIndex, footing: &StartPosition) -> Applied {
+    fn facts_at(&self, index: LogIndex, start_position: &StartPosition) -> Applied {
         let heads = self.recovered.entries.iter().take_while(|head| head.id.index <= index);
         let in_heads = heads.clone().map(|head| head.version).max().unwrap_or(0);
         // Purged entries are in a snapshot. If none can be read any more, the version found is
@@ -392,11 +395,11 @@ impl Start<'_> {
             self.snapshots.list().into_iter().filter(|info| info.last_included().index <= index);
         let in_snapshots =
             snapshots.map(|info| info.header.facts.command_version).max().unwrap_or(0);
-        let time_ms = heads.map(|head| head.time_ms).max().unwrap_or(0).max(footing.time_ms);
+        let time_ms = heads.map(|head| head.time_ms).max().unwrap_or(0).max(start_position.time_ms);
         let in_log = self.recovered.memberships.iter().take_while(|(at, _)| *at <= index).last();
         let membership = in_log
             .and_then(|(_, payload)| Membership::decode(payload).ok())
-            .or_else(|| footing.membership.clone())
+            .or_else(|| start_position.membership.clone())
             .unwrap_or_else(|| self.identity.initial.clone());
         let term = self.term_at(index).unwrap_or_default();
         let command_version = in_heads.max(in_snapshots);

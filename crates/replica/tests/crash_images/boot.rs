@@ -128,11 +128,11 @@ impl Life {
             recovered: &mut opened.recovered,
             snapshots: &store,
         };
-        let (handler, footing) =
+        let (handler, start_position) =
             now(StateMachineHandler::open(machine.clone(), Arc::new(Never), from)).map_err(text)?;
         let config = ReplicaConfig { tail_entries, ..ReplicaConfig::default() };
         let (identity, recovered) = (&opened.identity, &opened.recovered);
-        let replica = Replica::new(config, identity, recovered, &footing, 7, NOW.monotonic);
+        let replica = Replica::new(config, identity, recovered, &start_position, 7, NOW.monotonic);
         let replica = replica.map_err(text)?;
         let apply = ApplyWorker::new(handler, opened.log.reader(), GroupId::FIRST)
             .with_snapshots(store.clone(), n(1));

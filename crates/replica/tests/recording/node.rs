@@ -30,7 +30,7 @@ pub(crate) struct Node<M = Recording> {
     pub(crate) ground: Ground,
     pub(crate) machine: Arc<M>,
     pub(crate) worker: ApplyWorker,
-    pub(crate) footing: StartPosition,
+    pub(crate) start_position: StartPosition,
 }
 
 impl<M: StateMachine> Node<M> {
@@ -40,7 +40,7 @@ impl<M: StateMachine> Node<M> {
         policy: impl SnapshotPolicy,
     ) -> Result<Self, StopReason> {
         let machine = Arc::new(machine);
-        let (handler, footing) =
+        let (handler, start_position) =
             now(StateMachineHandler::open(machine.clone(), Arc::new(policy), ground.start()))?;
         let worker = ApplyWorker::new(handler, ground.opened.log.reader(), GroupId::FIRST)
             .with_snapshots(ground.store.clone(), NodeId::new(1).unwrap());
@@ -49,7 +49,7 @@ impl<M: StateMachine> Node<M> {
             Some(meta) => worker.with_records(meta),
             None => worker,
         };
-        Ok(Self { ground, machine, worker, footing })
+        Ok(Self { ground, machine, worker, start_position })
     }
 
     /// Persists commands of term 1 with the numbers 1, 2, ... at the indexes `first..=last`, and

@@ -176,7 +176,7 @@ struct Recovered {
     log: Box<dyn LogStore>,
     recovered: RecoveredLog,
     handler: StateMachineHandler,
-    footing: StartPosition,
+    start_position: StartPosition,
     snapshots: SnapshotStore,
 }
 
@@ -228,13 +228,13 @@ impl Node {
                 snapshots: &place,
             };
             let opened = inside.block_on(StateMachineHandler::open(machine, policy, start));
-            opened.map(|(handler, footing)| Recovered {
+            opened.map(|(handler, start_position)| Recovered {
                 identity,
                 meta,
                 log,
                 recovered,
                 handler,
-                footing,
+                start_position,
                 snapshots: place,
             })
         });
@@ -271,20 +271,13 @@ impl Node {
         runtime: Handle,
         peer_listener: Option<tokio::net::TcpListener>,
     ) -> Result<EmbeddedEngine, StartError> {
-        let Recovered { identity, meta, log, recovered, handler, footing, snapshots } = recovered;
-        let limits = &self.config.limits;
+        let Recovered { identity, meta, log, recovered, handler, start_position, snapshots } =
+            recovered;
         let clock = Clock::start();
-        let seed = entropy::seed()?;
-        let replica = Replica::new(
-            self.replica_config(),
-            &identity,
-            &recovered,
-            &footing,
-            seed,
-            clock.now(),
-        )?
-        .with_machine_steps(handler.steps())
-        .with_addresses(&self.configured_members()?);
+        let (config, seed, now) = (self.replica_config(), entropy::seed()?, clock.now());
+        let replica = Replica::new(config, &identity, &recovered, &start_position, seed, now)?
+            .with_machine_steps(handler.steps())
+            .with_addresses(&self.configured_members()?);
         self.check_members(&replica)?;
         let peer_listener = match peer_listener {
             Some(bound) => Some(bound),
@@ -292,17 +285,12 @@ impl Node {
         };
         let (peer_addr, client_addr) = self.advertised(peer_listener.as_ref());
         let replica = replica.reached_at(&peer_addr, &client_addr);
-        let intake = InboxLimits {
-            proposals: limits.max_pending_proposals,
-            bytes: limits.max_pending_bytes,
-            reads: limits.max_pending_reads,
-        };
         let threads = NodeThreads::new(ThreadComponents {
             group: identity.group,
             identity: identity.clone(),
             clock,
             replica,
-            applied: footing.applied.get(),
+            applied: start_position.applied.get(),
             meta,
             log,
             handler,
@@ -310,7 +298,7 @@ impl Node {
             snapshots,
             settings: self.config.snapshots.clone(),
             transfers: self.transfer_settings(),
-            intake,
+            intake: self.inbox_limits(),
             timeout: Timeouts::of(&self.config),
             runtime,
         });
@@ -334,11 +322,20 @@ impl Node {
                 node,
                 listener,
                 engine.weak(),
-                limits,
+                &self.config.limits,
                 engine.stop_signal(),
             ));
         }
         Ok(engine)
+    }
+
+    fn inbox_limits(&self) -> InboxLimits {
+        let limits = &self.config.limits;
+        InboxLimits {
+            proposals: limits.max_pending_proposals,
+            bytes: limits.max_pending_bytes,
+            reads: limits.max_pending_reads,
+        }
     }
 
     fn transport_start(

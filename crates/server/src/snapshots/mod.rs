@@ -16,7 +16,7 @@ use d_engine_api::ReceivingSnapshot;
 use d_engine_core::{LogId, NodeId, Term};
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
-    SendAttempt, SendLimits, SendOutcome, SendingSnapshot, SnapshotOrder, SnapshotSends,
+    SendAttempt, SendLimits, SendOutcome, SendingSnapshot, SnapshotSendRequest, SnapshotSends,
     StateMachine,
 };
 use d_engine_storage::snapshot::SnapshotStore;
@@ -104,7 +104,11 @@ impl Transfers {
 
     /// Sends a snapshot to a follower, and reports the outcome to the inbox. Aborts an earlier send
     /// to the same follower.
-    pub(crate) fn send(self: &Arc<Self>, order: SnapshotOrder, dialer: Option<SnapshotDialer>) {
+    pub(crate) fn send(
+        self: &Arc<Self>,
+        order: SnapshotSendRequest,
+        dialer: Option<SnapshotDialer>,
+    ) {
         let mut state = self.lock();
         let (attempt, replaced) = state.sends.begin(self.clock.now(), order);
         if let Some(line) = replaced.and_then(|before| state.lines.remove(&Line::Send(before))) {

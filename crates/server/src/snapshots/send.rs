@@ -8,7 +8,7 @@ use std::time::Duration;
 use d_engine_core::LogId;
 use d_engine_replica::{
     ArchiveChoice, ArchivePreference, SendAttempt, SendFailure, SendOutcome, SnapshotMessage,
-    SnapshotOrder, SnapshotSender, choose_archive,
+    SnapshotSendRequest, SnapshotSender, choose_archive,
 };
 use d_engine_storage::snapshot::{Pace as _, SnapshotArchive};
 
@@ -38,7 +38,7 @@ impl Transfers {
     pub(super) fn send_to_the_end(
         &self,
         attempt: SendAttempt,
-        order: SnapshotOrder,
+        order: SnapshotSendRequest,
         dialer: Option<SnapshotDialer>,
     ) {
         let to = order.to;
@@ -95,7 +95,7 @@ impl Transfers {
     fn try_to_send(
         &self,
         attempt: SendAttempt,
-        order: SnapshotOrder,
+        order: SnapshotSendRequest,
         dialer: Option<SnapshotDialer>,
     ) -> Result<LogId, Ended> {
         let archive = self.choose(attempt, order)?;
@@ -114,7 +114,11 @@ impl Transfers {
         self.drive(attempt, sender, &mut line).map(|()| last_included)
     }
 
-    fn choose(&self, attempt: SendAttempt, order: SnapshotOrder) -> Result<SnapshotArchive, Ended> {
+    fn choose(
+        &self,
+        attempt: SendAttempt,
+        order: SnapshotSendRequest,
+    ) -> Result<SnapshotArchive, Ended> {
         // A statement of its own: the lock must not be held while the machine is called, because
         // the raft thread takes it too.
         let resume = self.lock().sends.resumable(attempt);
@@ -233,7 +237,7 @@ mod tests {
         let mut transfers = Transfers::for_tests();
         transfers.machine = Arc::new(Busy { called, let_go: Mutex::new(wait) });
         let to = NodeId::new(2).unwrap();
-        let order = SnapshotOrder { to, term: Term::new(1), at_least: LogIndex::ZERO };
+        let order = SnapshotSendRequest { to, term: Term::new(1), at_least: LogIndex::ZERO };
         let (attempt, _) = transfers.lock().sends.begin(transfers.clock.now(), order);
         let is_free = std::thread::scope(|scope| {
             scope.spawn(|| transfers.choose(attempt, order).is_ok());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use d_engine_core::{GroupId, NodeId};
+use d_engine_core::{GroupId, NodeId, Term};
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::{
     Admission, ApplyWork, Event, Jobs, LoadQueue, LogWork, PeerMessage, Replica, StopReason,
@@ -158,6 +158,13 @@ impl PeerEvents for Shared {
     }
 }
 
+/// Sends what is queued for the peers, and closes the connections.
+async fn stop_transport(transport: Option<FramedTransport>) {
+    if let Some(transport) = transport {
+        transport.stop().await;
+    }
+}
+
 impl RaftThread {
     /// Runs until shutdown or failure. Returns the stop reason.
     async fn run(
@@ -199,14 +206,8 @@ impl RaftThread {
                 self.carry_out(&mut jobs, transport.as_mut());
                 return failure;
             }
-            // A node may win an election while it waits for its callers; then it names a successor
-            // too.
-            if shutdown_by.is_some()
-                && self.leads()
-                && handed_over_in != Some(self.replica.core().term())
-            {
-                handed_over_in = Some(self.replica.core().term());
-                self.hand_over(&mut jobs);
+            if shutdown_by.is_some() {
+                self.hand_over_once(&mut handed_over_in, &mut jobs);
             }
             if self.replica.next_deadline().is_some_and(|due| due <= self.clock.now()) {
                 self.handle(Event::Deadline, &mut jobs);
@@ -218,22 +219,28 @@ impl RaftThread {
             }
             if let Some(reason) = self.replica.stopped().cloned() {
                 // The replica has stopped by itself; send its last messages to the peers first.
-                if let Some(transport) = transport.take() {
-                    transport.stop().await;
-                }
+                stop_transport(transport).await;
                 tracing::error!(node = %self.node, %reason, "the node stops");
                 return reason;
             }
             if let Some(by) = shutdown_by
                 && (self.has_handed_over() || self.clock.now() >= by)
             {
-                if let Some(transport) = transport.take() {
-                    transport.stop().await;
-                }
+                stop_transport(transport).await;
                 let reason = StopReason::new(crate::SHUT_DOWN);
                 self.handle(Event::Failed(reason.clone()), &mut jobs);
                 return reason;
             }
+        }
+    }
+
+    /// Hands the leadership over, once in each term: a node may win an election while it waits for
+    /// its callers, and then names a successor too.
+    fn hand_over_once(&mut self, handed_over_in: &mut Option<Term>, jobs: &mut Jobs) {
+        let term = self.replica.core().term();
+        if self.leads() && *handed_over_in != Some(term) {
+            *handed_over_in = Some(term);
+            self.hand_over(jobs);
         }
     }
 

@@ -1,5 +1,5 @@
-//! "an intent completes": at the end of the calm phase every request that was accepted and committed
-//! has reached its goal, unless a later one has changed it.
+//! "an intent completes": at the end of the calm phase every request that was accepted and
+//! committed has reached its goal, unless a later one has changed it.
 //!
 //! "expected membership": a request that names the membership on which it is based is accepted only
 //! if that one is in force.

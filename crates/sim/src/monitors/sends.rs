@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use d_engine_core::{Instant, LogId, LogIndex, NodeId, RaftCore, RoleKind};
-use d_engine_replica::{Event, SnapshotOrder};
+use d_engine_replica::{Event, SnapshotSendRequest};
 
 /// The snapshots that one process sends, from what its replica receives and requests.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl SendMonitor {
     /// Records what the replica has requested.
     pub(crate) fn on_requests(
         &mut self,
-        orders: &[SnapshotOrder],
+        orders: &[SnapshotSendRequest],
         core: &RaftCore,
         now: Instant,
         timeout: Duration,

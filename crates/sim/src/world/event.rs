@@ -1,7 +1,7 @@
 //! The events of a run, and their order in the queue.
 
 use d_engine_core::PersistId;
-use d_engine_replica::{ApplyStop, LogId, SendAttempt, SnapshotOrder};
+use d_engine_replica::{ApplyStop, LogId, SendAttempt, SnapshotSendRequest};
 
 use crate::world::connections::Way;
 use crate::world::link_model::Lane;
@@ -148,7 +148,7 @@ pub(crate) enum SimEvent {
         node: u64,
         boot: u64,
         attempt: SendAttempt,
-        order: SnapshotOrder,
+        order: SnapshotSendRequest,
     },
     TransferFrame {
         connection: u64,

@@ -261,14 +261,15 @@ impl Node {
             recovered: &mut opened.recovered,
             snapshots: &snapshots,
         };
-        let (handler, footing) = now_or_never(StateMachineHandler::open(choking, policy, from))
-            .inspect_err(|reason| self.is_too_old = reason.needs_newer_program())
-            .map_err(|reason| reason.to_string())?;
+        let (handler, start_position) =
+            now_or_never(StateMachineHandler::open(choking, policy, from))
+                .inspect_err(|reason| self.is_too_old = reason.needs_newer_program())
+                .map_err(|reason| reason.to_string())?;
         let replica = Replica::new(
             replica_config(profile),
             &opened.identity,
             &opened.recovered,
-            &footing,
+            &start_position,
             seed,
             self.clock(now),
         )

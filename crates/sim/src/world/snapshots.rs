@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_core::{Instant, LogId, Term};
 use d_engine_locks::Unpoisoned;
-use d_engine_replica::{Event, Install, Jobs, LogStep, SnapshotOrder, StopReason};
+use d_engine_replica::{Event, Install, Jobs, LogStep, SnapshotSendRequest, StopReason};
 use d_engine_storage::fs::sim::Failure;
 use d_engine_storage::snapshot::{FullSpeed, Health};
 use d_engine_storage::{FsOp, LogSuffix};
@@ -340,7 +340,7 @@ impl Running {
     /// Records what the replica has requested.
     pub(crate) fn note_orders(
         &mut self,
-        orders: &[SnapshotOrder],
+        orders: &[SnapshotSendRequest],
         now: Instant,
         timeout: Duration,
     ) {

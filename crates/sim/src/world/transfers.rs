@@ -9,7 +9,7 @@ use std::time::Duration;
 use d_engine_core::{LogIndex, nanos};
 use d_engine_replica::{
     ArchiveChoice, ArchivePreference, SendAttempt, SendFailure, SendLimits, SendOutcome,
-    SnapshotMessage, SnapshotOrder, SnapshotSender, choose_archive,
+    SnapshotMessage, SnapshotSendRequest, SnapshotSender, choose_archive,
 };
 use d_engine_storage::snapshot::{FullSpeed, SnapshotArchive};
 use d_engine_wire::{decode_snapshot_frame, encode_snapshot_frame};
@@ -28,7 +28,7 @@ impl World {
         &mut self,
         id: u64,
         attempt: SendAttempt,
-        order: SnapshotOrder,
+        order: SnapshotSendRequest,
     ) -> Result<(), Violation> {
         let (now, to) = (self.now, order.to.get());
         let node = self.node(id);
@@ -80,7 +80,7 @@ impl World {
         &mut self,
         id: u64,
         attempt: SendAttempt,
-        order: SnapshotOrder,
+        order: SnapshotSendRequest,
     ) -> Result<Option<SnapshotArchive>, Violation> {
         let Some(running) = self.node(id).running.as_mut() else { return Ok(None) };
         if !running.attempts.is_current(attempt) {

@@ -73,9 +73,9 @@ fn damage(fs: &SimFs, store: &SnapshotStore, index: u64) {
     assert!(fs.flip_bit(&info.path, info.len / 2, 0));
 }
 
-fn order(at_least: u64) -> SnapshotOrder {
+fn order(at_least: u64) -> SnapshotSendRequest {
     let to = NodeId::new(2).unwrap();
-    SnapshotOrder { to, term: Term::new(1), at_least: LogIndex::new(at_least) }
+    SnapshotSendRequest { to, term: Term::new(1), at_least: LogIndex::new(at_least) }
 }
 
 fn prefer(resume: Option<u64>, recorded: Option<u64>) -> ArchivePreference {

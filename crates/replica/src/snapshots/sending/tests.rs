@@ -18,8 +18,8 @@ fn id(index: u64) -> LogId {
     LogId::new(Term::new(1), LogIndex::new(index))
 }
 
-fn order(to: u64) -> SnapshotOrder {
-    SnapshotOrder { to: node(to), term: Term::new(1), at_least: LogIndex::ZERO }
+fn order(to: u64) -> SnapshotSendRequest {
+    SnapshotSendRequest { to: node(to), term: Term::new(1), at_least: LogIndex::ZERO }
 }
 
 /// Begins an attempt to send the archive up to `index` to node 2.
