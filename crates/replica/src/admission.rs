@@ -76,6 +76,22 @@ impl Admission {
         self.known.keys().copied()
     }
 
+    /// Whether the last committed configuration has this node, with this data directory unless it
+    /// is not bound yet. Only such a node is believed that it was this node that was removed.
+    #[must_use]
+    pub fn is_committed_member(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        let member = self.committed.as_ref().and_then(|committed| committed.member(node));
+        member.is_some_and(|member| member.incarnation.is_none_or(|bound| bound == incarnation))
+    }
+
+    /// Whether a member of the last committed configuration is bound to this data directory.
+    #[must_use]
+    pub fn is_directory_of_member(&self, incarnation: Incarnation) -> bool {
+        self.committed.as_ref().is_some_and(|committed| {
+            committed.members().iter().any(|member| member.incarnation == Some(incarnation))
+        })
+    }
+
     /// Judges a peer with this id and data directory whose last configuration is `theirs`.
     #[must_use]
     pub fn judge(&self, peer: NodeId, incarnation: Incarnation, theirs: ConfigId) -> Admitted {
@@ -200,6 +216,18 @@ mod tests {
         assert_eq!(judge(&admission), Admitted::Member);
         let admission = Admission::new([&after].into_iter());
         assert_eq!(judge(&admission), Admitted::Removed { by: after.id() });
+    }
+
+    #[test]
+    fn only_members_of_what_is_committed_are_believed() {
+        let (committed, later) = (three(), added(&three(), 4));
+        let admission = Admission::new([&committed, &later].into_iter());
+        assert!(admission.is_committed_member(node(2), directory(2)));
+        assert!(!admission.is_committed_member(node(2), directory(9)), "another directory");
+        assert!(!admission.is_committed_member(node(4), directory(4)), "not committed");
+        assert!(admission.is_directory_of_member(directory(3)));
+        assert!(!admission.is_directory_of_member(directory(4)));
+        assert!(!Admission::default().is_committed_member(node(1), directory(1)));
     }
 
     /// Rule R26: a node that replays the log from before it joined does not find itself either.

@@ -158,6 +158,13 @@ pub enum Event {
         /// Its address for clients; empty if it serves none.
         client_addr: String,
     },
+    /// A member may be reached at this address; it has not said so itself.
+    FoundAt {
+        /// The member.
+        node: NodeId,
+        /// The address for other nodes.
+        peer_addr: String,
+    },
     /// A connection to a peer was made at this address.
     Reached {
         /// The peer.

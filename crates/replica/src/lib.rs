@@ -51,7 +51,9 @@ pub use log::load_queue::LoadQueue;
 pub use log::scrub::Scrubber;
 pub use log::steps::{LogStep, LogSteps, LogWait, LogWork, SPACE_RETRY_INTERVAL};
 pub use log::worker::{LogLoader, LogWorker};
-pub use membership_driver::{ChangeMembers, ChangeMembersError, ChangeResponder, PeerAddresses};
+pub use membership_driver::{
+    ChangeMembers, ChangeMembersError, ChangeResponder, PeerAddresses, voters_in_words,
+};
 pub use peer_message::PeerMessage;
 pub use read_gate::{ReadDecision, ReadGateInputs, decide_eventual_read, decide_lease_read};
 pub use replica::Replica;

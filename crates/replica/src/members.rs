@@ -1,6 +1,8 @@
 //! The memberships in the log: addresses for leader hints, incarnations for the transport. They
 //! follow the core's configuration entry by entry, truncation included.
 
+use std::collections::BTreeMap;
+
 use d_engine_core::{LogIndex, NodeId};
 use d_engine_storage::{Incarnation, LogSuffix, Membership};
 
@@ -11,6 +13,9 @@ use crate::admission::Admission;
 pub(crate) struct Members {
     history: Vec<(LogIndex, Known)>,
     initial: Known,
+    /// The addresses of nodes that no membership in the log has any more. A leader still needs them
+    /// until such a node knows that it has left.
+    former: BTreeMap<NodeId, String>,
     /// The members at the cluster's birth, as stored.
     birth: Membership,
     /// Their addresses from this node's configuration. This node uses them as long as the log
@@ -31,13 +36,13 @@ impl Members {
     pub(crate) fn new(first: &Membership, birth: &Membership) -> Self {
         let initial = Known { logged: first.clone(), used: first.clone() };
         let (birth, addresses) = (birth.clone(), birth.clone());
-        Self { history: Vec::new(), initial, birth, addresses }
+        Self { history: Vec::new(), initial, former: BTreeMap::new(), birth, addresses }
     }
 
     /// Sets the addresses from this node's configuration.
     pub(crate) fn use_addresses(&mut self, addresses: &Membership) {
         self.addresses = addresses.clone();
-        let Self { history, initial, birth, addresses } = self;
+        let Self { history, initial, birth, addresses, .. } = self;
         for known in history.iter_mut().map(|(_, known)| known).chain([initial]) {
             known.used = known.logged.with_moved(birth, addresses);
         }
@@ -82,8 +87,28 @@ impl Members {
     /// The address of a node that is or was a member, as this node uses it.
     pub(crate) fn peer_addr(&self, node: NodeId) -> Option<&str> {
         let memberships = self.history.iter().map(|(_, known)| known).rev().chain([&self.initial]);
-        let member = memberships.filter_map(|known| known.used.member(node)).next()?;
-        Some(&member.peer_addr)
+        let known = memberships.filter_map(|known| known.used.member(node)).next();
+        let known = known.map(|member| &member.peer_addr).or_else(|| self.former.get(&node));
+        known.map(String::as_str)
+    }
+
+    /// Keeps the addresses of the members that `initial` is about to lose.
+    fn remember_initial(&mut self) {
+        for member in self.initial.used.members() {
+            if let Some(node) = NodeId::new(member.node) {
+                self.former.insert(node, member.peer_addr.clone());
+            }
+        }
+    }
+
+    /// Forgets a node that has left.
+    pub(crate) fn forget_former(&mut self, node: NodeId) {
+        self.former.remove(&node);
+    }
+
+    /// Forgets the nodes that have left, but for those that are still needed.
+    pub(crate) fn forget_former_but(&mut self, needed: &[NodeId]) {
+        self.former.retain(|node, _| needed.contains(node));
     }
 
     pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
@@ -98,8 +123,9 @@ impl Members {
     /// The log begins after `base`: of the memberships up to there only the last one is kept.
     pub(crate) fn purge_to(&mut self, base: LogIndex) {
         let covered = self.history.partition_point(|(at, _)| *at <= base);
-        if let Some((_, last)) = self.history.drain(..covered).next_back() {
-            self.initial = last;
+        for (_, next) in self.history.drain(..covered).collect::<Vec<_>>() {
+            self.remember_initial();
+            self.initial = next;
         }
     }
 
@@ -111,6 +137,7 @@ impl Members {
         suffix: LogSuffix,
     ) {
         self.history.retain(|(at, _)| suffix == LogSuffix::Keep && *at > last_included);
+        self.remember_initial();
         self.initial = self.known_as(membership.clone());
     }
 
@@ -139,8 +166,6 @@ impl Members {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::collections::BTreeMap;
-
     use d_engine_storage::{Member, MemberChange, MemberRole};
 
     use super::*;
@@ -220,6 +245,21 @@ mod tests {
         log.push(at(4), log.logged().edited(&update).unwrap().unwrap());
         assert_eq!(address(log.current()).as_deref(), Some("newer:2"), "the log is newer");
         assert_eq!(log.peer_addr(node(2)), Some("newer:2"));
+    }
+
+    /// A leader that purges its log still has to tell a node that it has left.
+    #[test]
+    fn the_address_of_a_node_that_has_left_outlives_a_purge() {
+        let mut log = Members::new(&members(3), &members(3));
+        let without = members(3).edited(&MemberChange::Remove(3)).unwrap().unwrap();
+        let without =
+            without.joint(|_| false, d_engine_storage::Leavers::Go).unwrap().after_joint();
+        assert!(without.member(node(3)).is_none());
+        log.push(at(3), without);
+        log.purge_to(at(5));
+        assert_eq!(log.peer_addr(node(3)), Some("peer:3"));
+        log.forget_former_but(&[node(2)]);
+        assert_eq!(log.peer_addr(node(3)), None);
     }
 
     #[test]

@@ -48,8 +48,7 @@ pub enum ChangeMembersError {
     /// Too few voters answer to commit the change. Bring them back or replace them first, or
     /// accept the risk.
     WouldLoseQuorum(VoterSet),
-    /// The leader, which this node has asked, refuses the request; the text says why and what to
-    /// do.
+    /// The leader refuses the request after a check of its own; the text says why and what to do.
     RefusedByLeader(String),
     /// Too many such requests wait at this node. Retry a little later.
     TooMany,
@@ -78,14 +77,11 @@ impl fmt::Display for ChangeMembersError {
             Self::Busy(id) => ChangeError::Busy(*id).fmt(f),
             Self::Refused(error) => error.fmt(f),
             Self::WouldLoseQuorum(set) => {
-                let whose = match set {
-                    VoterSet::Outgoing => "of the present voters",
-                    VoterSet::Incoming => "of the voters after the change",
-                };
                 write!(
                     f,
-                    "too few {whose} answer and keep up with the log to commit the change; bring \
-                     them back or replace them first, or accept the risk"
+                    "too few {} answer and keep up with the log to commit the change; bring \
+                     them back or replace them first, or accept the risk",
+                    voters_in_words(*set)
                 )
             }
             Self::NotDone { waits_for } => write!(
@@ -99,6 +95,15 @@ impl fmt::Display for ChangeMembersError {
             }
             Self::Stopped { reason } => write!(f, "the node has stopped: {reason}"),
         }
+    }
+}
+
+/// A set of voters, in words.
+#[must_use]
+pub fn voters_in_words(set: VoterSet) -> &'static str {
+    match set {
+        VoterSet::Outgoing => "of the present voters",
+        VoterSet::Incoming => "of the voters after the change",
     }
 }
 
@@ -126,11 +131,13 @@ pub(crate) struct MembershipDriver {
     wait: Duration,
     /// A caller has accepted that the intents may cost the quorum.
     risk: QuorumRisk,
+    /// The voters of which too few answer, so that the intents wait.
+    pub(crate) lacks: Option<VoterSet>,
 }
 
 impl Default for MembershipDriver {
     fn default() -> Self {
-        Self { next_try: None, wait: Duration::ZERO, risk: QuorumRisk::Refuse }
+        Self { next_try: None, wait: Duration::ZERO, risk: QuorumRisk::Refuse, lacks: None }
     }
 }
 
@@ -181,6 +188,10 @@ impl Replica {
         if current.is_joint() || !self.core.configuration_entry().1 {
             return;
         }
+        if !current.has_intents() {
+            (self.membership_driver.risk, self.membership_driver.lacks) =
+                (QuorumRisk::Refuse, None);
+        }
         let interval = self.config.core.heartbeat_interval;
         let next_try = &mut self.membership_driver.next_try;
         if current.has_intents() && next_try.is_none_or(|at| now.monotonic >= at) {
@@ -189,9 +200,14 @@ impl Replica {
             let all = current.joint(keeps_up, Leavers::Go);
             let joining = current.joint(keeps_up, Leavers::Stay);
             let risk = self.membership_driver.risk;
+            self.membership_driver.lacks = None;
             for next in all.into_iter().chain(joining) {
-                if self.propose_membership(now, next, risk, jobs).is_ok() {
-                    return;
+                match self.propose_membership(now, next, risk, jobs) {
+                    Ok(_) => return,
+                    Err(Rejected::WouldLoseQuorum(set)) => {
+                        self.membership_driver.lacks = Some(set);
+                    }
+                    Err(_) => {}
                 }
             }
         }
@@ -260,8 +276,15 @@ impl Replica {
             });
         }
         let edited = current.edited(change);
+        if let Err(busy @ ChangeError::Busy(_)) = edited {
+            return Err(ChangeMembersError::Refused(busy));
+        }
         if edited == Ok(None) {
             // Also if the caller repeats the request that has led from `expected` to here.
+            if risk == QuorumRisk::Accept && current.has_intents() {
+                let driver = &mut self.membership_driver;
+                (driver.next_try, driver.risk) = (None, risk);
+            }
             return Ok(id);
         }
         if let Some(expected) = expected.filter(|expected| *expected != id) {
@@ -279,7 +302,10 @@ impl Replica {
         let written = self.propose_membership(now, next, QuorumRisk::Refuse, jobs);
         let id = written.map_err(|rejected| self.change_error(rejected))?;
         let driver = &mut self.membership_driver;
-        (driver.next_try, driver.risk) = (None, risk);
+        driver.next_try = None;
+        if risk == QuorumRisk::Accept {
+            driver.risk = risk;
+        }
         Ok(id)
     }
 
@@ -300,8 +326,9 @@ impl Replica {
         if id == self.committed_members {
             return;
         }
-        self.moved.forget_known(self.members.logged());
         let removed = removed_by(committed, self.node, self.born);
+        self.moved.forget_known(self.members.logged());
+        self.members.forget_former_but(&self.core.reach());
         self.committed_members = id;
         jobs.status_changed = true;
         if let Some(by) = removed {
@@ -342,8 +369,13 @@ impl Replica {
     /// The other nodes with which this one keeps a connection, with their addresses: the members of
     /// every configuration that may decide something, and at a leader also those that have just
     /// left.
+    ///
+    /// Also the leader that this node follows: while a leader that was removed hands over, its
+    /// followers know of the removal first.
     pub fn peers(&self) -> impl Iterator<Item = (NodeId, PeerAddresses<'_>)> {
-        let others = self.core.reach().into_iter().filter(|node| *node != self.node);
+        let reach = self.core.reach();
+        let leader = self.core.leader().filter(|leader| !reach.contains(leader));
+        let others = reach.into_iter().chain(leader).filter(|node| *node != self.node);
         others.filter_map(|node| {
             let moved_to = self.moved.peer_addr(node);
             Some((node, PeerAddresses { known: self.members.peer_addr(node)?, moved_to }))
@@ -354,11 +386,13 @@ impl Replica {
     pub(crate) fn forget(&mut self, dropped: &[NodeId], jobs: &mut Jobs) {
         for node in dropped {
             self.incarnations.remove(node);
+            self.members.forget_former(*node);
             self.snapshots.holds.forget(*node);
             self.loads.forget(*node);
         }
         jobs.snapshots.retain(|order| !dropped.contains(&order.to));
         jobs.dropped.extend_from_slice(dropped);
+        jobs.status_changed |= !dropped.is_empty();
     }
 
     /// The members and the core's configuration are two views of the same entry.

@@ -262,6 +262,9 @@ impl Replica {
             Event::Advertised { node, peer_addr, client_addr } => {
                 jobs.status_changed |= self.on_advertised(node, &peer_addr, &client_addr);
             }
+            Event::FoundAt { node, peer_addr } => {
+                jobs.status_changed |= self.on_found_at(node, &peer_addr);
+            }
             Event::Reached { node, peer_addr } => self.moved.reached(node, &peer_addr),
             Event::RemovedBy(by) => self.on_removed_by(by, jobs),
             Event::ChangeMembers(request) => self.on_change_members(now, *request, jobs),
@@ -371,8 +374,7 @@ impl Replica {
     /// Sets the addresses at which this node is reached. A leader writes its own into the log.
     #[must_use]
     pub fn reached_at(mut self, peer_addr: &str, client_addr: &str) -> Self {
-        self.moved.advertised(self.members.logged(), self.node, peer_addr, client_addr);
-        self.moved.reached(self.node, peer_addr);
+        self.moved.starts(self.members.logged(), self.node, peer_addr, client_addr);
         self
     }
 

@@ -1,6 +1,6 @@
 //! The status of a replica.
 
-use d_engine_core::CoreStatus;
+use d_engine_core::{CoreStatus, VoterSet};
 use d_engine_storage::{ConfigId, Membership};
 
 use crate::{ApplyStop, StopReason};
@@ -16,6 +16,9 @@ pub struct ReplicaStatus {
     pub membership: Membership,
     /// The name of the last committed membership.
     pub committed_members: ConfigId,
+    /// On a leader: the voters of which too few answer, so that intended changes of the members
+    /// wait.
+    pub changes_lack: Option<VoterSet>,
     /// The committed configuration that has removed this node, if one has.
     pub removed: Option<ConfigId>,
     /// Whether the node has caught up with its leader and can serve.

@@ -42,9 +42,9 @@ pub trait PeerEvents: Send + Sync + 'static {
     /// Returns what this node knows of its members. Called in the handshake, in both directions.
     fn admission(&self) -> Admission;
 
-    /// A peer that is no member here was admitted because it knows a later configuration. It is
-    /// reached at `peer_addr`.
-    fn provisional(&self, node: NodeId, peer_addr: String);
+    /// A peer that is no member here knows a later configuration; it is reached at `peer_addr`.
+    /// Returns whether there is a place for it.
+    fn provisional(&self, node: NodeId, peer_addr: String) -> bool;
 
     /// A member has refused this node, because this committed configuration has removed it.
     fn removed(&self, by: ConfigId);

@@ -235,16 +235,29 @@ async fn a_node_that_cannot_join_is_told_why() {
     let taken = Config { node_id: Some(1), ..joining(dir.path(), "third", &one) };
     let taken = refused(taken).await;
     assert!(taken.contains("node 1 is bound to another directory"), "{taken}");
-    let other = Some("00112233445566778899aabbccddeeff".to_owned());
-    let other = Config { cluster_id: other, ..joining(dir.path(), "fourth", &one) };
+    let far = Config { node_id: Some(u64::MAX), ..joining(dir.path(), "fourth", &one) };
+    let far = refused(far).await;
+    assert!(far.contains("is too high"), "{far}");
+    // The only other voter is down, so nothing commits, and the new node asks until it is stopped.
+    let waits = joining(dir.path(), "fifth", &one);
     let (stop, stopped) = tokio::sync::watch::channel(());
+    let node = d_engine_server::NodeBuilder::new(waits, stopped).build().unwrap();
+    let starts = tokio::spawn(node.start());
     drop(stop);
-    let node = d_engine_server::NodeBuilder::new(other, stopped).build().unwrap();
-    let shut_down = node.start().await.unwrap_err();
-    assert!(shut_down.to_string().contains("shut down"), "it asks until then: {shut_down}");
+    let shut_down = starts.await.unwrap().unwrap_err();
+    assert!(shut_down.to_string().contains("shut down"), "{shut_down}");
     let founder = Config { join: two.join.clone(), ..one.clone() };
     first.stop().await;
-    let founder = refused(founder).await;
+    // It has another member now, so the seeds only say where that may be found.
+    let grown = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), founder).await;
+    grown.unwrap().stop().await;
+    let silent = refused(Config { peer_listen: None, ..one }).await;
+    assert!(silent.contains("the cluster has the members 1, 2"), "{silent}");
+    let alone = Config { data_dir: dir.path().join("alone"), ..joining(dir.path(), "", &two) };
+    let founder = start(&Config { join: Vec::new(), ..alone.clone() }).await;
+    founder.wait_ready(TIMEOUT).await.unwrap();
+    founder.stop().await;
+    let founder = refused(alone).await;
     assert!(founder.contains("has founded cluster"), "{founder}");
 }
 

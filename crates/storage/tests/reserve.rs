@@ -96,7 +96,7 @@ fn a_crash_at_any_file_operation_of_joining_leaves_one_incarnation_or_none() {
             let found = reserve(&fs, 2).unwrap();
             match told {
                 Some((incarnation, _)) => assert_eq!(found.0, incarnation, "operation {at}"),
-                None => assert!(!found.1, "operation {at}"),
+                None => assert!([[1; 16], [2; 16]].contains(&found.0.0), "operation {at}"),
             }
             outcomes[usize::from(told.is_some()) + usize::from(found.1)] += 1;
             let opened = engine(&fs, &small()).open(&joined(found.0)).unwrap();

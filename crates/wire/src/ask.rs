@@ -38,7 +38,7 @@ pub enum Answer {
         cluster: ClusterId,
         /// The node's id.
         node: NodeId,
-        /// A configuration that is not later than the one that added it, and later than all before.
+        /// A committed configuration that contains the node: the one that added it, or a later one.
         born: ConfigId,
     },
     /// Another node leads.

@@ -467,7 +467,7 @@ fn a_greeting_with_an_unusable_field_is_refused() {
     let short = Bytes::from_static(b"short");
     let cases = [
         (
-            peer::Handshake { protocol_version: 2, ..good.clone() },
+            peer::Handshake { protocol_version: 9, ..good.clone() },
             GreetingError::Version { theirs: 9, ours: 2 },
         ),
         (

@@ -103,6 +103,7 @@ impl Replica {
             applied: self.apply.applied().get(),
             membership: self.members.current().clone(),
             committed_members: self.committed_members,
+            changes_lack: self.membership_driver.lacks,
             removed: self.removed,
             ready: self.is_ready(),
             alarms: self.alarms(),

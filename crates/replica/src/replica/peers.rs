@@ -16,8 +16,16 @@ impl Replica {
         incarnation: Incarnation,
         jobs: &mut Jobs,
     ) {
-        self.incarnations.insert(node, incarnation);
+        // Peers that are not members come and go.
+        if self.members.peer_addr(node).is_some() {
+            self.incarnations.insert(node, incarnation);
+        }
         self.step(now, Input::PeerLost(node), Payload::None, jobs);
+    }
+
+    /// Somebody else says where the node is. It is dialled there, and says itself where it is.
+    pub(super) fn on_found_at(&mut self, node: NodeId, peer: &str) -> bool {
+        self.moved.found_at(self.members.logged(), node, peer)
     }
 
     /// A node names its addresses. Returns whether they are new.

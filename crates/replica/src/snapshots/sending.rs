@@ -149,6 +149,11 @@ impl SnapshotSends {
         (attempt, replaced)
     }
 
+    /// Ends the attempt to a node that has left. Returns it; its connection must be closed.
+    pub fn end(&mut self, to: NodeId) -> Option<SendAttempt> {
+        self.rows.remove(&to).map(|row| SendAttempt { id: row.id, to })
+    }
+
     /// Whether no newer order has replaced the attempt.
     #[must_use]
     pub fn is_current(&self, attempt: SendAttempt) -> bool {

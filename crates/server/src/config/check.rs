@@ -164,14 +164,27 @@ fn check_join(config: &Config) -> Checked {
             return Err(refused("replaces", replaced, allowed));
         }
     }
-    if joins && config.advertise_peer.is_none() {
-        let listens = config.peer_listen_addr();
-        let is_wildcard = Address::parse(listens).is_some_and(|address| address.is_wildcard());
-        if config.peer_listen.is_none() || is_wildcard {
-            let allowed = "with `join`, other nodes must know where to reach this one: set \
-                           `peer_listen`, and `advertise_peer` too if that is a wildcard";
-            return Err(refused("peer_listen", quoted(listens), allowed));
-        }
+    if joins && config.peer_listen.is_none() {
+        let allowed = "with `join`, set it: other nodes must reach this one";
+        return Err(refused("peer_listen", "not set", allowed));
+    }
+    if config.members.is_empty() && config.listens_for_peers() {
+        check_advertised("peer", config.peer_listen_addr(), config.advertise_peer.as_deref())?;
+        let clients = config.client_listen_addr().unwrap_or_default();
+        check_advertised("client", clients, config.advertise_client.as_deref())?;
+    }
+    Ok(())
+}
+
+/// Refuses a wildcard if nothing says where others reach the node.
+fn check_advertised(whom: &str, listens: &str, advertised: Option<&str>) -> Checked {
+    let is_wildcard = Address::parse(listens).is_some_and(|address| address.is_wildcard());
+    if is_wildcard && advertised.is_none() {
+        let allowed = format!(
+            "others cannot dial a wildcard: set `advertise_{whom}` to the address at which they \
+             reach this node"
+        );
+        return Err(refused(format!("{whom}_listen"), quoted(listens), allowed));
     }
     Ok(())
 }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use d_engine_core::QuorumRisk;
-use d_engine_replica::{ChangeMembers, ChangeMembersError, ReplicaStatus};
+use d_engine_core::{NodeId, QuorumRisk};
+use d_engine_replica::{
+    ChangeMembers, ChangeMembersError, ReplicaStatus, StopReason, voters_in_words,
+};
 use d_engine_storage::{ChangeError, ConfigId, MemberChange, MemberRole};
 use d_engine_wire::{Answer, Question};
 use tokio::sync::oneshot;
@@ -33,39 +35,55 @@ pub(crate) async fn change(
     request: Request,
     mut waits: impl FnMut(String),
 ) -> Result<Arc<KnownMembers>, ChangeMembersError> {
-    let own = &shared.identity;
     // Leadership may move while the change goes on; then the next leader is asked.
     loop {
-        let leader = shared.leader.borrow().1;
-        if leader.is_none_or(|leader| leader == own.node) {
-            match change_here(shared, request.clone(), &mut waits).await {
-                Err(ChangeMembersError::NotLeader { leader: Some(_) }) => continue,
-                outcome => return outcome,
-            }
-        }
-        let address = {
-            let members = shared.members.borrow();
-            leader.and_then(|leader| Some(members.in_force.member(leader)?.peer_addr.clone()))
-        };
-        let Some(address) = address else { return Err(not_leader(shared)) };
-        let Request { change, expected, risk } = request.clone();
-        let question = Question::Change { change, expected, risk };
-        let cluster = Some(own.cluster);
-        let asked = transport::ask(&address, cluster, own.group, own.incarnation, &question);
-        match asked.await {
-            Ok(Answer::Changed) => return Ok(shown(shared, &request.change).await),
-            Ok(Answer::Refused(why)) => return Err(ChangeMembersError::RefusedByLeader(why)),
-            Ok(Answer::Later(why)) => waits(why),
-            Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => {
-                waits("a leader, which is being elected".to_owned());
-            }
-            Err(why) => waits(format!("the leader at {address} to answer: {why}")),
-        }
-        if let Some(reason) = shared.inbox.closed() {
+        if let Some(reason) = ended(shared) {
             return Err(ChangeMembersError::Stopped { reason });
+        }
+        let leader = shared.leader.borrow().1;
+        match leader {
+            Some(leader) if leader == shared.identity.node => {
+                match change_here(shared, request.clone(), &mut waits).await {
+                    Err(ChangeMembersError::NotLeader { .. }) => {}
+                    outcome => return outcome,
+                }
+            }
+            Some(leader) => match ask_leader(shared, leader, request.clone()).await {
+                Ok(Answer::Changed) => return Ok(shown(shared, &request.change).await),
+                Ok(Answer::Refused(why)) => return Err(ChangeMembersError::RefusedByLeader(why)),
+                Ok(Answer::Later(why)) => waits(why),
+                Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => waits(NO_LEADER.to_owned()),
+                Err(why) => waits(why),
+            },
+            None => waits(NO_LEADER.to_owned()),
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
+}
+
+/// What a change waits for while no leader is known.
+const NO_LEADER: &str = "a leader; check which members answer";
+
+/// Why this node takes no more requests, if it does not.
+fn ended(shared: &Shared) -> Option<StopReason> {
+    let removed = shared.members.borrow().removed;
+    let removed = removed.map(|by| StopReason::removed(shared.identity.node, by));
+    shared.inbox.closed().or(removed)
+}
+
+/// Asks another node, which leads. An error is the reason in words why there is no answer.
+async fn ask_leader(shared: &Shared, leader: NodeId, request: Request) -> Result<Answer, String> {
+    let own = &shared.identity;
+    let address = {
+        let members = shared.members.borrow();
+        members.in_force.member(leader).map(|member| member.peer_addr.clone())
+    };
+    let address = address.ok_or_else(|| format!("the address of the leader, node {leader}"))?;
+    let Request { change, expected, risk } = request;
+    let question = Question::Change { change, expected, risk };
+    let cluster = Some(own.cluster);
+    let asked = transport::ask(&address, cluster, own.group, own.incarnation, &question);
+    asked.await.map_err(|why| format!("the leader at {address} to answer: {why}"))
 }
 
 /// How long a node may take to learn of a change that the leader has made.
@@ -88,6 +106,7 @@ pub(crate) async fn change_here(
 ) -> Result<Arc<KnownMembers>, ChangeMembersError> {
     let mut members = shared.members.subscribe();
     let mut leader = shared.leader.subscribe();
+    check_new_address(shared, &request.change).await?;
     write(shared, &request, &mut waits).await?;
     loop {
         let known = members.borrow_and_update().clone();
@@ -116,6 +135,40 @@ pub(crate) async fn change_here(
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
+}
+
+/// A wrong address in the log could cut a node off for good, so the node must answer there first.
+async fn check_new_address(
+    shared: &Shared,
+    change: &MemberChange,
+) -> Result<(), ChangeMembersError> {
+    let MemberChange::UpdateAddress { node, peer_addr: Some(address), .. } = change else {
+        return Ok(());
+    };
+    let own = &shared.identity;
+    let member = {
+        let members = shared.members.borrow();
+        members.in_force.members().iter().find(|member| member.node == *node).cloned()
+    };
+    // The replica says what is wrong with the request.
+    let Some(member) = member else { return Ok(()) };
+    if member.peer_addr == *address || *node == own.node.get() {
+        return Ok(());
+    }
+    let probed = transport::probe(address, Some(own.cluster), own.group, own.incarnation).await;
+    let why = match probed {
+        Ok(found) if found.node.map(NodeId::get) != Some(*node) => "another node answers there",
+        Ok(found) if member.incarnation.is_some_and(|bound| bound != found.incarnation) => {
+            "the node there has another data directory"
+        }
+        Ok(_) => return Ok(()),
+        Err(ref why) => why,
+    };
+    Err(ChangeMembersError::RefusedByLeader(format!(
+        "node {node} is not reached at {address} from node {}: {why}; start it there first, or \
+         correct the address",
+        own.node
+    )))
 }
 
 /// Asks the replica to write the request into the log, again while another change is in progress.
@@ -172,6 +225,13 @@ fn waits_for(change: &MemberChange, known: &KnownMembers, replica: &ReplicaStatu
     let in_force = &known.in_force;
     if in_force.is_joint() {
         return format!("the voters of joint configuration {} to store it", in_force.id());
+    }
+    if let Some(set) = replica.changes_lack {
+        return format!(
+            "a majority {} to answer and keep up with the log; or repeat the request and accept \
+             the risk",
+            voters_in_words(set)
+        );
     }
     let joins = match change {
         MemberChange::Promote(node) | MemberChange::Replace { new: node, .. } => *node,

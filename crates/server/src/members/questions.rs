@@ -142,9 +142,10 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
         ChangeMembersError::Refused(ChangeError::Invalid(MembershipError::DuplicateAddress(
             address,
         ))) => Answer::Refused(address_taken(shared, &address)),
-        ChangeMembersError::Refused(error @ ChangeError::IdTaken(node)) => {
+        ChangeMembersError::Refused(ChangeError::IdTaken(node)) => {
             let directory = member.incarnation;
-            Answer::Refused(format!("{error} (`replaces = {node}`); this one is {directory}"))
+            let owner = format!("node {node} is bound to another directory than {directory}");
+            Answer::Refused(format!("{owner}; leave `node_id` out; {}", if_lost(shared, node)))
         }
         ChangeMembersError::Refused(error) if !matches!(error, ChangeError::Busy(_)) => {
             Answer::Refused(error.to_string())
@@ -154,20 +155,24 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
 }
 
 fn address_taken(shared: &Shared, address: &str) -> String {
+    let owner = {
+        let members = shared.members.borrow();
+        let mut known = members.in_force.members().iter();
+        let owner = known.find(|it| it.peer_addr == address || it.client_addr == address);
+        owner.map(|owner| owner.node)
+    };
+    let Some(node) = owner else { return format!("{address} belongs to another member") };
+    let owner = format!("{address} belongs to node {node}, which has another directory");
+    format!("{owner}; {}", if_lost(shared, node))
+}
+
+/// What to do if the directory of this member was lost.
+fn if_lost(shared: &Shared, node: u64) -> String {
     let members = shared.members.borrow();
-    let owner = members
-        .in_force
-        .members()
-        .iter()
-        .find(|known| known.peer_addr == address || known.client_addr == address);
-    owner.map_or_else(
-        || format!("{address} belongs to another member"),
-        |owner| {
-            let node = owner.node;
-            format!(
-                "{address} belongs to node {node}, which has another directory; if its disk was \
-                 lost, start this node with `replaces = {node}`"
-            )
-        },
-    )
+    let votes =
+        NodeId::new(node).is_some_and(|node| members.in_force.configuration().is_voter(node));
+    match votes {
+        true => format!("if its disk was lost, start this node with `replaces = {node}`"),
+        false => format!("if its disk was lost, remove it first: d-engine member remove {node}"),
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use d_engine_replica::Event;
 
 use crate::threads::shared::Shared;
-use crate::transport;
+use crate::transport::{self, PeerEvents as _};
 
 /// How long to wait between two rounds.
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,8 +23,14 @@ pub(crate) async fn find_members(shared: Arc<Shared>, seeds: Vec<String>) {
             let probed = transport::probe(seed, Some(own.cluster), own.group, own.incarnation);
             let Ok(found) = probed.await else { continue };
             if let Some(node) = found.node.filter(|node| *node != own.node) {
-                let (peer_addr, client_addr) = (seed.clone(), String::new());
-                shared.inbox.report(Event::Advertised { node, peer_addr, client_addr });
+                let (peer_addr, knows_nobody) =
+                    (seed.clone(), shared.members.borrow().in_force.is_nobody());
+                if knows_nobody {
+                    // It may be the leader, which learns where this node is when it is dialled.
+                    shared.as_ref().provisional(node, peer_addr);
+                } else {
+                    shared.inbox.report(Event::FoundAt { node, peer_addr });
+                }
             }
         }
         tokio::time::sleep(ROUND_INTERVAL).await;

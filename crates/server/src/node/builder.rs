@@ -276,9 +276,9 @@ impl Node {
         let clock = Clock::start();
         let (config, seed, now) = (self.replica_config(), entropy::seed()?, clock.now());
         let replica = Replica::new(config, &identity, &recovered, &start_position, seed, now)?
-            .with_machine_steps(handler.steps())
-            .with_addresses(&self.configured_members()?);
-        self.check_members(&replica)?;
+            .with_machine_steps(handler.steps());
+        self.check_members(&identity, &replica)?;
+        let replica = self.with_listed_addresses(replica)?;
         let peer_listener = match peer_listener {
             Some(bound) => Some(bound),
             None => self.bind_peers().await?,

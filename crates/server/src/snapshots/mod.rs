@@ -209,6 +209,15 @@ impl Transfers {
         )
     }
 
+    /// Ends the send to a node that has left.
+    pub(crate) fn end_sends_to(&self, node: NodeId) {
+        let mut state = self.lock();
+        let attempt = state.sends.end(node);
+        if let Some(line) = attempt.and_then(|attempt| state.lines.remove(&Line::Send(attempt))) {
+            line.break_line();
+        }
+    }
+
     /// Ends all sends and receives, without waiting for their threads. What was received is kept.
     pub(crate) fn stop(&self) {
         self.stops.store(true, Ordering::Release);

@@ -51,8 +51,6 @@ pub(crate) struct RaftThread {
     pub(crate) load: Arc<WorkQueue<LoadQueue>>,
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     pub(crate) snapshots: Arc<WorkQueue<SnapshotWork>>,
-    /// Peers that are no members here and know a later configuration, and until when they are kept.
-    pub(crate) provisional: BTreeMap<NodeId, d_engine_core::Instant>,
     /// When this node stops, because it was removed.
     pub(crate) ends_at: Option<d_engine_core::Instant>,
 }
@@ -115,8 +113,16 @@ impl PeerEvents for Shared {
         self.admission.read().unpoisoned().clone()
     }
 
-    fn provisional(&self, node: NodeId, peer_addr: String) {
+    fn provisional(&self, node: NodeId, peer_addr: String) -> bool {
+        let mut places = self.provisional.lock().unpoisoned();
+        let has_place = places.len() < PROVISIONAL_MAX || places.contains_key(&node);
+        if peer_addr.is_empty() || !has_place {
+            return false;
+        }
+        places.insert(node, self.gate.after(PROVISIONAL_TIME));
+        drop(places);
         self.inbox.provisional(node, peer_addr);
+        true
     }
 
     fn removed(&self, by: ConfigId) {
@@ -288,35 +294,36 @@ impl RaftThread {
             let both: Vec<&str> = [addresses.known].into_iter().chain(addresses.moved_to).collect();
             transport.connect(*node, &both);
         }
-        transport
-            .keep_only(|node| peers.contains_key(&node) || self.provisional.contains_key(&node));
+        let provisional = self.shared.provisional.lock().unpoisoned().clone();
+        transport.keep_only(|node| peers.contains_key(&node) || provisional.contains_key(&node));
     }
 
     /// Dials a peer that is no member here and knows a later configuration.
-    fn meet(&mut self, node: NodeId, address: &str, transport: Option<&mut FramedTransport>) {
+    fn meet(&self, node: NodeId, address: &str, transport: Option<&mut FramedTransport>) {
         let is_peer = self.replica.peers().any(|(peer, _)| peer == node);
-        let has_room =
-            self.provisional.len() < PROVISIONAL_MAX || self.provisional.contains_key(&node);
-        if let (Some(transport), false, true) = (transport, is_peer || address.is_empty(), has_room)
-        {
-            self.provisional.insert(node, self.clock.now().plus(PROVISIONAL_TIME));
+        if let (Some(transport), false) = (transport, is_peer) {
             transport.connect(node, &[address]);
         }
     }
 
-    /// Forgets provisional peers that have become members or were not heard for long.
-    fn forget_provisional(&mut self, transport: Option<&mut FramedTransport>) {
+    /// Forgets provisional peers that were not heard for long.
+    fn forget_provisional(&self, transport: Option<&mut FramedTransport>) {
         let now = self.clock.now();
-        let before = self.provisional.len();
-        self.provisional.retain(|_, until| *until > now);
-        if let (Some(transport), true) = (transport, self.provisional.len() < before) {
+        let is_fewer = {
+            let mut places = self.shared.provisional.lock().unpoisoned();
+            let before = places.len();
+            places.retain(|_, until| *until > now);
+            places.len() < before
+        };
+        if let (Some(transport), true) = (transport, is_fewer) {
             self.connect(transport);
         }
     }
 
     /// Waits for input or the next deadline.
     async fn wait(&self, shutdown_by: Option<d_engine_core::Instant>) {
-        let ends = self.provisional.values().copied().chain(self.ends_at);
+        let places = self.shared.provisional.lock().unpoisoned().clone();
+        let ends = places.into_values().chain(self.ends_at);
         let due = self.replica.next_deadline().into_iter().chain(shutdown_by).chain(ends).min();
         let Some(due) = due else { return self.shared.inbox.filled().await };
         let due = tokio::time::Instant::from_std(self.clock.instant_at(due));
@@ -338,7 +345,7 @@ impl RaftThread {
             self.handle(event, jobs);
         }
         for (from, message, room) in incoming.messages {
-            if let Some(until) = self.provisional.get_mut(&from) {
+            if let Some(until) = self.shared.provisional.lock().unpoisoned().get_mut(&from) {
                 *until = self.clock.now().plus(PROVISIONAL_TIME);
             }
             self.handle(Event::Peer { from, message }, jobs);
@@ -386,10 +393,12 @@ impl RaftThread {
     /// Whether this node must not found a cluster: its log is empty, it knows of no committed
     /// entry, and a peer says that it is not a member. Together with other such nodes it would
     /// found a second cluster under the same name. Until the peers accept it, it neither requests
-    /// nor grants votes; to the others this is as if its messages were lost.
+    /// nor grants votes; to the others this is as if its messages were lost. A node that was removed
+    /// founds nothing either, even if the directory is empty again.
     fn founds_nothing(&self) -> bool {
         let log = self.replica.core().log();
-        log.committed.get() == 0 && log.last.index.get() == 0 && self.shared.refusals.is_no_member()
+        let is_empty = log.committed.get() == 0 && log.last.index.get() == 0;
+        self.replica.removed().is_some() || (is_empty && self.shared.refusals.is_no_member())
     }
 
     /// Publishes the memberships before any message goes out.
@@ -441,6 +450,9 @@ impl RaftThread {
             for event in not_sent {
                 self.handle(event, jobs);
             }
+        }
+        for node in jobs.dropped.drain(..) {
+            self.shared.transfers.end_sends_to(node);
         }
         for order in jobs.snapshots.drain(..) {
             let dialer =

@@ -1,5 +1,6 @@
 //! What the threads of a node share.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     /// The name of the node's state machine; empty: not compared.
     pub(crate) state_machine: String,
+    /// Peers that are no members here and know a later configuration, and until when they are kept.
+    pub(crate) provisional: std::sync::Mutex<BTreeMap<NodeId, d_engine_core::Instant>>,
     /// What the transport's handshakes must know of the members.
     pub(crate) admission: RwLock<Admission>,
     /// The memberships that the node knows.

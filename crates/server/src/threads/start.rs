@@ -103,7 +103,6 @@ impl NodeThreads {
             load,
             apply,
             snapshots: snap,
-            provisional: std::collections::BTreeMap::new(),
             ends_at: None,
         };
         Self { shared, raft, applies, builds, scrubs, log: log_worker }
@@ -185,6 +184,7 @@ fn share(components: &ThreadComponents) -> Arc<Shared> {
         refusals: PeerRefusals::default(),
         identity: components.identity.clone(),
         state_machine: components.machine.name().to_owned(),
+        provisional: std::sync::Mutex::default(),
         admission: RwLock::new(components.replica.admission()),
         members_view: watch::Sender::new(Arc::new(view::members(
             &components.identity,

@@ -65,7 +65,7 @@ const BATCH_BYTES: usize = 16 << 10;
 const UNSENT_BYTES: u32 = 32 << 10;
 /// The kernel's send buffer; Linux doubles it.
 const SEND_BUFFER_BYTES: u32 = 256 << 10;
-/// Questions of other nodes that are answered at once.
+/// Questions of one kind that are answered at once.
 const QUESTIONS_MAX: usize = 16;
 /// How long a stopping transport waits for its last messages to be sent.
 const FLUSH_WITHIN: Duration = Duration::from_millis(100);
@@ -147,8 +147,10 @@ struct Shared {
     known_hosts: Mutex<BTreeMap<NodeId, IpAddr>>,
     /// The connections that were accepted from peers.
     connected: places::Connected,
-    /// Bounds the questions that are being answered.
-    asking: tokio::sync::Semaphore,
+    /// Bounds the questions of nodes that join.
+    joining: tokio::sync::Semaphore,
+    /// Bounds the questions of members.
+    changing: tokio::sync::Semaphore,
     /// Notified when a peer has dialled this node; the tasks that wait before they dial again then
     /// dial at once.
     greeted: tokio::sync::Notify,
@@ -207,7 +209,8 @@ impl FramedTransport {
             refusals: Refusals::default(),
             known_hosts: Mutex::default(),
             connected: places::Connected::default(),
-            asking: tokio::sync::Semaphore::new(QUESTIONS_MAX),
+            joining: tokio::sync::Semaphore::new(QUESTIONS_MAX),
+            changing: tokio::sync::Semaphore::new(QUESTIONS_MAX),
             greeted: tokio::sync::Notify::new(),
         });
         let runtime = Handle::current();
@@ -251,13 +254,14 @@ impl FramedTransport {
         let others: Vec<NodeId> = self.peers.keys().copied().filter(|node| !keeps(*node)).collect();
         for node in others {
             self.disconnect(node);
-            self.shared.connected.expel(node);
         }
+        self.shared.connected.keep_only(keeps);
     }
 
     /// Closes the connection to `node` for good.
     pub fn disconnect(&mut self, node: NodeId) {
         if let Some(peer) = self.peers.remove(&node) {
+            self.shared.known_hosts.lock().unpoisoned().remove(&node);
             peer.task.abort();
             self.dropped_before += peer.outbox.stats().dropped;
             // The aborted task can no longer report it.

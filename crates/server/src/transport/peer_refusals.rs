@@ -75,6 +75,7 @@ impl PeerRefusals {
                 RefusalKind::UnknownNode
                     | RefusalKind::OtherMembers
                     | RefusalKind::OtherIncarnation
+                    | RefusalKind::Removed
             );
             refusal.by_peer && says_so && now.saturating_duration_since(*at) < OVER_AFTER
         })

@@ -86,6 +86,9 @@ impl MemberChange {
     }
 }
 
+/// How many ids a new member may leave out.
+const ID_SKIP_MAX: u64 = 1_000;
+
 /// Why a membership is not changed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -129,6 +132,19 @@ pub enum ChangeError {
          name it as the one to replace"
     )]
     IdTaken(u64),
+    /// The id is far above all that were given. An id is given once, so a typing error would use up
+    /// all below it.
+    #[error(
+        "the id {wanted} is too high: the highest one given is {last}, and at most {} are skipped; \
+         leave the id out, or choose a lower one",
+        ID_SKIP_MAX
+    )]
+    IdTooHigh {
+        /// The id.
+        wanted: u64,
+        /// The highest id that was given.
+        last: u64,
+    },
     /// The membership would break a rule.
     #[error(transparent)]
     Invalid(#[from] MembershipError),
@@ -238,6 +254,9 @@ impl Membership {
         let node = match new.node {
             Some(node) if self.find(node).is_some() => return Err(ChangeError::IdTaken(node)),
             Some(node) if self.has_removed(node) => return Err(ChangeError::MemberRemoved(node)),
+            Some(node) if node > self.last_node.saturating_add(ID_SKIP_MAX) => {
+                return Err(ChangeError::IdTooHigh { wanted: node, last: self.last_node });
+            }
             Some(node) => node,
             None => self.last_node.checked_add(1).ok_or(MembershipError::ReservedId)?,
         };

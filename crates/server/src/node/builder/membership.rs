@@ -32,7 +32,6 @@ impl Node {
         let storage = self.storage.clone();
         let known = blocking(move || storage.owner()).await?;
         if let Some(known) = known {
-            self.refuse_a_founder_that_joins(&known)?;
             return Ok((self.known_owner(known)?, None));
         }
         if self.config.join.is_empty() {
@@ -63,23 +62,52 @@ impl Node {
         })
     }
 
-    /// A directory that founded a cluster of its own never joins another one.
-    fn refuse_a_founder_that_joins(&self, known: &Identity) -> Result<(), StartError> {
-        let is_alone = known.initial.members().len() == 1;
-        if self.config.join.is_empty() || !is_alone {
+    /// A node that founded a cluster, and still is its only member, never joins another one.
+    fn refuse_a_founder_that_joins(
+        &self,
+        identity: &Identity,
+        members: &[u64],
+    ) -> Result<(), StartError> {
+        let is_founder = members == [identity.node.get()] && !identity.initial.is_nobody();
+        if self.config.join.is_empty() || !is_founder {
             return Ok(());
         }
-        Err(StartError::Config(ConfigError::Refused {
-            file: None,
-            field: "join".to_owned(),
-            value: self.config.join.join(", "),
-            allowed: format!(
-                "the data directory {} has founded cluster {}, of which this node was the only \
+        self.refused(
+            "join",
+            self.config.join.join(", "),
+            format!(
+                "the data directory {} has founded cluster {}, of which this node is the only \
                  member; empty it to join another one, or remove `join`",
                 self.config.data_dir.display(),
-                known.cluster
+                identity.cluster
             ),
-        }))
+        )
+    }
+
+    /// A member of several must be reached by the others.
+    fn refuse_a_member_that_does_not_listen(
+        &self,
+        identity: &Identity,
+        members: &[u64],
+    ) -> Result<(), StartError> {
+        let is_alone = members.iter().all(|member| *member == identity.node.get());
+        if is_alone || self.config.listens_for_peers() {
+            return Ok(());
+        }
+        let ids: Vec<String> = members.iter().map(u64::to_string).collect();
+        self.refused(
+            "peer_listen",
+            "not set".to_owned(),
+            format!(
+                "the cluster has the members {}: set the address at which they reach this node",
+                ids.join(", ")
+            ),
+        )
+    }
+
+    fn refused(&self, field: &str, value: String, allowed: String) -> Result<(), StartError> {
+        let field = field.to_owned();
+        Err(StartError::Config(ConfigError::Refused { file: None, field, value, allowed }))
     }
 
     /// Joins a cluster under the incarnation of the reserved directory.
@@ -129,6 +157,15 @@ impl Node {
         Ok(self.config.membership(&peer_addr, &client_addr)?)
     }
 
+    /// The replica with the addresses of the members that the configuration lists.
+    pub(super) fn with_listed_addresses(&self, replica: Replica) -> Result<Replica, StartError> {
+        match self.config.members.is_empty() {
+            // Without a list there is only this node's own address, which it advertises.
+            true => Ok(replica),
+            false => Ok(replica.with_addresses(&self.configured_members()?)),
+        }
+    }
+
     /// The addresses at which other nodes and clients reach this node; empty if the configuration
     /// does not say.
     pub(super) fn advertised(&self, listener: Option<&TcpListener>) -> (String, String) {
@@ -147,18 +184,25 @@ impl Node {
         (peer.unwrap_or_else(|| listened(listens)), client.unwrap_or_else(|| listened(clients)))
     }
 
-    /// Refuses to start a node that was removed, and names what `members` says that is not so.
-    pub(super) fn check_members(&self, replica: &Replica) -> Result<(), StartError> {
+    /// Refuses to start a node that was removed or whose configuration does not fit the members, and
+    /// names what `members` says that is not so.
+    pub(super) fn check_members(
+        &self,
+        identity: &Identity,
+        replica: &Replica,
+    ) -> Result<(), StartError> {
         if let Some(by) = replica.removed() {
             return Err(StartError::DirectoryRemoved {
                 dir: self.config.data_dir.clone(),
-                node: replica.core().status().node.get(),
+                node: identity.node.get(),
                 by: by.to_string(),
             });
         }
         let ids = replica.membership().members().iter().map(|member| member.node);
         let (known, listed): (Vec<u64>, Vec<u64>) =
             (ids.collect(), self.config.members.iter().map(|member| member.id).collect());
+        self.refuse_a_founder_that_joins(identity, &known)?;
+        self.refuse_a_member_that_does_not_listen(identity, &known)?;
         if !listed.is_empty() && listed.iter().any(|id| !known.contains(id)) {
             tracing::warn!(
                 ?listed, members = ?known,

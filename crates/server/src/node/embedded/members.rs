@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_api::{ConfigId, MemberChange, Members};
 use d_engine_core::QuorumRisk;
-use d_engine_replica::{ChangeMembersError, ReadGateInputs as _};
+use d_engine_replica::{ChangeMembersError, ReadGateInputs as _, StopReason};
 use tokio::sync::watch;
 
 use super::EmbeddedEngine;
@@ -122,16 +122,23 @@ impl EmbeddedEngine {
         let mut stopped = self.inner.shared.stopped.subscribe();
         let node = self.inner.identity.node;
         let votes = members.wait_for(|known| {
-            !known.committed.is_joint() && known.committed.configuration().is_voter(node)
+            let votes = known.committed.configuration().is_voter(node);
+            (votes && !known.committed.is_joint()) || known.removed.is_some()
         });
         let waited = tokio::select! {
             biased;
             _ = stopped.wait_for(Option::is_some) => {
                 return Err(WaitError::Stopped { reason: self.reason_of_stop() });
             }
-            waited = tokio::time::timeout(timeout, votes) => waited.map(|_| ()),
+            waited = tokio::time::timeout(timeout, votes) => {
+                waited.map(|known| known.ok().and_then(|known| known.removed))
+            }
         };
-        waited.map_err(|_| WaitError::NoVoter { waited_ms: timeout.as_millis() })
+        match waited {
+            Ok(None) => Ok(()),
+            Ok(Some(by)) => Err(WaitError::Stopped { reason: StopReason::removed(node, by) }),
+            Err(_) => Err(WaitError::NoVoter { waited_ms: timeout.as_millis() }),
+        }
     }
 }
 

@@ -91,7 +91,6 @@ async fn serve(
             Ok(Err(End::Refused(RefusalKind::TooManyHandshakes, text)))
         }
     };
-    drop(place);
     let end = match greeted {
         Err(_) => End::Refused(
             RefusalKind::HandshakeTimeout,
@@ -99,7 +98,15 @@ async fn serve(
         ),
         Ok(Err(end)) => end,
         Ok(Ok(Accepted::Inquirer(inquiry))) => {
-            answer_inquiry(&mut stream, &mut reader, inquiry, address, &shared).await
+            let asked = read_question(&mut stream, &mut reader, &inquiry).await;
+            drop(place);
+            match asked {
+                Err(end) => end,
+                Ok(None) => End::Closed,
+                Ok(Some(question)) => {
+                    answer_question(&mut stream, question, &inquiry, address, &shared).await
+                }
+            }
         }
         Ok(Ok(Accepted::Snapshot(from))) => match SnapshotConnection::new(stream, reader) {
             Ok(line) => {
@@ -108,10 +115,16 @@ async fn serve(
             }
             Err(error) => error.into(),
         },
-        Ok(Ok(Accepted::Messages { from, start })) => {
-            shared.greeted.notify_waiters();
+        Ok(Ok(Accepted::Messages(hello))) => {
             reader.allow(shared.settings.max_frame_bytes);
-            let replaced = shared.connected.take_place(from, start);
+            let (from, replaced) =
+                (hello.from, shared.connected.take_place(hello.from, hello.start));
+            // The peer may have been removed since it was judged; from here on it is expelled then.
+            match shared.events.admission().judge(from, hello.incarnation, hello.config) {
+                Admitted::Member => shared.greeted.notify_waiters(),
+                Admitted::Provisional => {}
+                _ => return,
+            }
             tokio::select! {
                 end = read_messages(stream, reader, from, &shared) => end,
                 _ = replaced => End::Closed,
@@ -125,8 +138,8 @@ async fn serve(
 
 /// An accepted connection.
 enum Accepted {
-    /// For messages, from a peer with this start.
-    Messages { from: NodeId, start: u64 },
+    /// For messages.
+    Messages(Box<Greeting>),
     /// For one snapshot.
     Snapshot(NodeId),
     /// From a node that need not be a member.
@@ -150,25 +163,30 @@ async fn handshake(
     }
     checked?;
     let hello = read_frame(stream, reader).await?;
-    let mut knows_cluster = true;
+    let own = &shared.identity;
+    let mut knows_cluster = false;
     let checked = match decode_handshake(&hello) {
         Err(error) => Err(refuse_greeting(error)),
         Ok(Caller::Inquirer(inquiry)) => {
-            knows_cluster = inquiry.cluster.is_some();
-            check_inquiry(inquiry, &shared.identity)
+            knows_cluster = inquiry.cluster == Some(own.cluster);
+            check_inquiry(inquiry, own)
         }
-        Ok(Caller::Peer(hello)) => check(&hello, shared).inspect_err(|refused| {
-            let (kind, text) = (refused.kind, refused.text.clone());
+        Ok(Caller::Peer(hello)) => {
+            knows_cluster = hello.cluster == own.cluster;
             let node = hello.from;
-            shared.events.refused(PeerRefusal { node, by_peer: false, kind, text });
-        }),
+            check(hello, shared).inspect_err(|refused| {
+                let (kind, text) = (refused.kind, refused.text.clone());
+                shared.events.refused(PeerRefusal { node, by_peer: false, kind, text });
+            })
+        }
     };
     let mut reply = HandshakeReply {
         protocol_version: PROTOCOL_VERSION,
         node: shared.identity.node.get(),
         ..HandshakeReply::default()
     };
-    if checked.is_ok() && knows_cluster {
+    // A stranger does not learn it here: with it, a node of another machine may join.
+    if knows_cluster {
         reply.cluster_id = Bytes::copy_from_slice(&shared.identity.cluster.0);
     }
     match &checked {
@@ -176,7 +194,10 @@ async fn handshake(
         Err(refused) => {
             reply.refusal = i32::from(refused.refusal);
             reply.refusal_text.clone_from(&refused.text);
-            reply.config = refused.removed_by.map(config_to_wire);
+            if let Some(by) = refused.removed_by {
+                reply.config = Some(config_to_wire(by));
+                reply.incarnation = Bytes::copy_from_slice(&own.incarnation.0);
+            }
         }
     }
     write_frame(stream, &reply.encode_to_vec()).await?;
@@ -212,19 +233,18 @@ fn refuse_greeting(error: GreetingError) -> Unwelcome {
     }
 }
 
-fn check(hello: &Greeting, shared: &Shared) -> Result<Accepted, Unwelcome> {
+fn check(hello: Box<Greeting>, shared: &Shared) -> Result<Accepted, Unwelcome> {
     let admission = shared.events.admission();
-    check_addressee(hello, &shared.identity)?;
-    check_agreement(hello, &shared.identity, &admission)?;
-    admit(hello, shared, &admission)?;
+    check_addressee(&hello, &shared.identity)?;
+    check_agreement(&hello, &shared.identity, &admission)?;
+    admit(&hello, shared, &admission)?;
     if !hello.peer_addr.is_empty() {
         let (peer_addr, client_addr) = (hello.peer_addr.clone(), hello.client_addr.clone());
         shared.events.advertised(hello.from, peer_addr, client_addr);
     }
-    let (from, start) = (hello.from, hello.start);
     match hello.purpose {
-        Purpose::Messages => Ok(Accepted::Messages { from, start }),
-        Purpose::Snapshot => Ok(Accepted::Snapshot(from)),
+        Purpose::Messages => Ok(Accepted::Messages(hello)),
+        Purpose::Snapshot => Ok(Accepted::Snapshot(hello.from)),
         Purpose::Ask | Purpose::Probe => {
             let text = "a peer's connection carries messages or a snapshot".to_owned();
             Err(unwelcome(Refusal::Malformed, RefusalKind::MalformedFrame, text))
@@ -253,33 +273,48 @@ fn check_inquiry(inquiry: Inquiry, own: &TransportIdentity) -> Result<Accepted, 
 /// How long the question of an inquirer may take to arrive.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads the inquirer's question, if it has one, and answers it.
-async fn answer_inquiry(
+/// Reads the inquirer's question, if it has one.
+async fn read_question(
     stream: &mut TcpStream,
     reader: &mut FrameReader,
-    inquiry: Inquiry,
+    inquiry: &Inquiry,
+) -> Result<Option<Question>, End> {
+    if inquiry.wants == InquiryPurpose::Probe {
+        return Ok(None);
+    }
+    let Ok(bytes) = timeout(QUESTION_TIMEOUT, read_frame(stream, reader)).await else {
+        return Err(End::Closed);
+    };
+    decode_question(bytes?, inquiry.incarnation)
+        .map(Some)
+        .map_err(|error| End::Refused(RefusalKind::MalformedFrame, error.to_string()))
+}
+
+async fn answer_question(
+    stream: &mut TcpStream,
+    question: Question,
+    inquiry: &Inquiry,
     address: SocketAddr,
     shared: &Shared,
 ) -> End {
-    if inquiry.wants == InquiryPurpose::Probe {
-        return End::Closed;
-    }
-    let question = match timeout(QUESTION_TIMEOUT, read_frame(stream, reader)).await {
-        Err(_) => return End::Closed,
-        Ok(Err(end)) => return end,
-        Ok(Ok(bytes)) => decode_question(bytes, inquiry.incarnation),
-    };
-    let answer = match (question, shared.asking.try_acquire()) {
-        (Err(error), _) => return End::Refused(RefusalKind::MalformedFrame, error.to_string()),
-        (Ok(Question::Change { .. }), _) if inquiry.cluster.is_none() => {
-            Answer::Refused("only a node of the cluster may ask for that".to_owned())
+    let is_member = shared.events.admission().is_directory_of_member(inquiry.incarnation);
+    // Nodes that join must not keep members out.
+    let (places, refusal) = match &question {
+        Question::Change { .. } => {
+            let text = "only a member may ask for a change of the members";
+            (&shared.changing, (!is_member || inquiry.cluster.is_none()).then_some(text))
         }
         // A node that joins receives all data.
-        _ if inquiry.cluster.is_none() && !address.ip().is_loopback() => Answer::Refused(
-            "set `cluster_id`: a node of another machine must name the cluster".to_owned(),
-        ),
-        (Ok(_), Err(_)) => Answer::Later("too many nodes ask at once".to_owned()),
-        (Ok(question), Ok(_one)) => shared.events.clone().ask(question).await,
+        Question::Join { .. } => {
+            let text = "set `cluster_id`: a node of another machine must name the cluster";
+            let names_cluster = inquiry.cluster.is_some() || address.ip().is_loopback();
+            (&shared.joining, (!names_cluster).then_some(text))
+        }
+    };
+    let answer = match (refusal, places.try_acquire()) {
+        (Some(text), _) => Answer::Refused(text.to_owned()),
+        (None, Err(_)) => Answer::Later("too many nodes ask at once".to_owned()),
+        (None, Ok(_one)) => shared.events.clone().ask(question).await,
     };
     match write_frame(stream, &encode_answer(&answer)).await {
         Ok(()) => End::Closed,
@@ -361,9 +396,16 @@ fn admit(hello: &Greeting, shared: &Shared, admission: &Admission) -> Result<(),
             refuse(Refusal::RunsTwice, RefusalKind::RunsTwice, text)
         }
         Admitted::Member => Ok(()),
-        Admitted::Provisional => {
-            shared.events.provisional(hello.from, hello.peer_addr.clone());
+        Admitted::Provisional if shared.events.provisional(hello.from, hello.peer_addr.clone()) => {
             Ok(())
+        }
+        Admitted::Provisional => {
+            let text = format!(
+                "node {} is not a member that node {} knows, and it names no address or too many \
+                 such nodes are connected; it may dial again",
+                hello.from, shared.identity.node
+            );
+            refuse(Refusal::UnknownNode, RefusalKind::UnknownNode, text)
         }
         Admitted::Removed { by } => {
             let text = format!("node {} was removed by configuration {by}", hello.from);

@@ -40,17 +40,20 @@ pub(super) async fn dial(
     let settings = &shared.settings;
     let entropy = settings.entropy ^ peer.get().rotate_left(32);
     let mut backoff = Backoff::new(settings.backoff_min, settings.backoff_max, entropy);
-    for attempt in 0.. {
-        // Each in turn, until it is reached at one.
+    let mut turn = 0;
+    loop {
+        // Each in turn, until it is reached at one; the first one first.
         let address = {
             let known = addresses.lock().unpoisoned();
-            known.get(attempt % known.len().max(1)).cloned().unwrap_or_default()
+            known.get(turn % known.len().max(1)).cloned().unwrap_or_default()
         };
+        turn += 1;
         let connecting = connect(&shared, peer, &address, Purpose::Messages);
         let attempt = timeout(settings.handshake_timeout, connecting).await;
         match attempt {
             Ok(Ok((stream, _, incarnation))) => {
                 backoff.reset();
+                turn = 0;
                 if !outbox.open() {
                     return;
                 }
@@ -154,7 +157,7 @@ async fn open(shared: &Shared, peer: NodeId, address: &str) -> io::Result<TcpStr
 fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarnation, End> {
     let refused = |kind, text| Err(End::Refused(kind, text));
     if let Some(kind) = refusal_kind(reply) {
-        if kind == RefusalKind::Removed {
+        if kind == RefusalKind::Removed && is_believed(reply, shared, peer) {
             shared.events.removed(config_from_wire(reply.config));
         }
         return refused(kind, format!("the peer says: {}", reply.refusal_text));
@@ -175,6 +178,15 @@ fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarn
         }
         _ => Ok(incarnation),
     }
+}
+
+/// Whether the other side, which says that this node was removed, is a member of the last committed
+/// configuration: a stranger must not be able to stop a node.
+fn is_believed(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> bool {
+    let incarnation = <[u8; 16]>::try_from(&reply.incarnation[..]).map(Incarnation);
+    let is_peer = reply.node == peer.get() && reply.cluster_id == shared.identity.cluster.0[..];
+    let admission = shared.events.admission();
+    is_peer && incarnation.is_ok_and(|it| admission.is_committed_member(peer, it))
 }
 
 /// Why the other side refuses a connection; `None` if it does not.

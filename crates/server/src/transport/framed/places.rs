@@ -114,9 +114,9 @@ impl Connected {
         })
     }
 
-    /// Ends the connection of a node that is no member any more.
-    pub(super) fn expel(&self, node: NodeId) {
-        self.lock().remove(&node);
+    /// Ends the connections of all nodes for which `keeps` is false.
+    pub(super) fn keep_only(&self, keeps: impl Fn(NodeId) -> bool) {
+        self.lock().retain(|node, _| keeps(*node));
     }
 
     /// Ends the older connection of this peer. The result resolves when a newer connection replaces

@@ -90,8 +90,9 @@ impl PeerEvents for Recorder {
         Admission::new([&changed.unwrap_or(birth)].into_iter())
     }
 
-    fn provisional(&self, node: NodeId, peer_addr: String) {
+    fn provisional(&self, node: NodeId, peer_addr: String) -> bool {
         self.put(Happened::Provisional(node, peer_addr));
+        true
     }
 
     fn removed(&self, by: ConfigId) {

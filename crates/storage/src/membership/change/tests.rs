@@ -143,6 +143,17 @@ fn an_id_is_never_given_twice() {
     assert_eq!(roles(&again), [(1, MemberRole::Voter), (3, JOINING)]);
 }
 
+/// One typing error must not use up the ids of all later nodes.
+#[test]
+fn an_id_far_above_all_others_is_refused() {
+    let wanted = |node| MemberChange::Add(NewMember { node: Some(node), ..new(2) });
+    let refused = voters(1).edited(&wanted(1_002)).unwrap_err();
+    assert_eq!(refused, ChangeError::IdTooHigh { wanted: 1_002, last: 1 });
+    assert!(refused.to_string().contains("at most 1000 are skipped"), "{refused}");
+    assert!(voters(1).edited(&wanted(u64::MAX)).is_err());
+    assert_eq!(edited(&voters(1), &wanted(1_001)).last_node(), 1_001);
+}
+
 #[test]
 fn a_replacement_may_use_the_address_of_the_node_that_it_replaces() {
     let mut moved = new(9);

@@ -41,12 +41,54 @@ async fn a_removed_node_is_told_which_configuration_has_removed_it() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_told_of_its_removal_reports_it() {
+async fn a_node_that_is_told_of_its_removal_by_a_member_reports_it() {
     let (one, mut seven) = (without_five().await, Node::start(7).await);
     seven.dial(&one);
     let told = within(seven.happened.recv()).await.unwrap();
     assert!(matches!(told, Happened::Removed(by) if by == CHANGED), "{told:?}");
     until(|| seven.refused(RefusalKind::Removed) == 1).await;
+}
+
+/// A stranger must not be able to stop a node.
+#[tokio::test]
+async fn nobody_but_a_member_with_its_directory_is_believed_that_a_node_was_removed() {
+    let refusal = |change: fn(&mut HandshakeReply)| {
+        let mut reply = HandshakeReply {
+            protocol_version: d_engine_wire::PROTOCOL_VERSION,
+            node: 2,
+            incarnation: Bytes::copy_from_slice(&directory(2).0),
+            cluster_id: Bytes::copy_from_slice(&CLUSTER.0),
+            refusal: Refusal::Removed.into(),
+            config: Some(d_engine_wire::config_to_wire(CHANGED)),
+            ..HandshakeReply::default()
+        };
+        change(&mut reply);
+        reply
+    };
+    let lies: [fn(&mut HandshakeReply); 4] = [
+        |reply| reply.node = 3,
+        |reply| reply.incarnation = Bytes::copy_from_slice(&directory(9).0),
+        |reply| reply.incarnation = Bytes::new(),
+        |reply| reply.cluster_id = Bytes::new(),
+    ];
+    for lie in lies {
+        let (mut one, refusal) = (Node::start(1).await, refusal(lie));
+        answer_with(&mut one, &refusal).await;
+        until(|| one.refused(RefusalKind::Removed) == 1).await;
+        assert!(one.nothing_happened(), "{refusal:?}");
+    }
+    let mut one = Node::start(1).await;
+    answer_with(&mut one, &refusal(|_| ())).await;
+    let told = within(one.happened.recv()).await.unwrap();
+    assert!(matches!(told, Happened::Removed(by) if by == CHANGED), "{told:?}");
+}
+
+/// Node 2, which `one` dials, answers with this.
+async fn answer_with(one: &mut Node, reply: &HandshakeReply) {
+    let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    one.transport.connect(n(2), &[&impostor.local_addr().unwrap().to_string()]);
+    let (mut stream, _) = within(impostor.accept()).await.unwrap();
+    stream.write_all(&opening(&reply.encode_to_vec())).await.unwrap();
 }
 
 /// Rule R27: its answers must reach the node that it follows.
@@ -90,6 +132,19 @@ async fn connections_of_a_node_that_is_dropped_are_closed_in_both_directions() {
     );
 }
 
+/// Also of one that is not dialled.
+#[tokio::test]
+async fn an_accepted_connection_of_a_node_that_is_dropped_is_closed() {
+    let (mut one, mut two) = (Node::start(1).await, Node::start(2).await);
+    two.dial(&one);
+    two.up().await;
+    assert!(sent(&mut two, 1, &heartbeat(1)));
+    assert_eq!(one.message().await, (n(2), heartbeat(1)));
+    one.transport.keep_only(|node| node != n(2));
+    let lost = within(two.happened.recv()).await.unwrap();
+    assert!(matches!(lost, Happened::Down(node) if node == n(1)), "{lost:?}");
+}
+
 #[tokio::test]
 async fn who_listens_at_an_address_can_be_asked_by_anybody() {
     let one = Node::start(1).await;
@@ -125,11 +180,12 @@ async fn a_question_is_answered_and_too_many_are_put_off() {
     let change = MemberChange::Remove(2);
     let (expected, risk) = (None, d_engine_core::QuorumRisk::Refuse);
     let change = Question::Change { change, expected, risk };
-    let by = |cluster| ask(&address, cluster, GROUP, directory(2), &change);
-    assert_eq!(by(Some(CLUSTER)).await, Ok(Answer::Changed));
-    let refused = Answer::Refused("only a node of the cluster may ask for that".to_owned());
-    assert_eq!(by(None).await, Ok(refused));
-    let all = one.transport.shared.asking.try_acquire_many(16).unwrap();
+    let by = |cluster, of| ask(&address, cluster, GROUP, directory(of), &change);
+    assert_eq!(by(Some(CLUSTER), 2).await, Ok(Answer::Changed));
+    let refused = Answer::Refused("only a member may ask for a change of the members".to_owned());
+    assert_eq!(by(None, 2).await, Ok(refused.clone()));
+    assert_eq!(by(Some(CLUSTER), 9).await, Ok(refused));
+    let all = one.transport.shared.joining.try_acquire_many(16).unwrap();
     assert_eq!(asks().await, Ok(Answer::Later("too many nodes ask at once".to_owned())));
     drop(all);
     let other = GroupId::new(2).unwrap();
