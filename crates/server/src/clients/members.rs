@@ -23,10 +23,13 @@ pub(super) type ChangeStream = ReceiverStream<Result<ChangeMembersReply, Status>
 /// The steps of a change that may wait to be sent.
 const STEPS_MAX: usize = 16;
 
-/// The members now and after every change.
+/// The members now and after every change, until the node stops.
 pub(super) fn watch(engine: &EmbeddedEngine) -> MembersStream {
-    let seen = WatchStream::new(engine.watch_members());
-    Box::pin(seen.map(|members| Ok(MembersReply::from((*members).clone()))))
+    let seen = WatchStream::new(engine.watch_members()).map(Some);
+    let stopped = WatchStream::new(engine.stop_signal());
+    let end = stopped.filter(Option::is_some).map(|_| None);
+    let until_the_end = seen.merge(end).map_while(|members| members);
+    Box::pin(until_the_end.map(|members| Ok(MembersReply::from((*members).clone()))))
 }
 
 /// Changes the members, and sends what it waits for.
