@@ -102,12 +102,24 @@ async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
             tracing::warn!(node = id, %error, "cannot print on stdout that the node is ready");
         }
     }
-    engine.stopped().await.map_err(|error| Failure::failed(format!("node {id}: {error}")))
+    engine.stopped().await.map_err(|error| {
+        let exit = exit_of(&error);
+        Failure::new(exit, format_args!("node {id}: {error}"))
+    })
 }
 
 fn start_failure(error: StartError) -> Failure {
-    let exit = if matches!(error, StartError::Config(_)) { Exit::Refused } else { Exit::Failed };
-    Failure::new(exit, error)
+    Failure::new(exit_of(&error), error)
+}
+
+/// A node that was removed has a code of its own, so that no supervisor starts it again.
+fn exit_of(error: &StartError) -> Exit {
+    match error {
+        StartError::Config(_) => Exit::Refused,
+        StartError::DirectoryRemoved { .. } => Exit::Removed,
+        StartError::Stopped(reason) if reason.was_removed() => Exit::Removed,
+        _ => Exit::Failed,
+    }
 }
 
 /// Resolves when stdin is closed. Reads on a thread of its own, so that a blocked read does not
