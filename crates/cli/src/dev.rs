@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use d_engine_client::{Client, ClientOptions};
+use d_engine_client::{Client, ClientOptions, MemberRole};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::args::DevArgs;
@@ -73,7 +73,7 @@ async fn leave_to_others(cluster: &Cluster, place: Place) {
 fn open(args: &DevArgs, place: &Place) -> Result<Cluster, Failure> {
     let Some(cluster) = Cluster::reopen(place.path())? else {
         let ports = if args.ephemeral { Ports::Ephemeral } else { Ports::Fixed };
-        return Cluster::prepare(place.path(), args.nodes.unwrap_or(NODES), ports, "dev");
+        return Cluster::prepare_to_join(place.path(), args.nodes.unwrap_or(NODES), ports, "dev");
     };
     let there = cluster.nodes().len() as u64;
     match args.nodes {
@@ -90,8 +90,9 @@ async fn run(cluster: &mut Cluster, place: &Place) -> Result<(), Failure> {
     let began = Instant::now();
     let client =
         Client::new(cluster.endpoints(), ClientOptions::default().timeout(STATUS_TIMEOUT))?;
-    cluster.start()?;
-    introduce(cluster, place);
+    announce(cluster, place);
+    cluster.start_in_turn(&client).await?;
+    introduce(cluster);
     let endpoints = cluster.endpoints();
     let found = tokio::select! {
         leader = first_leader(&client, endpoints) => Ok(leader),
@@ -109,13 +110,16 @@ async fn run(cluster: &mut Cluster, place: &Place) -> Result<(), Failure> {
     watch(cluster, &client, leader).await
 }
 
-fn introduce(cluster: &Cluster, place: &Place) {
+fn announce(cluster: &Cluster, place: &Place) {
     let dir = place.path().display();
     say(format_args!("d-engine dev: {} processes on this machine", cluster.nodes().len()));
     say(format_args!(
         "  data      {dir} ({})",
         if place.is_kept() { "kept" } else { "removed at the end" }
     ));
+}
+
+fn introduce(cluster: &Cluster) {
     for node in cluster.nodes() {
         say(format_args!(
             "  node {}    clients at {}, process {}, log {}",
@@ -128,12 +132,20 @@ fn introduce(cluster: &Cluster, place: &Place) {
     say(format_args!("  endpoints {}", cluster.endpoints().join(",")));
 }
 
+/// Waits until a node leads and no member is still to become a voter.
 async fn first_leader(client: &Client, endpoints: Vec<String>) -> u64 {
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        if let Some(leader) = leader_with_quorum(&ask_all(client, endpoints.clone()).await) {
+        let answers = ask_all(client, endpoints.clone()).await;
+        let Some(leader) = leader_with_quorum(&answers) else { continue };
+        let mut members = answers
+            .values()
+            .flatten()
+            .filter(|status| status.node == leader)
+            .flat_map(|status| &status.members);
+        if members.all(|member| !matches!(member.role, MemberRole::Joining { .. })) {
             return leader;
         }
     }

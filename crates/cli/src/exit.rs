@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// `cas`: the current value is not the expected one.
     Mismatch = 5,
+    /// `serve`: the node was removed from its cluster.
+    Removed = 6,
     /// Ctrl-C or SIGTERM ended the command early (128 + SIGINT, the convention of shells).
     Interrupted = 130,
 }

@@ -3,7 +3,7 @@
 //!
 //! `args/` defines the command line, `exit.rs` the exit codes. `serve.rs` runs a node and
 //! `log_lines.rs` writes its log. `key_value.rs`, `scan.rs` and `import/` read and write records;
-//! `status.rs`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster. `cluster/`
+//! `status.rs`, `member/`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster. `cluster/`
 //! starts and stops the processes of a local cluster, which `dev.rs` and `demo/` use. `bench/`
 //! measures one.
 
@@ -18,6 +18,7 @@ mod import;
 mod json;
 mod key_value;
 mod log_lines;
+mod member;
 mod output;
 mod place;
 mod progress;
@@ -74,6 +75,7 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Scan(args) => scan::scan(args).await,
         Verb::Import(args) => import::import(args).await,
         Verb::Status(args) => status::status(args).await,
+        Verb::Member(args) => member::member(args).await,
         Verb::Snapshot(args) => snapshot::snapshot(args).await,
         Verb::SkipEntry(args) => skip_entry::skip_entry(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_kv_disk::DiskKvStateMachine;
-use d_engine_server::{Config, EmbeddedEngine, NodeBuilder, StartError};
+use d_engine_server::{Config, EmbeddedEngine, JoinRole, NodeBuilder, StartError};
 use tokio::sync::{oneshot, watch};
 
 use crate::args::{ServeArgs, StateMachineKind};
@@ -36,6 +36,7 @@ async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     let mut stdin = args.stop_on_stdin_close.then(stdin_closed).transpose()?;
     descriptors::raise_limit();
+    let joins = !config.join.is_empty() && config.join_as == JoinRole::Voter;
     // Ends a start. A node that runs is stopped through its handle.
     let (shutdown, shuts_down) = watch::channel(());
     let node = with_machine(config, args.state_machine, shuts_down)?;
@@ -60,7 +61,7 @@ async fn node(args: ServeArgs, config: Config) -> Result<(), Failure> {
             tracing::info!(node = id, "stopped");
             Ok(())
         }
-        failure = runs(&engine, id) => failure,
+        failure = runs(&engine, joins) => failure,
     }
 }
 
@@ -89,25 +90,46 @@ fn with_machine(
     }
 }
 
-/// Prints a line when the node is ready; returns when it has stopped.
-async fn runs(engine: &EmbeddedEngine, id: u64) -> Result<(), Failure> {
+/// Prints a line when the node is ready, and if it joins as a voter, when it votes; returns when it
+/// has stopped.
+async fn runs(engine: &EmbeddedEngine, joins: bool) -> Result<(), Failure> {
+    let id = engine.node_id();
+    let votes = engine.members().get(id).is_some_and(|member| member.role.votes());
     if engine.wait_ready(Duration::MAX).await.is_ok() {
         let clients =
             engine.client_addr().map(|addr| format!(", clients at {addr}")).unwrap_or_default();
-        // On a thread of its own, because stdout may be a pipe without a reader and block.
-        let line = format!("node {id} is ready{clients}");
-        let told =
-            std::thread::Builder::new().name("ready".to_owned()).spawn(move || try_say(line).ok());
-        if let Err(error) = told {
-            tracing::warn!(node = id, %error, "cannot print on stdout that the node is ready");
-        }
+        print(id, format!("node {id} is ready{clients}"));
     }
-    engine.stopped().await.map_err(|error| Failure::failed(format!("node {id}: {error}")))
+    if joins && !votes && engine.wait_voter(Duration::MAX).await.is_ok() {
+        print(id, format!("node {id} votes"));
+    }
+    engine.stopped().await.map_err(|error| {
+        let exit = exit_of(&error);
+        Failure::new(exit, format_args!("node {id}: {error}"))
+    })
+}
+
+/// Prints a line on stdout, on a thread of its own: stdout may be a pipe without a reader and block.
+fn print(id: u64, line: String) {
+    let told =
+        std::thread::Builder::new().name("stdout".to_owned()).spawn(move || try_say(line).ok());
+    if let Err(error) = told {
+        tracing::warn!(node = id, %error, "a line for stdout cannot be printed");
+    }
 }
 
 fn start_failure(error: StartError) -> Failure {
-    let exit = if matches!(error, StartError::Config(_)) { Exit::Refused } else { Exit::Failed };
-    Failure::new(exit, error)
+    Failure::new(exit_of(&error), error)
+}
+
+/// A node that was removed has a code of its own, so that no supervisor starts it again.
+fn exit_of(error: &StartError) -> Exit {
+    match error {
+        StartError::Config(_) => Exit::Refused,
+        StartError::DirectoryRemoved { .. } => Exit::Removed,
+        StartError::Stopped(reason) if reason.was_removed() => Exit::Removed,
+        _ => Exit::Failed,
+    }
 }
 
 /// Resolves when stdin is closed. Reads on a thread of its own, so that a blocked read does not

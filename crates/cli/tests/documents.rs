@@ -6,12 +6,15 @@
 //! free ports here, and of `d-engine serve` only the config is checked.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/shown.rs"]
+mod shown;
 mod support;
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use shown::{is_as_said, typed};
 use support::{Dev, Process};
 
 struct Document {
@@ -38,40 +41,6 @@ impl Document {
         let behind = self.text.split(&opening).skip(1);
         behind.map(|rest| rest.split_once("```").unwrap_or((rest, "")).0).collect()
     }
-}
-
-/// A command with what it prints and its exit code.
-struct Typed<'a> {
-    command: &'a str,
-    printed: Vec<&'a str>,
-    exit: i32,
-}
-
-fn typed(block: &str) -> Vec<Typed<'_>> {
-    let mut all: Vec<Typed<'_>> = Vec::new();
-    for line in block.lines() {
-        if let Some(command) = line.strip_prefix("$ ") {
-            let exit =
-                command.rsplit_once("# exit ").map_or(0, |(_, exit)| exit.trim().parse().unwrap());
-            all.push(Typed { command, printed: Vec::new(), exit });
-        } else {
-            all.last_mut().expect("a block begins with a command").printed.push(line);
-        }
-    }
-    all
-}
-
-/// Returns whether a line is as the document shows it; `...` stands for anything.
-fn is_as_said(said: &str, line: &str) -> bool {
-    let mut parts = said.split("...");
-    let Some(mut rest) = line.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let mut ends_open = false;
-    for part in parts {
-        ends_open = part.is_empty();
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.is_empty() || ends_open
 }
 
 /// Types a command at a shell that finds this `d-engine`.

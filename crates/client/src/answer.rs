@@ -188,7 +188,7 @@ pub(crate) fn is_out_of_time(status: &Status, is_over: bool) -> bool {
 }
 
 /// Whether the status means that there was no connection to send the call on.
-fn was_not_sent(status: &Status) -> bool {
+pub(crate) fn was_not_sent(status: &Status) -> bool {
     has_cause::<ConnectError>(status)
 }
 

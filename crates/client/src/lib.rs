@@ -45,6 +45,7 @@ mod kv;
 mod members;
 mod node;
 mod nodes;
+mod once;
 mod options;
 mod route;
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::answer::innermost;
+use crate::once::Once;
 use crate::{ClientError, ClientOptions, NodeStatus};
 
 /// How long after a failure a node is tried only if no other node is left, even if it is named as
@@ -141,7 +142,8 @@ impl Node {
             |reason: String| ClientError::Unreachable { endpoint: endpoint(), reason };
         let attempt = async {
             let channel =
-                self.endpoint.connect().await.map_err(|error| unreachable(innermost(&error)))?;
+                self.endpoint.connect_with_connector(Once::new(self.connect_timeout)).await;
+            let channel = channel.map_err(|error| unreachable(innermost(&error)))?;
             let mut calls = EngineClient::new(channel)
                 .max_decoding_message_size(self.max_reply_bytes)
                 // The size was checked before, and the node has its own bound.

@@ -10,8 +10,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::ClientError;
-use crate::answer::{Effect, Next, is_out_of_time, next_step};
-use crate::node::{Calls, Node};
+use crate::answer::{Effect, Next, is_out_of_time, next_step, was_not_sent};
+use crate::node::{Calls, Connection, Node};
 use crate::nodes::Nodes;
 
 /// The first pause after all nodes were tried in vain.
@@ -151,8 +151,27 @@ impl<'a> Route<'a> {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        // Nothing is sent until the connection is open, so a timeout here is not an unknown
-        // outcome.
+        let connection = self.connect(node).await?;
+        let status = match self.send(node, &connection, call).await? {
+            Ok(answer) => return Ok(answer),
+            // The connection had been closed before, and nothing was sent: the node may have
+            // started again.
+            Err(status) if was_not_sent(&status) => {
+                node.forget(&connection).await;
+                let connection = self.connect(node).await?;
+                match self.send(node, &connection, call).await? {
+                    Ok(answer) => return Ok(answer),
+                    Err(status) => return Err(self.after(node, &connection, &status).await),
+                }
+            }
+            Err(status) => status,
+        };
+        Err(self.after(node, &connection, &status).await)
+    }
+
+    /// Returns a connection to a node of this client's cluster. Nothing of the caller's is sent, so
+    /// a timeout here is not an unknown outcome.
+    async fn connect(&self, node: &Arc<Node>) -> Result<Connection, Next> {
         let connection = match timeout_at(self.deadline, node.connection()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
@@ -161,39 +180,55 @@ impl<'a> Route<'a> {
             }
             Err(_) => return Err(Next::Late(self.time_is_up(node))),
         };
-        if let Err(other) = self.nodes.heard(&node.address, &connection.members)
-            && !self.any_cluster
-        {
-            // The address may be that of a node of this cluster later.
-            node.forget(&connection).await;
-            return Err(Next::Tell(other));
+        match self.nodes.heard(&node.address, &connection.members) {
+            Err(other) if !self.any_cluster => {
+                // The address may be that of a node of this cluster later.
+                node.forget(&connection).await;
+                Err(Next::Tell(other))
+            }
+            _ => Ok(connection),
         }
+    }
+
+    /// Sends the call. The outer error is that the time is up.
+    async fn send<T, F>(
+        &self,
+        node: &Arc<Node>,
+        connection: &Connection,
+        call: &impl Fn(Calls, Duration) -> F,
+    ) -> Result<Result<T, Status>, Next>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match timeout_at(self.deadline, call(connection.calls.clone(), left)).await {
-            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(status))
-                if !is_out_of_time(&status, self.deadline - ROUNDING <= Instant::now()) =>
-            {
-                let max_reply_bytes = self.nodes.options.max_reply_bytes;
-                let (next, connection_lost) =
-                    next_step(&node.address, self.effect, &status, max_reply_bytes);
-                if connection_lost {
-                    node.failed();
-                    node.forget(&connection).await;
-                }
-                Err(next)
-            }
-            // The remaining time is limited twice: here and by the channel. A timeout says nothing
-            // about the node, because this caller's may have been short; pings detect a dead
-            // connection.
-            Err(_) | Ok(Err(_)) => Err(Next::Late(match self.effect {
-                Effect::Read => self.time_is_up(node),
-                _ => ClientError::OutcomeUnknown {
-                    endpoint: node.address.to_string(),
-                    reason: format!("no response within {:?}", self.timeout),
-                },
-            })),
+                if is_out_of_time(&status, self.deadline - ROUNDING <= Instant::now()) => {}
+            Ok(outcome) => return Ok(outcome),
+            Err(_) => {}
         }
+        // The remaining time is limited twice: here and by the channel. A timeout says nothing
+        // about the node, because this caller's may have been short; pings detect a dead
+        // connection.
+        Err(Next::Late(match self.effect {
+            Effect::Read => self.time_is_up(node),
+            _ => ClientError::OutcomeUnknown {
+                endpoint: node.address.to_string(),
+                reason: format!("no response within {:?}", self.timeout),
+            },
+        }))
+    }
+
+    /// What to do after a node's answer.
+    async fn after(&self, node: &Arc<Node>, connection: &Connection, status: &Status) -> Next {
+        let max_reply_bytes = self.nodes.options.max_reply_bytes;
+        let (next, connection_lost) =
+            next_step(&node.address, self.effect, status, max_reply_bytes);
+        if connection_lost {
+            node.failed();
+            node.forget(connection).await;
+        }
+        next
     }
 
     /// Decides how to continue after a failed attempt.

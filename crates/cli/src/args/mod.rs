@@ -5,6 +5,7 @@ mod cluster;
 mod consistency;
 mod import;
 mod key_value;
+mod member;
 mod serve;
 mod units;
 
@@ -19,6 +20,7 @@ pub(crate) use self::cluster::{
 };
 pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
+pub(crate) use self::member::{ChangeArgs, MemberArgs, MemberListArgs};
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
 use self::units::duration;
 
@@ -29,9 +31,10 @@ Exit codes:
     2  the command line, the config, or a file or directory that it names cannot be used; nothing
        was changed
     3  get: a key has no value
-    4  put, delete, cas, transfer-leader, skip-entry: the outcome is unknown, because the
+    4  put, delete, cas, member, transfer-leader, skip-entry: the outcome is unknown, because the
        connection, the leadership or the time was lost after the request was sent
     5  cas: the key has another value or none; nothing was changed
+    6  serve: the node was removed from its cluster; do not start it again on its directory
   130  bench, demo, import, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
 
 /// A replicated, durable state machine: run a node, send requests to a cluster, or watch a
@@ -64,6 +67,8 @@ pub(crate) enum Verb {
     Import(ImportArgs),
     /// Show the state of every node of the cluster.
     Status(StatusArgs),
+    /// Show the members of the cluster, and change them.
+    Member(MemberArgs),
     /// Make nodes take a snapshot now, so that they can purge their logs.
     Snapshot(SnapshotArgs),
     /// Transfer leadership to another node.

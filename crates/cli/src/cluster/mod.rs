@@ -6,8 +6,8 @@ mod node;
 mod ports;
 
 use std::future::poll_fn;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,12 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval between status polls of a node.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// The most nodes that a local cluster has.
+const NODES_MAX: u64 = 9;
+
+/// The addresses of a node for other nodes and for clients.
+type Addresses = (SocketAddr, SocketAddr);
+
 /// The nodes of a local cluster. Dropping it kills their processes.
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
@@ -37,12 +43,60 @@ fn in_a_comment(text: &str) -> String {
 
 impl Cluster {
     /// Writes a config for each node into `dir`. The configs name `verb` as the command that wrote
-    /// them.
+    /// them. The nodes are created together, as the members of one list.
     pub(crate) fn prepare(
         dir: &Path,
         count: u64,
         ports: Ports,
         verb: &str,
+    ) -> Result<Self, Failure> {
+        let listed = |all: &[Addresses], _id: u64| {
+            let mut members = String::new();
+            for ((peer, client), id) in all.iter().zip(1..) {
+                members.push_str(&format!(
+                    "\n[[members]]\nid = {id}\npeer_addr = \"{peer}\"\nclient_addr = \"{client}\"\n"
+                ));
+            }
+            members
+        };
+        Self::write(dir, count, ports, verb, listed)
+    }
+
+    /// The same for a cluster that node 1 founds and the other nodes join.
+    pub(crate) fn prepare_to_join(
+        dir: &Path,
+        count: u64,
+        ports: Ports,
+        verb: &str,
+    ) -> Result<Self, Failure> {
+        let joining = |all: &[Addresses], id: u64| {
+            let mut text = String::new();
+            let (mut others, mut own) = (Vec::new(), None);
+            for (addresses, other) in all.iter().zip(1..) {
+                if other == id {
+                    own = Some(addresses);
+                } else {
+                    others.push(format!("\"{}\"", addresses.0));
+                }
+            }
+            if let Some((peer, client)) = own {
+                text.push_str(&format!("peer_listen = \"{peer}\"\nclient_listen = \"{client}\"\n"));
+            }
+            if id > 1 {
+                text.push_str(&format!("join = [{}]\n", others.join(", ")));
+            }
+            text
+        };
+        Self::write(dir, count, ports, verb, joining)
+    }
+
+    /// Writes the configs; `rest` returns what is special to a node.
+    fn write(
+        dir: &Path,
+        count: u64,
+        ports: Ports,
+        verb: &str,
+        rest: impl Fn(&[Addresses], u64) -> String,
     ) -> Result<Self, Failure> {
         let mut cluster_id = [0; 16];
         getrandom::fill(&mut cluster_id).map_err(|error| {
@@ -51,31 +105,26 @@ impl Cluster {
         let cluster_id: String = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
         // Held until every config is written, so that no port is assigned twice.
         let held: Vec<(TcpListener, TcpListener)> = ports::reserve(count, ports)?;
-        let mut members = String::new();
+        let address = |listener: &TcpListener| {
+            listener.local_addr().map_err(|error| {
+                Failure::failed(format!("a reserved port has no address: {error}"))
+            })
+        };
+        let all = held.iter().map(|(peer, client)| Ok((address(peer)?, address(client)?)));
+        let all: Vec<Addresses> = all.collect::<Result<_, Failure>>()?;
         let mut nodes = Vec::new();
-        for ((peer, client), id) in held.iter().zip(1..) {
-            let address = |listener: &TcpListener| {
-                let address = listener.local_addr();
-                address.map_err(|error| {
-                    Failure::failed(format!("a reserved port has no address: {error}"))
-                })
-            };
-            let (peer, client) = (address(peer)?, address(client)?);
-            members.push_str(&format!(
-                "\n[[members]]\nid = {id}\npeer_addr = \"{peer}\"\nclient_addr = \"{client}\"\n"
-            ));
-            nodes.push(Node::new(dir, id, client.to_string()));
-        }
-        for node in &nodes {
+        for ((_, client), id) in all.iter().zip(1..) {
+            let node = Node::new(dir, id, client.to_string());
             let text = format!(
                 "# Written by `d-engine {verb}`; start with `{}`.\n\
-                 node_id = {id}\ncluster_id = \"{cluster_id}\"\ndata_dir = \"node-{id}\"\n{members}",
+                 node_id = {id}\ncluster_id = \"{cluster_id}\"\ndata_dir = \"node-{id}\"\n{}",
                 in_a_comment(&node.start_command()),
-                id = node.id(),
+                rest(&all, id),
             );
             std::fs::write(node.config(), text).map_err(|error| {
                 Failure::failed(format!("{} cannot be written: {error}", node.config().display()))
             })?;
+            nodes.push(node);
         }
         Ok(Self { nodes })
     }
@@ -87,20 +136,35 @@ impl Cluster {
             return Ok(None);
         }
         let config = Config::from_file(&first).map_err(Failure::refused)?;
-        let missing = |path: PathBuf| {
+        let missing = |path: &Path| {
             Failure::refused(format_args!(
                 "{} is missing; it is the config of a member of the cluster in {}",
                 path.display(),
                 dir.display()
             ))
         };
+        let listed = config.members.into_iter().map(|member| (member.id, member.client_addr));
+        let mut ids: Vec<(u64, Option<String>)> =
+            listed.map(|(id, client)| (id, Some(client))).collect();
+        if ids.is_empty() {
+            // A node that joined is in no list.
+            let last = (1..=NODES_MAX).rev().find(|id| node::config_path(dir, *id).exists());
+            ids = (1..=last.unwrap_or(1)).map(|id| (id, None)).collect();
+        }
         let mut nodes = Vec::new();
-        for member in config.members {
-            let node = Node::new(dir, member.id, member.client_addr);
-            if !node.config().exists() {
-                return Err(missing(node.config().to_owned()));
+        for (id, listed) in ids {
+            let path = node::config_path(dir, id);
+            if !path.exists() {
+                return Err(missing(&path));
             }
-            nodes.push(node);
+            let client = match listed {
+                Some(client) => client,
+                None => {
+                    let config = Config::from_file(&path).map_err(Failure::refused)?;
+                    config.client_listen_addr().unwrap_or_default().to_owned()
+                }
+            };
+            nodes.push(Node::new(dir, id, client));
         }
         Ok(Some(Self { nodes }))
     }
@@ -114,6 +178,45 @@ impl Cluster {
     /// Starts every node that is not running.
     pub(crate) fn start(&mut self) -> Result<(), Failure> {
         self.nodes.iter_mut().filter(|node| !node.runs()).try_for_each(Node::start)
+    }
+
+    /// Starts every node. A node that has not joined the cluster yet is started once the node
+    /// before it is a member, so that each gets the id in its config.
+    pub(crate) async fn start_in_turn(&mut self, client: &Client) -> Result<(), Failure> {
+        let deadline = Instant::now() + TIMEOUT;
+        for at in 0..self.nodes.len() {
+            let is_new = self.nodes.get(at).is_some_and(|node| !node.has_data());
+            if is_new && at > 0 {
+                self.wait_for_answer(at - 1, client, deadline).await?;
+            }
+            if let Some(node) = self.nodes.get_mut(at).filter(|node| !node.runs()) {
+                node.start()?;
+            }
+            if is_new && at + 1 == self.nodes.len() {
+                self.wait_for_answer(at, client, deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a node answers clients; one that joins does once it is a member.
+    async fn wait_for_answer(
+        &mut self,
+        at: usize,
+        client: &Client,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let Some(node) = self.nodes.get_mut(at) else { return Ok(()) };
+        loop {
+            node.check()?;
+            match client.status(node.client_addr()).await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(node.failure(&format!("is no member after {TIMEOUT:?}: {error}")));
+                }
+                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
     }
 
     /// The nodes.

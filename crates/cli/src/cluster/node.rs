@@ -77,6 +77,12 @@ impl Node {
         self.running.as_ref().map(|running| running.process)
     }
 
+    /// Whether the node has started before: its data directory belongs to it.
+    pub(super) fn has_data(&self) -> bool {
+        // `data_dir` in the config is `node-<id>`, as is the config's own name.
+        self.config.with_extension("").join("identity.meta").exists()
+    }
+
     pub(super) fn runs(&self) -> bool {
         self.running.is_some()
     }

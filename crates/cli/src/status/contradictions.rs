@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use d_engine_client::{NodeRole, NodeStatus};
+use d_engine_client::{ConfigId, NodeRole, NodeStatus};
 
 use super::answers::Answers;
 
@@ -14,7 +14,7 @@ pub(super) fn contradictions(answers: &Answers) -> Vec<String> {
     if clusters.len() > 1 {
         found.push(format!("the nodes belong to different clusters: {}", list(&clusters)));
     }
-    let members = by(&says, |says| says.members.clone());
+    let members = by(&newest(&says), |says| says.members.clone());
     if members.len() > 1 {
         found.push(format!("the nodes have different member lists: {}", list(&members)));
     }
@@ -32,11 +32,15 @@ pub(super) fn contradictions(answers: &Answers) -> Vec<String> {
 }
 
 /// What one node states.
+#[derive(Clone)]
 struct Says {
     node: u64,
     cluster: String,
     /// `None` for a node that has stopped: it names no members.
     members: Option<String>,
+    /// The configuration that has these members.
+    config: ConfigId,
+    leader: Option<u64>,
     leads_in: Option<u64>,
 }
 
@@ -49,9 +53,22 @@ impl Says {
             node: status.node,
             cluster: status.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect(),
             members: Some(ids.join(", ")).filter(|ids| works && !ids.is_empty()),
+            config: status.config,
+            leader: status.leader,
             leads_in: (works && status.role == NodeRole::Leader).then_some(status.term),
         }
     }
+}
+
+/// The nodes with the newest configuration behind each leader: a node that follows the same leader
+/// and has an older one only lags.
+fn newest(says: &[Says]) -> Vec<Says> {
+    let newest = |of: &Says| {
+        let behind = says.iter().filter(|one| one.leader == of.leader);
+        behind.map(|one| one.config).max()
+    };
+    let is_newest = |one: &&Says| one.leader.is_some() && Some(one.config) == newest(one);
+    says.iter().filter(is_newest).cloned().collect()
 }
 
 /// Groups the nodes by their statement.
@@ -77,7 +94,14 @@ mod tests {
     use super::*;
 
     fn says(node: u64, cluster: &str, members: &str, leads_in: Option<u64>) -> Says {
-        Says { node, cluster: cluster.to_owned(), members: Some(members.to_owned()), leads_in }
+        Says {
+            node,
+            cluster: cluster.to_owned(),
+            members: Some(members.to_owned()),
+            config: ConfigId::default(),
+            leader: Some(1),
+            leads_in,
+        }
     }
 
     #[test]

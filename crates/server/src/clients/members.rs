@@ -1,5 +1,6 @@
 //! The calls about members, whose replies are streams.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use d_engine_api::MemberChange;
@@ -8,14 +9,15 @@ use d_engine_api::message::{
     change_members_reply::Step, error_detail::Kind,
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 
 use crate::ChangeOptions;
 use crate::clients::errors::change_error_detail;
 use crate::node::embedded::EmbeddedEngine;
 
-pub(super) type MembersStream = ReceiverStream<Result<MembersReply, Status>>;
+pub(super) type MembersStream = Pin<Box<dyn Stream<Item = Result<MembersReply, Status>> + Send>>;
 pub(super) type ChangeStream = ReceiverStream<Result<ChangeMembersReply, Status>>;
 
 /// The steps of a change that may wait to be sent.
@@ -23,25 +25,11 @@ const STEPS_MAX: usize = 16;
 
 /// The members now and after every change, until the node stops.
 pub(super) fn watch(engine: &EmbeddedEngine) -> MembersStream {
-    let (mut members, mut stopped) = (engine.watch_members(), engine.stop_signal());
-    let (steps, sent) = mpsc::channel(STEPS_MAX);
-    members.mark_changed();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                biased;
-                () = steps.closed() => return,
-                _ = stopped.wait_for(Option::is_some) => return,
-                changed = members.changed() => if changed.is_err() { return },
-            }
-            let seen = MembersReply::from((*members.borrow_and_update()).as_ref().clone());
-            // A reader that is slow sees a later state.
-            if steps.send(Ok(seen)).await.is_err() {
-                return;
-            }
-        }
-    });
-    ReceiverStream::new(sent)
+    let seen = WatchStream::new(engine.watch_members()).map(Some);
+    let stopped = WatchStream::new(engine.stop_signal());
+    let end = stopped.filter(Option::is_some).map(|_| None);
+    let until_the_end = seen.merge(end).map_while(|members| members);
+    Box::pin(until_the_end.map(|members| Ok(MembersReply::from((*members).clone()))))
 }
 
 /// Changes the members, and sends what it waits for.

@@ -1,0 +1,97 @@
+//! One change of the members, from the request to its goal.
+
+use std::time::{Duration, Instant};
+
+use d_engine_client::{
+    ChangeRefusal, Client, ClientError, Member, MemberChange, Members, MembersWatch,
+};
+
+use crate::args::ChangeArgs;
+use crate::exit::{Failure, note, say};
+
+/// How often progress is printed at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for the successor of a leader that was removed.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) async fn change(change: MemberChange, args: &ChangeArgs) -> Result<(), Failure> {
+    let client = args.client()?;
+    // Only a leader that removes itself needs this.
+    let before = match change {
+        MemberChange::Remove(_) => client.members().await?.leader,
+        _ => None,
+    };
+    let began = Instant::now();
+    let mut printed_at: Option<Instant> = None;
+    let changed = client.change_members_with(change.clone(), args.options(), |waits| {
+        if printed_at.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL) {
+            printed_at = Some(Instant::now());
+            note(format_args!("waiting for {waits}"));
+        }
+    });
+    let members = changed.await.map_err(failure)?;
+    let done = words(&change, &members);
+    let config = members.config;
+    match change {
+        MemberChange::Remove(node) if before == Some(node) => {
+            say(format_args!(
+                "{done} (configuration {config}); {}",
+                successor(&client, node).await
+            ));
+        }
+        MemberChange::Replace { .. } | MemberChange::Promote(_) => say(format_args!(
+            "{done} (configuration {config}); {:.1} s",
+            began.elapsed().as_secs_f64()
+        )),
+        _ => say(format_args!("{done} (configuration {config})")),
+    }
+    Ok(())
+}
+
+/// What is so now.
+fn words(change: &MemberChange, members: &Members) -> String {
+    match change {
+        MemberChange::Remove(node) => format!("node {node} is removed"),
+        MemberChange::Replace { old, new } => format!("node {new} votes; node {old} is removed"),
+        MemberChange::Promote(node) => format!("node {node} votes"),
+        MemberChange::Demote(node) => format!("node {node} is a learner"),
+        MemberChange::UpdateAddress { node, .. } => match members.get(*node) {
+            Some(Member { peer_addr, client_addr: Some(client), .. }) => {
+                format!("node {node} is at {peer_addr}, for clients at {client}")
+            }
+            Some(member) => {
+                format!("node {node} is at {} and serves no clients", member.peer_addr)
+            }
+            None => format!("the address of node {node} is changed"),
+        },
+    }
+}
+
+/// Waits until another node leads, and says which one.
+async fn successor(client: &Client, removed: u64) -> String {
+    let watch = next_leader(client.watch_members(), removed);
+    match tokio::time::timeout(SUCCESSOR_TIMEOUT, watch).await {
+        Ok(Ok(leader)) => format!("node {leader} leads"),
+        Ok(Err(error)) => format!("it led, and the next leader is not known: {error}"),
+        Err(_) => "it led, and no other node leads yet; check with `d-engine status`".to_owned(),
+    }
+}
+
+async fn next_leader(mut watch: MembersWatch, removed: u64) -> Result<u64, ClientError> {
+    loop {
+        let members = watch.next().await?;
+        if let Some(leader) = members.leader.filter(|leader| *leader != removed) {
+            return Ok(leader);
+        }
+    }
+}
+
+fn failure(error: ClientError) -> Failure {
+    match error {
+        ClientError::MembersNotChanged {
+            reason, refusal: ChangeRefusal::WouldLoseQuorum, ..
+        } => Failure::failed(format_args!("{reason}; `--accept-risk` overrides this check")),
+        ClientError::MembersNotChanged { reason, .. } => Failure::failed(reason),
+        error => error.into(),
+    }
+}
