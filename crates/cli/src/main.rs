@@ -3,9 +3,9 @@
 //!
 //! `args/` defines the command line, `exit.rs` the exit codes. `serve.rs` runs a node and
 //! `log_lines.rs` writes its log. `key_value.rs`, `scan.rs` and `import/` read and write records;
-//! `status.rs`, `member/`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster. `cluster/`
-//! starts and stops the processes of a local cluster, which `dev.rs` and `demo/` use. `bench/`
-//! measures one.
+//! `status.rs`, `member/`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster.
+//! `cluster/` starts and stops the processes of a local cluster, which `dev.rs` and `demo/` use.
+//! `bench/` measures one.
 
 mod args;
 mod bench;

@@ -109,7 +109,8 @@ async fn runs(engine: &EmbeddedEngine, joins: bool) -> Result<(), Failure> {
     })
 }
 
-/// Prints a line on stdout, on a thread of its own: stdout may be a pipe without a reader and block.
+/// Prints a line on stdout, on a thread of its own: stdout may be a pipe without a reader, and then
+/// it blocks.
 fn print(id: u64, line: String) {
     let told =
         std::thread::Builder::new().name("stdout".to_owned()).spawn(move || try_say(line).ok());

@@ -393,8 +393,8 @@ impl RaftThread {
     /// Whether this node must not found a cluster: its log is empty, it knows of no committed
     /// entry, and a peer says that it is not a member. Together with other such nodes it would
     /// found a second cluster under the same name. Until the peers accept it, it neither requests
-    /// nor grants votes; to the others this is as if its messages were lost. A node that was removed
-    /// founds nothing either, even if the directory is empty again.
+    /// nor grants votes; to the others this is as if its messages were lost. Nor does a node that
+    /// was removed, even if its directory is empty again.
     fn founds_nothing(&self) -> bool {
         let log = self.replica.core().log();
         let is_empty = log.committed.get() == 0 && log.last.index.get() == 0;

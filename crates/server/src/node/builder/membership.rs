@@ -184,8 +184,8 @@ impl Node {
         (peer.unwrap_or_else(|| listened(listens)), client.unwrap_or_else(|| listened(clients)))
     }
 
-    /// Refuses to start a node that was removed or whose configuration does not fit the members, and
-    /// names what `members` says that is not so.
+    /// Refuses to start a node that was removed or whose configuration does not fit the members,
+    /// and names what `members` says that is not so.
     pub(super) fn check_members(
         &self,
         identity: &Identity,
