@@ -260,11 +260,9 @@ impl Replica {
                 self.on_apply_stopped(now, through.index, stop, jobs);
             }
             Event::Advertised { node, peer_addr, client_addr } => {
-                jobs.status_changed |= self.on_advertised(node, &peer_addr, &client_addr);
+                self.on_advertised(node, &peer_addr, &client_addr, jobs);
             }
-            Event::FoundAt { node, peer_addr } => {
-                jobs.status_changed |= self.on_found_at(node, &peer_addr);
-            }
+            Event::FoundAt { node, peer_addr } => self.on_found_at(node, &peer_addr, jobs),
             Event::Reached { node, peer_addr } => self.moved.reached(node, &peer_addr),
             Event::RemovedBy(by) => self.on_removed_by(by, jobs),
             Event::ChangeMembers(request) => self.on_change_members(now, *request, jobs),

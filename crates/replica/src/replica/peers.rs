@@ -24,14 +24,20 @@ impl Replica {
     }
 
     /// Somebody else says where the node is. It is dialled there, and says itself where it is.
-    pub(super) fn on_found_at(&mut self, node: NodeId, peer: &str) -> bool {
-        self.moved.found_at(self.members.logged(), node, peer)
+    pub(super) fn on_found_at(&mut self, node: NodeId, peer: &str, jobs: &mut Jobs) {
+        jobs.status_changed |= self.moved.found_at(self.members.logged(), node, peer);
     }
 
-    /// A node names its addresses. Returns whether they are new.
-    pub(super) fn on_advertised(&mut self, node: NodeId, peer: &str, client: &str) -> bool {
+    /// A node names its addresses.
+    pub(super) fn on_advertised(
+        &mut self,
+        node: NodeId,
+        peer: &str,
+        client: &str,
+        jobs: &mut Jobs,
+    ) {
         let logged = self.members.logged();
-        self.moved.advertised(logged, node, peer, client)
+        jobs.status_changed |= self.moved.advertised(logged, node, peer, client);
     }
 
     /// Records that the leader's log contradicts entries committed here, so some node has lost
