@@ -78,13 +78,14 @@ pub enum Fault {
     ProgramChanged,
     /// An operator or a joining node asks for a change of the members.
     MembersChange,
-    /// A voter's disk is lost for good.
+    /// A voter's disk is lost for good. Rare, as it needs a cluster that can do without it:
+    /// [`Sometimes::LostNodeReplaced`] has a share.
     DiskLost,
 }
 
 impl Fault {
     /// All kinds of faults.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 37] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -122,7 +123,6 @@ impl Fault {
         Self::BadCommand,
         Self::ProgramChanged,
         Self::MembersChange,
-        Self::DiskLost,
     ];
 }
 
@@ -316,14 +316,22 @@ pub enum Sometimes {
     JoinerDiedInJoint,
     /// A leader is asked to transfer its leadership while its configuration is joint.
     TransferInJoint,
-    /// A node that was cut off when it was removed comes back 100 election timeouts later.
+    /// A node that was cut off when it was removed comes back to the recovered cluster.
     RemovedNodeCameBack,
+    /// A node becomes leader while its configuration is joint.
+    NewLeaderInJoint,
+    /// A leader executes an intent that an earlier leader has written.
+    IntentTakenOver,
+    /// A node learns of a joint configuration from a snapshot.
+    JointFromSnapshot,
+    /// The entry by which a joint configuration was left is superseded.
+    FinalTruncated,
 }
 
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured
     /// over 400 seeds; for torn tails, what the design requires.
-    pub const SHARES: [(Self, u64); 79] = [
+    pub const SHARES: [(Self, u64); 90] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -403,18 +411,35 @@ impl Sometimes {
         (Self::NewerCommandRefused, 90),
         (Self::NewerCommandTaken, 80),
         (Self::OlderProgramStopped, 13),
+        (Self::JointEntered, 210),
+        (Self::JointLeft, 210),
+        (Self::JointRolledBack, 20),
+        (Self::LeaderLeftOut, 90),
+        (Self::MembershipFromSnapshot, 150),
+        (Self::IdGivenByLeader, 190),
+        (Self::LostNodeReplaced, 4),
+        (Self::StaleRequestRefused, 60),
+        (Self::JoinerDiedInJoint, 15),
+        (Self::TransferInJoint, 50),
+        (Self::RemovedNodeCameBack, 40),
     ];
 }
 
 impl Sometimes {
     /// The same for runs in which the members change.
-    pub const SHARES_WITH_CHANGES: [(Self, u64); 6] = [
-        (Self::JointEntered, 250),
-        (Self::JointLeft, 250),
-        (Self::JointRolledBack, 10),
+    pub const SHARES_WITH_CHANGES: [(Self, u64); 12] = [
+        (Self::JointEntered, 430),
+        (Self::JointLeft, 430),
+        (Self::JointRolledBack, 50),
         (Self::JointTruncated, 2),
-        (Self::LeaderLeftOut, 50),
-        (Self::MembershipFromSnapshot, 50),
+        (Self::LeaderLeftOut, 200),
+        (Self::MembershipFromSnapshot, 320),
+        (Self::IdGivenByLeader, 380),
+        (Self::LostNodeReplaced, 12),
+        (Self::StaleRequestRefused, 130),
+        (Self::JoinerDiedInJoint, 35),
+        (Self::TransferInJoint, 110),
+        (Self::RemovedNodeCameBack, 90),
     ];
 }
 

@@ -325,8 +325,8 @@ impl Summary {
 
 impl Summary {
     fn progress(&self, threads: u64, seconds: f64) -> Progress {
-        let (runs, findings) = (self.runs, self.findings.len());
-        Progress { runs, findings, speed: self.speed(threads, seconds) }
+        let failed = self.findings.iter().map(|report| report.seed).collect();
+        Progress { runs: self.runs, failed, speed: self.speed(threads, seconds) }
     }
 
     /// Simulated seconds per second and core.

@@ -11,8 +11,8 @@ const EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Progress {
     /// Seeds that were run.
     pub(crate) runs: u64,
-    /// Failing seeds among them.
-    pub(crate) findings: usize,
+    /// The failing seeds among them.
+    pub(crate) failed: Vec<u64>,
     /// Simulated seconds per second and core.
     pub(crate) speed: f64,
 }
@@ -27,11 +27,12 @@ pub(crate) fn is_wanted(is_asked: bool) -> bool {
 pub(crate) fn report(of: usize, ended: &Receiver<()>, look: impl Fn(f64) -> Progress) {
     let started = Instant::now();
     while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-        let Progress { runs, findings, speed } = look(started.elapsed().as_secs_f64());
+        let Progress { runs, failed, speed } = look(started.elapsed().as_secs_f64());
         eprintln!(
-            "{} s: {runs} of {of} seeds, {findings} findings, {speed:.0} simulated seconds per \
+            "{} s: {runs} of {of} seeds, {} findings {failed:?}, {speed:.0} simulated seconds per \
              second and core",
-            started.elapsed().as_secs()
+            started.elapsed().as_secs(),
+            failed.len(),
         );
     }
 }

@@ -32,6 +32,8 @@ pub struct PlantedBug {
 pub enum Check {
     /// One of the simulator's first seeds.
     Seeds,
+    /// One of the simulator's first seeds, with members that change in every run.
+    Members,
     /// The tests of a package whose names contain a text; all of its tests if the text is empty.
     Tests {
         /// The name of the package.
@@ -45,6 +47,7 @@ impl std::fmt::Display for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Seeds => f.write_str("seeds"),
+            Self::Members => f.write_str("members"),
             Self::Tests { package, name } => f.write_str(format!("{package} {name}").trim_end()),
         }
     }
@@ -98,6 +101,7 @@ impl PlantedBug {
         let (package, test) = found_by.split_once(' ').unwrap_or((found_by, ""));
         let found_by = match found_by {
             "seeds" => Check::Seeds,
+            "members" => Check::Members,
             _ => Check::Tests { package: package.to_owned(), name: test.to_owned() },
         };
         let hunks = hunks(diff);

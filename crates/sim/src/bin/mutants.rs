@@ -163,7 +163,7 @@ fn check_all(copy: &Copy, bugs: Vec<PlantedBug>, task: Task) -> Result<ExitCode,
 /// Compiles what the check of the bug needs, without generating code.
 fn compile(copy: &Copy, bug: &PlantedBug) -> Result<Outcome, String> {
     let of_the_check = match &bug.found_by {
-        Check::Seeds => ["check", "-p", SIMULATOR, "--bins"],
+        Check::Seeds | Check::Members => ["check", "-p", SIMULATOR, "--bins"],
         Check::Tests { package, .. } => ["check", "-p", package, "--tests"],
     };
     copy.cargo(&of_the_check)?.or_error("does not compile")?;
@@ -173,11 +173,13 @@ fn compile(copy: &Copy, bug: &PlantedBug) -> Result<Outcome, String> {
 /// Builds the copy and runs the check that must find the bug.
 fn find(copy: &Copy, bug: &PlantedBug) -> Result<Outcome, String> {
     let found = match &bug.found_by {
-        Check::Seeds => {
+        Check::Seeds | Check::Members => {
             let arguments = ["--release", "-p", SIMULATOR, "--bin", SIMULATOR];
             let seeds = ["--", "--count", SEEDS, "--fail-fast", "--shrink-seconds", "0"];
             copy.cargo(&[&["build"], &arguments[..]].concat())?.or_error("does not compile")?;
-            let run = copy.cargo(&[&["run"], &arguments[..], &seeds[..]].concat())?;
+            let members: &[&str] =
+                if bug.found_by == Check::Members { &["--members"] } else { &[] };
+            let run = copy.cargo(&[&["run"], &arguments[..], &seeds[..], members].concat())?;
             let found = finding(&run.output).filter(|_| !run.has_succeeded);
             if found.is_none() {
                 run.or_error("the simulator failed without a finding")?;

@@ -1,8 +1,8 @@
 //! "an intent completes": at the end of the calm phase every request that was accepted and
 //! committed has reached its goal, unless a later one has changed it.
 //!
-//! "expected membership": a request that names the membership on which it is based is accepted only
-//! if that one is in force.
+//! "expected membership": a request that names the membership on which it is based changes only
+//! that one.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,8 @@ enum Goal {
     Gone,
     /// It leaves in the step by which this node votes.
     ReplacedBy(u64),
+    /// It was to be replaced and then to learn: it learns if that comes first, else it leaves.
+    LearnsOrReplaced,
 }
 
 /// The requests that were accepted, by the name of the membership that has the intent.
@@ -38,15 +40,14 @@ impl Intents {
         &mut self,
         node: u64,
         change: &MemberChange,
-        expected: Option<ConfigId>,
+        (expected, before): (Option<ConfigId>, Option<ConfigId>),
         answer: &Result<ConfigId, ChangeMembersError>,
     ) -> Result<(), Violation> {
-        let is_right = match (answer, expected) {
-            (Ok(id), Some(expected)) => *id == expected || id.version == expected.version + 1,
-            (Err(ChangeMembersError::Refused(ChangeError::Stale { current, .. })), Some(it)) => {
-                *current != it
-            }
-            _ => true,
+        let is_right = match answer {
+            // Nothing had to be changed, or the membership was the expected one.
+            Ok(id) => before == Some(*id) || expected.is_none() || expected == before,
+            Err(ChangeMembersError::Refused(ChangeError::Stale { .. })) => expected != before,
+            Err(_) => true,
         };
         if let Ok(id) = answer {
             self.accepted.entry(*id).or_default().push(change.clone());
@@ -55,7 +56,7 @@ impl Intents {
             true => Ok(()),
             false => Rule::ExpectedMembership.broken_by(
                 node,
-                format_args!("node {node} answers {change:?}, expecting {expected:?}: {answer:?}"),
+                format_args!("node {node} at {before:?} answers {change:?}, expecting {expected:?}: {answer:?}"),
             ),
         }
     }
@@ -91,6 +92,7 @@ impl Intents {
                 Goal::Votes => votes,
                 Goal::Learns => is_member && !votes,
                 Goal::Gone | Goal::ReplacedBy(_) => !is_member,
+                Goal::LearnsOrReplaced => true,
             };
             if !is_reached {
                 return Rule::IntentCompletes.broken_by(
@@ -122,15 +124,23 @@ fn apply(
             }
         }
         MemberChange::Remove(node) => stops_replacing(goals, *node, Goal::Gone),
-        // A voter of which another node takes the place leaves whatever else is asked of it.
         MemberChange::Demote(node) | MemberChange::Promote(node)
-            if matches!(goals.get(node), Some(Goal::ReplacedBy(_))) => {}
+            if matches!(goals.get(node), Some(Goal::ReplacedBy(_) | Goal::LearnsOrReplaced)) =>
+        {
+            // Another node takes its place all the same.
+            if matches!(change, MemberChange::Demote(_)) {
+                goals.insert(*node, Goal::LearnsOrReplaced);
+            }
+        }
         MemberChange::Demote(node) => stops_replacing(goals, *node, Goal::Learns),
         MemberChange::Promote(node) => {
             goals.insert(*node, Goal::Votes);
         }
         MemberChange::Replace { old, new } if before.configuration().is_voter(node_id(*new)) => {
-            goals.insert(*new, Goal::Votes);
+            // It votes already; another node may be about to take its place all the same.
+            if !matches!(goals.get(new), Some(Goal::ReplacedBy(_) | Goal::LearnsOrReplaced)) {
+                goals.insert(*new, Goal::Votes);
+            }
             stops_replacing(goals, *old, Goal::Gone);
         }
         MemberChange::Replace { old, new } => votes(goals, *new, Some(*old)),

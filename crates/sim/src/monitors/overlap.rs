@@ -105,12 +105,23 @@ fn lone_quorum(one: &Configuration, other: &Configuration) -> Option<Vec<NodeId>
     all.extend(other.members());
     all.sort_unstable();
     all.dedup();
-    let position = |node: NodeId| all.binary_search(&node).unwrap_or(usize::MAX);
-    let has = |set: u64, node: NodeId| set >> position(node) & 1 == 1;
-    let alone = (0..1_u64 << all.len().min(20)).find(|set| {
-        one.has_quorum(|node| has(*set, node)) && other.has_quorum(|node| !has(*set, node))
-    })?;
-    Some(all.iter().copied().filter(|node| has(alone, *node)).collect())
+    let mask = |nodes: &[NodeId]| {
+        let positions = nodes.iter().filter_map(|node| all.binary_search(node).ok());
+        positions.fold(0, |mask, position| mask | 1_u64 << position)
+    };
+    // What a majority is, is counted here, not asked of the engine.
+    let decides = |set: u64, voters: u64| (set & voters).count_ones() > voters.count_ones() / 2;
+    let masks = |it: &Configuration| (mask(it.voters()), mask(it.outgoing()));
+    let is_quorum = |set: u64, (incoming, outgoing): (u64, u64)| {
+        decides(set, incoming) && (outgoing == 0 || decides(set, outgoing))
+    };
+    let (one, other) = (masks(one), masks(other));
+    let alone =
+        (0..1_u64 << all.len().min(20)).find(|set| is_quorum(*set, one) && is_quorum(!*set, other));
+    alone.map(|set| {
+        let is_in = |(position, _): &(usize, &NodeId)| set >> position & 1 == 1;
+        all.iter().enumerate().filter(is_in).map(|(_, node)| *node).collect()
+    })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::time::MS;
 use crate::world::World;
 use crate::world::event::{Chain, SimEvent};
 use crate::world::node::{Node, Running};
-use crate::world::operator::{Asks, InJoint, Request};
+use crate::world::operator::{Answered, Asks, InJoint, Request};
 
 impl World {
     /// A leader that serves callers and votes in the configuration in force.
@@ -105,7 +105,7 @@ impl World {
         let Request { change, expected, risk, .. } = request.clone();
         let responder = Box::new(move |answer| {
             let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
-            answers.push((node, request, answer));
+            answers.push(Answered { node, request, answer, before: None });
         });
         let request = ChangeMembers { change, expected, risk, responder };
         self.tell(node, Event::ChangeMembers(Box::new(request)))
@@ -116,12 +116,12 @@ impl World {
         let answers = std::mem::take(
             &mut *self.operator.answers.lock().unwrap_or_else(PoisonError::into_inner),
         );
-        for (node, request, answer) in answers {
+        for Answered { node, request, answer, before } in answers {
             let now = self.now;
             self.trace
                 .note(now, format_args!("node {node} answers {:?}: {answer:?}", request.asks));
             let Request { change, expected, .. } = &request;
-            self.monitors.intents.on_answer(node, change, *expected, &answer)?;
+            self.monitors.intents.on_answer(node, change, (*expected, before), &answer)?;
             match (&answer, request.asks) {
                 (Err(ChangeMembersError::Refused(ChangeError::Stale { .. })), _) => {
                     self.counts.reached(Sometimes::StaleRequestRefused);
@@ -135,6 +135,14 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A node has handled a request; `before` was in force there until then.
+    pub(crate) fn request_was_handled(&self, before: ConfigId) {
+        let mut answers = self.operator.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        for answered in answers.iter_mut() {
+            answered.before.get_or_insert(before);
+        }
     }
 
     fn draw_change(&mut self, asked: u64, membership: &Membership) -> Option<MemberChange> {
@@ -246,6 +254,15 @@ impl World {
                 Sometimes::LeaderLeftOut,
             ),
             (now.id().version > before.id().version + 1, Sometimes::MembershipFromSnapshot),
+            (
+                now.is_joint() && now.id().version > before.id().version + 1,
+                Sometimes::JointFromSnapshot,
+            ),
+            (now.is_joint() && now.id() < before.id(), Sometimes::FinalTruncated),
+            (
+                leads && now.is_joint() && now.id().term != before.id().term,
+                Sometimes::IntentTakenOver,
+            ),
         ];
         for (_, state) in states.into_iter().filter(|(reached, _)| *reached) {
             self.counts.reached(state);

@@ -36,8 +36,19 @@ pub(crate) enum InJoint {
     Transfer,
 }
 
-/// Answers to requests, with the nodes that gave them; the replicas' responders fill it.
-type Answers = Arc<Mutex<Vec<(u64, Request, Result<ConfigId, ChangeMembersError>)>>>;
+/// An answer to a request.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    /// The node that gave it.
+    pub(crate) node: u64,
+    pub(crate) request: Request,
+    pub(crate) answer: Result<ConfigId, ChangeMembersError>,
+    /// The membership that was in force there before the request; set by the turn that handles it.
+    pub(crate) before: Option<ConfigId>,
+}
+
+/// Answers to requests; the replicas' responders fill it.
+type Answers = Arc<Mutex<Vec<Answered>>>;
 
 /// What the operators of a run are doing.
 #[derive(Debug, Default)]

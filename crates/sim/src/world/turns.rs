@@ -153,6 +153,7 @@ impl World {
         let there =
             received.and_then(|last_included| running.replica.core().term_at(last_included.index));
         let carries_entries = is_append(&event);
+        let asked_at = matches!(event, Event::ChangeMembers(_)).then(|| running.known.id());
         running.note_event(&event, clock);
         running.told_to_stop |= matches!(event, Event::Failed(_));
         running.replica.handle(time, event, jobs);
@@ -183,6 +184,7 @@ impl World {
             }
         }
         self.look_at_jobs(id, jobs, &asked, carries_entries)?;
+        asked_at.into_iter().for_each(|before| self.request_was_handled(before));
         self.note_membership(id)
     }
 
@@ -250,9 +252,13 @@ impl World {
             return Ok(());
         }
         self.trace.role(self.now, id, after.0, after.1);
+        let is_joint = core.configuration().is_joint();
         self.check_overlap()?;
         if after.0 == RoleKind::Leader && before.0 != RoleKind::Leader {
             self.elections += 1;
+            if is_joint {
+                self.counts.reached(Sometimes::NewLeaderInJoint);
+            }
             self.excuse_all();
             let leaders = self.nodes.iter().filter_map(|node| node.running.as_ref());
             if leaders.filter(|it| it.replica.core().role() == RoleKind::Leader).count() > 1 {
