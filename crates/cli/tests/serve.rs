@@ -168,6 +168,7 @@ fn help_of_every_verb_has_examples_and_the_exit_codes_are_told() {
         "snapshot",
         "transfer-leader",
         "skip-entry",
+        "member",
         "demo",
     ];
     for verb in verbs {

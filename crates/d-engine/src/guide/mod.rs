@@ -7,7 +7,7 @@
 //! | [`errors`] | A call failed: did it take effect, and may I retry? |
 //! | [`consistency`] | What may a read miss, and what does it cost? |
 //! | [`snapshots`] | What keeps the log short, and what must my machine do for it? |
-//! | [`operating`] | What do I watch, back up, upgrade and restart? |
+//! | [`operating`] | What do I watch, back up, upgrade and restart, and how do nodes join and leave? |
 //! | [`faq`] | I see this symptom: what is it? |
 //!
 //! Every program on these pages is compiled and run by the tests.

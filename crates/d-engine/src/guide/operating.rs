@@ -35,6 +35,52 @@
 //! new program reads what the old one wrote. Commands of a higher version are accepted once every
 //! voter decodes them.
 //!
+//! # Add, replace and remove nodes
+//! A node is added by starting it with an empty data directory and
+//! [`Config::join`](crate::Config::join); it votes once it keeps up with the log.
+//! [`Config::replaces`](crate::Config::replaces) lets it vote in the place of a node that is lost.
+//! `d-engine member` and [`change_members`](crate::EmbeddedEngine::change_members) make every other
+//! change. `docs/members.md` shows how a cluster grows from one node to three, replaces a dead node
+//! and moves to new machines. In one program:
+//!
+//! ```
+//! use std::time::Duration;
+//! use d_engine::{ChangeOptions, Config, EmbeddedEngine, KvStateMachine, MemberChange};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! let founder = Config {
+//!     data_dir: directory.path().join("node-1"),
+//!     peer_listen: Some("127.0.0.1:0".to_owned()),
+//!     ..Config::default()
+//! };
+//! let machine = || std::sync::Arc::new(KvStateMachine::new());
+//! let first = EmbeddedEngine::start_custom(machine(), founder).await?;
+//! first.wait_ready(Duration::from_secs(10)).await?;
+//! let address = first.members().list[0].peer_addr.clone();
+//!
+//! let joining = Config {
+//!     data_dir: directory.path().join("node-2"),
+//!     peer_listen: Some("127.0.0.1:0".to_owned()),
+//!     join: vec![address],
+//!     ..Config::default()
+//! };
+//! let second = EmbeddedEngine::start_custom(machine(), joining).await?;
+//! second.wait_voter(Duration::from_secs(30)).await?;
+//!
+//! // The goal is reached when this returns.
+//! let left = first.change_members(MemberChange::Remove(2), ChangeOptions::default()).await?;
+//! assert_eq!(left.list.len(), 1);
+//! # second.stop().await;
+//! # first.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **A join hands out all data.** A node on another machine must name the `cluster_id`; there is no
+//! list of nodes that may join yet, so keep the id secret and the peer ports in a private network.
+//!
 //! # Disks
 //! - Put the data directory on a local file system whose `fsync` is honest. A network file system
 //!   is not one.
@@ -57,5 +103,5 @@
 //! raises an alarm when no majority of the clocks agrees within `max_clock_offset_ms`.
 //!
 //! # What is not there
-//! Membership changes, encryption and authentication, sessions. `SECURITY.md` says what that means
-//! for where you may run it.
+//! Encryption and authentication, sessions, recovery from the loss of a majority. `SECURITY.md`
+//! says what that means for where you may run it.
