@@ -363,7 +363,7 @@ impl Sometimes {
         (Self::CrashInInstall, 14),
         (Self::InstallFinishedAtStart, 2),
         (Self::InstallKeepsSuffix, 1),
-        (Self::InstallOverConflict, 2),
+        (Self::InstallOverConflict, 1),
         (Self::InstallOverLongerLog, 2),
         (Self::SnapshotOfDeposedInstalled, 4),
         (Self::OlderSnapshotRestored, 20),
