@@ -2,6 +2,7 @@
 //! previous one by a rename: after a crash either one or the other is in place.
 
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -10,7 +11,7 @@ use d_engine_fs::{Fs, FsFile, OpenMode};
 use d_engine_locks::Unpoisoned;
 use redb::{Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Failures};
 use crate::error::{DiskKvError, Failure, is_wrong_content};
 use crate::state::{FORMAT_VERSION, ReadError, State};
 use crate::tables::{self, FrozenRecords, Pages, Tables};
@@ -28,6 +29,8 @@ pub(crate) struct Database {
     path: PathBuf,
     /// The open file, for its length.
     backend: Arc<dyn FsFile>,
+    /// What has failed in the file since it was opened.
+    failures: Arc<Failures>,
     /// The damage found while the database was in use.
     damage: OnceLock<String>,
     /// `None`: closed. The lock is held only while a transaction begins.
@@ -142,11 +145,32 @@ impl Database {
             .open(&path, mode)
             .map_err(|source| DiskKvError::Io { path: path.clone(), source })?;
         let mut builder = redb::Builder::new();
-        let backend = Arc::clone(&file);
-        let opened = builder.set_cache_size(cache_bytes).create_with_backend(Backend(file));
+        let (backend, failures) = (Arc::clone(&file), Arc::<Failures>::default());
+        let through = Backend { file, failures: Arc::clone(&failures) };
+        let opened = builder.set_cache_size(cache_bytes).create_with_backend(through);
         let file = opened.map_err(|error| failed(&path, error.into()))?;
         let (file, damage) = (RwLock::new(Some(file)), OnceLock::new());
-        Ok(Self { path: dir.join(FILE_NAME), backend, damage, file })
+        Ok(Self { path: dir.join(FILE_NAME), backend, failures, damage, file })
+    }
+
+    /// Closes the database and opens it again as its last durable transaction left it. After a lack
+    /// of space the database library refuses to use an open file any more.
+    pub(crate) fn reopened(
+        &self,
+        fs: &dyn Fs,
+        dir: &Path,
+        cache_bytes: usize,
+    ) -> Result<(Self, State), DiskKvError> {
+        // The close reports the failure that is known.
+        self.close().ok();
+        let again = Self::at(fs, dir, FILE_NAME, OpenMode::Existing, cache_bytes)?;
+        let state = again.state()?;
+        Ok((again, state))
+    }
+
+    /// The lack of space after which the database can no longer be used as it is open.
+    pub(crate) fn lack_of_room(&self) -> Option<io::Error> {
+        self.failures.lack_of_room().filter(|_| !self.is_damaged())
     }
 
     /// The file's length in bytes; 0 if the system does not report it.
@@ -160,7 +184,7 @@ impl Database {
     }
 
     /// Remembers damage, so that a damaged file is never changed again.
-    fn note(&self, error: DiskKvError) -> DiskKvError {
+    pub(crate) fn note(&self, error: DiskKvError) -> DiskKvError {
         if error.is_damage() {
             self.damage.get_or_init(|| error.to_string());
         }
@@ -254,7 +278,11 @@ impl Database {
 
     /// Adds the file's path to a failure; damage is remembered.
     pub(crate) fn failed(&self, failure: Failure) -> DiskKvError {
-        self.note(failed(&self.path, failure))
+        let error = self.note(failed(&self.path, failure));
+        match self.lack_of_room().filter(|_| error.is_of_file()) {
+            Some(source) => DiskKvError::NoRoom { path: self.path.clone(), source },
+            None => error,
+        }
     }
 }
 

@@ -15,6 +15,15 @@ pub enum DiskKvError {
         /// The failure.
         source: io::Error,
     },
+    /// There is no space for the database. Nothing is lost: what was applied is kept in memory, and
+    /// the machine opens its file again and continues once there is space.
+    #[error("the database {path} waits for space on its disk and then continues: {source}")]
+    NoRoom {
+        /// Its file.
+        path: PathBuf,
+        /// The failure.
+        source: io::Error,
+    },
     /// The database failed. Repair the disk and start the node again. A start detects a damaged
     /// file and moves it aside; the machine is then refilled from the snapshot and the log.
     #[error("the database {path} failed: {source}; repair the disk and start the node again")]
@@ -106,6 +115,17 @@ impl DiskKvError {
                 redb::Error::Io(error) => is_wrong_content(error),
                 _ => false,
             },
+            _ => false,
+        }
+    }
+
+    /// Whether the file could not be used, or is not open any more because of that.
+    pub(crate) fn is_of_file(&self) -> bool {
+        match self {
+            Self::Io { .. } => true,
+            Self::Database { source, .. } => {
+                matches!(**source, redb::Error::PreviousIo | redb::Error::DatabaseClosed)
+            }
             _ => false,
         }
     }

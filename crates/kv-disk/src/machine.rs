@@ -3,6 +3,7 @@
 
 mod change;
 mod open;
+mod recent;
 mod scrub;
 
 use std::num::NonZeroU64;
@@ -15,13 +16,14 @@ use bytes::Bytes;
 use d_engine_fs::{Fs, RealFs};
 use d_engine_kv::snapshot_file::{SnapshotFileError, SnapshotFileReader, check_files, file_bytes};
 use d_engine_kv_language::rules;
-use d_engine_kv_language::{KvCommand, KvQuery, KvReply, MACHINE_NAME};
+use d_engine_kv_language::{KvCommand, KvQuery, MACHINE_NAME};
 use d_engine_locks::Unpoisoned;
 use d_engine_state_machine::{
     Binding, Bound, Durability, Entry, LogId, Result, SnapshotMetadata, SnapshotView, StateMachine,
 };
 
 use self::open::Open;
+use self::recent::Change;
 use crate::database::Database;
 use crate::error::{DiskKvError, Failure};
 use crate::snapshot::{self, Frozen, View};
@@ -31,9 +33,10 @@ use crate::tables::FrozenRecords;
 /// Default size in bytes of the database's cache for pages read and pages about to be written.
 pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 
-/// After this many bytes of commands the machine makes its changes durable without a request. A
-/// crash loses no more than this, and the log supplies it again; the file also need not grow for
-/// more than this.
+/// After this many bytes of commands, each counted with 64 bytes more, the machine makes its
+/// changes durable without a request. A crash loses no more than this, and the log supplies it
+/// again; the file also need not grow for more than this. The machine keeps these commands in
+/// memory.
 pub const SYNC_EVERY_BYTES: usize = 64 << 20;
 
 /// Disk space that a new database needs for records whose snapshot has `file_bytes`. Measured:
@@ -54,6 +57,10 @@ pub const VIEW_GROWTH_BYTES_DEFAULT: u64 = 1 << 30;
 /// dropping the machine, and every [`SYNC_EVERY_BYTES`] of commands make the transactions durable;
 /// a crash before that leaves an earlier state with its position, and the engine applies the rest
 /// again.
+///
+/// Without disk space calls fail and change nothing. Once there is space, the next call opens the
+/// file again as its last durable transaction left it, and repeats the commands since then from
+/// memory.
 ///
 /// It needs a directory of its own, creates it if missing, and locks it from `start` to `stop`.
 /// Damage to the file is detected: every record has a checksum that is verified at every read, and
@@ -152,6 +159,7 @@ impl DiskKvStateMachine {
     }
 
     fn records(&self) -> Result<(Arc<Database>, FrozenRecords), DiskKvError> {
+        self.mend_for_read()?;
         let (database, is_filling) =
             self.read(|open| (Arc::clone(&open.database), open.is_filling))?;
         if is_filling {
@@ -173,6 +181,7 @@ impl DiskKvStateMachine {
         &self,
         mut each: impl FnMut(&[u8], &[u8], Option<NonZeroU64>),
     ) -> Result<u64, DiskKvError> {
+        self.mend_for_read()?;
         let (database, time_ms) =
             self.read(|open| (Arc::clone(&open.database), open.state.time_ms))?;
         let records = FrozenRecords::open(&database.begin_read()?, time_ms)
@@ -200,6 +209,7 @@ impl DiskKvStateMachine {
 
     fn freeze(&self) -> Result<View, DiskKvError> {
         let _writing = self.writing();
+        self.mend()?;
         let (database, last_included, time_ms) = self
             .read(|open| (Arc::clone(&open.database), open.state.position, open.state.time_ms))?;
         let frozen = Arc::new(Frozen::new(database.begin_read()?, database.bytes()));
@@ -273,36 +283,25 @@ impl StateMachine for DiskKvStateMachine {
         known.filter(|id| id.index == entry_id && id.index > 0).map(|id| id.term.get()).next()
     }
 
-    /// Runs one transaction for the chunk: commands are decoded before it and replies sent after
-    /// it. Each command sees the effects of the previous one.
+    /// Runs one transaction for the chunk, and sends the replies after it. Each command sees the
+    /// effects of the previous one.
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
-        let commands: Vec<_> = chunk.iter().map(|entry| KvCommand::decode(&entry.data)).collect();
-        let bytes = chunk.iter().map(|entry| entry.data.len()).sum();
         let _writing = self.writing();
         let applied = self.read(|open| open.state.position.index)?;
-        if chunk.iter().all(|entry| applied >= entry.index) {
+        let new: Vec<_> = chunk.iter().filter(|entry| entry.index > applied.get()).collect();
+        if new.is_empty() {
             return Ok(());
         }
-        let replies = self.transact(bytes, |tables, position| {
-            let mut replies = Vec::with_capacity(chunk.len());
-            for (entry, command) in chunk.iter().zip(&commands) {
-                if position.index >= entry.index {
-                    continue;
-                }
-                let reply = match command {
-                    Ok(command) => rules::apply(tables, command, entry.time_ms())?,
-                    Err(error) => {
-                        rules::pass_time(tables, entry.time_ms())?;
-                        KvReply::Rejected { reason: error.to_string() }
-                    }
-                };
-                *position = entry.id();
-                replies.push((entry, reply));
+        let changes = new.iter().map(|entry| Change {
+            id: entry.id(),
+            time_ms: entry.time_ms(),
+            command: Some(entry.data.clone()),
+        });
+        let replies = self.transact(changes.collect())?;
+        for (entry, reply) in new.into_iter().zip(replies) {
+            if let Some(reply) = reply {
+                entry.reply(reply.encode());
             }
-            Ok(replies)
-        })?;
-        for (entry, reply) in replies {
-            entry.reply(reply.encode());
         }
         Ok(())
     }
@@ -381,18 +380,8 @@ impl StateMachine for DiskKvStateMachine {
             // Not started: there is nothing to lose.
             return Ok(());
         }
-        let (database, state, waiting) =
-            self.read(|open| (Arc::clone(&open.database), open.state.clone(), open.not_durable))?;
-        if waiting.is_some() {
-            database.commit_durably(&state)?;
-            // Metadata updated in the meantime is not in the new database.
-            self.change(|open| {
-                if open.state == state {
-                    open.not_durable = None;
-                }
-            })?;
-        }
-        Ok(())
+        self.mend()?;
+        Ok(self.make_durable()?)
     }
 
     /// Replaces the open database by an empty one.
@@ -472,10 +461,7 @@ impl StateMachine for DiskKvStateMachine {
         if at.index <= self.last_applied().index {
             return Ok(());
         }
-        self.transact(0, |tables, position| {
-            *position = at;
-            rules::advance_to(tables, time_ms)
-        })?;
+        self.transact(vec![Change { id: at, time_ms, command: None }])?;
         Ok(())
     }
 }

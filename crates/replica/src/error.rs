@@ -21,6 +21,7 @@ pub struct StopReason {
     text: Arc<str>,
     needs_newer_program: bool,
     removed: bool,
+    lacks_room: bool,
 }
 
 impl StopReason {
@@ -28,13 +29,22 @@ impl StopReason {
     #[must_use]
     pub fn new(reason: impl fmt::Display) -> Self {
         let text = Arc::from(reason.to_string());
-        Self { text, needs_newer_program: false, removed: false }
+        Self { text, needs_newer_program: false, removed: false, lacks_room: false }
     }
 
     /// As [`StopReason::new`], if the program is older than the content of the log or a snapshot.
     /// Nothing is damaged, and no entry may be skipped: start a newer program.
     pub(crate) fn of_older_program(reason: impl fmt::Display) -> Self {
         Self { needs_newer_program: true, ..Self::new(reason) }
+    }
+
+    /// As [`StopReason::new`], if the same call may succeed once there is space on the disk.
+    pub(crate) fn of_full_disk(reason: impl fmt::Display) -> Self {
+        Self { lacks_room: true, ..Self::new(reason) }
+    }
+
+    pub(crate) fn lacks_room(&self) -> bool {
+        self.lacks_room
     }
 
     /// The node was removed from its cluster.

@@ -67,7 +67,7 @@ pub use snapshots::transfer::{
     SendProgress, SnapshotMessage, SnapshotReceiver, SnapshotSender,
 };
 pub use state_machine::apply_steps::{ApplyStep, ApplySteps, ApplyWork, UNPACK_RETRY_INTERVAL};
-pub use state_machine::apply_worker::{ApplyWorker, SnapshotCause};
+pub use state_machine::apply_worker::{ApplyRun, ApplyWorker, SnapshotCause};
 pub use state_machine::handler::StateMachineHandler;
 pub use state_machine::restore::{Start, StartPosition};
 pub use state_machine::snapshot_build::SnapshotTask;

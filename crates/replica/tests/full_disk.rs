@@ -6,19 +6,23 @@ mod recording;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId, PersistId, Term};
 use d_engine_replica::{
-    ApplyJob, ApplySource, ApplyWorker, Event, LoadJob, LogDisk, LogWorker, Never, PersistJob,
-    StateMachineHandler,
+    ApplyJob, ApplyRun, ApplySource, ApplyWorker, Event, LoadJob, LogDisk, LogWorker, Never,
+    PersistJob, ProposeResponder, SnapshotCause, StateMachineHandler,
 };
 use d_engine_storage::fs::sim::{Failure, SimFs};
+use d_engine_storage::snapshot::FullSpeed;
 use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Identity, Incarnation, LogEntry,
     Member, MemberRole, Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
+use recording::node::Node;
+use recording::{Manner, Recording};
 
 fn open(fs: &SimFs) -> OpenedStorage {
     open_behind(fs, &mut |_| None)
@@ -272,4 +276,69 @@ fn a_rotten_entry_is_named_and_can_be_purged() {
     let opened = open_behind(&fs, &mut |_| Some(LogId::new(Term::new(1), at)));
     assert_eq!((opened.recovered.base.index, opened.recovered.base_time_ms), (at, None));
     assert_eq!(opened.recovered.entries.len(), 4);
+}
+
+fn put(index: u64) -> LogEntry {
+    recording::node::command(index)
+}
+
+/// A durable machine without space has changed nothing: it is not halted at an entry that is fine,
+/// and every caller gets the reply to its command once.
+#[test]
+fn entries_for_which_a_durable_machine_has_no_room_are_applied_later() {
+    let machine = Recording::with(Manner { is_durable: true, ..Manner::default() });
+    let is_full = machine.is_full.clone();
+    let mut node = Node::start(recording::Ground::new(), machine, Never).unwrap();
+    node.commit(1, 2);
+    let replies = Arc::new(Mutex::new(Vec::new()));
+    let told = replies.clone();
+    let responder: ProposeResponder = Box::new(move |reply| told.lock().unwrap().push(reply));
+    let entries = node.store(3, 4);
+    let mut job = ApplyJob {
+        source: ApplySource::Entries(entries),
+        responders: vec![(LogIndex::new(4), responder)],
+        skip: None,
+    };
+    is_full.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        let ApplyRun::Waits { job: again, why } = now(node.worker.run_or_wait(job)).unwrap() else {
+            panic!("it does not wait")
+        };
+        assert!(why.to_string().contains("apply_chunk"), "{why}");
+        assert!(node.worker.stop().is_none() && replies.lock().unwrap().is_empty());
+        job = again;
+    }
+    is_full.store(false, Ordering::Relaxed);
+    let done = now(node.worker.run_or_wait(job)).unwrap();
+    assert!(matches!(done, ApplyRun::Done(Event::Applied { through, .. }) if through.index == 4));
+    assert_eq!(*replies.lock().unwrap(), [Ok("10".into())]);
+}
+
+/// A machine that keeps its state in the log alone may have applied a part of a chunk.
+#[test]
+fn a_rebuilt_machine_without_room_is_halted() {
+    let machine = Recording::default();
+    let is_full = machine.is_full.clone();
+    let mut node = Node::start(recording::Ground::new(), machine, Never).unwrap();
+    is_full.store(true, Ordering::Relaxed);
+    let source = ApplySource::Entries(vec![put(1)]);
+    let job = ApplyJob { source, responders: Vec::new(), skip: None };
+    let done = now(node.worker.run_or_wait(job)).unwrap();
+    assert!(matches!(done, ApplyRun::Done(Event::ApplyStopped { .. })));
+}
+
+/// Nothing is purged up to a snapshot before the machine has flushed its state up to it.
+#[test]
+fn a_machine_without_room_to_flush_goes_on_and_its_snapshot_is_not_purged_to() {
+    let machine = Recording::with(Manner { is_durable: true, ..Manner::default() });
+    let is_full = machine.is_full.clone();
+    let mut node = Node::start(recording::Ground::new(), machine, Never).unwrap();
+    node.commit(1, 4);
+    let task = now(node.worker.begin_snapshot(SnapshotCause::Requested)).unwrap().unwrap();
+    let built = task.build(&node.ground.store, &mut FullSpeed);
+    is_full.store(true, Ordering::Relaxed);
+    assert!(node.worker.end_snapshot(built).unwrap().is_none());
+    is_full.store(false, Ordering::Relaxed);
+    node.commit(5, 6);
+    assert!(node.worker.stop().is_none());
 }

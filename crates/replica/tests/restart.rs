@@ -459,3 +459,20 @@ fn an_install_waits_for_room() {
     let opened_since = Fs::counts(&fs).of(FsOp::Open) - unpacked;
     assert_eq!(opened_since, 0, "it is unpacked once");
 }
+
+/// A node whose state machine has no space to begin with is started again and again. The unpacked
+/// files of its snapshot do not stay on the full disk.
+#[test]
+fn a_start_without_room_for_the_unpacked_files_leaves_none() {
+    let (leader, info) = leader_with_snapshot(4);
+    let Node { ground, .. } = start(Ground::new(), Recording::default()).unwrap();
+    let (full, fs) = with_simulated_snapshots(ground, 0);
+    send(&leader, &info, &full.store);
+    let before = fs.used_bytes();
+    let machine = Recording::default();
+    machine.is_full.store(true, std::sync::atomic::Ordering::Relaxed);
+    let refused = refusal(full, machine);
+    assert!(refused.contains("reset"), "{refused}");
+    assert_eq!(fs.used_bytes(), before, "files stay behind");
+    assert!(Fs::kind(&fs, "/snapshots/unpacked".as_ref()).is_err());
+}

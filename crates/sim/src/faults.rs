@@ -262,6 +262,8 @@ pub enum Sometimes {
     LogWaitedForRoom,
     /// An install waits for free disk space.
     InstallWaitedForRoom,
+    /// A state machine had no space for entries, and applied them later.
+    ApplyWaitedForRoom,
     /// On a full disk, the hard state is written from the log's reserve.
     HardStateFromReserve,
     /// A purge waits for free disk space.

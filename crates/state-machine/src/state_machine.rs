@@ -173,6 +173,9 @@ pub trait StateMachine: Send + Sync + 'static {
     /// the entries of the chunk one by one to find it. A panic is treated as an error after which
     /// the state is unknown: nothing is applied until the process is restarted. A command that
     /// every node would refuse must be refused in [`StateMachine::check`], or answered by a reply.
+    ///
+    /// An error of a `Durable` machine that is a lack of space ([`Error::is_out_of_space`]) does
+    /// not halt it: the same chunk is delivered again in about a second.
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()>;
 
     /// The number of records in the machine. Called for the status only; may be expensive.

@@ -2,47 +2,60 @@
 
 use std::sync::{Arc, Weak};
 
+use d_engine_kv_language::KvReply;
 use d_engine_kv_language::rules::{KvRead as _, KvTable as _};
-use d_engine_state_machine::LogId;
 
 use super::DiskKvStateMachine;
+use super::recent::Change;
 use crate::database::Database;
-use crate::error::{DiskKvError, Failure};
+use crate::error::DiskKvError;
 use crate::state::State;
 use crate::tables::Tables;
 
 impl DiskKvStateMachine {
-    /// Runs one transaction: the changes that `work` makes to the tables, and the position after
-    /// them. `bytes` is the size of the commands.
-    pub(super) fn transact<T>(
+    /// Runs one transaction: `changes`, which come after the present position, and the position
+    /// after them. Returns their replies. A failure changes nothing; after a lack of space the same
+    /// changes may be tried again.
+    pub(super) fn transact(
         &self,
-        bytes: usize,
-        work: impl FnOnce(&mut Tables<'_>, &mut LogId) -> Result<T, Failure>,
-    ) -> Result<T, DiskKvError> {
-        let (database, mut state, waiting) =
-            self.read(|open| (Arc::clone(&open.database), open.state.clone(), open.not_durable))?;
-        let not_durable = waiting.unwrap_or(0).saturating_add(bytes);
-        let is_durable = not_durable >= self.sync_every_bytes;
-        let transaction =
-            if is_durable { database.begin_durable()? } else { database.begin_lazy()? };
+        changes: Vec<Change>,
+    ) -> Result<Vec<Option<KvReply>>, DiskKvError> {
+        self.mend()?;
+        if self.read(|open| open.not_durable)?.is_some_and(|bytes| bytes >= self.sync_every_bytes) {
+            self.make_durable()?;
+        }
+        let (database, mut state) =
+            self.read(|open| (Arc::clone(&open.database), open.state.clone()))?;
+        let transaction = database.begin_lazy()?;
         let done = (|| {
             let mut tables = Tables::open(&transaction, &state)?;
-            let done = work(&mut tables, &mut state.position)?;
+            let replies = changes.iter().map(|change| change.apply(&mut tables));
+            let replies = replies.collect::<Result<Vec<_>, _>>()?;
+            state.position = changes.last().map_or(state.position, |change| change.id);
             (state.time_ms, state.content_bytes) = (tables.time_ms(), tables.content_bytes());
             let next_expiry_ms = tables.first_expiry()?.map(|(at, _)| at.get());
             drop(tables);
             state.store(&transaction)?;
             transaction.commit()?;
-            Ok((done, next_expiry_ms))
+            Ok((replies, next_expiry_ms))
         })();
-        let (done, next_expiry_ms) = done.map_err(|failure| database.failed(failure))?;
-        self.change(|open| {
+        let (replies, next_expiry_ms) = done.map_err(|failure| database.failed(failure))?;
+        let bytes = changes.iter().map(Change::bytes).fold(0, usize::saturating_add);
+        let not_durable = self.change(|open| {
             open.state = state;
             open.next_expiry_ms = next_expiry_ms;
-            open.not_durable = (!is_durable).then_some(not_durable);
+            open.recent.extend(changes);
+            *open.not_durable.insert(open.not_durable.unwrap_or(0).saturating_add(bytes))
         })?;
+        if not_durable >= self.sync_every_bytes {
+            match self.make_durable() {
+                // The changes are kept in memory, and the next ones wait for space.
+                Err(DiskKvError::NoRoom { .. }) => {}
+                done => done?,
+            }
+        }
         self.bound_views(&database)?;
-        Ok(done)
+        Ok(replies)
     }
 
     /// Cancels the views for which the file has grown too far, so that their pages can be reused.
@@ -77,6 +90,7 @@ impl DiskKvStateMachine {
             open.state = state;
             open.next_expiry_ms = next_expiry_ms;
             open.not_durable = None;
+            open.recent.clear();
             std::mem::replace(&mut open.database, Arc::new(new))
         })?;
         // The file is freed when the last reader has finished.
@@ -92,9 +106,13 @@ impl DiskKvStateMachine {
     }
 
     /// Deletes the records durably and sets the position to 0, so that after a crash before the
-    /// install the next start installs the snapshot again.
+    /// install the next start installs the snapshot again. A database that is empty already stays:
+    /// another empty one in its place would free nothing, and may be larger.
     pub(super) fn make_room(&self) -> Result<(), DiskKvError> {
         let before = self.database()?;
+        if self.read(|open| open.state.position.index == 0 && open.state.content_bytes == 0)? {
+            return Ok(());
+        }
         let state = State { binding: self.read(|open| open.state.binding)?, ..State::default() };
         let empty = Database::create(&*self.fs, &self.dir, self.cache_bytes)?;
         if let Err(error) = empty.commit_durably(&state) {

@@ -6,6 +6,7 @@ use d_engine_fs::{FsLock, LockAttempt, ensure_dir};
 use d_engine_state_machine::{Bound, Result};
 
 use super::DiskKvStateMachine;
+use super::recent::Change;
 use crate::database::Database;
 use crate::error::DiskKvError;
 use crate::snapshot::Frozen;
@@ -21,6 +22,8 @@ pub(super) struct Open {
     pub(super) next_expiry_ms: Option<u64>,
     /// Bytes of commands since the last durable transaction; `None`: no change since.
     pub(super) not_durable: Option<usize>,
+    /// The changes since then: after a lack of space they are repeated.
+    pub(super) recent: Vec<Change>,
     /// The views that are being read: by a snapshot or a scrub.
     pub(super) views: Vec<Weak<Frozen>>,
     /// The records were deleted to free space for those of a snapshot, which is not installed yet.
@@ -48,7 +51,16 @@ impl DiskKvStateMachine {
         }
         let next_expiry_ms = database.first_expiry_ms()?;
         let (database, is_filling) = (Arc::new(database), false);
-        let (not_durable, views) = (None, Vec::new());
-        Ok(Open { database, state, next_expiry_ms, not_durable, views, is_filling, _lock: lock })
+        let (not_durable, recent, views) = (None, Vec::new(), Vec::new());
+        Ok(Open {
+            database,
+            state,
+            next_expiry_ms,
+            not_durable,
+            recent,
+            views,
+            is_filling,
+            _lock: lock,
+        })
     }
 }

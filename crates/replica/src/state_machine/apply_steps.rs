@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::event::{ApplyJob, ApplySource, Event};
 use crate::state_machine::apply_worker::{ApplyWorker, SnapshotCause};
+use crate::state_machine::callers::Callers;
 use crate::state_machine::snapshot_build::SnapshotTask;
 use crate::state_machine::snapshot_requests::{SnapshotRequests, SnapshotResponder};
 use crate::{SnapshotRequestError, StopReason};
@@ -75,8 +76,9 @@ pub enum ApplyStep {
     SaveHardState,
     /// Call [`ApplySteps::end_snapshot`] with the result of the build.
     EndSnapshot(Result<SnapshotInfo, StopReason>),
-    /// Unpack the job's snapshot if it installs one ([`ApplyWorker::unpack`]), then run the job. If
-    /// the snapshot waits for disk space, call [`ApplySteps::postpone`].
+    /// Unpack the job's snapshot if it installs one ([`ApplyWorker::unpack`]), then run the job
+    /// ([`ApplyWorker::run_or_wait`]). If either waits for disk space, call
+    /// [`ApplySteps::postpone`].
     Apply(ApplyJob),
     /// Remove the snapshots that a newer one replaces.
     Prune,
@@ -198,7 +200,9 @@ impl ApplySteps {
 
     /// Drops the jobs that are left: the node shuts down while the first one waits for disk space.
     pub fn drop_jobs(&mut self) {
-        self.work.jobs.clear();
+        for job in self.work.jobs.drain(..) {
+            drop(Callers::new(job.responders));
+        }
         self.is_closing = true;
     }
 

@@ -10,7 +10,7 @@ use crate::event::{ApplyJob, ApplySource, ApplyStop, Event, HaltCause, SkippedEn
 use crate::state_machine::apply_records::ApplyRecords;
 use crate::state_machine::callers::Callers;
 use crate::state_machine::snapshot_build::SnapshotTask;
-use crate::{LogId, StateMachineHandler, StopReason};
+use crate::{Durability, LogId, StateMachineHandler, StopReason};
 
 /// Payload bytes read from the log at a time while a backlog is applied.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -22,6 +22,22 @@ pub enum SnapshotCause {
     Policy,
     /// One is due regardless of the policy: a caller or the replica has requested it.
     Requested,
+}
+
+/// What became of a job.
+#[must_use = "a job that waits must be run again"]
+pub enum ApplyRun {
+    /// The event for the replica.
+    Done(Event),
+    /// The state machine has no space for the entries. Run the rest of the job again in about a
+    /// second ([`ApplySteps::postpone`](super::apply_steps::ApplySteps::postpone)). The callers of
+    /// what was applied are answered.
+    Waits {
+        /// The rest.
+        job: ApplyJob,
+        /// What the state machine said.
+        why: StopReason,
+    },
 }
 
 /// Owns the [`StateMachineHandler`]. The server runs it on its own thread, the simulator in its
@@ -114,45 +130,64 @@ impl ApplyWorker {
         &mut self.handler
     }
 
-    /// Executes one job and replies to its callers. Returns the event for the replica.
-    ///
-    /// An entry that the state machine cannot apply does not stop the node. The state machine is
-    /// halted there ([`Event::ApplyStopped`]), and later jobs are returned without being
-    /// executed.
+    /// As [`Self::run_or_wait`]; a lack of space counts as an entry that cannot be applied.
     ///
     /// # Errors
     /// The node must stop with the reason ([`Event::Failed`]).
     pub async fn run(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
+        match self.run_or_wait(job).await? {
+            ApplyRun::Done(event) => Ok(event),
+            ApplyRun::Waits { job, why } => {
+                drop(Callers::new(job.responders));
+                self.stops(&why, HaltCause::Error)
+            }
+        }
+    }
+
+    /// Executes one job and replies to its callers. Returns the event for the replica.
+    ///
+    /// An entry that the state machine cannot apply does not stop the node. The state machine is
+    /// halted there ([`Event::ApplyStopped`]), and later jobs are returned without being
+    /// executed. A durable machine that has no space for the entries is not halted: it has changed
+    /// nothing, and the job is run again later.
+    ///
+    /// # Errors
+    /// The node must stop with the reason ([`Event::Failed`]).
+    pub async fn run_or_wait(&mut self, mut job: ApplyJob) -> Result<ApplyRun, StopReason> {
         let stop = self.still_stops(&job);
-        let callers = Callers::new(job.responders);
-        if stop.is_none() {
-            // A later failure is not related to the entries of an earlier job.
-            self.handler.in_hand = None;
-        }
+        let mut callers = Callers::new(std::mem::take(&mut job.responders));
         if let Some(stop) = stop {
-            return Ok(Event::ApplyStopped { through: self.handler.applied(), stop });
+            let through = self.handler.applied();
+            return Ok(ApplyRun::Done(Event::ApplyStopped { through, stop }));
         }
+        // A later failure is not related to the entries of an earlier job.
+        self.handler.in_hand = None;
         if let (Some(skip), Some(records)) = (job.skip, &mut self.records) {
             records.skips(skip, self.handler.machine().durability())?;
         }
-        let result = match job.source {
+        let result = match &job.source {
             ApplySource::Entries(entries) => {
-                self.handler.apply_for(&entries, callers, job.skip).await
+                self.handler.apply_for(entries, &mut callers, job.skip).await
             }
             ApplySource::Stored(first, last) => {
-                self.run_stored((first, last), callers, job.skip).await
+                self.run_stored((*first, *last), &mut callers, job.skip).await
             }
-            ApplySource::Snapshot(last_included) => self.install(last_included).await,
+            ApplySource::Snapshot(last_included) => self.install(*last_included).await,
         };
         if let Err(reason) = result {
-            return self.stops(&reason, HaltCause::Error);
+            let is_durable = self.handler.machine().durability() == Durability::Durable;
+            if reason.lacks_room() && is_durable && self.handler.in_hand.is_some() {
+                job.responders = callers.left();
+                return Ok(ApplyRun::Waits { job, why: reason });
+            }
+            return self.stops(&reason, HaltCause::Error).map(ApplyRun::Done);
         }
         self.stop = None;
-        Ok(Event::Applied {
+        Ok(ApplyRun::Done(Event::Applied {
             through: self.handler.applied(),
             next_expiry_ms: self.handler.machine().next_expiry_ms(),
             command_version: self.handler.applied.command_version,
-        })
+        }))
     }
 
     /// Classifies a job that failed, or in which the state machine panicked. If the machine had
@@ -204,7 +239,7 @@ impl ApplyWorker {
     async fn run_stored(
         &mut self,
         (mut first, last): (LogIndex, LogIndex),
-        mut callers: Callers,
+        callers: &mut Callers,
         skip: Option<SkippedEntry>,
     ) -> Result<(), StopReason> {
         while first <= last {
@@ -225,7 +260,7 @@ impl ApplyWorker {
                     "the log returned no entry at index {first}; start the node again, and check this disk"
                 )));
             };
-            self.handler.apply_for(&entries, callers.take_to(end), skip).await?;
+            self.handler.apply_for(&entries, callers, skip).await?;
             first = end.next();
         }
         Ok(())

@@ -25,6 +25,11 @@ impl Callers {
         Self(std::mem::replace(&mut self.0, rest))
     }
 
+    /// The callers that still wait, for a job that is run again.
+    pub(crate) fn left(mut self) -> Vec<(LogIndex, ProposeResponder)> {
+        std::mem::take(&mut self.0).into()
+    }
+
     /// Sends each caller the reply to its entry. A caller without a reply receives
     /// `OutcomeUnknown`.
     pub(crate) fn answer(mut self, replies: Vec<(u64, Option<Bytes>)>) {

@@ -129,26 +129,36 @@ impl StateMachineHandler {
         responders: Vec<(LogIndex, ProposeResponder)>,
         skip: Option<SkippedEntry>,
     ) -> Result<(), StopReason> {
-        self.apply_for(entries, Callers::new(responders), skip).await
+        self.apply_for(entries, &mut Callers::new(responders), skip).await
     }
 
+    /// As [`Self::apply`], for the callers among `callers` that wait for these entries. After a
+    /// lack of space, those of entries that were not applied still wait.
     pub(crate) async fn apply_for(
         &mut self,
         entries: &[LogEntry],
-        callers: Callers,
+        callers: &mut Callers,
         skip: Option<SkippedEntry>,
     ) -> Result<(), StopReason> {
-        callers.answer(self.apply_entries(entries, skip).await?);
-        Ok(())
+        let mut replies = Vec::with_capacity(entries.len());
+        let applied = self.apply_entries(entries, skip, &mut replies).await;
+        match (&applied, entries.last()) {
+            (Ok(()), Some(last)) => callers.take_to(last.id.index).answer(replies),
+            (Err(reason), _) if reason.lacks_room() => {
+                callers.take_to(self.applied.id.index).answer(replies);
+            }
+            _ => {}
+        }
+        applied
     }
 
-    /// Applies entries; returns the replies by index.
+    /// Applies entries; collects the replies by index.
     async fn apply_entries(
         &mut self,
         entries: &[LogEntry],
         skip: Option<SkippedEntry>,
-    ) -> Result<Vec<(u64, Option<bytes::Bytes>)>, StopReason> {
-        let mut replies = Vec::with_capacity(entries.len());
+        replies: &mut Vec<(u64, Option<bytes::Bytes>)>,
+    ) -> Result<(), StopReason> {
         let new = entries.iter().skip_while(|entry| entry.id.index <= self.applied.id.index);
         let new: Vec<&LogEntry> = new.collect();
         command_version::check_entries(self.machine.as_ref(), &new)?;
@@ -173,7 +183,7 @@ impl StateMachineHandler {
                 (Some(skip), _) if skips(first) => self.skip(skip),
                 (_, EntryKind::Tick) => self.tick(first)?,
                 (_, EntryKind::Skip) => self.check_skipped(first)?,
-                _ => self.apply_chunk(now, &mut replies).await?,
+                _ => self.apply_chunk(now, replies).await?,
             }
             rest = later;
             if let Some(last) = now.last() {
@@ -182,9 +192,13 @@ impl StateMachineHandler {
             }
         }
         if self.applied.id.index.since(self.applied_persisted) >= PERSIST_APPLIED_EVERY {
-            self.persist_applied()?;
+            match self.persist_applied() {
+                // It is tried again after the next entries.
+                Err(reason) if reason.lacks_room() => {}
+                persisted => persisted?,
+            }
         }
-        Ok(replies)
+        Ok(())
     }
 
     /// Updates the facts for the next snapshot.
@@ -368,7 +382,11 @@ impl StateMachineHandler {
 }
 
 pub(crate) fn failed(method: &str, error: &crate::Error) -> StopReason {
-    StopReason::new(format_args!("the state machine's {method} failed: {error}"))
+    let text = format_args!("the state machine's {method} failed: {error}");
+    match error.is_out_of_space() {
+        true => StopReason::of_full_disk(text),
+        false => StopReason::new(text),
+    }
 }
 
 /// A durable machine stores its position with the data of a chunk. One that reports an earlier

@@ -302,8 +302,20 @@ impl Start<'_> {
     }
 
     /// Installs a snapshot into the state machine, and restarts the log after it if the log does
-    /// not reach it.
+    /// not reach it. The unpacked files are removed, also if the start is refused: a full disk
+    /// would not have their space until a start succeeds.
     async fn restore(
+        &mut self,
+        machine: &dyn StateMachine,
+        info: &SnapshotInfo,
+    ) -> Result<StartPosition, Restore> {
+        let restored = self.restore_unpacked(machine, info).await;
+        // Files that cannot be removed now are removed at the next start.
+        self.snapshots.clear_unpacked().ok();
+        restored
+    }
+
+    async fn restore_unpacked(
         &mut self,
         machine: &dyn StateMachine,
         info: &SnapshotInfo,
@@ -327,8 +339,6 @@ impl Start<'_> {
         }
         let meta = metadata_of(info);
         let installed = machine.apply_snapshot_from_file(&meta, path).await;
-        // Files that cannot be removed now are removed at the next start.
-        self.snapshots.clear_unpacked().ok();
         let done = |method, result: crate::Result<()>| {
             result.map_err(|error| Restore::Failed(failed(method, &error)))
         };

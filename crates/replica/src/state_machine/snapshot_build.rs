@@ -325,6 +325,20 @@ impl StateMachineHandler {
     pub(crate) fn keep_snapshot(&mut self, info: &SnapshotInfo) -> Result<bool, StopReason> {
         self.due.kept();
         self.snapshot_bytes = info.len;
+        match self.report(info) {
+            Err(reason) if reason.lacks_room() => {
+                tracing::warn!(
+                    snapshot = %info.last_included(), %reason,
+                    "the state machine has no space to flush its state; the log is not purged up \
+                     to its newest snapshot"
+                );
+                Ok(false)
+            }
+            reported => reported,
+        }
+    }
+
+    fn report(&mut self, info: &SnapshotInfo) -> Result<bool, StopReason> {
         // A newer snapshot from the leader may have been installed meanwhile.
         if info.last_included().index > self.snapshot.index {
             self.flush_before_telling()?;

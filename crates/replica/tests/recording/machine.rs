@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
@@ -126,11 +127,20 @@ pub(crate) struct Recording {
     /// While a test holds it, views are not written, and commands that cannot be applied do not
     /// fail yet.
     pub(crate) pen: Arc<Mutex<()>>,
+    /// Commands, flushes and resets fail for lack of space.
+    pub(crate) is_full: Arc<AtomicBool>,
     /// The directories into which its snapshots were written, in order.
     pub(crate) places: Arc<Mutex<Vec<PathBuf>>>,
 }
 
 impl Recording {
+    fn check_room(&self) -> Result<()> {
+        match self.is_full.load(Ordering::Relaxed) {
+            true => Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into()),
+            false => Ok(()),
+        }
+    }
+
     pub(crate) fn with(manner: Manner) -> Self {
         let mut machine = Self::default();
         machine.manner = manner;
@@ -222,6 +232,7 @@ impl StateMachine for Recording {
     async fn apply_chunk(&self, chunk: Vec<Entry>) -> Result<()> {
         let indexes: Vec<u64> = chunk.iter().map(|entry| entry.index).collect();
         self.calls.note(format!("apply_chunk {indexes:?}"));
+        self.check_room()?;
         // Done before the state is locked, so that the state can be inspected meanwhile.
         let is_bad = |number| chunk.iter().any(|entry| entry.data.first() == Some(&number));
         let chokes = self.manner.chokes_on.is_some_and(is_bad);
@@ -331,7 +342,7 @@ impl StateMachine for Recording {
 
     fn flush(&self) -> Result<()> {
         self.calls.note("flush");
-        Ok(())
+        self.check_room()
     }
 
     fn bind(&self, binding: &Binding) -> Result<()> {
@@ -384,6 +395,7 @@ impl StateMachine for Recording {
 
     async fn reset(&self) -> Result<()> {
         self.calls.note("reset");
+        self.check_room()?;
         *self.held() = Held::default();
         Ok(())
     }

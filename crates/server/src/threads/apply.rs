@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use d_engine_core::LogIndex;
 use d_engine_replica::{
-    ApplyJob, ApplySource, ApplyStep, ApplySteps, ApplyWork, ApplyWorker, Event, HaltCause,
-    SnapshotCause, StopReason, UNPACK_RETRY_INTERVAL,
+    ApplyJob, ApplyRun, ApplySource, ApplyStep, ApplySteps, ApplyWork, ApplyWorker, Event,
+    HaltCause, SnapshotCause, StopReason, UNPACK_RETRY_INTERVAL,
 };
 use tokio::runtime::Handle;
 
@@ -82,8 +82,11 @@ impl ApplyThread {
                 ApplyStep::Prune => self.snapshots.put(|work| work.prune = true),
                 ApplyStep::BeginSnapshot(cause) => self.begin_snapshot(cause, &mut steps),
                 ApplyStep::Apply(job) => match self.worker.unpack(&job)? {
-                    Some(why) => self.wait_for_space(job, &why, &mut steps),
-                    None => self.apply(job)?,
+                    Some(why) => {
+                        let reason = format!("a received snapshot waits to be installed: {why}");
+                        self.wait_for_space(job, &StopReason::new(reason), &mut steps);
+                    }
+                    None => self.apply(job, &mut steps)?,
                 },
                 ApplyStep::Wait => {
                     let log_bytes = self.worker.handler().bytes_since_snapshot();
@@ -99,19 +102,22 @@ impl ApplyThread {
         }
     }
 
-    fn apply(&mut self, job: ApplyJob) -> Result<(), StopReason> {
+    fn apply(&mut self, job: ApplyJob, steps: &mut ApplySteps) -> Result<(), StopReason> {
         let what = named(&job.source);
-        let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run(job)));
-        let event = catch_unwind(run).unwrap_or_else(|panic| {
+        let run = AssertUnwindSafe(|| self.runtime.block_on(self.worker.run_or_wait(job)));
+        let done = catch_unwind(run).unwrap_or_else(|panic| {
             let text = panic_text(panic.as_ref());
             let reason =
                 StopReason::new(format_args!("the state machine panicked in {what}: {text}"));
-            self.worker.stops(&reason, HaltCause::Panic)
+            self.worker.stops(&reason, HaltCause::Panic).map(ApplyRun::Done)
         })?;
         self.gate.set_applied(self.worker.handler().applied().index.get());
         // Before the event is reported: the state of a halted machine may contain half of a chunk.
         self.gate.set_halted(self.worker.stop().is_some());
-        self.inbox.report(event);
+        match done {
+            ApplyRun::Done(event) => self.inbox.report(event),
+            ApplyRun::Waits { job, why } => self.wait_for_space(job, &why, steps),
+        }
         Ok(())
     }
 
@@ -128,13 +134,14 @@ impl ApplyThread {
         Ok(())
     }
 
-    /// Waits until a job that installs a snapshot may be tried again.
-    fn wait_for_space(&mut self, job: ApplyJob, why: &str, steps: &mut ApplySteps) {
+    /// Waits until a job for which there was no space may be tried again.
+    fn wait_for_space(&mut self, job: ApplyJob, reason: &StopReason, steps: &mut ApplySteps) {
+        let installs = matches!(job.source, ApplySource::Snapshot(_));
         if steps.postpone(job) {
-            let reason =
-                StopReason::new(format_args!("a received snapshot waits to be installed: {why}"));
-            tracing::warn!(%reason, "the install continues once there is space on the disk");
-            self.progress.record_failure(&reason);
+            tracing::warn!(%reason, "apply continues once there is space on the disk");
+            if installs {
+                self.progress.record_failure(reason);
+            }
         }
         if self.queue.closes_within(UNPACK_RETRY_INTERVAL) {
             steps.drop_jobs();

@@ -3,7 +3,8 @@
 
 use d_engine_core::LogId;
 use d_engine_replica::{
-    ApplyJob, ApplySource, ApplyStep, Event, SnapshotCause, StopReason, UNPACK_RETRY_INTERVAL,
+    ApplyJob, ApplyRun, ApplySource, ApplyStep, Event, SnapshotCause, StopReason,
+    UNPACK_RETRY_INTERVAL,
 };
 use d_engine_storage::snapshot::SnapshotInfo;
 
@@ -90,7 +91,30 @@ impl World {
             self.crash(id);
             return Ok(());
         }
-        self.has_applied(id, applied, snapshot, injected)
+        match applied {
+            Ok(ApplyRun::Waits { job, why }) => self.apply_waits(id, job, why),
+            Ok(ApplyRun::Done(event)) => self.has_applied(id, Ok(event), snapshot, injected),
+            Err(reason) => self.has_applied(id, Err(reason), snapshot, injected),
+        }
+    }
+
+    /// The state machine has no space for the entries of a job, which is run again later.
+    fn apply_waits(&mut self, id: u64, job: ApplyJob, why: StopReason) -> Result<(), Violation> {
+        if !self.node(id).may_refuse_files() {
+            return self.stopped_by_disk(id, why, false);
+        }
+        self.counts.reached(Sometimes::ApplyWaitedForRoom);
+        self.postpone(id, job);
+        Ok(())
+    }
+
+    fn postpone(&mut self, id: u64, job: ApplyJob) {
+        let boot = self.node(id).boot;
+        if let Some(running) = self.node(id).running.as_mut() {
+            running.steps.postpone(job);
+        }
+        let wait = d_engine_core::nanos(UNPACK_RETRY_INTERVAL);
+        self.after(wait, SimEvent::ApplyBegin { node: id, boot });
     }
 
     /// The apply worker has run a job; the replica receives the report after the worker's latency.
@@ -107,7 +131,6 @@ impl World {
                 Applied { through, next_expiry_ms, command_version }
             }
             Ok(Event::ApplyStopped { stop, .. }) if !is_of_bad_command(&stop) => {
-                let injected = injected || self.node(id).machine_lacks_room();
                 return self.stopped_by_disk(id, stop.reason, injected);
             }
             Ok(Event::ApplyStopped { through, stop }) => {
@@ -148,12 +171,7 @@ impl World {
             Ok(None) => Ok(Some(job)),
             Ok(Some(_)) => {
                 self.counts.reached(Sometimes::InstallWaitedForRoom);
-                let boot = self.node(id).boot;
-                if let Some(running) = self.node(id).running.as_mut() {
-                    running.steps.postpone(job);
-                }
-                let wait = d_engine_core::nanos(UNPACK_RETRY_INTERVAL);
-                self.after(wait, SimEvent::ApplyBegin { node: id, boot });
+                self.postpone(id, job);
                 Ok(None)
             }
             Err(reason) => self.stopped_by_disk(id, reason, injected).map(|()| None),

@@ -4,6 +4,7 @@ use crate::faults::Fault;
 use crate::time::SECOND;
 use crate::world::World;
 use crate::world::event::{Chain, SimEvent};
+use crate::world::refused::RefusedStarts;
 
 impl World {
     /// Makes a disk or a state machine hang for a while.
@@ -53,7 +54,7 @@ impl World {
         let node = self.node(id);
         node.is_full = true;
         // With more space than before, a start may come further before it is refused.
-        node.refused_with = None;
+        node.refused = RefusedStarts::default();
         node.fs.set_capacity(Some(node.fs.used_bytes() + left));
         self.after(length, SimEvent::RoomAgain { node: id });
     }

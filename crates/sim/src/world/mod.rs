@@ -18,6 +18,7 @@ pub(crate) mod operator;
 pub(crate) mod programs;
 pub(crate) mod reads;
 mod receives;
+pub(crate) mod refused;
 pub(crate) mod script;
 pub(crate) mod scripted;
 pub(crate) mod snapshots;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use d_engine_core::{Instant, LogId, Now, Term};
 use d_engine_replica::{
-    AfterEntries, ApplyJob, ApplySteps, ApplyWork, ApplyWorker, Event, Jobs, LoadQueue, LogSteps,
-    LogWork, LogWorker, Never, Replica, ReplicaConfig, SnapshotPolicy, SnapshotReceiver,
+    AfterEntries, ApplyJob, ApplyRun, ApplySteps, ApplyWork, ApplyWorker, Event, Jobs, LoadQueue,
+    LogSteps, LogWork, LogWorker, Never, Replica, ReplicaConfig, SnapshotPolicy, SnapshotReceiver,
     SnapshotSender, SnapshotSends, SnapshotTask, Start, StateMachineHandler, StopReason,
 };
 use d_engine_storage::fs::sim::SimFs;
@@ -29,6 +29,7 @@ use crate::profile::programs::NEWEST;
 use crate::time::RIGHT_TIME_MS;
 use crate::world::gate::Gate;
 use crate::world::intake::Intake;
+use crate::world::refused::RefusedStarts;
 
 /// How often a simulated node uses an idle log after a burst of writes; a real one does so more
 /// often.
@@ -71,8 +72,8 @@ pub(crate) struct Node {
     /// Whether the program is too old for an entry or a snapshot that the node holds, and therefore
     /// stopped or did not start.
     pub(crate) is_too_old: bool,
-    /// Bytes used on the disk after the last start, if that start was refused for lack of space.
-    pub(crate) refused_with: Option<u64>,
+    /// The starts that were refused since the disk became full.
+    pub(crate) refused: RefusedStarts,
     /// The speed of the node's clock in millionths.
     pub(crate) clock_rate: u64,
     /// The wall clock's error in milliseconds.
@@ -194,7 +195,7 @@ impl Node {
             is_full: false,
             decodes: NEWEST,
             is_too_old: false,
-            refused_with: None,
+            refused: RefusedStarts::default(),
             clock_rate,
             wall_offset_ms: RIGHT_TIME_MS,
             program: 0,
@@ -384,12 +385,12 @@ impl Running {
         }
     }
 
-    /// Runs one apply job to its end.
+    /// Runs one apply job to its end, or as far as there is space.
     ///
     /// # Errors
     /// Returns the reason why the apply worker cannot continue.
-    pub(crate) fn run_apply(&mut self, job: ApplyJob) -> Result<Event, StopReason> {
-        let event = now_or_never(self.apply.run(job));
+    pub(crate) fn run_apply(&mut self, job: ApplyJob) -> Result<ApplyRun, StopReason> {
+        let event = now_or_never(self.apply.run_or_wait(job));
         self.gate.applied = self.apply.handler().applied().index.get();
         self.gate.is_halted = self.apply.stop().is_some();
         event

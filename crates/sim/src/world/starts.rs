@@ -12,6 +12,7 @@ use crate::time::MS;
 use crate::world::World;
 use crate::world::event::SimEvent;
 use crate::world::node::Started;
+use crate::world::refused::RefusedStarts;
 
 impl World {
     /// The node loses power; it is started again later.
@@ -69,7 +70,7 @@ impl World {
             self.crash(id);
             return Ok(());
         }
-        self.node(id).refused_with = None;
+        self.node(id).refused = RefusedStarts::default();
         self.check_recovery(id, &started, &snapshots)?;
         self.check_start(id, &started)?;
         self.tell_now(id, Event::Deadline)?;
@@ -92,10 +93,9 @@ impl World {
             self.counts.reached(Sometimes::OlderProgramStopped);
             self.monitors.programs.on_too_old(id, program)?;
         } else if node.is_full {
-            let left = node.fs.used_bytes();
-            let before = node.refused_with.replace(left);
+            let grows = node.refused.grow(used, node.fs.used_bytes());
             self.counts.reached(Sometimes::StartRefusedForRoom);
-            if before.is_some_and(|before| left > before.max(used)) {
+            if grows {
                 return Rule::FullDisk.broken_by(
                     id,
                     format_args!("each refused start of node {id} uses more disk space: {reason}"),

@@ -3,7 +3,7 @@
 //! nothing unsynced is lost. As in `crates/server/src/threads/raft.rs` and
 //! `crates/server/src/threads/workers.rs`.
 
-use d_engine_replica::{ApplyStep, Event, LogWork, StopReason};
+use d_engine_replica::{ApplyRun, ApplyStep, Event, LogWork, StopReason};
 
 use crate::faults::{Fault, Sometimes};
 use crate::monitors::violation::Violation;
@@ -128,7 +128,15 @@ impl World {
                     self.monitors.on_apply(id, &job)?;
                     let Some(running) = self.node(id).running.as_mut() else { return Ok(()) };
                     match running.apply.unpack(&job) {
-                        Ok(None) => running.run_apply(job).map(drop),
+                        Ok(None) => match running.run_apply(job) {
+                            Ok(ApplyRun::Done(_)) => Ok(()),
+                            Ok(ApplyRun::Waits { job, .. }) => {
+                                running.steps.postpone(job);
+                                running.steps.drop_jobs();
+                                Ok(())
+                            }
+                            Err(reason) => Err(reason),
+                        },
                         Ok(Some(_)) => {
                             running.steps.postpone(job);
                             running.steps.drop_jobs();
