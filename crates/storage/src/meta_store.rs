@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::fs::{Fs, OpenMode, read_file, write_all_at};
 use crate::log::frame::Decoder;
-use crate::log::latch::{FsLatch, io_error};
+use crate::log::latch::{FsLatch, io_error, room_error};
 use crate::log::segment::is_zero;
 use crate::{MetaStore, StorageError};
 
@@ -97,11 +97,11 @@ impl FileMetaStore {
             let file = self
                 .fs
                 .open(&temporary, OpenMode::CreateNew)
-                .map_err(io_error("create", &temporary))?;
+                .map_err(room_error("create", &temporary))?;
             if let Err(error) = write_all_at(&*file, 0, &encode(name, record)) {
                 // The old record is still there. Half a new one is useless and occupies space.
                 self.fs.remove_file(&temporary).ok();
-                return Err(io_error("write", &temporary)(error));
+                return Err(room_error("write", &temporary)(error));
             }
             file.sync_all().map_err(io_error("sync", &temporary))?;
             self.fs.rename(&temporary, path).map_err(io_error("rename", &temporary))?;

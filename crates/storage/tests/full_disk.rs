@@ -36,6 +36,21 @@ fn full() -> (SimFs, OpenedStorage, Picture, d_engine_storage::LogEntry) {
     (fs, opened, expected, waiting)
 }
 
+/// A record beside the log that finds no room must not stop the log.
+#[test]
+fn a_record_that_does_not_fit_is_stored_later_and_the_log_goes_on() {
+    let (fs, mut opened, _, _) = full();
+    let used = fs.used_bytes();
+    fs.set_capacity(Some(used));
+    assert!(is_no_room(&opened.meta.store("apply", &[7; 4_000])));
+    assert_eq!(fs.used_bytes(), used, "half a record is left");
+    assert_eq!(opened.meta.load("apply").unwrap(), None);
+    fs.set_capacity(Some(192 << 10));
+    opened.log.sync().unwrap();
+    opened.meta.store("apply", &[7; 4_000]).unwrap();
+    assert_eq!(opened.meta.load("apply").unwrap().unwrap().len(), 4_000);
+}
+
 #[test]
 fn what_does_not_fit_waits_and_is_stored_once_there_is_room() {
     let (fs, mut opened, mut expected, waiting) = full();

@@ -6,7 +6,7 @@
 //! that. A durable machine is refused if the node cannot determine whether it applied an entry that
 //! was skipped.
 
-use d_engine_storage::MetaStore;
+use d_engine_storage::{MetaStore, StorageError};
 
 use crate::event::SkippedEntry;
 use crate::{Durability, LogId, StopReason};
@@ -87,6 +87,7 @@ impl ApplyRecords {
     ///
     /// # Errors
     /// The record could not be stored: the node must stop, and may skip the entry after a restart.
+    /// If only space was lacking, the entry may be skipped later.
     pub(crate) fn skips(
         &mut self,
         skip: SkippedEntry,
@@ -95,18 +96,23 @@ impl ApplyRecords {
         if durability == Durability::Rebuilt || self.noted.skipped.contains(&skip) {
             return Ok(());
         }
+        let before = self.noted.skipped.clone();
         self.noted.skipped.push(skip);
         let surplus = self.noted.skipped.len().saturating_sub(SKIPPED_MAX);
         self.noted.skipped.drain(..surplus);
-        self.store().map_err(|error| {
-            StopReason::new(format_args!(
-                "the decision to skip the entry at {} could not be recorded: {error}",
-                skip.target
-            ))
+        let Err(error) = self.store() else { return Ok(()) };
+        self.noted.skipped = before;
+        let reason = format_args!(
+            "the decision to skip the entry at {} could not be recorded: {error}",
+            skip.target
+        );
+        Err(match error {
+            StorageError::NoRoom { .. } => StopReason::of_full_disk(reason),
+            _ => StopReason::new(reason),
         })
     }
 
-    fn store(&mut self) -> Result<(), d_engine_storage::StorageError> {
+    fn store(&mut self) -> Result<(), StorageError> {
         let record = encode(&self.noted);
         self.meta.store(NAME, &record)
     }

@@ -163,7 +163,13 @@ impl ApplyWorker {
         // A later failure is not related to the entries of an earlier job.
         self.handler.in_hand = None;
         if let (Some(skip), Some(records)) = (job.skip, &mut self.records) {
-            records.skips(skip, self.handler.machine().durability())?;
+            match records.skips(skip, self.handler.machine().durability()) {
+                Err(reason) if reason.lacks_room() => {
+                    job.responders = callers.left();
+                    return Ok(ApplyRun::Waits { job, why: reason });
+                }
+                recorded => recorded?,
+            }
         }
         let result = match &job.source {
             ApplySource::Entries(entries) => {

@@ -296,7 +296,8 @@ pub trait MetaStore: Send + Debug {
     /// Replaces the record with this name. Durable when the call returns.
     ///
     /// # Errors
-    /// An I/O error; the old record is still there.
+    /// An I/O error; the old record is still there. [`StorageError::NoRoom`] is not final: call
+    /// again once there may be space.
     fn store(&mut self, name: &str, record: &[u8]) -> Result<(), StorageError>;
 }
 
