@@ -399,7 +399,7 @@ impl Sometimes {
         (Self::LogWaitedForRoom, 190),
         (Self::HardStateFromReserve, 70),
         (Self::PurgeWaited, 9),
-        (Self::StartRefusedForRoom, 65),
+        (Self::StartRefusedForRoom, 25),
         (Self::ShortOfSpace, 110),
         (Self::TrialLeaderFull, 45),
         (Self::TrialFollowerFull, 45),
