@@ -39,6 +39,7 @@ pub use prng::Prng;
 pub use profile::Profile;
 pub use profile::limits::LimitProfile;
 pub use profile::links::LinkProfile;
+pub use profile::members::MemberProfile;
 pub use profile::programs::ProgramProfile;
 pub use profile::snapshots::SnapshotProfile;
 pub use reduction::{Disturbance, Numbers, Reduction};

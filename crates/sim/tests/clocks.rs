@@ -1,7 +1,7 @@
 //! Leases against clocks: what the drift bound protects from.
 
 use d_engine_sim::{
-    LimitProfile, LinkProfile, Profile, ProgramProfile, Report, RunOptions, run_as,
+    LimitProfile, LinkProfile, MemberProfile, Profile, ProgramProfile, Report, RunOptions, run_as,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -11,6 +11,7 @@ const SECOND: u64 = 1_000_000_000;
 fn with_wild_clocks(seed: u64, clock_drift_percent_max: u32) -> Report {
     let profile = Profile {
         nodes: 3,
+        members: MemberProfile::default(),
         clients: 8,
         keys: 2,
         client_pause: SECOND / 20,
