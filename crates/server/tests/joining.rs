@@ -182,7 +182,7 @@ async fn changes_that_cannot_be_are_refused_with_what_to_do() {
     let asked = asked.await.unwrap_err();
     assert_eq!(asked, ChangeMembersError::RefusedByLeader(unknown), "a follower asks its leader");
     second.stop().await;
-    let short = Some(Duration::from_millis(300));
+    let short = Some(Duration::from_secs(2));
     let expected = Some(first.members().config);
     let options = ChangeOptions { timeout: short, expected, ..ChangeOptions::default() };
     // A caller that repeats its request has not been overtaken by itself.
