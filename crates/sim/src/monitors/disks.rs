@@ -103,7 +103,10 @@ impl Begun {
         let mut states = Vec::new();
         for mut disk in [Some(disk.clone()), purged].into_iter().flatten() {
             states.push(disk.clone());
-            for job in &self.jobs {
+            for (place, job) in self.jobs.iter().enumerate() {
+                // Without space for entries, the newest term and vote are stored ahead of them.
+                let ahead = self.jobs.iter().skip(place).filter_map(|job| job.hard_state);
+                states.extend(ahead.map(|hard_state| Disk { hard_state, ..disk.clone() }));
                 disk.write(job);
                 states.push(disk.clone());
                 if let Some(install) = job.install {
