@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use d_engine_core::{EntryKind, LogId, RaftCore, RoleKind};
+use d_engine_core::{Configuration, EntryKind, LogId, RaftCore, RoleKind};
 use d_engine_storage::LogEntry;
 
 use crate::monitors::violation::{Rule, Violation};
@@ -50,7 +50,7 @@ impl SkipMonitor {
         let is_there = |at: &LogId| (at.term.get(), at.index.get()) == (term, index);
         let halted = self.halted.iter().filter(|(_, at)| is_there(at));
         let halted: BTreeSet<u64> = halted.map(|(node, _)| *node).collect();
-        let configuration = core.configuration();
+        let configuration = decided_by(core, entry.id);
         if !configuration.has_quorum(|voter| halted.contains(&voter.get())) {
             return Rule::Skip.broken_by(
                 node,
@@ -61,5 +61,16 @@ impl SkipMonitor {
             );
         }
         Ok(())
+    }
+}
+
+/// The configuration in force when the leader wrote this decision. It may have entered a joint
+/// configuration before the decision reaches its disk.
+fn decided_by(core: &RaftCore, decision: LogId) -> Configuration {
+    let now = core.configuration();
+    let is_later = core.configuration_entry().0.index > decision.index;
+    match is_later && now.is_joint() {
+        true => Configuration::new(now.outgoing().iter().copied(), None),
+        false => now.clone(),
     }
 }
