@@ -59,6 +59,19 @@ async fn until_roles(engine: &EmbeddedEngine, expected: &[(u64, MemberRole)]) {
 const V: MemberRole = MemberRole::Voter;
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_configuration_holds_the_port_that_was_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let drawn = Config { peer_listen: Some("127.0.0.1:0".to_owned()), ..first(dir.path()) };
+    let engine = start(&drawn).await;
+    let members = engine.members();
+    assert_eq!((members.config.version, members.list.len()), (0, 1), "nothing has changed it");
+    let (host, port) = members.list[0].peer_addr.rsplit_once(':').unwrap();
+    assert_eq!(host, "127.0.0.1");
+    assert_ne!(port.parse::<u16>(), Ok(0));
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_node_grows_to_three_and_loses_its_first_without_losing_a_write() {
     let dir = tempfile::tempdir().unwrap();
     let one = first(dir.path());

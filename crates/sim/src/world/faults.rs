@@ -165,6 +165,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.healed = true;
         self.network.calm_down();
+        self.links_heal();
         self.connect_members();
         let now = self.now;
         for node in 1..=self.profile.nodes {

@@ -87,6 +87,24 @@ struct Wire {
     frames: VecDeque<(u64, Bytes)>,
 }
 
+impl Wire {
+    fn speed_up(&mut self, now: u64, speed: u64) {
+        let (mut free_at, mut latest) = (now, now);
+        for (at, frame) in &mut self.frames {
+            free_at += lasts(frame.len() as u64 + HEADER_BYTES, speed);
+            latest = latest.max(free_at);
+            *at = latest.min(*at);
+        }
+        self.free_at = self.free_at.min(free_at);
+        self.latest = self.latest.min(latest);
+    }
+}
+
+/// How long `bytes` take at `speed` bytes per second; 0 stands for no limit.
+fn lasts(bytes: u64, speed: u64) -> u64 {
+    bytes.saturating_mul(SECOND).checked_div(speed).unwrap_or(0)
+}
+
 /// A connection between two processes.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -209,20 +227,27 @@ impl Links {
         }
     }
 
-    /// Bytes per second of a link under faults; 0 stands for no limit.
-    pub(crate) fn speed(&self, ends: (u64, u64), profile: &LinkProfile) -> u64 {
+    /// Bytes per second of a link, after the end of all faults at least [`CALM_BYTES_PER_SECOND`]
+    /// unless it is slowed; 0 stands for no limit.
+    pub(crate) fn speed(&self, ends: (u64, u64), healed: bool, profile: &LinkProfile) -> u64 {
         let slow = profile.slow_node_bytes_per_second;
         let own =
             if slow > 0 && (ends.0 == 1 || ends.1 == 1) { slow } else { profile.bytes_per_second };
+        let own = if healed && own > 0 { own.max(CALM_BYTES_PER_SECOND) } else { own };
         self.slowed.get(&ends).copied().unwrap_or(own)
     }
 
-    /// As [`Self::speed`], after the end of all faults.
-    pub(crate) fn calm_speed(&self, ends: (u64, u64), profile: &LinkProfile) -> u64 {
-        match self.speed(ends, profile) {
-            0 => 0,
-            speed => speed.max(CALM_BYTES_PER_SECOND),
-        }
+    /// What was written to the connections of a link leaves at `speed` from now on, if that is
+    /// sooner; returns the connections that may write and deliver earlier than was planned.
+    pub(crate) fn speed_up(&mut self, ends: (u64, u64), now: u64, speed: u64) -> Vec<u64> {
+        let of_link = self.open.iter_mut().filter(|(_, it)| (it.from, it.to) == ends);
+        let sped_up = of_link.map(|(number, connection)| {
+            connection.writes = false;
+            connection.arrives.clear();
+            connection.wires.values_mut().for_each(|wire| wire.speed_up(now, speed));
+            *number
+        });
+        sped_up.collect()
     }
 
     /// Writes waiting messages as far as the kernel's buffer takes them; returns how many bytes of
@@ -242,7 +267,7 @@ impl Links {
         else {
             return (0, Next::Nothing);
         };
-        let lasts = |bytes: u64| bytes.saturating_mul(SECOND).checked_div(speed).unwrap_or(0);
+        let lasts = |bytes: u64| lasts(bytes, speed);
         let mut appended = 0;
         loop {
             let urgent_lane = if profile.urgent_apart { Lane::Urgent } else { Lane::Bulk };
@@ -366,6 +391,24 @@ mod tests {
         assert_eq!(arrived, [(9, 10), (1, 110), (2, 210), (3, 310), (4, 410)]);
         let apart = run(&profile(0, 900, true), 10_000, &frames);
         assert_eq!(apart, [(9, 10), (1, 100), (2, 200), (3, 300), (4, 400)]);
+    }
+
+    #[test]
+    fn what_was_written_to_a_slow_link_leaves_faster_once_it_is_fast_again() {
+        let mut links = Links::new(1);
+        let number = links.connect((1, 2), (0, 0), 0);
+        links.open.get_mut(&number).unwrap().ping_due = false;
+        let profile = profile(4_000, 4_000, false);
+        for byte in 1..=3 {
+            links.push((1, 2), Lane::Bulk, frame(byte, 992), &profile);
+        }
+        links.write(number, 0, 1_000, &mut |_| 0, &profile);
+        assert_eq!(links.next_arrival(number, Lane::Bulk), Some(1_000 * MS));
+        assert_eq!(links.speed_up((2, 1), 500 * MS, 100_000), []);
+        assert_eq!(links.speed_up((1, 2), 500 * MS, 100_000), [number]);
+        assert_eq!(links.next_arrival(number, Lane::Bulk), Some(510 * MS));
+        assert_eq!(links.take_arrived(number, Lane::Bulk, 529 * MS).len(), 2);
+        assert_eq!(links.take_arrived(number, Lane::Bulk, 530 * MS).len(), 1);
     }
 
     #[test]

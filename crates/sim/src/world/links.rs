@@ -66,12 +66,7 @@ impl World {
             self.plan_write(number, from, now + RETRANSMIT);
             return;
         }
-        let (ends, profile) = ((from, to), &self.profile.links);
-        let speed = if self.healed {
-            self.links.calm_speed(ends, profile)
-        } else {
-            self.links.speed(ends, profile)
-        };
+        let speed = self.links.speed((from, to), self.healed, &self.profile.links);
         let mut delays = self.link_delay();
         let (_, next) = self.links.write(number, now, speed, &mut delays, &self.profile.links);
         if let Next::At(at) = next {
@@ -307,8 +302,29 @@ impl World {
     }
 
     pub(crate) fn slow_ends(&mut self, one: u64, other: u64) {
-        self.links.slowed.remove(&(one, other));
-        self.links.slowed.remove(&(other, one));
+        for ends in [(one, other), (other, one)] {
+            self.links.slowed.remove(&ends);
+            self.speed_up(ends);
+        }
+    }
+
+    /// No link is slow any more.
+    pub(crate) fn links_heal(&mut self) {
+        self.links.slowed.clear();
+        let nodes = 1..=self.profile.nodes;
+        for ends in nodes.clone().flat_map(|from| nodes.clone().map(move |to| (from, to))) {
+            self.speed_up(ends);
+        }
+    }
+
+    fn speed_up(&mut self, ends: (u64, u64)) {
+        let speed = self.links.speed(ends, self.healed, &self.profile.links);
+        for connection in self.links.speed_up(ends, self.now, speed) {
+            self.link_write(connection);
+            for lane in [Lane::Urgent, Lane::Bulk] {
+                self.plan_arrival(connection, lane, ends.1);
+            }
+        }
     }
 
     /// Breaks all connections, or a few chosen at random.

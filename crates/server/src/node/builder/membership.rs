@@ -23,8 +23,8 @@ pub(super) struct Owner {
 }
 
 impl Node {
-    /// Finds out which node this is. If it must join a cluster first, does that, and returns the
-    /// listener on which it has answered probes.
+    /// Finds out which node this is. If it must join a cluster first, does that. Returns the
+    /// listener of a new node, whose address is known only once it listens.
     pub(super) async fn find_owner(
         &self,
         group: GroupId,
@@ -34,16 +34,18 @@ impl Node {
         if let Some(known) = known {
             return Ok((self.known_owner(known)?, None));
         }
-        if self.config.join.is_empty() {
-            let founder = Owner {
-                cluster: self.config.cluster(),
-                node: self.own_id(),
-                initial: self.configured_members()?,
-                incarnation: Incarnation(entropy::sixteen_bytes()?),
-            };
-            return Ok((founder, None));
+        if !self.config.join.is_empty() {
+            return self.join(group).await;
         }
-        self.join(group).await
+        // The first configuration holds the port that was drawn for port 0.
+        let listener = self.bind_peers().await?;
+        let founder = Owner {
+            cluster: self.config.cluster(),
+            node: self.own_id(),
+            initial: self.configured_members(listener.as_ref())?,
+            incarnation: Incarnation(entropy::sixteen_bytes()?),
+        };
+        Ok((founder, listener))
     }
 
     fn own_id(&self) -> NodeId {
@@ -150,8 +152,8 @@ impl Node {
     }
 
     /// The members from the configuration; without a list, this node alone.
-    pub(super) fn configured_members(&self) -> Result<Membership, StartError> {
-        let (peer_addr, client_addr) = self.advertised(None);
+    fn configured_members(&self, listener: Option<&TcpListener>) -> Result<Membership, StartError> {
+        let (peer_addr, client_addr) = self.advertised(listener);
         // A single node that does not listen has no address for peers.
         let peer_addr = if self.config.listens_for_peers() { peer_addr } else { String::new() };
         Ok(self.config.membership(&peer_addr, &client_addr)?)
@@ -162,7 +164,7 @@ impl Node {
         match self.config.members.is_empty() {
             // Without a list there is only this node's own address, which it advertises.
             true => Ok(replica),
-            false => Ok(replica.with_addresses(&self.configured_members()?)),
+            false => Ok(replica.with_addresses(&self.configured_members(None)?)),
         }
     }
 
