@@ -110,7 +110,7 @@ fn without_room_on_the_disk_there_is_no_snapshot_but_a_reason_and_an_alarm() {
 /// A follower that was down is killed repeatedly while it receives a snapshot, and so is the leader
 /// that sends it.
 #[test]
-fn kill_9_in_the_middle_of_a_transfer_costs_nothing() {
+fn kill_9_while_a_snapshot_is_sent_costs_nothing() {
     let settings = format!("{NO_TAIL}send_bytes_per_second = 500000\n");
     let mut cluster = Cluster::start_with(&settings);
     let away = (cluster.leader() + 1) % 3;
@@ -155,14 +155,13 @@ fn kill_9_in_the_middle_of_a_transfer_costs_nothing() {
     );
 }
 
-/// A stopped process still has a connection. `transfer_timeout_ms` applies all the same, and when
+/// A stopped process still has a connection. `peer_timeout_ms` applies all the same, and when
 /// the follower continues, the leader sends the snapshot again.
 #[test]
-fn a_follower_that_hangs_in_a_transfer_is_given_up_and_served_when_it_goes_on() {
+fn a_follower_that_hangs_while_it_receives_is_served_when_it_goes_on() {
     // More than the buffers of a connection hold, so that the leader has to wait in the middle of a
     // write.
-    let settings =
-        format!("{NO_TAIL}send_bytes_per_second = 5000000\ntransfer_timeout_ms = 1000\n");
+    let settings = format!("{NO_TAIL}send_bytes_per_second = 5000000\npeer_timeout_ms = 1000\n");
     let mut cluster = Cluster::start_with(&settings);
     let away = (cluster.leader() + 1) % 3;
     cluster.nodes[away].take().unwrap().kill();

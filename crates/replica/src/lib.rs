@@ -58,13 +58,13 @@ pub use peer_message::PeerMessage;
 pub use read_gate::{ReadDecision, ReadGateInputs, decide_eventual_read, decide_lease_read};
 pub use replica::Replica;
 pub use snapshots::choice::{ArchiveChoice, ArchivePreference, choose_archive};
+pub use snapshots::exchange::{
+    OFFERED_HEADER_BYTES_MAX, PIECE_BYTES_MAX, ReceiverStep, Refusal, SendFailure, SendLimits,
+    SendProgress, SnapshotMessage, SnapshotReceiver, SnapshotSender,
+};
 pub use snapshots::receiving::{OfferDecision, decide_offer};
 pub use snapshots::sending::{
     AfterAttempt, SendAttempt, SendOutcome, SendingSnapshot, SnapshotSends,
-};
-pub use snapshots::transfer::{
-    OFFERED_HEADER_BYTES_MAX, PIECE_BYTES_MAX, ReceiverStep, Refusal, SendFailure, SendLimits,
-    SendProgress, SnapshotMessage, SnapshotReceiver, SnapshotSender,
 };
 pub use state_machine::apply_steps::{ApplyStep, ApplySteps, ApplyWork, UNPACK_RETRY_INTERVAL};
 pub use state_machine::apply_worker::{ApplyRun, ApplyWorker, SnapshotCause};

@@ -123,7 +123,7 @@ fn the_log_is_held_until_the_follower_has_caught_up() {
 /// The final confirmation of a snapshot is lost, or the follower has obtained the entries
 /// otherwise: it continues with entries, and needs those.
 #[test]
-fn a_transfer_that_is_cut_and_not_needed_any_more_holds_until_the_follower_has_caught_up() {
+fn a_send_that_is_cut_and_not_needed_any_more_holds_until_the_follower_has_caught_up() {
     let mut node = sends();
     node.handle(Event::SnapshotFailed { to: n(3), none_usable: false });
     assert_eq!(stores(&mut node, 3, 6), None);

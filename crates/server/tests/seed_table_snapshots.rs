@@ -116,7 +116,7 @@ async fn row_37_the_next_snapshot_is_taken_on_a_node_that_has_fallen_quiet() {
 /// `snapshot_metadata` when a snapshot is to be sent; `apply_snapshot_from_file` and the two calls
 /// of the metadata when it is installed.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_of_a_transfer_and_of_an_install() {
+async fn rows_of_a_sent_and_an_installed_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let (configs, machines, mut engines) = three_without_a_tail(dir.path()).await;
     for engine in &engines {

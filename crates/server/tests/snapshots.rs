@@ -223,7 +223,7 @@ async fn go_on_without_the_first(configs: &[Config]) -> (Vec<EmbeddedEngine>, St
 /// The follower is slow: it resumes the snapshot where the connection broke, although the leader
 /// has newer ones.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_that_is_cut_goes_on_where_it_stood() {
+async fn a_snapshot_that_is_cut_goes_on_where_it_stood() {
     let dir = tempfile::tempdir().unwrap();
     let mut configs: Vec<Config> = cluster(dir.path(), 3).into_iter().map(eager).collect();
     for config in &mut configs {

@@ -57,7 +57,7 @@ pub enum Fault {
     /// A bit of a node's newest snapshot is flipped while the node is down.
     SnapshotDamaged,
     /// The connection over which a snapshot is sent breaks.
-    TransferCut,
+    SendCut,
     /// A connection breaks, and the frames that waited on it are lost.
     ConnectionLost,
     /// The links between two nodes are slow for a while.
@@ -112,7 +112,7 @@ impl Fault {
         Self::CrashInSnapshot,
         Self::SnapshotDiskError,
         Self::SnapshotDamaged,
-        Self::TransferCut,
+        Self::SendCut,
         Self::ConnectionLost,
         Self::SlowLink,
         Self::Burst,
@@ -177,7 +177,7 @@ pub enum Sometimes {
     PurgedToZero,
     /// The log is purged although a snapshot is being sent: the limit of held bytes is reached, or
     /// the disk is nearly full.
-    PurgedDuringTransfer,
+    PurgedDuringSend,
     /// A node crashes while it builds a snapshot.
     CrashInBuild,
     /// A node crashes while its state machine stores the metadata of a new snapshot.
@@ -209,13 +209,13 @@ pub enum Sometimes {
     /// A durable state machine is restored from a snapshot at its start.
     DurableRestored,
     /// Sending a snapshot resumes where an earlier connection broke.
-    TransferResumed,
+    SendResumed,
     /// Sending a snapshot is resumed by another node than the one that began it.
-    TransferResumedByAnother,
+    SendResumedByAnother,
     /// The connection breaks at the last piece of a snapshot.
-    TransferCutAtEnd,
+    SendCutAtEnd,
     /// A node is offered a snapshot while it is still receiving one.
-    TransfersAtOnce,
+    ReceivesAtOnce,
     /// A leader whose log holds no entry has to send a snapshot.
     SnapshotOnQuietCluster,
     /// A message is refused because there is no connection.
@@ -355,7 +355,7 @@ impl Sometimes {
         (Self::SnapshotInstalled, 230),
         (Self::Purged, 400),
         (Self::PurgedToZero, 50),
-        (Self::PurgedDuringTransfer, 7),
+        (Self::PurgedDuringSend, 7),
         (Self::CrashInBuild, 100),
         (Self::CrashInMetadata, 40),
         (Self::CrashInPrune, 65),
@@ -371,10 +371,10 @@ impl Sometimes {
         (Self::OlderSnapshotRestored, 20),
         (Self::DurableAheadOfSnapshot, 100),
         (Self::DurableRestored, 9),
-        (Self::TransferResumed, 100),
-        (Self::TransferResumedByAnother, 2),
-        (Self::TransferCutAtEnd, 35),
-        (Self::TransfersAtOnce, 16),
+        (Self::SendResumed, 100),
+        (Self::SendResumedByAnother, 2),
+        (Self::SendCutAtEnd, 35),
+        (Self::ReceivesAtOnce, 16),
         (Self::SnapshotOnQuietCluster, 3),
         (Self::SentWithoutConnection, 260),
         (Self::LaneOverflowed, 10),

@@ -6,7 +6,7 @@
 //! - `run.rs`: the phases of a run.
 //! - `profile/`: how hard each fault hits, drawn from the seed.
 //! - `world/mod.rs`: the event loop; `world/event.rs`: its events. In the same folder, `disk.rs`
-//!   has the workers, `starts.rs` crashes and starts, `snapshots.rs` and `transfers.rs` build,
+//!   has the workers, `starts.rs` crashes and starts, `snapshots.rs` and `sends.rs` build,
 //!   purge, send and receive snapshots, and `faults.rs` and its neighbours have the other faults
 //!   and the calls of the clients.
 //! - `machines/`: the state machines, among them `durable.rs`, which keeps its own state.

@@ -95,7 +95,7 @@ pub enum Disturbance {
     CrashInSnapshot,
     SnapshotDiskError,
     SnapshotDamaged,
-    TransferCut,
+    SendCut,
     /// While two nodes lead, all clients call one of the two.
     Rush,
     /// After the recovery, one thing hangs, is slow or shuts down while writes continue.
@@ -117,7 +117,7 @@ impl Disturbance {
         Self::CrashInSnapshot,
         Self::SnapshotDiskError,
         Self::SnapshotDamaged,
-        Self::TransferCut,
+        Self::SendCut,
         Self::Rush,
         Self::Trial,
     ];
@@ -139,7 +139,7 @@ impl Disturbance {
             Self::CrashInSnapshot => snapshots.crash_in_step = 0,
             Self::SnapshotDiskError => snapshots.disk_error = 0,
             Self::SnapshotDamaged => snapshots.damage = 0,
-            Self::TransferCut => (snapshots.cut, snapshots.cut_at_end) = (0, 0),
+            Self::SendCut => (snapshots.cut, snapshots.cut_at_end) = (0, 0),
             Self::Rush => profile.rush = false,
             // Not part of a profile; `run.rs` leaves it out.
             Self::Trial => {}

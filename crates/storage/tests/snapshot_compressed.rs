@@ -84,7 +84,7 @@ fn every_flipped_bit_and_every_cut_is_found() {
 }
 
 #[test]
-fn a_transfer_goes_on_where_it_was_cut() {
+fn receiving_goes_on_where_it_was_cut() {
     let (source, last_included) = (SimFs::new(), log_id(2, 9));
     let (store, _) = open(&source);
     take(&source, &store, last_included);

@@ -146,23 +146,25 @@ pub fn config_from_wire(id: Option<message::ConfigId>) -> ConfigId {
 /// # Errors
 /// See [`GreetingError`]: refuse the connection.
 pub fn decode_handshake(bytes: &Bytes) -> Result<Caller, GreetingError> {
-    let hello = Handshake::decode(bytes.clone())?;
-    if hello.protocol_version != PROTOCOL_VERSION {
+    let greeting = Handshake::decode(bytes.clone())?;
+    if greeting.protocol_version != PROTOCOL_VERSION {
         return Err(GreetingError::Version {
-            theirs: hello.protocol_version,
+            theirs: greeting.protocol_version,
             ours: PROTOCOL_VERSION,
         });
     }
-    let group = GroupId::new(hello.group).ok_or(GreetingError::Field("group"))?;
-    let incarnation =
-        sixteen(&hello.incarnation).map(Incarnation).ok_or(GreetingError::Field("incarnation"))?;
-    let cluster = sixteen(&hello.cluster_id).map(ClusterId);
-    let inquirer = |wants| match (&hello.cluster_id[..], cluster) {
+    let group = GroupId::new(greeting.group).ok_or(GreetingError::Field("group"))?;
+    let incarnation = sixteen(&greeting.incarnation)
+        .map(Incarnation)
+        .ok_or(GreetingError::Field("incarnation"))?;
+    let cluster = sixteen(&greeting.cluster_id).map(ClusterId);
+    let inquirer = |wants| match (&greeting.cluster_id[..], cluster) {
         ([], _) => Ok(Caller::Inquirer(Inquiry { cluster: None, group, incarnation, wants })),
         (_, None) => Err(GreetingError::Field("cluster_id")),
         (_, cluster) => Ok(Caller::Inquirer(Inquiry { cluster, group, incarnation, wants })),
     };
-    let purpose = Purpose::try_from(hello.purpose).map_err(|_| GreetingError::Field("purpose"))?;
+    let purpose =
+        Purpose::try_from(greeting.purpose).map_err(|_| GreetingError::Field("purpose"))?;
     match purpose {
         Purpose::Ask => return inquirer(InquiryPurpose::Ask),
         Purpose::Probe => return inquirer(InquiryPurpose::Probe),
@@ -171,21 +173,21 @@ pub fn decode_handshake(bytes: &Bytes) -> Result<Caller, GreetingError> {
     Ok(Caller::Peer(Box::new(Greeting {
         cluster: cluster.ok_or(GreetingError::Field("cluster_id"))?,
         group,
-        from: NodeId::new(hello.from_node).ok_or(GreetingError::Field("from_node"))?,
-        to: NodeId::new(hello.to_node).ok_or(GreetingError::Field("to_node"))?,
+        from: NodeId::new(greeting.from_node).ok_or(GreetingError::Field("from_node"))?,
+        to: NodeId::new(greeting.to_node).ok_or(GreetingError::Field("to_node"))?,
         incarnation,
         purpose,
         // Empty at a node that has joined and received no entry yet.
-        members: Some(hello.members)
+        members: Some(greeting.members)
             .filter(|members| members.is_sorted_by(|one, next| one < next))
             .ok_or(GreetingError::Field("members"))?,
-        start: Some(hello.start)
+        start: Some(greeting.start)
             .filter(|start| *start != 0)
             .ok_or(GreetingError::Field("start"))?,
-        state_machine: hello.state_machine,
-        config: config_from_wire(hello.config),
-        peer_addr: hello.peer_addr,
-        client_addr: hello.client_addr,
+        state_machine: greeting.state_machine,
+        config: config_from_wire(greeting.config),
+        peer_addr: greeting.peer_addr,
+        client_addr: greeting.client_addr,
     })))
 }
 

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_of_a_transfer_comes_back() {
+    fn every_message_of_a_sent_snapshot_comes_back() {
         for message in messages() {
             assert_eq!(decode_snapshot_frame(&encode_snapshot_frame(&message)), Ok(message));
         }
@@ -172,7 +172,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_of_a_transfer_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_of_a_sent_snapshot_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             decode_snapshot_frame(&bytes.into()).ok();
         }
     }

@@ -485,7 +485,7 @@ fn a_greeting_with_an_unusable_field_is_refused() {
         (peer::Handshake { members: vec![2, 2], ..good.clone() }, GreetingError::Field("members")),
         (peer::Handshake { start: 0, ..good }, GreetingError::Field("start")),
     ];
-    for (hello, refusal) in cases {
-        assert_eq!(decode_handshake(&hello.encode_to_vec().into()), Err(refusal));
+    for (greeting, refusal) in cases {
+        assert_eq!(decode_handshake(&greeting.encode_to_vec().into()), Err(refusal));
     }
 }

@@ -2,10 +2,10 @@
 //! being sent one, and how far the log may be purged.
 
 pub(crate) mod choice;
+pub(crate) mod exchange;
 pub(crate) mod holds;
 pub(crate) mod receiving;
 pub(crate) mod sending;
-pub(crate) mod transfer;
 
 use std::time::Duration;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use d_engine_core::{Instant, LogId, NodeId};
 
 use crate::event::{Event, SnapshotProgress, SnapshotSendRequest};
-use crate::snapshots::transfer::{Refusal, SendFailure, SendProgress};
+use crate::snapshots::exchange::{Refusal, SendFailure, SendProgress};
 
 /// The waits after failed attempts, in milliseconds; after the last one the wait stays the same.
 const BACKOFF_MS: [u64; 7] = [200, 500, 1_000, 2_000, 5_000, 10_000, 30_000];

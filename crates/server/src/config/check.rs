@@ -281,7 +281,7 @@ fn check_snapshots(config: &Config) -> Checked {
     in_range("snapshots.tail_bytes", snapshots.tail_bytes, 0..=1 << 40, " bytes")?;
     for (name, value) in [
         ("pause_max_ms", snapshots.pause_max_ms),
-        ("transfer_timeout_ms", snapshots.transfer_timeout_ms),
+        ("peer_timeout_ms", snapshots.peer_timeout_ms),
         ("apply_timeout_ms", snapshots.apply_timeout_ms),
         ("purge_waits_ms", snapshots.purge_waits_ms),
     ] {

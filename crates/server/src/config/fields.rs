@@ -39,7 +39,7 @@ pub(super) const SNAPSHOTS: &[&str] = &[
     "build_bytes_per_second",
     "send_bytes_per_second",
     "scrub_bytes_per_second",
-    "transfer_timeout_ms",
+    "peer_timeout_ms",
     "apply_timeout_ms",
     "purge_waits_ms",
     "max_bytes",

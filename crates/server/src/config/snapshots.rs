@@ -54,7 +54,7 @@ pub struct Snapshots {
     pub scrub_bytes_per_second: u64,
     /// How long the other node may be silent while a snapshot is sent or received, in milliseconds.
     /// Then the attempt is abandoned; the next one resumes at the same offset. Default 30,000.
-    pub transfer_timeout_ms: u64,
+    pub peer_timeout_ms: u64,
     /// How long a follower may take to install a snapshot that it has received completely, in
     /// milliseconds. Default 600,000.
     pub apply_timeout_ms: u64,
@@ -105,7 +105,7 @@ impl Default for Snapshots {
             build_bytes_per_second: 64 << 20,
             send_bytes_per_second: 100 << 20,
             scrub_bytes_per_second: 4 << 20,
-            transfer_timeout_ms: 30_000,
+            peer_timeout_ms: 30_000,
             apply_timeout_ms: 600_000,
             purge_waits_ms: 600_000,
             max_bytes: 64 << 30,

@@ -297,7 +297,7 @@ impl Node {
             machine: self.machine.clone(),
             snapshots,
             settings: self.config.snapshots.clone(),
-            transfers: self.transfer_settings(),
+            exchange: self.exchange_settings(),
             intake: self.inbox_limits(),
             timeout: Timeouts::of(&self.config),
             runtime,

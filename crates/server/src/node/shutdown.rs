@@ -11,7 +11,7 @@ use d_engine_locks::Unpoisoned;
 use d_engine_storage::DirectoryLocks;
 use tokio::sync::watch;
 
-use crate::snapshots::Transfers;
+use crate::snapshots::Exchange;
 use crate::threads::workers::start_thread;
 
 /// How often a waiting shutdown logs which thread it waits for.
@@ -41,14 +41,14 @@ impl Shutdown {
     pub(crate) fn start(
         name: String,
         locks: DirectoryLocks,
-        transfers: Arc<Transfers>,
+        exchange: Arc<Exchange>,
     ) -> std::io::Result<(Self, Joins)> {
         let (add, added) = channel();
         let (has_ended, ended) = watch::channel(false);
         let waits_for = Arc::new(Mutex::new(None));
         let told = waits_for.clone();
         start_thread(name, move || {
-            join_all(&added, &transfers, &told);
+            join_all(&added, &exchange, &told);
             drop(locks);
             has_ended.send_replace(true);
         })?;
@@ -81,7 +81,7 @@ fn lock(name: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
 
 fn join_all(
     added: &Receiver<JoinHandle<()>>,
-    transfers: &Transfers,
+    exchange: &Exchange,
     waits_for: &Mutex<Option<String>>,
 ) {
     let join = |thread: JoinHandle<()>| {
@@ -92,7 +92,7 @@ fn join_all(
     let threads: Vec<_> = added.iter().collect();
     threads.into_iter().for_each(join);
     // The raft thread has ended, and only it starts these.
-    transfers.threads().into_iter().for_each(join);
+    exchange.threads().into_iter().for_each(join);
 }
 
 /// Describes what a thread that does not end waits for, by its name.
@@ -120,7 +120,7 @@ mod tests {
     use d_engine_storage::{Fs as _, LockAttempt};
 
     use super::*;
-    use crate::snapshots::Transfers;
+    use crate::snapshots::Exchange;
 
     /// The warning names the hanging thread, also one that receives a snapshot, and the directory
     /// stays locked.
@@ -133,20 +133,20 @@ mod tests {
             let LockAttempt::Held(held) = fs.try_lock(path).unwrap() else {
                 panic!("the lock is in use")
             };
-            let transfers = Arc::new(Transfers::for_tests());
+            let exchange = Arc::new(Exchange::for_tests());
             let (ending, joins) =
-                Shutdown::start("end-1".to_owned(), [held].into(), transfers.clone()).unwrap();
+                Shutdown::start("end-1".to_owned(), [held].into(), exchange.clone()).unwrap();
             let (let_go, wait) = channel::<()>();
             let hung = move || wait.recv().unwrap_or_default();
             if hangs == "receive-2" {
-                transfers.spawn(hangs.to_owned(), hung, || panic!("no thread"));
+                exchange.spawn(hangs.to_owned(), hung, || panic!("no thread"));
             } else {
                 joins.add(start_thread(hangs.to_owned(), hung).unwrap());
             }
             joins.add(start_thread("apply-1".to_owned(), || ()).unwrap());
             drop(joins);
             // `stop` does not wait for its threads; `ending` joins them.
-            transfers.stop();
+            exchange.stop();
             while ending.waits_for().as_deref() != Some(hangs) {
                 tokio::task::yield_now().await;
             }

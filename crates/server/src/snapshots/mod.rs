@@ -32,7 +32,7 @@ const RECEIVING_MAX: usize = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How snapshots are sent and received.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TransferSettings {
+pub(crate) struct ExchangeSettings {
     pub(crate) limits: SendLimits,
     /// 0: no limit.
     pub(crate) bytes_per_second: u64,
@@ -41,13 +41,13 @@ pub(crate) struct TransferSettings {
 }
 
 /// All snapshots that this node sends and receives.
-pub(crate) struct Transfers {
+pub(crate) struct Exchange {
     pub(crate) store: SnapshotStore,
     pub(crate) machine: Arc<dyn StateMachine>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) gate: Arc<ReadGate>,
     pub(crate) clock: Clock,
-    pub(crate) settings: TransferSettings,
+    pub(crate) settings: ExchangeSettings,
     stops: AtomicBool,
     state: Mutex<State>,
     /// Signalled when a receiving thread has ended, when a send is replaced, and when the node
@@ -81,14 +81,14 @@ struct Receiving {
     status: ReceivingSnapshot,
 }
 
-impl Transfers {
+impl Exchange {
     pub(crate) fn new(
         store: SnapshotStore,
         machine: Arc<dyn StateMachine>,
         inbox: Arc<Inbox>,
         gate: Arc<ReadGate>,
         clock: Clock,
-        settings: TransferSettings,
+        settings: ExchangeSettings,
     ) -> Self {
         let (stops, state, changed) = (AtomicBool::new(false), Mutex::default(), Condvar::new());
         Self { store, machine, inbox, gate, clock, settings, stops, state, changed }
@@ -116,11 +116,11 @@ impl Transfers {
         }
         drop(state);
         self.changed.notify_all();
-        let transfers = self.clone();
+        let exchange = self.clone();
         let name = format!("send-{}", order.to);
         self.spawn(
             name,
-            move || transfers.send_to_the_end(attempt, order, dialer),
+            move || exchange.send_to_the_end(attempt, order, dialer),
             || {
                 let outcome = SendOutcome::NoConnection("no thread can be started".to_owned());
                 self.lock().sends.on(attempt, outcome);
@@ -139,15 +139,15 @@ impl Transfers {
         state.last_id += 1;
         let id = state.last_id;
         drop(state);
-        let transfers = self.clone();
+        let exchange = self.clone();
         let run = move || {
-            transfers.receive_to_the_end(id, from, line);
-            let mut state = transfers.lock();
+            exchange.receive_to_the_end(id, from, line);
+            let mut state = exchange.lock();
             state.lines.remove(&Line::Receive(id));
             state.receivers = state.receivers.saturating_sub(1);
             state.receiving.take_if(|receiving| receiving.id == id);
             drop(state);
-            transfers.changed.notify_all();
+            exchange.changed.notify_all();
         };
         self.spawn(format!("receive-{from}"), run, || {
             let mut state = self.lock();
@@ -164,7 +164,7 @@ impl Transfers {
     ) {
         let inbox = self.inbox.clone();
         let guarded = move || {
-            crate::threads::workers::guarded("transfer", &inbox, || {
+            crate::threads::workers::guarded("snapshot exchange", &inbox, || {
                 run();
                 Ok(())
             });
@@ -253,7 +253,7 @@ impl Transfers {
         let gate = Arc::new(ReadGate::new(clock));
         let inbox =
             Arc::new(Inbox::new(InboxLimits { proposals: 1, bytes: 1, reads: 1 }, gate.clone()));
-        let settings = TransferSettings {
+        let settings = ExchangeSettings {
             limits: SendLimits::default(),
             bytes_per_second: 0,
             len_max: u64::MAX,

@@ -12,7 +12,7 @@ use d_engine_replica::{
     Refusal, SnapshotMessage, SnapshotReceiver, decide_offer,
 };
 
-use super::{LOOK_EVERY, Line, Receiving, Transfers};
+use super::{Exchange, LOOK_EVERY, Line, Receiving};
 use crate::threads::pace::Throttle;
 use crate::transport::SnapshotConnection;
 
@@ -21,7 +21,7 @@ const WORKING_EVERY: Duration = Duration::from_secs(1);
 /// How long an earlier receive may take to end when a newer one begins.
 const GIVES_WAY_WITHIN: Duration = Duration::from_secs(5);
 
-impl Transfers {
+impl Exchange {
     /// Receives one snapshot. Failures are reported to the sender, which retries.
     pub(super) fn receive_to_the_end(&self, id: u64, from: NodeId, mut line: SnapshotConnection) {
         match self.keep_line(Line::Receive(id), &line) {
@@ -224,9 +224,9 @@ mod tests {
     /// yet. This node then breaks the old connection, and the thread that reads from it ends.
     #[test]
     fn a_sender_of_the_same_term_takes_the_place_of_its_own_dead_connection() {
-        let transfers = &Transfers::for_tests();
+        let exchange = &Exchange::for_tests();
         let take =
-            |id, term| transfers.take_place(id, Term::new(term), ReceivingSnapshot::default());
+            |id, term| exchange.take_place(id, Term::new(term), ReceivingSnapshot::default());
         assert_eq!(take(1, 3), Ok(()));
         assert_eq!(take(2, 2), Err("a leader of a later term sends a snapshot"));
         let (mut before, listener) = (1, TcpListener::bind("127.0.0.1:0").unwrap());
@@ -234,7 +234,7 @@ mod tests {
             // The earlier sender is silent and does not close its connection.
             let _sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (mut reads, _) = listener.accept().unwrap();
-            transfers
+            exchange
                 .lock()
                 .lines
                 .insert(Line::Receive(before), LineBreaker::of(reads.try_clone().unwrap()));
@@ -242,12 +242,12 @@ mod tests {
                 scope.spawn(move || {
                     // Returns only once the connection is broken.
                     assert_eq!(reads.read(&mut [0]).unwrap_or(0), 0);
-                    transfers.lock().receiving = None;
-                    transfers.changed.notify_all();
+                    exchange.lock().receiving = None;
+                    exchange.changed.notify_all();
                 });
                 let taken = take(id, term);
                 // A test that fails must not hang.
-                transfers
+                exchange
                     .lock()
                     .lines
                     .remove(&Line::Receive(before))
@@ -255,7 +255,7 @@ mod tests {
                     .for_each(|line| line.break_line());
                 assert_eq!(taken, Ok(()), "term {term}");
             });
-            assert_eq!(transfers.lock().receiving.as_ref().map(|receiving| receiving.id), Some(id));
+            assert_eq!(exchange.lock().receiving.as_ref().map(|receiving| receiving.id), Some(id));
             before = id;
         }
     }

@@ -12,7 +12,7 @@ use d_engine_replica::{
 };
 use d_engine_storage::snapshot::{Pace as _, SnapshotArchive};
 
-use super::{LOOK_EVERY, Line, State, Transfers};
+use super::{Exchange, LOOK_EVERY, Line, State};
 use crate::threads::pace::Throttle;
 use crate::transport::{SnapshotConnection, SnapshotDialer};
 
@@ -33,7 +33,7 @@ fn no_connection(why: impl std::fmt::Display) -> Ended {
     Ended::With(SendOutcome::NoConnection(why.to_string()))
 }
 
-impl Transfers {
+impl Exchange {
     /// Makes one attempt and reports its outcome.
     pub(super) fn send_to_the_end(
         &self,
@@ -231,18 +231,18 @@ mod tests {
     /// The raft thread takes the lock for every send, receive and status: a machine that hangs must
     /// not make it wait.
     #[test]
-    fn the_lock_of_the_transfers_is_free_while_the_state_machine_is_asked() {
+    fn the_lock_of_the_exchange_is_free_while_the_state_machine_is_asked() {
         let (called, was_called) = channel();
         let (let_go, wait) = channel();
-        let mut transfers = Transfers::for_tests();
-        transfers.machine = Arc::new(Busy { called, let_go: Mutex::new(wait) });
+        let mut exchange = Exchange::for_tests();
+        exchange.machine = Arc::new(Busy { called, let_go: Mutex::new(wait) });
         let to = NodeId::new(2).unwrap();
         let order = SnapshotSendRequest { to, term: Term::new(1), at_least: LogIndex::ZERO };
-        let (attempt, _) = transfers.lock().sends.begin(transfers.clock.now(), order);
+        let (attempt, _) = exchange.lock().sends.begin(exchange.clock.now(), order);
         let is_free = std::thread::scope(|scope| {
-            scope.spawn(|| transfers.choose(attempt, order).is_ok());
+            scope.spawn(|| exchange.choose(attempt, order).is_ok());
             was_called.recv().unwrap();
-            let is_free = transfers.state.try_lock().is_ok();
+            let is_free = exchange.state.try_lock().is_ok();
             drop(let_go);
             is_free
         });

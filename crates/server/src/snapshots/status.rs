@@ -18,7 +18,7 @@ pub(crate) fn entry_id(id: LogId) -> EntryId {
 /// Returns the status of the node's snapshots.
 pub(crate) fn snapshot_status(shared: &Shared, log: &LogStats) -> SnapshotStatus {
     let list = shared.snapshots.list();
-    let (sending, receiving) = shared.transfers.status();
+    let (sending, receiving) = shared.exchange.status();
     let building = &shared.building;
     let failures = building.failures();
     let (pauses, paused) = building.pauses();

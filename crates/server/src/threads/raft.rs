@@ -96,7 +96,7 @@ pub(crate) fn raft_thread(
         // The workers finish their queues, flush, and end.
         shared.building.stop();
         shared.scrub_end.stop();
-        shared.transfers.stop();
+        shared.exchange.stop();
         log.close();
         load.close();
         apply.close();
@@ -142,7 +142,7 @@ impl PeerEvents for Shared {
     }
 
     fn snapshot(&self, from: NodeId, line: SnapshotConnection) {
-        self.transfers.receive(from, line);
+        self.exchange.receive(from, line);
     }
 
     fn refused(&self, refusal: PeerRefusal) {
@@ -452,12 +452,12 @@ impl RaftThread {
             }
         }
         for node in jobs.dropped.drain(..) {
-            self.shared.transfers.end_sends_to(node);
+            self.shared.exchange.end_sends_to(node);
         }
         for order in jobs.snapshots.drain(..) {
             let dialer =
                 transport.as_ref().and_then(|transport| transport.snapshot_dialer(order.to));
-            self.shared.transfers.send(order, dialer);
+            self.shared.exchange.send(order, dialer);
         }
         if !jobs.load.is_empty() {
             self.load.put(|work| jobs.load.drain(..).for_each(|job| work.put(job)));

@@ -11,7 +11,7 @@ use d_engine_storage::snapshot::SnapshotStore;
 use d_engine_storage::{ConfigId, Identity, Membership};
 use tokio::sync::watch;
 
-use crate::snapshots::Transfers;
+use crate::snapshots::Exchange;
 use crate::threads::building::BuildProgress;
 use crate::threads::inbox::Inbox;
 use crate::threads::read_gate::ReadGate;
@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     pub(crate) building: Arc<BuildProgress>,
     pub(crate) scrub_end: Arc<ScrubEnd>,
     /// Snapshots being sent and received.
-    pub(crate) transfers: Arc<Transfers>,
+    pub(crate) exchange: Arc<Exchange>,
     /// The apply thread's queue, for callers that request a snapshot.
     pub(crate) apply: Arc<WorkQueue<ApplyWork>>,
     /// Replies of the state machine that came too late; see [`crate::NodeStatus::late_replies`].

@@ -12,7 +12,7 @@ use d_engine_storage::snapshot::{SnapshotInfo, SnapshotStore};
 
 use crate::StartError;
 use crate::config::Snapshots;
-use crate::snapshots::Transfers;
+use crate::snapshots::Exchange;
 use crate::threads::building::{BuildProgress, SnapshotWork};
 use crate::threads::inbox::Inbox;
 use crate::threads::pace::Throttle;
@@ -28,7 +28,7 @@ pub(crate) struct SnapshotThread {
     apply: Arc<WorkQueue<ApplyWork>>,
     inbox: Arc<Inbox>,
     progress: Arc<BuildProgress>,
-    transfers: Arc<Transfers>,
+    exchange: Arc<Exchange>,
     machine: Arc<dyn StateMachine>,
     /// How often the machine is scrubbed.
     scrubs_every: Duration,
@@ -102,7 +102,7 @@ impl SnapshotThread {
             apply: shared.apply.clone(),
             inbox: shared.inbox.clone(),
             progress: shared.building.clone(),
-            transfers: shared.transfers.clone(),
+            exchange: shared.exchange.clone(),
             machine,
             scrubs_every: SCRUB_EVERY,
         }
@@ -137,7 +137,7 @@ impl SnapshotThread {
 
     /// Removes snapshots that newer ones replace, except those that are being sent.
     fn prune(&self) {
-        if let Err(error) = self.store.prune(1, &self.transfers.archives_in_use()) {
+        if let Err(error) = self.store.prune(1, &self.exchange.archives_in_use()) {
             tracing::warn!(%error, "old snapshots could not be removed");
         }
     }
@@ -187,7 +187,7 @@ mod tests {
     use super::recording::{Manner, Recording};
     use super::*;
     use crate::node::clock::Clock;
-    use crate::snapshots::TransferSettings;
+    use crate::snapshots::ExchangeSettings;
     use crate::threads::inbox::InboxLimits;
     use crate::threads::read_gate::ReadGate;
 
@@ -200,14 +200,14 @@ mod tests {
         let gate = Arc::new(ReadGate::new(clock));
         let inbox =
             Arc::new(Inbox::new(InboxLimits { proposals: 1, bytes: 1, reads: 1 }, gate.clone()));
-        let settings = TransferSettings {
+        let settings = ExchangeSettings {
             limits: SendLimits::default(),
             bytes_per_second: 0,
             len_max: u64::MAX,
         };
         let machine: Arc<dyn StateMachine> = Arc::new(machine.clone());
-        let transfers =
-            Transfers::new(store.clone(), machine.clone(), inbox.clone(), gate, clock, settings);
+        let exchange =
+            Exchange::new(store.clone(), machine.clone(), inbox.clone(), gate, clock, settings);
         SnapshotThread {
             store,
             bytes_per_second: 0,
@@ -215,7 +215,7 @@ mod tests {
             apply: Arc::new(WorkQueue::new()),
             inbox,
             progress: Arc::default(),
-            transfers: Arc::new(transfers),
+            exchange: Arc::new(exchange),
             machine,
             scrubs_every: every,
         }

@@ -18,7 +18,7 @@ use crate::config::Snapshots;
 use crate::members::view;
 use crate::node::clock::Clock;
 use crate::node::shutdown::Shutdown;
-use crate::snapshots::{TransferSettings, Transfers};
+use crate::snapshots::{Exchange, ExchangeSettings};
 use crate::threads::apply::ApplyThread;
 use crate::threads::inbox::{Inbox, InboxLimits};
 use crate::threads::raft::{RaftThread, TransportStart, known_members, raft_thread};
@@ -44,7 +44,7 @@ pub(crate) struct ThreadComponents {
     pub(crate) machine: Arc<dyn StateMachine>,
     pub(crate) snapshots: SnapshotStore,
     pub(crate) settings: Snapshots,
-    pub(crate) transfers: TransferSettings,
+    pub(crate) exchange: ExchangeSettings,
     pub(crate) intake: InboxLimits,
     pub(crate) timeout: Timeouts,
     pub(crate) runtime: Handle,
@@ -127,7 +127,7 @@ impl NodeThreads {
         let (applying, snaps) = (raft.apply.clone(), raft.snapshots.clone());
         let (loader, scrub_end) = (log.loader(), shared.scrub_end.clone());
         let (started, has_started) = oneshot::channel();
-        let ending = Shutdown::start(end_name, log.directory_locks(), shared.transfers.clone());
+        let ending = Shutdown::start(end_name, log.directory_locks(), shared.exchange.clone());
         let (ending, joins) = ending.map_err(StartError::Thread)?;
         let spawn = || -> Result<(), StartError> {
             let (inbox, counters) = (shared.inbox.clone(), shared.log_counters.clone());
@@ -160,13 +160,13 @@ fn share(components: &ThreadComponents) -> Arc<Shared> {
     let gate = Arc::new(ReadGate::new(components.clock));
     gate.set_applied(components.applied);
     let inbox = Arc::new(Inbox::new(components.intake, gate.clone()));
-    let transfers = Transfers::new(
+    let exchange = Exchange::new(
         components.snapshots.clone(),
         components.machine.clone(),
         inbox.clone(),
         gate.clone(),
         components.clock,
-        components.transfers,
+        components.exchange,
     );
     Arc::new(Shared {
         group: components.group,
@@ -177,7 +177,7 @@ fn share(components: &ThreadComponents) -> Arc<Shared> {
         max_log_bytes: components.settings.max_log_bytes,
         building: Arc::default(),
         scrub_end: Arc::default(),
-        transfers: Arc::new(transfers),
+        exchange: Arc::new(exchange),
         apply: Arc::new(WorkQueue::new()),
         log_counters: Arc::new(LogCounters::default()),
         late_replies: components.handler.late_replies(),

@@ -119,7 +119,7 @@ pub enum Rule {
     /// A snapshot is abandoned, and pruning fails, only if the disk does.
     Snapshot,
     /// An archive can be read by its sender and used by its receiver, unless a disk fails.
-    Transfer,
+    SnapshotSend,
     /// Starts that are refused for lack of space do not use more space each time.
     FullDisk,
     /// An orderly shutdown leaves no torn tail.
@@ -187,7 +187,7 @@ impl Rule {
             Self::Log => "log",
             Self::Apply => "apply",
             Self::Snapshot => "snapshot",
-            Self::Transfer => "transfer",
+            Self::SnapshotSend => "snapshot sent",
             Self::FullDisk => "full disk",
             Self::Shutdown => "shutdown",
             Self::Panic => "panic",

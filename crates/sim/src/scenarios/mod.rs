@@ -268,7 +268,7 @@ fn holds(world: &mut World, node: u64, key: &str) -> bool {
     world.node(node).running.as_ref().is_some_and(|it| it.machine.get(key.as_bytes()).is_some())
 }
 
-/// Transfers leadership from one node to another.
+/// Exchange leadership from one node to another.
 fn lead(world: &mut World, from: u64, to: u64) -> Result<(), Violation> {
     let target = Some(crate::names::node_id(to));
     world.tell(from, Event::TransferLeadership { to: target, responder: Box::new(|_| {}) })?;

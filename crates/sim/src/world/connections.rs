@@ -59,7 +59,7 @@ pub(crate) type Requested = Arc<Mutex<Vec<RequestAnswered>>>;
 
 /// All snapshot connections of a run.
 #[derive(Debug, Default)]
-pub(crate) struct Transfers {
+pub(crate) struct Exchange {
     pub(crate) last: u64,
     pub(crate) open: BTreeMap<u64, Connection>,
     pub(crate) outcomes: Outcomes,
@@ -68,7 +68,7 @@ pub(crate) struct Transfers {
     pub(crate) senders: BTreeMap<(u64, LogId), u64>,
 }
 
-impl Transfers {
+impl Exchange {
     /// The connections with this node at either end.
     pub(crate) fn of(&self, node: u64) -> Vec<u64> {
         let ends = self.open.iter().filter(|(_, it)| it.from == node || it.to == node);

@@ -144,25 +144,25 @@ pub(crate) enum SimEvent {
         node: u64,
         boot: u64,
     },
-    TransferBegin {
+    SendBegins {
         node: u64,
         boot: u64,
         attempt: SendAttempt,
         order: SnapshotSendRequest,
     },
-    TransferFrame {
+    SendFrame {
         connection: u64,
         way: Way,
         node: u64,
     },
-    TransferTimer {
+    SendTimer {
         connection: u64,
         node: u64,
     },
-    TransferBreaks {
+    SendBreaks {
         connection: u64,
     },
-    TransferEnded {
+    SendEnded {
         node: u64,
         boot: u64,
         attempt: SendAttempt,
@@ -188,8 +188,8 @@ impl SimEvent {
             | Self::ApplyBegin { node, boot }
             | Self::SnapshotBuild { node, boot }
             | Self::SnapshotBuilt { node, boot }
-            | Self::TransferEnded { node, boot, .. }
-            | Self::TransferBegin { node, boot, .. }
+            | Self::SendEnded { node, boot, .. }
+            | Self::SendBegins { node, boot, .. }
             | Self::ApplyStopped { node, boot, .. }
             | Self::ApplyDone { node, boot, .. } => Some((*node, *boot)),
             _ => None,
@@ -220,8 +220,8 @@ impl SimEvent {
             | Self::LinkWrite { node, .. }
             | Self::LinkArrive { node, .. }
             | Self::LinkPing { node, .. }
-            | Self::TransferFrame { node, .. }
-            | Self::TransferTimer { node, .. } => Some(*node),
+            | Self::SendFrame { node, .. }
+            | Self::SendTimer { node, .. } => Some(*node),
             other => other.process().map(|(node, _)| node),
         }
     }

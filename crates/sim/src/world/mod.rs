@@ -21,11 +21,11 @@ mod receives;
 pub(crate) mod refused;
 pub(crate) mod script;
 pub(crate) mod scripted;
+pub(crate) mod sends;
 pub(crate) mod snapshots;
 pub(crate) mod standing;
 pub(crate) mod starts;
 pub(crate) mod stops;
-pub(crate) mod transfers;
 pub(crate) mod turns;
 
 use std::cmp::Reverse;
@@ -45,7 +45,7 @@ use crate::prng::Prng;
 use crate::profile::Profile;
 use crate::time::{MS, SECOND};
 use crate::trace::Trace;
-use crate::world::connections::Transfers;
+use crate::world::connections::Exchange;
 use crate::world::event::{Chain, Scheduled, SimEvent};
 use crate::world::link_model::{Affected, Links};
 use crate::world::network::{Network, Packet};
@@ -77,7 +77,7 @@ pub(crate) struct World {
     /// Used only for changes of the members.
     pub(crate) member_prng: Prng,
     pub(crate) operator: Operator,
-    pub(crate) transfers: Transfers,
+    pub(crate) exchange: Exchange,
     /// The node whose newest snapshot was damaged; at most one per run.
     pub(crate) damaged: Option<u64>,
     pub(crate) trace: Trace,
@@ -125,7 +125,7 @@ impl World {
             program_prng: Prng::stream(seed, "programs of nodes"),
             member_prng: Prng::stream(seed, "changes of members"),
             operator: Operator::default(),
-            transfers: Transfers::default(),
+            exchange: Exchange::default(),
             damaged: None,
             trace,
             events: 0,
@@ -306,15 +306,13 @@ impl World {
             SimEvent::InJoint { leader, what } => self.in_joint(leader, what)?,
             SimEvent::SnapshotBuild { node, .. } => self.snapshot_build(node)?,
             SimEvent::SnapshotBuilt { node, .. } => self.snapshot_built(node),
-            SimEvent::TransferBegin { node, attempt, order, .. } => {
-                self.transfer_begin(node, attempt, order)?
+            SimEvent::SendBegins { node, attempt, order, .. } => {
+                self.send_begins(node, attempt, order)?
             }
-            SimEvent::TransferFrame { connection, way, .. } => {
-                self.transfer_frame(connection, way)?
-            }
-            SimEvent::TransferTimer { connection, .. } => self.transfer_timer(connection)?,
-            SimEvent::TransferBreaks { connection } => drop(self.close(connection)),
-            SimEvent::TransferEnded { node, attempt, .. } => self.report_end(node, attempt)?,
+            SimEvent::SendFrame { connection, way, .. } => self.send_frame(connection, way)?,
+            SimEvent::SendTimer { connection, .. } => self.send_timer(connection)?,
+            SimEvent::SendBreaks { connection } => drop(self.close(connection)),
+            SimEvent::SendEnded { node, attempt, .. } => self.report_end(node, attempt)?,
             SimEvent::Chain(chain) => self.disturb(chain)?,
             SimEvent::ClientCall { operation, node } => self.client_call(operation, node)?,
             SimEvent::ClientGivesUp(operation) => {

@@ -68,7 +68,7 @@ impl World {
             Ok(snapshot) => snapshot,
             Err(answer) => {
                 if !self.node(id).may_refuse_files() {
-                    return Rule::Transfer.broken_by(
+                    return Rule::SnapshotSend.broken_by(
                         id,
                         format_args!(
                             "node {id} cannot use the archive that it received: {answer:?}"
@@ -80,7 +80,7 @@ impl World {
             }
         };
         let last_included = snapshot.last_included;
-        let committed = self.transfers.open.get(&number).map_or(LogIndex::ZERO, |it| it.committed);
+        let committed = self.exchange.open.get(&number).map_or(LogIndex::ZERO, |it| it.committed);
         let is_stored = last_included.index > committed;
         if let Some(node) =
             self.nodes.get(usize::try_from(id - 1).unwrap_or(usize::MAX)).filter(|_| is_stored)
@@ -92,7 +92,7 @@ impl World {
             running.sent_in = snapshot.term;
         }
         self.transmit(number, Way::ToLeader, &SnapshotMessage::Installing);
-        let outcomes = self.transfers.outcomes.clone();
+        let outcomes = self.exchange.outcomes.clone();
         let responder = Box::new(move |outcome| {
             outcomes.lock().unpoisoned().push((number, outcome));
         });
@@ -101,9 +101,9 @@ impl World {
 
     /// Sends the outcomes of installs since the last call to the senders.
     pub(crate) fn take_outcomes(&mut self) {
-        let outcomes = std::mem::take(&mut *self.transfers.outcomes.lock().unpoisoned());
+        let outcomes = std::mem::take(&mut *self.exchange.outcomes.lock().unpoisoned());
         for (number, outcome) in outcomes {
-            let Some(to) = self.transfers.open.get(&number).map(|it| it.to) else { continue };
+            let Some(to) = self.exchange.open.get(&number).map(|it| it.to) else { continue };
             if let Some(running) = self.node(to).running.as_mut() {
                 running.installing = None;
                 running.receives.remove(&number);
@@ -114,7 +114,7 @@ impl World {
 
     /// Handles an offer as [`decide_offer`] decides. Returns whether it is accepted.
     fn take_place(&mut self, number: u64, id: u64) -> Result<bool, Violation> {
-        let Some((from, term)) = self.transfers.open.get(&number).map(|it| (it.from, it.term))
+        let Some((from, term)) = self.exchange.open.get(&number).map(|it| (it.from, it.term))
         else {
             return Ok(false);
         };
@@ -123,8 +123,8 @@ impl World {
             None => return Ok(false),
         };
         for before in receiving {
-            self.counts.reached(Sometimes::TransfersAtOnce);
-            let receiving = self.transfers.open.get(&before).map(|it| it.term);
+            self.counts.reached(Sometimes::ReceivesAtOnce);
+            let receiving = self.exchange.open.get(&before).map(|it| it.term);
             if let OfferDecision::Refuse(why) = decide_offer(receiving, term) {
                 let text = why.to_owned();
                 self.refuse(number, id, &SnapshotMessage::Refused { refusal: Refusal::Busy, text });
@@ -137,7 +137,7 @@ impl World {
             (running.snapshots.clone(), running.replica.core().log().committed);
         let receiver = SnapshotReceiver::new(store, node_id(from), ARCHIVE_BYTES_MAX, committed);
         running.receives.insert(number, receiver);
-        if let Some(connection) = self.transfers.open.get_mut(&number) {
+        if let Some(connection) = self.exchange.open.get_mut(&number) {
             connection.committed = committed;
         }
         Ok(true)

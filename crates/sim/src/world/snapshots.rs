@@ -69,7 +69,7 @@ impl World {
             return;
         }
         let id = self.snapshot_prng.between(1, self.profile.nodes);
-        let answers = self.transfers.requested.clone();
+        let answers = self.exchange.requested.clone();
         let node = self.node(id);
         let boot = node.boot;
         if let Some(running) = node.running.as_mut() {
@@ -88,7 +88,7 @@ impl World {
     /// Checks the answers to requests for snapshots: a snapshot is durable and includes what was
     /// applied before its request.
     pub(crate) fn take_requested(&mut self) -> Result<(), Violation> {
-        let answered = std::mem::take(&mut *self.transfers.requested.lock().unpoisoned());
+        let answered = std::mem::take(&mut *self.exchange.requested.lock().unpoisoned());
         for RequestAnswered { node: id, boot, applied, answer } in answered {
             let Ok(info) = answer else { continue };
             let last_included = info.last_included();
@@ -240,7 +240,7 @@ impl World {
         let lacks_room = disk.full || disk.free_bytes.is_some_and(|free| free < mark);
         match held {
             Some(_) if is_bounded || lacks_room => {
-                self.counts.reached(Sometimes::PurgedDuringTransfer);
+                self.counts.reached(Sometimes::PurgedDuringSend);
                 Ok(())
             }
             Some(to) => Rule::NoPurgeDuringSend.broken_by(
@@ -293,7 +293,7 @@ impl World {
                 self.break_replaced(id, boot, before);
             }
             let delay = MS + self.snapshot_prng.tail(20 * MS);
-            let begin = SimEvent::TransferBegin { node: id, boot, attempt, order };
+            let begin = SimEvent::SendBegins { node: id, boot, attempt, order };
             self.after(delay, begin);
         }
     }

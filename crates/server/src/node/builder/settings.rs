@@ -6,14 +6,14 @@ use d_engine_core::CoreConfig;
 use d_engine_replica::{ReplicaConfig, SendLimits};
 
 use super::Node;
-use crate::snapshots::TransferSettings;
+use crate::snapshots::ExchangeSettings;
 
 impl Node {
-    pub(super) fn transfer_settings(&self) -> TransferSettings {
+    pub(super) fn exchange_settings(&self) -> ExchangeSettings {
         let settings = &self.config.snapshots;
-        TransferSettings {
+        ExchangeSettings {
             limits: SendLimits {
-                silence: Duration::from_millis(settings.transfer_timeout_ms),
+                silence: Duration::from_millis(settings.peer_timeout_ms),
                 apply: Duration::from_millis(settings.apply_timeout_ms),
                 ..SendLimits::default()
             },

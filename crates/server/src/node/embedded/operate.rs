@@ -11,7 +11,7 @@ use super::EmbeddedEngine;
 use crate::SnapshotRequestError;
 
 impl EmbeddedEngine {
-    /// Transfers leadership to node `to`, or to the voter whose log is most advanced. Call it on
+    /// Exchange leadership to node `to`, or to the voter whose log is most advanced. Call it on
     /// the leader. Returns the id of the new leader once it leads. Meanwhile, commands fail with
     /// [`ProposeError::TransferInProgress`](crate::ProposeError::TransferInProgress).
     ///

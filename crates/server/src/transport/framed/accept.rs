@@ -115,12 +115,12 @@ async fn serve(
             }
             Err(error) => error.into(),
         },
-        Ok(Ok(Accepted::Messages(hello))) => {
+        Ok(Ok(Accepted::Messages(greeting))) => {
             reader.allow(shared.settings.max_frame_bytes);
             let (from, replaced) =
-                (hello.from, shared.connected.take_place(hello.from, hello.start));
+                (greeting.from, shared.connected.take_place(greeting.from, greeting.start));
             // The peer may have been removed since it was judged; from here on it is expelled then.
-            match shared.events.admission().judge(from, hello.incarnation, hello.config) {
+            match shared.events.admission().judge(from, greeting.incarnation, greeting.config) {
                 Admitted::Member => shared.greeted.notify_waiters(),
                 Admitted::Provisional => {}
                 _ => return,
@@ -162,19 +162,19 @@ async fn handshake(
         stream.write_all(&wire::preamble()).await?;
     }
     checked?;
-    let hello = read_frame(stream, reader).await?;
+    let greeting = read_frame(stream, reader).await?;
     let own = &shared.identity;
     let mut knows_cluster = false;
-    let checked = match decode_handshake(&hello) {
+    let checked = match decode_handshake(&greeting) {
         Err(error) => Err(refuse_greeting(error)),
         Ok(Caller::Inquirer(inquiry)) => {
             knows_cluster = inquiry.cluster == Some(own.cluster);
             check_inquiry(inquiry, own)
         }
-        Ok(Caller::Peer(hello)) => {
-            knows_cluster = hello.cluster == own.cluster;
-            let node = hello.from;
-            check(hello, shared).inspect_err(|refused| {
+        Ok(Caller::Peer(greeting)) => {
+            knows_cluster = greeting.cluster == own.cluster;
+            let node = greeting.from;
+            check(greeting, shared).inspect_err(|refused| {
                 let (kind, text) = (refused.kind, refused.text.clone());
                 shared.events.refused(PeerRefusal { node, by_peer: false, kind, text });
             })
@@ -233,18 +233,18 @@ fn refuse_greeting(error: GreetingError) -> Unwelcome {
     }
 }
 
-fn check(hello: Box<Greeting>, shared: &Shared) -> Result<Accepted, Unwelcome> {
+fn check(greeting: Box<Greeting>, shared: &Shared) -> Result<Accepted, Unwelcome> {
     let admission = shared.events.admission();
-    check_addressee(&hello, &shared.identity)?;
-    check_agreement(&hello, &shared.identity, &admission)?;
-    admit(&hello, shared, &admission)?;
-    if !hello.peer_addr.is_empty() {
-        let (peer_addr, client_addr) = (hello.peer_addr.clone(), hello.client_addr.clone());
-        shared.events.advertised(hello.from, peer_addr, client_addr);
+    check_addressee(&greeting, &shared.identity)?;
+    check_agreement(&greeting, &shared.identity, &admission)?;
+    admit(&greeting, shared, &admission)?;
+    if !greeting.peer_addr.is_empty() {
+        let (peer_addr, client_addr) = (greeting.peer_addr.clone(), greeting.client_addr.clone());
+        shared.events.advertised(greeting.from, peer_addr, client_addr);
     }
-    match hello.purpose {
-        Purpose::Messages => Ok(Accepted::Messages(hello)),
-        Purpose::Snapshot => Ok(Accepted::Snapshot(hello.from)),
+    match greeting.purpose {
+        Purpose::Messages => Ok(Accepted::Messages(greeting)),
+        Purpose::Snapshot => Ok(Accepted::Snapshot(greeting.from)),
         Purpose::Ask | Purpose::Probe => {
             let text = "a peer's connection carries messages or a snapshot".to_owned();
             Err(unwelcome(Refusal::Malformed, RefusalKind::MalformedFrame, text))
@@ -323,24 +323,28 @@ async fn answer_question(
 }
 
 /// Refuses a peer that means another cluster, group or node.
-fn check_addressee(hello: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
+fn check_addressee(greeting: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
-    if hello.cluster != own.cluster {
+    if greeting.cluster != own.cluster {
         // It is not named to strangers: with it, a node of another machine may join.
         let text = format!(
             "node {} belongs to cluster {}, node {} to another one; compare their `cluster_id`",
-            hello.from, hello.cluster, own.node
+            greeting.from, greeting.cluster, own.node
         );
         return refuse(Refusal::OtherCluster, RefusalKind::OtherCluster, text);
     }
-    if hello.group != own.group {
-        let text =
-            format!("node {} is in group {}, this node in {}", hello.from, hello.group, own.group);
+    if greeting.group != own.group {
+        let text = format!(
+            "node {} is in group {}, this node in {}",
+            greeting.from, greeting.group, own.group
+        );
         return refuse(Refusal::OtherGroup, RefusalKind::OtherGroup, text);
     }
-    if hello.to != own.node || hello.from == own.node {
-        let text =
-            format!("node {} dialled node {}; this is node {}", hello.from, hello.to, own.node);
+    if greeting.to != own.node || greeting.from == own.node {
+        let text = format!(
+            "node {} dialled node {}; this is node {}",
+            greeting.from, greeting.to, own.node
+        );
         return refuse(Refusal::NotTheExpectedNode, RefusalKind::NotTheExpectedNode, text);
     }
     Ok(())
@@ -349,31 +353,31 @@ fn check_addressee(hello: &Greeting, own: &TransportIdentity) -> Result<(), Unwe
 /// Refuses a peer that was given other members at the cluster's birth, or runs another state
 /// machine. Later configurations have names, so they are not compared.
 fn check_agreement(
-    hello: &Greeting,
+    greeting: &Greeting,
     own: &TransportIdentity,
     admission: &Admission,
 ) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
     let birth = ConfigId::default();
-    let are_new = hello.config == birth && admission.in_force() == birth;
+    let are_new = greeting.config == birth && admission.in_force() == birth;
     let members: Vec<u64> = admission.members().collect();
-    if are_new && hello.members != members {
+    if are_new && greeting.members != members {
         let text = format!(
             "node {} knows the members {}, node {} knows {}: give every node of a cluster the same \
              `members`",
-            hello.from,
-            list(&hello.members),
+            greeting.from,
+            list(&greeting.members),
             own.node,
             list(&members)
         );
         return refuse(Refusal::OtherMembers, RefusalKind::OtherMembers, text);
     }
-    let (theirs, ours) = (&hello.state_machine, &own.state_machine);
+    let (theirs, ours) = (&greeting.state_machine, &own.state_machine);
     if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
         let text = format!(
             "node {} runs the state machine {theirs:?}, node {} runs {ours:?}: all nodes of a \
              cluster must run the same one",
-            hello.from, own.node
+            greeting.from, own.node
         );
         return refuse(Refusal::OtherStateMachine, RefusalKind::OtherStateMachine, text);
     }
@@ -381,46 +385,48 @@ fn check_agreement(
 }
 
 /// Refuses a node that is no member, has another data directory, or runs twice.
-fn admit(hello: &Greeting, shared: &Shared, admission: &Admission) -> Result<(), Unwelcome> {
+fn admit(greeting: &Greeting, shared: &Shared, admission: &Admission) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
-    let judged = admission.judge(hello.from, hello.incarnation, hello.config);
+    let judged = admission.judge(greeting.from, greeting.incarnation, greeting.config);
     match judged {
         Admitted::Member | Admitted::Provisional
-            if shared.connected.is_replaced(hello.from, hello.start) =>
+            if shared.connected.is_replaced(greeting.from, greeting.start) =>
         {
             let text = format!(
                 "node {} runs twice: another process with its data directory, or a copy of it, has \
                  replaced it; stop one of them",
-                hello.from
+                greeting.from
             );
             refuse(Refusal::RunsTwice, RefusalKind::RunsTwice, text)
         }
         Admitted::Member => Ok(()),
-        Admitted::Provisional if shared.events.provisional(hello.from, hello.peer_addr.clone()) => {
+        Admitted::Provisional
+            if shared.events.provisional(greeting.from, greeting.peer_addr.clone()) =>
+        {
             Ok(())
         }
         Admitted::Provisional => {
             let text = format!(
                 "node {} is not a member that node {} knows, and it names no address or too many \
                  such nodes are connected; it may dial again",
-                hello.from, shared.identity.node
+                greeting.from, shared.identity.node
             );
             refuse(Refusal::UnknownNode, RefusalKind::UnknownNode, text)
         }
         Admitted::Removed { by } => {
-            let text = format!("node {} was removed by configuration {by}", hello.from);
+            let text = format!("node {} was removed by configuration {by}", greeting.from);
             let refused = unwelcome(Refusal::Removed, RefusalKind::Removed, text);
             Err(Unwelcome { removed_by: Some(by), ..refused })
         }
         Admitted::Unknown => {
             let text = format!(
                 "node {} is not a member of the cluster that node {} knows",
-                hello.from, shared.identity.node
+                greeting.from, shared.identity.node
             );
             refuse(Refusal::UnknownNode, RefusalKind::UnknownNode, text)
         }
         Admitted::OtherIncarnation { bound } => {
-            let text = other_incarnation(hello.from, hello.incarnation, bound);
+            let text = other_incarnation(greeting.from, greeting.incarnation, bound);
             refuse(Refusal::OtherIncarnation, RefusalKind::OtherIncarnation, text)
         }
     }

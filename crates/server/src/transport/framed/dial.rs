@@ -114,7 +114,7 @@ async fn connect(
     let mut stream = open(shared, peer, address).await?;
     stream.set_nodelay(true)?;
     let (own, admission) = (&shared.identity, shared.events.admission());
-    let hello = encode_handshake(&Greeting {
+    let greeting = encode_handshake(&Greeting {
         cluster: own.cluster,
         group: own.group,
         from: own.node,
@@ -128,7 +128,9 @@ async fn connect(
         peer_addr: own.peer_addr.clone(),
         client_addr: own.client_addr.clone(),
     });
-    stream.write_all(&[&wire::preamble()[..], &wire::header(&[&hello]), &hello].concat()).await?;
+    stream
+        .write_all(&[&wire::preamble()[..], &wire::header(&[&greeting]), &greeting].concat())
+        .await?;
     let mut theirs = [0; wire::PREAMBLE_BYTES];
     stream.read_exact(&mut theirs).await?;
     wire::check_preamble(theirs)?;

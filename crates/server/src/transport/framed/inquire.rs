@@ -148,10 +148,10 @@ async fn answer_probe(mut stream: TcpStream, incarnation: Incarnation) -> io::Re
     }
     stream.write_all(&wire::preamble()).await?;
     let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
-    let Ok(hello) = read_frame(&mut stream, &mut reader).await else { return Ok(()) };
+    let Ok(greeting) = read_frame(&mut stream, &mut reader).await else { return Ok(()) };
     let mut reply =
         HandshakeReply { protocol_version: PROTOCOL_VERSION, ..HandshakeReply::default() };
-    match decode_handshake(&hello) {
+    match decode_handshake(&greeting) {
         Ok(Caller::Inquirer(inquiry)) if inquiry.wants == InquiryPurpose::Probe => {
             reply.incarnation = Bytes::copy_from_slice(&incarnation.0);
         }

@@ -303,8 +303,8 @@ async fn stranger(node: &Node, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-fn opening(hello: &[u8]) -> Vec<u8> {
-    [&wire::preamble()[..], &framed(hello)].concat()
+fn opening(greeting: &[u8]) -> Vec<u8> {
+    [&wire::preamble()[..], &framed(greeting)].concat()
 }
 
 /// The preamble and the reply that the dialled node sent.

@@ -31,8 +31,8 @@ fn from(id: u64, config: ConfigId) -> Greeting {
 #[tokio::test]
 async fn a_removed_node_is_told_which_configuration_has_removed_it() {
     let one = without_five().await;
-    let hello = from(7, ConfigId::default());
-    let mut stream = stranger(&one, &opening(&encode_handshake(&hello))).await;
+    let greeting = from(7, ConfigId::default());
+    let mut stream = stranger(&one, &opening(&encode_handshake(&greeting))).await;
     let told = reply(&mut stream).await;
     assert_eq!(told.refusal(), Refusal::Removed);
     assert_eq!(told.refusal_text, "node 7 was removed by configuration 3.1");

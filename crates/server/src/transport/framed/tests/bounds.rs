@@ -69,14 +69,14 @@ async fn a_peer_that_leaves_pings_unanswered_is_given_up() {
     };
     stream.write_all(&opening(&reply.encode_to_vec())).await.unwrap();
     one.up().await;
-    let hello = Greeting {
+    let greeting = Greeting {
         from: n(1),
         to: n(2),
         incarnation: directory(1),
         peer_addr: "node-1:1".to_owned(),
         ..greeting()
     };
-    let expected = [opening(&encode_handshake(&hello)), framed(b""), framed(b"")].concat();
+    let expected = [opening(&encode_handshake(&greeting)), framed(b""), framed(b"")].concat();
     let mut pinged = vec![0; expected.len()];
     within(stream.read_exact(&mut pinged)).await.unwrap();
     assert_eq!(pinged, expected, "the handshake, and pings on an idle connection");

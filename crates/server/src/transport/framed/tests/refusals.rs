@@ -6,9 +6,9 @@ use super::*;
 
 /// A handshake that no program sends.
 fn changed(change: fn(&mut Handshake)) -> Bytes {
-    let mut hello = Handshake::decode(encode_handshake(&greeting())).unwrap();
-    change(&mut hello);
-    Bytes::from(hello.encode_to_vec())
+    let mut greeting = Handshake::decode(encode_handshake(&greeting())).unwrap();
+    change(&mut greeting);
+    Bytes::from(greeting.encode_to_vec())
 }
 
 /// Greetings that are refused, how they are refused on both sides, and the text.
@@ -57,13 +57,13 @@ fn strangers() -> Vec<(Bytes, Refusal, RefusalKind, &'static str)> {
             "node 2 runs the state machine \"example/queue\", node 1 runs \"example/bank\": all nodes of a cluster must run the same one",
         ),
         (
-            changed(|hello| hello.protocol_version = 9),
+            changed(|greeting| greeting.protocol_version = 9),
             Refusal::ProtocolVersion,
             RefusalKind::ProtocolVersion,
             "the peer has protocol version 9, this node has 2",
         ),
         (
-            changed(|hello| hello.from_node = 0),
+            changed(|greeting| greeting.from_node = 0),
             Refusal::Malformed,
             RefusalKind::MalformedFrame,
             "the field `from_node` of the handshake is invalid",
@@ -74,8 +74,8 @@ fn strangers() -> Vec<(Bytes, Refusal, RefusalKind, &'static str)> {
 #[tokio::test]
 async fn a_stranger_is_told_why_it_is_refused() {
     let mut one = Node::start(1).await;
-    for (hello, refusal, kind, text) in strangers() {
-        let mut stream = stranger(&one, &opening(&hello)).await;
+    for (greeting, refusal, kind, text) in strangers() {
+        let mut stream = stranger(&one, &opening(&greeting)).await;
         let reply = reply(&mut stream).await;
         assert_eq!((reply.refusal(), reply.refusal_text.as_str()), (refusal, text));
         assert_eq!(reply.incarnation.len(), 0, "a stranger learns nothing about the directory");
@@ -221,8 +221,8 @@ async fn frames_that_come_with_the_handshake_are_not_lost() {
 async fn a_node_that_runs_twice_is_told_so_and_the_other_stays_connected() {
     let mut one = Node::start(1).await;
     let mut first = accepted_stranger(&one).await;
-    let hello = |start| opening(&encode_handshake(&Greeting { start, ..greeting() }));
-    let mut second = stranger(&one, &hello(8)).await;
+    let greeting = |start| opening(&encode_handshake(&Greeting { start, ..greeting() }));
+    let mut second = stranger(&one, &greeting(8)).await;
     assert_eq!(
         reply(&mut second).await.refusal(),
         Refusal::None,
@@ -230,7 +230,7 @@ async fn a_node_that_runs_twice_is_told_so_and_the_other_stays_connected() {
     );
     assert!(is_closed(&mut first).await);
     // The first process dials again.
-    let mut again = stranger(&one, &hello(7)).await;
+    let mut again = stranger(&one, &greeting(7)).await;
     let refused = reply(&mut again).await;
     assert_eq!(refused.refusal(), Refusal::RunsTwice);
     assert!(refused.refusal_text.starts_with("node 2 runs twice"), "{}", refused.refusal_text);
@@ -241,7 +241,7 @@ async fn a_node_that_runs_twice_is_told_so_and_the_other_stays_connected() {
     drop(second);
     within(async {
         loop {
-            let mut again = stranger(&one, &hello(7)).await;
+            let mut again = stranger(&one, &greeting(7)).await;
             if reply(&mut again).await.refusal() == Refusal::None {
                 return;
             }

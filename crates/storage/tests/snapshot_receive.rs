@@ -67,7 +67,7 @@ fn a_snapshot_arrives_whole_whatever_the_pieces() {
 }
 
 #[test]
-fn a_transfer_goes_on_where_it_was_cut_even_with_another_sender() {
+fn receiving_goes_on_where_it_was_cut_even_with_another_sender() {
     let archive = sent((2, 9));
     for cut in (0..archive.len()).step_by(37) {
         let fs = SimFs::new();
@@ -92,7 +92,7 @@ fn a_transfer_goes_on_where_it_was_cut_even_with_another_sender() {
 
 /// After a power cut everything that verifies is kept, and nothing else is used.
 #[test]
-fn a_transfer_goes_on_after_a_power_cut() {
+fn receiving_goes_on_after_a_power_cut() {
     let archive = sent((2, 9));
     let mut kept = 0;
     for seed in 0..200_u64 {
@@ -153,7 +153,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 
 /// FAULTS row 35: an incomplete archive is never taken for a snapshot.
 #[test]
-fn an_unfinished_transfer_is_no_snapshot() {
+fn what_was_received_in_part_is_no_snapshot() {
     let archive = sent((2, 9));
     let fs = SimFs::new();
     let (store, _) = open(&fs);
@@ -293,7 +293,7 @@ fn two_senders_at_once_do_not_mix() {
 
 /// FAULTS row 33: what a failed sync leaves readable may be lost with the next power cut.
 #[test]
-fn after_a_failed_sync_nothing_of_the_transfer_is_kept() {
+fn after_a_failed_sync_nothing_received_is_kept() {
     let archive = sent((2, 9));
     for op in [FsOp::SyncData, FsOp::SyncAll] {
         let fs = SimFs::new();
@@ -346,7 +346,7 @@ fn a_good_snapshot_takes_the_place_of_a_damaged_one_with_the_same_last_included_
 }
 
 #[test]
-fn what_was_received_of_a_transfer_that_nobody_will_finish_is_pruned() {
+fn what_was_received_and_nobody_will_finish_is_pruned() {
     let archive = sent((2, 9));
     let fs = SimFs::new();
     let (store, _) = open(&fs);

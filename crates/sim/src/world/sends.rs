@@ -24,7 +24,7 @@ use crate::world::event::SimEvent;
 impl World {
     /// An attempt to send a snapshot begins: the leader chooses an archive, connects to the
     /// follower and offers it.
-    pub(crate) fn transfer_begin(
+    pub(crate) fn send_begins(
         &mut self,
         id: u64,
         attempt: SendAttempt,
@@ -51,8 +51,8 @@ impl World {
             silence: Duration::from_millis(8_000),
             apply: Duration::from_millis(20_000),
         };
-        let number = self.transfers.last + 1;
-        self.transfers.last = number;
+        let number = self.exchange.last + 1;
+        self.exchange.last = number;
         let to_life = self.node(to).boot;
         let lanes = [Way::ToFollower, Way::ToLeader].map(|way| (way, Lane::default()));
         let connection = Connection {
@@ -66,12 +66,12 @@ impl World {
             committed: LogIndex::ZERO,
             lanes: BTreeMap::from(lanes),
         };
-        self.transfers.open.insert(number, connection);
+        self.exchange.open.insert(number, connection);
         if let Some(running) = self.node(id).running.as_mut() {
             let sender = SnapshotSender::new(archive, order.term, limits, clock);
             running.sends.insert(number, sender);
         }
-        self.after(SECOND, SimEvent::TransferTimer { connection: number, node: id });
+        self.after(SECOND, SimEvent::SendTimer { connection: number, node: id });
         self.pump(number)
     }
 
@@ -100,7 +100,7 @@ impl World {
         }
         let is_explained = self.node(id).may_refuse_files() || self.damaged == Some(id);
         if let Some(error) = unusable.first().filter(|_| !is_explained) {
-            return Rule::Transfer
+            return Rule::SnapshotSend
                 .broken_by(id, format_args!("node {id} cannot read its own snapshot: {error}"));
         }
         let outcome = match choice {
@@ -138,7 +138,7 @@ impl World {
         match nanos(after.wait) / self.profile.snapshots.send_waits_divided_by.max(1) {
             0 => self.report_end(id, attempt),
             wait => {
-                self.after(wait, SimEvent::TransferEnded { node: id, boot, attempt });
+                self.after(wait, SimEvent::SendEnded { node: id, boot, attempt });
                 Ok(())
             }
         }
@@ -156,13 +156,13 @@ impl World {
     /// follower notices a little later.
     pub(crate) fn break_replaced(&mut self, id: u64, boot: u64, attempt: SendAttempt) {
         let is_its = |it: &&Connection| (it.from, it.from_life, it.attempt) == (id, boot, attempt);
-        let numbers = self.transfers.open.iter().filter(|(_, it)| is_its(it));
+        let numbers = self.exchange.open.iter().filter(|(_, it)| is_its(it));
         for number in numbers.map(|(number, _)| *number).collect::<Vec<_>>() {
             if let Some(running) = self.node(id).running.as_mut() {
                 running.sends.remove(&number);
             }
             let delay = self.snapshot_prng.tail(50 * MS);
-            self.after(delay, SimEvent::TransferBreaks { connection: number });
+            self.after(delay, SimEvent::SendBreaks { connection: number });
         }
     }
 
@@ -173,7 +173,7 @@ impl World {
     /// Sends all messages that the sender has ready now.
     fn pump(&mut self, number: u64) -> Result<(), Violation> {
         loop {
-            let Some(from) = self.transfers.open.get(&number).map(|it| it.from) else {
+            let Some(from) = self.exchange.open.get(&number).map(|it| it.from) else {
                 return Ok(());
             };
             let sender = self.node(from).running.as_mut().and_then(|it| it.sends.get_mut(&number));
@@ -193,7 +193,7 @@ impl World {
             return Ok(());
         }
         if !self.node(id).may_refuse_files() {
-            return Rule::Transfer
+            return Rule::SnapshotSend
                 .broken_by(id, format_args!("node {id} cannot read its own snapshot: {failure}"));
         }
         self.end_send(number, SendOutcome::Failed(failure))
@@ -207,19 +207,19 @@ impl World {
             false => profile.delay_base + self.snapshot_prng.tail(profile.delay_tail),
         };
         let (now, frame) = (self.now, encode_snapshot_frame(message));
-        let Some(connection) = self.transfers.open.get_mut(&number) else { return };
+        let Some(connection) = self.exchange.open.get_mut(&number) else { return };
         let node = if way == Way::ToFollower { connection.to } else { connection.from };
         let lane = connection.lanes.entry(way).or_default();
         lane.free_at = lane.free_at.max(now) + frame.len() as u64 * SECOND / speed.max(1);
         lane.latest = lane.latest.max(lane.free_at + delay);
         lane.frames.push_back(frame);
         let at = lane.latest;
-        self.after(at - now, SimEvent::TransferFrame { connection: number, way, node });
+        self.after(at - now, SimEvent::SendFrame { connection: number, way, node });
     }
 
     /// The next frame of a connection has arrived.
-    pub(crate) fn transfer_frame(&mut self, number: u64, way: Way) -> Result<(), Violation> {
-        let Some(connection) = self.transfers.open.get_mut(&number) else { return Ok(()) };
+    pub(crate) fn send_frame(&mut self, number: u64, way: Way) -> Result<(), Violation> {
+        let Some(connection) = self.exchange.open.get_mut(&number) else { return Ok(()) };
         let (from, to) = (connection.from, connection.to);
         let frame = connection.lanes.entry(way).or_default().frames.pop_front();
         let Some(frame) = frame else { return Ok(()) };
@@ -233,7 +233,7 @@ impl World {
         let (now, arrow) = (self.now, if way == Way::ToFollower { "->" } else { "<-" });
         self.trace.note(now, format_args!("{from} {arrow} {to} {}", Shown(&message)));
         if !self.connected(from, to) || self.is_cut(number, &message) {
-            self.counts.fault(Fault::TransferCut);
+            self.counts.fault(Fault::SendCut);
             return self.break_off(number);
         }
         match way {
@@ -243,7 +243,7 @@ impl World {
     }
 
     fn is_cut(&mut self, number: u64, message: &SnapshotMessage) -> bool {
-        let from = self.transfers.open.get(&number).map_or(0, |it| it.from);
+        let from = self.exchange.open.get(&number).map_or(0, |it| it.from);
         let sender = self.node(from).running.as_ref().and_then(|it| it.sends.get(&number));
         let len = sender.map_or(0, |sender| sender.archive().len());
         let is_last = matches!(message, SnapshotMessage::Piece { offset, bytes, .. }
@@ -257,7 +257,7 @@ impl World {
             return false;
         }
         if is_last && at_end {
-            self.counts.reached(Sometimes::TransferCutAtEnd);
+            self.counts.reached(Sometimes::SendCutAtEnd);
             return true;
         }
         any
@@ -278,16 +278,16 @@ impl World {
         let heard = sender.on_message(clock, message);
         let (applied, resumed) = (sender.is_applied(), is_accept && sender.resumed_at() > 0);
         let Some((to, last_included)) =
-            self.transfers.open.get(&number).map(|it| (it.to, it.last_included))
+            self.exchange.open.get(&number).map(|it| (it.to, it.last_included))
         else {
             return Ok(());
         };
         if is_accept {
-            let sender = self.transfers.senders.insert((to, last_included), id);
+            let sender = self.exchange.senders.insert((to, last_included), id);
             if resumed {
-                self.counts.reached(Sometimes::TransferResumed);
+                self.counts.reached(Sometimes::SendResumed);
                 if sender.is_some_and(|sender| sender != id) {
-                    self.counts.reached(Sometimes::TransferResumedByAnother);
+                    self.counts.reached(Sometimes::SendResumedByAnother);
                 }
             }
         }
@@ -305,9 +305,9 @@ impl World {
     }
 
     /// Checks whether a sender has waited too long.
-    pub(crate) fn transfer_timer(&mut self, number: u64) -> Result<(), Violation> {
+    pub(crate) fn send_timer(&mut self, number: u64) -> Result<(), Violation> {
         let now = self.now;
-        let Some(from) = self.transfers.open.get(&number).map(|it| it.from) else { return Ok(()) };
+        let Some(from) = self.exchange.open.get(&number).map(|it| it.from) else { return Ok(()) };
         let node = self.node(from);
         let clock = node.clock(now);
         let sender = node.running.as_ref().and_then(|it| it.sends.get(&number));
@@ -316,14 +316,14 @@ impl World {
             return self.end_send(number, SendOutcome::Failed(failure));
         }
         self.send_moved(number, from)?;
-        self.after(SECOND, SimEvent::TransferTimer { connection: number, node: from });
+        self.after(SECOND, SimEvent::SendTimer { connection: number, node: from });
         Ok(())
     }
 
     /// Passes the follower's progress on.
     fn send_moved(&mut self, number: u64, id: u64) -> Result<(), Violation> {
         let now = self.now;
-        let Some(attempt) = self.transfers.open.get(&number).map(|it| it.attempt) else {
+        let Some(attempt) = self.exchange.open.get(&number).map(|it| it.attempt) else {
             return Ok(());
         };
         let node = self.node(id);
@@ -336,7 +336,7 @@ impl World {
 
     /// Ends a connection. Returns the sender, its boot, and the attempt.
     pub(crate) fn close(&mut self, number: u64) -> Option<(u64, u64, SendAttempt)> {
-        let connection = self.transfers.open.remove(&number)?;
+        let connection = self.exchange.open.remove(&number)?;
         let Connection { from, from_life, to, to_life, attempt, .. } = connection;
         for (id, boot) in [(from, from_life), (to, to_life)] {
             let node = self.node(id);
@@ -368,7 +368,7 @@ impl World {
 
     /// Breaks all connections of a process that has ended.
     pub(crate) fn break_off_all(&mut self, node: u64) {
-        for number in self.transfers.of(node) {
+        for number in self.exchange.of(node) {
             self.break_off(number).ok();
         }
     }
