@@ -19,6 +19,11 @@ pub struct NodeStatus {
     pub node: u64,
     /// The cluster's id, 16 bytes.
     pub cluster_id: Vec<u8>,
+    /// The Raft group; 1 as long as a node runs one group.
+    pub group: u64,
+    /// The id of the node's data directory, 16 bytes. A node with an emptied directory has a new
+    /// one.
+    pub incarnation: Vec<u8>,
     /// Its role.
     pub role: NodeRole,
     /// Its term.

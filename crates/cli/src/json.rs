@@ -23,13 +23,15 @@ pub(crate) fn absent(key: &[u8]) -> String {
     Value::Object(line).to_string()
 }
 
+/// Formats bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn put(line: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => line.insert(name.to_owned(), text.into()),
-        Err(_) => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            line.insert(format!("{name}_hex"), hex.into())
-        }
+        Err(_) => line.insert(format!("{name}_hex"), hex(bytes).into()),
     };
 }
 

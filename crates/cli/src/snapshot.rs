@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::args::SnapshotArgs;
 use crate::exit::{Exit, Failure, note, say};
+use crate::json::hex;
 use crate::progress::waiting;
 use crate::signals::StopSignals;
 use crate::status::ask_everybody;
@@ -127,7 +128,7 @@ fn row(node: Option<u64>, address: String, taken: Result<TakenSnapshot, String>)
         index: taken.as_ref().map(|taken| taken.index),
         term: taken.as_ref().map(|taken| taken.term),
         bytes: taken.as_ref().map(|taken| taken.bytes),
-        sha256: taken.map(|taken| taken.sha256.iter().map(|byte| format!("{byte:02x}")).collect()),
+        sha256: taken.map(|taken| hex(&taken.sha256)),
         reason,
     }
 }

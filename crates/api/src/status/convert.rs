@@ -15,6 +15,8 @@ impl From<NodeStatus> for StatusReply {
         let NodeStatus {
             node,
             cluster_id,
+            group,
+            incarnation,
             role,
             term,
             leader,
@@ -47,6 +49,8 @@ impl From<NodeStatus> for StatusReply {
         Self {
             node,
             cluster_id: cluster_id.into(),
+            group,
+            incarnation: incarnation.into(),
             role: Role::from(role).into(),
             term,
             leader: leader.unwrap_or(0),
@@ -85,6 +89,8 @@ impl From<StatusReply> for NodeStatus {
         let StatusReply {
             node,
             cluster_id,
+            group,
+            incarnation,
             role,
             term,
             leader,
@@ -117,6 +123,8 @@ impl From<StatusReply> for NodeStatus {
         Self {
             node,
             cluster_id: cluster_id.to_vec(),
+            group,
+            incarnation: incarnation.to_vec(),
             role: Role::try_from(role).unwrap_or_default().into(),
             term,
             leader: some_number(leader),
@@ -343,6 +351,8 @@ mod tests {
         NodeStatus {
             node: 1,
             cluster_id: vec![7; 16],
+            group: 73,
+            incarnation: vec![74; 16],
             role: NodeRole::Leader,
             term: 2,
             leader: Some(3),

@@ -17,6 +17,7 @@ use d_engine_server::Config;
 pub(crate) use self::node::{Ended, Node};
 pub(crate) use self::ports::Ports;
 use crate::exit::Failure;
+use crate::json::hex;
 
 /// How long a node may take to become ready, or to catch up with the leader.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -102,7 +103,7 @@ impl Cluster {
         getrandom::fill(&mut cluster_id).map_err(|error| {
             Failure::failed(format!("the system's random number source failed: {error}"))
         })?;
-        let cluster_id: String = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let cluster_id = hex(&cluster_id);
         // Held until every config is written, so that no port is assigned twice.
         let held: Vec<(TcpListener, TcpListener)> = ports::reserve(count, ports)?;
         let address = |listener: &TcpListener| {

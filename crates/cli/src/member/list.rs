@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::args::MemberListArgs;
 use crate::exit::{Failure, note, say};
+use crate::json::hex;
 use crate::status::ask_all;
 
 /// How long a member is silent before it counts as one that does not answer. A leader hears from
@@ -96,7 +97,7 @@ impl Report {
         }
         let voters = rows.iter().filter(|row| row.votes).count();
         Ok(Self {
-            cluster_id: members.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            cluster_id: hex(&members.cluster_id),
             configuration: members.config.to_string(),
             committed: members.is_committed,
             leader: members.leader,

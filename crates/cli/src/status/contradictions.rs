@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use d_engine_client::{ConfigId, NodeRole, NodeStatus};
 
 use super::answers::Answers;
+use crate::json::hex;
 
 /// Returns one sentence per contradiction.
 pub(super) fn contradictions(answers: &Answers) -> Vec<String> {
@@ -51,7 +52,7 @@ impl Says {
         let works = status.stopped.is_none();
         Self {
             node: status.node,
-            cluster: status.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            cluster: hex(&status.cluster_id),
             members: Some(ids.join(", ")).filter(|ids| works && !ids.is_empty()),
             config: status.config,
             leader: status.leader,

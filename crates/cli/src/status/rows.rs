@@ -7,6 +7,7 @@ use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 use super::answers::{Answers, members};
 use super::snapshots::Json;
 use crate::exit::say;
+use crate::json::hex;
 
 /// One row: a node that answered, or an address that did not.
 #[derive(Debug)]
@@ -73,7 +74,7 @@ impl Row {
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (status, running) = (self.status(), self.running());
-        let mut row = serializer.serialize_struct("Row", 21)?;
+        let mut row = serializer.serialize_struct("Row", 24)?;
         row.serialize_field("node", &self.node)?;
         row.serialize_field("address", &self.address)?;
         row.serialize_field("reachable", &status.is_some())?;
@@ -91,6 +92,9 @@ impl Serialize for Row {
         row.serialize_field("snapshots", &status.map(|status| Json(&status.snapshots)))?;
         row.serialize_field("ready", &status.map(|status| status.ready))?;
         row.serialize_field("version", &status.map(|status| &status.version))?;
+        row.serialize_field("cluster_id", &status.map(|status| hex(&status.cluster_id)))?;
+        row.serialize_field("group", &status.map(|status| status.group))?;
+        row.serialize_field("incarnation", &status.map(|status| hex(&status.incarnation)))?;
         // In the form that `skip-entry` takes.
         let halted_at = status.and_then(|status| status.halted_at);
         row.serialize_field("halted_at", &halted_at.map(|entry| entry.to_string()))?;

@@ -130,16 +130,13 @@ impl Disk {
     }
 
     pub(super) fn surviving(&self, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-        let is_at_stake = |path: &Path| {
-            let changed = |change: &Change| {
-                let added = change.add.as_ref().map(|(added, _)| added.as_path());
-                [change.remove.as_deref(), added]
-                    .into_iter()
-                    .flatten()
-                    .any(|name| path.starts_with(name))
-            };
-            self.changes.iter().any(changed)
-        };
+        let changed: BTreeSet<&Path> = self
+            .changes
+            .iter()
+            .flat_map(|change| [change.remove.as_deref(), change.add.as_ref().map(|it| &*it.0)])
+            .flatten()
+            .collect();
+        let is_at_stake = |path: &Path| path.ancestors().any(|path| changed.contains(path));
         let below =
             self.durable.iter().filter(|(path, _)| path.starts_with(dir) && !is_at_stake(path));
         let whole = below.filter_map(|(path, node)| {

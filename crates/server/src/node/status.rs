@@ -33,6 +33,8 @@ pub(crate) async fn node_status(
     let mut status = NodeStatus::default();
     status.node = identity.node.get();
     status.cluster_id = identity.cluster.0.to_vec();
+    status.group = identity.group.get();
+    status.incarnation = identity.incarnation.0.to_vec();
     status.stopped = stopped.map(|reason| reason.to_string());
     status.refusals = shared.refusals.texts();
     status.alarms = snapshot_alarms(shared);
