@@ -9,16 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use d_engine_core::{EntryKind, LogIndex, Term};
+use d_engine_core::{EntryKind, LogIndex};
 use d_engine_storage::snapshot::SnapshotInfo;
-use d_engine_storage::{LogEntry, Membership, RecoveredLog};
+use d_engine_storage::{LogEntry, Membership};
 
 use crate::clients::command_version;
 use crate::event::{ProposeResponder, SkippedEntry};
 use crate::state_machine::callers::Callers;
-use crate::state_machine::restore;
+use crate::state_machine::position::{self, Applied, check_stored, failed};
 use crate::state_machine::skips;
-use crate::state_machine::snapshot_build::SnapshotDue;
+use crate::state_machine::snapshot_due::SnapshotDue;
 use crate::{
     Durability, Entry, LogId, ReplySink, SnapshotMetadata, SnapshotPolicy, StateMachine, StopReason,
 };
@@ -52,19 +52,6 @@ pub struct StateMachineHandler {
     /// The index of the entry that decides the last skip. No snapshot is taken between a skipped
     /// entry and its deciding entry, because it would not contain the decision.
     pub(crate) settles_at: u64,
-}
-
-/// The position in the log whose state the machine holds, with the facts for a snapshot there.
-#[derive(Clone, Debug)]
-pub(crate) struct Applied {
-    /// The last entry whose effect is in the state.
-    pub(crate) id: LogId,
-    /// Log time at that entry, in UNIX milliseconds.
-    pub(crate) time_ms: u64,
-    /// The membership at that entry.
-    pub(crate) membership: Membership,
-    /// The highest command version up to that entry.
-    pub(crate) command_version: u32,
 }
 
 impl StateMachineHandler {
@@ -307,12 +294,12 @@ impl StateMachineHandler {
             info.header.facts.command_version,
             info.last_included(),
         )?;
-        let meta = restore::metadata_of(info);
+        let meta = position::metadata_of(info);
         self.machine
             .apply_snapshot_from_file(&meta, path)
             .await
             .map_err(|error| failed("apply_snapshot_from_file", &error))?;
-        self.applied = restore::installed(self.machine.as_ref(), info).map_err(StopReason::new)?;
+        self.applied = position::installed(self.machine.as_ref(), info).map_err(StopReason::new)?;
         self.machine.update_last_applied(self.applied.id);
         self.due.installed();
         self.snapshot_bytes = info.len;
@@ -378,86 +365,5 @@ impl StateMachineHandler {
         let flushed = self.machine.flush().map_err(|error| failed("flush", &error));
         let stopped = self.machine.stop().map_err(|error| failed("stop", &error));
         persisted.and(flushed).and(stopped)
-    }
-}
-
-pub(crate) fn failed(method: &str, error: &crate::Error) -> StopReason {
-    let text = format_args!("the state machine's {method} failed: {error}");
-    match error.is_out_of_space() {
-        true => StopReason::of_full_disk(text),
-        false => StopReason::new(text),
-    }
-}
-
-/// A durable machine stores its position with the data of a chunk. One that reports an earlier
-/// position would be given the same commands again at the next start, over data that contains their
-/// effect.
-fn check_stored(machine: &dyn StateMachine, applied: LogId) -> Result<(), StopReason> {
-    if machine.durability() == Durability::Rebuilt {
-        return Ok(());
-    }
-    let stored = machine.last_applied();
-    if stored.index >= applied.index {
-        return Ok(());
-    }
-    Err(StopReason::new(format_args!(
-        "the state machine declares Durability::Durable and has applied the entry at {applied}, but \
-         its last_applied() is {stored}: it must store its position with its data, in one step of \
-         apply_chunk(). Its files contain commands that it does not report: remove them before a \
-         corrected program is started"
-    )))
-}
-
-/// A durable machine must not be at an earlier position than the snapshot that it names: it was
-/// flushed before that snapshot was reported to it.
-pub(crate) fn check_own_snapshot(
-    machine: &dyn StateMachine,
-    applied: LogId,
-) -> Result<(), StopReason> {
-    match machine.snapshot_metadata().map(|meta| meta.last_included) {
-        Some(last_included) if last_included.index > applied.index => {
-            Err(StopReason::new(format_args!(
-                "the state machine has applied up to {applied}, but names a snapshot of its state up \
-             to {last_included}: it has lost data that it had flushed; restore both from one copy, or \
-             remove the state machine's files, so that it begins with the snapshot \
-             (docs/snapshots.md)"
-            )))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A durable machine's position must lie inside the log.
-pub(crate) fn check_position(
-    machine: &dyn StateMachine,
-    applied: LogId,
-    recovered: &RecoveredLog,
-) -> Result<(), StopReason> {
-    let base = recovered.base;
-    let last = recovered.entries.last().map_or(base, |head| head.id);
-    if applied.index > last.index.get() {
-        return Err(StopReason::new(format_args!(
-            "the state machine has applied up to {applied}, but the log ends at {last}: the data \
-             directory and the state do not belong together; restore both from one copy \
-             (docs/snapshots.md)"
-        )));
-    }
-    let in_log = if applied.index == base.index {
-        Some(base.term)
-    } else {
-        let position = applied.index.since(base.index).saturating_sub(1);
-        usize::try_from(position)
-            .ok()
-            .and_then(|at| recovered.entries.get(at))
-            .map(|head| head.id.term)
-    };
-    let in_machine = machine.entry_term(applied.index.get()).map_or(applied.term, Term::new);
-    match in_log {
-        Some(term) if term != in_machine => Err(StopReason::new(format_args!(
-            "the state machine has applied entry {} of term {in_machine}, but the log has term \
-             {term} there; restore both from one copy (docs/snapshots.md)",
-            applied.index
-        ))),
-        _ => Ok(()),
     }
 }

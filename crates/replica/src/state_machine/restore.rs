@@ -15,18 +15,17 @@ mod failure;
 use std::sync::Arc;
 
 use d_engine_core::{HardState, LogIndex, Term};
-use d_engine_storage::snapshot::{
-    FullSpeed, Health, SnapshotError, SnapshotHeader, SnapshotInfo, SnapshotStore,
-};
+use d_engine_storage::snapshot::{FullSpeed, Health, SnapshotError, SnapshotInfo, SnapshotStore};
 use d_engine_storage::{Identity, LogStore, LogSuffix, Membership, RecoveredLog};
 
 use failure::Restore;
 
 use crate::clients::command_version::check_state;
-use crate::state_machine::handler::{Applied, check_own_snapshot, check_position, failed};
+use crate::state_machine::position::{
+    Applied, check_own_snapshot, check_position, failed, installed, metadata_of,
+};
 use crate::{
-    Binding, Durability, LogId, SnapshotMetadata, SnapshotPolicy, StateMachine,
-    StateMachineHandler, StopReason,
+    Binding, Durability, LogId, SnapshotPolicy, StateMachine, StateMachineHandler, StopReason,
 };
 
 /// The positions of log and state machine at a node's start.
@@ -434,42 +433,8 @@ fn check_rebuilt(machine: &dyn StateMachine) -> Result<(), StopReason> {
     )))
 }
 
-/// The position of a machine that has installed a snapshot. A durable machine must report the same
-/// position.
-pub(crate) fn installed(
-    machine: &dyn StateMachine,
-    info: &SnapshotInfo,
-) -> Result<Applied, String> {
-    let last_included = info.last_included();
-    if machine.durability() == Durability::Durable && machine.last_applied() != last_included {
-        let says = machine.last_applied();
-        return Err(format!(
-            "the state machine reports last_applied {says} after it has installed a snapshot up to \
-             {last_included}"
-        ));
-    }
-    let facts = &info.header.facts;
-    Ok(Applied {
-        id: last_included,
-        time_ms: facts.time_ms,
-        membership: facts.membership.clone(),
-        command_version: facts.command_version,
-    })
-}
-
 /// Whether an I/O error comes from the archive itself, which may have a bad sector, rather than
 /// from the unpacked files.
 fn is_of_archive(error: &SnapshotError, info: &SnapshotInfo) -> bool {
     matches!(error, SnapshotError::Io { path, .. } if *path == info.path)
-}
-
-/// The metadata of an archive for a state machine.
-pub(crate) fn metadata_of(info: &SnapshotInfo) -> SnapshotMetadata {
-    metadata_in(&info.header)
-}
-
-/// The same for a header.
-pub(crate) fn metadata_in(header: &SnapshotHeader) -> SnapshotMetadata {
-    let facts = &header.facts;
-    SnapshotMetadata::new(facts.last_included, facts.checksum).with_format(facts.user_format)
 }

@@ -2,123 +2,14 @@
 //! writes and packs it concurrently with apply, and the apply worker reports it to the state
 //! machine. A machine without views writes its files while apply waits.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use d_engine_core::Instant;
 use d_engine_storage::Membership;
 use d_engine_storage::snapshot::{Pace, SnapshotFacts, SnapshotInfo, SnapshotStore, Staging};
 
-use crate::state_machine::handler::failed;
-use crate::state_machine::restore::metadata_of;
+use crate::state_machine::position::{failed, metadata_of};
 use crate::{
     Durability, LogId, SnapshotContext, SnapshotRoom, SnapshotView, StateMachineHandler, StopReason,
 };
-
-/// Approximate bytes of an entry in the log in addition to its payload.
-const ENVELOPE_BYTES: u64 = 32;
-/// Time after a failed attempt until the next one; the last value applies to all later attempts.
-const RETRY_AFTER_MS: [u64; 7] = [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000];
-
-/// The counters that decide whether a snapshot is due.
-#[derive(Debug, Default)]
-pub(crate) struct SnapshotDue {
-    /// Bytes of the applied entries, payload and envelope.
-    log_bytes: u64,
-    /// Bytes that the log has written since the node's start, padding included, and how many of
-    /// them it had written when the newest snapshot was begun.
-    written: u64,
-    written_before: Option<u64>,
-    /// The time of the worker's own monotonic clock, which no leader and no wall clock changes.
-    now: Instant,
-    /// The start of the policy's interval: the newest snapshot, or the first entry applied in this
-    /// boot.
-    since: Option<Instant>,
-    /// Whether this node has not yet built a snapshot itself; only then it is staggered.
-    first: bool,
-    /// The counters as of the last included entry of the snapshot that is being built, if one is.
-    building: Option<Counted>,
-    failures: usize,
-    not_before: Option<Instant>,
-}
-
-/// The counters at the last included entry of a snapshot.
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    log_bytes: u64,
-    written: u64,
-    at: Instant,
-}
-
-impl SnapshotDue {
-    pub(crate) fn new() -> Self {
-        Self { first: true, ..Self::default() }
-    }
-
-    /// Sets the time of the worker's clock; an earlier time is ignored.
-    pub(crate) fn at(&mut self, now: Instant) {
-        self.now = self.now.max(now);
-    }
-
-    /// Counts an applied entry with `payload` bytes.
-    pub(crate) fn applied(&mut self, payload: usize) {
-        self.since.get_or_insert(self.now);
-        self.log_bytes = self.log_bytes.saturating_add(payload as u64 + ENVELOPE_BYTES);
-    }
-
-    /// The growth of the log since the newest snapshot. Small groups of entries are padded to whole
-    /// sectors, so it may be several times the bytes applied.
-    fn bytes(&self) -> u64 {
-        let written = self.written.saturating_sub(self.written_before.unwrap_or(self.written));
-        self.log_bytes.max(written)
-    }
-
-    fn log_written(&mut self, total: u64) {
-        self.written = total;
-        self.written_before.get_or_insert(total);
-    }
-
-    /// Restarts the counters after a leader's snapshot was installed. A snapshot that is being
-    /// built continues.
-    pub(crate) fn installed(&mut self) {
-        let (written, now) = (self.written, self.now);
-        let building = self.building.map(|_| Counted { log_bytes: 0, written, at: now });
-        *self = Self {
-            building,
-            written,
-            written_before: Some(written),
-            now,
-            since: Some(now),
-            ..Self::new()
-        };
-    }
-
-    fn begun(&mut self) {
-        self.building =
-            Some(Counted { log_bytes: self.log_bytes, written: self.written, at: self.now });
-    }
-
-    fn kept(&mut self) {
-        if let Some(counted) = self.building.take() {
-            self.log_bytes = self.log_bytes.saturating_sub(counted.log_bytes);
-            self.written_before = Some(counted.written);
-            self.since = Some(counted.at);
-        }
-        self.first = false;
-        (self.failures, self.not_before) = (0, None);
-    }
-
-    fn failed(&mut self) {
-        self.building = None;
-        let wait = RETRY_AFTER_MS
-            .get(self.failures)
-            .or(RETRY_AFTER_MS.last())
-            .copied()
-            .unwrap_or_default();
-        self.failures += 1;
-        self.not_before = Some(self.now.plus(Duration::from_millis(wait)));
-    }
-}
 
 /// A snapshot that is to be packed into an archive.
 #[must_use = "a snapshot task must be built; otherwise the frozen state is dropped"]
@@ -190,14 +81,13 @@ impl StateMachineHandler {
     /// The input of the policy, on a node that is at position `rank` of `nodes` members.
     #[must_use]
     pub fn snapshot_context(&self, rank: usize, nodes: usize) -> SnapshotContext {
-        let share = if self.due.first { rank * 1_000 / nodes.max(1) } else { 0 };
-        let elapsed = self.due.since.map_or(Duration::ZERO, |since| self.due.now.since(since));
+        let share = if self.due.is_first() { rank * 1_000 / nodes.max(1) } else { 0 };
         let mut context = SnapshotContext::default();
         context.applied = self.applied.id;
         context.last_snapshot = self.snapshot;
         context.log_bytes = self.due.bytes();
         context.snapshot_bytes = self.snapshot_bytes;
-        context.elapsed = elapsed;
+        context.elapsed = self.due.elapsed();
         context.stagger_permille = u32::try_from(share).unwrap_or(0);
         context
     }
@@ -218,7 +108,7 @@ impl StateMachineHandler {
     /// Whether a snapshot should be begun now: not while one is being built, and not too soon after
     /// one has failed.
     pub(crate) fn wants_snapshot(&self, node: u64) -> bool {
-        if self.due.building.is_some() || self.due.not_before.is_some_and(|at| self.due.now < at) {
+        if self.due.is_building() || self.due.waits() {
             return false;
         }
         let members = self.applied.membership.members();
@@ -228,7 +118,7 @@ impl StateMachineHandler {
 
     /// Whether a snapshot is being built.
     pub(crate) fn is_building(&self) -> bool {
-        self.due.building.is_some()
+        self.due.is_building()
     }
 
     /// Freezes the state, with the machine's view or by letting it write its files now. The last

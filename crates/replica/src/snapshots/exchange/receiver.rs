@@ -9,7 +9,7 @@ use d_engine_storage::snapshot::{
 };
 
 use super::{PIECE_BYTES_MAX, Refusal, SnapshotMessage};
-use crate::state_machine::restore::metadata_in;
+use crate::state_machine::position::metadata_in;
 use crate::{InstallError, ReceivedSnapshot, StateMachine};
 
 /// What to do after a message.
