@@ -4,7 +4,7 @@
 
 mod support;
 
-use d_engine_core::{CoreConfig, Input, LogId};
+use d_engine_core::{CoreConfig, Input, LogId, Message};
 use support::{Node, Setup, cluster, id, n, t};
 
 /// A leader of three with `config`, whose followers hold its two entries.
@@ -363,6 +363,24 @@ fn s5_3_of_what_waits_for_the_disk_only_the_current_term_is_kept() {
     node.take_sent();
     node.store();
     assert!(node.take_sent().iter().all(|(_, message)| message.term() >= t(49)));
+}
+
+/// A follower asks for a read again and again, under a new token each time, and this node's disk
+/// hangs.
+#[test]
+fn s6_4_of_the_answers_to_reads_that_wait_the_last_few_are_kept() {
+    let mut node = Node::new(3, 1, &[1]);
+    node.heartbeat(2, 2, 0).unwrap();
+    for token in 1..=50 {
+        node.receive(3, Message::ReadRequest { term: t(2), token }).unwrap();
+    }
+    assert_eq!(node.core.status().held_messages, 1 + 4);
+    node.store();
+    let tokens = node.take_sent().into_iter().filter_map(|(to, message)| match message {
+        Message::ReadReply { token, .. } => Some((to, token)),
+        _ => None,
+    });
+    assert_eq!(tokens.collect::<Vec<_>>(), [(3, 47), (3, 48), (3, 49), (3, 50)]);
 }
 
 /// Repeated appends while the disk hangs must not fill memory with acks either.

@@ -13,6 +13,10 @@ use crate::{AppendOutcome, Envelope, Message, PersistId, SentMessage, Term};
 /// must be durable with all of its entries.
 pub(crate) type AwaitedRequests = (Option<PersistId>, Option<PersistId>);
 
+/// The highest number of answers to reads that wait for one node. The node asks again, under a new
+/// token each time, for as long as nothing answers.
+const READ_REPLIES_MAX: usize = 4;
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Held {
     waiting: VecDeque<(AwaitedRequests, Envelope)>,
@@ -39,7 +43,20 @@ impl Held {
         if waits {
             return;
         }
+        if is_read_reply(&send) {
+            self.drop_oldest_read_reply(&send);
+        }
         self.waiting.push_back((after, send));
+    }
+
+    /// Makes space for one more answer to the reads of a node.
+    fn drop_oldest_read_reply(&mut self, newer: &Envelope) {
+        let older = |it: &(AwaitedRequests, Envelope)| it.1.to == newer.to && is_read_reply(&it.1);
+        if self.waiting.iter().filter(|it| older(it)).count() >= READ_REPLIES_MAX
+            && let Some(oldest) = self.waiting.iter().position(older)
+        {
+            self.waiting.remove(oldest);
+        }
     }
 
     /// Moves every message that waited for no more than what is `durable` (term and vote first)
@@ -72,6 +89,10 @@ impl Held {
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
     }
+}
+
+fn is_read_reply(send: &Envelope) -> bool {
+    matches!(send.message, Message::ReadReply { .. })
 }
 
 /// Whether the later of two messages to one node contains all information of the earlier.
