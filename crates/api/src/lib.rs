@@ -15,7 +15,10 @@ pub mod message {
 }
 
 pub use consistency::{ReadConsistency, UnknownConsistency};
-pub use members::{ConfigId, Member, MemberChange, MemberRole, Members, NotAConfigId};
+pub use members::{
+    Admission, ConfigId, Invitation, Member, MemberChange, MemberRole, Members, NotAConfigId,
+    NotAnAdmission,
+};
 pub use status::{
     NodeRole, NodeStatus, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
 };

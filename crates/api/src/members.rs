@@ -94,6 +94,56 @@ impl MemberRole {
     }
 }
 
+/// Which nodes may join a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Admission {
+    /// Every node that reaches a member.
+    Open,
+    /// Nodes whose address was announced ([`MemberChange::Invite`]).
+    Invited,
+    /// A rule that this version does not know.
+    #[default]
+    Unknown,
+}
+
+impl Admission {
+    /// Returns the rule as one lower-case word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Invited => "invited",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A text that names no rule for nodes that join. Write `open` or `invited`.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{text:?} names no rule for nodes that join; write open or invited")]
+pub struct NotAnAdmission {
+    text: String,
+}
+
+impl FromStr for Admission {
+    type Err = NotAnAdmission;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAdmission> {
+        let known = [Self::Open, Self::Invited].into_iter().find(|it| it.as_str() == text);
+        known.ok_or_else(|| NotAnAdmission { text: text.to_owned() })
+    }
+}
+
+/// A node that is to join.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Invitation {
+    /// The address for other nodes that it advertises.
+    pub peer_addr: String,
+    /// The voter in whose place it is to vote.
+    pub replaces: Option<u64>,
+}
+
 /// A member of a cluster. Later versions add fields.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
@@ -130,6 +180,10 @@ pub struct Members {
     pub leader: Option<u64>,
     /// The configuration that has removed the node, if one has.
     pub removed_by: Option<ConfigId>,
+    /// Which nodes may join.
+    pub admission: Admission,
+    /// The nodes that are to join and have not done so, sorted by address.
+    pub invitations: Vec<Invitation>,
 }
 
 impl Members {
@@ -141,7 +195,7 @@ impl Members {
 }
 
 /// A change of the members. Each names a goal; repeating it changes nothing. Nodes are added by
-/// starting them with `join`.
+/// starting them with `join`, once they are invited if the cluster admits invited nodes only.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MemberChange {
     /// The member leaves for ever; its id is never given again.
@@ -166,6 +220,12 @@ pub enum MemberChange {
         /// Its new address for clients; `None`: unchanged, empty: it serves none.
         client_addr: Option<String>,
     },
+    /// A node with this address is to join. An earlier invitation of the same address is replaced.
+    Invite(Invitation),
+    /// The node with this address for other nodes is not to join after all.
+    Withdraw(String),
+    /// From now on, these nodes may join.
+    Admit(Admission),
 }
 
 impl From<MemberChange> for change_members_request::Change {
@@ -177,6 +237,11 @@ impl From<MemberChange> for change_members_request::Change {
             MemberChange::Replace { old, new } => Self::Replace(ReplaceMember { old, new }),
             MemberChange::UpdateAddress { node, peer_addr, client_addr } => {
                 Self::UpdateAddress(MoveMember { node, peer_addr, client_addr })
+            }
+            MemberChange::Invite(invitation) => Self::Invite(invitation.into()),
+            MemberChange::Withdraw(peer_addr) => Self::Withdraw(peer_addr),
+            MemberChange::Admit(admission) => {
+                Self::Admit(message::JoinAdmission::from(admission).into())
             }
         }
     }
@@ -193,13 +258,60 @@ impl From<change_members_request::Change> for MemberChange {
             Change::UpdateAddress(MoveMember { node, peer_addr, client_addr }) => {
                 Self::UpdateAddress { node, peer_addr, client_addr }
             }
+            Change::Invite(invitation) => Self::Invite(invitation.into()),
+            Change::Withdraw(peer_addr) => Self::Withdraw(peer_addr),
+            Change::Admit(admission) => {
+                Self::Admit(message::JoinAdmission::try_from(admission).unwrap_or_default().into())
+            }
+        }
+    }
+}
+
+impl From<Invitation> for message::Invitation {
+    fn from(Invitation { peer_addr, replaces }: Invitation) -> Self {
+        Self { peer_addr, replaces: replaces.unwrap_or(0) }
+    }
+}
+
+impl From<message::Invitation> for Invitation {
+    fn from(message::Invitation { peer_addr, replaces }: message::Invitation) -> Self {
+        Self { peer_addr, replaces: (replaces != 0).then_some(replaces) }
+    }
+}
+
+impl From<Admission> for message::JoinAdmission {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Open => Self::Open,
+            Admission::Invited => Self::Invited,
+            Admission::Unknown => Self::Unspecified,
+        }
+    }
+}
+
+impl From<message::JoinAdmission> for Admission {
+    fn from(admission: message::JoinAdmission) -> Self {
+        match admission {
+            message::JoinAdmission::Open => Self::Open,
+            message::JoinAdmission::Invited => Self::Invited,
+            message::JoinAdmission::Unspecified => Self::Unknown,
         }
     }
 }
 
 impl From<Members> for MembersReply {
     fn from(members: Members) -> Self {
-        let Members { node, cluster_id, config, is_committed, list, leader, removed_by } = members;
+        let Members {
+            node,
+            cluster_id,
+            config,
+            is_committed,
+            list,
+            leader,
+            removed_by,
+            admission,
+            invitations,
+        } = members;
         Self {
             node,
             cluster_id: cluster_id.into(),
@@ -208,14 +320,26 @@ impl From<Members> for MembersReply {
             members: list.into_iter().map(message::Member::from).collect(),
             leader: leader.unwrap_or(0),
             removed_by: removed_by.map(message::ConfigId::from),
+            admission: message::JoinAdmission::from(admission).into(),
+            invitations: invitations.into_iter().map(message::Invitation::from).collect(),
         }
     }
 }
 
 impl From<MembersReply> for Members {
     fn from(reply: MembersReply) -> Self {
-        let MembersReply { node, cluster_id, config, is_committed, members, leader, removed_by } =
-            reply;
+        let admission = reply.admission().into();
+        let MembersReply {
+            node,
+            cluster_id,
+            config,
+            is_committed,
+            members,
+            leader,
+            removed_by,
+            admission: _,
+            invitations,
+        } = reply;
         Self {
             node,
             cluster_id: cluster_id.to_vec(),
@@ -224,6 +348,8 @@ impl From<MembersReply> for Members {
             list: members.into_iter().map(Member::from).collect(),
             leader: (leader != 0).then_some(leader),
             removed_by: removed_by.map(ConfigId::from),
+            admission,
+            invitations: invitations.into_iter().map(Invitation::from).collect(),
         }
     }
 }
@@ -323,6 +449,8 @@ mod tests {
             list: (1..).zip(roles).map(member).collect(),
             leader: Some(2),
             removed_by: Some(ConfigId { term: 4, version: 9 }),
+            admission: Admission::Invited,
+            invitations: vec![Invitation { peer_addr: "n8:1".to_owned(), replaces: Some(2) }],
         };
         assert_eq!(Members::from(MembersReply::from(members.clone())), members);
         assert_eq!(Members::from(MembersReply::from(Members::default())), Members::default());
@@ -331,6 +459,10 @@ mod tests {
             MemberChange::Promote(2),
             MemberChange::Demote(3),
             MemberChange::Replace { old: 4, new: 5 },
+            MemberChange::Invite(Invitation { peer_addr: "n7:1".to_owned(), replaces: None }),
+            MemberChange::Withdraw("n7:1".to_owned()),
+            MemberChange::Admit(Admission::Open),
+            MemberChange::Admit(Admission::Invited),
             MemberChange::UpdateAddress {
                 node: 6,
                 peer_addr: Some("n6:1".to_owned()),

@@ -52,8 +52,9 @@ mod route;
 pub use client::Client;
 pub use d_engine_api::message::EntryId;
 pub use d_engine_api::{
-    ConfigId, Member, MemberChange, MemberRole, Members, NodeRole, NodeStatus, NotAConfigId,
-    ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotStatus, TakenSnapshot,
+    Admission, ConfigId, Invitation, Member, MemberChange, MemberRole, Members, NodeRole,
+    NodeStatus, NotAConfigId, NotAnAdmission, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
+    SnapshotStatus, TakenSnapshot,
 };
 /// The types that [`KvClient`] takes and returns; the key-value machine itself uses the same ones.
 pub use d_engine_kv_language::{

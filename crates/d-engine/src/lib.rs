@@ -57,10 +57,11 @@ pub use d_engine_replica::{
 };
 pub use d_engine_replica::{ReplicaError, ReplicaStatus};
 pub use d_engine_server::{
-    ChangeMembersError, ChangeOptions, Config, ConfigError, ConfigId, EmbeddedEngine, EntryId,
-    IntoStateMachine, JoinRole, Limits, Member, MemberChange, MemberConfig, MemberRole, Members,
-    Node, NodeBuilder, NodeRole, NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
-    SnapshotCompression, SnapshotRequestError, SnapshotStatus, Snapshots, StartError, WaitError,
+    Admission, ChangeMembersError, ChangeOptions, Config, ConfigError, ConfigId, EmbeddedEngine,
+    EntryId, IntoStateMachine, Invitation, JoinRole, Limits, Member, MemberChange, MemberConfig,
+    MemberRole, Members, Node, NodeBuilder, NodeRole, NodeStatus, ReadConsistency,
+    ReceivingSnapshot, SendingSnapshot, SnapshotCompression, SnapshotRequestError, SnapshotStatus,
+    Snapshots, StartError, WaitError,
 };
 /// Why [`ChangeMembersError::Refused`] refuses a change.
 pub use d_engine_storage::ChangeError;

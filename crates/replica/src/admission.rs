@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use d_engine_core::NodeId;
-use d_engine_storage::{ConfigId, Incarnation, Membership};
+use d_engine_storage::{Admission as JoinAdmission, ConfigId, Incarnation, Membership};
 
 /// The result of [`Admission::judge`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +69,12 @@ impl Admission {
     #[must_use]
     pub fn committed(&self) -> Option<ConfigId> {
         self.committed.as_ref().map(Membership::id)
+    }
+
+    /// Whether only invited nodes may join, as of the last committed membership.
+    #[must_use]
+    pub fn is_by_invitation(&self) -> bool {
+        self.committed.as_ref().is_some_and(|it| it.admission() == JoinAdmission::Invited)
     }
 
     /// The ids of the members of all configurations that may decide something, in rising order.

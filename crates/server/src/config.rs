@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use d_engine_storage::{ClusterId, Member, MemberRole, Membership, MembershipError};
 use serde::{Deserialize, Serialize};
 
+use d_engine_api::Admission;
 pub use error::ConfigError;
 pub use ports::free_loopback_ports;
 pub use snapshots::{SnapshotCompression, Snapshots};
@@ -59,6 +60,11 @@ pub struct Config {
     pub join_as: JoinRole,
     /// The voter in whose place a joining node votes, in one step: a node that is lost for good.
     pub replaces: Option<u64>,
+    /// Which nodes may join the cluster that this node founds. Default: all that reach a member, if
+    /// all its members are on loopback addresses; otherwise invited ones (`d-engine member add`).
+    /// Read at the first start of a cluster; later `d-engine member admission` changes it.
+    #[serde(with = "admission")]
+    pub admission: Option<Admission>,
     /// The address at which other nodes reach this one, if it is not the one on which it listens.
     /// Required with `join` if `peer_listen` is a wildcard such as 0.0.0.0.
     pub advertise_peer: Option<String>,
@@ -101,6 +107,27 @@ pub enum JoinRole {
     Voter,
     /// It receives the log and does not vote.
     Learner,
+}
+
+/// `admission` as a word.
+mod admission {
+    use d_engine_api::Admission;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[allow(clippy::ref_option, reason = "the form that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(
+        admission: &Option<Admission>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        admission.map(Admission::as_str).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Admission>, D::Error> {
+        let word = Option::<String>::deserialize(deserializer)?;
+        word.map(|word| word.parse().map_err(D::Error::custom)).transpose()
+    }
 }
 
 /// A member of the cluster.
@@ -172,6 +199,7 @@ impl Default for Config {
             join: Vec::new(),
             join_as: JoinRole::Voter,
             replaces: None,
+            admission: None,
             advertise_peer: None,
             advertise_client: None,
             heartbeat_interval_ms: 100,
@@ -315,12 +343,20 @@ impl Config {
             role: MemberRole::Voter,
             incarnation: None,
         };
-        if self.members.is_empty() {
-            return Membership::new([voter(self.own_id(), peer_addr, client_addr)]);
-        }
-        Membership::new(
-            self.members.iter().map(|one| voter(one.id, &one.peer_addr, &one.client_addr)),
-        )
+        use d_engine_storage::Admission as Stored;
+        let founded = if self.members.is_empty() {
+            Membership::new([voter(self.own_id(), peer_addr, client_addr)])?
+        } else {
+            let voters = self.members.iter();
+            Membership::new(voters.map(|one| voter(one.id, &one.peer_addr, &one.client_addr)))?
+        };
+        let mut addresses = founded.members().iter().map(|member| &member.peer_addr);
+        let is_local = addresses.all(|address| address.is_empty() || address::is_loopback(address));
+        Ok(founded.with_admission(match self.admission {
+            Some(Admission::Open) => Stored::Open,
+            None if is_local => Stored::Open,
+            _ => Stored::Invited,
+        }))
     }
 
     fn own_member(&self) -> Option<&MemberConfig> {

@@ -25,8 +25,8 @@ pub mod transport;
 // Types in the signatures of the handle's methods.
 pub use d_engine_api::message::EntryId;
 pub use d_engine_api::{
-    ConfigId, Member, MemberChange, MemberRole, Members, NodeRole, NodeStatus, ReadConsistency,
-    ReceivingSnapshot, SendingSnapshot, SnapshotStatus,
+    Admission, ConfigId, Invitation, Member, MemberChange, MemberRole, Members, NodeRole,
+    NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotStatus,
 };
 pub use d_engine_replica::{
     ChangeMembersError, ProposeError, ReadError, SkipError, SnapshotRequestError, TransferError,

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use d_engine_kv::KvStateMachine;
 use d_engine_server::{
-    ChangeMembersError, ChangeOptions, Config, ConfigId, EmbeddedEngine, JoinRole, MemberChange,
-    MemberRole, ReadConsistency, StartError,
+    Admission, ChangeMembersError, ChangeOptions, Config, ConfigId, EmbeddedEngine, Invitation,
+    JoinRole, MemberChange, MemberRole, ReadConsistency, StartError,
 };
 use support::{TIMEOUT, free_address, put, start};
 
@@ -57,6 +57,32 @@ async fn until_roles(engine: &EmbeddedEngine, expected: &[(u64, MemberRole)]) {
 }
 
 const V: MemberRole = MemberRole::Voter;
+
+/// A node that nobody has announced waits, and its process need not be started again once somebody
+/// announces it.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nodes_are_invited_a_node_joins_once_it_is_announced() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = Config { admission: Some(Admission::Invited), ..first(dir.path()) };
+    let first = start(&one).await;
+    let two = joining(dir.path(), "second", &one);
+    let address = two.peer_listen.clone().unwrap();
+    let joins = tokio::spawn(async move { voting(&two).await });
+    // Somebody else is announced, and the node still waits; a learner of that address is no voter.
+    change(&first, MemberChange::Invite(Invitation { peer_addr: free_address(), replaces: None }))
+        .await;
+    assert_eq!(roles(&first), [(1, V)]);
+    let invited = Invitation { peer_addr: address.clone(), replaces: None };
+    change(&first, MemberChange::Invite(invited)).await;
+    let second = tokio::time::timeout(TIMEOUT, joins).await.unwrap().unwrap();
+    until_roles(&first, &[(1, V), (2, V)]).await;
+    let members = second.members();
+    assert_eq!(members.admission, Admission::Invited);
+    assert!(members.invitations.iter().all(|it| it.peer_addr != address), "it is used up");
+    assert_eq!(members.invitations.len(), 1);
+    second.stop().await;
+    first.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_configuration_holds_the_port_that_was_drawn() {

@@ -314,6 +314,10 @@ pub enum Sometimes {
     LostNodeReplaced,
     /// A request is refused because its caller knew an earlier membership.
     StaleRequestRefused,
+    /// A node joined because it was invited.
+    JoinedByInvitation,
+    /// A node was refused because nobody had invited it.
+    NotInvited,
     /// A node that is to vote crashes while the configuration is joint.
     JoinerDiedInJoint,
     /// A leader is asked to transfer its leadership while its configuration is joint.

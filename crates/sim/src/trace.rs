@@ -69,6 +69,7 @@ impl Trace {
             SimEvent::RoomAgain { node } => 2_400 + node,
             SimEvent::ApplyStopped { node, .. } => 2_500 + node,
             SimEvent::JoinerAsks(_) => 38,
+            SimEvent::JoinerIsInvited(_) => 41,
             SimEvent::LostNodeCare => 39,
             SimEvent::InJoint { .. } => 40,
             SimEvent::OperatorLooks => 16,

@@ -29,6 +29,6 @@ pub use log::frame::MAX_PAYLOAD_BYTES;
 pub use log::options::FileStorageOptions;
 pub use log::segment::Alignment;
 pub use membership::{
-    ChangeError, ConfigId, JoinAs, Leavers, Member, MemberChange, MemberRole, Membership,
-    MembershipError, NewMember, VoterIntent,
+    Admission, ChangeError, ConfigId, Invitation, JoinAs, Leavers, Member, MemberChange,
+    MemberRole, Membership, MembershipError, NewMember, VoterIntent,
 };

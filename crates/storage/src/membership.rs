@@ -2,6 +2,8 @@
 //! the identity file. The core knows only the [`Configuration`] in it.
 
 mod change;
+mod invitation;
+mod request;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +12,8 @@ use bytes::Bytes;
 use d_engine_core::{Configuration, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-pub use self::change::{ChangeError, JoinAs, Leavers, MemberChange, NewMember};
+pub use self::change::Leavers;
+pub use self::request::{Admission, ChangeError, Invitation, JoinAs, MemberChange, NewMember};
 
 /// The name of a membership: the term of the leader that wrote it, and its number in the cluster's
 /// sequence of memberships. The number rises by one with every membership entry of a log, so two
@@ -147,6 +150,9 @@ pub struct Membership {
     /// or skipped.
     last_node: u64,
     members: Vec<Member>,
+    admission: Admission,
+    /// Nodes that are to join, sorted by address.
+    invitations: Vec<Invitation>,
 }
 
 /// Why a membership cannot be used.
@@ -195,7 +201,7 @@ impl Membership {
     pub fn new(members: impl IntoIterator<Item = Member>) -> Result<Self, MembershipError> {
         let members: Vec<Member> = members.into_iter().collect();
         let last_node = members.iter().map(|member| member.node).max().unwrap_or(0);
-        Self { id: ConfigId::default(), last_node, members }.checked()
+        Self { last_node, members, ..Self::default() }.checked()
     }
 
     /// The membership without members, which a node has until it has joined a cluster.
@@ -265,6 +271,12 @@ impl Membership {
             })
         };
         one != other && (replaced(one) == Some(other) || replaced(other) == Some(one))
+    }
+
+    /// The same members, with this rule for nodes that join.
+    #[must_use]
+    pub fn with_admission(self, admission: Admission) -> Self {
+        Self { admission, ..self }
     }
 
     /// Its name.
@@ -381,7 +393,9 @@ impl Membership {
             FORMAT_VERSION_1 => Self::new(
                 postcard::from_bytes::<Vec<Member>>(body)
                     .map_err(|error| undecodable(error.to_string()))?,
-            ),
+            )
+            // Nobody could join such a cluster, so nobody may until its operator says so.
+            .map(|membership| membership.with_admission(Admission::Invited)),
             version => Err(undecodable(format!(
                 "it has format version {version}, this program reads versions up to \
                  {FORMAT_VERSION}"

@@ -12,7 +12,7 @@ use common::{GROUP, Picture, entries, entry, hard_state, log_id, membership, ope
 use d_engine_core::EntryKind;
 use d_engine_storage::fs::sim::{SimFs, SimImage};
 use d_engine_storage::{
-    Alignment, ConfigId, FileStorageEngine, FileStorageOptions, LogEntry, Membership,
+    Admission, Alignment, ConfigId, FileStorageEngine, FileStorageOptions, LogEntry, Membership,
     OpenedStorage, RealFs, StorageEngine,
 };
 
@@ -124,13 +124,14 @@ fn opened(fixture: &Path) -> (tempfile::TempDir, OpenedStorage) {
     (copy, engine.open(&common::request()).unwrap())
 }
 
-/// A membership without a name is the one at the cluster's birth.
+/// A membership without a name is the one at the cluster's birth. Nobody could join then.
 #[test]
 fn files_with_memberships_of_version_1_are_read() {
     let (_copy, opened) = opened(&fixture_with_older_memberships());
-    assert_eq!(opened.identity.initial, membership());
+    let read = membership().with_admission(Admission::Invited);
+    assert_eq!(opened.identity.initial, read);
     let stored = opened.recovered.memberships.last().map(|(_, payload)| payload);
-    assert_eq!(Membership::decode(stored.unwrap()), Ok(membership()));
+    assert_eq!(Membership::decode(stored.unwrap()), Ok(read));
     assert_eq!((membership().id(), membership().last_node()), (ConfigId::default(), 3));
 }
 

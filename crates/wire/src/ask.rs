@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use d_engine_core::{NodeId, QuorumRisk};
-use d_engine_storage::{ClusterId, ConfigId, Incarnation, JoinAs, MemberChange, NewMember};
+use d_engine_storage::{
+    Admission, ClusterId, ConfigId, Incarnation, Invitation, JoinAs, MemberChange, NewMember,
+};
 use prost::Message as _;
 
 use crate::handshake::{config_from_wire, config_to_wire, sixteen};
@@ -119,11 +121,20 @@ fn change_to_wire(change: &MemberChange) -> Option<Change> {
                 client_addr: client_addr.clone(),
             })
         }
+        MemberChange::Invite(Invitation { peer_addr, replaces }) => {
+            let (peer_addr, replaces) = (peer_addr.clone(), replaces.unwrap_or(0));
+            Change::Invite(message::Invitation { peer_addr, replaces })
+        }
+        MemberChange::Withdraw(peer_addr) => Change::Withdraw(peer_addr.clone()),
+        MemberChange::Admit(admission) => Change::Admit(match admission {
+            Admission::Open => message::JoinAdmission::Open.into(),
+            Admission::Invited => message::JoinAdmission::Invited.into(),
+        }),
     })
 }
 
-fn change_from_wire(change: Change) -> MemberChange {
-    match change {
+fn change_from_wire(change: Change) -> Result<MemberChange, AskError> {
+    Ok(match change {
         Change::Remove(node) => MemberChange::Remove(node),
         Change::Promote(node) => MemberChange::Promote(node),
         Change::Demote(node) => MemberChange::Demote(node),
@@ -131,7 +142,17 @@ fn change_from_wire(change: Change) -> MemberChange {
         Change::UpdateAddress(message::MoveMember { node, peer_addr, client_addr }) => {
             MemberChange::UpdateAddress { node, peer_addr, client_addr }
         }
-    }
+        Change::Invite(message::Invitation { peer_addr, replaces }) => {
+            let replaces = (replaces != 0).then_some(replaces);
+            MemberChange::Invite(Invitation { peer_addr, replaces })
+        }
+        Change::Withdraw(peer_addr) => MemberChange::Withdraw(peer_addr),
+        Change::Admit(admission) => MemberChange::Admit(match admission.try_into() {
+            Ok(message::JoinAdmission::Open) => Admission::Open,
+            Ok(message::JoinAdmission::Invited) => Admission::Invited,
+            _ => return Err(AskError::Field("admit")),
+        }),
+    })
 }
 
 /// Decodes what [`encode_question`] wrote. `incarnation` is the one of the handshake.
@@ -143,7 +164,7 @@ pub fn decode_question(bytes: Bytes, incarnation: Incarnation) -> Result<Questio
         question::Body::Join(join) => join,
         question::Body::ChangeMembers(asked) => {
             return Ok(Question::Change {
-                change: asked.change.map(change_from_wire).ok_or(AskError::Unknown)?,
+                change: change_from_wire(asked.change.ok_or(AskError::Unknown)?)?,
                 expected: asked.expected.map(|id| config_from_wire(Some(id))),
                 risk: if asked.accept_risk { QuorumRisk::Accept } else { QuorumRisk::Refuse },
             });
@@ -239,6 +260,11 @@ mod tests {
             MemberChange::Promote(2),
             MemberChange::Demote(3),
             MemberChange::Replace { old: 4, new: 5 },
+            MemberChange::Invite(Invitation { peer_addr: "n7:1".to_owned(), replaces: None }),
+            MemberChange::Invite(Invitation { peer_addr: "n7:1".to_owned(), replaces: Some(3) }),
+            MemberChange::Withdraw("n7:1".to_owned()),
+            MemberChange::Admit(Admission::Open),
+            MemberChange::Admit(Admission::Invited),
             MemberChange::UpdateAddress {
                 node: 6,
                 peer_addr: None,

@@ -20,7 +20,7 @@ pub(crate) use self::cluster::{
 };
 pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
-pub(crate) use self::member::{ChangeArgs, MemberArgs, MemberListArgs};
+pub(crate) use self::member::{ChangeArgs, MemberArgs, MemberListArgs, MemberTask};
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
 use self::units::duration;
 

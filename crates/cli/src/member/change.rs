@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use d_engine_client::{
-    ChangeRefusal, Client, ClientError, Member, MemberChange, Members, MembersWatch,
+    Admission, ChangeRefusal, Client, ClientError, Invitation, Member, MemberChange, Members,
+    MembersWatch,
 };
 
 use crate::args::ChangeArgs;
@@ -64,7 +65,35 @@ fn words(change: &MemberChange, members: &Members) -> String {
             }
             None => format!("the address of node {node} is changed"),
         },
+        MemberChange::Invite(Invitation { peer_addr, replaces }) => {
+            let at_address =
+                |it: &&Member| it.peer_addr == *peer_addr && Some(it.node) != *replaces;
+            match (members.list.iter().find(at_address), replaces) {
+                (Some(joined), _) => format!("node {} has joined from {peer_addr}", joined.node),
+                (None, None) => format!("the node at {peer_addr} may join"),
+                (None, Some(old)) => {
+                    format!("the node at {peer_addr} may join, to vote in place of node {old}")
+                }
+            }
+        }
+        MemberChange::Withdraw(peer_addr) => format!("no node at {peer_addr} is to join"),
+        MemberChange::Admit(_) => admission(members).to_owned(),
     }
+}
+
+/// Which nodes may join.
+fn admission(members: &Members) -> &'static str {
+    match members.admission {
+        Admission::Open => "open: every node that reaches a member may join",
+        Admission::Invited => "invited: nodes that `d-engine member add` has announced may join",
+        _ => "unknown: a newer version has a rule for nodes that join",
+    }
+}
+
+pub(super) async fn show_admission(args: &ChangeArgs) -> Result<(), Failure> {
+    let members = args.client()?.members().await?;
+    say(admission(&members));
+    Ok(())
 }
 
 /// Waits until another node leads, and says which one.

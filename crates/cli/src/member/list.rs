@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use d_engine_client::{Client, ClientError, Member, MemberRole, Members};
+use d_engine_client::{Client, ClientError, Invitation, Member, MemberRole, Members};
 use serde::Serialize;
 
 use crate::args::MemberListArgs;
@@ -55,6 +55,16 @@ struct Report {
     answering: usize,
     needed: usize,
     members: Vec<Row>,
+    /// Which nodes may join, and those that are announced and have not joined.
+    admission: &'static str,
+    invited: Vec<Invited>,
+}
+
+/// A node that is to join.
+#[derive(Serialize, Debug)]
+struct Invited {
+    peer_addr: String,
+    replaces: Option<u64>,
 }
 
 /// A member.
@@ -105,6 +115,8 @@ impl Report {
             answering: rows.iter().filter(|row| row.votes && row.answers).count(),
             needed: voters / 2 + 1,
             members: rows,
+            admission: members.admission.as_str(),
+            invited: members.invitations.into_iter().map(Invited::from).collect(),
         })
     }
 
@@ -152,7 +164,19 @@ impl Report {
                 row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             say(cells.join("  ").trim_end());
         }
+        for Invited { peer_addr, replaces } in &self.invited {
+            match replaces {
+                None => say(format_args!("invited: {peer_addr}")),
+                Some(old) => say(format_args!("invited: {peer_addr}, in place of node {old}")),
+            }
+        }
         Ok(())
+    }
+}
+
+impl From<Invitation> for Invited {
+    fn from(Invitation { peer_addr, replaces }: Invitation) -> Self {
+        Self { peer_addr, replaces }
     }
 }
 

@@ -78,8 +78,10 @@
 //! # }
 //! ```
 //!
-//! **A join hands out all data.** A node on another machine must name the `cluster_id`; there is no
-//! list of nodes that may join yet, so keep the id secret and the peer ports in a private network.
+//! **A join hands out all data.** A cluster whose first nodes are not all on loopback addresses
+//! admits only nodes that its operator has announced by their peer address: `d-engine member add`,
+//! or [`MemberChange::Invite`](crate::MemberChange::Invite). [`Config::admission`](crate::Config)
+//! says otherwise. Keep the peer ports in a private network.
 //!
 //! # Disks
 //! - Put the data directory on a local file system whose `fsync` is honest. A network file system

@@ -10,6 +10,14 @@ pub(super) struct Address<'a> {
     pub(super) port: u16,
 }
 
+/// Whether only nodes of this machine reach the address.
+pub(super) fn is_loopback(address: &str) -> bool {
+    Address::parse(address).is_some_and(|address| {
+        address.host.eq_ignore_ascii_case("localhost")
+            || address.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
+}
+
 impl<'a> Address<'a> {
     /// Parses `host:port`, `1.2.3.4:port` or `[v6]:port`, without a DNS lookup.
     pub(super) fn parse(text: &'a str) -> Option<Self> {

@@ -14,6 +14,7 @@ pub(super) const CONFIG: &[&str] = &[
     "join",
     "join_as",
     "replaces",
+    "admission",
     "advertise_peer",
     "advertise_client",
     "heartbeat_interval_ms",

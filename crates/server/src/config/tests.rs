@@ -245,6 +245,7 @@ fn the_known_names_are_the_fields_of_the_config() {
         }],
         node_id: Some(1),
         replaces: Some(3),
+        admission: Some(Admission::Open),
         advertise_peer: Some("a:3".to_owned()),
         advertise_client: Some("a:4".to_owned()),
         ..Config::default()
@@ -289,4 +290,28 @@ fn a_relative_data_dir_starts_at_the_file() {
         Config::from_file(&path).is_err(),
         "a missing data_dir must not become the file's directory"
     );
+}
+
+/// Strangers reach an address that is not on loopback, so nodes must be announced there.
+#[test]
+fn a_cluster_beyond_loopback_admits_invited_nodes_unless_it_says_otherwise() {
+    use d_engine_storage::Admission as Stored;
+    let admission = |config: &Config, peer_addr: &str| {
+        config.membership(peer_addr, "").map(|membership| membership.admission())
+    };
+    let alone = Config::default();
+    for local in ["", "127.0.0.1:7101", "localhost:7101", "[::1]:7101"] {
+        assert_eq!(admission(&alone, local), Ok(Stored::Open), "{local}");
+    }
+    for reached in ["10.0.0.1:7101", "db-1.example:7101", "[fe80::1]:7101"] {
+        assert_eq!(admission(&alone, reached), Ok(Stored::Invited), "{reached}");
+    }
+    for (word, stored) in [("open", Stored::Open), ("invited", Stored::Invited)] {
+        let toml = format!("data_dir = \"data\"\nadmission = \"{word}\"\n");
+        let config = Config::from_toml(&toml).unwrap();
+        assert_eq!(admission(&config, "10.0.0.1:7101"), Ok(stored));
+        assert_eq!(admission(&config, "127.0.0.1:7101"), Ok(stored));
+    }
+    let wrong = Config::from_toml("data_dir = \"data\"\nadmission = \"all\"\n").unwrap_err();
+    assert!(wrong.to_string().contains("write open or invited"), "{wrong}");
 }

@@ -147,7 +147,9 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
             let owner = format!("node {node} is bound to another directory than {directory}");
             Answer::Refused(format!("{owner}; leave `node_id` out; {}", if_lost(shared, node)))
         }
-        ChangeMembersError::Refused(error) if !matches!(error, ChangeError::Busy(_)) => {
+        ChangeMembersError::Refused(error)
+            if !matches!(error, ChangeError::Busy(_) | ChangeError::NotInvited(_)) =>
+        {
             Answer::Refused(error.to_string())
         }
         error => Answer::Later(error.to_string()),

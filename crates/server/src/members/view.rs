@@ -1,6 +1,6 @@
 //! The members as callers see them.
 
-use d_engine_api::{ConfigId, Member, MemberRole, Members};
+use d_engine_api::{Admission, ConfigId, Invitation, Member, MemberRole, Members};
 use d_engine_core::NodeId;
 use d_engine_replica::ReplicaStatus;
 use d_engine_storage::{Identity, Membership, VoterIntent};
@@ -27,7 +27,16 @@ pub(crate) fn members(
     members.list = list(in_force);
     members.leader = leader.map(NodeId::get);
     members.removed_by = known.removed.map(config_id);
+    members.admission = match in_force.admission() {
+        d_engine_storage::Admission::Open => Admission::Open,
+        d_engine_storage::Admission::Invited => Admission::Invited,
+    };
+    members.invitations = in_force.invitations().iter().map(invitation).collect();
     members
+}
+
+fn invitation(invited: &d_engine_storage::Invitation) -> Invitation {
+    Invitation { peer_addr: invited.peer_addr.clone(), replaces: invited.replaces }
 }
 
 /// The members of one membership.

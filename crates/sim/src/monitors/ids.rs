@@ -41,7 +41,11 @@ impl Ids {
                     self.to_leave.insert(node);
                 }
             }
-            MemberChange::Promote(_) | MemberChange::UpdateAddress { .. } => {}
+            MemberChange::Invite(invitation) => self.to_leave.extend(invitation.replaces),
+            MemberChange::Promote(_)
+            | MemberChange::UpdateAddress { .. }
+            | MemberChange::Withdraw(_)
+            | MemberChange::Admit(_) => {}
         }
     }
 

@@ -21,8 +21,6 @@ enum Goal {
     Gone,
     /// It leaves in the step by which this node votes.
     ReplacedBy(u64),
-    /// It was to be replaced and then to learn: it learns if that comes first, else it leaves.
-    LearnsOrReplaced,
 }
 
 /// The requests that were accepted, by the name of the membership that has the intent.
@@ -92,7 +90,6 @@ impl Intents {
                 Goal::Votes => votes,
                 Goal::Learns => is_member && !votes,
                 Goal::Gone | Goal::ReplacedBy(_) => !is_member,
-                Goal::LearnsOrReplaced => true,
             };
             if !is_reached {
                 return Rule::IntentCompletes.broken_by(
@@ -118,33 +115,32 @@ fn apply(
             let added = after.members().iter().find(same).map(|member| member.node);
             let is_new = !before.members().iter().any(|it| same(&it));
             let Some(node) = added.filter(|_| is_new) else { return };
+            let invited = before.invitations().iter().find(|it| it.peer_addr == new.peer_addr);
             match new.joins_as {
+                JoinAs::Voter { replaces: None } => {
+                    votes(goals, node, invited.and_then(|it| it.replaces));
+                }
                 JoinAs::Voter { replaces } => votes(goals, node, replaces),
                 JoinAs::Learner => stops_replacing(goals, node, Goal::Learns),
             }
         }
         MemberChange::Remove(node) => stops_replacing(goals, *node, Goal::Gone),
-        MemberChange::Demote(node) | MemberChange::Promote(node)
-            if matches!(goals.get(node), Some(Goal::ReplacedBy(_) | Goal::LearnsOrReplaced)) =>
-        {
-            // Another node takes its place all the same.
-            if matches!(change, MemberChange::Demote(_)) {
-                goals.insert(*node, Goal::LearnsOrReplaced);
-            }
-        }
         MemberChange::Demote(node) => stops_replacing(goals, *node, Goal::Learns),
         MemberChange::Promote(node) => {
             goals.insert(*node, Goal::Votes);
         }
         MemberChange::Replace { old, new } if before.configuration().is_voter(node_id(*new)) => {
             // It votes already; another node may be about to take its place all the same.
-            if !matches!(goals.get(new), Some(Goal::ReplacedBy(_) | Goal::LearnsOrReplaced)) {
+            if !matches!(goals.get(new), Some(Goal::ReplacedBy(_))) {
                 goals.insert(*new, Goal::Votes);
             }
             stops_replacing(goals, *old, Goal::Gone);
         }
         MemberChange::Replace { old, new } => votes(goals, *new, Some(*old)),
-        MemberChange::UpdateAddress { .. } => {}
+        MemberChange::UpdateAddress { .. }
+        | MemberChange::Invite(_)
+        | MemberChange::Withdraw(_)
+        | MemberChange::Admit(_) => {}
     }
 }
 

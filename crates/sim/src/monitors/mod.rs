@@ -17,6 +17,7 @@ pub(crate) mod durable_before_sent;
 pub(crate) mod expiry;
 pub(crate) mod ids;
 pub(crate) mod intents;
+pub(crate) mod invitations;
 pub(crate) mod leaders;
 pub(crate) mod leases;
 pub(crate) mod log_matching;
@@ -42,6 +43,7 @@ use crate::monitors::disks::Disks;
 use crate::monitors::disturbance::{Before, Disturbance};
 use crate::monitors::ids::Ids;
 use crate::monitors::intents::Intents;
+use crate::monitors::invitations::Invitations;
 use crate::monitors::leaders::Leaders;
 use crate::monitors::log_matching::LogMatching;
 use crate::monitors::memberships::Memberships;
@@ -69,6 +71,7 @@ pub(crate) struct Monitors {
     log_matching: LogMatching,
     pub(crate) memberships: Memberships,
     pub(crate) ids: Ids,
+    pub(crate) invitations: Invitations,
     pub(crate) intents: Intents,
     config_of_log: ConfigOfLog,
     overlap: Overlap,
@@ -98,6 +101,7 @@ impl Monitors {
         self.committed.after_step(node, core, before, &self.disks)?;
         self.memberships.after_step(node, replica, &self.committed, now)?;
         self.ids.check(&self.memberships)?;
+        self.invitations.check(&self.memberships)?;
         self.ids.check_removed(node, replica.removed())?;
         bounds::check(node, replica, profile)?;
         self.bound_directories.check(node, replica)

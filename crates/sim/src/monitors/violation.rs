@@ -77,6 +77,8 @@ pub enum Rule {
     Overlap,
     /// An id belongs to one data directory for ever, and a directory to one id.
     IdsOnce,
+    /// A node joins although the members admit only invited nodes and nobody invited it.
+    JoinsByInvitation,
     /// A member leaves, and a voter stops voting, only if somebody asked for that.
     NoNodeLeavesUnasked,
     /// An accepted request has reached its goal in the end.
@@ -168,6 +170,7 @@ impl Rule {
             Self::OneChange => "one change at a time",
             Self::Overlap => "overlap",
             Self::IdsOnce => "ids once",
+            Self::JoinsByInvitation => "joins by invitation",
             Self::NoNodeLeavesUnasked => "no node leaves unasked",
             Self::IntentCompletes => "an intent completes",
             Self::ExpectedMembership => "expected membership",

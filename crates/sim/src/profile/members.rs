@@ -1,5 +1,7 @@
 //! How a cluster's members change in a run.
 
+use d_engine_storage::Admission;
+
 use crate::prng::Prng;
 use crate::time::SECOND;
 
@@ -12,6 +14,8 @@ pub struct MemberProfile {
     pub nodes_max: u64,
     /// Mean time between two requests to change the members; zero for none.
     pub change_every: u64,
+    /// Which nodes may join.
+    pub admission: Admission,
 }
 
 impl MemberProfile {
@@ -35,6 +39,11 @@ impl MemberProfile {
             _ => 5,
         };
         let nodes_max = at_birth + prng.between(2, 5);
-        Self { at_birth, nodes_max, change_every: prng.between(SECOND / 2, 6 * SECOND) }
+        let admission = match Prng::stream(seed, "who may join").chance(300_000) {
+            true => Admission::Invited,
+            false => Admission::Open,
+        };
+        let change_every = prng.between(SECOND / 2, 6 * SECOND);
+        Self { at_birth, nodes_max, change_every, admission }
     }
 }

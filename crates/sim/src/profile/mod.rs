@@ -9,6 +9,8 @@ pub(crate) mod programs;
 pub(crate) mod snapshots;
 pub(crate) mod standing;
 
+use d_engine_storage::{Member, MemberRole, Membership};
+
 use crate::prng::Prng;
 use crate::profile::limits::LimitProfile;
 use crate::profile::links::LinkProfile;
@@ -351,6 +353,19 @@ impl Profile {
     /// The nodes that are members at the cluster's birth.
     pub(crate) fn members_at_birth(&self) -> u64 {
         if self.members.at_birth == 0 { self.nodes } else { self.members.at_birth }
+    }
+
+    /// The membership at the cluster's birth.
+    pub(crate) fn founded(&self) -> Membership {
+        let members = (1..=self.members_at_birth()).map(|node| Member {
+            node,
+            peer_addr: format!("sim:{node}"),
+            client_addr: format!("sim-client:{node}"),
+            role: MemberRole::Voter,
+            incarnation: None,
+        });
+        let founded = Membership::new(members).unwrap_or_default();
+        founded.with_admission(self.members.admission)
     }
 
     /// The profile of a cluster whose members change. Clocks then jump at any node: there are no

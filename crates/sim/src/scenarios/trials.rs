@@ -110,6 +110,8 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Vio
     // Writes begin before anything is slow.
     let mut last_ack = world.now;
     let mut longest = 0;
+    // A load that every state machine keeps up with: a new leader must first apply what it lacks.
+    let pause = 20 * MS + 2 * world.profile.apply_mean;
     let warm_up = 500 * MS;
     let begins = world.now + warm_up;
     let ends = begins + length;
@@ -130,7 +132,7 @@ pub(crate) fn run(world: &mut World, what: Slow, length: u64) -> Result<u64, Vio
                 propose(world, node, number, 16, &acks)?;
             }
         }
-        world.run_until(world.now + 20 * MS)?;
+        world.run_until(world.now + pause)?;
         let done = std::mem::take(&mut *acks.lock().unpoisoned());
         if done.iter().any(|(_, acknowledged)| *acknowledged) {
             last_ack = world.now;

@@ -123,6 +123,8 @@ pub(crate) enum SimEvent {
     },
     OperatorLooks,
     JoinerAsks(u64),
+    /// The operator announces the joining directory with this number.
+    JoinerIsInvited(u64),
     LostNodeCare,
     InJoint {
         leader: u64,

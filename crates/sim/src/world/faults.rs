@@ -14,8 +14,11 @@ use crate::world::event::{Chain, SimEvent};
 use crate::world::link_model::Affected;
 
 impl World {
-    /// Executes the next fault, or the next turn, of a chain.
+    /// Executes the next fault, or the next turn, of a chain, unless all faults have ended.
     pub(crate) fn disturb(&mut self, chain: Chain) -> Result<(), Violation> {
+        if self.healed {
+            return Ok(());
+        }
         match chain {
             Chain::Crash => self.crash_some(),
             Chain::Pause => self.pause_some(),
@@ -38,9 +41,6 @@ impl World {
     }
 
     pub(crate) fn crash_some(&mut self) {
-        if self.healed {
-            return;
-        }
         if self.prng.chance(self.profile.crash_all) {
             self.counts.fault(Fault::CrashOfAll);
             for node in 1..=self.profile.nodes {
@@ -61,9 +61,6 @@ impl World {
     }
 
     pub(crate) fn pause_some(&mut self) {
-        if self.healed {
-            return;
-        }
         let (node, now) = (self.prng.between(1, self.profile.nodes), self.now);
         let length = 10 * MS + self.prng.tail(self.profile.pause_length);
         self.counts.fault(Fault::Pause);
@@ -76,9 +73,6 @@ impl World {
 
     /// Asks every leader to transfer leadership, to a drawn node or to one of its choice.
     pub(crate) fn transfer_some(&mut self) -> Result<(), Violation> {
-        if self.healed {
-            return Ok(());
-        }
         let (to, any) = (self.prng.between(1, self.profile.nodes), self.prng.chance(500_000));
         let target = if any { None } else { Some(node_id(to)) };
         for node in 1..=self.profile.nodes {
@@ -103,9 +97,6 @@ impl World {
     }
 
     pub(crate) fn partition_begin(&mut self) {
-        if self.healed {
-            return;
-        }
         let now = self.now;
         let fault = self.network.partition(self.profile.nodes, &mut self.counts);
         self.trace.note(now, format_args!("{fault:?}: {}", self.network.cuts()));
@@ -134,9 +125,6 @@ impl World {
     }
 
     pub(crate) fn reconnect(&mut self) -> Result<(), Violation> {
-        if self.healed {
-            return Ok(());
-        }
         self.reconnect_some(Affected::Few)?;
         self.plan(self.profile.reconnect_every, Chain::Reconnect);
         Ok(())
@@ -145,9 +133,6 @@ impl World {
     /// A wall clock jumps to an error of up to a day in either direction; the monotonic clock does
     /// not.
     pub(crate) fn clock_jump(&mut self) {
-        if self.healed {
-            return;
-        }
         let jumps = self.prng.chance(self.profile.clock_jump.saturating_mul(self.profile.nodes));
         let (any, offset) =
             (self.prng.between(1, self.profile.nodes), self.prng.below(2 * RIGHT_TIME_MS));
@@ -180,9 +165,6 @@ impl World {
     }
 
     pub(crate) fn client_turn(&mut self, client: usize) {
-        if self.healed {
-            return;
-        }
         let nodes = self.profile.nodes;
         if !self.clients.is_busy(client) {
             self.clients.wander(client, nodes);
@@ -237,9 +219,6 @@ impl World {
 
     /// Many callers propose commands at the same moment.
     pub(crate) fn burst(&mut self) -> Result<(), Violation> {
-        if self.healed {
-            return Ok(());
-        }
         let nodes = self.profile.nodes;
         let leader = (1..=nodes).find(|node| self.leads(*node));
         let anyone = self.turn_prng.between(1, nodes);

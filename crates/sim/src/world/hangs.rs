@@ -9,9 +9,6 @@ use crate::world::refused::RefusedStarts;
 impl World {
     /// Makes a disk or a state machine hang for a while.
     pub(crate) fn hang_some(&mut self) {
-        if self.healed {
-            return;
-        }
         let node = self.turn_prng.between(1, self.profile.nodes);
         let (is_disk, length) =
             (self.turn_prng.chance(600_000), self.turn_prng.between(2, 20) * SECOND);
@@ -33,9 +30,6 @@ impl World {
 
     /// Leaves some disk little free space for a while.
     pub(crate) fn fill_some(&mut self) {
-        if self.healed {
-            return;
-        }
         let node = self.turn_prng.between(1, self.profile.nodes);
         let (left, length) =
             (self.turn_prng.below(64 << 10), self.turn_prng.between(1, 15) * SECOND);

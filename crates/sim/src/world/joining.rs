@@ -4,7 +4,9 @@
 
 use d_engine_core::{Incarnation, QuorumRisk};
 use d_engine_replica::ChangeMembersError;
-use d_engine_storage::{ChangeError, ConfigId, JoinAs, MemberChange, NewMember};
+use d_engine_storage::{
+    Admission, ChangeError, ConfigId, Invitation, JoinAs, MemberChange, NewMember,
+};
 
 use crate::faults::{Fault, Sometimes};
 use crate::monitors::violation::Violation;
@@ -15,12 +17,19 @@ use crate::world::operator::{Asks, Joiner, Request};
 
 /// A joiner that is refused for good this often gives up.
 const REFUSALS_MAX: u32 = 5;
+/// A joiner that asks this often and was not invited gives up.
+const UNINVITED_MAX: u32 = 30;
 
 /// The incarnation of the directory with this number, of those that join.
 fn directory(number: u64) -> Incarnation {
     let mut bytes = [0xd1; 16];
     bytes.iter_mut().zip(number.to_le_bytes()).for_each(|(byte, of)| *byte = of);
     Incarnation(bytes)
+}
+
+/// Where a directory that joins is reached.
+fn address_of(number: u64) -> String {
+    format!("sim:dir-{number}")
 }
 
 impl World {
@@ -32,13 +41,38 @@ impl World {
         }
         self.operator.directories += 1;
         let number = self.operator.directories;
-        let joiner =
-            Joiner { directory: directory(number), wish, joins_as, hint: None, refusals: 0 };
+        let joiner = Joiner {
+            directory: directory(number),
+            wish,
+            joins_as,
+            hint: None,
+            refusals: 0,
+            refusals_without_invitation: 0,
+        };
         let now = self.now;
         self.trace.note(now, format_args!("{joiner:?} begins to ask"));
         self.operator.joiners.insert(number, joiner);
         self.after(0, SimEvent::JoinerAsks(number));
+        if self.profile.members.admission == Admission::Invited && self.member_prng.chance(700_000)
+        {
+            let delay = self.member_prng.tail(200 * MS);
+            self.after(delay, SimEvent::JoinerIsInvited(number));
+        }
         true
+    }
+
+    /// The operator announces a directory that begins to join, mostly as what it will become.
+    pub(crate) fn joiner_is_invited(&mut self, number: u64) -> Result<(), Violation> {
+        let Some(joiner) = self.operator.joiners.get(&number) else { return Ok(()) };
+        let replaces = match joiner.joins_as {
+            JoinAs::Voter { replaces } => replaces,
+            JoinAs::Learner => None,
+        };
+        let replaces = replaces.filter(|_| self.member_prng.chance(900_000));
+        let change = MemberChange::Invite(Invitation { peer_addr: address_of(number), replaces });
+        let anyone = self.member_prng.between(1, self.profile.nodes);
+        let (expected, risk) = (None, QuorumRisk::Refuse);
+        self.ask(anyone, Request { change, expected, risk, asks: Asks::Operator })
     }
 
     pub(crate) fn joiner_asks(&mut self, number: u64) -> Result<(), Violation> {
@@ -53,7 +87,7 @@ impl World {
         let anyone = self.member_prng.between(1, self.profile.nodes);
         let change = MemberChange::Add(NewMember {
             node: joiner.wish,
-            peer_addr: format!("sim:dir-{number}"),
+            peer_addr: address_of(number),
             client_addr: format!("sim-client:dir-{number}"),
             incarnation: joiner.directory,
             joins_as: joiner.joins_as,
@@ -80,6 +114,9 @@ impl World {
         if joiner.wish.is_none() {
             self.counts.reached(Sometimes::IdGivenByLeader);
         }
+        if self.monitors.invitations.used > 0 {
+            self.counts.reached(Sometimes::JoinedByInvitation);
+        }
         self.profile.nodes = self.profile.nodes.max(id);
         let node = self.node(id);
         (node.is_lost, node.incarnation, node.born) = (false, joiner.directory, Some(born));
@@ -102,6 +139,17 @@ impl World {
         let ChangeMembersError::Refused(refusal) = error else { return };
         match (refusal, joiner.joins_as, joiner.wish) {
             (ChangeError::Busy(_), ..) => return,
+            (ChangeError::NotInvited(_), ..) => {
+                self.counts.reached(Sometimes::NotInvited);
+                joiner.refusals_without_invitation += 1;
+                if joiner.refusals_without_invitation >= UNINVITED_MAX {
+                    self.operator.joiners.remove(&number);
+                } else if self.member_prng.chance(300_000) {
+                    self.after(0, SimEvent::JoinerIsInvited(number));
+                }
+                return;
+            }
+            (ChangeError::InvitedOtherwise { invited, .. }, ..) => joiner.joins_as = *invited,
             (ChangeError::IdTaken(_) | ChangeError::MemberRemoved(_), _, Some(_)) => {
                 joiner.wish = None;
             }

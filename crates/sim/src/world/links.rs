@@ -284,9 +284,6 @@ impl World {
 
     /// Makes a link slow for a while, in both directions.
     pub(crate) fn slow_some(&mut self) {
-        if self.healed {
-            return;
-        }
         let nodes = self.profile.nodes;
         let (one, other) = (self.links.prng.between(1, nodes), self.links.prng.between(1, nodes));
         let speed = 1 << self.links.prng.between(9, 15);

@@ -4,7 +4,9 @@ use std::sync::PoisonError;
 
 use d_engine_core::{NodeId, QuorumRisk, RoleKind};
 use d_engine_replica::{ChangeMembers, ChangeMembersError, Event};
-use d_engine_storage::{ChangeError, ConfigId, JoinAs, MemberChange, MemberRole, Membership};
+use d_engine_storage::{
+    Admission, ChangeError, ConfigId, JoinAs, MemberChange, MemberRole, Membership,
+};
 
 use crate::faults::{Fault, Sometimes};
 use crate::monitors::violation::Violation;
@@ -49,9 +51,6 @@ impl World {
 
     /// The next request: mostly at a leader, on the basis of the membership that it knows.
     pub(crate) fn change_members(&mut self) -> Result<(), Violation> {
-        if self.healed {
-            return Ok(());
-        }
         self.plan(self.profile.members.change_every, Chain::MembersChange);
         let draws = self.member_prng.below(100);
         match draws {
@@ -155,6 +154,10 @@ impl World {
             with(|role| matches!(role, MemberRole::Learner | MemberRole::Joining { .. }));
         let voter = self.member_prng.pick(&voters).copied();
         let learner = self.member_prng.pick(&learners).copied();
+        if self.profile.members.admission == Admission::Invited && self.member_prng.chance(150_000)
+        {
+            return Some(self.draw_admission(membership));
+        }
         // Without a voter whose disk is lost, no further one can be spared.
         let draw = self.member_prng.below(if self.operator.lost.is_some() { 6 } else { 12 });
         match draw {
@@ -192,6 +195,16 @@ impl World {
             }
             10 => voter.map(MemberChange::Demote),
             _ => learner.or(voter).map(MemberChange::Promote),
+        }
+    }
+
+    /// The operator withdraws an invitation, or changes which nodes may join.
+    fn draw_admission(&mut self, membership: &Membership) -> MemberChange {
+        let invited = self.member_prng.pick(membership.invitations());
+        match (invited, membership.admission()) {
+            (Some(invited), _) => MemberChange::Withdraw(invited.peer_addr.clone()),
+            (None, Admission::Open) => MemberChange::Admit(Admission::Invited),
+            (None, Admission::Invited) => MemberChange::Admit(Admission::Open),
         }
     }
 

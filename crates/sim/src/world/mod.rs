@@ -49,7 +49,7 @@ use crate::world::connections::Exchange;
 use crate::world::event::{Chain, Scheduled, SimEvent};
 use crate::world::link_model::{Affected, Links};
 use crate::world::network::{Network, Packet};
-use crate::world::node::{Node, members};
+use crate::world::node::Node;
 use crate::world::operator::Operator;
 use crate::world::script::Script;
 
@@ -137,7 +137,7 @@ impl World {
             script,
             profile,
         };
-        let at_birth = members(world.profile.members_at_birth());
+        let at_birth = world.profile.founded();
         world.monitors.memberships.born(at_birth);
         world.begin();
         world
@@ -302,6 +302,7 @@ impl World {
             }
             SimEvent::OperatorLooks => self.operator_looks()?,
             SimEvent::JoinerAsks(number) => self.joiner_asks(number)?,
+            SimEvent::JoinerIsInvited(number) => self.joiner_is_invited(number)?,
             SimEvent::LostNodeCare => self.care_for_lost_node()?,
             SimEvent::InJoint { leader, what } => self.in_joint(leader, what)?,
             SimEvent::SnapshotBuild { node, .. } => self.snapshot_build(node)?,
@@ -322,6 +323,8 @@ impl World {
             }
             SimEvent::Rush { times_left } => self.rush(times_left),
             SimEvent::Start(node) => self.start(node)?,
+            // All partitions have ended with the other faults.
+            SimEvent::PartitionEnd if self.healed => {}
             SimEvent::PartitionEnd => {
                 self.network.heal();
                 if self.prng.chance(500_000) {

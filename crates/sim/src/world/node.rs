@@ -15,8 +15,7 @@ use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
 use d_engine_storage::{
     Alignment, ClusterId, ConfigId, FileStorageEngine, FileStorageOptions, Fs, Identity,
-    Incarnation, Member, MemberRole, Membership, OpenRequest, RecoveredLog, RecoveryReport,
-    StorageEngine,
+    Incarnation, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
 };
 
 use crate::machines::choice::Machine;
@@ -293,7 +292,7 @@ impl Node {
     /// The members at the cluster's birth; nobody at a node that joins later.
     fn initial_members(&self, profile: &Profile) -> Membership {
         match self.born {
-            None => members(profile.members_at_birth()),
+            None => profile.founded(),
             Some(born) => Membership::before_joining(born),
         }
     }
@@ -423,17 +422,6 @@ fn snapshot_policy(profile: &Profile) -> Arc<dyn SnapshotPolicy> {
         0 => Arc::new(Never),
         entries => Arc::new(AfterEntries(entries)),
     }
-}
-
-pub(crate) fn members(count: u64) -> Membership {
-    let members = (1..=count).map(|node| Member {
-        node,
-        peer_addr: format!("sim:{node}"),
-        client_addr: format!("sim-client:{node}"),
-        role: MemberRole::Voter,
-        incarnation: None,
-    });
-    Membership::new(members).unwrap_or_default()
 }
 
 fn storage_options(profile: &Profile) -> FileStorageOptions {

@@ -75,4 +75,5 @@ pub(crate) struct Joiner {
     /// Whom to ask next.
     pub(crate) hint: Option<u64>,
     pub(crate) refusals: u32,
+    pub(crate) refusals_without_invitation: u32,
 }

@@ -52,9 +52,6 @@ impl World {
 
     /// Crashes some node, so that it may be started with another program.
     pub(crate) fn change_program(&mut self) {
-        if self.healed {
-            return;
-        }
         let id = self.program_prng.between(1, self.profile.nodes);
         self.plan(self.profile.programs.change_every, Chain::ProgramChange);
         if self.node(id).running.is_some() {

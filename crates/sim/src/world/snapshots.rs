@@ -65,9 +65,6 @@ impl World {
 
     /// A caller requests a snapshot from some node.
     pub(crate) fn ask_for_snapshot(&mut self) {
-        if self.healed {
-            return;
-        }
         let id = self.snapshot_prng.between(1, self.profile.nodes);
         let answers = self.exchange.requested.clone();
         let node = self.node(id);

@@ -21,9 +21,6 @@ const LOOKS_EVERY: u64 = 400 * MS;
 impl World {
     /// Proposes a command that some or all programs cannot apply.
     pub(crate) fn bad_command_comes(&mut self) -> Result<(), Violation> {
-        if self.healed {
-            return Ok(());
-        }
         self.plan(self.profile.standing.bad_every, Chain::BadCommand);
         let Some(leader) = (1..=self.profile.nodes).find(|node| self.leads(*node)) else {
             return Ok(());

@@ -24,9 +24,6 @@ pub(crate) fn shut_down() -> StopReason {
 impl World {
     /// Shuts some node down.
     pub(crate) fn stop_some(&mut self) -> Result<(), Violation> {
-        if self.healed {
-            return Ok(());
-        }
         let node = self.turn_prng.between(1, self.profile.nodes);
         self.plan(self.profile.stop_every, Chain::Shutdown);
         self.stop(node)

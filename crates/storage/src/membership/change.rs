@@ -5,150 +5,10 @@
 //! into a joint configuration with all members that are ready, and out of it again. A request that
 //! is repeated changes nothing.
 
-use d_engine_core::{Configuration, Incarnation, NodeId};
+use d_engine_core::{Configuration, NodeId};
 
+use super::request::{ChangeError, ID_SKIP_MAX, JoinAs, MemberChange, NewMember};
 use super::{ConfigId, Member, MemberRole, Membership, MembershipError, VoterIntent};
-
-/// A node that is added to a cluster.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NewMember {
-    /// Its id; `None` lets the leader give it the next one.
-    pub node: Option<u64>,
-    /// The address for other nodes, as `host:port`.
-    pub peer_addr: String,
-    /// The address for clients, as `host:port`; empty if it serves none.
-    pub client_addr: String,
-    /// Its data directory.
-    pub incarnation: Incarnation,
-    /// What it becomes.
-    pub joins_as: JoinAs,
-}
-
-/// What a new member becomes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum JoinAs {
-    /// It votes once it keeps up with the log.
-    Voter {
-        /// The voter that leaves in the same step.
-        replaces: Option<u64>,
-    },
-    /// It receives the log and does not vote.
-    Learner,
-}
-
-/// A change of a membership. Each names a goal; repeating it changes nothing.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum MemberChange {
-    /// A node joins. The same data directory joins once only.
-    Add(NewMember),
-    /// A member leaves for ever; its id is never given again.
-    Remove(u64),
-    /// A learner or joining node votes in place of another voter, in one step.
-    Replace {
-        /// The voter that leaves.
-        old: u64,
-        /// The member that votes instead.
-        new: u64,
-    },
-    /// A learner votes once it keeps up.
-    Promote(u64),
-    /// A voter becomes a learner.
-    Demote(u64),
-    /// A member has moved.
-    UpdateAddress {
-        /// The member.
-        node: u64,
-        /// Its new address for other nodes.
-        peer_addr: Option<String>,
-        /// Its new address for clients.
-        client_addr: Option<String>,
-    },
-}
-
-impl MemberChange {
-    /// Whether `membership` shows the goal, with nothing left to do for it.
-    #[must_use]
-    pub fn is_reached_by(&self, membership: &Membership) -> bool {
-        let role = |node: u64| membership.find(node).map(|member| member.role);
-        let is_reached = match self {
-            Self::Add(new) => {
-                membership.members.iter().any(|it| it.incarnation == Some(new.incarnation))
-            }
-            Self::Remove(node) => role(*node).is_none(),
-            Self::Replace { old, new } => {
-                role(*old).is_none() && role(*new) == Some(MemberRole::Voter)
-            }
-            Self::Promote(node) => role(*node) == Some(MemberRole::Voter),
-            Self::Demote(node) => role(*node) == Some(MemberRole::Learner),
-            Self::UpdateAddress { .. } => membership.edited(self) == Ok(None),
-        };
-        is_reached && !membership.is_joint()
-    }
-}
-
-/// How many ids a new member may leave out.
-const ID_SKIP_MAX: u64 = 1_000;
-
-/// Why a membership is not changed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChangeError {
-    /// The caller decided on the basis of another membership. List the members and decide again.
-    #[error(
-        "the request expected configuration {expected}, but the current one is {current}; list the \
-         members and decide again"
-    )]
-    Stale {
-        /// What the caller expected.
-        expected: ConfigId,
-        /// What is in force.
-        current: ConfigId,
-    },
-    /// A voter change is in progress, this leader has just been elected, or it transfers its
-    /// leadership. Retry a little later.
-    #[error(
-        "another membership change or a leadership transfer is in progress (configuration {0}); \
-         retry when it is done"
-    )]
-    Busy(ConfigId),
-    /// There is no such member and never was.
-    #[error("node {0} has never been a member")]
-    UnknownMember(u64),
-    /// The member was removed, or its id was skipped; the id is not given again.
-    #[error("node {0} was removed, or its id was skipped; the id is not used again")]
-    MemberRemoved(u64),
-    /// No voter would be certain to stay. Add or keep another voter first.
-    #[error(
-        "once node {0} stops voting, no other voter is certain to stay; add another voter first, \
-         or promote one that is to leave"
-    )]
-    LastVoter(u64),
-    /// The node that is to be replaced does not vote, or is replaced by another one already.
-    #[error("node {0} cannot be replaced: it does not vote, or another node replaces it already")]
-    NotReplaceable(u64),
-    /// The id belongs to another data directory.
-    #[error(
-        "node {0} is bound to another directory; leave the id out, and if that directory was lost, \
-         name it as the one to replace"
-    )]
-    IdTaken(u64),
-    /// The id is far above all that were given. An id is given once, so a typing error would use up
-    /// all below it.
-    #[error(
-        "the id {wanted} is too high: the highest one given is {last}, and at most {} are skipped; \
-         leave the id out, or choose a lower one",
-        ID_SKIP_MAX
-    )]
-    IdTooHigh {
-        /// The id.
-        wanted: u64,
-        /// The highest id that was given.
-        last: u64,
-    },
-    /// The membership would break a rule.
-    #[error(transparent)]
-    Invalid(#[from] MembershipError),
-}
 
 /// Whether voters that are to stop voting do so in the next joint configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -174,6 +34,7 @@ impl Membership {
             MemberChange::Remove(node) => next.remove(*node)?,
             MemberChange::Replace { old, new } => next.replace(*old, *new)?,
             MemberChange::Promote(node) => {
+                next.is_not_replaced(*node)?;
                 let role = &mut next.get_mut(*node)?.role;
                 *role = match *role {
                     MemberRole::Learner => MemberRole::Joining { replaces: None },
@@ -182,6 +43,7 @@ impl Membership {
                 };
             }
             MemberChange::Demote(node) => {
+                next.is_not_replaced(*node)?;
                 let role = &mut next.get_mut(*node)?.role;
                 *role = match *role {
                     MemberRole::Voter | MemberRole::Leaving => MemberRole::Demoting,
@@ -189,6 +51,9 @@ impl Membership {
                     role => role,
                 };
             }
+            MemberChange::Invite(invitation) => next.invite(invitation)?,
+            MemberChange::Withdraw(address) => next.withdraw(address),
+            MemberChange::Admit(admission) => next.admission = *admission,
             MemberChange::UpdateAddress { node, peer_addr, client_addr } => {
                 let member = next.get_mut(*node)?;
                 member.peer_addr = peer_addr.clone().unwrap_or_else(|| member.peer_addr.clone());
@@ -260,7 +125,8 @@ impl Membership {
             Some(node) => node,
             None => self.last_node.checked_add(1).ok_or(MembershipError::ReservedId)?,
         };
-        if let JoinAs::Voter { replaces: Some(old) } = new.joins_as {
+        let joins_as = self.take_invitation(new)?;
+        if let JoinAs::Voter { replaces: Some(old) } = joins_as {
             self.may_replace(old, node)?;
         }
         self.last_node = self.last_node.max(node);
@@ -268,7 +134,7 @@ impl Membership {
             node,
             peer_addr: new.peer_addr.clone(),
             client_addr: new.client_addr.clone(),
-            role: match new.joins_as {
+            role: match joins_as {
                 JoinAs::Voter { replaces } => MemberRole::Joining { replaces },
                 JoinAs::Learner => MemberRole::Learner,
             },
@@ -311,7 +177,16 @@ impl Membership {
         }
     }
 
-    fn may_replace(&mut self, old: u64, new: u64) -> Result<(), ChangeError> {
+    /// A node that another one replaces leaves, whatever else is asked of it.
+    fn is_not_replaced(&self, node: u64) -> Result<(), ChangeError> {
+        let replaces = MemberRole::Joining { replaces: Some(node) };
+        match self.members.iter().find(|it| it.role == replaces) {
+            Some(by) => Err(ChangeError::BeingReplaced { node, by: by.node }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn may_replace(&mut self, old: u64, new: u64) -> Result<(), ChangeError> {
         let is_taken = self.members.iter().any(|it| {
             it.node != new
                 && matches!(it.role, MemberRole::Joining { replaces } if replaces == Some(old))

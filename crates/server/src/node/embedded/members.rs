@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use d_engine_api::{ConfigId, MemberChange, Members};
+use d_engine_api::{Admission, ConfigId, Invitation, MemberChange, Members};
 use d_engine_core::QuorumRisk;
 use d_engine_replica::{ChangeMembersError, ReadGateInputs as _, StopReason};
 use tokio::sync::watch;
@@ -79,7 +79,7 @@ impl EmbeddedEngine {
         let risk = if accept_risk { QuorumRisk::Accept } else { QuorumRisk::Refuse };
         let expected =
             expected.map(|id| d_engine_storage::ConfigId { term: id.term, version: id.version });
-        let request = Request { change: stored(change), expected, risk };
+        let request = Request { change: stored(change)?, expected, risk };
         let mut waits_for = String::from("the leader to take the request");
         let shared = &self.inner.shared;
         let changed = change::change(shared, request, |text| {
@@ -142,9 +142,9 @@ impl EmbeddedEngine {
     }
 }
 
-fn stored(change: MemberChange) -> d_engine_storage::MemberChange {
-    use d_engine_storage::MemberChange as Stored;
-    match change {
+fn stored(change: MemberChange) -> Result<d_engine_storage::MemberChange, ChangeMembersError> {
+    use d_engine_storage::{Admission as StoredAdmission, MemberChange as Stored};
+    Ok(match change {
         MemberChange::Remove(node) => Stored::Remove(node),
         MemberChange::Replace { old, new } => Stored::Replace { old, new },
         MemberChange::Promote(node) => Stored::Promote(node),
@@ -152,5 +152,18 @@ fn stored(change: MemberChange) -> d_engine_storage::MemberChange {
         MemberChange::UpdateAddress { node, peer_addr, client_addr } => {
             Stored::UpdateAddress { node, peer_addr, client_addr }
         }
-    }
+        MemberChange::Invite(Invitation { peer_addr, replaces }) => {
+            Stored::Invite(d_engine_storage::Invitation { peer_addr, replaces })
+        }
+        MemberChange::Withdraw(peer_addr) => Stored::Withdraw(peer_addr),
+        MemberChange::Admit(admission) => Stored::Admit(match admission {
+            Admission::Open => StoredAdmission::Open,
+            Admission::Invited => StoredAdmission::Invited,
+            admission => {
+                return Err(ChangeMembersError::RefusedByLeader(format!(
+                    "{admission:?} is no rule for nodes that join"
+                )));
+            }
+        }),
+    })
 }

@@ -306,9 +306,12 @@ async fn answer_question(
         }
         // A node that joins receives all data.
         Question::Join { .. } => {
-            let text = "set `cluster_id`: a node of another machine must name the cluster";
-            let names_cluster = inquiry.cluster.is_some() || address.ip().is_loopback();
-            (&shared.joining, (!names_cluster).then_some(text))
+            let text = "set `cluster_id`: a node of another machine must name the cluster, unless \
+                        it is invited";
+            let is_known = inquiry.cluster.is_some()
+                || address.ip().is_loopback()
+                || shared.events.admission().is_by_invitation();
+            (&shared.joining, (!is_known).then_some(text))
         }
     };
     let answer = match (refusal, places.try_acquire()) {

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use d_engine_core::MembershipStep;
+use d_engine_core::{Incarnation, MembershipStep};
 
 use super::*;
 
@@ -178,6 +178,28 @@ fn learners_replace_and_voters_learn() {
     assert_eq!(roles(&joint.after_joint()), [(2, MemberRole::Learner), (3, MemberRole::Voter)]);
     let back = joint.before_joint();
     assert_eq!(roles(&back), roles(&swaps));
+}
+
+/// A voter whose place another node takes leaves in that step: what contradicts it is refused, so
+/// that the order of two requests does not decide what becomes of the voter.
+#[test]
+fn a_voter_that_is_being_replaced_is_neither_demoted_nor_promoted() {
+    let replaced =
+        edited(&voters(3), &MemberChange::Add(NewMember { joins_as: instead_of(1), ..new(4) }));
+    let removed = edited(&replaced, &MemberChange::Remove(1));
+    let refused = Err(ChangeError::BeingReplaced { node: 1, by: 4 });
+    for before in [&replaced, &removed] {
+        assert_eq!(before.edited(&MemberChange::Demote(1)), refused);
+        assert_eq!(before.edited(&MemberChange::Promote(1)), refused);
+    }
+    // The other order, and without the node that was to replace it.
+    let demoted = edited(&voters(3), &MemberChange::Demote(1));
+    let replaced_too =
+        edited(&demoted, &MemberChange::Add(NewMember { joins_as: instead_of(1), ..new(4) }));
+    let end = replaced_too.joint(|_| true, Leavers::Go).unwrap().after_joint();
+    assert_eq!(end.member(NodeId::new(1).unwrap()), None);
+    let kept = edited(&removed, &MemberChange::Remove(4));
+    assert!(kept.edited(&MemberChange::Promote(1)).is_ok());
 }
 
 /// The same directory never gets a second id, and a request that would need too many voters is
