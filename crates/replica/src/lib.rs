@@ -52,7 +52,7 @@ pub use log::scrub::Scrubber;
 pub use log::steps::{LogStep, LogSteps, LogWait, LogWork, SPACE_RETRY_INTERVAL};
 pub use log::worker::{LogLoader, LogWorker};
 pub use membership_driver::{
-    ChangeMembers, ChangeMembersError, ChangeResponder, PeerAddresses, voters_in_words,
+    ChangeMembers, ChangeMembersError, ChangeResponder, MissingVoters, PeerAddresses,
 };
 pub use peer_message::PeerMessage;
 pub use read_gate::{ReadDecision, ReadGateInputs, decide_eventual_read, decide_lease_read};

@@ -47,7 +47,7 @@ pub enum ChangeMembersError {
     Refused(ChangeError),
     /// Too few voters answer to commit the change. Bring them back or replace them first, or
     /// accept the risk.
-    WouldLoseQuorum(VoterSet),
+    WouldLoseQuorum(MissingVoters),
     /// The leader refuses the request after a check of its own; the text says why and what to do.
     RefusedByLeader(String),
     /// Too many such requests wait at this node. Retry a little later.
@@ -76,14 +76,11 @@ impl fmt::Display for ChangeMembersError {
             }
             Self::Busy(id) => ChangeError::Busy(*id).fmt(f),
             Self::Refused(error) => error.fmt(f),
-            Self::WouldLoseQuorum(set) => {
-                write!(
-                    f,
-                    "too few {} answer and keep up with the log to commit the change; bring \
-                     them back or replace them first, or accept the risk",
-                    voters_in_words(*set)
-                )
-            }
+            Self::WouldLoseQuorum(missing) => write!(
+                f,
+                "the change would not be committed: {missing}; bring them back or replace them \
+                 first, or accept the risk"
+            ),
             Self::NotDone { waits_for } => write!(
                 f,
                 "the change is not done yet and goes on; it waits for this: {waits_for}; repeat \
@@ -98,12 +95,33 @@ impl fmt::Display for ChangeMembersError {
     }
 }
 
-/// A set of voters, in words.
-#[must_use]
-pub fn voters_in_words(set: VoterSet) -> &'static str {
-    match set {
-        VoterSet::Outgoing => "of the present voters",
-        VoterSet::Incoming => "of the voters after the change",
+/// A set of voters of which too few answer and keep up with the log to commit a change.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MissingVoters {
+    /// Which set it is.
+    pub set: VoterSet,
+    /// Its voters.
+    pub voters: Vec<NodeId>,
+    /// Those that do not answer or do not keep up with the log.
+    pub missing: Vec<NodeId>,
+}
+
+impl fmt::Display for MissingVoters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let when = match self.set {
+            VoterSet::Outgoing => "now",
+            VoterSet::Incoming => "after the change",
+        };
+        let ids =
+            |nodes: &[NodeId]| nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ");
+        let needed = self.voters.len() / 2 + 1;
+        write!(
+            f,
+            "it needs {needed} of the nodes that vote {when} ({}), and these do not answer or do \
+             not keep up with the log: {}",
+            ids(&self.voters),
+            ids(&self.missing)
+        )
     }
 }
 
@@ -132,7 +150,7 @@ pub(crate) struct MembershipDriver {
     /// A caller has accepted that the intents may cost the quorum.
     risk: QuorumRisk,
     /// The voters of which too few answer, so that the intents wait.
-    pub(crate) lacks: Option<VoterSet>,
+    pub(crate) lacks: Option<MissingVoters>,
 }
 
 impl Default for MembershipDriver {
@@ -202,10 +220,12 @@ impl Replica {
             let risk = self.membership_driver.risk;
             self.membership_driver.lacks = None;
             for next in all.into_iter().chain(joining) {
+                let configuration = next.configuration();
                 match self.propose_membership(now, next, risk, jobs) {
                     Ok(_) => return,
                     Err(Rejected::WouldLoseQuorum(set)) => {
-                        self.membership_driver.lacks = Some(set);
+                        let missing = self.missing_voters(now, set, &configuration);
+                        self.membership_driver.lacks = Some(missing);
                     }
                     Err(_) => {}
                 }
@@ -296,8 +316,14 @@ impl Replica {
         let stops_voting = matches!(change, MemberChange::Remove(_) | MemberChange::Demote(_));
         let joint = next.joint(|_| false, Leavers::Go).filter(|_| stops_voting);
         if let Some(joint) = joint {
-            let judged = self.core.judge_joint(now.monotonic, &joint.configuration(), risk);
-            judged.map_err(|rejected| self.change_error(rejected))?;
+            let joint = joint.configuration();
+            let judged = self.core.judge_joint(now.monotonic, &joint, risk);
+            judged.map_err(|rejected| match rejected {
+                Rejected::WouldLoseQuorum(set) => {
+                    ChangeMembersError::WouldLoseQuorum(self.missing_voters(now, set, &joint))
+                }
+                rejected => self.change_error(rejected),
+            })?;
         }
         let written = self.propose_membership(now, next, QuorumRisk::Refuse, jobs);
         let id = written.map_err(|rejected| self.change_error(rejected))?;
@@ -309,12 +335,25 @@ impl Replica {
         Ok(id)
     }
 
+    fn missing_voters(
+        &self,
+        now: Now,
+        set: VoterSet,
+        joint: &d_engine_core::Configuration,
+    ) -> MissingVoters {
+        let voters = match set {
+            VoterSet::Outgoing => joint.outgoing(),
+            VoterSet::Incoming => joint.voters(),
+        };
+        let missing = self.core.behind(now.monotonic, voters.iter().copied()).collect();
+        MissingVoters { set, voters: voters.iter().copied().collect(), missing }
+    }
+
     fn change_error(&self, rejected: Rejected) -> ChangeMembersError {
         match rejected {
             Rejected::NotLeader { .. } => {
                 ChangeMembersError::NotLeader { leader: self.leader_hint() }
             }
-            Rejected::WouldLoseQuorum(set) => ChangeMembersError::WouldLoseQuorum(set),
             _ => ChangeMembersError::Busy(self.members.logged().id()),
         }
     }

@@ -1,9 +1,9 @@
 //! The status of a replica.
 
-use d_engine_core::{CoreStatus, VoterSet};
+use d_engine_core::CoreStatus;
 use d_engine_storage::{ConfigId, Membership};
 
-use crate::{ApplyStop, StopReason};
+use crate::{ApplyStop, MissingVoters, StopReason};
 
 /// The status of a replica at one moment.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct ReplicaStatus {
     pub committed_members: ConfigId,
     /// On a leader: the voters of which too few answer, so that intended changes of the members
     /// wait.
-    pub changes_lack: Option<VoterSet>,
+    pub changes_lack: Option<MissingVoters>,
     /// The committed configuration that has removed this node, if one has.
     pub removed: Option<ConfigId>,
     /// Whether the node has caught up with its leader and can serve.

@@ -104,6 +104,20 @@ impl RaftCore {
         Ok(())
     }
 
+    /// Of these voters, those that would not commit a change of the members now: they do not
+    /// answer, or do not keep up with the log. All but this node if it does not lead.
+    pub fn behind<'a>(
+        &'a self,
+        now: Instant,
+        voters: impl Iterator<Item = NodeId> + 'a,
+    ) -> impl Iterator<Item = NodeId> + 'a {
+        let gate = self.promotion_gate();
+        voters.filter(move |node| {
+            let progress = self.role.leader().and_then(|leader| leader.followers.get(node));
+            *node != self.node && !progress.is_some_and(|it| it.keeps_up(now, gate))
+        })
+    }
+
     fn is_heard(&self, leader: &Leader, now: Instant, node: NodeId) -> bool {
         let within = self.heard_within();
         node == self.node

@@ -103,7 +103,7 @@ impl Replica {
             applied: self.apply.applied().get(),
             membership: self.members.current().clone(),
             committed_members: self.committed_members,
-            changes_lack: self.membership_driver.lacks,
+            changes_lack: self.membership_driver.lacks.clone(),
             removed: self.removed,
             ready: self.is_ready(),
             alarms: self.alarms(),

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_core::{NodeId, QuorumRisk};
-use d_engine_replica::{
-    ChangeMembers, ChangeMembersError, ReplicaStatus, StopReason, voters_in_words,
-};
+use d_engine_replica::{ChangeMembers, ChangeMembersError, ReplicaStatus, StopReason};
 use d_engine_storage::{ChangeError, ConfigId, MemberChange, MemberRole};
 use d_engine_wire::{Answer, Question};
 use tokio::sync::oneshot;
@@ -226,12 +224,8 @@ fn waits_for(change: &MemberChange, known: &KnownMembers, replica: &ReplicaStatu
     if in_force.is_joint() {
         return format!("the voters of joint configuration {} to store it", in_force.id());
     }
-    if let Some(set) = replica.changes_lack {
-        return format!(
-            "a majority {} to answer and keep up with the log; or repeat the request and accept \
-             the risk",
-            voters_in_words(set)
-        );
+    if let Some(missing) = &replica.changes_lack {
+        return format!("more voters: {missing}; or repeat the request and accept the risk");
     }
     let joins = match change {
         MemberChange::Promote(node) | MemberChange::Replace { new: node, .. } => *node,
