@@ -95,6 +95,19 @@ fn paper_6_what_is_known_of_a_follower_outlives_its_role() {
     assert_eq!((node.core.matched(n(4)), node.core.matched(n(3))), (known, known));
 }
 
+/// It may come back with another disk: what it has acknowledged before counts for nothing.
+#[test]
+fn paper_6_what_was_known_of_a_follower_ends_when_it_is_dropped() {
+    let mut node = grown(&[1, 2, 3], &[4]);
+    node.propose_membership(of(&[1, 2, 3], &[])).unwrap();
+    beats(&mut node, &[2, 3, 4], 2);
+    assert_eq!(node.dropped, [4]);
+    assert_eq!(node.core.matched(n(4)), None);
+    node.propose_membership(of(&[1, 2, 3], &[4])).unwrap();
+    assert_eq!(node.core.matched(n(4)), Some(i(0)));
+    assert!(!node.core.is_promotable(n(4), node.now), "it must keep up anew");
+}
+
 // A leader that is left out, and transfers.
 
 /// A leader of {1, 2, 3} that has appended its own removal, not committed yet.
