@@ -337,7 +337,7 @@ pub enum Sometimes {
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured
     /// over 400 seeds; for torn tails, what the design requires.
-    pub const SHARES: [(Self, u64); 90] = [
+    pub const SHARES: [(Self, u64); 92] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -425,6 +425,8 @@ impl Sometimes {
         (Self::IdGivenByLeader, 190),
         (Self::LostNodeReplaced, 4),
         (Self::StaleRequestRefused, 60),
+        (Self::JoinedByInvitation, 50),
+        (Self::NotInvited, 50),
         (Self::JoinerDiedInJoint, 15),
         (Self::TransferInJoint, 50),
         (Self::RemovedNodeCameBack, 40),
@@ -433,7 +435,7 @@ impl Sometimes {
 
 impl Sometimes {
     /// The same for runs in which the members change.
-    pub const SHARES_WITH_CHANGES: [(Self, u64); 12] = [
+    pub const SHARES_WITH_CHANGES: [(Self, u64); 14] = [
         (Self::JointEntered, 430),
         (Self::JointLeft, 430),
         (Self::JointRolledBack, 50),
@@ -443,6 +445,8 @@ impl Sometimes {
         (Self::IdGivenByLeader, 380),
         (Self::LostNodeReplaced, 12),
         (Self::StaleRequestRefused, 130),
+        (Self::JoinedByInvitation, 100),
+        (Self::NotInvited, 95),
         (Self::JoinerDiedInJoint, 35),
         (Self::TransferInJoint, 110),
         (Self::RemovedNodeCameBack, 90),
