@@ -56,7 +56,8 @@ impl Joiner<'_> {
             member: self.member.clone(),
             state_machine: self.state_machine.clone(),
         };
-        let mut logged_at = Instant::now();
+        tracing::info!("asking to join the cluster through {}", self.seeds.join(", "));
+        let mut logged_at: Option<Instant> = None;
         loop {
             let mut reasons = Vec::new();
             for seed in self.seeds {
@@ -65,9 +66,9 @@ impl Joiner<'_> {
                     Err(reason) => reasons.push(reason),
                 }
             }
-            if logged_at.elapsed() >= LOG_INTERVAL {
+            if logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                 tracing::warn!("not joined yet, asking again: {}", reasons.join("; "));
-                logged_at = Instant::now();
+                logged_at = Some(Instant::now());
             }
             sleep(RETRY_INTERVAL).await;
         }
