@@ -17,6 +17,9 @@ use crate::shell::{Outcome, doing};
 /// The timeout of an orderly stop: the node's disk may be full, and the machine busy.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A process that was started less than this ago may be ended by SIGTERM itself.
+const YOUNG: Duration = Duration::from_secs(1);
+
 /// The settings with which all nodes run.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -63,6 +66,8 @@ pub(crate) struct Node {
     setup: Setup,
     keeps_records_on_disk: bool,
     child: Option<Child>,
+    /// When the process was started.
+    began: Instant,
     /// With what its last process ended by itself, as its duty allows.
     ended_with: Option<i32>,
 }
@@ -83,6 +88,7 @@ impl Node {
             setup: setup.clone(),
             keeps_records_on_disk: on_disk,
             child: None,
+            began: Instant::now(),
             ended_with: None,
         };
         if is_founder {
@@ -184,6 +190,7 @@ impl Node {
         // then stops the nodes.
         command.stdin(Stdio::null()).stdout(out).stderr(log).process_group(0);
         self.child = Some(command.spawn().map_err(doing("nsenter"))?);
+        self.began = Instant::now();
         Ok(())
     }
 
@@ -213,11 +220,16 @@ impl Node {
     /// Sends SIGTERM and waits until the process has ended. The error says that it failed or did
     /// not end in time.
     pub(crate) fn stop(&mut self) -> Outcome<()> {
+        let is_young = self.began.elapsed() < YOUNG;
         self.signal(Signal::TERM)?;
         let deadline = Instant::now() + STOP_TIMEOUT;
         while Instant::now() < deadline {
             match self.ended()? {
                 Some(exit) if exit.success() || self.may_end(exit) => return Ok(()),
+                // It had not yet begun to listen for signals.
+                Some(exit) if exit.signal() == Some(Signal::TERM.as_raw()) && is_young => {
+                    return Ok(());
+                }
                 Some(exit) => {
                     return Err(format!(
                         "the node on machine {} failed to stop cleanly: {exit}",

@@ -55,8 +55,8 @@ impl Planner<'_> {
         }
         let plan = self.steps(change)?;
         let victim = match self.prng.below(5) {
-            0 => Some(Victim::Leader),
-            1 => Some(Victim::Machine(plan.subject)),
+            0 | 1 => Some(Victim::Leader),
+            2 => Some(Victim::Machine(plan.subject)),
             _ => None,
         };
         Some(Job {

@@ -24,8 +24,9 @@ const REFUSED_MAX: Duration = Duration::from_secs(45);
 const RETURNS_FOR: Duration = Duration::from_secs(5);
 /// The pause before a command is typed again, in milliseconds.
 const AGAIN_MS: (u64, u64) = (300, 1_500);
-/// The victim of a change is killed at most this many milliseconds after the change begins.
-const KILL_MAX_MS: u64 = 1_500;
+/// The victim of a change is killed one of these times after the change begins, in milliseconds.
+/// Most changes take less than half a second.
+const KILLS_AFTER_MS: &[u64] = &[0, 0, 50, 100, 200, 500, 1_500];
 
 impl Operator {
     /// Executes the steps that are possible now.
@@ -71,7 +72,8 @@ impl Operator {
 impl Operator {
     fn sets_kill(&mut self, job: &mut Job, now: Duration) {
         if job.victim.is_some() && job.kill_at.is_none() {
-            job.kill_at = Some(now + Duration::from_millis(self.prng.below(KILL_MAX_MS)));
+            let after = self.prng.pick(KILLS_AFTER_MS).copied().unwrap_or_default();
+            job.kill_at = Some(now + Duration::from_millis(after));
         }
     }
 
