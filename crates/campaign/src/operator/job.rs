@@ -94,8 +94,8 @@ pub(super) enum Step {
     /// Start a node that joins.
     Join(u64, Join),
     /// Start the node on an empty directory under its old configuration, which with `Some` names
-    /// the old id.
-    Return(u64, Option<u64>),
+    /// the old id; if it joins, through these seeds, since the members may have moved.
+    Return(u64, Option<u64>, Vec<String>),
     /// Start the node on other ports, with these seeds.
     Move(u64, Ports, Vec<String>),
     /// Its node is removed from now on, so its process must end.

@@ -263,7 +263,7 @@ impl Planner<'_> {
         let mut steps = vec![
             Step::Kill(machine),
             Step::Wipe(machine),
-            Step::Return(machine, named),
+            Step::Return(machine, named, self.seeds(machine)),
             Step::Refused(machine),
             Step::Kill(machine),
             Step::Wipe(machine),

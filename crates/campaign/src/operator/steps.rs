@@ -236,7 +236,7 @@ fn acts(step: &Step, site: &mut Site, faulty: &BTreeSet<u64>) -> Outcome<bool> {
     | Step::Wipe(machine)
     | Step::Run(machine)
     | Step::Join(machine, _)
-    | Step::Return(machine, _)
+    | Step::Return(machine, ..)
     | Step::Move(machine, ..)
     | Step::Leave(machine)
     | Step::Vacate(machine)) = step
@@ -267,10 +267,10 @@ fn acts(step: &Step, site: &mut Site, faulty: &BTreeSet<u64>) -> Outcome<bool> {
             site.run(machine, None)?;
         }
         Step::Join(_, join) => joins(machine, join, site)?,
-        Step::Return(_, id) => {
+        Step::Return(_, id, seeds) => {
             node.duty = Duty::Returns;
             if let Origin::Joins(join) = &mut node.origin {
-                join.id = *id;
+                (join.id, join.seeds) = (*id, seeds.clone());
                 node.configure()?;
             }
             site.run(machine, None)?;
