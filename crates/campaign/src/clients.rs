@@ -1,5 +1,6 @@
 //! Clients that contend for pairs of keys through the network client.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,9 +13,10 @@ use d_engine_client::{
 use d_engine_sim::{Action, Operation, Prng};
 
 use crate::history::{Group, Pair};
-use crate::net::{NODES, client_addr};
+use crate::net::founders;
 use crate::record::Record;
 use crate::shell::{Outcome, doing};
+use crate::view::View;
 
 /// A call's timeout: longer than an election, shorter than most faults.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -26,10 +28,10 @@ const VALUE_MAX: u64 = 200_000;
 /// The next value to write; every value is written once.
 static NEXT_VALUE: AtomicU64 = AtomicU64::new(1);
 
-/// Connects a client to these nodes.
-pub(crate) fn connect(nodes: impl IntoIterator<Item = u64>) -> Outcome<KvClient> {
+/// Connects a client to the nodes at these addresses.
+pub(crate) fn connect(addresses: impl IntoIterator<Item = String>) -> Outcome<KvClient> {
     let options = ClientOptions::default().timeout(DEADLINE);
-    KvClient::connect(nodes.into_iter().map(client_addr), options).map_err(doing("a client"))
+    KvClient::connect(addresses, options).map_err(doing("a client"))
 }
 
 /// A client; it runs one operation at a time.
@@ -37,9 +39,11 @@ pub(crate) struct Client {
     record: Arc<Record>,
     group: Arc<Group>,
     prng: Prng,
+    view: Arc<View>,
+    /// Receives the addresses of the founders, and follows the members from there.
     writer: KvClient,
-    /// One client for each node, which calls that node first.
-    readers: Vec<KvClient>,
+    /// One client for each address, which calls the node there first.
+    readers: BTreeMap<String, KvClient>,
     /// Whether reads are eventual: a planted fault that the checks must find.
     reads_stale: bool,
 }
@@ -48,15 +52,18 @@ impl Client {
     /// Creates client `number` of a group.
     pub(crate) fn new(
         record: Arc<Record>,
+        view: Arc<View>,
         group: Arc<Group>,
         seed: u64,
         number: u64,
         reads_stale: bool,
     ) -> Outcome<Self> {
-        let nodes = (0..NODES).map(|offset| (number + offset) % NODES + 1);
-        let readers = (1..=NODES).map(|node| connect([node])).collect::<Outcome<_>>()?;
+        let mut nodes = founders();
+        let first = usize::try_from(number).unwrap_or_default() % nodes.len();
+        nodes.rotate_left(first);
         let prng = Prng::stream(seed, &format!("client {number}"));
-        Ok(Self { record, group, prng, writer: connect(nodes)?, readers, reads_stale })
+        let (writer, readers) = (connect(nodes)?, BTreeMap::new());
+        Ok(Self { record, group, prng, view, writer, readers, reads_stale })
     }
 
     /// Runs operations until the run ends.
@@ -91,14 +98,24 @@ impl Client {
 
     fn reader(&mut self) -> (KvClient, ReadConsistency) {
         // Reads through the writer's client go to the leader that it knows.
-        let client =
-            if self.prng.chance(400_000) { None } else { self.prng.pick(&self.readers).cloned() };
+        let client = if self.prng.chance(400_000) { None } else { self.client_of_one() };
         let consistency = match self.prng.below(100) {
             _ if self.reads_stale => ReadConsistency::Eventual,
             0..60 => ReadConsistency::Linearizable,
             _ => ReadConsistency::Lease,
         };
         (client.unwrap_or_else(|| self.writer.clone()), consistency)
+    }
+
+    /// Returns the client of an address that is drawn.
+    fn client_of_one(&mut self) -> Option<KvClient> {
+        let addresses = self.view.addresses();
+        self.readers.retain(|address, _| addresses.contains(address));
+        let address = self.prng.pick(&addresses)?;
+        if !self.readers.contains_key(address) {
+            self.readers.insert(address.clone(), connect([address.clone()]).ok()?);
+        }
+        self.readers.get(address).cloned()
     }
 
     fn nanos(&self) -> u64 {
@@ -236,8 +253,10 @@ fn number(bytes: &[u8]) -> Option<u64> {
 }
 
 /// Reads every pair once more after the end of all faults, through each node in turn.
-pub(crate) async fn read_all(groups: &[Arc<Group>], record: &Record) -> Outcome<()> {
-    let clients: Vec<KvClient> = (1..=NODES).map(|node| connect([node])).collect::<Outcome<_>>()?;
+pub(crate) async fn read_all(groups: &[Arc<Group>], record: &Record, view: &View) -> Outcome<()> {
+    let addresses = view.addresses().into_iter();
+    let clients: Vec<KvClient> =
+        addresses.map(|address| connect([address])).collect::<Outcome<_>>()?;
     let pairs: Vec<Arc<Pair>> = groups.iter().flat_map(|group| group.pairs()).collect();
     for (pair, client) in pairs.iter().zip(clients.iter().cycle()) {
         let called = u64::try_from(record.now().as_nanos()).unwrap_or(u64::MAX);

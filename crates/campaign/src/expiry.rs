@@ -9,7 +9,7 @@ use d_engine_client::{KvClient, PutOptions, ReadConsistency};
 use d_engine_sim::Prng;
 
 use crate::clients::connect;
-use crate::net::NODES;
+use crate::net::founders;
 use crate::record::Record;
 use crate::shell::Outcome;
 
@@ -52,7 +52,7 @@ pub(crate) struct Seen {
 
 /// Puts keys that expire, and reads them, until the run ends.
 pub(crate) async fn watch(record: Arc<Record>, seed: u64) -> Outcome<Seen> {
-    let client = connect(1..=NODES)?;
+    let client = connect(founders())?;
     let mut prng = Prng::stream(seed, "keys that expire");
     let mut keys: VecDeque<Key> = VecDeque::new();
     let mut seen = Seen::default();

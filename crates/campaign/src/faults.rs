@@ -3,9 +3,9 @@
 use d_engine_sim::Prng;
 use rustix::process::Signal;
 
-use crate::net::{NODES, connect, cut, directions, fast, slow};
-use crate::node::Node;
+use crate::net::{connect, cut, directions, fast, slow};
 use crate::shell::Outcome;
+use crate::site::Site;
 
 /// A kind of fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +75,11 @@ impl Kind {
         }
     }
 
+    /// Returns whether the process ends when the fault begins, and is started when it ends.
+    fn ends_the_process(self) -> bool {
+        matches!(self, Self::Kill | Self::Stop | Self::WrongClock)
+    }
+
     /// Returns the shortest and the longest duration, in milliseconds.
     pub(crate) fn lasts(self) -> (u64, u64) {
         match self {
@@ -91,18 +96,24 @@ impl Kind {
 /// A fault that has begun.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
-    /// A fault of one node.
+    /// A fault of one machine, or of the node on it.
     OfNode(Kind, u64),
-    /// A cut of these directions of the network.
+    /// A cut of these directions between machines.
     Cut(Vec<(u64, u64)>),
 }
 
 impl Fault {
     /// Begins a fault; returns it with a description for the log.
-    pub(crate) fn begin(kind: Kind, node: &mut Node, prng: &mut Prng) -> Outcome<(Self, String)> {
-        let id = node.id;
+    pub(crate) fn begin(
+        kind: Kind,
+        machine: u64,
+        site: &mut Site,
+        prng: &mut Prng,
+    ) -> Outcome<(Self, String)> {
+        let occupied = site.occupied();
+        let node = site.node(machine)?;
         let name = kind.name();
-        let mut words = format!("{name}: node {id}");
+        let mut words = format!("{name}: machine {machine}");
         match kind {
             Kind::Kill => node.kill()?,
             Kind::Stop => node.stop()?,
@@ -117,22 +128,25 @@ impl Fault {
             Kind::WrongClock => {
                 let clock = prng.pick(CLOCKS).copied().unwrap_or("+1d");
                 node.stop()?;
-                node.start(Some(clock))?;
+                site.run(machine, Some(clock))?;
                 words.push_str(&format!(", {clock}"));
             }
             Kind::Slow => {
                 let kbit = prng.pick(&[256, 1_000, 4_000, 10_000]).copied().unwrap_or(1_000);
-                slow(id, kbit)?;
+                slow(machine, kbit)?;
                 words.push_str(&format!(", {kbit} kbit/s"));
             }
-            Kind::Cut => return Self::begin_cut(id, prng),
+            Kind::Cut => return Self::begin_cut(machine, &occupied, prng),
             Kind::Transfer | Kind::Snapshot => {}
         }
-        Ok((Self::OfNode(kind, id), words))
+        if kind.ends_the_process() {
+            site.view.started(machine, None);
+        }
+        Ok((Self::OfNode(kind, machine), words))
     }
 
-    fn begin_cut(id: u64, prng: &mut Prng) -> Outcome<(Self, String)> {
-        let all = directions();
+    fn begin_cut(id: u64, occupied: &[u64], prng: &mut Prng) -> Outcome<(Self, String)> {
+        let all = directions(occupied);
         let concerns = |(from, to): &(u64, u64)| *from == id || *to == id;
         let cuts: Vec<(u64, u64)> = match prng.below(5) {
             // The node is isolated.
@@ -150,47 +164,35 @@ impl Fault {
         Ok((Self::Cut(cuts), format!("cut network: {}", list.join(" "))))
     }
 
-    /// Ends the fault; returns whether a process was started.
-    pub(crate) fn end(&self, nodes: &mut [Node]) -> Outcome<bool> {
-        match self {
-            Self::Cut(cuts) => {
-                for (from, to) in cuts {
-                    connect(*from, *to)?;
-                }
-                Ok(false)
-            }
-            Self::OfNode(kind, id) => {
-                let node = nodes.iter_mut().find(|node| node.id == *id).ok_or("no such node")?;
-                match kind {
-                    Kind::Kill | Kind::Stop => node.start(None)?,
-                    Kind::Pause => node.signal(Signal::CONT)?,
-                    Kind::FreezeDisk => node.disk.thaw()?,
-                    Kind::FillDisk => node.disk.empty()?,
-                    Kind::WrongClock => {
-                        node.stop()?;
-                        node.start(None)?;
-                    }
-                    Kind::Slow => fast(*id)?,
-                    Kind::Cut | Kind::Transfer | Kind::Snapshot => {}
-                }
-                Ok(matches!(kind, Kind::Kill | Kind::Stop | Kind::WrongClock))
-            }
+    /// Ends the fault.
+    pub(crate) fn end(&self, site: &mut Site) -> Outcome<()> {
+        let (kind, machine) = match self {
+            Self::Cut(cuts) => return cuts.iter().try_for_each(|(from, to)| connect(*from, *to)),
+            Self::OfNode(kind, machine) => (*kind, *machine),
+        };
+        let node = site.node(machine)?;
+        match kind {
+            Kind::Pause => node.signal(Signal::CONT)?,
+            Kind::FreezeDisk => node.disk.thaw()?,
+            Kind::FillDisk => node.disk.empty()?,
+            Kind::WrongClock => node.stop()?,
+            Kind::Slow => fast(machine)?,
+            Kind::Kill | Kind::Stop | Kind::Cut | Kind::Transfer | Kind::Snapshot => {}
         }
+        if kind.ends_the_process() { site.run(machine, None) } else { Ok(()) }
     }
 
-    /// Returns the nodes that are under the fault.
-    pub(crate) fn nodes(&self) -> Vec<u64> {
+    /// Returns the machines that are under the fault.
+    pub(crate) fn machines(&self) -> Vec<u64> {
         match self {
-            Self::OfNode(_, id) => vec![*id],
+            Self::OfNode(_, machine) => vec![*machine],
             Self::Cut(cuts) => {
-                // A cut counts for one node if that node is an end of every direction that is cut;
-                // any other cut counts for all nodes.
-                let alone = (1..=NODES).find(|id| {
-                    cuts.iter().all(|(from, _)| from == id)
-                        || cuts.iter().all(|(_, to)| to == id)
-                        || cuts.iter().all(|(from, to)| from == id || to == id)
-                });
-                alone.map_or_else(|| (1..=NODES).collect(), |id| vec![id])
+                // A cut counts for one machine if that machine is an end of every direction that is
+                // cut; any other cut counts for all machines in it.
+                let ends = || cuts.iter().flat_map(|(from, to)| [*from, *to]);
+                let is_alone = |id: u64| cuts.iter().all(|(from, to)| *from == id || *to == id);
+                let alone = ends().find(|id| is_alone(*id));
+                alone.map_or_else(|| ends().collect(), |id| vec![id])
             }
         }
     }

@@ -1,13 +1,15 @@
-//! `d-engine-campaign`: three nodes of the real binary, each in a network namespace and on a file
-//! system of its own, under faults that are drawn from a seed. The simulator's checker judges what
-//! their clients observed.
+//! `d-engine-campaign`: nodes of the real binary, each in a network namespace and on a file system
+//! of its own, under faults that are drawn from a seed. The simulator's checker judges what their
+//! clients observed.
 //!
 //! Run it with `scripts/campaign`, which creates the namespaces around it. `nemesis.rs` decides
-//! what happens when, `faults.rs` begins and ends a fault, and `net.rs`, `disk.rs` and `node.rs`
-//! are the things that it acts on. `clients.rs` and `expiry.rs` are the load, `history.rs` judges
-//! it, and `watch.rs` polls the nodes' status. `record.rs` collects the results.
+//! what happens when, `faults.rs` begins and ends a fault, and `operator/` changes the members.
+//! `site.rs` is what they act on: the machines, with `net.rs`, `disk.rs`, `node.rs` and
+//! `config.rs`. `clients.rs` and `expiry.rs` are the load, `history.rs` judges it, and `view.rs`
+//! polls the nodes' status. `record.rs` collects the results, and `summary.rs` prints them.
 
 mod clients;
+mod config;
 mod disk;
 mod expiry;
 mod faults;
@@ -15,9 +17,12 @@ mod history;
 mod nemesis;
 mod net;
 mod node;
+mod operator;
 mod record;
 mod shell;
-mod watch;
+mod site;
+mod summary;
+mod view;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -29,24 +34,28 @@ use clap::{Parser, ValueEnum};
 use d_engine_sim::Prng;
 
 use crate::clients::{Client, read_all};
-use crate::expiry::Seen;
 use crate::history::{Group, judge_all};
 use crate::nemesis::Nemesis;
-use crate::net::NODES;
+use crate::net::FOUNDERS;
 use crate::node::{Node, Setup};
+use crate::operator::Operator;
 use crate::record::Record;
 use crate::shell::{Outcome, doing};
-use crate::watch::View;
+use crate::site::Site;
+use crate::summary::{counts, summary};
+use crate::view::View;
 
 /// Groups of clients; each contends for a pair of keys of its own.
 const GROUPS: usize = 4;
 /// Clients per group; more would make histories slow to check.
 const CLIENTS: u64 = 4;
-/// While at most one node is under a fault, writes may pause this long: a call's timeout, an
-/// election, and a margin.
+/// The machines of a cluster whose members change.
+const MACHINES: u64 = 8;
+/// While a majority is without a fault, writes may pause this long: a call's timeout, an election,
+/// a joint configuration that is rolled back, and a margin.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Runs three nodes under faults; start it with `scripts/campaign`.
+/// Runs nodes under faults; start it with `scripts/campaign`.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Arguments {
@@ -65,6 +74,9 @@ struct Arguments {
     /// The library of libfaketime; without it no clock is wrong.
     #[arg(long)]
     faketime: Option<PathBuf>,
+    /// Change the members meanwhile.
+    #[arg(long)]
+    members: bool,
     /// Plant a fault that must be found.
     #[arg(long)]
     plant: Option<Plant>,
@@ -103,20 +115,24 @@ async fn campaign(arguments: &Arguments) -> Outcome<bool> {
     let seed = arguments.seed;
     let record = Arc::new(Record::new(&arguments.dir)?);
     let interrupted = on_interrupt(&record)?;
-    net::make()?;
+    if arguments.members && arguments.plant == Some(Plant::Rollback) {
+        return Err("--plant rollback needs members that stay the same".to_owned());
+    }
+    net::make(machines(arguments))?;
     let mut nemesis = prepare(arguments, &record)?;
     nemesis.interrupted = interrupted.clone();
     let groups: Vec<Arc<Group>> = (0..GROUPS).map(|number| Arc::new(Group::new(number))).collect();
-    let view = nemesis.view.clone();
+    let view = nemesis.site.view.clone();
     let mut tasks = Vec::new();
     for (group, at) in groups.iter().zip(0..) {
         for number in at * CLIENTS..(at + 1) * CLIENTS {
             let reads_stale = arguments.plant == Some(Plant::StaleReads);
-            let client = Client::new(record.clone(), group.clone(), seed, number, reads_stale)?;
+            let (record, view) = (record.clone(), view.clone());
+            let client = Client::new(record, view, group.clone(), seed, number, reads_stale)?;
             tasks.push(tokio::spawn(client.work()));
         }
     }
-    let watching = tokio::spawn(watch::watch(record.clone(), view.clone()));
+    let watching = tokio::spawn(view::watch(record.clone(), view.clone()));
     let expiring = tokio::spawn(expiry::watch(record.clone(), seed));
     let telling = tokio::spawn(tell(record.clone(), view.clone()));
 
@@ -135,7 +151,7 @@ async fn campaign(arguments: &Arguments) -> Outcome<bool> {
     let seen = expiring.await.map_err(doing("keys that expire"))??;
     worked?;
     let is_interrupted = interrupted.load(Ordering::Relaxed);
-    if !is_interrupted && let Err(problem) = read_all(&groups, &record).await {
+    if !is_interrupted && let Err(problem) = read_all(&groups, &record, &view).await {
         record.finding(&problem);
     }
     let recovery = nemesis.slowest_recovery;
@@ -151,7 +167,11 @@ async fn campaign(arguments: &Arguments) -> Outcome<bool> {
     Ok(summary(&record, recovery, seen))
 }
 
-/// Prepares the nodes and the nemesis.
+fn machines(arguments: &Arguments) -> u64 {
+    if arguments.members { MACHINES } else { FOUNDERS }
+}
+
+/// Prepares the machines and starts the founders.
 fn prepare(arguments: &Arguments, record: &Arc<Record>) -> Outcome<Nemesis> {
     let setup = Setup {
         binary: arguments.binary.clone(),
@@ -159,11 +179,12 @@ fn prepare(arguments: &Arguments, record: &Arc<Record>) -> Outcome<Nemesis> {
         faketime: arguments.faketime.clone(),
     };
     let mut prng = Prng::stream(arguments.seed, "machines");
-    let nodes: Vec<Node> = (1..=NODES)
-        .map(|id| Node::prepare(&setup, id, prng.chance(400_000)))
+    let nodes: Vec<Node> = (1..=machines(arguments))
+        .map(|machine| Node::prepare(&setup, machine, prng.chance(400_000)))
         .collect::<Outcome<_>>()?;
-    let mut nemesis =
-        Nemesis::start(nodes, record.clone(), Arc::new(View::default()), arguments.seed)?;
+    let site = Site::start(nodes, record.clone(), Arc::new(View::default()), &setup)?;
+    let mut nemesis = Nemesis::new(site, arguments.seed);
+    nemesis.operator = arguments.members.then(|| Operator::new(arguments.seed));
     nemesis.has_faketime = arguments.faketime.is_some();
     if !nemesis.has_faketime {
         record.say("SKIPPED: wrong clocks: libfaketime is not installed");
@@ -201,7 +222,8 @@ async fn tell(record: Arc<Record>, view: Arc<View>) {
         if record.now() >= next {
             next += Duration::from_secs(10);
             let [ok, failed, unknown] = counts(&record);
-            let leader = view.leader().map_or("nobody".to_owned(), |id| format!("node {id}"));
+            let leader = view.said_by_leader();
+            let leader = leader.map_or("nobody".to_owned(), |said| format!("node {}", said.node));
             record.say(&format!(
                 "operations: {ok} ok, {failed} failed, {unknown} unknown; {leader} leads"
             ));
@@ -209,55 +231,17 @@ async fn tell(record: Arc<Record>, view: Arc<View>) {
     }
 }
 
-fn counts(record: &Record) -> [u64; 3] {
-    [&record.ok, &record.failed, &record.unknown].map(|count| count.load(Ordering::Relaxed))
-}
-
 fn judge(record: &Record, groups: &[Arc<Group>], dir: &Path) -> Outcome<()> {
     let judged = judge_all(groups, record, dir)?;
     record.say(&format!("{judged} operations were judged"));
-    let (pause, at) = record.pauses().with_one_fault;
+    let (pause, at) = record.pauses().with_majority;
     if pause > PAUSE_MAX {
         record.finding(&format!(
-            "no write was acknowledged for {:.1} s until {:.1} s, although at most one node was \
-             under a fault",
+            "no write was acknowledged for {:.1} s until {:.1} s, although a majority was without a \
+             fault",
             pause.as_secs_f64(),
             at.as_secs_f64()
         ));
     }
     Ok(())
-}
-
-/// Prints the results of the run; returns whether nothing was found.
-fn summary(record: &Record, recovery: Duration, seen: Seen) -> bool {
-    let [ok, failed, unknown] = counts(record);
-    let pauses = record.pauses();
-    println!("  operations     {ok} ok, {failed} failed, {unknown} of unknown outcome");
-    let faults: Vec<String> =
-        record.faults().iter().map(|(name, count)| format!("{name} {count}")).collect();
-    println!("  faults         {}", faults.join(", "));
-    println!(
-        "  longest pause  {:.1} s without an acknowledged write; {:.1} s with at most one node \
-         under a fault",
-        pauses.longest.as_secs_f64(),
-        pauses.with_one_fault.0.as_secs_f64()
-    );
-    println!(
-        "  recovery       at most {:.1} s from the end of all faults to the next write",
-        recovery.as_secs_f64()
-    );
-    println!(
-        "  expiring keys  {} put, {} reads found one, {} found one gone; at most {:.1} s late",
-        seen.keys,
-        seen.there,
-        seen.gone,
-        seen.latest.as_secs_f64()
-    );
-    let findings = record.findings();
-    for finding in &findings {
-        println!("  FINDING        {finding}");
-    }
-    let is_good = findings.is_empty() && ok > 0;
-    println!("  verdict        {}", if is_good { "linearizable; nothing found" } else { "FAILED" });
-    is_good
 }

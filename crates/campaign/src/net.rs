@@ -1,38 +1,40 @@
-//! The nodes' network: a namespace for each node, joined by a bridge in the namespace of this
-//! program.
+//! The machines' network: a namespace for each machine, joined by a bridge in the namespace of this
+//! program. A machine is a place for one node: its namespace, its address and its disk.
 //!
 //! A direction is cut by a neighbour entry with an unused hardware address: the packets from one
-//! node to another are lost on the way, and neither end is informed, as on a real cable.
+//! machine to another are lost on the way, and neither end is informed, as on a real cable.
 
 use crate::shell::{Outcome, run};
 
-/// The number of nodes.
-pub(crate) const NODES: u64 = 3;
+/// The number of nodes that found the cluster, each on the machine that has its id as a number.
+pub(crate) const FOUNDERS: u64 = 3;
+/// The port for clients and the port for peers on which a node listens at first.
+pub(crate) const PORTS: (u64, u64) = (7001, 7101);
 
-/// Returns the address for a node's clients.
-pub(crate) fn client_addr(node: u64) -> String {
-    format!("10.77.0.{node}:7001")
+/// Returns an address of a machine.
+pub(crate) fn address(machine: u64, port: u64) -> String {
+    format!("10.77.0.{machine}:{port}")
 }
 
-/// Returns the address for a node's peers.
-pub(crate) fn peer_addr(node: u64) -> String {
-    format!("10.77.0.{node}:7101")
+/// Returns the addresses at which the founders first listen for clients.
+pub(crate) fn founders() -> Vec<String> {
+    (1..=FOUNDERS).map(|machine| address(machine, PORTS.0)).collect()
 }
 
-/// Returns the argument of `nsenter` that enters the namespace of `node`.
-pub(crate) fn enter(node: u64) -> String {
-    format!("--net=/run/netns/n{node}")
+/// Returns the argument of `nsenter` that enters the namespace of a machine.
+pub(crate) fn enter(machine: u64) -> String {
+    format!("--net=/run/netns/n{machine}")
 }
 
-fn hardware(node: u64) -> String {
-    format!("02:00:00:00:00:0{node}")
+fn hardware(machine: u64) -> String {
+    format!("02:00:00:00:00:0{machine}")
 }
 
-/// A hardware address that no node has.
+/// A hardware address that no machine has.
 const NOWHERE: &str = "02:de:ad:00:00:00";
 
-/// Creates the network. It disappears with the namespaces of this program.
-pub(crate) fn make() -> Outcome<()> {
+/// Creates the network of so many machines. It disappears with the namespaces of this program.
+pub(crate) fn make(machines: u64) -> Outcome<()> {
     std::fs::create_dir_all("/run/netns").map_err(|error| format!("/run/netns: {error}"))?;
     // Keep the names of the namespaces private to this run.
     run("mount -t tmpfs none /run/netns")?;
@@ -40,27 +42,28 @@ pub(crate) fn make() -> Outcome<()> {
     run("ip link add bridge0 type bridge")?;
     run("ip link set bridge0 up")?;
     run("ip addr add 10.77.0.254/24 dev bridge0")?;
-    for node in 1..=NODES {
-        run(&format!("ip netns add n{node}"))?;
-        let address = hardware(node);
+    for machine in 1..=machines {
+        run(&format!("ip netns add n{machine}"))?;
+        let address = hardware(machine);
         run(&format!(
-            "ip link add port{node} type veth peer name eth0 netns n{node} address {address}"
+            "ip link add port{machine} type veth peer name eth0 netns n{machine} address {address}"
         ))?;
-        run(&format!("ip link set port{node} master bridge0 up"))?;
-        run(&format!("ip -n n{node} addr add 10.77.0.{node}/24 dev eth0"))?;
-        run(&format!("ip -n n{node} link set eth0 up"))?;
-        run(&format!("ip -n n{node} link set lo up"))?;
+        run(&format!("ip link set port{machine} master bridge0 up"))?;
+        run(&format!("ip -n n{machine} addr add 10.77.0.{machine}/24 dev eth0"))?;
+        run(&format!("ip -n n{machine} link set eth0 up"))?;
+        run(&format!("ip -n n{machine} link set lo up"))?;
     }
-    for (from, to) in directions() {
+    for (from, to) in directions(&(1..=machines).collect::<Vec<_>>()) {
         connect(from, to)?;
     }
     Ok(())
 }
 
-/// Returns all directions between two nodes.
-pub(crate) fn directions() -> Vec<(u64, u64)> {
-    (1..=NODES)
-        .flat_map(|from| (1..=NODES).map(move |to| (from, to)))
+/// Returns all directions between two of these machines.
+pub(crate) fn directions(machines: &[u64]) -> Vec<(u64, u64)> {
+    machines
+        .iter()
+        .flat_map(|from| machines.iter().map(move |to| (*from, *to)))
         .filter(|(from, to)| from != to)
         .collect()
 }
@@ -82,16 +85,16 @@ fn lead(from: u64, to: u64, hardware: &str) -> Outcome<()> {
     .map(drop)
 }
 
-/// Limits the outgoing traffic of `node` to `kbit` kbit/s.
-pub(crate) fn slow(node: u64, kbit: u64) -> Outcome<()> {
+/// Limits the outgoing traffic of `machine` to `kbit` kbit/s.
+pub(crate) fn slow(machine: u64, kbit: u64) -> Outcome<()> {
     // The queue holds half a second of traffic; packets beyond that are dropped, as by a router.
     run(&format!(
-        "tc -n n{node} qdisc replace dev eth0 root tbf rate {kbit}kbit burst 16kb latency 500ms"
+        "tc -n n{machine} qdisc replace dev eth0 root tbf rate {kbit}kbit burst 16kb latency 500ms"
     ))
     .map(drop)
 }
 
 /// Removes the limit.
-pub(crate) fn fast(node: u64) -> Outcome<()> {
-    run(&format!("tc -n n{node} qdisc del dev eth0 root")).map(drop)
+pub(crate) fn fast(machine: u64) -> Outcome<()> {
+    run(&format!("tc -n n{machine} qdisc del dev eth0 root")).map(drop)
 }

@@ -27,10 +27,15 @@ pub(crate) struct Record {
     events: Mutex<File>,
 }
 
+/// How often each thing occurred.
+pub(crate) type Counts = BTreeMap<&'static str, u64>;
+
 #[derive(Debug, Default)]
 struct Inner {
     findings: Vec<String>,
-    faults: BTreeMap<&'static str, u64>,
+    faults: Counts,
+    changes: Counts,
+    answers: Counts,
     pauses: Pauses,
 }
 
@@ -38,12 +43,12 @@ struct Inner {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pauses {
     last: Duration,
-    /// When two nodes or more were last under a fault at once.
+    /// When so many nodes were last under a fault that no majority was without one.
     many_until: Duration,
     /// The longest pause.
     pub(crate) longest: Duration,
-    /// The longest pause in which at most one node was under a fault, and when it ended.
-    pub(crate) with_one_fault: (Duration, Duration),
+    /// The longest pause in which a majority was without a fault, and when it ended.
+    pub(crate) with_majority: (Duration, Duration),
 }
 
 impl Record {
@@ -107,8 +112,28 @@ impl Record {
     }
 
     /// Returns how often each fault occurred.
-    pub(crate) fn faults(&self) -> BTreeMap<&'static str, u64> {
+    pub(crate) fn faults(&self) -> Counts {
         self.inner().faults.clone()
+    }
+
+    /// Counts a change of the members that is done.
+    pub(crate) fn change(&self, name: &'static str) {
+        *self.inner().changes.entry(name).or_default() += 1;
+    }
+
+    /// Returns how often each change of the members was done.
+    pub(crate) fn changes(&self) -> Counts {
+        self.inner().changes.clone()
+    }
+
+    /// Counts how a `member` command ended.
+    pub(crate) fn answer(&self, name: &'static str) {
+        *self.inner().answers.entry(name).or_default() += 1;
+    }
+
+    /// Returns how the `member` commands ended.
+    pub(crate) fn answers(&self) -> Counts {
+        self.inner().answers.clone()
     }
 
     /// Records that a write was acknowledged.
@@ -117,7 +142,7 @@ impl Record {
         self.inner().pauses.acknowledged(now);
     }
 
-    /// Records that two nodes or more are under a fault now.
+    /// Records that no majority is without a fault now.
     pub(crate) fn many_faults(&self) {
         let now = self.now();
         self.inner().pauses.many_until = now;
@@ -138,8 +163,8 @@ impl Pauses {
     fn acknowledged(&mut self, now: Duration) {
         let pause = now.saturating_sub(self.last);
         self.longest = self.longest.max(pause);
-        if self.many_until < self.last && pause > self.with_one_fault.0 {
-            self.with_one_fault = (pause, now);
+        if self.many_until < self.last && pause > self.with_majority.0 {
+            self.with_majority = (pause, now);
         }
         self.last = now;
     }
@@ -155,11 +180,11 @@ mod tests {
         let mut pauses = Pauses::default();
         pauses.acknowledged(at(1));
         pauses.acknowledged(at(3));
-        assert_eq!(pauses.with_one_fault, (at(2), at(3)));
+        assert_eq!(pauses.with_majority, (at(2), at(3)));
         pauses.many_until = at(5);
         pauses.acknowledged(at(13));
-        assert_eq!((pauses.longest, pauses.with_one_fault), (at(10), (at(2), at(3))));
+        assert_eq!((pauses.longest, pauses.with_majority), (at(10), (at(2), at(3))));
         pauses.acknowledged(at(17));
-        assert_eq!(pauses.with_one_fault, (at(4), at(17)));
+        assert_eq!(pauses.with_majority, (at(4), at(17)));
     }
 }
