@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::net::{FOUNDERS, PORTS, address};
 
-/// The id of the cluster. Every node names it.
+/// The id of the cluster.
 const CLUSTER: &str = "00112233445566778899aabbccddeeff";
 
 /// How a node becomes a member.
@@ -37,7 +37,11 @@ pub(crate) type Ports = (u64, u64);
 /// Returns the text of a node's configuration.
 pub(crate) fn text(machine: u64, ports: Ports, origin: &Origin, data: &Path) -> String {
     let data = data.display();
-    let mut text = format!("cluster_id = \"{CLUSTER}\"\ndata_dir = \"{data}\"\n");
+    let mut text = format!("data_dir = \"{data}\"\n");
+    // A node that is announced need not name the cluster.
+    if !matches!(origin, Origin::Joins(join) if join.is_learner) {
+        text.push_str(&format!("cluster_id = \"{CLUSTER}\"\n"));
+    }
     match origin {
         Origin::Founds => text.push_str(&format!("node_id = {machine}\n")),
         Origin::Joins(join) => text.push_str(&joining(machine, ports, join)),

@@ -346,7 +346,7 @@ impl Replica {
             VoterSet::Incoming => joint.voters(),
         };
         let missing = self.core.behind(now.monotonic, voters.iter().copied()).collect();
-        MissingVoters { set, voters: voters.iter().copied().collect(), missing }
+        MissingVoters { set, voters: voters.to_vec(), missing }
     }
 
     fn change_error(&self, rejected: Rejected) -> ChangeMembersError {

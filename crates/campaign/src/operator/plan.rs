@@ -118,6 +118,12 @@ impl Planner<'_> {
         self.book.0.get(&machine).map(|entry| entry.id)
     }
 
+    /// The address for peers at which a node on this machine is reached.
+    fn peer(&self, machine: u64) -> Option<String> {
+        let node = self.site.nodes.iter().find(|node| node.machine == machine)?;
+        Some(node.peer_addr())
+    }
+
     /// Returns the addresses for peers of some other members than the one on `machine`.
     fn seeds(&mut self, machine: u64) -> Vec<String> {
         let nodes = self.site.nodes.iter();
@@ -156,7 +162,14 @@ impl Planner<'_> {
             return None;
         }
         let machine = self.vacant()?;
-        let mut steps = vec![self.join(machine, is_voter, None), Step::Joined(machine, is_voter)];
+        let announce =
+            Step::Member(vec!["add".to_owned(), "--peer".to_owned(), self.peer(machine)?]);
+        let mut steps =
+            vec![announce, self.join(machine, is_voter, None), Step::Joined(machine, is_voter)];
+        if self.prng.chance(300_000) {
+            // It asks before it is announced.
+            steps.swap(0, 1);
+        }
         if is_voter {
             steps.push(Step::Votes(machine));
         }
@@ -237,6 +250,9 @@ impl Planner<'_> {
 
     /// The steps by which a new node on `new` votes in place of the one on `machine`.
     fn replaces(&mut self, machine: u64, new: u64, id: u64, steps: &mut Vec<Step>) {
+        let peer = self.peer(new).unwrap_or_default();
+        let words = ["replace", &id.to_string(), "--peer", &peer];
+        steps.push(Step::Member(words.map(str::to_owned).to_vec()));
         steps.push(self.join(new, true, Some(id)));
         steps.extend([
             Step::Joined(new, true),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_core::{NodeId, QuorumRisk};
 use d_engine_replica::ChangeMembersError;
-use d_engine_storage::{ChangeError, MemberChange, Membership, MembershipError, NewMember};
+use d_engine_storage::{ChangeError, JoinAs, MemberChange, Membership, MembershipError, NewMember};
 use d_engine_wire::{Answer, Question};
 
 use crate::members::change::{self, Request};
@@ -142,6 +142,19 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
         ChangeMembersError::Refused(ChangeError::Invalid(MembershipError::DuplicateAddress(
             address,
         ))) => Answer::Refused(address_taken(shared, &address)),
+        ChangeMembersError::Refused(
+            error @ (ChangeError::MemberRemoved(old)
+            | ChangeError::UnknownMember(old)
+            | ChangeError::NotReplaceable(old)),
+        ) if member.joins_as == (JoinAs::Voter { replaces: Some(old) }) => {
+            Answer::Refused(format!(
+                "its configuration has `replaces = {old}`: {error}; name the voter that is lost \
+                 now, or leave `replaces` out{}",
+                owner_of(shared, &member.peer_addr)
+                    .map(|node| format!("; {} belongs to node {node} now", member.peer_addr))
+                    .unwrap_or_default()
+            ))
+        }
         ChangeMembersError::Refused(ChangeError::IdTaken(node)) => {
             let directory = member.incarnation;
             let owner = format!("node {node} is bound to another directory than {directory}");
@@ -156,14 +169,17 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
     }
 }
 
+fn owner_of(shared: &Shared, address: &str) -> Option<u64> {
+    let members = shared.members.borrow();
+    let mut known = members.in_force.members().iter();
+    let owner = known.find(|it| it.peer_addr == address || it.client_addr == address);
+    owner.map(|owner| owner.node)
+}
+
 fn address_taken(shared: &Shared, address: &str) -> String {
-    let owner = {
-        let members = shared.members.borrow();
-        let mut known = members.in_force.members().iter();
-        let owner = known.find(|it| it.peer_addr == address || it.client_addr == address);
-        owner.map(|owner| owner.node)
+    let Some(node) = owner_of(shared, address) else {
+        return format!("{address} belongs to another member");
     };
-    let Some(node) = owner else { return format!("{address} belongs to another member") };
     let owner = format!("{address} belongs to node {node}, which has another directory");
     format!("{owner}; {}", if_lost(shared, node))
 }

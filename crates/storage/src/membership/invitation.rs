@@ -59,6 +59,12 @@ impl Membership {
         let Some(replaces) = invited.map(|invited| invited.replaces) else {
             return match self.admission {
                 Admission::Open => Ok(new.joins_as),
+                // A member's directory was lost: an invitation alone would not help.
+                Admission::Invited
+                    if self.members.iter().any(|it| it.peer_addr == new.peer_addr) =>
+                {
+                    Err(MembershipError::DuplicateAddress(new.peer_addr.clone()).into())
+                }
                 Admission::Invited => Err(ChangeError::NotInvited(new.peer_addr.clone())),
             };
         };
@@ -135,6 +141,8 @@ mod tests {
             assert_eq!(joined.members().len(), 2);
             assert_eq!(joined.invitations(), other.invitations(), "one is used up");
         }
+        let taken = Err(MembershipError::DuplicateAddress("n1:1".to_owned()).into());
+        assert_eq!(closed.edited(&at("n1:1", VOTES)), taken, "what helps is to replace node 1");
         let opened = after(&closed, &MemberChange::Admit(Admission::Open));
         assert_eq!(after(&opened, &at("n2:1", VOTES)).members().len(), 2);
         assert_eq!(opened.edited(&MemberChange::Admit(Admission::Open)), Ok(None));
