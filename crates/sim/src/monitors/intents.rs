@@ -23,10 +23,18 @@ enum Goal {
     ReplacedBy(u64),
 }
 
+/// A request that was accepted.
+#[derive(Debug)]
+struct Accepted {
+    change: MemberChange,
+    /// Whether the membership had the intent already.
+    is_repeated: bool,
+}
+
 /// The requests that were accepted, by the name of the membership that has the intent.
 #[derive(Debug, Default)]
 pub(crate) struct Intents {
-    accepted: BTreeMap<ConfigId, Vec<MemberChange>>,
+    accepted: BTreeMap<ConfigId, Vec<Accepted>>,
 }
 
 impl Intents {
@@ -48,7 +56,9 @@ impl Intents {
             Err(_) => true,
         };
         if let Ok(id) = answer {
-            self.accepted.entry(*id).or_default().push(change.clone());
+            let is_repeated = before == Some(*id);
+            let accepted = Accepted { change: change.clone(), is_repeated };
+            self.accepted.entry(*id).or_default().push(accepted);
         }
         match is_right {
             true => Ok(()),
@@ -66,8 +76,9 @@ impl Intents {
         for (before, (_, after)) in
             birth.into_iter().chain(committed.iter().map(|it| &it.1)).zip(committed)
         {
-            for change in self.accepted.get(&after.id()).into_iter().flatten() {
-                apply(&mut goals, change, before, after);
+            for accepted in self.accepted.get(&after.id()).into_iter().flatten() {
+                let before = if accepted.is_repeated { after } else { before };
+                apply(&mut goals, &accepted.change, before, after);
             }
         }
         goals
