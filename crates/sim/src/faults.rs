@@ -314,6 +314,9 @@ pub enum Sometimes {
     LostNodeReplaced,
     /// A request is refused because its caller knew an earlier membership.
     StaleRequestRefused,
+    /// A leader created entries although the clocks of no quorum agreed, so nothing is guaranteed
+    /// about the expiry of what was written after that.
+    LogTimeAlone,
     /// A node joined because it was invited.
     JoinedByInvitation,
     /// A node was refused because nobody had invited it.
@@ -337,7 +340,7 @@ pub enum Sometimes {
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured
     /// over 400 seeds; for torn tails, what the design requires.
-    pub const SHARES: [(Self, u64); 92] = [
+    pub const SHARES: [(Self, u64); 93] = [
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),
@@ -425,6 +428,7 @@ impl Sometimes {
         (Self::IdGivenByLeader, 190),
         (Self::LostNodeReplaced, 4),
         (Self::StaleRequestRefused, 60),
+        (Self::LogTimeAlone, 35),
         (Self::JoinedByInvitation, 50),
         (Self::NotInvited, 50),
         (Self::JoinerDiedInJoint, 15),

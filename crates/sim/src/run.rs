@@ -192,10 +192,13 @@ fn phases(world: &mut World, seed: u64, end: u64, options: RunOptions) -> Result
     expire(world)?;
     world.monitors.traffic.check(&world.profile)?;
     world.clients.judge()?;
-    match world.profile.expiry_tolerance_ms() {
-        Some(tolerance_ms) => world.clients.expiring.judge(tolerance_ms),
-        None => Ok(()),
+    let Some(tolerance_ms) = world.profile.expiry_tolerance_ms() else { return Ok(()) };
+    let alone_since = world.monitors.log_times.alone_since;
+    let alone_since = alone_since.filter(|_| world.profile.clock_jump > 0);
+    if alone_since.is_some() {
+        world.counts.reached(Sometimes::LogTimeAlone);
     }
+    world.clients.expiring.judge(tolerance_ms, alone_since)
 }
 
 /// Checks that the cluster recovers after the faults: it has a leader within ten election

@@ -53,7 +53,9 @@ impl RaftCore {
         }
     }
 
-    pub(crate) fn clock_state(&self) -> Option<ClockState> {
+    /// What log time follows; `None` unless this node leads.
+    #[must_use]
+    pub fn clock_state(&self) -> Option<ClockState> {
         self.role.leader().map(|leader| leader.clock.state())
     }
 

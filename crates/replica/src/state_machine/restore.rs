@@ -237,10 +237,12 @@ impl Start<'_> {
             let applied = self.facts_at(start_position.applied, &start_position);
             return Ok((applied, start_position));
         }
-        // After a received snapshot, only its header records the membership.
-        let newest =
-            self.snapshots.list().into_iter().find(|info| info.last_included().index >= base.index);
-        if let Some(info) = newest.filter(|_| base != LogId::ZERO) {
+        // After a received snapshot, only its header records the membership. A later snapshot, which
+        // is damaged or the log would begin after it, has a later membership.
+        let from_base =
+            self.snapshots.list().into_iter().filter(|it| it.last_included().index >= base.index);
+        let oldest = from_base.last();
+        if let Some(info) = oldest.filter(|_| base != LogId::ZERO) {
             start_position.membership = Some(info.header.facts.membership.clone());
             start_position.time_ms = info.header.facts.time_ms;
         } else if base != LogId::ZERO {

@@ -48,17 +48,23 @@ impl Expiring {
         self.reads.entry(slot).or_default().push(Read { called, returned, seen });
     }
 
-    /// Checks all reads. Keys may be lost early by up to `tolerance_ms`.
+    /// Checks all reads. Keys may be lost early by up to `tolerance_ms`, and without limit if they
+    /// were written after `alone_since`: log time was behind then, and leaps forward later.
     ///
     /// # Errors
     /// The first read that no order of the writes explains.
-    pub(crate) fn judge(&self, tolerance_ms: u64) -> Result<(), Violation> {
+    pub(crate) fn judge(
+        &self,
+        tolerance_ms: u64,
+        alone_since: Option<u64>,
+    ) -> Result<(), Violation> {
+        let bound = (tolerance_ms * MS, alone_since.unwrap_or(u64::MAX));
         for (slot, reads) in &self.reads {
             let writes = self.writes.get(slot).map(Vec::as_slice).unwrap_or_default();
             for read in reads {
                 let judged = match read.seen {
                     Some(value) => judge_seen(writes, read, value),
-                    None => judge_absent(writes, read, tolerance_ms * MS),
+                    None => judge_absent(writes, read, bound),
                 };
                 if let Err(why) = judged {
                     return Rule::Expiry
@@ -89,10 +95,14 @@ fn judge_seen(writes: &[Write], read: &Read, value: u64) -> Result<(), String> {
 
 /// Checks that a key that was absent had never been written, or that its last write may have
 /// expired.
-fn judge_absent(writes: &[Write], read: &Read, tolerance: u64) -> Result<(), String> {
+fn judge_absent(
+    writes: &[Write],
+    read: &Read,
+    (tolerance, alone_since): (u64, u64),
+) -> Result<(), String> {
     let boots = |write: &Write| read.returned + tolerance < write.called + write.ttl_ms * MS;
     for write in writes.iter().filter(|write| boots(write)) {
-        if write.returned.is_none_or(|returned| returned >= read.called) {
+        if write.returned.is_none_or(|returned| returned >= read.called.min(alone_since)) {
             continue;
         }
         // Another write that may come after this one and may have expired.
@@ -130,26 +140,28 @@ mod tests {
     #[test]
     fn a_key_may_be_absent_only_once_its_time_is_over() {
         let writes = [(7, 100, 0, Some(10))];
-        assert!(expiring(&writes, &[(20, 30, Some(7)), (90, 101, None)]).judge(0).is_ok());
-        assert!(expiring(&writes, &[(20, 99, None)]).judge(0).is_err());
-        assert!(expiring(&writes, &[(20, 99, None)]).judge(1).is_ok());
+        assert!(expiring(&writes, &[(20, 30, Some(7)), (90, 101, None)]).judge(0, None).is_ok());
+        assert!(expiring(&writes, &[(20, 99, None)]).judge(0, None).is_err());
+        assert!(expiring(&writes, &[(20, 99, None)]).judge(1, None).is_ok());
+        let alone_since = |at: u64| expiring(&writes, &[(20, 30, None)]).judge(0, Some(at * MS));
+        assert!(alone_since(11).is_err() && alone_since(10).is_ok());
         let not_acknowledged = [(7, 100, 0, None)];
-        assert!(expiring(&not_acknowledged, &[(20, 30, None)]).judge(0).is_ok());
+        assert!(expiring(&not_acknowledged, &[(20, 30, None)]).judge(0, None).is_ok());
     }
 
     #[test]
     fn a_shorter_life_that_was_written_beside_it_may_have_taken_its_place() {
         let beside = [(7, 1_000, 0, Some(50)), (8, 10, 40, Some(60))];
-        assert!(expiring(&beside, &[(90, 95, None)]).judge(0).is_ok());
+        assert!(expiring(&beside, &[(90, 95, None)]).judge(0, None).is_ok());
         let before = [(7, 1_000, 50, Some(60)), (8, 10, 20, Some(30))];
-        assert!(expiring(&before, &[(90, 95, None)]).judge(0).is_err());
+        assert!(expiring(&before, &[(90, 95, None)]).judge(0, None).is_err());
     }
 
     #[test]
     fn what_was_overwritten_is_not_seen() {
         let writes = [(7, 1_000, 0, Some(10)), (8, 1_000, 20, Some(30))];
-        assert!(expiring(&writes, &[(40, 50, Some(8))]).judge(0).is_ok());
-        assert!(expiring(&writes, &[(40, 50, Some(7))]).judge(0).is_err());
-        assert!(expiring(&writes, &[(40, 50, Some(9))]).judge(0).is_err());
+        assert!(expiring(&writes, &[(40, 50, Some(8))]).judge(0, None).is_ok());
+        assert!(expiring(&writes, &[(40, 50, Some(7))]).judge(0, None).is_err());
+        assert!(expiring(&writes, &[(40, 50, Some(9))]).judge(0, None).is_err());
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod invitations;
 pub(crate) mod leaders;
 pub(crate) mod leases;
 pub(crate) mod log_matching;
+pub(crate) mod log_time;
 pub(crate) mod memberships;
 pub(crate) mod overlap;
 pub(crate) mod programs;
@@ -46,6 +47,7 @@ use crate::monitors::intents::Intents;
 use crate::monitors::invitations::Invitations;
 use crate::monitors::leaders::Leaders;
 use crate::monitors::log_matching::LogMatching;
+use crate::monitors::log_time::LogTimes;
 use crate::monitors::memberships::Memberships;
 use crate::monitors::overlap::Overlap;
 use crate::monitors::programs::ProgramMonitor;
@@ -71,6 +73,7 @@ pub(crate) struct Monitors {
     log_matching: LogMatching,
     pub(crate) memberships: Memberships,
     pub(crate) ids: Ids,
+    pub(crate) log_times: LogTimes,
     pub(crate) invitations: Invitations,
     pub(crate) intents: Intents,
     config_of_log: ConfigOfLog,
@@ -93,6 +96,7 @@ impl Monitors {
         now: u64,
     ) -> Result<(), Violation> {
         let core = replica.core();
+        self.log_times.after_step(node, core, now);
         if self.leaders.check_election(node, core)? {
             self.committed.check_completeness(node, core)?;
         }

@@ -283,7 +283,7 @@ impl World {
         if leads && now.is_joint() {
             self.joint_was_entered(id);
         }
-        if leads && self.operator.cuts_off_removed {
+        if leads && self.operator.cuts_off_removed && !self.healed {
             let gone =
                 before.members().iter().map(|it| it.node).find(|node| now.has_removed(*node));
             if let Some(gone) = gone.filter(|node| *node != id) {
