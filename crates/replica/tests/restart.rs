@@ -9,7 +9,7 @@ use d_engine_core::{EntryKind, Term};
 use d_engine_replica::{ApplyJob, ApplySource, Never, SnapshotMetadata, StopReason};
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
-use d_engine_storage::{Fs, FsOp, LogEntry};
+use d_engine_storage::{Admission, Fs, FsOp, LogEntry, MemberChange};
 use recording::node::{Node, command, damage, leader_with_snapshot, now, purge, send, store};
 use recording::{Ground, Manner, Recording, at, entry, id};
 
@@ -200,6 +200,34 @@ fn a_suffix_that_conflicts_with_a_received_snapshot_is_dropped_and_a_matching_on
     let node = start(ground.again(), Recording::default()).unwrap();
     assert_eq!(node.start_position.applied.get(), 9);
     assert_eq!(node.ground.opened.recovered.entries.last().unwrap().id, id(1, 12));
+}
+
+/// Seed 6374: the log begins after one received snapshot, and a later one with later members was
+/// received and is damaged.
+#[test]
+fn the_members_are_those_of_the_snapshot_at_the_logs_base() {
+    let (mut leader, first) = leader_with_snapshot(2);
+    let before = first.header.facts.membership.clone();
+    let later = before.edited(&MemberChange::Admit(Admission::Invited)).unwrap().unwrap();
+    let later = later.following(&before, 1);
+    let members = LogEntry { data: later.encode(), ..entry(3, EntryKind::Membership, 0) };
+    store(&mut leader.ground, 1, std::slice::from_ref(&members));
+    let source = ApplySource::Entries(vec![members]);
+    now(leader.worker.run(ApplyJob { source, responders: Vec::new(), skip: None })).unwrap();
+    let second = leader.take_snapshot();
+    assert_eq!(second.header.facts.membership, later);
+
+    let machine = Recording::durable();
+    let ground = Ground::new();
+    send(&leader, &first, &ground.store);
+    let node = start(ground.again(), machine.again()).unwrap();
+    assert_eq!(node.ground.opened.recovered.base, id(1, 2));
+    let Node { ground, .. } = node;
+    send(&leader, &second, &ground.store);
+    damage(&ground, &second);
+    let node = start(ground.again(), machine).unwrap();
+    assert_eq!(node.ground.opened.recovered.base, id(1, 2));
+    assert_eq!(node.start_position.membership, Some(before));
 }
 
 #[test]

@@ -237,8 +237,8 @@ impl Start<'_> {
             let applied = self.facts_at(start_position.applied, &start_position);
             return Ok((applied, start_position));
         }
-        // After a received snapshot, only its header records the membership. A later snapshot, which
-        // is damaged or the log would begin after it, has a later membership.
+        // After a received snapshot, only its header records the membership. A later snapshot is
+        // damaged, or the log would begin after it; it has a later membership.
         let from_base =
             self.snapshots.list().into_iter().filter(|it| it.last_included().index >= base.index);
         let oldest = from_base.last();
