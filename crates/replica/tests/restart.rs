@@ -10,7 +10,9 @@ use d_engine_replica::{ApplyJob, ApplySource, Never, SnapshotMetadata, StopReaso
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
 use d_engine_storage::{Admission, Fs, FsOp, LogEntry, MemberChange};
-use recording::node::{Node, command, damage, leader_with_snapshot, now, purge, send, store};
+use recording::node::{
+    Node, command, damage, damage_content, leader_with_snapshot, now, purge, send, store,
+};
 use recording::{Ground, Manner, Recording, at, entry, id};
 
 /// A node that has applied six entries, with snapshots at 2 and 4.
@@ -224,8 +226,11 @@ fn the_members_are_those_of_the_snapshot_at_the_logs_base() {
     assert_eq!(node.ground.opened.recovered.base, id(1, 2));
     let Node { ground, .. } = node;
     send(&leader, &second, &ground.store);
-    damage(&ground, &second);
-    let node = start(ground.again(), machine).unwrap();
+    damage_content(&ground, &second);
+    let ground = ground.again();
+    let listed: Vec<_> = ground.store.list().iter().map(|info| info.last_included()).collect();
+    assert_eq!(listed, [id(1, 3), id(1, 2)], "the header is whole");
+    let node = start(ground, machine).unwrap();
     assert_eq!(node.ground.opened.recovered.base, id(1, 2));
     assert_eq!(node.start_position.membership, Some(before));
 }

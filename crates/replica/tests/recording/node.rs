@@ -135,13 +135,25 @@ pub(crate) fn send<M>(from: &Node<M>, info: &SnapshotInfo, to: &SnapshotStore) {
 
 /// Flips a bit in the middle of an archive.
 pub(crate) fn damage(ground: &Ground, info: &SnapshotInfo) {
+    flip(ground, info, |len| len / 2);
+}
+
+/// Flips a bit of the content of an archive; its header stays whole.
+pub(crate) fn damage_content(ground: &Ground, info: &SnapshotInfo) {
+    flip(ground, info, |len| len - ARCHIVE_END);
+}
+
+/// More than the end of an archive, which follows its content.
+const ARCHIVE_END: usize = 60;
+
+fn flip(ground: &Ground, info: &SnapshotInfo, at: impl FnOnce(usize) -> usize) {
     let name = format!("{}-{}", info.last_included().term, info.last_included().index);
     let dir = ground.dir.path().join("data/snapshots");
     let files = std::fs::read_dir(dir).unwrap().flatten().map(|file| file.path());
     let path = files.into_iter().find(|path| path.to_string_lossy().contains(&name)).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    let at = at(bytes.len());
+    bytes[at] ^= 1;
     std::fs::write(path, bytes).unwrap();
 }
 
