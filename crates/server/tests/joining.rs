@@ -68,7 +68,14 @@ async fn where_nodes_are_invited_a_node_joins_once_it_is_announced() {
     let two = joining(dir.path(), "second", &one);
     let address = two.peer_listen.clone().unwrap();
     let joins = tokio::spawn(async move { voting(&two).await });
-    // Somebody else is announced, and the node still waits; a learner of that address is no voter.
+    for wrong in ["", "db-4", "0.0.0.0:7101", "127.0.0.1:0"] {
+        let invited = Invitation { peer_addr: wrong.to_owned(), replaces: None };
+        let options = ChangeOptions { timeout: Some(TIMEOUT), ..ChangeOptions::default() };
+        let refused = first.change_members(MemberChange::Invite(invited), options).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("host:port") && refused.contains(wrong), "{refused}");
+    }
+    // Somebody else is announced, and the node still waits.
     change(&first, MemberChange::Invite(Invitation { peer_addr: free_address(), replaces: None }))
         .await;
     assert_eq!(roles(&first), [(1, V)]);

@@ -32,7 +32,8 @@ impl Replica {
     /// machine, from [`crate::StateMachineHandler::open`]. `seed` must differ between nodes and
     /// between starts.
     ///
-    /// Call [`Replica::handle`] with [`Event::Deadline`] right afterwards, to get the first jobs.
+    /// Call [`Replica::handle`] with [`crate::Event::Deadline`] right afterwards, to get the first
+    /// jobs.
     ///
     /// # Errors
     /// See [`ReplicaError`].

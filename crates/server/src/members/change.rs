@@ -9,6 +9,7 @@ use d_engine_storage::{ChangeError, ConfigId, MemberChange, MemberRole};
 use d_engine_wire::{Answer, Question};
 use tokio::sync::oneshot;
 
+use crate::config;
 use crate::node::status::replica_status;
 use crate::threads::shared::{KnownMembers, Shared};
 use crate::transport;
@@ -140,6 +141,15 @@ async fn check_new_address(
     shared: &Shared,
     change: &MemberChange,
 ) -> Result<(), ChangeMembersError> {
+    if let MemberChange::Invite(invited) = change
+        && !config::can_be_dialled(&invited.peer_addr)
+    {
+        return Err(ChangeMembersError::RefusedByLeader(format!(
+            "no node can be reached at {:?}; write the address as the node advertises it, as \
+             host:port",
+            invited.peer_addr
+        )));
+    }
     let MemberChange::UpdateAddress { node, peer_addr: Some(address), .. } = change else {
         return Ok(());
     };
