@@ -53,10 +53,15 @@ use crate::world::node::Node;
 use crate::world::operator::Operator;
 use crate::world::script::Script;
 
+/// The highest number of events in a millisecond of a run.
+const EVENTS_MAX: u64 = 100_000;
+
 /// A running simulation.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) now: u64,
+    /// When the present millisecond began, and how many events it has had.
+    busy: (u64, u64),
     order: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     pub(crate) profile: Profile,
@@ -111,6 +116,7 @@ impl World {
         let nodes = (1..=profile.nodes.max(profile.members.ids_max())).map(&mut node).collect();
         let mut world = Self {
             now: SECOND,
+            busy: (0, 0),
             order: 0,
             queue: BinaryHeap::new(),
             nodes,
@@ -220,10 +226,25 @@ impl World {
             }
             let Some(Reverse(next)) = self.queue.pop() else { break };
             self.now = self.now.max(next.at);
+            self.check_standstill()?;
             self.happen(next.what)?;
         }
         self.now = until;
         Ok(())
+    }
+
+    /// Work that causes itself again at once would keep a processor busy for ever.
+    fn check_standstill(&mut self) -> Result<(), Violation> {
+        let (began, events) = self.busy;
+        self.busy = match self.now.saturating_sub(began) {
+            MS.. => (self.now, 1),
+            _ => (began, events + 1),
+        };
+        match events {
+            EVENTS_MAX.. => Rule::Liveness
+                .broken(format_args!("time stands still: {EVENTS_MAX} events in a millisecond")),
+            _ => Ok(()),
+        }
     }
 
     fn happen(&mut self, what: SimEvent) -> Result<(), Violation> {
