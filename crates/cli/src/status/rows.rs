@@ -189,7 +189,7 @@ mod tests {
     fn the_json_of_a_row_has_every_key_and_what_is_not_reported_is_null() {
         assert_eq!(
             json(&row(Err("refused".to_owned()))),
-            r#"{"node":2,"address":"n2:1","reachable":false,"role":null,"term":null,"leader":null,"commit_index":null,"applied_index":null,"apply_lag":null,"persisted_index":null,"records":null,"log_bytes_on_disk":null,"snapshots":null,"ready":null,"version":null,"halted_at":null,"reason":"refused","refusals":[],"alarms":[]}"#
+            r#"{"node":2,"address":"n2:1","reachable":false,"role":null,"term":null,"leader":null,"commit_index":null,"applied_index":null,"apply_lag":null,"persisted_index":null,"records":null,"log_bytes_on_disk":null,"snapshots":null,"ready":null,"version":null,"cluster_id":null,"group":null,"incarnation":null,"halted_at":null,"reason":"refused","refusals":[],"alarms":[]}"#
         );
         let mut status = NodeStatus::default();
         status.role = NodeRole::Leader;
