@@ -12,7 +12,7 @@ use d_engine_fs::sim::{Failure, SimFs};
 use d_engine_fs::{Fs as _, FsOp};
 use d_engine_kv_disk::{DiskKvStateMachine, KvCommand, KvReply};
 use d_engine_state_machine::{Error, StateMachine};
-use support::{apply, apply_at, id, install, snapshot};
+use support::{apply, apply_at, at_once, crash, id, install, snapshot};
 
 const HOME: &str = "/machine";
 
@@ -148,4 +148,87 @@ fn refused_starts_use_no_more_space_each_time() {
         }
     }
     assert!(refused > 20 && from_empty > 5, "{refused}, {from_empty} of them when empty");
+}
+
+/// The install of a snapshot that lacks space at any point is tried again in the same process.
+/// Until it succeeds, a crash leaves the old state or an empty one, never a part.
+#[test]
+fn an_install_without_room_is_tried_again() {
+    let (mut refused, mut emptied, mut own_lacked) = (0, 0, 0);
+    for nth in 0..60_u64 {
+        let fs = Arc::new(SimFs::new());
+        let source = DiskKvStateMachine::with_fs(fs.clone(), "/source");
+        source.start().unwrap();
+        for index in 1..=80 {
+            apply_at(&source, index, &[put(index)]).unwrap();
+        }
+        let meta = snapshot_of(&fs, &source, "/snapshot");
+        drop(source);
+        let machine = open(&fs);
+        apply_at(&machine, 1, &[put(1), put(2)]).unwrap();
+        machine.flush().unwrap();
+        fs.set_capacity(Some(fs.used_bytes() + nth * (16 << 10)));
+        if nth % 2 == 0 {
+            // The open database itself has lacked space before.
+            fill(&machine, 3);
+            own_lacked += 1;
+        }
+        for _ in 0..3 {
+            let installed = at_once(machine.apply_snapshot_from_file(&meta, "/snapshot".into()));
+            let Err(error) = installed else { break };
+            assert!(error.is_out_of_space(), "{nth}: {error}");
+            refused += 1;
+            if machine.last_applied().index == 0 {
+                let error = machine.get(b"key 1").map(drop).unwrap_err();
+                assert!(error.to_string().contains("installing a snapshot"), "{error}");
+                emptied += 1;
+            }
+        }
+        let crashes = nth % 3 == 0;
+        fs.set_capacity(None);
+        if crashes && machine.last_applied() != id(80) {
+            fs.halt_at(0);
+            drop(machine);
+            crash(&fs, nth);
+            let again = open(&fs);
+            let (position, length) = (again.last_applied().index.get(), again.len() as u64);
+            assert_eq!(position, length, "{nth}: the state of its position");
+            install(&again, &meta, Path::new("/snapshot")).unwrap();
+            assert_eq!((again.last_applied(), again.len()), (id(80), 80));
+            continue;
+        }
+        install(&machine, &meta, Path::new("/snapshot")).unwrap();
+        apply_at(&machine, 81, &[put(81)]).unwrap();
+        machine.flush().unwrap();
+        assert_eq!((machine.last_applied(), machine.len()), (id(81), 81), "{nth}");
+        assert_eq!(machine.get(b"key 81").unwrap().unwrap().len(), 3_000);
+        fs.halt_at(0);
+        drop(machine);
+        crash(&fs, nth);
+        let again = open(&fs);
+        assert_eq!((again.last_applied(), again.len()), (id(81), 81), "{nth}");
+    }
+    assert!(refused > 20 && emptied > 5 && own_lacked > 20, "{refused} {emptied} {own_lacked}");
+}
+
+/// The database that makes room for another one is not used again, so it may have failed.
+#[test]
+fn a_failed_database_makes_room_for_a_snapshot() {
+    let fs = Arc::new(SimFs::new());
+    let source = DiskKvStateMachine::with_fs(fs.clone(), "/source");
+    source.start().unwrap();
+    apply_at(&source, 1, &(1..=80).map(put).collect::<Vec<_>>()).unwrap();
+    let meta = snapshot_of(&fs, &source, "/snapshot");
+    drop(source);
+    let machine = open(&fs);
+    apply_at(&machine, 1, &(1..=60).map(put).collect::<Vec<_>>()).unwrap();
+    machine.flush().unwrap();
+    apply_at(&machine, 61, &[put(61)]).unwrap();
+    fs.fail(FsOp::SyncData, 1, Failure::NoSpace);
+    machine.flush().unwrap_err();
+    fs.set_capacity(Some(fs.used_bytes() + (256 << 10)));
+    let renamed = fs.counts().of(FsOp::Rename);
+    let installed = install(&machine, &meta, Path::new("/snapshot"));
+    assert_eq!((installed, machine.len()), (Ok(()), 80));
+    assert_eq!(fs.counts().of(FsOp::Rename) - renamed, 2, "an empty one first");
 }

@@ -9,8 +9,9 @@ use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use d_engine_core::{GroupId, HardState, LogId, LogIndex, NodeId, PersistId, Term};
+use d_engine_core::{GroupId, HardState, Instant, LogId, LogIndex, NodeId, PersistId, Term};
 use d_engine_replica::{
     ApplyJob, ApplyRun, ApplySource, ApplyWorker, Event, LoadJob, LogDisk, LogWorker, Never,
     PersistJob, ProposeResponder, SnapshotCause, StateMachineHandler,
@@ -21,8 +22,8 @@ use d_engine_storage::{
     ClusterId, FileStorageEngine, FileStorageOptions, Fs, FsOp, Identity, Incarnation, LogEntry,
     Member, MemberRole, Membership, OpenRequest, OpenedStorage, StorageEngine,
 };
-use recording::node::Node;
-use recording::{Manner, Recording};
+use recording::node::{Node, leader_with_snapshot, send};
+use recording::{Ground, Manner, Recording, at};
 
 fn open(fs: &SimFs) -> OpenedStorage {
     open_behind(fs, &mut |_| None)
@@ -341,4 +342,56 @@ fn a_machine_without_room_to_flush_goes_on_and_its_snapshot_is_not_purged_to() {
     is_full.store(false, Ordering::Relaxed);
     node.commit(5, 6);
     assert!(node.worker.stop().is_none());
+}
+
+/// A durable machine may have removed its old state when it finds no space for a snapshot. The node
+/// continues, tries again after growing pauses, and stores no position in between.
+#[test]
+fn a_snapshot_for_which_a_durable_machine_has_no_room_is_installed_later() {
+    let (leader, received) = leader_with_snapshot(9);
+    let mut node = Node::start(Ground::new(), Recording::durable(), Never).unwrap();
+    node.commit(1, 2);
+    send(&leader, &received, &node.ground.store);
+    node.machine.is_full.store(true, Ordering::Relaxed);
+    let mut job =
+        ApplyJob { source: ApplySource::Snapshot(at(1, 9)), responders: Vec::new(), skip: None };
+    let mut seconds = Vec::new();
+    for second in 0..100 {
+        node.worker.at(Instant::ZERO.plus(Duration::from_secs(second)));
+        if let Some(reason) = node.worker.unpack(&job).unwrap() {
+            assert!(reason.contains("apply_snapshot_from_file"), "{reason}");
+            continue;
+        }
+        seconds.push(second);
+        let ApplyRun::Waits { job: again, why } = now(node.worker.run_or_wait(job)).unwrap() else {
+            panic!("it does not wait")
+        };
+        assert!(why.to_string().contains("apply_snapshot_from_file"), "{why}");
+        assert!(node.worker.stop().is_none());
+        job = again;
+    }
+    assert_eq!(seconds, [0, 1, 3, 7, 15, 31, 61, 91]);
+    node.machine.calls.clear();
+    node.worker.handler().close().unwrap_err();
+    assert_eq!(node.machine.calls.take(), ["flush", "stop"], "no position");
+
+    node.machine.is_full.store(false, Ordering::Relaxed);
+    node.worker.at(Instant::ZERO.plus(Duration::from_secs(121)));
+    assert_eq!(node.worker.unpack(&job).unwrap(), None);
+    let done = now(node.worker.run_or_wait(job)).unwrap();
+    assert!(matches!(done, ApplyRun::Done(Event::Applied { through, .. }) if through == at(1, 9)));
+    assert_eq!(node.machine.numbers(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    node.worker.handler().close().unwrap();
+    assert_eq!(node.machine.calls.take().last().unwrap(), "stop");
+}
+
+/// Its state is not on the disk, so it has no lack of space that would pass by itself.
+#[test]
+fn a_rebuilt_machine_without_room_for_a_snapshot_stops_the_node() {
+    let (leader, received) = leader_with_snapshot(9);
+    let mut node = Node::start(Ground::new(), Recording::default(), Never).unwrap();
+    send(&leader, &received, &node.ground.store);
+    node.machine.is_full.store(true, Ordering::Relaxed);
+    let reason = node.install(at(1, 9)).unwrap_err();
+    assert!(reason.to_string().contains("apply_snapshot_from_file"), "{reason}");
 }

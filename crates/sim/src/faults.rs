@@ -264,6 +264,8 @@ pub enum Sometimes {
     InstallWaitedForRoom,
     /// A state machine had no space for entries, and applied them later.
     ApplyWaitedForRoom,
+    /// A state machine had no space for a snapshot, and installed it later.
+    MachineWaitedToInstall,
     /// On a full disk, the hard state is written from the log's reserve.
     HardStateFromReserve,
     /// A purge waits for free disk space.

@@ -258,7 +258,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// # Errors
     /// The old state must stay. The node stops with the reason, or does not start: its log begins
     /// after the snapshot already, and the next start installs the same snapshot again. A panic has
-    /// the same result.
+    /// the same result. Exception: a running node with a `Durable` machine that returns an error
+    /// for lack of space ([`Error::is_out_of_space`]) continues, and calls this again with the
+    /// files unpacked anew, after pauses of 1 to 30 s, until there is space. Nothing else is
+    /// applied meanwhile.
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()>;
 
     /// Writes the state as of `last_included` into the empty directory `dir`; returns the checksum

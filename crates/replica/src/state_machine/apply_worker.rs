@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use d_engine_core::{GroupId, Instant, LogIndex, NodeId};
-use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotInfo, SnapshotStore};
+use d_engine_storage::snapshot::{Hold, SnapshotInfo, SnapshotStore};
 use d_engine_storage::{LogReader, MetaStore, StorageError};
 
 use crate::event::{ApplyJob, ApplySource, ApplyStop, Event, HaltCause, SkippedEntry};
 use crate::state_machine::apply_records::ApplyRecords;
 use crate::state_machine::callers::Callers;
+use crate::state_machine::install_pause::Installing;
 use crate::state_machine::snapshot_build::SnapshotTask;
 use crate::{Durability, LogId, StateMachineHandler, StopReason};
 
@@ -29,9 +30,10 @@ pub enum SnapshotCause {
 pub enum ApplyRun {
     /// The event for the replica.
     Done(Event),
-    /// The state machine has no space for the entries. Run the rest of the job again in about a
-    /// second ([`ApplySteps::postpone`](super::apply_steps::ApplySteps::postpone)). The callers of
-    /// what was applied are answered.
+    /// The state machine has no space for the entries or the snapshot. Run the rest of the job
+    /// again in about a second
+    /// ([`ApplySteps::postpone`](super::apply_steps::ApplySteps::postpone)). The callers of what
+    /// was applied are answered.
     Waits {
         /// The rest.
         job: ApplyJob,
@@ -43,18 +45,17 @@ pub enum ApplyRun {
 /// Owns the [`StateMachineHandler`]. The server runs it on its own thread, the simulator in its
 /// event loop.
 pub struct ApplyWorker {
-    handler: StateMachineHandler,
+    pub(super) handler: StateMachineHandler,
     reader: Arc<dyn LogReader>,
     group: GroupId,
     node: u64,
-    snapshots: Option<SnapshotStore>,
+    pub(super) snapshots: Option<SnapshotStore>,
     /// The snapshot that is being built.
     building: Option<Hold>,
     /// Keeps the snapshot that was last reported to the state machine: as long as the machine names
     /// it, its archive must exist.
     told: Option<Hold>,
-    /// The snapshot whose unpacked files wait to be installed.
-    unpacked: Option<LogId>,
+    pub(super) install: Installing,
     /// Waits before a failed read is retried.
     pause: fn(),
     /// The durable record of halted and skipped entries.
@@ -75,7 +76,7 @@ impl ApplyWorker {
             snapshots: None,
             building: None,
             told: None,
-            unpacked: None,
+            install: Installing::default(),
             pause: || {},
             records: None,
             stop: None,
@@ -110,7 +111,7 @@ impl ApplyWorker {
         self
     }
 
-    fn hold_told(&mut self) {
+    pub(super) fn hold_told(&mut self) {
         let last_included = self.handler.snapshot;
         self.told = self
             .snapshots
@@ -119,10 +120,11 @@ impl ApplyWorker {
             .map(|store| store.hold(last_included));
     }
 
-    /// Sets the time of the worker's clock, which measures the pauses between snapshots. Call it
-    /// between jobs.
+    /// Sets the time of the worker's clock, which measures the pauses between snapshots and between
+    /// attempts to install one. Call it between jobs.
     pub fn at(&mut self, now: Instant) {
         self.handler.due.at(now);
+        self.install.at(now);
     }
 
     /// The handler, for all calls other than apply.
@@ -149,7 +151,8 @@ impl ApplyWorker {
     /// An entry that the state machine cannot apply does not stop the node. The state machine is
     /// halted there ([`Event::ApplyStopped`]), and later jobs are returned without being
     /// executed. A durable machine that has no space for the entries is not halted: it has changed
-    /// nothing, and the job is run again later.
+    /// nothing, and the job is run again later. So is the install of a snapshot for which it has no
+    /// space.
     ///
     /// # Errors
     /// The node must stop with the reason ([`Event::Failed`]).
@@ -182,7 +185,8 @@ impl ApplyWorker {
         };
         if let Err(reason) = result {
             let is_durable = self.handler.machine().durability() == Durability::Durable;
-            if reason.lacks_room() && is_durable && self.handler.in_hand.is_some() {
+            let installs = matches!(job.source, ApplySource::Snapshot(_));
+            if reason.lacks_room() && is_durable && (installs || self.handler.in_hand.is_some()) {
                 job.responders = callers.left();
                 return Ok(ApplyRun::Waits { job, why: reason });
             }
@@ -270,55 +274,6 @@ impl ApplyWorker {
             first = end.next();
         }
         Ok(())
-    }
-
-    /// Unpacks the snapshot that `job` installs, so that [`ApplyWorker::run`] only installs the
-    /// files; does nothing for other jobs. Returns the reason if it must wait for space or file
-    /// handles: retry in about a second. Nothing has been replaced until then, and the node
-    /// continues to persist entries.
-    ///
-    /// # Errors
-    /// The node must stop with the reason: the snapshot or the disk is damaged.
-    pub fn unpack(&mut self, job: &ApplyJob) -> Result<Option<String>, StopReason> {
-        let (ApplySource::Snapshot(last_included), Some(store)) = (&job.source, &self.snapshots)
-        else {
-            return Ok(None);
-        };
-        let last_included = *last_included;
-        let unpacked = store
-            .clear_unpacked()
-            .and_then(|()| store.unpack(last_included, &store.unpack_dir(), &mut FullSpeed));
-        match unpacked {
-            Ok(_) => {
-                self.unpacked = Some(last_included);
-                Ok(None)
-            }
-            Err(error) if error.is_out_of_space() => Ok(Some(error.to_string())),
-            Err(error) => Err(StopReason::new(error)),
-        }
-    }
-
-    /// Replaces the state by a received snapshot.
-    async fn install(&mut self, last_included: LogId) -> Result<(), StopReason> {
-        let Some(store) = self.snapshots.clone() else {
-            return Err(StopReason::new(format_args!(
-                "this node has no snapshot store to install the snapshot {last_included} from"
-            )));
-        };
-        let path = store.unpack_dir();
-        if self.unpacked.take() != Some(last_included) {
-            store.clear_unpacked().map_err(StopReason::new)?;
-            store.unpack(last_included, &path, &mut FullSpeed).map_err(StopReason::new)?;
-        }
-        let info = store.list().into_iter().find(|info| info.last_included() == last_included);
-        let info = info.ok_or_else(|| {
-            StopReason::new(format_args!("the snapshot {last_included} is missing"))
-        })?;
-        let installed = self.handler.install_snapshot(&info, path).await;
-        // Files that cannot be removed now are removed at the next start.
-        store.clear_unpacked().ok();
-        self.hold_told();
-        installed
     }
 
     /// Begins a snapshot if it was requested, or if the policy says so. Call it between jobs. No

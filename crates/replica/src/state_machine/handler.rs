@@ -52,6 +52,8 @@ pub struct StateMachineHandler {
     /// The index of the entry that decides the last skip. No snapshot is taken between a skipped
     /// entry and its deciding entry, because it would not contain the decision.
     pub(crate) settles_at: u64,
+    /// An install was begun and has not succeeded, so the machine may have removed its old state.
+    is_installing: bool,
 }
 
 impl StateMachineHandler {
@@ -76,6 +78,7 @@ impl StateMachineHandler {
             singly: None,
             skipped: BTreeSet::new(),
             settles_at: 0,
+            is_installing: false,
         }
     }
 
@@ -295,11 +298,13 @@ impl StateMachineHandler {
             info.last_included(),
         )?;
         let meta = position::metadata_of(info);
+        self.is_installing = true;
         self.machine
             .apply_snapshot_from_file(&meta, path)
             .await
             .map_err(|error| failed("apply_snapshot_from_file", &error))?;
         self.applied = position::installed(self.machine.as_ref(), info).map_err(StopReason::new)?;
+        self.is_installing = false;
         self.machine.update_last_applied(self.applied.id);
         self.due.installed();
         self.snapshot_bytes = info.len;
@@ -356,12 +361,13 @@ impl StateMachineHandler {
     }
 
     /// Closes the machine: persists the position, flushes, stops. All three are called even if one
-    /// of them fails.
+    /// of them fails. After an install that failed, the position is left out: the machine may have
+    /// removed the state that it stands for.
     ///
     /// # Errors
     /// The first error, to be shown to the operator.
     pub fn close(&mut self) -> Result<(), StopReason> {
-        let persisted = self.persist_applied();
+        let persisted = if self.is_installing { Ok(()) } else { self.persist_applied() };
         let flushed = self.machine.flush().map_err(|error| failed("flush", &error));
         let stopped = self.machine.stop().map_err(|error| failed("stop", &error));
         persisted.and(flushed).and(stopped)

@@ -6,6 +6,8 @@ pub(crate) mod apply_steps;
 pub(crate) mod apply_worker;
 pub(crate) mod callers;
 pub(crate) mod handler;
+pub(crate) mod install;
+pub(crate) mod install_pause;
 pub(crate) mod position;
 pub(crate) mod restore;
 pub(crate) mod skips;

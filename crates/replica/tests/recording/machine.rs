@@ -127,7 +127,7 @@ pub(crate) struct Recording {
     /// While a test holds it, views are not written, and commands that cannot be applied do not
     /// fail yet.
     pub(crate) pen: Arc<Mutex<()>>,
-    /// Commands, flushes and resets fail for lack of space.
+    /// Commands, flushes, resets and installs fail for lack of space.
     pub(crate) is_full: Arc<AtomicBool>,
     /// The directories into which its snapshots were written, in order.
     pub(crate) places: Arc<Mutex<Vec<PathBuf>>>,
@@ -303,6 +303,7 @@ impl StateMachine for Recording {
 
     async fn apply_snapshot_from_file(&self, meta: &SnapshotMetadata, path: PathBuf) -> Result<()> {
         self.calls.note(format!("apply_snapshot_from_file {}", meta.last_included.index));
+        self.check_room()?;
         if snapshot_checksum(&path)? != meta.checksum {
             return Err(Error::msg("wrong checksum"));
         }

@@ -395,5 +395,6 @@ fn take_number(rest: &mut &[u8]) -> Option<u64> {
 }
 
 fn at_once<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    now_or_never(async { future.await.map_err(StopReason::new) }).map_err(Error::msg)
+    // The error keeps its cause, which may be that the disk is full.
+    now_or_never(async { Ok::<_, StopReason>(future.await) }).map_err(Error::msg)?
 }

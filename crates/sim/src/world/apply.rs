@@ -98,12 +98,16 @@ impl World {
         }
     }
 
-    /// The state machine has no space for the entries of a job, which is run again later.
+    /// The state machine has no space for the entries or the snapshot of a job, which is run again
+    /// later.
     fn apply_waits(&mut self, id: u64, job: ApplyJob, why: StopReason) -> Result<(), Violation> {
         if !self.node(id).may_refuse_files() {
             return self.stopped_by_disk(id, why, false);
         }
-        self.counts.reached(Sometimes::ApplyWaitedForRoom);
+        self.counts.reached(match job.source {
+            ApplySource::Snapshot(_) => Sometimes::MachineWaitedToInstall,
+            _ => Sometimes::ApplyWaitedForRoom,
+        });
         self.postpone(id, job);
         Ok(())
     }
@@ -146,7 +150,6 @@ impl World {
                 return self.stopped_as_too_old(id, reason);
             }
             Err(reason) => {
-                let injected = injected || self.node(id).machine_lacks_room();
                 return self.stopped_by_disk(id, reason, injected);
             }
         };
@@ -259,10 +262,7 @@ impl World {
                 self.tell(id, event)
             }
             Ok(None) => Ok(()),
-            Err(reason) => {
-                let injected = injected || self.node(id).machine_lacks_room();
-                self.stopped_by_disk(id, reason, injected)
-            }
+            Err(reason) => self.stopped_by_disk(id, reason, injected),
         }
     }
 }
