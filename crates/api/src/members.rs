@@ -160,6 +160,9 @@ pub struct Member {
     pub heard_ms_ago: Option<u64>,
     /// At the leader, about other members: how many entries of its log this one lacks.
     pub lag: Option<u64>,
+    /// Whether it votes in the configuration that follows a joint one. If the configuration is not
+    /// joint, whether it votes. While it is joint, both sets of voters must agree.
+    pub votes_next: bool,
 }
 
 /// The members of a cluster, as one node knows them. Later versions add fields.
@@ -187,6 +190,15 @@ pub struct Members {
 }
 
 impl Members {
+    /// Whether the configuration is joint: every decision needs a majority of the voters and of
+    /// those that vote next.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        let differs = self.list.iter().any(|member| member.votes_next != member.role.votes());
+        // An older node names no voters that follow.
+        differs && self.list.iter().any(|member| member.votes_next)
+    }
+
     /// Returns the member with this id.
     #[must_use]
     pub fn get(&self, node: u64) -> Option<&Member> {
@@ -357,7 +369,7 @@ impl From<MembersReply> for Members {
 impl From<Member> for message::Member {
     fn from(member: Member) -> Self {
         use message::MemberRole as Role;
-        let Member { node, peer_addr, client_addr, role, heard_ms_ago, lag } = member;
+        let Member { node, peer_addr, client_addr, role, heard_ms_ago, lag, votes_next } = member;
         let (role, replaces) = match role {
             MemberRole::Voter => (Role::Voter, None),
             MemberRole::Learner => (Role::Learner, None),
@@ -374,6 +386,7 @@ impl From<Member> for message::Member {
             replaces: replaces.unwrap_or(0),
             heard_ms_ago,
             lag,
+            votes_next,
         }
     }
 }
@@ -400,9 +413,10 @@ impl From<message::Member> for Member {
             replaces: _,
             heard_ms_ago,
             lag,
+            votes_next,
         } = member;
         let client_addr = Some(client_addr).filter(|address| !address.is_empty());
-        Self { node, peer_addr, client_addr, role, heard_ms_ago, lag }
+        Self { node, peer_addr, client_addr, role, heard_ms_ago, lag, votes_next }
     }
 }
 
@@ -440,6 +454,7 @@ mod tests {
             role,
             heard_ms_ago: (node > 2).then_some(node * 10),
             lag: (node > 3).then_some(0),
+            votes_next: node % 2 == 0,
         };
         let members = Members {
             node: 1,

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use d_engine_client::{ClientError, KvError};
 
@@ -102,16 +103,24 @@ const PREFIX: &str = "d-engine: ";
 
 /// Why a line could not be printed, if one could not; the command then fails at its end.
 static NOT_PRINTED: OnceLock<String> = OnceLock::new();
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Prints a line on stdout. A closed pipe is ignored; any other write error makes the command fail
 /// at its end, through [`unprinted`].
 pub(crate) fn say(line: impl Display) {
-    if let Err(error) = try_say(line)
-        && error.kind() != ErrorKind::BrokenPipe
-    {
+    match try_say(line) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            IS_CLOSED.store(true, Ordering::Relaxed);
+        }
         // Keep the first error.
-        NOT_PRINTED.get_or_init(|| error.to_string());
+        Err(error) => drop(NOT_PRINTED.get_or_init(|| error.to_string())),
     }
+}
+
+/// Whether a line was printed into a closed pipe: nobody reads the next one either.
+pub(crate) fn stdout_is_closed() -> bool {
+    IS_CLOSED.load(Ordering::Relaxed)
 }
 
 /// Prints a line on stdout and returns the write error, for lines whose loss is no failure.

@@ -8,6 +8,7 @@ use d_engine_api::message::{
 };
 use d_engine_api::{ConfigId, MemberChange, Members};
 use d_engine_locks::Unpoisoned;
+use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
 use crate::ClientError;
@@ -17,6 +18,8 @@ use crate::node::Calls;
 
 /// How long to wait before a node that ended a watch is asked again.
 const RESUME_PAUSE: Duration = Duration::from_millis(100);
+/// How long a watch stays at a node that knows no leader.
+const LEADERLESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much earlier than the client the leader stops waiting for a change, so that its answer,
 /// which says what the change waits for, arrives in time. At most half of the time that is left.
 const ANSWER_TIME: Duration = Duration::from_millis(200);
@@ -88,7 +91,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn watch_members(&self) -> MembersWatch {
-        MembersWatch { client: self.clone(), open: None, seen: None }
+        MembersWatch { client: self.clone(), open: None, seen: None, elsewhere: None }
     }
 
     /// Changes the members, and returns them once the goal is reached. Nodes are added by starting
@@ -153,13 +156,33 @@ async fn ask_for_members(mut calls: Calls, left: Duration) -> Result<Members, St
     Ok(calls.members(timed(MembersRequest {}, left)).await?.into_inner().into())
 }
 
-/// A watch of the members, from [`Client::watch_members`]. If its node fails, it continues at
-/// another one.
+/// Opens a watch at the node in this place, or at any that answers.
+async fn open_watch(
+    client: &Client,
+    place: Option<usize>,
+) -> Result<Streaming<MembersReply>, ClientError> {
+    let call = |mut calls: Calls, _| async move {
+        Ok(calls.watch_members(MembersRequest {}).await?.into_inner())
+    };
+    let nodes = client.nodes.all();
+    let node = place.and_then(|place| nodes.get(place.checked_rem(nodes.len())?));
+    if let Some(node) = node
+        && let Ok(stream) = client.route(Effect::Read).run_at(node, call).await
+    {
+        return Ok(stream);
+    }
+    client.route(Effect::Read).run(call).await
+}
+
+/// A watch of the members, from [`Client::watch_members`]. If its node fails, or knows no leader
+/// for two seconds, it continues at another one.
 pub struct MembersWatch {
     client: Client,
     /// The stream of the node that is asked now, and whether it has sent anything.
     open: Option<(Streaming<MembersReply>, bool)>,
     seen: Option<Members>,
+    /// The place of the node to try next, while the nodes that were watched knew no leader.
+    elsewhere: Option<usize>,
 }
 
 impl MembersWatch {
@@ -174,17 +197,29 @@ impl MembersWatch {
             let (stream, has_answered) = match &mut self.open {
                 Some(open) => open,
                 None => {
-                    let call = |mut calls: Calls, _| async move {
-                        Ok(calls.watch_members(MembersRequest {}).await?.into_inner())
-                    };
-                    let stream = self.client.route(Effect::Read).run(call).await?;
+                    let stream = open_watch(&self.client, self.elsewhere).await?;
                     self.open.insert((stream, false))
                 }
             };
-            match stream.message().await {
+            let message = match self.elsewhere {
+                None => stream.message().await,
+                // The node may be cut off from the others, which have a leader.
+                Some(place) => match timeout(LEADERLESS_TIMEOUT, stream.message()).await {
+                    Ok(message) => message,
+                    Err(_) => {
+                        (self.open, self.elsewhere) = (None, Some(place.wrapping_add(1)));
+                        continue;
+                    }
+                },
+            };
+            match message {
                 Ok(Some(reply)) => {
                     *has_answered = true;
                     let members = Members::from(reply);
+                    self.elsewhere = match members.leader {
+                        Some(_) => None,
+                        None => Some(self.elsewhere.unwrap_or(0)),
+                    };
                     self.client.nodes.heard("the watched node", &members)?;
                     if self.is_news(&members) {
                         self.seen = Some(members.clone());

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_client::{
-    ChangeOptions, ChangeRefusal, Client, ClientError, ClientOptions, ConfigId, MemberChange,
-    MemberRole, Members, MembersWatch, ReadConsistency,
+    Admission, ChangeOptions, ChangeRefusal, Client, ClientError, ClientOptions, ConfigId,
+    MemberChange, MemberRole, Members, MembersWatch, ReadConsistency,
 };
 use d_engine_kv::KvStateMachine;
-use d_engine_server::{Config, EmbeddedEngine, JoinRole};
+use d_engine_server::{Config, EmbeddedEngine, JoinRole, MemberConfig};
 use support::{TIMEOUT, alone, client, free_address, put};
 
 /// A node with short election timeouts, because a joining node must keep up for two of them.
@@ -204,6 +204,55 @@ async fn members_are_changed_from_any_node_and_watched_across_failures() {
     });
     assert_eq!(voters(&seen.await), [1, 2, 3]);
     for engine in [second, first] {
+        engine.stop().await;
+    }
+}
+
+/// Three nodes of one cluster. Node 1 and the others dial each other at addresses where nobody
+/// listens.
+fn with_first_cut_off(dir: &Path) -> [Config; 3] {
+    let addresses: Vec<[String; 2]> = (0..3).map(|_| [free_address(), free_address()]).collect();
+    let dead: Vec<String> = (0..3).map(|_| free_address()).collect();
+    [0, 1, 2].map(|own: usize| {
+        let members = (0..3).map(|other: usize| {
+            let is_reached = own == other || (own > 0 && other > 0);
+            let [peer, client_addr] = addresses[other].clone();
+            let peer_addr = if is_reached { peer } else { dead[other].clone() };
+            MemberConfig { id: other as u64 + 1, peer_addr, client_addr }
+        });
+        Config {
+            node_id: Some(own as u64 + 1),
+            cluster_id: Some("0123456789abcdef0123456789abcdef".to_owned()),
+            members: members.collect(),
+            peer_listen: None,
+            client_listen: None,
+            ..node(dir, &own.to_string())
+        }
+    })
+}
+
+/// The first node that the client knows is cut off from the others, which have a leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_cut_off_is_left_for_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let configs = with_first_cut_off(dir.path());
+    let mut engines = Vec::new();
+    for config in &configs {
+        let machine = Arc::new(KvStateMachine::new());
+        engines.push(EmbeddedEngine::start_custom(machine, config.clone()).await.unwrap());
+    }
+    engines[1].wait_ready(TIMEOUT).await.unwrap();
+    let first = configs[0].members[0].client_addr.clone();
+    let through = client(std::slice::from_ref(&first));
+    let mut watch = through.watch_members();
+    let members = until(&mut watch, |members| members.leader.is_some()).await;
+    assert_ne!(members.node, 1);
+    // A change is not left with a node that cannot ask the leader.
+    let through = client(std::slice::from_ref(&first));
+    let (admit, any) = (MemberChange::Admit(Admission::Invited), ChangeOptions::default());
+    let changed = through.change_members(admit, any).await.unwrap();
+    assert_eq!(changed.admission, Admission::Invited);
+    for engine in engines {
         engine.stop().await;
     }
 }

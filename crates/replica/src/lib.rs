@@ -53,6 +53,7 @@ pub use log::steps::{LogStep, LogSteps, LogWait, LogWork, SPACE_RETRY_INTERVAL};
 pub use log::worker::{LogLoader, LogWorker};
 pub use membership_driver::{
     ChangeMembers, ChangeMembersError, ChangeResponder, MissingVoters, PeerAddresses,
+    RefusedBecause,
 };
 pub use peer_message::PeerMessage;
 pub use read_gate::{ReadDecision, ReadGateInputs, decide_eventual_read, decide_lease_read};

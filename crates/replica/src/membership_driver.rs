@@ -48,21 +48,53 @@ pub enum ChangeMembersError {
     /// Too few voters answer to commit the change. Bring them back or replace them first, or
     /// accept the risk.
     WouldLoseQuorum(MissingVoters),
-    /// The leader refuses the request after a check of its own; the text says why and what to do.
-    RefusedByLeader(String),
+    /// The leader refuses the request, after a check of its own or as the answer to another node.
+    RefusedByLeader {
+        /// Why, and what to do.
+        reason: String,
+        /// What a program may want to distinguish.
+        because: RefusedBecause,
+    },
     /// Too many such requests wait at this node. Retry a little later.
     TooMany,
-    /// The caller's time is up. The change is written and goes on; repeat the request to wait for
-    /// it.
+    /// The caller's time is up. Repeat the request to wait for it: a change that is made already
+    /// is not made again.
     NotDone {
         /// What the change waits for.
         waits_for: String,
+        /// Whether the change is in a leader's log and goes on; `None` if that is not known.
+        is_written: Option<bool>,
     },
     /// The node has stopped. Restart it or ask another one.
     Stopped {
         /// Why.
         reason: StopReason,
     },
+}
+
+impl ChangeMembersError {
+    /// What a program may want to distinguish, if this is a refusal.
+    #[must_use]
+    pub fn refused_because(&self) -> RefusedBecause {
+        match self {
+            Self::Refused(ChangeError::Stale { .. }) => RefusedBecause::Stale,
+            Self::WouldLoseQuorum(_) => RefusedBecause::WouldLoseQuorum,
+            Self::RefusedByLeader { because, .. } => *because,
+            _ => RefusedBecause::Rule,
+        }
+    }
+}
+
+/// The refusals of a change that a program may want to distinguish.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum RefusedBecause {
+    /// The change breaks a rule; the reason says which one.
+    Rule,
+    /// The caller expected another configuration. List the members and decide again.
+    Stale,
+    /// Too few voters may answer afterwards. Bring them back, or accept the risk.
+    WouldLoseQuorum,
 }
 
 impl fmt::Display for ChangeMembersError {
@@ -81,12 +113,17 @@ impl fmt::Display for ChangeMembersError {
                 "the change would not be committed: {missing}; bring them back or replace them \
                  first, or accept the risk"
             ),
-            Self::NotDone { waits_for } => write!(
+            Self::NotDone { waits_for, is_written } => write!(
                 f,
-                "the change is not done yet and goes on; it waits for this: {waits_for}; repeat \
-                 the request to wait for it"
+                "the change is not done yet{}; it waits for this: {waits_for}; repeat the request \
+                 to wait for it",
+                match is_written {
+                    Some(true) => " and goes on",
+                    Some(false) => ", and nothing is written",
+                    None => " and may go on",
+                }
             ),
-            Self::RefusedByLeader(why) => f.write_str(why),
+            Self::RefusedByLeader { reason, .. } => f.write_str(reason),
             Self::TooMany => {
                 f.write_str("too many requests to change the members wait at this node; retry")
             }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use d_engine_core::NodeId;
-use d_engine_storage::{MemberChange, Membership};
+use d_engine_storage::{MemberChange, Membership, canonical_address};
 
 /// The newest addresses of members that have moved.
 #[derive(Debug, Default)]
@@ -57,6 +57,7 @@ impl Moved {
         client: &str,
     ) -> bool {
         let Some(member) = logged.member(node).filter(|_| !peer.is_empty()) else { return false };
+        let (peer, client) = (&*canonical_address(peer), &*canonical_address(client));
         let said_before = self.clients.insert(node, client.to_owned());
         let has_moved = member.peer_addr != peer;
         let is_new_word = said_before.is_some_and(|before| before != client);
@@ -85,6 +86,7 @@ impl Moved {
     /// A member of `logged` was found at this address. Returns whether that is news.
     pub(crate) fn found_at(&mut self, logged: &Membership, node: NodeId, peer: &str) -> bool {
         let Some(member) = logged.member(node) else { return false };
+        let peer = &*canonical_address(peer);
         let known = self.nodes.get(&node);
         let is_said = known.is_some_and(|known| known.source == Source::Itself);
         if member.peer_addr == peer || is_said || known.is_some_and(|known| known.peer == peer) {
@@ -104,7 +106,7 @@ impl Moved {
     /// A connection to the node was made at this address.
     pub(crate) fn reached(&mut self, node: NodeId, peer: &str) {
         if let Some(known) = self.nodes.get_mut(&node) {
-            known.is_reached |= known.peer == peer;
+            known.is_reached |= known.peer == canonical_address(peer);
         }
     }
 

@@ -54,7 +54,8 @@ pub struct Config {
     pub members: Vec<MemberConfig>,
     /// Addresses of nodes of an existing cluster, as `host:port` for other nodes, leader or not.
     /// The first start of an empty data directory then joins that cluster; it asks until it is a
-    /// member, and never founds a cluster of its own. Without effect once the node is a member.
+    /// member, and never founds a cluster of its own. A member asks these addresses which nodes
+    /// listen there while it knows no leader: all nodes may have moved.
     pub join: Vec<String>,
     /// What a joining node becomes. Default: a voter, once it keeps up with the log.
     pub join_as: JoinRole,
@@ -351,7 +352,8 @@ impl Config {
             Membership::new(voters.map(|one| voter(one.id, &one.peer_addr, &one.client_addr)))?
         };
         let mut addresses = founded.members().iter().map(|member| &member.peer_addr);
-        let is_local = addresses.all(|address| address.is_empty() || address::is_loopback(address));
+        // A node without an address may be given one later, which need not be on loopback.
+        let is_local = addresses.all(|address| address::is_loopback(address));
         Ok(founded.with_admission(match self.admission {
             Some(Admission::Open) => Stored::Open,
             None if is_local => Stored::Open,

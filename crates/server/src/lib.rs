@@ -29,8 +29,8 @@ pub use d_engine_api::{
     NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotStatus,
 };
 pub use d_engine_replica::{
-    ChangeMembersError, ProposeError, ReadError, SkipError, SnapshotRequestError, TransferError,
-    UnknownBecause,
+    ChangeMembersError, ProposeError, ReadError, RefusedBecause, SkipError, SnapshotRequestError,
+    TransferError, UnknownBecause,
 };
 
 pub use config::{

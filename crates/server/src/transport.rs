@@ -22,7 +22,7 @@ pub use framed::{
     FramedTransport, LineBreaker, RefusalKind, SnapshotConnection, SnapshotDialer,
     TransportIdentity, TransportSettings, TransportStats,
 };
-pub(crate) use framed::{answer_probes, ask, probe};
+pub(crate) use framed::{answer_probes, ask, probe, probe_joiner};
 
 /// The outcome of [`FramedTransport::send`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,8 +49,12 @@ pub trait PeerEvents: Send + Sync + 'static {
     /// A member has refused this node, because this committed configuration has removed it.
     fn removed(&self, by: ConfigId);
 
-    /// Answers a node that need not be a member.
-    fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
+    /// Answers a node that need not be a member, and that may know this cluster's id.
+    fn ask(
+        self: Arc<Self>,
+        question: Question,
+        knows_cluster: bool,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
 
     /// A message from a peer whose handshake was accepted. Keep `room` for as long as the message
     /// takes up memory.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use d_engine_kv::KvStateMachine;
 use d_engine_server::{
     Admission, ChangeMembersError, ChangeOptions, Config, ConfigId, EmbeddedEngine, Invitation,
-    JoinRole, MemberChange, MemberRole, ReadConsistency, StartError,
+    JoinRole, MemberChange, MemberRole, ReadConsistency, RefusedBecause, StartError,
 };
 use support::{TIMEOUT, free_address, put, start};
 
@@ -226,7 +226,23 @@ async fn changes_that_cannot_be_are_refused_with_what_to_do() {
     second.wait_ready(TIMEOUT).await.unwrap();
     let asked = second.change_members(MemberChange::Remove(12), ChangeOptions::default());
     let asked = asked.await.unwrap_err();
-    assert_eq!(asked, ChangeMembersError::RefusedByLeader(unknown), "a follower asks its leader");
+    let unknown =
+        ChangeMembersError::RefusedByLeader { reason: unknown, because: RefusedBecause::Rule };
+    assert_eq!(asked, unknown, "a follower asks its leader");
+    let other = Some(ConfigId { term: 9, version: 9 });
+    let options = ChangeOptions { expected: other, ..ChangeOptions::default() };
+    let stale = second.change_members(MemberChange::Demote(1), options).await.unwrap_err();
+    assert_eq!(stale.refused_because(), RefusedBecause::Stale, "{stale}");
+    for (peer_addr, client_addr) in [(Some("n1"), None), (None, Some("0.0.0.0:1"))] {
+        let [peer_addr, client_addr] = [peer_addr, client_addr].map(|it| it.map(str::to_owned));
+        let moved = MemberChange::UpdateAddress { node: 1, peer_addr, client_addr };
+        let moved = refused(moved, None).await;
+        assert!(moved.contains("host:port"), "{moved}");
+    }
+    let moved = Some(free_address());
+    let moved = MemberChange::UpdateAddress { node: 1, peer_addr: moved, client_addr: None };
+    let moved = refused(moved, None).await;
+    assert!(moved.contains("node 1 is not reached at"), "the leader itself: {moved}");
     second.stop().await;
     let short = Some(Duration::from_secs(2));
     let expected = Some(first.members().config);
@@ -313,13 +329,17 @@ async fn an_address_at_which_another_node_listens_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let one = first(dir.path());
     let first = start(&one).await;
+    let other = Config { data_dir: dir.path().join("other"), ..Config::default() };
+    let other = Config { peer_listen: Some(free_address()), ..other };
+    let founder = start(&other).await;
     let elsewhere =
-        Config { advertise_peer: one.peer_listen.clone(), ..joining(dir.path(), "second", &one) };
+        Config { advertise_peer: other.peer_listen, ..joining(dir.path(), "second", &one) };
     let refused = EmbeddedEngine::start_custom(Arc::new(KvStateMachine::new()), elsewhere).await;
     let refused = refused.unwrap_err().to_string();
-    assert!(refused.contains("but the node there has the data directory"), "{refused}");
+    assert!(refused.contains("but node 1 of a cluster answers there"), "{refused}");
     assert!(refused.contains("check `advertise_peer`"), "{refused}");
     assert_eq!(roles(&first), [(1, V)], "nothing was changed");
+    founder.stop().await;
     first.stop().await;
 }
 

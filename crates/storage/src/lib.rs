@@ -30,5 +30,5 @@ pub use log::options::FileStorageOptions;
 pub use log::segment::Alignment;
 pub use membership::{
     Admission, ChangeError, ConfigId, Invitation, JoinAs, Leavers, Member, MemberChange,
-    MemberRole, Membership, MembershipError, NewMember, VoterIntent,
+    MemberRole, Membership, MembershipError, NewMember, VoterIntent, canonical_address,
 };

@@ -13,7 +13,9 @@ use d_engine_core::{Configuration, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
 pub use self::change::Leavers;
-pub use self::request::{Admission, ChangeError, Invitation, JoinAs, MemberChange, NewMember};
+pub use self::request::{
+    Admission, ChangeError, Invitation, JoinAs, MemberChange, NewMember, canonical_address,
+};
 
 /// The name of a membership: the term of the leader that wrote it, and its number in the cluster's
 /// sequence of memberships. The number rises by one with every membership entry of a log, so two
@@ -199,7 +201,11 @@ impl Membership {
     /// # Errors
     /// See [`MembershipError`]; correct the list.
     pub fn new(members: impl IntoIterator<Item = Member>) -> Result<Self, MembershipError> {
-        let members: Vec<Member> = members.into_iter().collect();
+        let mut members: Vec<Member> = members.into_iter().collect();
+        for member in &mut members {
+            member.peer_addr = canonical_address(&member.peer_addr);
+            member.client_addr = canonical_address(&member.client_addr);
+        }
         let last_node = members.iter().map(|member| member.node).max().unwrap_or(0);
         Self { last_node, members, ..Self::default() }.checked()
     }

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use d_engine_core::{NodeId, QuorumRisk};
+use d_engine_replica::RefusedBecause;
 use d_engine_storage::{
     Admission, ClusterId, ConfigId, Incarnation, Invitation, JoinAs, MemberChange, NewMember,
 };
 use prost::Message as _;
 
-use crate::handshake::{config_from_wire, config_to_wire, sixteen};
+use crate::handshake::{JoinNumber, config_from_wire, config_to_wire, sixteen};
 use crate::message::{self, answer, change_members::Change, question};
 
 /// A question to a cluster's leader.
@@ -19,6 +20,8 @@ pub enum Question {
         member: NewMember,
         /// The name of its state machine; empty: not compared.
         state_machine: String,
+        /// Drawn by the dialing node. The leader names it when it dials the address of `member`.
+        number: JoinNumber,
     },
     /// A caller of the dialing node, which is a member, wants to change the members.
     Change {
@@ -51,7 +54,12 @@ pub enum Answer {
     /// It cannot be done now, for this reason; ask again.
     Later(String),
     /// It is refused for this reason; asking again does not help.
-    Refused(String),
+    Refused {
+        /// The reason in words, and what to do.
+        reason: String,
+        /// What a program may want to distinguish.
+        because: RefusedBecause,
+    },
     /// The goal of the change is reached.
     Changed,
 }
@@ -75,8 +83,8 @@ pub enum AskError {
 #[must_use]
 pub fn encode_question(question: &Question) -> Bytes {
     let body = match question {
-        Question::Join { member, state_machine } => {
-            question::Body::Join(join_to_wire(member, state_machine))
+        Question::Join { member, state_machine, number } => {
+            question::Body::Join(join_to_wire(member, state_machine, *number))
         }
         Question::Change { change, expected, risk } => {
             question::Body::ChangeMembers(message::ChangeMembers {
@@ -89,7 +97,7 @@ pub fn encode_question(question: &Question) -> Bytes {
     message::Question { body: Some(body) }.encode_to_vec().into()
 }
 
-fn join_to_wire(member: &NewMember, state_machine: &str) -> message::Join {
+fn join_to_wire(member: &NewMember, state_machine: &str, number: JoinNumber) -> message::Join {
     let (as_learner, replaces) = match member.joins_as {
         JoinAs::Learner => (true, 0),
         JoinAs::Voter { replaces } => (false, replaces.unwrap_or(0)),
@@ -101,6 +109,7 @@ fn join_to_wire(member: &NewMember, state_machine: &str) -> message::Join {
         as_learner,
         replaces,
         state_machine: state_machine.to_owned(),
+        number: Bytes::copy_from_slice(&number.0),
     }
 }
 
@@ -182,12 +191,14 @@ pub fn decode_question(bytes: Bytes, incarnation: Incarnation) -> Result<Questio
         incarnation,
         joins_as,
     };
-    Ok(Question::Join { member, state_machine: join.state_machine })
+    let number = sixteen(&join.number).map(JoinNumber).ok_or(AskError::Field("number"))?;
+    Ok(Question::Join { member, state_machine: join.state_machine, number })
 }
 
 /// Encodes an answer.
 #[must_use]
 pub fn encode_answer(answer: &Answer) -> Bytes {
+    let mut refused_because = message::RefusedBecause::Unspecified;
     let body = match answer {
         Answer::Joined { cluster, node, born } => answer::Body::Joined(message::Joined {
             cluster_id: Bytes::copy_from_slice(&cluster.0),
@@ -202,10 +213,18 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
             })
         }
         Answer::Later(why) => answer::Body::Later(why.clone()),
-        Answer::Refused(why) => answer::Body::Refused(why.clone()),
+        Answer::Refused { reason, because } => {
+            refused_because = match because {
+                RefusedBecause::Stale => message::RefusedBecause::Stale,
+                RefusedBecause::WouldLoseQuorum => message::RefusedBecause::WouldLoseQuorum,
+                _ => message::RefusedBecause::Unspecified,
+            };
+            answer::Body::Refused(reason.clone())
+        }
         Answer::Changed => answer::Body::Changed(message::Changed {}),
     };
-    message::Answer { body: Some(body) }.encode_to_vec().into()
+    let because = refused_because.into();
+    message::Answer { body: Some(body), because }.encode_to_vec().into()
 }
 
 /// Decodes what [`encode_answer`] wrote.
@@ -213,7 +232,13 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
 /// # Errors
 /// See [`AskError`]: close the connection.
 pub fn decode_answer(bytes: Bytes) -> Result<Answer, AskError> {
-    let body = message::Answer::decode(bytes)?.body.ok_or(AskError::Unknown)?;
+    let message = message::Answer::decode(bytes)?;
+    let because = match message.because() {
+        message::RefusedBecause::Stale => RefusedBecause::Stale,
+        message::RefusedBecause::WouldLoseQuorum => RefusedBecause::WouldLoseQuorum,
+        message::RefusedBecause::Unspecified => RefusedBecause::Rule,
+    };
+    let body = message.body.ok_or(AskError::Unknown)?;
     Ok(match body {
         answer::Body::Joined(joined) => Answer::Joined {
             cluster: sixteen(&joined.cluster_id)
@@ -226,7 +251,7 @@ pub fn decode_answer(bytes: Bytes) -> Result<Answer, AskError> {
             leader: NodeId::new(other.leader).map(|leader| (leader, other.peer_addr)),
         },
         answer::Body::Later(why) => Answer::Later(why),
-        answer::Body::Refused(why) => Answer::Refused(why),
+        answer::Body::Refused(reason) => Answer::Refused { reason, because },
         answer::Body::Changed(message::Changed {}) => Answer::Changed,
     })
 }
@@ -250,7 +275,8 @@ mod tests {
                     incarnation,
                     joins_as,
                 };
-                let question = Question::Join { member, state_machine: "kv".to_owned() };
+                let (state_machine, number) = ("kv".to_owned(), JoinNumber([3; 16]));
+                let question = Question::Join { member, state_machine, number };
                 let sent = encode_question(&question);
                 assert_eq!(decode_question(sent, incarnation).unwrap(), question);
             }
@@ -280,6 +306,7 @@ mod tests {
                 assert_eq!(decode_question(sent, incarnation).unwrap(), question);
             }
         }
+        let refused = |because| Answer::Refused { reason: "no".to_owned(), because };
         let node = NodeId::new(4).unwrap();
         let born = ConfigId { term: 3, version: 9 };
         for answer in [
@@ -287,7 +314,9 @@ mod tests {
             Answer::NotLeader { leader: None },
             Answer::NotLeader { leader: Some((node, "db-4:7101".to_owned())) },
             Answer::Later("busy".to_owned()),
-            Answer::Refused("no".to_owned()),
+            refused(RefusedBecause::Rule),
+            refused(RefusedBecause::Stale),
+            refused(RefusedBecause::WouldLoseQuorum),
             Answer::Changed,
         ] {
             assert_eq!(decode_answer(encode_answer(&answer)).unwrap(), answer);
@@ -300,7 +329,8 @@ mod tests {
         assert_eq!(decode_answer(Bytes::new()), Err(AskError::Unknown));
         assert!(matches!(decode_answer(Bytes::from_static(b"x")), Err(AskError::Protobuf(_))));
         let nameless = message::Joined { node: 4, ..message::Joined::default() };
-        let answer = message::Answer { body: Some(answer::Body::Joined(nameless)) };
+        let body = Some(answer::Body::Joined(nameless));
+        let answer = message::Answer { body, ..message::Answer::default() };
         let decoded = decode_answer(answer.encode_to_vec().into());
         assert_eq!(decoded, Err(AskError::Field("cluster_id")));
     }

@@ -50,13 +50,22 @@ pub struct Inquiry {
     pub wants: InquiryPurpose,
 }
 
+/// A random number that a node draws before it asks to join. Nobody else knows it, so the node that
+/// knows it is the one that has asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinNumber(pub [u8; 16]);
+
 /// What an [`Inquiry`] is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InquiryPurpose {
     /// One question and its answer.
     Ask,
     /// Only the handshake.
-    Probe,
+    Probe {
+        /// The number of the join that this node was asked for, if that is why it probes. A node
+        /// that has not joined yet names its directory only to who knows its number.
+        number: Option<JoinNumber>,
+    },
 }
 
 /// The validated form of a connection's first message.
@@ -105,6 +114,7 @@ pub fn encode_handshake(greeting: &Greeting) -> Bytes {
         config: Some(config_to_wire(greeting.config)),
         peer_addr: greeting.peer_addr.clone(),
         client_addr: greeting.client_addr.clone(),
+        join_number: Bytes::new(),
     }
     .encode_to_vec()
     .into()
@@ -113,9 +123,9 @@ pub fn encode_handshake(greeting: &Greeting) -> Bytes {
 /// Encodes an inquiry.
 #[must_use]
 pub fn encode_inquiry(inquiry: &Inquiry) -> Bytes {
-    let purpose = match inquiry.wants {
-        InquiryPurpose::Ask => Purpose::Ask,
-        InquiryPurpose::Probe => Purpose::Probe,
+    let (purpose, number) = match inquiry.wants {
+        InquiryPurpose::Ask => (Purpose::Ask, None),
+        InquiryPurpose::Probe { number } => (Purpose::Probe, number),
     };
     Handshake {
         protocol_version: PROTOCOL_VERSION,
@@ -123,6 +133,7 @@ pub fn encode_inquiry(inquiry: &Inquiry) -> Bytes {
         group: inquiry.group.get(),
         incarnation: Bytes::copy_from_slice(&inquiry.incarnation.0),
         purpose: purpose.into(),
+        join_number: number.map(|it| Bytes::copy_from_slice(&it.0)).unwrap_or_default(),
         ..Handshake::default()
     }
     .encode_to_vec()
@@ -167,7 +178,10 @@ pub fn decode_handshake(bytes: &Bytes) -> Result<Caller, GreetingError> {
         Purpose::try_from(greeting.purpose).map_err(|_| GreetingError::Field("purpose"))?;
     match purpose {
         Purpose::Ask => return inquirer(InquiryPurpose::Ask),
-        Purpose::Probe => return inquirer(InquiryPurpose::Probe),
+        Purpose::Probe => {
+            let number = sixteen(&greeting.join_number).map(JoinNumber);
+            return inquirer(InquiryPurpose::Probe { number });
+        }
         Purpose::Messages | Purpose::Snapshot => {}
     }
     Ok(Caller::Peer(Box::new(Greeting {

@@ -18,8 +18,8 @@ pub use ask::{
 pub use decode::{FrameError, decode_frame};
 pub use encode::{EncodedFrame, FrameEncoder, encode_frame};
 pub use handshake::{
-    Caller, Greeting, GreetingError, Inquiry, InquiryPurpose, config_from_wire, config_to_wire,
-    decode_handshake, encode_handshake, encode_inquiry,
+    Caller, Greeting, GreetingError, Inquiry, InquiryPurpose, JoinNumber, config_from_wire,
+    config_to_wire, decode_handshake, encode_handshake, encode_inquiry,
 };
 pub use snapshot::{MAX_SNAPSHOT_FRAME_BYTES, decode_snapshot_frame, encode_snapshot_frame};
 

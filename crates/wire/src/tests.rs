@@ -448,7 +448,12 @@ fn a_greeting_survives_the_wire() {
     let peer = Caller::Peer(Box::new(greeting()));
     assert_eq!(decode_handshake(&encode_handshake(&greeting())), Ok(peer));
     for cluster in [None, Some(ClusterId([7; 16]))] {
-        for wants in [InquiryPurpose::Ask, InquiryPurpose::Probe] {
+        let number = Some(crate::JoinNumber([4; 16]));
+        for wants in [
+            InquiryPurpose::Ask,
+            InquiryPurpose::Probe { number: None },
+            InquiryPurpose::Probe { number },
+        ] {
             let inquiry = Inquiry {
                 cluster,
                 group: GroupId::FIRST,

@@ -338,6 +338,7 @@ mod tests {
                 role: MemberRole::Voter,
                 heard_ms_ago: None,
                 lag: None,
+                votes_next: true,
             },
             Member {
                 node: 2,
@@ -346,6 +347,7 @@ mod tests {
                 role: MemberRole::Learner,
                 heard_ms_ago: Some(70),
                 lag: Some(71),
+                votes_next: false,
             },
         ];
         NodeStatus {

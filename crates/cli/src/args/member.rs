@@ -12,7 +12,7 @@ use super::{ClusterArgs, EndpointArgs, duration};
 const MEMBER_HELP: &str = "\
 Examples:
     d-engine member list
-    d-engine member list --watch --json        # one line for every change
+    d-engine member list --watch --json        # a line after every change
     d-engine member add --peer db-4.example:7101    # then start it with `join`
     d-engine member remove 2                   # also if node 2 leads
     d-engine member replace 1 --with 5         # waits until node 5 keeps up with the log

@@ -1,15 +1,19 @@
 //! One change of the members, from the request to its goal.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use d_engine_client::{
     Admission, ChangeRefusal, Client, ClientError, Invitation, Member, MemberChange, Members,
     MembersWatch,
 };
+use d_engine_locks::Unpoisoned as _;
 
 use crate::args::ChangeArgs;
 use crate::exit::{Failure, note, say};
 
+/// How long a change is waited for before its progress is printed.
+const FIRST_PROGRESS_AFTER: Duration = Duration::from_millis(300);
 /// How often progress is printed at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for the successor of a leader that was removed.
@@ -23,14 +27,24 @@ pub(super) async fn change(change: MemberChange, args: &ChangeArgs) -> Result<()
         _ => None,
     };
     let began = Instant::now();
-    let mut printed_at: Option<Instant> = None;
+    let news: Mutex<Option<String>> = Mutex::default();
     let changed = client.change_members_with(change.clone(), args.options(), |waits| {
-        if printed_at.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL) {
-            printed_at = Some(Instant::now());
-            note(format_args!("waiting for {waits}"));
-        }
+        *news.lock().unpoisoned() = Some(waits.to_owned());
     });
-    let members = changed.await.map_err(failure)?;
+    let mut changed = std::pin::pin!(changed);
+    let mut pause = FIRST_PROGRESS_AFTER;
+    let members = loop {
+        tokio::select! {
+            changed = &mut changed => break changed.map_err(failure)?,
+            // The newest text: it is the one that lasts.
+            () = tokio::time::sleep(pause) => {
+                if let Some(waits) = news.lock().unpoisoned().take() {
+                    note(format_args!("waiting for {waits}"));
+                    pause = PROGRESS_INTERVAL;
+                }
+            }
+        }
+    };
     let done = words(&change, &members);
     let config = members.config;
     match change {
@@ -66,8 +80,9 @@ fn words(change: &MemberChange, members: &Members) -> String {
             None => format!("the address of node {node} is changed"),
         },
         MemberChange::Invite(Invitation { peer_addr, replaces }) => {
-            let at_address =
-                |it: &&Member| it.peer_addr == *peer_addr && Some(it.node) != *replaces;
+            let at_address = |it: &&Member| {
+                it.peer_addr.eq_ignore_ascii_case(peer_addr) && Some(it.node) != *replaces
+            };
             match (members.list.iter().find(at_address), replaces) {
                 (Some(joined), _) => format!("node {} has joined from {peer_addr}", joined.node),
                 (None, None) => format!("the node at {peer_addr} may join"),

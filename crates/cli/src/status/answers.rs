@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use d_engine_client::{Client, NodeRole, NodeStatus};
+use d_engine_client::{Client, Member, NodeRole, NodeStatus};
 use tokio::task::JoinSet;
 
 /// The response of each address.
@@ -46,21 +46,24 @@ pub(crate) fn leader_with_quorum(answers: &Answers) -> Option<u64> {
     let leader = statuses()
         .filter(|status| status.role == NodeRole::Leader)
         .max_by_key(|status| status.term)?;
-    let voters: Vec<u64> = leader
-        .members
-        .iter()
-        .filter(|member| member.role.votes())
-        .map(|member| member.node)
-        .collect();
+    let nodes = |votes: fn(&Member) -> bool| -> Vec<u64> {
+        let members = leader.members.iter().filter(|member| votes(member));
+        members.map(|member| member.node).collect()
+    };
+    let (voters, next) = (nodes(|it| it.role.votes()), nodes(|it| it.votes_next));
     let mut behind: Vec<u64> = statuses()
         .filter(|status| status.term == leader.term && status.leader == Some(leader.node))
         .map(|status| status.node)
-        .filter(|node| voters.contains(node))
         .collect();
     behind.sort_unstable();
     // A node may have answered at two addresses.
     behind.dedup();
-    (behind.len() > voters.len() / 2).then_some(leader.node)
+    let has_majority = |voters: &[u64]| {
+        behind.iter().filter(|node| voters.contains(node)).count() > voters.len() / 2
+    };
+    // While a configuration is joint, both majorities count. An older node names no next voters.
+    let has_quorum = has_majority(&voters) && (next.is_empty() || has_majority(&next));
+    has_quorum.then_some(leader.node)
 }
 
 /// Returns one response per node; a node that answered at two addresses is counted once.

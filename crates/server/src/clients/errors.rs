@@ -2,10 +2,9 @@
 
 use d_engine_api::message::{self, ChangeRefusal, ErrorDetail, error_detail::Kind};
 use d_engine_replica::{
-    ChangeMembersError, LeaderHint, ProposeError, ReadError, SkipError, StopReason, TransferError,
+    ChangeMembersError, LeaderHint, ProposeError, ReadError, RefusedBecause, SkipError, StopReason,
+    TransferError,
 };
-
-use d_engine_storage::ChangeError;
 
 use crate::SnapshotRequestError;
 
@@ -91,10 +90,15 @@ pub(crate) fn change_error_detail(error: &ChangeMembersError) -> ErrorDetail {
         ChangeMembersError::NotLeader { leader } => not_leader(leader.as_ref()),
         ChangeMembersError::Stopped { reason } => stopped(reason),
         ChangeMembersError::TooMany => busy("requests to change the members"),
+        ChangeMembersError::NotDone { is_written: Some(false), .. } => {
+            not_changed(ChangeRefusal::Unspecified)
+        }
         ChangeMembersError::NotDone { .. } => outcome_unknown(error.to_string()),
-        ChangeMembersError::Refused(ChangeError::Stale { .. }) => not_changed(ChangeRefusal::Stale),
-        ChangeMembersError::WouldLoseQuorum(_) => not_changed(ChangeRefusal::WouldLoseQuorum),
-        _ => not_changed(ChangeRefusal::Unspecified),
+        _ => not_changed(match error.refused_because() {
+            RefusedBecause::Stale => ChangeRefusal::Stale,
+            RefusedBecause::WouldLoseQuorum => ChangeRefusal::WouldLoseQuorum,
+            _ => ChangeRefusal::Unspecified,
+        }),
     })
 }
 

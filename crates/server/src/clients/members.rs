@@ -51,7 +51,7 @@ pub(super) fn change(
     let (steps, sent) = mpsc::channel(STEPS_MAX);
     tokio::spawn(async move {
         let reply = |step| ChangeMembersReply { step: Some(step) };
-        let changed = engine.change_members_with(change, options, |text| {
+        let changed = engine.change_members_or_leave(change, options, |text| {
             // A reader that is slow misses a text.
             steps.try_send(Ok(reply(Step::Waiting(text.to_owned())))).ok();
         });

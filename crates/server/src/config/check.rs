@@ -158,6 +158,7 @@ fn check_join(config: &Config) -> Checked {
         let allowed = match (joins, config.join_as) {
             (false, _) => Some("only a node with `join` replaces another one"),
             (true, JoinRole::Learner) => Some("a learner replaces no voter"),
+            (true, JoinRole::Voter) if replaced == 0 => Some("the id of a voter; ids start at 1"),
             (true, JoinRole::Voter) => None,
         };
         if let Some(allowed) = allowed {

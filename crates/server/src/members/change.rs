@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_core::{NodeId, QuorumRisk};
-use d_engine_replica::{ChangeMembers, ChangeMembersError, ReplicaStatus, StopReason};
+use d_engine_replica::{
+    ChangeMembers, ChangeMembersError, RefusedBecause, ReplicaStatus, StopReason,
+};
 use d_engine_storage::{ChangeError, ConfigId, MemberChange, MemberRole};
 use d_engine_wire::{Answer, Question};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::config;
 use crate::node::status::replica_status;
@@ -27,35 +30,72 @@ pub(crate) struct Request {
     pub(crate) risk: QuorumRisk,
 }
 
+/// What a change waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Waits {
+    /// In words.
+    pub(crate) text: String,
+    /// Whether the request is in a leader's log; `None` if that is not known.
+    pub(crate) is_written: Option<bool>,
+}
+
 /// Makes a change, through the leader if this node is not it, and waits until its goal is reached.
 /// Calls `waits` with what it waits for. Dropping the future does not withdraw the request.
+///
+/// A caller that can ask another node gives up after `leader_within`, if no leader was known or
+/// answered for so long: this node may be the one that is cut off.
 pub(crate) async fn change(
     shared: &Shared,
     request: Request,
-    mut waits: impl FnMut(String),
+    leader_within: Option<Duration>,
+    mut waits: impl FnMut(Waits),
 ) -> Result<Arc<KnownMembers>, ChangeMembersError> {
+    let mut is_written = Some(false);
+    let mut answered_at = Instant::now();
     // Leadership may move while the change goes on; then the next leader is asked.
     loop {
         if let Some(reason) = ended(shared) {
             return Err(ChangeMembersError::Stopped { reason });
         }
         let leader = shared.leader.borrow().1;
-        match leader {
+        let text = match leader {
             Some(leader) if leader == shared.identity.node => {
-                match change_here(shared, request.clone(), &mut waits).await {
+                check_new_address(shared, &request.change).await?;
+                let seen = |seen: Waits| {
+                    // A request that an earlier leader has written may be gone, or not.
+                    is_written =
+                        if seen.is_written == Some(true) { Some(true) } else { is_written };
+                    waits(Waits { is_written, ..seen });
+                };
+                match change_here(shared, request.clone(), seen).await {
                     Err(ChangeMembersError::NotLeader { .. }) => {}
                     outcome => return outcome,
                 }
+                answered_at = Instant::now();
+                NO_LEADER.to_owned()
             }
             Some(leader) => match ask_leader(shared, leader, request.clone()).await {
                 Ok(Answer::Changed) => return Ok(shown(shared, &request.change).await),
-                Ok(Answer::Refused(why)) => return Err(ChangeMembersError::RefusedByLeader(why)),
-                Ok(Answer::Later(why)) => waits(why),
-                Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => waits(NO_LEADER.to_owned()),
-                Err(why) => waits(why),
+                Ok(Answer::Refused { reason, because }) => {
+                    return Err(ChangeMembersError::RefusedByLeader { reason, because });
+                }
+                Ok(Answer::Later(why)) => {
+                    (is_written, answered_at) = (None, Instant::now());
+                    why
+                }
+                Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => NO_LEADER.to_owned(),
+                Err(why) => {
+                    // The answer may have been lost.
+                    is_written = None;
+                    why
+                }
             },
-            None => waits(NO_LEADER.to_owned()),
+            None => NO_LEADER.to_owned(),
+        };
+        if leader_within.is_some_and(|limit| answered_at.elapsed() >= limit) {
+            return Err(ChangeMembersError::NotLeader { leader: None });
         }
+        waits(Waits { text, is_written });
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
@@ -101,11 +141,10 @@ async fn shown(shared: &Shared, change: &MemberChange) -> Arc<KnownMembers> {
 pub(crate) async fn change_here(
     shared: &Shared,
     request: Request,
-    mut waits: impl FnMut(String),
+    mut waits: impl FnMut(Waits),
 ) -> Result<Arc<KnownMembers>, ChangeMembersError> {
     let mut members = shared.members.subscribe();
     let mut leader = shared.leader.subscribe();
-    check_new_address(shared, &request.change).await?;
     write(shared, &request, &mut waits).await?;
     loop {
         let known = members.borrow_and_update().clone();
@@ -126,7 +165,8 @@ pub(crate) async fn change_here(
             write(shared, &Request { expected: None, ..request.clone() }, &mut waits).await?;
         }
         if let Some(replica) = replica_status(shared).await {
-            waits(waits_for(&request.change, &known, &replica));
+            let text = waits_for(&request.change, &known, &replica);
+            waits(Waits { text, is_written: Some(true) });
         }
         tokio::select! {
             _ = members.changed() => {}
@@ -136,20 +176,36 @@ pub(crate) async fn change_here(
     }
 }
 
+fn refused(reason: String) -> ChangeMembersError {
+    ChangeMembersError::RefusedByLeader { reason, because: RefusedBecause::Rule }
+}
+
+/// Refuses an address at which nobody can be reached. An empty one says that a node serves no
+/// clients.
+fn check_form(change: &MemberChange) -> Result<(), ChangeMembersError> {
+    let (peer, client) = match change {
+        MemberChange::Invite(invited) => (Some(&invited.peer_addr), None),
+        MemberChange::UpdateAddress { peer_addr, client_addr, .. } => {
+            (peer_addr.as_ref(), client_addr.as_ref().filter(|address| !address.is_empty()))
+        }
+        _ => (None, None),
+    };
+    match [peer, client].into_iter().flatten().find(|address| !config::can_be_dialled(address)) {
+        None => Ok(()),
+        Some(address) => Err(refused(format!(
+            "nobody can be reached at {address:?}; write the address that the node advertises, as \
+             host:port"
+        ))),
+    }
+}
+
 /// A wrong address in the log could cut a node off for good, so the node must answer there first.
-async fn check_new_address(
+/// Takes up to five seconds.
+pub(crate) async fn check_new_address(
     shared: &Shared,
     change: &MemberChange,
 ) -> Result<(), ChangeMembersError> {
-    if let MemberChange::Invite(invited) = change
-        && !config::can_be_dialled(&invited.peer_addr)
-    {
-        return Err(ChangeMembersError::RefusedByLeader(format!(
-            "no node can be reached at {:?}; write the address as the node advertises it, as \
-             host:port",
-            invited.peer_addr
-        )));
-    }
+    check_form(change)?;
     let MemberChange::UpdateAddress { node, peer_addr: Some(address), .. } = change else {
         return Ok(());
     };
@@ -160,19 +216,19 @@ async fn check_new_address(
     };
     // The replica says what is wrong with the request.
     let Some(member) = member else { return Ok(()) };
-    if member.peer_addr == *address || *node == own.node.get() {
+    if member.peer_addr.eq_ignore_ascii_case(address) {
         return Ok(());
     }
-    let probed = transport::probe(address, Some(own.cluster), own.group, own.incarnation).await;
+    let probed = transport::probe(address, own.cluster, own.group, own.incarnation).await;
     let why = match probed {
         Ok(found) if found.node.map(NodeId::get) != Some(*node) => "another node answers there",
-        Ok(found) if member.incarnation.is_some_and(|bound| bound != found.incarnation) => {
+        Ok(found) if member.incarnation.is_some() && member.incarnation != found.incarnation => {
             "the node there has another data directory"
         }
         Ok(_) => return Ok(()),
         Err(ref why) => why,
     };
-    Err(ChangeMembersError::RefusedByLeader(format!(
+    Err(refused(format!(
         "node {node} is not reached at {address} from node {}: {why}; start it there first, or \
          correct the address",
         own.node
@@ -183,14 +239,15 @@ async fn check_new_address(
 async fn write(
     shared: &Shared,
     request: &Request,
-    waits: &mut impl FnMut(String),
+    waits: &mut impl FnMut(Waits),
 ) -> Result<ConfigId, ChangeMembersError> {
     loop {
         match ask(shared, request.clone()).await {
             Err(
                 ChangeMembersError::Busy(id) | ChangeMembersError::Refused(ChangeError::Busy(id)),
             ) => {
-                waits(format!("another membership change is in progress (configuration {id})"));
+                let text = format!("another membership change is in progress (configuration {id})");
+                waits(Waits { text, is_written: Some(false) });
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
             outcome => return outcome,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_core::{GroupId, NodeId};
 use d_engine_storage::{ClusterId, ConfigId, NewMember};
-use d_engine_wire::{Answer, Question};
+use d_engine_wire::{Answer, JoinNumber, Question};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
@@ -26,6 +26,8 @@ pub(crate) struct Joiner<'a> {
     pub(crate) group: GroupId,
     pub(crate) member: NewMember,
     pub(crate) state_machine: String,
+    /// Proves to the leader that this node has asked.
+    pub(crate) number: JoinNumber,
 }
 
 /// A node that is a member now.
@@ -45,7 +47,7 @@ impl Joiner<'_> {
     pub(crate) async fn join(&self, listener: &TcpListener) -> Result<Joined, StartError> {
         tokio::select! {
             joined = self.ask_until_member() => joined,
-            () = transport::answer_probes(listener, self.member.incarnation) => {
+            () = transport::answer_probes(listener, self.member.incarnation, self.number) => {
                 unreachable!("probes are answered for ever")
             }
         }
@@ -55,6 +57,7 @@ impl Joiner<'_> {
         let question = Question::Join {
             member: self.member.clone(),
             state_machine: self.state_machine.clone(),
+            number: self.number,
         };
         tracing::info!("asking to join the cluster through {}", self.seeds.join(", "));
         let mut logged_at: Option<Instant> = None;
@@ -94,14 +97,17 @@ impl Joiner<'_> {
                     );
                     return Ok(Ok(Joined { cluster, node, born }));
                 }
-                Ok(Answer::Refused(reason)) => {
+                Ok(Answer::Refused { reason, .. }) => {
                     return Err(StartError::JoinRefused { address, reason });
                 }
                 Ok(Answer::NotLeader { leader: Some((node, leader)) }) if leader != address => {
                     tracing::debug!(%node, leader, "joining through {address}: asks the leader");
                     address = leader;
                 }
-                Ok(Answer::NotLeader { .. }) => {
+                Ok(Answer::NotLeader { leader: Some(_) }) => {
+                    return Ok(Err(format!("{address} has just lost its leadership")));
+                }
+                Ok(Answer::NotLeader { leader: None }) => {
                     return Ok(Err(format!("{address} knows no leader yet")));
                 }
                 Ok(Answer::Later(reason)) => return Ok(Err(format!("{address}: {reason}"))),

@@ -6,4 +6,6 @@ pub(crate) mod change;
 pub(crate) mod join;
 pub(crate) mod questions;
 pub(crate) mod seeds;
+#[cfg(test)]
+mod stranger_tests;
 pub(crate) mod view;

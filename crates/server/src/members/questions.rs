@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d_engine_core::{NodeId, QuorumRisk};
-use d_engine_replica::ChangeMembersError;
-use d_engine_storage::{ChangeError, JoinAs, MemberChange, Membership, MembershipError, NewMember};
-use d_engine_wire::{Answer, Question};
+use d_engine_replica::{ChangeMembersError, RefusedBecause};
+use d_engine_storage::{
+    Admission, ChangeError, JoinAs, MemberChange, Membership, MembershipError, NewMember,
+};
+use d_engine_wire::{Answer, JoinNumber, Question};
 
+use crate::config;
 use crate::members::change::{self, Request};
 use crate::threads::shared::Shared;
 use crate::transport;
@@ -17,13 +20,19 @@ use crate::transport;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a change may take before the member is asked to ask again: its caller learns what the
-/// change waits for.
+/// change waits for. The check of a new address comes before.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(2);
 
+fn refused(reason: impl Into<String>) -> Answer {
+    Answer::Refused { reason: reason.into(), because: RefusedBecause::Rule }
+}
+
 /// Answers a question. Only the leader answers with more than where the leader is.
-pub(crate) async fn answer(shared: Arc<Shared>, question: Question) -> Answer {
+pub(crate) async fn answer(shared: Arc<Shared>, question: Question, knows_cluster: bool) -> Answer {
     match question {
-        Question::Join { member, state_machine } => join(shared, member, &state_machine).await,
+        Question::Join { member, state_machine, number } => {
+            join(shared, Asks { member, number, knows_cluster }, &state_machine).await
+        }
         Question::Change { change, expected, risk } => {
             changed(&shared, Request { change, expected, risk }).await
         }
@@ -32,23 +41,42 @@ pub(crate) async fn answer(shared: Arc<Shared>, question: Question) -> Answer {
 
 /// Makes a change that a caller of another member has requested.
 async fn changed(shared: &Shared, request: Request) -> Answer {
-    let mut waits_for = String::new();
-    let changed = change::change_here(shared, request, |text| waits_for = text);
-    match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
-        Err(_) => Answer::Later(waits_for),
-        Ok(Ok(_)) => Answer::Changed,
-        Ok(Err(ChangeMembersError::NotLeader { .. })) => not_leader(shared),
-        Ok(Err(error @ (ChangeMembersError::Busy(_) | ChangeMembersError::TooMany))) => {
+    let mut waits_for = String::from("the leader to take the request");
+    let changed = async {
+        change::check_new_address(shared, &request.change).await?;
+        let changed = change::change_here(shared, request, |waits| waits_for = waits.text);
+        match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
+            Ok(outcome) => outcome.map(Some),
+            Err(_) => Ok(None),
+        }
+    };
+    match changed.await {
+        Ok(None) => Answer::Later(waits_for),
+        Ok(Some(_)) => Answer::Changed,
+        Err(ChangeMembersError::NotLeader { .. }) => not_leader(shared),
+        // The request may be written; the next leader knows.
+        Err(ChangeMembersError::Stopped { .. }) => Answer::NotLeader { leader: None },
+        Err(error @ (ChangeMembersError::Busy(_) | ChangeMembersError::TooMany)) => {
             Answer::Later(error.to_string())
         }
-        Ok(Err(error)) => Answer::Refused(error.to_string()),
+        Err(error) => {
+            Answer::Refused { reason: error.to_string(), because: error.refused_because() }
+        }
     }
 }
 
-async fn join(shared: Arc<Shared>, member: NewMember, state_machine: &str) -> Answer {
+/// A node that asks to join.
+struct Asks {
+    member: NewMember,
+    number: JoinNumber,
+    knows_cluster: bool,
+}
+
+async fn join(shared: Arc<Shared>, asks: Asks, state_machine: &str) -> Answer {
+    let Asks { member, number, knows_cluster } = asks;
     let (theirs, ours) = (state_machine, shared.state_machine.as_str());
     if !theirs.is_empty() && !ours.is_empty() && theirs != ours {
-        return Answer::Refused(format!(
+        return refused(format!(
             "it runs the state machine {theirs:?}, and the cluster runs {ours:?}: all nodes of a \
              cluster must run the same one"
         ));
@@ -56,13 +84,28 @@ async fn join(shared: Arc<Shared>, member: NewMember, state_machine: &str) -> An
     if !leads(&shared) {
         return not_leader(&shared);
     }
-    if let Some(joined) = joined(&shared, &member) {
-        return joined;
+    // Before anything is dialled: a stranger must not choose what this node dials.
+    let possible = {
+        let members = shared.members.borrow();
+        members.in_force.edited(&MemberChange::Add(member.clone()))
+    };
+    if let Err(error) = possible {
+        return refusal(&shared, &member, ChangeMembersError::Refused(error));
     }
-    if let Err(refusal) = check_address(&shared, &member).await {
+    // Before anything is answered: the node that names a directory need not be the one that has it.
+    if let Err(refusal) = check_address(&shared, &member, number).await {
         return refusal;
     }
-    add(&shared, member).await
+    match joined(&shared, &member) {
+        // A stranger that has learned the name of a member's directory could pretend to be it.
+        Some(_) if !knows_cluster && !is_at_its_address(&shared, &member) => refused(format!(
+            "its data directory is a member's that is reached at another address than {}; set \
+             `cluster_id`",
+            member.peer_addr
+        )),
+        Some(joined) => joined,
+        None => add(&shared, member).await,
+    }
 }
 
 fn leads(shared: &Shared) -> bool {
@@ -87,7 +130,7 @@ fn joined(shared: &Shared, member: &NewMember) -> Option<Answer> {
     let known = known.find(|known| known.incarnation == Some(member.incarnation))?;
     let node = NodeId::new(known.node)?;
     Some(match member.node {
-        Some(wanted) if wanted != node.get() => Answer::Refused(format!(
+        Some(wanted) if wanted != node.get() => refused(format!(
             "its data directory belongs to node {node} already, and it is configured as node \
              {wanted}: leave `node_id` out"
         )),
@@ -95,18 +138,42 @@ fn joined(shared: &Shared, member: &NewMember) -> Option<Answer> {
     })
 }
 
+/// Whether the member with this directory is reached where the node that asks is.
+fn is_at_its_address(shared: &Shared, member: &NewMember) -> bool {
+    let members = shared.members.borrow();
+    let mut known = members.committed.members().iter();
+    known.any(|known| {
+        known.incarnation == Some(member.incarnation)
+            && known.peer_addr.eq_ignore_ascii_case(&member.peer_addr)
+    })
+}
+
 /// Finds out whether the node that asks is reached at the address that it names: a member that
 /// nobody reaches would count towards the quorum later.
-async fn check_address(shared: &Shared, member: &NewMember) -> Result<(), Answer> {
+async fn check_address(
+    shared: &Shared,
+    member: &NewMember,
+    number: JoinNumber,
+) -> Result<(), Answer> {
     let address = &member.peer_addr;
     let own = &shared.identity;
-    let probed = transport::probe(address, None, own.group, own.incarnation).await;
+    if !config::can_be_dialled(address) {
+        return Err(refused(format!(
+            "the new node advertises {address:?}, where no node can be reached; set \
+             `advertise_peer` to host:port"
+        )));
+    }
+    let probed = transport::probe_joiner(address, number, own.group, own.incarnation).await;
     match probed {
-        Ok(found) if found.incarnation == member.incarnation => Ok(()),
-        Ok(found) => Err(Answer::Refused(format!(
-            "the new node advertises {address}, but the node there has the data directory {}, not \
-             {}; check `advertise_peer`",
-            found.incarnation, member.incarnation
+        Ok(found) if found.node.is_none() && found.incarnation == Some(member.incarnation) => {
+            Ok(())
+        }
+        Ok(found) => Err(refused(format!(
+            "the new node advertises {address}, but {} answers there; check `advertise_peer`",
+            match found.node {
+                Some(node) => format!("node {node} of a cluster"),
+                None => "another new node".to_owned(),
+            }
         ))),
         Err(why) => Err(Answer::Later(format!(
             "the new node advertises {address}, but node {} could not connect there: {why}; check \
@@ -129,8 +196,16 @@ async fn add(shared: &Arc<Shared>, member: NewMember) -> Answer {
         membership.members().iter().any(|known| known.incarnation == incarnation)
     };
     let committed = members.wait_for(|known| is_member(&known.committed));
-    // The sender lives as long as `shared`.
-    tokio::time::timeout(COMMIT_TIMEOUT, committed).await.map(|_| ()).unwrap_or_default();
+    let mut leader = shared.leader.subscribe();
+    let own = shared.identity.node;
+    // The senders live as long as `shared`.
+    tokio::select! {
+        _ = tokio::time::timeout(COMMIT_TIMEOUT, committed) => {}
+        // The next leader may lack the entry, and knows when it is committed.
+        _ = leader.wait_for(|(_, leader)| *leader != Some(own)) => {
+            return joined(shared, &member).unwrap_or_else(|| not_leader(shared));
+        }
+    }
     joined(shared, &member).unwrap_or_else(|| {
         Answer::Later("the entry that adds it was not committed in time".to_owned())
     })
@@ -141,13 +216,13 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
         ChangeMembersError::NotLeader { .. } => not_leader(shared),
         ChangeMembersError::Refused(ChangeError::Invalid(MembershipError::DuplicateAddress(
             address,
-        ))) => Answer::Refused(address_taken(shared, &address)),
+        ))) => refused(address_taken(shared, &address)),
         ChangeMembersError::Refused(
             error @ (ChangeError::MemberRemoved(old)
             | ChangeError::UnknownMember(old)
             | ChangeError::NotReplaceable(old)),
         ) if member.joins_as == (JoinAs::Voter { replaces: Some(old) }) => {
-            Answer::Refused(format!(
+            refused(format!(
                 "its configuration has `replaces = {old}`: {error}; name the voter that is lost \
                  now, or leave `replaces` out{}",
                 owner_of(shared, &member.peer_addr)
@@ -158,12 +233,20 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
         ChangeMembersError::Refused(ChangeError::IdTaken(node)) => {
             let directory = member.incarnation;
             let owner = format!("node {node} is bound to another directory than {directory}");
-            Answer::Refused(format!("{owner}; leave `node_id` out; {}", if_lost(shared, node)))
+            let if_lost = if_lost(shared, node, &member.peer_addr);
+            refused(format!("{owner}; leave `node_id` out; {if_lost}"))
         }
         ChangeMembersError::Refused(error)
-            if !matches!(error, ChangeError::Busy(_) | ChangeError::NotInvited(_)) =>
+            // The operator can mend these while the node waits.
+            if !matches!(
+                error,
+                ChangeError::Busy(_)
+                    | ChangeError::NotInvited { .. }
+                    | ChangeError::InvitedOtherwise { .. }
+                    | ChangeError::BeingReplaced { .. }
+            ) =>
         {
-            Answer::Refused(error.to_string())
+            refused(error.to_string())
         }
         error => Answer::Later(error.to_string()),
     }
@@ -172,7 +255,8 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
 fn owner_of(shared: &Shared, address: &str) -> Option<u64> {
     let members = shared.members.borrow();
     let mut known = members.in_force.members().iter();
-    let owner = known.find(|it| it.peer_addr == address || it.client_addr == address);
+    let same = |known: &str| known.eq_ignore_ascii_case(address);
+    let owner = known.find(|it| same(&it.peer_addr) || same(&it.client_addr));
     owner.map(|owner| owner.node)
 }
 
@@ -181,16 +265,24 @@ fn address_taken(shared: &Shared, address: &str) -> String {
         return format!("{address} belongs to another member");
     };
     let owner = format!("{address} belongs to node {node}, which has another directory");
-    format!("{owner}; {}", if_lost(shared, node))
+    format!("{owner}; {}", if_lost(shared, node, address))
 }
 
-/// What to do if the directory of this member was lost.
-fn if_lost(shared: &Shared, node: u64) -> String {
+/// What to do if the directory of this member was lost. The new node is reached at `address`.
+fn if_lost(shared: &Shared, node: u64, address: &str) -> String {
     let members = shared.members.borrow();
     let votes =
         NodeId::new(node).is_some_and(|node| members.in_force.configuration().is_voter(node));
-    match votes {
-        true => format!("if its disk was lost, start this node with `replaces = {node}`"),
-        false => format!("if its disk was lost, remove it first: d-engine member remove {node}"),
+    match (votes, members.in_force.admission()) {
+        (true, Admission::Open) => {
+            format!("if its disk was lost, start this node with `replaces = {node}`")
+        }
+        (true, Admission::Invited) => format!(
+            "if its disk was lost, run `d-engine member replace {node} --peer {address}` and start \
+             this node again"
+        ),
+        (false, _) => {
+            format!("if its disk was lost, remove it first: d-engine member remove {node}")
+        }
     }
 }

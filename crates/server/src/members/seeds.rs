@@ -20,7 +20,7 @@ pub(crate) async fn find_members(shared: Arc<Shared>, seeds: Vec<String>) {
         // The sender lives as long as `shared`.
         leader.wait_for(|(_, leader)| leader.is_none()).await.map(|_| ()).unwrap_or_default();
         for seed in &seeds {
-            let probed = transport::probe(seed, Some(own.cluster), own.group, own.incarnation);
+            let probed = transport::probe(seed, own.cluster, own.group, own.incarnation);
             let Ok(found) = probed.await else { continue };
             if let Some(node) = found.node.filter(|node| *node != own.node) {
                 let (peer_addr, knows_nobody) =

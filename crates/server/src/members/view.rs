@@ -50,7 +50,20 @@ fn member(member: &d_engine_storage::Member) -> Member {
     seen.peer_addr.clone_from(&member.peer_addr);
     seen.client_addr = Some(member.client_addr.clone()).filter(|address| !address.is_empty());
     seen.role = role(member.role);
+    seen.votes_next = votes_next(member.role);
     seen
+}
+
+/// Whether the member votes in the configuration after a joint one, or in this one if it is not.
+fn votes_next(role: d_engine_storage::MemberRole) -> bool {
+    use d_engine_storage::MemberRole as Stored;
+    match role {
+        Stored::Voter | Stored::Incoming { .. } | Stored::Leaving | Stored::Demoting => true,
+        Stored::Learner
+        | Stored::Joining { .. }
+        | Stored::Outgoing { .. }
+        | Stored::OutgoingToLearn => false,
+    }
 }
 
 /// While a configuration is joint, a member has the role that it had before.

@@ -95,6 +95,12 @@ impl WeakEngine {
 }
 
 impl EmbeddedEngine {
+    /// Identity of the node, for tests of this crate.
+    #[cfg(test)]
+    pub(crate) fn identity(&self) -> &d_engine_storage::Identity {
+        &self.inner.identity
+    }
+
     /// Starts a cluster of one node with the key-value state machine and its files in `dir`. Call
     /// inside a tokio runtime.
     ///

@@ -129,8 +129,12 @@ impl PeerEvents for Shared {
         self.inbox.report(Event::RemovedBy(by));
     }
 
-    fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        Box::pin(questions::answer(self, question))
+    fn ask(
+        self: Arc<Self>,
+        question: Question,
+        knows_cluster: bool,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(questions::answer(self, question, knows_cluster))
     }
 
     fn message(&self, from: NodeId, group: GroupId, message: PeerMessage, room: ReceivePermit) {

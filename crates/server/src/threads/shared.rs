@@ -85,6 +85,8 @@ pub(crate) struct Timeouts {
     pub(crate) read: Duration,
     /// For a leadership transfer: the leader's own timeout, and an election.
     pub(crate) transfer: Duration,
+    /// Within this time the nodes that reach a quorum usually have a leader.
+    pub(crate) election: Duration,
     /// A leadership transfer is refused if the leader has not heard from the target for this long.
     pub(crate) silence: Duration,
 }
@@ -96,6 +98,7 @@ impl Timeouts {
         Self {
             read: longest.saturating_mul(10),
             transfer: shortest.saturating_add(longest.saturating_mul(2)),
+            election: longest,
             silence: shortest,
         }
     }

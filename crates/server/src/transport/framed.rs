@@ -55,7 +55,7 @@ use super::{PeerEvents, Sent};
 use outbox::{Lane, Outbox};
 use refusals::Refusals;
 
-pub(crate) use inquire::{answer_probes, ask, probe};
+pub(crate) use inquire::{answer_probes, ask, probe, probe_joiner};
 pub use line::{LineBreaker, SnapshotConnection};
 pub use refusals::RefusalKind;
 

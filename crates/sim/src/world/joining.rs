@@ -139,7 +139,7 @@ impl World {
         let ChangeMembersError::Refused(refusal) = error else { return };
         match (refusal, joiner.joins_as, joiner.wish) {
             (ChangeError::Busy(_), ..) => return,
-            (ChangeError::NotInvited(_), ..) => {
+            (ChangeError::NotInvited { .. }, ..) => {
                 self.counts.reached(Sometimes::NotInvited);
                 joiner.refusals_without_invitation += 1;
                 if joiner.refusals_without_invitation >= UNINVITED_MAX {
@@ -155,6 +155,7 @@ impl World {
             }
             (
                 ChangeError::NotReplaceable(_)
+                | ChangeError::BeingReplaced { .. }
                 | ChangeError::UnknownMember(_)
                 | ChangeError::MemberRemoved(_),
                 JoinAs::Voter { replaces: Some(_) },

@@ -29,7 +29,7 @@ impl Membership {
             return Err(ChangeError::Busy(self.id));
         }
         let mut next = self.clone();
-        match change {
+        match &change.canonical() {
             MemberChange::Add(new) => next.add(new)?,
             MemberChange::Remove(node) => next.remove(*node)?,
             MemberChange::Replace { old, new } => next.replace(*old, *new)?,
@@ -187,15 +187,15 @@ impl Membership {
     }
 
     pub(super) fn may_replace(&mut self, old: u64, new: u64) -> Result<(), ChangeError> {
-        let is_taken = self.members.iter().any(|it| {
-            it.node != new
-                && matches!(it.role, MemberRole::Joining { replaces } if replaces == Some(old))
-        });
+        let replaces = MemberRole::Joining { replaces: Some(old) };
+        if let Some(by) = self.members.iter().find(|it| it.node != new && it.role == replaces) {
+            return Err(ChangeError::BeingReplaced { node: old, by: by.node });
+        }
         let votes = matches!(
             self.get_mut(old)?.role,
             MemberRole::Voter | MemberRole::Leaving | MemberRole::Demoting
         );
-        if is_taken || !votes || old == new {
+        if !votes || old == new {
             return Err(ChangeError::NotReplaceable(old));
         }
         Ok(())

@@ -28,10 +28,10 @@ impl Membership {
                     (Some(old), role) => role == MemberRole::Voter && self.has_removed(old),
                 }
         });
-        self.withdraw(peer_addr);
         if has_joined {
             return Ok(());
         }
+        self.withdraw(peer_addr);
         let replaced = |node: u64| Some(node) == *replaces;
         if self.members.iter().any(|it| it.peer_addr == *peer_addr && !replaced(it.node)) {
             return Err(MembershipError::DuplicateAddress(peer_addr.clone()).into());
@@ -59,13 +59,19 @@ impl Membership {
         let Some(replaces) = invited.map(|invited| invited.replaces) else {
             return match self.admission {
                 Admission::Open => Ok(new.joins_as),
-                // A member's directory was lost: an invitation alone would not help.
-                Admission::Invited
-                    if self.members.iter().any(|it| it.peer_addr == new.peer_addr) =>
-                {
-                    Err(MembershipError::DuplicateAddress(new.peer_addr.clone()).into())
+                Admission::Invited => {
+                    let replaces = match new.joins_as {
+                        JoinAs::Voter { replaces } => replaces,
+                        JoinAs::Learner => None,
+                    };
+                    let mut members = self.members.iter();
+                    let owner = members.find(|it| it.peer_addr == new.peer_addr);
+                    // A member's directory was lost: a plain invitation would not help.
+                    if owner.is_some_and(|owner| Some(owner.node) != replaces) {
+                        return Err(MembershipError::DuplicateAddress(new.peer_addr.clone()).into());
+                    }
+                    Err(ChangeError::NotInvited { peer_addr: new.peer_addr.clone(), replaces })
                 }
-                Admission::Invited => Err(ChangeError::NotInvited(new.peer_addr.clone())),
             };
         };
         let invited = JoinAs::Voter { replaces };
@@ -132,10 +138,12 @@ mod tests {
     #[test]
     fn only_invited_nodes_join_unless_all_are_admitted() {
         let closed = voters(1, Admission::Invited);
-        let not_invited = Err(ChangeError::NotInvited("n2:1".to_owned()));
-        assert_eq!(closed.edited(&at("n2:1", VOTES)), not_invited);
+        let not_invited = |peer_addr: &str, replaces| {
+            Err(ChangeError::NotInvited { peer_addr: peer_addr.to_owned(), replaces })
+        };
+        assert_eq!(closed.edited(&at("n2:1", VOTES)), not_invited("n2:1", None));
         let other = after(&closed, &invite("n3:1", None));
-        assert_eq!(other.edited(&at("n2:1", VOTES)), not_invited);
+        assert_eq!(other.edited(&at("n2:1", VOTES)), not_invited("n2:1", None));
         for joins_as in [VOTES, JoinAs::Learner] {
             let joined = after(&after(&other, &invite("n2:1", None)), &at("n2:1", joins_as));
             assert_eq!(joined.members().len(), 2);
@@ -143,6 +151,13 @@ mod tests {
         }
         let taken = Err(MembershipError::DuplicateAddress("n1:1".to_owned()).into());
         assert_eq!(closed.edited(&at("n1:1", VOTES)), taken, "what helps is to replace node 1");
+        let replaces = JoinAs::Voter { replaces: Some(1) };
+        for peer_addr in ["n1:1", "n2:1"] {
+            let refused = closed.edited(&at(peer_addr, replaces));
+            assert_eq!(refused, not_invited(peer_addr, Some(1)));
+            let advice = format!("`d-engine member replace 1 --peer {peer_addr}`");
+            assert!(refused.unwrap_err().to_string().contains(&advice));
+        }
         let opened = after(&closed, &MemberChange::Admit(Admission::Open));
         assert_eq!(after(&opened, &at("n2:1", VOTES)).members().len(), 2);
         assert_eq!(opened.edited(&MemberChange::Admit(Admission::Open)), Ok(None));
@@ -187,8 +202,10 @@ mod tests {
         let votes = joined.joint(|_| true, super::super::Leavers::Go).unwrap().after_joint();
         assert_eq!(votes.edited(&invite("n2:1", Some(2))), Ok(None), "it votes");
         // The last word counts, and may be taken back.
-        let changed = after(&same_place, &invite("n2:1", None));
-        assert_eq!(changed, closed, "the member has that address");
+        assert_eq!(same_place.edited(&invite("n2:1", None)), Ok(None), "it has joined");
+        let elsewhere = after(&closed, &invite("n4:1", Some(2)));
+        let plain = after(&elsewhere, &invite("n4:1", None));
+        assert_eq!(plain, after(&closed, &invite("n4:1", None)));
         let withdrawn = after(&same_place, &MemberChange::Withdraw("n2:1".to_owned()));
         assert_eq!(withdrawn, closed);
         assert_eq!(closed.edited(&MemberChange::Withdraw("n9:1".to_owned())), Ok(None));
@@ -197,6 +214,27 @@ mod tests {
         {
             assert_eq!(closed.edited(&invite("n4:1", Some(unknown))), Err(error));
         }
+    }
+
+    /// Host names mean the same in capitals.
+    #[test]
+    fn addresses_are_compared_without_their_case() {
+        let closed = voters(3, Admission::Invited);
+        assert_eq!(closed.edited(&invite("N2:1", None)), Ok(None), "it has joined");
+        let invited = after(&closed, &invite("N4.Example:1", None));
+        assert_eq!(invited, after(&closed, &invite("n4.example:1", None)));
+        let withdrawn = invited.edited(&MemberChange::Withdraw("n4.EXAMPLE:1".to_owned()));
+        assert_eq!(withdrawn.unwrap().unwrap(), closed);
+        let joined = after(&invited, &at("n4.eXample:1", VOTES));
+        assert_eq!(joined.members().last().unwrap().peer_addr, "n4.example:1");
+        let moved = |peer_addr: &str| MemberChange::UpdateAddress {
+            node: 1,
+            peer_addr: Some(peer_addr.to_owned()),
+            client_addr: None,
+        };
+        assert_eq!(closed.edited(&moved("N1:1")), Ok(None));
+        let taken = Err(MembershipError::DuplicateAddress("n2:1".to_owned()).into());
+        assert_eq!(closed.edited(&moved("N2:1")), taken);
     }
 
     #[test]

@@ -67,7 +67,36 @@ pub enum MemberChange {
     Admit(Admission),
 }
 
+/// The one form of an address, so that equal addresses are equal as text: the case of host names
+/// and of IPv6 addresses does not matter.
+#[must_use]
+pub fn canonical_address(address: &str) -> String {
+    address.to_ascii_lowercase()
+}
+
 impl MemberChange {
+    /// The same change with its addresses in canonical form.
+    pub(super) fn canonical(&self) -> Self {
+        let mut change = self.clone();
+        let (peer, client) = match &mut change {
+            Self::Add(new) => (Some(&mut new.peer_addr), Some(&mut new.client_addr)),
+            Self::UpdateAddress { peer_addr, client_addr, .. } => {
+                (peer_addr.as_mut(), client_addr.as_mut())
+            }
+            Self::Invite(invitation) => (Some(&mut invitation.peer_addr), None),
+            Self::Withdraw(address) => (Some(address), None),
+            Self::Remove(_)
+            | Self::Replace { .. }
+            | Self::Promote(_)
+            | Self::Demote(_)
+            | Self::Admit(_) => (None, None),
+        };
+        for address in [peer, client].into_iter().flatten() {
+            *address = canonical_address(address);
+        }
+        change
+    }
+
     /// Whether `membership` shows the goal, with nothing left to do for it.
     #[must_use]
     pub fn is_reached_by(&self, membership: &Membership) -> bool {
@@ -127,13 +156,16 @@ pub enum ChangeError {
          or promote one that is to leave"
     )]
     LastVoter(u64),
-    /// The node that is to be replaced does not vote, or is replaced by another one already.
-    #[error("node {0} cannot be replaced: it does not vote, or another node replaces it already")]
+    /// The node that is to be replaced does not vote, or would replace itself. Remove it instead.
+    #[error(
+        "node {0} cannot be replaced: it does not vote; `d-engine member remove {0}` removes it"
+    )]
     NotReplaceable(u64),
     /// Another node takes its place in the step in which it stops voting. Remove that node first,
     /// or let it take the place.
     #[error(
-        "node {by} is to take the place of node {node}; to keep node {node}, remove {by} first"
+        "node {by} is to take the place of node {node}: let it, or remove it first with `d-engine \
+         member remove {by}`, if node {node} is to stay or node {by} is lost"
     )]
     BeingReplaced {
         /// The member.
@@ -162,16 +194,22 @@ pub enum ChangeError {
     },
     /// The node is not invited. Invite the address that it advertises, or admit all nodes.
     #[error(
-        "the node at {0} is not invited; invite it with `d-engine member add --peer {0}`, and it \
-         joins by itself"
+        "the node at {peer_addr} is not invited; invite it with `{}`, and it joins by itself",
+        invites(peer_addr, JoinAs::Voter { replaces: *.replaces })
     )]
-    NotInvited(String),
+    NotInvited {
+        /// The address that it advertises.
+        peer_addr: String,
+        /// The voter in whose place it asks to vote.
+        replaces: Option<u64>,
+    },
     /// The node is to join in another way than it was invited to.
     #[error(
-        "the node at {peer_addr} was invited {}, and asks {}; change its configuration or invite \
-         it anew",
+        "the node at {peer_addr} was invited {}, and asks {}; change its configuration, or invite \
+         it anew with `{}`",
         in_words(*.invited),
-        in_words(*.asks)
+        in_words(*.asks),
+        invites(peer_addr, *.asks)
     )]
     InvitedOtherwise {
         /// The address that it advertises.
@@ -209,10 +247,21 @@ pub enum Admission {
 /// A node that is to join.
 #[derive(Clone, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
 pub struct Invitation {
-    /// The address for other nodes that it advertises, as `host:port`.
+    /// The address for other nodes that it advertises, as `host:port`. That a node may be reached
+    /// there is for the caller to check.
     pub peer_addr: String,
     /// The voter in whose place it is to vote.
     pub replaces: Option<u64>,
+}
+
+/// The command that invites a node to become this. An invitation to vote admits a learner too.
+fn invites(peer_addr: &str, joins_as: JoinAs) -> String {
+    match joins_as {
+        JoinAs::Voter { replaces: Some(old) } => {
+            format!("d-engine member replace {old} --peer {peer_addr}")
+        }
+        _ => format!("d-engine member add --peer {peer_addr}"),
+    }
 }
 
 /// What a node becomes, as part of a sentence.

@@ -4,8 +4,9 @@
 use d_engine_core::{GroupId, NodeId};
 use d_engine_replica::{Replica, StopReason};
 use d_engine_storage::{
-    ClusterId, Identity, Incarnation, JoinAs, Membership, NewMember, Reservation,
+    ClusterId, Identity, Incarnation, JoinAs, MemberRole, Membership, NewMember, Reservation,
 };
+use d_engine_wire::JoinNumber;
 use tokio::net::TcpListener;
 
 use super::Node;
@@ -136,6 +137,7 @@ impl Node {
             group,
             member: NewMember { node, peer_addr, client_addr, incarnation, joins_as },
             state_machine: self.machine.name().to_owned(),
+            number: JoinNumber(entropy::sixteen_bytes()?),
         };
         let mut shutdown = self.shutdown.clone();
         let joined = tokio::select! {
@@ -205,6 +207,20 @@ impl Node {
             (ids.collect(), self.config.members.iter().map(|member| member.id).collect());
         self.refuse_a_founder_that_joins(identity, &known)?;
         self.refuse_a_member_that_does_not_listen(identity, &known)?;
+        let replaced = self.config.replaces.and_then(NodeId::new);
+        let own_role = replica.membership().member(identity.node).map(|own| own.role);
+        let is_asked = |replaced: &NodeId| {
+            own_role != Some(MemberRole::Joining { replaces: Some(replaced.get()) })
+                && replica.membership().configuration().is_voter(*replaced)
+        };
+        if let Some(replaced) = replaced.filter(is_asked) {
+            let node = identity.node;
+            tracing::warn!(
+                "`replaces = {replaced}` is read only when a node joins, and node {node} is a \
+                 member already; to replace node {replaced} by it: d-engine member replace \
+                 {replaced} --with {node}"
+            );
+        }
         if !listed.is_empty() && listed.iter().any(|id| !known.contains(id)) {
             tracing::warn!(
                 ?listed, members = ?known,

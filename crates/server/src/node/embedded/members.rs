@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use d_engine_api::{Admission, ConfigId, Invitation, MemberChange, Members};
 use d_engine_core::QuorumRisk;
-use d_engine_replica::{ChangeMembersError, ReadGateInputs as _, StopReason};
+use d_engine_replica::{ChangeMembersError, ReadGateInputs as _, RefusedBecause, StopReason};
 use tokio::sync::watch;
 
 use super::EmbeddedEngine;
@@ -73,6 +73,28 @@ impl EmbeddedEngine {
         &self,
         change: MemberChange,
         options: ChangeOptions,
+        waits: impl FnMut(&str),
+    ) -> Result<Arc<Members>, ChangeMembersError> {
+        self.change_members_through(change, options, None, waits).await
+    }
+
+    /// As [`EmbeddedEngine::change_members`], for a caller that can ask another node: it does if
+    /// this one knows no leader that answers for about an election.
+    pub(crate) async fn change_members_or_leave(
+        &self,
+        change: MemberChange,
+        options: ChangeOptions,
+        waits: impl FnMut(&str),
+    ) -> Result<Arc<Members>, ChangeMembersError> {
+        let leader_within = self.inner.shared.timeout.election;
+        self.change_members_through(change, options, Some(leader_within), waits).await
+    }
+
+    async fn change_members_through(
+        &self,
+        change: MemberChange,
+        options: ChangeOptions,
+        leader_within: Option<Duration>,
         mut waits: impl FnMut(&str),
     ) -> Result<Arc<Members>, ChangeMembersError> {
         let ChangeOptions { expected, accept_risk, timeout } = options;
@@ -81,18 +103,20 @@ impl EmbeddedEngine {
             expected.map(|id| d_engine_storage::ConfigId { term: id.term, version: id.version });
         let request = Request { change: stored(change)?, expected, risk };
         let mut waits_for = String::from("the leader to take the request");
+        let mut is_written = Some(false);
         let shared = &self.inner.shared;
-        let changed = change::change(shared, request, |text| {
-            if text != waits_for {
-                waits(&text);
-                waits_for = text;
+        let changed = change::change(shared, request, leader_within, |seen| {
+            is_written = seen.is_written;
+            if seen.text != waits_for {
+                waits(&seen.text);
+                waits_for = seen.text;
             }
         });
         let known = match timeout {
             None => changed.await?,
             Some(timeout) => match tokio::time::timeout(timeout, changed).await {
                 Ok(outcome) => outcome?,
-                Err(_) => return Err(ChangeMembersError::NotDone { waits_for }),
+                Err(_) => return Err(ChangeMembersError::NotDone { waits_for, is_written }),
             },
         };
         let leader = shared.leader.borrow().1;
@@ -160,9 +184,10 @@ fn stored(change: MemberChange) -> Result<d_engine_storage::MemberChange, Change
             Admission::Open => StoredAdmission::Open,
             Admission::Invited => StoredAdmission::Invited,
             admission => {
-                return Err(ChangeMembersError::RefusedByLeader(format!(
-                    "{admission:?} is no rule for nodes that join"
-                )));
+                return Err(ChangeMembersError::RefusedByLeader {
+                    reason: format!("{admission:?} is no rule for nodes that join"),
+                    because: RefusedBecause::Rule,
+                });
             }
         }),
     })

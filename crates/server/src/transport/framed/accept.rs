@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use d_engine_core::NodeId;
-use d_engine_replica::{Admission, Admitted};
+use d_engine_replica::{Admission, Admitted, RefusedBecause};
 use d_engine_storage::ConfigId;
 use d_engine_wire::PROTOCOL_VERSION;
 use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
@@ -125,6 +125,8 @@ async fn serve(
                 Admitted::Provisional => {}
                 _ => return,
             }
+            // It is a member's now, and keeps no other one out.
+            drop(place);
             tokio::select! {
                 end = read_messages(stream, reader, from, &shared) => end,
                 _ = replaced => End::Closed,
@@ -190,7 +192,11 @@ async fn handshake(
         reply.cluster_id = Bytes::copy_from_slice(&shared.identity.cluster.0);
     }
     match &checked {
-        Ok(_) => reply.incarnation = Bytes::copy_from_slice(&shared.identity.incarnation.0),
+        // With it, a stranger could ask in the name of this member.
+        Ok(_) if knows_cluster => {
+            reply.incarnation = Bytes::copy_from_slice(&shared.identity.incarnation.0);
+        }
+        Ok(_) => {}
         Err(refused) => {
             reply.refusal = i32::from(refused.refusal);
             reply.refusal_text.clone_from(&refused.text);
@@ -279,7 +285,7 @@ async fn read_question(
     reader: &mut FrameReader,
     inquiry: &Inquiry,
 ) -> Result<Option<Question>, End> {
-    if inquiry.wants == InquiryPurpose::Probe {
+    if inquiry.wants != InquiryPurpose::Ask {
         return Ok(None);
     }
     let Ok(bytes) = timeout(QUESTION_TIMEOUT, read_frame(stream, reader)).await else {
@@ -315,9 +321,14 @@ async fn answer_question(
         }
     };
     let answer = match (refusal, places.try_acquire()) {
-        (Some(text), _) => Answer::Refused(text.to_owned()),
+        (Some(text), _) => {
+            Answer::Refused { reason: text.to_owned(), because: RefusedBecause::Rule }
+        }
         (None, Err(_)) => Answer::Later("too many nodes ask at once".to_owned()),
-        (None, Ok(_one)) => shared.events.clone().ask(question).await,
+        (None, Ok(_one)) => {
+            let knows_cluster = inquiry.cluster.is_some();
+            shared.events.clone().ask(question, knows_cluster).await
+        }
     };
     match write_frame(stream, &encode_answer(&answer)).await {
         Ok(()) => End::Closed,

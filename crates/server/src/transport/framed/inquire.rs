@@ -10,7 +10,7 @@ use d_engine_storage::{ClusterId, Incarnation};
 use d_engine_wire::PROTOCOL_VERSION;
 use d_engine_wire::message::{HandshakeReply, Refusal};
 use d_engine_wire::{
-    Answer, Caller, Inquiry, InquiryPurpose, Question, decode_answer, decode_handshake,
+    Answer, Caller, Inquiry, InquiryPurpose, JoinNumber, Question, decode_answer, decode_handshake,
     encode_inquiry, encode_question,
 };
 use prost::Message as _;
@@ -38,18 +38,33 @@ pub(crate) struct Probed {
     pub(crate) node: Option<NodeId>,
     /// Its cluster.
     pub(crate) cluster: Option<ClusterId>,
-    /// Its data directory.
-    pub(crate) incarnation: Incarnation,
+    /// Its data directory, which it names only to nodes that know its cluster or, until it has
+    /// joined one, the number of its join.
+    pub(crate) incarnation: Option<Incarnation>,
 }
 
-/// Asks which node listens at `address`. An error is the reason in words.
+/// Asks which node of the cluster listens at `address`. An error is the reason in words.
 pub(crate) async fn probe(
     address: &str,
-    cluster: Option<ClusterId>,
+    cluster: ClusterId,
     group: GroupId,
     own: Incarnation,
 ) -> Result<Probed, String> {
-    let inquiry = Inquiry { cluster, group, incarnation: own, wants: InquiryPurpose::Probe };
+    let wants = InquiryPurpose::Probe { number: None };
+    let inquiry = Inquiry { cluster: Some(cluster), group, incarnation: own, wants };
+    begin(address, &inquiry).await.map(|(_, _, probed)| probed)
+}
+
+/// Asks whether the node at `address` is the one that asks to join with this number: then it names
+/// its directory, and no node id. An error is the reason in words.
+pub(crate) async fn probe_joiner(
+    address: &str,
+    number: JoinNumber,
+    group: GroupId,
+    own: Incarnation,
+) -> Result<Probed, String> {
+    let wants = InquiryPurpose::Probe { number: Some(number) };
+    let inquiry = Inquiry { cluster: None, group, incarnation: own, wants };
     begin(address, &inquiry).await.map(|(_, _, probed)| probed)
 }
 
@@ -83,9 +98,7 @@ async fn begin(
         let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let mut reader = FrameReader::new(wire::MAX_HANDSHAKE_BYTES);
         let reply = greet(&mut stream, &mut reader, inquiry).await.map_err(words)?;
-        let incarnation = <[u8; 16]>::try_from(&reply.incarnation[..]).map(Incarnation);
-        let incarnation =
-            incarnation.map_err(|_| "its incarnation is not 16 bytes long".to_owned())?;
+        let incarnation = <[u8; 16]>::try_from(&reply.incarnation[..]).ok().map(Incarnation);
         let cluster = <[u8; 16]>::try_from(&reply.cluster_id[..]).ok().map(ClusterId);
         let probed = Probed { node: NodeId::new(reply.node), cluster, incarnation };
         Ok((stream, reader, probed))
@@ -119,15 +132,21 @@ fn words(end: End) -> String {
     }
 }
 
-/// Answers probes on `listener` with this node's data directory, until the future is dropped. The
-/// node has not joined a cluster yet, so everything else is refused.
-pub(crate) async fn answer_probes(listener: &TcpListener, incarnation: Incarnation) {
+/// Answers the probes of leaders that know the number of this node's join with its data directory,
+/// until the future is dropped. The node has not joined a cluster yet, so everything else is
+/// refused.
+pub(crate) async fn answer_probes(
+    listener: &TcpListener,
+    incarnation: Incarnation,
+    number: JoinNumber,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             incoming = listener.accept(), if connections.len() < PROBES_MAX => match incoming {
                 Ok((stream, _)) => {
-                    connections.spawn(timeout(HANDSHAKE_TIMEOUT, answer_probe(stream, incarnation)));
+                    let answered = answer_probe(stream, incarnation, number);
+                    connections.spawn(timeout(HANDSHAKE_TIMEOUT, answered));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -139,7 +158,11 @@ pub(crate) async fn answer_probes(listener: &TcpListener, incarnation: Incarnati
     }
 }
 
-async fn answer_probe(mut stream: TcpStream, incarnation: Incarnation) -> io::Result<()> {
+async fn answer_probe(
+    mut stream: TcpStream,
+    incarnation: Incarnation,
+    number: JoinNumber,
+) -> io::Result<()> {
     let mut theirs = [0; wire::PREAMBLE_BYTES];
     stream.read_exact(&mut theirs).await?;
     let checked = wire::check_preamble(theirs);
@@ -152,12 +175,17 @@ async fn answer_probe(mut stream: TcpStream, incarnation: Incarnation) -> io::Re
     let mut reply =
         HandshakeReply { protocol_version: PROTOCOL_VERSION, ..HandshakeReply::default() };
     match decode_handshake(&greeting) {
-        Ok(Caller::Inquirer(inquiry)) if inquiry.wants == InquiryPurpose::Probe => {
+        Ok(Caller::Inquirer(Inquiry { wants, .. }))
+            if wants == (InquiryPurpose::Probe { number: Some(number) }) =>
+        {
             reply.incarnation = Bytes::copy_from_slice(&incarnation.0);
         }
         _ => {
             reply.refusal = Refusal::NotJoined.into();
-            reply.refusal_text = "this node has not joined a cluster yet".to_owned();
+            // Who knows the directory could ask in its name.
+            reply.refusal_text = "the node there has not joined a cluster, and asks to join \
+                                  another one or with another request"
+                .to_owned();
         }
     }
     write_frame(&mut stream, &reply.encode_to_vec()).await

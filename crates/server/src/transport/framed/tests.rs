@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_core::{AppendOutcome, EntryKind, LogId, LogIndex, Term};
-use d_engine_replica::Admission;
+use d_engine_replica::{Admission, RefusedBecause};
 use d_engine_storage::{ConfigId, LogEntry, Member, MemberChange, MemberRole, Membership};
 use d_engine_wire::message::{Handshake, HandshakeReply, Purpose, Refusal};
 use d_engine_wire::{Answer, Greeting, Question, encode_frame, encode_handshake};
@@ -81,6 +81,10 @@ impl Recorder {
     }
 }
 
+fn refusal(reason: &str) -> Answer {
+    Answer::Refused { reason: reason.to_owned(), because: RefusedBecause::Rule }
+}
+
 impl PeerEvents for Recorder {
     fn admission(&self) -> Admission {
         let birth = self.birth();
@@ -99,10 +103,14 @@ impl PeerEvents for Recorder {
         self.put(Happened::Removed(by));
     }
 
-    fn ask(self: Arc<Self>, question: Question) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+    fn ask(
+        self: Arc<Self>,
+        question: Question,
+        _knows_cluster: bool,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
         let answer = match question {
             Question::Join { member, .. } => {
-                Answer::Refused(format!("no place for {}", member.incarnation))
+                refusal(&format!("no place for {}", member.incarnation))
             }
             Question::Change { .. } => Answer::Changed,
         };

@@ -116,7 +116,7 @@ fn requests_that_cannot_be_carried_out_are_refused_by_name() {
         (&gone, MemberChange::Add(removed), ChangeError::MemberRemoved(3)),
         (&three, MemberChange::Add(taken), ChangeError::IdTaken(2)),
         (&replacing, MemberChange::Add(NewMember { joins_as: instead_of(3), ..new(5) }), {
-            ChangeError::NotReplaceable(3)
+            ChangeError::BeingReplaced { node: 3, by: 4 }
         }),
         (&three, MemberChange::Replace { old: 1, new: 1 }, ChangeError::NotReplaceable(1)),
         (&three, MemberChange::Add(same_address), {

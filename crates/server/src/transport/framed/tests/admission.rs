@@ -2,9 +2,11 @@
 
 use d_engine_core::GroupId;
 use d_engine_storage::{JoinAs, NewMember};
+use d_engine_wire::JoinNumber;
 
 use super::*;
 
+const NUMBER: JoinNumber = JoinNumber([5; 16]);
 const CHANGED: ConfigId = ConfigId { term: 3, version: 1 };
 
 /// Node 1 after configuration 3.1 has removed node 5; learners only, so that it is removed at once.
@@ -150,15 +152,17 @@ async fn who_listens_at_an_address_can_be_asked_by_anybody() {
     let one = Node::start(1).await;
     let address = one.transport.local_addr().to_string();
     let asks = |cluster| probe(&address, cluster, GROUP, directory(9));
-    let found = asks(None).await.unwrap();
-    assert_eq!((found.node, found.cluster), (Some(n(1)), None), "the cluster id is not told");
-    assert_eq!(found.incarnation, directory(1));
-    assert_eq!(asks(Some(CLUSTER)).await.unwrap().cluster, Some(CLUSTER));
-    let refused = asks(Some(ClusterId([8; 16]))).await.unwrap_err();
+    let found = probe_joiner(&address, NUMBER, GROUP, directory(9)).await.unwrap();
+    // With the cluster or the directory a stranger could speak in this node's name.
+    let known = (found.node, found.cluster, found.incarnation);
+    assert_eq!(known, (Some(n(1)), None, None), "a stranger receives the id alone");
+    let found = asks(CLUSTER).await.unwrap();
+    assert_eq!((found.cluster, found.incarnation), (Some(CLUSTER), Some(directory(1))));
+    let refused = asks(ClusterId([8; 16])).await.unwrap_err();
     assert!(refused.contains("node 1 belongs to another one"), "{refused}");
     assert!(!refused.contains("0707"), "{refused}");
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let unreachable = probe(&nobody.to_string(), None, GROUP, directory(9)).await.unwrap_err();
+    let unreachable = probe(&nobody.to_string(), CLUSTER, GROUP, directory(9)).await.unwrap_err();
     assert!(unreachable.contains("refused"), "{unreachable}");
 }
 
@@ -173,16 +177,16 @@ async fn a_question_is_answered_and_too_many_are_put_off() {
         incarnation: directory(9),
         joins_as: JoinAs::Learner,
     };
-    let question = Question::Join { member, state_machine: String::new() };
+    let question = Question::Join { member, state_machine: String::new(), number: NUMBER };
     let asks = || ask(&address, None, GROUP, directory(9), &question);
-    let refused = Answer::Refused(format!("no place for {}", directory(9)));
+    let refused = refusal(&format!("no place for {}", directory(9)));
     assert_eq!(asks().await, Ok(refused));
     let change = MemberChange::Remove(2);
     let (expected, risk) = (None, d_engine_core::QuorumRisk::Refuse);
     let change = Question::Change { change, expected, risk };
     let by = |cluster, of| ask(&address, cluster, GROUP, directory(of), &change);
     assert_eq!(by(Some(CLUSTER), 2).await, Ok(Answer::Changed));
-    let refused = Answer::Refused("only a member may ask for a change of the members".to_owned());
+    let refused = refusal("only a member may ask for a change of the members");
     assert_eq!(by(None, 2).await, Ok(refused.clone()));
     assert_eq!(by(Some(CLUSTER), 9).await, Ok(refused));
     let all = one.transport.shared.joining.try_acquire_many(16).unwrap();
@@ -193,14 +197,21 @@ async fn a_question_is_answered_and_too_many_are_put_off() {
     assert!(refused.contains("it asks group 2"), "{refused}");
 }
 
-/// The leader finds out whether it reaches a node before it adds it.
+/// The leader finds out whether it reaches a node before it adds it. A node that does not know the
+/// number of the join does not receive the name of the directory, and cannot ask in its name.
 #[tokio::test]
-async fn a_node_that_joins_answers_probes_and_nothing_else() {
+async fn a_node_that_joins_answers_the_probe_of_whom_it_asked_and_nothing_else() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let answering = tokio::spawn(async move { answer_probes(&listener, directory(9)).await });
-    let found = probe(&address.to_string(), Some(CLUSTER), GROUP, directory(1)).await.unwrap();
-    assert_eq!((found.node, found.cluster, found.incarnation), (None, None, directory(9)));
+    let answering =
+        tokio::spawn(async move { answer_probes(&listener, directory(9), NUMBER).await });
+    let address_text = address.to_string();
+    let asks = |number| probe_joiner(&address_text, number, GROUP, directory(1));
+    let found = asks(NUMBER).await.unwrap();
+    assert_eq!((found.node, found.cluster, found.incarnation), (None, None, Some(directory(9))));
+    let other = asks(JoinNumber([1; 16])).await.unwrap_err();
+    assert!(other.contains("with another request"), "{other}");
+    probe(&address_text, CLUSTER, GROUP, directory(1)).await.unwrap_err();
     let mut one = Node::start(1).await;
     one.transport.connect(n(2), &[&address.to_string()]);
     until(|| one.refused(RefusalKind::NotJoined) > 0).await;
