@@ -28,6 +28,7 @@ pub use log::file_engine::FileStorageEngine;
 pub use log::frame::MAX_PAYLOAD_BYTES;
 pub use log::options::FileStorageOptions;
 pub use log::segment::Alignment;
+pub use log::survey;
 pub use membership::{
     Admission, ChangeError, ConfigId, Invitation, JoinAs, Leavers, Member, MemberChange,
     MemberRole, Membership, MembershipError, NewMember, VoterIntent,

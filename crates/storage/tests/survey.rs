@@ -1,0 +1,309 @@
+//! A survey reads what recovery reads, says what a start does, and changes nothing.
+#![allow(clippy::unwrap_used, reason = "a test may stop there")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{
+    DIR, GROUP, Picture, engine, entries, entry_with, hard_state, log_id, open, request, roomy,
+    segments, small, with_content,
+};
+use d_engine_core::{LogId, LogIndex};
+use d_engine_storage::fs::sim::SimFs;
+use d_engine_storage::survey::{
+    Damage, Found, LogSummary, Loss, Range, StartOutcome, StoredEntry, Survey,
+};
+use d_engine_storage::{FileStorageOptions, Fs, LogEntry, StorageEngine};
+
+/// What a survey finds.
+struct Seen {
+    survey: Survey,
+    summary: LogSummary,
+    entries: BTreeMap<u64, LogEntry>,
+    damage: Vec<Damage>,
+}
+
+fn look(fs: &SimFs, covered: Option<LogId>) -> Seen {
+    let before = fs.image();
+    let survey = Survey::of(Arc::new(fs.clone()) as Arc<dyn Fs>, Path::new(DIR)).unwrap();
+    let summary = survey.read_log(covered, &mut |_| ControlFlow::Continue(())).unwrap();
+    let (entries, damage) = visited(&survey, &summary, Range::default());
+    assert_eq!(fs.image(), before, "the disk was changed");
+    Seen { survey, summary, entries, damage }
+}
+
+fn visited(
+    survey: &Survey,
+    summary: &LogSummary,
+    range: Range,
+) -> (BTreeMap<u64, LogEntry>, Vec<Damage>) {
+    let (mut entries, mut damage) = (BTreeMap::new(), Vec::new());
+    let flow = survey.entries(summary, range, &mut |found| {
+        match found {
+            Found::Entry(StoredEntry { entry, .. }) => {
+                let index = entry.id.index.get();
+                assert!(entries.insert(index, entry).is_none(), "entry {index} is shown twice");
+            }
+            Found::Damage(found) => damage.push(found),
+        }
+        ControlFlow::Continue(())
+    });
+    assert!(range != Range::default() || flow.unwrap().is_continue());
+    (entries, damage)
+}
+
+/// Terms 1 to 3 with superseded suffixes, over several segments of small groups; each group
+/// contains the hard state.
+fn written(fs: &SimFs, options: &FileStorageOptions, rounds: u64) -> Picture {
+    let mut opened = open(fs, options).unwrap();
+    let mut expected = Picture::default();
+    for round in 0..rounds {
+        let term = 1 + round / 4;
+        let back = if round > 0 && round % 4 == 0 { 2 } else { 0 };
+        let first = expected.last() + 1 - back;
+        let mut stored = entries(term, first..=first + 2);
+        stored.push(entry_with(term, first + 3, vec![term as u8; 150]));
+        let state = Some(hard_state(term, 1 + round % 3, first.saturating_sub(3)));
+        opened.log.append(GROUP, state, &stored).unwrap();
+        opened.log.sync().unwrap();
+        expected.append(state, &stored);
+    }
+    opened.log.idle().unwrap();
+    expected
+}
+
+#[test]
+fn a_whole_log_is_read_as_recovery_reads_it() {
+    for options in [small(), roomy()] {
+        let fs = SimFs::new();
+        let expected = written(&fs, &options, 16);
+        let seen = look(&fs, None);
+        assert!(seen.damage.is_empty() && seen.summary.damaged == 0, "{:?}", seen.damage);
+        assert!(matches!(seen.summary.start, StartOutcome::Whole));
+        assert_eq!(seen.entries, expected.entries);
+        assert_eq!(seen.summary.hard_state, Some(expected.hard_state));
+        assert_eq!(seen.summary.last, expected.entries.values().last().map(|last| last.id));
+        let opened = open(&fs, &options).unwrap();
+        assert_eq!(seen.survey.identity(), Some(&opened.identity));
+        assert_eq!(seen.summary.segments.len(), opened.report.segments);
+        assert_eq!(look(&fs, None).survey.holder(), Some("another simulated process"));
+        drop(opened);
+        assert_eq!(look(&fs, None).survey.holder(), None);
+    }
+}
+
+/// A bit flips anywhere: the survey says what the real start then does, and every entry is either
+/// shown as it was, or named as lost.
+#[test]
+fn whatever_bit_flips_the_survey_says_what_a_start_does_and_accounts_for_every_entry() {
+    let fs = SimFs::new();
+    let expected = written(&fs, &small(), 16);
+    let image = fs.image();
+    let ids: Vec<LogId> = expected.entries.values().map(|entry| entry.id).collect();
+    let mut counts = [0; 3];
+    for covered in [None, Some(ids[4]), Some(ids[ids.len() / 2]), Some(ids[ids.len() - 1])] {
+        for path in segments(&fs) {
+            for at in (0..image.files[&path].len()).step_by(41) {
+                let context = format!("{} at {at}, snapshot to {covered:?}", path.display());
+                let mut content = image.files[&path].clone();
+                content[at] ^= 1 << (at % 8);
+                let fs = with_content(&fs, &path, content);
+                let seen = look(&fs, covered);
+                let opened = engine(&fs, &small()).open_behind(&request(), &mut |_| covered);
+                match (&seen.summary.start, opened) {
+                    (StartOutcome::Whole, Ok(opened)) => {
+                        counts[0] += 1;
+                        assert_eq!(opened.report.skipped_corruption, None, "{context}");
+                        assert_eq!(seen.entries, Picture::of(&opened).entries, "{context}");
+                    }
+                    (StartOutcome::After(id), Ok(opened)) => {
+                        counts[1] += 1;
+                        assert!(opened.report.skipped_corruption.is_some(), "{context}");
+                        assert_eq!(Some(*id), covered, "{context}");
+                    }
+                    (StartOutcome::Refused(_), Err(_)) => {
+                        counts[2] += 1;
+                        let last = ids[ids.len() - 1];
+                        let helps = seen.summary.covered_by.map(|index| match index.get() {
+                            0 => ids[0],
+                            index => expected.entries[&index].id,
+                        });
+                        let tried = helps.unwrap_or(last);
+                        let again =
+                            engine(&fs, &small()).open_behind(&request(), &mut |_| Some(tried));
+                        assert_eq!(again.is_ok(), helps.is_some(), "{context}: behind {tried}");
+                    }
+                    (said, opened) => {
+                        panic!("{context}: {said:?}, but {:?}", opened.map(|it| it.report))
+                    }
+                }
+                accounts_for_all(&expected, &seen, &context);
+            }
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
+}
+
+fn accounts_for_all(expected: &Picture, seen: &Seen, context: &str) {
+    let is_lost = |index: u64| {
+        seen.damage.iter().any(|damage| match damage.loss {
+            Loss::Entries { first, last } => (first.get()..=last.get()).contains(&index),
+            Loss::From(first) => index >= first.get(),
+            _ => false,
+        })
+    };
+    for (index, entry) in &expected.entries {
+        match seen.entries.get(index) {
+            // What a damaged group replaced is shown, because nothing readable replaces it.
+            Some(found) if found != entry => {
+                assert!(!seen.damage.is_empty(), "{context}: entry {index} was replaced");
+            }
+            Some(_) => assert!(!is_lost(*index), "{context}: entry {index} is there and lost"),
+            None if seen.damage.is_empty() => assert!(
+                seen.summary.torn.is_some(),
+                "{context}: entry {index} is neither shown nor named"
+            ),
+            None => assert!(is_lost(*index), "{context}: entry {index} is not named as lost"),
+        }
+    }
+    assert_eq!(seen.damage.is_empty(), seen.summary.damaged == 0, "{context}");
+}
+
+/// Missing, shortened, exchanged and renamed files, and damaged records beside the log.
+#[test]
+fn whatever_file_is_lost_the_survey_refuses_what_a_start_refuses() {
+    let fs = SimFs::new();
+    written(&fs, &small(), 16);
+    let image = fs.image();
+    let mut refused = 0;
+    for path in image.files.keys() {
+        let mut without = image.clone();
+        without.files.remove(path);
+        let mut emptied = image.clone();
+        emptied.files.insert(path.clone(), Vec::new());
+        let mut shortened = image.clone();
+        shortened.files.get_mut(path).unwrap().truncate(1_024);
+        let mut garbled = image.clone();
+        garbled.files.insert(path.clone(), vec![0xA5; 3_000]);
+        let mut renamed = without.clone();
+        let other = path.with_file_name("00000000000000000099.seg");
+        renamed.files.insert(other, image.files[path].clone());
+        for (how, image) in [
+            ("missing", without),
+            ("emptied", emptied),
+            ("shortened", shortened),
+            ("garbled", garbled),
+            ("renamed", renamed),
+        ] {
+            let context = format!("{} {how}", path.display());
+            let fs = SimFs::from_image(&image);
+            let seen = look(&fs, None);
+            let opened = open(&fs, &small());
+            let is_refused = matches!(seen.summary.start, StartOutcome::Refused(_));
+            assert_eq!(is_refused, opened.is_err(), "{context}: {:?}", opened.map(|it| it.report));
+            refused += u64::from(is_refused);
+            let damaged = seen.summary.damaged + seen.survey.damage().len() as u64;
+            assert!(!is_refused || damaged > 0, "{context}: no damage is named");
+        }
+    }
+    assert!(refused > 20, "{refused}");
+}
+
+#[test]
+fn without_an_identity_the_segments_say_whose_the_log_is() {
+    let fs = SimFs::new();
+    let expected = written(&fs, &small(), 8);
+    let mut image = fs.image();
+    image.files.retain(|path, _| !path.to_string_lossy().contains("identity"));
+    let seen = look(&SimFs::from_image(&image), None);
+    assert!(seen.survey.identity().is_none());
+    let owner = seen.survey.owner().unwrap();
+    assert_eq!((owner.node.get(), owner.incarnation), (1, request().fresh_incarnation));
+    assert_eq!(seen.entries, expected.entries);
+    assert!(matches!(seen.summary.start, StartOutcome::Refused(_)));
+    assert_eq!(seen.survey.damage()[0].loss, Loss::Record);
+}
+
+#[test]
+fn a_log_that_was_purged_or_replaced_by_a_snapshot_has_only_what_counts() {
+    let fs = SimFs::new();
+    let mut expected = written(&fs, &small(), 16);
+    let through = expected.entries[&20].id;
+    let mut opened = open(&fs, &small()).unwrap();
+    opened.log.purge(GROUP, through).unwrap();
+    drop(opened);
+    expected.purge(through);
+    let seen = look(&fs, None);
+    assert_eq!((seen.entries, seen.summary.base), (expected.entries, Some(through)));
+
+    let base = log_id(9, 100);
+    let mut opened = open(&fs, &small()).unwrap();
+    opened.log.install(GROUP, base, d_engine_storage::LogSuffix::Drop).unwrap();
+    opened.log.append(GROUP, None, &entries(9, 101..=103)).unwrap();
+    opened.log.sync().unwrap();
+    drop(opened);
+    let seen = look(&fs, None);
+    assert_eq!(seen.entries.keys().copied().collect::<Vec<_>>(), [101, 102, 103]);
+    assert_eq!(seen.summary.base, Some(base));
+    assert!(seen.damage.is_empty(), "{:?}", seen.damage);
+}
+
+#[test]
+fn a_torn_tail_is_no_damage_and_named_with_its_bytes() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &roomy()).unwrap();
+    opened.log.append(GROUP, Some(hard_state(1, 1, 0)), &entries(1, 1..=3)).unwrap();
+    opened.log.sync().unwrap();
+    opened.log.append(GROUP, None, &entries(1, 4..=30)).unwrap();
+    opened.log.sync().unwrap();
+    drop(opened);
+    let path = segments(&fs)[0].clone();
+    let mut content = fs.image().files[&path].clone();
+    // The last group loses a sector in its middle.
+    let last = content.iter().rposition(|byte| *byte != 0).unwrap() / 512 * 512;
+    content[last..last + 512].fill(0);
+    let torn = with_content(&fs, &path, content);
+    let seen = look(&torn, None);
+    assert!(seen.damage.is_empty(), "{:?}", seen.damage);
+    let tail = seen.summary.torn.unwrap();
+    let report = open(&torn, &roomy()).unwrap().report;
+    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+    assert_eq!((report.torn_at, report.torn_bytes), (Some((name, tail.offset)), tail.bytes));
+    assert_eq!(seen.entries.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
+fn a_range_shows_its_entries_and_the_damage_in_it() {
+    let fs = SimFs::new();
+    let expected = written(&fs, &roomy(), 16);
+    let path = segments(&fs)[0].clone();
+    let mut content = fs.image().files[&path].clone();
+    content[3_000] ^= 1;
+    let fs = with_content(&fs, &path, content);
+    let seen = look(&fs, None);
+    assert_eq!(seen.damage.len(), 1, "{:?}", seen.damage);
+    let Loss::Entries { first, last } = seen.damage[0].loss else { panic!("{:?}", seen.damage) };
+    let range = |first: u64, last: u64| {
+        let range = Range { first: LogIndex::new(first), last: LogIndex::new(last) };
+        visited(&seen.survey, &seen.summary, range)
+    };
+    let (lowest, highest) = (first.get(), last.get());
+    let (entries, damage) = range(1, lowest - 1);
+    assert_eq!((entries.len() as u64, damage.len()), (lowest - 1, 0));
+    let (entries, damage) = range(lowest - 1, highest + 1);
+    assert_eq!(
+        (entries.len(), damage.len()),
+        (2, 1),
+        "{:?} {:?}",
+        seen.damage,
+        seen.entries.keys()
+    );
+    let (entries, damage) = range(highest + 1, u64::MAX);
+    assert_eq!((entries.len() as u64, damage.len()), (expected.last() - highest, 0));
+    let (entries, damage) = range(highest, highest);
+    assert_eq!((entries.len(), damage.len()), (0, 1));
+}
