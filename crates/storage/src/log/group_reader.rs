@@ -41,6 +41,13 @@ impl BadGroup {
     }
 }
 
+/// Whether a read failed because the medium has lost these bytes (EIO). That is damage like other
+/// bytes.
+pub(crate) fn is_bad_sector(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    error.raw_os_error() == Some(EIO)
+}
+
 /// Reads `len` bytes at `offset`; fewer at the end of the file.
 pub(crate) fn read_bytes(file: &dyn FsFile, offset: u64, len: usize) -> io::Result<Bytes> {
     let mut content = vec![0; len];

@@ -12,13 +12,11 @@ use crate::StorageError;
 use crate::fs::FsFile;
 use crate::log::engine::{LogDamage, ScrubPlace, Scrubbed};
 use crate::log::frame::Position;
-use crate::log::group_reader::{read_bytes, read_group};
+use crate::log::group_reader::{is_bad_sector, read_bytes, read_group};
 use crate::log::index::{FileLogReader, LogMap};
 use crate::log::latch::room_error;
 use crate::log::segment::{Alignment, SegmentHeader};
 use crate::log::segment_name::file_name;
-
-const EIO: i32 = 5;
 
 /// A segment, as the writer knows it.
 struct Part {
@@ -41,8 +39,7 @@ impl FileLogReader {
         let behind = Some(ScrubPlace(Position { segment: part.number + 1, offset: 0 }));
         let after = if from.0.segment == part.number { from.0.offset } else { 0 };
         let looked = match self.look_at_group(&part, after) {
-            // A sector that cannot be read is damage like one with other content.
-            Err(StorageError::Io { source, .. }) if source.raw_os_error() == Some(EIO) => {
+            Err(StorageError::Io { source, .. }) if is_bad_sector(&source) => {
                 Err((after, "it cannot be read"))
             }
             looked => looked?,

@@ -105,7 +105,7 @@ impl Inner {
                 report.removed.push(name);
             } else if is_partial(&name) {
                 report.partial.push(name);
-            } else if is_archive(&name) {
+            } else if name.starts_with(PREFIX) && name.ends_with(SUFFIX) {
                 match self.usable(&path) {
                     Ok(archive) => drop(self.register(&archive, path, Health::Unchecked)),
                     // This includes archives that cannot be read: a bad sector in one must not hide

@@ -1,12 +1,12 @@
 //! The small records of a directory, each copy by itself, and whose the directory is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use d_engine_core::Incarnation;
+use d_engine_core::GroupId;
 
-use super::parts::Parts;
-use super::{Damage, Loss, Owner, Survey};
+use super::parts::{Part, Parts};
+use super::report::{Damage, Loss, Owner};
 use crate::fs::{Fs, ReadOnlyFs};
 use crate::log::file_engine::{FileStorageEngine, LOCK_FILE, LOG_DIR, reserved};
 use crate::log::latch::{FsLatch, io_error};
@@ -14,7 +14,107 @@ use crate::log::meta::LogMeta;
 use crate::log::options::FileStorageOptions;
 use crate::log::record::LogRecord;
 use crate::meta_store::{FileMetaStore, IDENTITY, JOIN};
-use crate::{Identity, StorageEngine, StorageError};
+use crate::{Identity, Incarnation, StorageEngine, StorageError};
+
+/// A data directory that is being read.
+#[derive(Debug)]
+pub struct Survey {
+    pub(super) fs: Arc<dyn Fs>,
+    pub(super) dir: PathBuf,
+    pub(super) holder: Option<String>,
+    pub(super) identity: Option<Identity>,
+    pub(super) owner: Option<Owner>,
+    pub(super) reserved: Option<Incarnation>,
+    /// What `log.meta` says; the default if it is damaged.
+    pub(super) record: LogRecord,
+    pub(super) record_is_lost: bool,
+    /// The segments of the log, oldest first.
+    pub(super) parts: Vec<Part>,
+    pub(super) unused: Vec<String>,
+    pub(super) damage: Vec<Damage>,
+    pub(super) refusal: Option<StorageError>,
+}
+
+impl Survey {
+    /// Begins to read the directory `dir`: its owner, the small records, and the headers of the
+    /// segments. Whatever `fs` is, it is only read.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`] if the directory does not exist or must not be read. Damage is part of
+    /// the result.
+    pub fn of(fs: Arc<dyn Fs>, dir: &Path) -> Result<Self, StorageError> {
+        begin(fs, dir)
+    }
+
+    /// Returns the directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns the file system, for reading only.
+    #[must_use]
+    pub fn fs(&self) -> &Arc<dyn Fs> {
+        &self.fs
+    }
+
+    /// Returns the process that has the directory open, as far as its lock file names it. While it
+    /// runs, the end of the log may change, and segments may be purged.
+    #[must_use]
+    pub fn holder(&self) -> Option<&str> {
+        self.holder.as_deref()
+    }
+
+    /// Returns the identity, from a copy that verifies.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Returns the owner: the one in the identity or, if that is lost, the one in the newest
+    /// segment's header.
+    #[must_use]
+    pub fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    /// Returns the incarnation under which the directory is reserved for a node that joins.
+    #[must_use]
+    pub fn reserved(&self) -> Option<Incarnation> {
+        self.reserved
+    }
+
+    /// Returns the Raft group whose log is read.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.identity.as_ref().map_or(GroupId::FIRST, |identity| identity.group)
+    }
+
+    /// Returns the damage in files beside the log.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Returns why a start refuses the directory, if it does so before it reads the log.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&StorageError> {
+        self.refusal.as_ref()
+    }
+
+    /// Returns the names of segment files that hold no part of the log: purged, prepared, or
+    /// skipped by an earlier recovery.
+    #[must_use]
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Whether no node has ever used the directory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.owner.is_none() && self.parts.is_empty() && self.damage.is_empty()
+    }
+}
 
 /// The records of a directory.
 #[derive(Default)]
@@ -27,7 +127,7 @@ struct Records {
     refusal: Option<StorageError>,
 }
 
-pub(super) fn begin(fs: Arc<dyn Fs>, dir: &Path) -> Result<Survey, StorageError> {
+fn begin(fs: Arc<dyn Fs>, dir: &Path) -> Result<Survey, StorageError> {
     let fs: Arc<dyn Fs> = Arc::new(ReadOnlyFs::new(fs));
     fs.list(dir).map_err(io_error("list", dir))?;
     let holder = holder(&*fs, dir)?;
@@ -54,7 +154,7 @@ pub(super) fn begin(fs: Arc<dyn Fs>, dir: &Path) -> Result<Survey, StorageError>
 fn holder(fs: &dyn Fs, dir: &Path) -> Result<Option<String>, StorageError> {
     let path = dir.join(LOCK_FILE);
     match fs.lock_holder(&path) {
-        // Whoever may not read the lock file may still read the rest.
+        // A user who may not read the lock file may still read the rest.
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
         Ok(None) => fs.lock_holder(dir).map_err(io_error("check the lock of", dir)),
         asked => asked.map_err(io_error("check the lock of", &path)),

@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use d_engine_core::LogIndex;
 
-use super::replay::{gap_text, place_of};
+use super::directory::Survey;
+use super::replay::{LogSummary, gap_text, place_of};
+use super::report::{Damage, Loss, StoredEntry};
 use super::walk::{Broken, Step};
-use super::{Damage, LogSummary, Loss, StoredEntry, Survey};
 use crate::StorageError;
 use crate::log::frame::Position;
 

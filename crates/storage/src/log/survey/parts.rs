@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Owner;
+use super::report::Owner;
 use super::tail::find_header;
 use crate::StorageError;
 use crate::fs::{Fs, FsFile, OpenMode};
 use crate::log::frame::{Fault, GROUP_HEADER_LEN, GroupHeader, Position};
-use crate::log::group_reader::{belongs, read_bytes, read_group};
+use crate::log::group_reader::{belongs, is_bad_sector, read_bytes, read_group};
 use crate::log::latch::io_error;
 use crate::log::record::LogRecord;
 use crate::log::segment::{Alignment, SMALLEST_ALIGNMENT, SegmentHeader};
@@ -129,7 +129,7 @@ pub(super) fn open(fs: &dyn Fs, dir: &Path, number: u64) -> Result<Option<Opened
 /// content: then there are no bytes.
 fn read(file: &dyn FsFile, path: &Path, len: usize) -> Result<bytes::Bytes, StorageError> {
     match read_bytes(file, 0, len) {
-        Err(error) if super::walk::is_bad_sector(&error) => Ok(bytes::Bytes::new()),
+        Err(error) if is_bad_sector(&error) => Ok(bytes::Bytes::new()),
         read => read.map_err(io_error("read", path)),
     }
 }
@@ -219,7 +219,7 @@ impl Finder<'_> {
         };
         let Some((file, path)) = open(self.fs, self.dir, number)? else { return Ok(false) };
         match read_group(&*file, header, header.alignment.bytes() as u64, u64::MAX >> 1) {
-            Err(error) if super::walk::is_bad_sector(&error) => Ok(false),
+            Err(error) if is_bad_sector(&error) => Ok(false),
             read => Ok(read.map_err(io_error("read", &path))?.is_ok()),
         }
     }

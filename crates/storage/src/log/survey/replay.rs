@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use d_engine_core::{EntryKind, GroupId, HardState, LogId, LogIndex, Term};
 
+use super::directory::Survey;
+use super::report::{SegmentSummary, StartOutcome, TornTail};
 use super::walk::{Broken, Step};
-use super::{LogSummary, SegmentSummary, StartOutcome, Survey};
 use crate::log::frame::{Framed, GROUP_HEADER_LEN, Position, Record};
 use crate::log::group_reader::WholeGroup;
 use crate::log::recover::{damaged, not_covered};
@@ -15,6 +16,43 @@ use crate::{LogEntry, StorageError};
 
 /// The most damaged places that recovery skips.
 const PLACES_MAX: u64 = crate::log::recover::PLACES_MAX as u64;
+
+/// The result of the first pass over a log.
+#[derive(Clone, Debug)]
+pub struct LogSummary {
+    /// The last hard state that can be read; `None` if there is none.
+    pub hard_state: Option<HardState>,
+    /// Whether damage follows the last hard state: a later term or vote may be lost.
+    pub hard_state_may_be_older: bool,
+    /// The segment and the offset up to which the log is known to be durable.
+    pub watermark: (u64, u64),
+    /// The last purged entry; `None` if the record that knows it is lost.
+    pub base: Option<LogId>,
+    /// Log time at `base`, in UNIX milliseconds, if it is known.
+    pub base_time_ms: Option<u64>,
+    /// The first entry that counts.
+    pub first: Option<LogId>,
+    /// The last entry that counts.
+    pub last: Option<LogId>,
+    /// The last membership entry that counts, with its payload.
+    pub membership: Option<(LogIndex, Bytes)>,
+    /// The payload of the last membership entry up to `base`, if the log knows it.
+    pub base_membership: Option<Bytes>,
+    /// The segments, oldest first.
+    pub segments: Vec<SegmentSummary>,
+    /// What a crash left half-written at the end.
+    pub torn: Option<TornTail>,
+    /// The number of damaged places.
+    pub damaged: u64,
+    /// If the log is damaged: a start succeeds with a whole snapshot up to this index or a later
+    /// one. `None` if no snapshot would help.
+    pub covered_by: Option<LogIndex>,
+    /// What a start would do.
+    pub start: StartOutcome,
+    pub(super) cuts: Vec<Cut>,
+    /// Where the first pass ended: the second one reads no further.
+    pub(super) end: (u64, u64),
+}
 
 /// A record at this place replaces the entry with this index and everything after it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,7 +129,7 @@ struct Replay<'a> {
     cuts: Vec<Cut>,
     memberships: BTreeMap<LogIndex, Bytes>,
     segments: Vec<SegmentSummary>,
-    torn: Option<super::TornTail>,
+    torn: Option<TornTail>,
     damaged: u64,
     first_damage: Option<Broken>,
     is_other_version: bool,

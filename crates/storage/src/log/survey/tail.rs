@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::StorageError;
 use crate::fs::FsFile;
 use crate::log::frame::{GROUP_HEADER_LEN, GroupHeader};
-use crate::log::group_reader::{belongs, read_bytes};
+use crate::log::group_reader::{belongs, is_bad_sector, read_bytes};
 use crate::log::latch::io_error;
 use crate::log::segment::SegmentHeader;
 
@@ -17,11 +17,11 @@ const BLOCK: usize = 64 << 10;
 /// Reads a block. Sectors that cannot be read count as zeros.
 fn block(file: &dyn FsFile, path: &Path, at: u64, step: usize) -> Result<Bytes, StorageError> {
     match read_bytes(file, at, BLOCK) {
-        Err(error) if super::walk::is_bad_sector(&error) => {
+        Err(error) if is_bad_sector(&error) => {
             let mut content = Vec::with_capacity(BLOCK);
             for offset in (0..BLOCK).step_by(step) {
                 match read_bytes(file, at + offset as u64, step) {
-                    Err(error) if super::walk::is_bad_sector(&error) => {
+                    Err(error) if is_bad_sector(&error) => {
                         content.resize(content.len() + step, 0);
                     }
                     read => content.extend_from_slice(&read.map_err(io_error("read", path))?),

@@ -6,27 +6,22 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::directory::Survey;
 use super::parts::{Begin, Part, open};
+use super::report::TornTail;
 use super::tail::{end_of_torn_bytes, find_header};
-use super::{Survey, TornTail};
 use crate::StorageError;
 use crate::fs::FsFile;
 use crate::log::file_engine::LOG_DIR;
 use crate::log::frame::{FORMAT_VERSION, GroupHeader, Position};
-use crate::log::group_reader::{BadGroup, WholeGroup, read_group};
+use crate::log::group_reader::{BadGroup, WholeGroup, is_bad_sector, read_group};
 use crate::log::latch::io_error;
 use crate::log::segment::SegmentHeader;
 use crate::log::segment_name::file_name;
 
-const EIO: i32 = 5;
 const MISSING: &str = "the segment is missing";
 const GAP: &str = "a group is missing before this one";
 const HEADER: &str = "the segment's header does not verify";
-
-/// Whether a read failed because the medium has lost these bytes. That is damage like other bytes.
-pub(super) fn is_bad_sector(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(EIO)
-}
 
 /// What a walk meets.
 pub(super) enum Step {
