@@ -8,3 +8,6 @@
 //! [`inspect`] reads a directory and changes nothing, also one that a node refuses to open.
 
 pub mod inspect;
+
+/// The file system of the machine, and the trait that the tools reach every file through.
+pub use d_engine_fs::{Fs, RealFs};

@@ -7,7 +7,7 @@
 //! use std::ops::ControlFlow;
 //! use std::sync::Arc;
 //!
-//! use d_engine_fs::RealFs;
+//! use d_engine_offline::RealFs;
 //! use d_engine_offline::inspect::{Directory, Found, Range, Snapshots};
 //! # use d_engine_core::{GroupId, NodeId};
 //! # use d_engine_storage::{
@@ -54,10 +54,16 @@ mod snapshots;
 mod time;
 mod verdict;
 
-pub use d_engine_storage::snapshot::{ChunkDamage, SnapshotContent, SnapshotSurvey};
+pub use d_engine_core::{EntryKind, HardState, LogId, LogIndex};
+pub use d_engine_storage::snapshot::{
+    ChunkDamage, Compression, SnapshotContent, SnapshotError, SnapshotHeader, SnapshotSurvey,
+};
 pub use d_engine_storage::survey::{
     Damage, Found, LogSummary, Loss, Owner, Range, SegmentSummary, StartOutcome, StoredEntry,
     Survey, TornTail,
+};
+pub use d_engine_storage::{
+    LogEntry, Member, MemberRole, Membership, MembershipError, SessionSerial, decode_skip,
 };
 
 pub use self::directory::Directory;

@@ -47,3 +47,17 @@ pub enum InspectError {
     #[error("the inspection was stopped before it was done")]
     Stopped,
 }
+
+impl InspectError {
+    /// Whether the directory or file does not exist: correct the path.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Directory(StorageError::Io { source, .. })
+            | Self::Snapshot(SnapshotError::Io { source, .. }) => {
+                source.kind() == std::io::ErrorKind::NotFound
+            }
+            _ => false,
+        }
+    }
+}
