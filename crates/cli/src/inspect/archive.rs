@@ -187,9 +187,10 @@ impl HeaderReport {
         row(
             "content",
             format!(
-                "{} bytes in {} files, in chunks of {} bytes, compression {}",
+                "{} bytes in {} file{}, in chunks of {} bytes, compression {}",
                 self.content_bytes,
                 self.files.len(),
+                if self.files.len() == 1 { "" } else { "s" },
                 self.chunk_bytes,
                 self.compression
             ),

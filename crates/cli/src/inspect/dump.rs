@@ -7,10 +7,9 @@ use d_engine_offline::RealFs;
 use d_engine_offline::inspect::{
     Directory, Found, InspectError, LogIndex, Progress, Range, Snapshots,
 };
-use serde_json::json;
 
 use super::out::Out;
-use super::report::{DamageReport, DirectoryReport, EntryReport};
+use super::report::{DamageLine, DamageReport, DirectoryLine, DirectoryReport, EntryReport};
 use super::{Reading, Stop, failure, text};
 use crate::args::DumpArgs;
 use crate::exit::{Failure, note};
@@ -62,11 +61,11 @@ fn print(
     out: &mut Out,
     stop: &Stop,
 ) -> Result<(), Failure> {
-    let report = DirectoryReport::of(directory);
+    let first = DirectoryLine { directory: DirectoryReport::of(directory) };
     let begun = match args.json {
-        true => out.json(&json!({ "directory": report })),
+        true => out.json(&first),
         false => {
-            let mut lines = text::header(&report);
+            let mut lines = text::header(&first.directory);
             lines.extend([String::new(), text::columns()]);
             lines.iter().try_for_each(|line| out.line(line))
         }
@@ -85,7 +84,7 @@ fn print(
             Found::Damage(damage) => {
                 let damage = DamageReport::of(&damage);
                 match args.json {
-                    true => out.json(&json!({ "damage": damage })),
+                    true => out.json(&DamageLine { damage }),
                     false => out.line(format_args!("DAMAGE  {damage}")),
                 }
             }
@@ -94,7 +93,8 @@ fn print(
     let visited = visited.map_err(|error: InspectError| failure(error))?;
     if let ControlFlow::Continue(()) = visited
         && !args.json
-        && let Some(torn) = text::torn(&report)
+        && args.to == u64::MAX
+        && let Some(torn) = text::torn(&first.directory)
     {
         // The reader may have closed the pipe; there is nothing left to do in either case.
         return match out.line(torn) {

@@ -11,6 +11,18 @@ use serde::Serialize;
 
 use crate::json::hex;
 
+/// The first line.
+#[derive(Serialize, Debug)]
+pub(super) struct DirectoryLine {
+    pub(super) directory: DirectoryReport,
+}
+
+/// The line of a damaged place.
+#[derive(Serialize, Debug)]
+pub(super) struct DamageLine {
+    pub(super) damage: DamageReport,
+}
+
 /// The directory as a whole.
 #[derive(Serialize, Debug)]
 pub(super) struct DirectoryReport {
