@@ -71,7 +71,7 @@ pub(crate) enum Verb {
     Status(StatusArgs),
     /// Show the members of the cluster, and change them.
     Member(MemberArgs),
-    /// Make nodes take a snapshot now, so that they can purge their logs; or inspect a snapshot file.
+    /// Make nodes take a snapshot now, so that they can purge their logs; or inspect a file of one.
     Snapshot(SnapshotArgs),
     /// Show what is in the log of a data directory, also of one that refuses to start.
     Log(LogArgs),

@@ -175,7 +175,9 @@ impl HeaderReport {
         row("cluster", format!("{}, Raft group {}", self.cluster_id, self.group));
         let time = self.time.as_deref().unwrap_or("unknown");
         row("last included", format!("{}, log time {time}", self.last_included));
-        row("members", self.members.to_string());
+        for (at, line) in self.members.lines().into_iter().enumerate() {
+            row(if at == 0 { "members" } else { "" }, line);
+        }
         let machine = self.machine.as_deref().unwrap_or("unknown");
         row(
             "machine",

@@ -5,8 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use indicatif::DecimalBytes;
 
 use super::report::{
-    DamageReport, DirectoryReport, EntryReport, IdReport, MembersReport, SegmentReport,
-    SnapshotReport, StartReport,
+    DamageReport, DirectoryReport, EntryReport, IdReport, MemberReport, MembersReport,
+    SegmentReport, SnapshotReport, StartReport,
 };
 
 /// The first lines: what the directory is.
@@ -19,8 +19,8 @@ pub(super) fn header(report: &DirectoryReport) -> Vec<String> {
     }
     row("hard state", hard_state(report));
     row("log", log(report));
-    if let Some(members) = &report.members {
-        row("members", members.to_string());
+    for (at, line) in report.members.iter().flat_map(MembersReport::lines).enumerate() {
+        row(if at == 0 { "members" } else { "" }, line);
     }
     for (at, segment) in report.segments.iter().enumerate() {
         row(if at == 0 { "segments" } else { "" }, segment.to_string());
@@ -179,26 +179,39 @@ impl Display for SnapshotReport {
     }
 }
 
+impl MembersReport {
+    /// The name of the list, then a line for each member.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut name = match &self.error {
+            Some(error) => format!("unreadable: {error}"),
+            None => format!("configuration {}", self.configuration.as_deref().unwrap_or("?")),
+        };
+        if let Some(from) = &self.from {
+            name = format!("{name}, in {from}");
+        }
+        std::iter::once(name).chain(self.members.iter().map(ToString::to_string)).collect()
+    }
+}
+
 impl Display for MembersReport {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if let Some(error) = &self.error {
-            return write!(f, "unreadable: {error}");
+        let mut lines = self.lines().into_iter();
+        f.write_str(&lines.next().unwrap_or_default())?;
+        let members: Vec<String> = lines.collect();
+        if members.is_empty() { Ok(()) } else { write!(f, ": {}", members.join("; ")) }
+    }
+}
+
+impl Display for MemberReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.node, self.role, self.peer_addr)?;
+        if let Some(client) = &self.client_addr {
+            write!(f, " (clients {client})")?;
         }
-        write!(f, "configuration {}", self.configuration.as_deref().unwrap_or("?"))?;
-        if let Some(from) = &self.from {
-            write!(f, " (in {from})")?;
+        match self.replaces {
+            Some(replaces) => write!(f, " in place of {replaces}"),
+            None => Ok(()),
         }
-        for (at, member) in self.members.iter().enumerate() {
-            let separator = if at == 0 { ": " } else { "; " };
-            write!(f, "{separator}{} {} {}", member.node, member.role, member.peer_addr)?;
-            if let Some(client) = &member.client_addr {
-                write!(f, " (clients {client})")?;
-            }
-            if let Some(replaces) = member.replaces {
-                write!(f, " in place of {replaces}")?;
-            }
-        }
-        if self.members.is_empty() { f.write_str(": none") } else { Ok(()) }
     }
 }
 
