@@ -13,11 +13,11 @@ use common::{
     segments, small, with_content,
 };
 use d_engine_core::{LogId, LogIndex};
-use d_engine_storage::fs::sim::SimFs;
+use d_engine_storage::fs::sim::{Failure, SimFs};
 use d_engine_storage::survey::{
     Damage, Found, LogSummary, Loss, Range, StartOutcome, StoredEntry, Survey,
 };
-use d_engine_storage::{FileStorageOptions, Fs, LogEntry, StorageEngine};
+use d_engine_storage::{FileStorageOptions, Fs, FsOp, LogEntry, StorageEngine};
 
 /// What a survey finds.
 struct Seen {
@@ -118,6 +118,11 @@ fn whatever_bit_flips_the_survey_says_what_a_start_does_and_accounts_for_every_e
                     (StartOutcome::Whole, Ok(opened)) => {
                         counts[0] += 1;
                         assert_eq!(opened.report.skipped_corruption, None, "{context}");
+                        let torn = seen.summary.torn.as_ref();
+                        let name =
+                            |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+                        let torn_at = torn.map(|torn| (name(&torn.path), torn.offset));
+                        assert_eq!(opened.report.torn_at, torn_at, "{context}");
                         assert_eq!(seen.entries, Picture::of(&opened).entries, "{context}");
                     }
                     (StartOutcome::After(id), Ok(opened)) => {
@@ -171,6 +176,11 @@ fn accounts_for_all(expected: &Picture, seen: &Seen, context: &str) {
         }
     }
     assert_eq!(seen.damage.is_empty(), seen.summary.damaged == 0, "{context}");
+    let is_last = seen.summary.hard_state == Some(expected.hard_state);
+    let may_be_older = seen.summary.hard_state_may_be_older || seen.summary.torn.is_some();
+    assert!(is_last || may_be_older, "{context}: {:?}", seen.summary.hard_state);
+    let is_behind = seen.damage.iter().any(|damage| matches!(damage.loss, Loss::From(_)));
+    assert!(is_behind || !seen.summary.hard_state_may_be_older, "{context}: {:?}", seen.damage);
 }
 
 /// Missing, shortened, exchanged and renamed files, and damaged records beside the log.
@@ -306,4 +316,63 @@ fn a_range_shows_its_entries_and_the_damage_in_it() {
     assert_eq!((entries.len() as u64, damage.len()), (expected.last() - highest, 0));
     let (entries, damage) = range(highest, highest);
     assert_eq!((entries.len(), damage.len()), (0, 1));
+}
+
+/// What a running node writes between the two passes is not shown: half of it would be.
+#[test]
+fn the_second_pass_shows_what_the_first_one_has_seen() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &roomy()).unwrap();
+    opened.log.append(GROUP, Some(hard_state(1, 1, 0)), &entries(1, 1..=6)).unwrap();
+    opened.log.sync().unwrap();
+    let survey = Survey::of(Arc::new(fs.clone()) as Arc<dyn Fs>, Path::new(DIR)).unwrap();
+    let summary = survey.read_log(None, &mut |_| ControlFlow::Continue(())).unwrap();
+    opened.log.append(GROUP, Some(hard_state(2, 1, 0)), &entries(2, 4..=9)).unwrap();
+    opened.log.sync().unwrap();
+    let (seen, damage) = visited(&survey, &summary, Range::default());
+    let expected: BTreeMap<u64, LogEntry> = (1..).zip(entries(1, 1..=6)).collect();
+    assert_eq!((seen, damage.len()), (expected, 0));
+}
+
+/// A segment that is purged between the two passes is no damage.
+#[test]
+fn what_a_running_node_purges_meanwhile_is_no_damage() {
+    let fs = SimFs::new();
+    let expected = written(&fs, &small(), 16);
+    let mut opened = open(&fs, &FileStorageOptions { spare_segments: 0, ..small() }).unwrap();
+    let survey = Survey::of(Arc::new(fs.clone()) as Arc<dyn Fs>, Path::new(DIR)).unwrap();
+    let before = segments(&fs).len();
+    opened.log.purge(GROUP, expected.entries[&30].id).unwrap();
+    assert!(segments(&fs).len() < before);
+    let summary = survey.read_log(None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(summary.damaged, 0, "{summary:?}");
+    let (seen, damage) = visited(&survey, &summary, Range::default());
+    assert!(seen.contains_key(&expected.last()) && damage.is_empty(), "{damage:?}");
+}
+
+/// A sector that the medium has lost is damage like one with other content, wherever it is.
+#[test]
+fn what_cannot_be_read_is_damage() {
+    let fs = SimFs::new();
+    let expected = written(&fs, &small(), 8);
+    let image = fs.image();
+    let mut damaged = 0;
+    for nth in 0.. {
+        let fs = SimFs::from_image(&image);
+        fs.fail(FsOp::Read, nth, Failure::Io);
+        let shared = Arc::new(fs.clone()) as Arc<dyn Fs>;
+        let survey = Survey::of(shared, Path::new(DIR)).unwrap();
+        let summary = survey.read_log(None, &mut |_| ControlFlow::Continue(())).unwrap();
+        if summary.damaged + survey.damage().len() as u64 > 0 {
+            damaged += 1;
+        }
+        if fs.counts().of(FsOp::Read) < nth {
+            break;
+        }
+        // The sector can be read again.
+        fs.fail_no_more();
+        let seen = look(&fs, None);
+        assert_eq!((seen.entries, seen.damage.len()), (expected.entries.clone(), 0), "{nth}");
+    }
+    assert!(damaged > 20, "{damaged}");
 }

@@ -9,6 +9,7 @@ use super::parts::{Part, Parts};
 use super::report::{Damage, Loss, Owner};
 use crate::fs::{Fs, ReadOnlyFs};
 use crate::log::file_engine::{FileStorageEngine, LOCK_FILE, LOG_DIR, reserved};
+use crate::log::group_reader::is_bad_sector;
 use crate::log::latch::{FsLatch, io_error};
 use crate::log::meta::LogMeta;
 use crate::log::options::FileStorageOptions;
@@ -131,7 +132,7 @@ fn begin(fs: Arc<dyn Fs>, dir: &Path) -> Result<Survey, StorageError> {
     let fs: Arc<dyn Fs> = Arc::new(ReadOnlyFs::new(fs));
     fs.list(dir).map_err(io_error("list", dir))?;
     let holder = holder(&*fs, dir)?;
-    let records = Records::read(&fs, dir)?;
+    let records = Records::read(&fs, dir, holder.is_some())?;
     let log_dir = dir.join(LOG_DIR);
     let known = records.identity.as_ref().map(Owner::of);
     let parts = Parts::find(&*fs, &log_dir, known, &records.record, records.record_is_lost)?;
@@ -169,12 +170,18 @@ impl Owner {
 }
 
 impl Records {
-    fn read(fs: &Arc<dyn Fs>, dir: &Path) -> Result<Self, StorageError> {
+    fn read(fs: &Arc<dyn Fs>, dir: &Path, is_in_use: bool) -> Result<Self, StorageError> {
         let latch = Arc::new(FsLatch::default());
         let meta = FileMetaStore::new(Arc::clone(fs), dir, Arc::clone(&latch));
         let mut records = Self::default();
         records.read_identity(fs, dir, &meta)?;
-        match LogMeta::open(Arc::clone(fs), dir, latch) {
+        let open = || LogMeta::open(Arc::clone(fs), dir, Arc::clone(&latch));
+        let mut opened = open();
+        if is_in_use && opened.as_ref().map_or(true, |(log, _)| !log.mended.is_empty()) {
+            // The process may have been overwriting a copy.
+            opened = open();
+        }
+        match opened {
             Ok((log, record)) => {
                 records.record = record;
                 for path in &log.mended {
@@ -229,10 +236,10 @@ impl Records {
             match read {
                 Ok(Some(_)) => {}
                 Ok(None) => self.note(&path, "it is missing; the other copy counts", Loss::Copy),
-                Err(StorageError::DamagedFile { what, .. }) => {
+                Err(error) => {
+                    let (_, what) = read_as_damage(&error)?;
                     self.note(&path, &format!("{what}; the other copy counts"), Loss::Copy);
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -245,29 +252,32 @@ impl Records {
 
     /// Notes damage, or a newer version, because of which a start refuses the directory.
     fn refuse(&mut self, error: StorageError) -> Result<(), StorageError> {
-        match &error {
-            StorageError::DamagedFile { path, what } => {
-                self.note(path, what, Loss::Record);
-            }
-            StorageError::UnsupportedFormat { path, .. } => {
-                self.note(path, &error.to_string(), Loss::Record);
-            }
-            _ => return Err(error),
-        }
+        self.refuse_nothing(&error)?;
         self.refusal.get_or_insert(error);
         Ok(())
     }
 
     /// Notes damage that does not keep a node from starting.
     fn refuse_nothing(&mut self, error: &StorageError) -> Result<(), StorageError> {
-        match error {
-            StorageError::DamagedFile { path, what } => self.note(path, what, Loss::Record),
-            StorageError::UnsupportedFormat { path, .. } => {
-                self.note(path, &error.to_string(), Loss::Record);
-            }
-            _ => return Err(error.clone()),
-        }
+        let (path, what) = read_as_damage(error)?;
+        self.note(&path, &what, Loss::Record);
         Ok(())
+    }
+}
+
+/// Returns the record that an error is about, and what is wrong with it: damage, a version that
+/// this program does not read, or a sector that the medium has lost.
+///
+/// # Errors
+/// Any other error: the record must not be read.
+fn read_as_damage(error: &StorageError) -> Result<(PathBuf, String), StorageError> {
+    match error {
+        StorageError::DamagedFile { path, what } => Ok((path.clone(), what.clone())),
+        StorageError::UnsupportedFormat { path, .. } => Ok((path.clone(), error.to_string())),
+        StorageError::Io { path, source, .. } if is_bad_sector(source) => {
+            Ok((path.clone(), "it cannot be read".to_owned()))
+        }
+        _ => Err(error.clone()),
     }
 }
 

@@ -94,6 +94,10 @@ impl Pass<'_> {
                 }
                 return ControlFlow::Continue(());
             }
+            Step::Purged => {
+                self.expected = None;
+                return ControlFlow::Continue(());
+            }
             Step::Segment { .. } | Step::Torn(_) => return ControlFlow::Continue(()),
         };
         for framed in &group.records {

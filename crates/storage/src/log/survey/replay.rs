@@ -122,6 +122,8 @@ struct Replay<'a> {
     /// The last entry so far.
     last: Option<LogId>,
     whole: Tail,
+    /// Where the log begins is unknown: with the next entry.
+    begins_anew: bool,
     /// What was read after the last damage, for a log that begins after a snapshot.
     rest: Tail,
     /// The segment whose beginning is damaged: recovery skips all of it.
@@ -187,6 +189,7 @@ impl<'a> Replay<'a> {
             watermark: Position::default(),
             last: None,
             whole: Tail::after(survey.base().index),
+            begins_anew: survey.record_is_lost,
             rest: Tail::default(),
             skipped: None,
             cuts: Vec::new(),
@@ -214,6 +217,7 @@ impl<'a> Replay<'a> {
                 groups: 0,
                 damaged: 0,
             }),
+            Step::Purged => self.begins_anew = true,
             Step::Group(group) => self.take_group(&group),
             Step::Broken(broken) => self.take_broken(broken),
             Step::Torn(torn) => self.torn = Some(torn),
@@ -265,8 +269,7 @@ impl<'a> Replay<'a> {
             self.cuts.push(Cut { at, index });
         }
         self.last = Some(entry.id);
-        if self.survey.record_is_lost && self.whole.last.is_none() {
-            // Where the log begins is unknown.
+        if std::mem::take(&mut self.begins_anew) {
             self.whole = Tail::after(LogIndex::new(index.get().saturating_sub(1)));
         }
         self.whole.put(entry.id, at);

@@ -31,6 +31,8 @@ pub(super) enum Step {
         epoch: Option<u64>,
         len: u64,
     },
+    /// A process that works in the directory has purged a segment meanwhile.
+    Purged,
     Group(WholeGroup),
     Broken(Broken),
     /// An interrupted write at the end of the log.
@@ -133,13 +135,10 @@ impl Survey {
             }
         };
         let Some((file, path)) = opened else {
-            // A process that works in the directory has purged it meanwhile.
-            let broken = Step::Broken(Broken::at(number, 0, MISSING));
-            return Ok(if self.holder.is_some() {
-                ControlFlow::Continue(())
-            } else {
-                visit(broken)
-            });
+            return Ok(visit(match self.holder {
+                Some(_) => Step::Purged,
+                None => Step::Broken(Broken::at(number, 0, MISSING)),
+            }));
         };
         let limit = if end.segment == number { end.offset } else { u64::MAX };
         let stop = part.extent.unwrap_or(len).min(limit);
