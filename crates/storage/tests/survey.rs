@@ -102,6 +102,33 @@ fn a_whole_log_is_read_as_recovery_reads_it() {
 fn whatever_bit_flips_the_survey_says_what_a_start_does_and_accounts_for_every_entry() {
     let fs = SimFs::new();
     let expected = written(&fs, &small(), 16);
+    let counts = flip_everywhere(&fs, &expected);
+    assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
+}
+
+/// The same for a log whose process died: few groups contain a hard state, and the newest segment
+/// has only the group with which its open began it.
+#[test]
+fn whatever_bit_flips_in_a_log_after_a_crash_the_survey_says_what_a_start_does() {
+    let fs = SimFs::new();
+    let mut expected = Picture::default();
+    for (states, first) in [(true, 1), (false, 10)] {
+        let mut opened = open(&fs, &small()).unwrap();
+        for first in (first..first + 9).step_by(3) {
+            let stored = entries(1, first..=first + 2);
+            let state = (states && first == 1).then(|| hard_state(1, 2, 0));
+            opened.log.append(GROUP, state, &stored).unwrap();
+            opened.log.sync().unwrap();
+            expected.append(state, &stored);
+        }
+    }
+    drop(open(&fs, &small()).unwrap());
+    let counts = flip_everywhere(&fs, &expected);
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
+}
+
+/// Returns how many starts read the whole log, begin after the snapshot, and are refused.
+fn flip_everywhere(fs: &SimFs, expected: &Picture) -> [u64; 3] {
     let image = fs.image();
     let ids: Vec<LogId> = expected.entries.values().map(|entry| entry.id).collect();
     let mut counts = [0; 3];
@@ -111,7 +138,7 @@ fn whatever_bit_flips_the_survey_says_what_a_start_does_and_accounts_for_every_e
                 let context = format!("{} at {at}, snapshot to {covered:?}", path.display());
                 let mut content = image.files[&path].clone();
                 content[at] ^= 1 << (at % 8);
-                let fs = with_content(&fs, &path, content);
+                let fs = with_content(fs, &path, content);
                 let seen = look(&fs, covered);
                 let opened = engine(&fs, &small()).open_behind(&request(), &mut |_| covered);
                 match (&seen.summary.start, opened) {
@@ -146,11 +173,11 @@ fn whatever_bit_flips_the_survey_says_what_a_start_does_and_accounts_for_every_e
                         panic!("{context}: {said:?}, but {:?}", opened.map(|it| it.report))
                     }
                 }
-                accounts_for_all(&expected, &seen, &context);
+                accounts_for_all(expected, &seen, &context);
             }
         }
     }
-    assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
+    counts
 }
 
 fn accounts_for_all(expected: &Picture, seen: &Seen, context: &str) {
@@ -223,6 +250,29 @@ fn whatever_file_is_lost_the_survey_refuses_what_a_start_refuses() {
     assert!(refused > 20, "{refused}");
 }
 
+/// The newest segment is filled ahead of its groups; where it may end is recorded beside the log.
+#[test]
+fn wherever_a_segment_is_cut_the_survey_refuses_what_a_start_refuses() {
+    let fs = SimFs::new();
+    written(&fs, &small(), 16);
+    let image = fs.image();
+    let (mut refused, mut accepted) = (0, 0);
+    for path in segments(&fs) {
+        for len in (0..image.files[&path].len()).step_by(512) {
+            let mut cut = image.clone();
+            cut.files.get_mut(&path).unwrap().truncate(len);
+            let fs = SimFs::from_image(&cut);
+            let seen = look(&fs, None);
+            let opened = open(&fs, &small());
+            let is_refused = matches!(seen.summary.start, StartOutcome::Refused(_));
+            let context = format!("{} cut at {len}", path.display());
+            assert_eq!(is_refused, opened.is_err(), "{context}: {:?}", opened.map(|it| it.report));
+            *(if is_refused { &mut refused } else { &mut accepted }) += 1;
+        }
+    }
+    assert!(refused > 10 && accepted > 2, "{refused} refused, {accepted} accepted");
+}
+
 #[test]
 fn without_an_identity_the_segments_say_whose_the_log_is() {
     let fs = SimFs::new();
@@ -249,6 +299,14 @@ fn a_log_that_was_purged_or_replaced_by_a_snapshot_has_only_what_counts() {
     expected.purge(through);
     let seen = look(&fs, None);
     assert_eq!((seen.entries, seen.summary.base), (expected.entries, Some(through)));
+
+    // A snapshot replaces entries with higher indexes too; nothing that was appended does.
+    let base = log_id(9, 25);
+    let mut opened = open(&fs, &small()).unwrap();
+    opened.log.install(GROUP, base, d_engine_storage::LogSuffix::Drop).unwrap();
+    drop(opened);
+    let seen = look(&fs, None);
+    assert_eq!((seen.entries.len(), seen.summary.base), (0, Some(base)));
 
     let base = log_id(9, 100);
     let mut opened = open(&fs, &small()).unwrap();
