@@ -409,6 +409,31 @@ fn the_second_pass_shows_what_the_first_one_has_seen() {
     assert_eq!((seen, damage.len()), (expected, 0));
 }
 
+/// A running node begins the next segment, whose file it had prepared, while the log is read.
+#[test]
+fn a_segment_that_a_running_node_begins_meanwhile_proves_no_damage() {
+    let fs = SimFs::new();
+    let mut opened = open(&fs, &small()).unwrap();
+    let mut next = 1;
+    let mut append = |opened: &mut d_engine_storage::OpenedStorage| {
+        opened.log.append(GROUP, None, &entries(1, next..=next + 2)).unwrap();
+        opened.log.sync().unwrap();
+        next += 3;
+    };
+    append(&mut opened);
+    while segments(&fs).len() < 2 {
+        opened.log.idle().unwrap();
+    }
+    let survey = Survey::of(Arc::new(fs.clone()) as Arc<dyn Fs>, Path::new(DIR)).unwrap();
+    assert_eq!(survey.unused().len(), 1, "it is prepared");
+    while opened.log.stats().segments < 2 {
+        append(&mut opened);
+    }
+    append(&mut opened);
+    let summary = survey.read_log(None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((summary.damaged, summary.torn), (0, None));
+}
+
 /// A segment that is purged between the two passes is no damage.
 #[test]
 fn what_a_running_node_purges_meanwhile_is_no_damage() {

@@ -207,6 +207,8 @@ impl Reader<'_> {
                 }
             };
             match self.on_bad(at, &bad, to)? {
+                // Its file has become another segment's while it was read.
+                Outcome::Damage(_) if self.is_purged()? => return Ok(visit(Step::Purged)),
                 Outcome::Damage(broken) => {
                     let to = broken.to;
                     if visit(Step::Broken(broken)).is_break() {
@@ -227,6 +229,13 @@ impl Reader<'_> {
             return Ok(visit(Step::Broken(Broken::at(number, at, what))));
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Whether a process that works in the directory has purged the segment meanwhile.
+    fn is_purged(&self) -> Result<bool, StorageError> {
+        let dir = self.survey.dir.join(LOG_DIR);
+        Ok(self.survey.holder.is_some()
+            && open(&*self.survey.fs, &dir, self.part.number)?.is_none())
     }
 
     fn group_at(&self, at: u64) -> Result<Result<WholeGroup, BadGroup>, StorageError> {
@@ -307,6 +316,10 @@ impl Reader<'_> {
         if !self.is_newest {
             return Ok(to.map_or(Outcome::End(None), |_| Outcome::Damage(broken)));
         }
+        if self.survey.holder.is_some() {
+            // What a process writes at this moment is not torn yet.
+            return Ok(Outcome::End(None));
+        }
         let end = end_of_torn_bytes(&*self.file, &self.path, &self.layout, at)?;
         let torn = |end: u64| TornTail { path: self.path.clone(), offset: at, bytes: end - at };
         Ok(Outcome::End(end.filter(|end| *end > at).map(torn)))
@@ -328,6 +341,14 @@ impl Reader<'_> {
             };
             let layout = SegmentHeader { number, ..self.layout };
             let from = layout.alignment.bytes() as u64;
+            // A process that works in the directory has begun the next segment meanwhile, which
+            // says that this one ends here.
+            let mut is_next = |at: u64, group: &GroupHeader| at == from && group.watermark == here;
+            if self.survey.holder.is_some()
+                && find_header(&*file, &path, &layout, from, &mut is_next)?.is_some()
+            {
+                return Ok(None);
+            }
             if let Some((place, _)) = find_header(&*file, &path, &layout, from, &mut is_proof)? {
                 return Ok(Some(format!("offset {place} of {}", file_name(number))));
             }
