@@ -4,6 +4,7 @@
 //! `args/` defines the command line, `exit.rs` the exit codes. `serve.rs` runs a node and
 //! `log_lines.rs` writes its log. `key_value.rs`, `scan.rs` and `import/` read and write records;
 //! `status.rs`, `member/`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster.
+//! `inspect/` reads the files of a node that does not run.
 //! `cluster/` starts and stops the processes of a local cluster, which `dev.rs` and `demo/` use.
 //! `bench/` measures one.
 
@@ -15,6 +16,7 @@ mod descriptors;
 mod dev;
 mod exit;
 mod import;
+mod inspect;
 mod json;
 mod key_value;
 mod log_lines;
@@ -77,6 +79,7 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Status(args) => status::status(args).await,
         Verb::Member(args) => member::member(args).await,
         Verb::Snapshot(args) => snapshot::snapshot(args).await,
+        Verb::Log(args) => inspect::log(args).await,
         Verb::SkipEntry(args) => skip_entry::skip_entry(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,
         Verb::Bench(args) => bench::bench(*args).await,

@@ -6,8 +6,9 @@ use d_engine_client::{Client, ClientError, TakenSnapshot};
 use indicatif::{DecimalBytes, ProgressBar};
 use serde::Serialize;
 
-use crate::args::SnapshotArgs;
+use crate::args::{SnapshotArgs, SnapshotVerb};
 use crate::exit::{Exit, Failure, note, say};
+use crate::inspect;
 use crate::json::hex;
 use crate::progress::waiting;
 use crate::signals::StopSignals;
@@ -28,7 +29,10 @@ struct Row {
     reason: Option<String>,
 }
 
-pub(crate) async fn snapshot(args: SnapshotArgs) -> Result<(), Failure> {
+pub(crate) async fn snapshot(mut args: SnapshotArgs) -> Result<(), Failure> {
+    if let Some(SnapshotVerb::Inspect(args)) = args.verb.take() {
+        return inspect::snapshot(args).await;
+    }
     let mut signals = StopSignals::listen()?;
     tokio::select! {
         result = take(args) => result,

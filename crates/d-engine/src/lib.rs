@@ -68,6 +68,9 @@ pub use d_engine_storage::ChangeError;
 pub use d_engine_storage::snapshot::{SnapshotError, SnapshotInfo};
 pub use d_engine_storage::{FileStorageEngine, FileStorageOptions, StorageEngine, StorageError};
 
+/// Tools for the directories and files of a stopped node.
+pub use d_engine_offline as offline;
+
 #[cfg(feature = "testing")]
 pub use d_engine_conformance as testing;
 /// The key-value machine on disk ([`Durability::Durable`]), with the commands, queries and

@@ -22,7 +22,7 @@ pub enum FsOp {
     List,
     /// [`Fs::sync_dir`].
     SyncDir,
-    /// [`Fs::try_lock`] and [`Fs::try_lock_dir`].
+    /// [`Fs::try_lock`], [`Fs::try_lock_dir`] and [`Fs::lock_holder`].
     Lock,
     /// [`FsFile::read_at`].
     Read,
@@ -197,6 +197,17 @@ pub trait Fs: Send + Sync + Debug + 'static {
     /// An error of the operating system.
     fn try_lock_dir(&self, _dir: &Path) -> io::Result<LockAttempt> {
         Ok(LockAttempt::Held(Box::new(NoLock)))
+    }
+
+    /// Returns who holds the lock on the file or directory at `path`; `None` if nobody does, if
+    /// there is no such file, or if it is unknown. Creates and writes nothing. For a moment the
+    /// real file system holds a shared lock, so a process that tries to lock at the same moment may
+    /// find the file in use: ask once, not in a loop.
+    ///
+    /// # Errors
+    /// An error of the operating system.
+    fn lock_holder(&self, _path: &Path) -> io::Result<Option<String>> {
+        Ok(None)
     }
 
     /// Returns the kind of the file at `path`. A link is not followed. An implementation that wraps

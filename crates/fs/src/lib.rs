@@ -6,6 +6,7 @@
 
 mod dir_handles;
 mod fs;
+mod read_only;
 mod real;
 #[cfg(feature = "testing")]
 pub mod sim;
@@ -16,5 +17,6 @@ pub use fs::{
     FileKind, Fs, FsCounts, FsFile, FsLock, FsOp, LockAttempt, OpenMode, ensure_dir,
     is_out_of_space, read_file, read_up_to, read_whole, write_all_at,
 };
+pub use read_only::ReadOnlyFs;
 pub use real::RealFs;
 pub use stream::{SYNC_EVERY_BYTES, StreamReader, StreamWriter};

@@ -97,13 +97,7 @@ impl Fs for RealFs {
                 file.write_all(format!("process {}\n", std::process::id()).as_bytes())?;
                 Ok(LockAttempt::Held(Box::new(RealLock { _file: file })))
             }
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                (&file).take(200).read_to_string(&mut text)?;
-                let holder = text.trim();
-                let holder = if holder.is_empty() { "another process" } else { holder };
-                Ok(LockAttempt::InUse { holder: holder.to_owned() })
-            }
+            Err(TryLockError::WouldBlock) => Ok(LockAttempt::InUse { holder: holder_in(&file)? }),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
@@ -113,13 +107,31 @@ impl Fs for RealFs {
         let file = File::open(dir)?;
         match file.try_lock() {
             Ok(()) => Ok(LockAttempt::Held(Box::new(RealDirLock { file, path: dir.to_owned() }))),
-            Err(TryLockError::WouldBlock) => Ok(LockAttempt::InUse {
-                holder: "another process, whose lock file was removed".to_owned(),
-            }),
+            Err(TryLockError::WouldBlock) => {
+                Ok(LockAttempt::InUse { holder: HOLDER_WITHOUT_FILE.to_owned() })
+            }
             // Network file systems can lock only files.
             Err(TryLockError::Error(error)) if cannot_be_locked(&error) => {
                 Ok(LockAttempt::Held(Box::new(NoLock)))
             }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn lock_holder(&self, path: &Path) -> io::Result<Option<String>> {
+        self.counters.add(FsOp::Lock);
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match file.try_lock_shared() {
+            // Closing the file releases the lock.
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) if file.metadata()?.is_dir() => {
+                Ok(Some(HOLDER_WITHOUT_FILE.to_owned()))
+            }
+            Err(TryLockError::WouldBlock) => holder_in(&file).map(Some),
+            Err(TryLockError::Error(error)) if cannot_be_locked(&error) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
@@ -152,6 +164,17 @@ impl Fs for RealFs {
         }
         counts
     }
+}
+
+/// The holder of a lock on a directory, if its lock file does not name it.
+const HOLDER_WITHOUT_FILE: &str = "another process, whose lock file was removed";
+
+/// Returns the process that a locked lock file names.
+fn holder_in(file: &File) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(200).read_to_string(&mut text)?;
+    let holder = text.trim();
+    Ok(if holder.is_empty() { "another process" } else { holder }.to_owned())
 }
 
 /// The operating system releases the lock when the file is closed.
@@ -252,5 +275,23 @@ mod tests {
         assert!(matches!(fs.try_lock_dir(dir.path()).unwrap(), LockAttempt::InUse { .. }));
         let error = fs.try_lock_dir(&dir.path().join("missing")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_holder_of_a_lock_is_named_and_asking_neither_locks_nor_creates() {
+        let (fs, dir) = (RealFs::new(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("LOCK");
+        assert_eq!(fs.lock_holder(&path).unwrap(), None);
+        assert!(!path.exists());
+        let held = fs.try_lock(&path).unwrap();
+        let holder = fs.lock_holder(&path).unwrap();
+        assert_eq!(holder, Some(format!("process {}", std::process::id())));
+        drop(held);
+        assert_eq!(fs.lock_holder(&path).unwrap(), None);
+        assert!(matches!(fs.try_lock(&path).unwrap(), LockAttempt::Held(_)));
+        let held = fs.try_lock_dir(dir.path()).unwrap();
+        assert!(fs.lock_holder(dir.path()).unwrap().is_some());
+        drop(held);
+        assert_eq!(fs.lock_holder(dir.path()).unwrap(), None);
     }
 }

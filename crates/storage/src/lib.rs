@@ -23,11 +23,12 @@ pub use log::engine::{
     DirectoryLocks, LogDamage, LogReader, LogStats, LogStore, MetaStore, OpenRequest,
     OpenedStorage, RecoveredLog, RecoveryReport, Reservation, ScrubPlace, Scrubbed, StorageEngine,
 };
-pub use log::entry::{EntryHead, LogEntry};
+pub use log::entry::{EntryHead, LogEntry, SKIP_BYTES, decode_skip, encode_skip};
 pub use log::file_engine::FileStorageEngine;
 pub use log::frame::MAX_PAYLOAD_BYTES;
 pub use log::options::FileStorageOptions;
 pub use log::segment::Alignment;
+pub use log::survey;
 pub use membership::{
     Admission, ChangeError, ConfigId, Invitation, JoinAs, Leavers, Member, MemberChange,
     MemberRole, Membership, MembershipError, NewMember, VoterIntent, canonical_address,

@@ -50,6 +50,11 @@ impl FileMetaStore {
         file_name.ends_with(SUFFIX) && file_name.strip_suffix(SUFFIX) != Some(JOIN)
     }
 
+    /// Returns the record's name in a file name, if it is not one of the store's own records.
+    pub(crate) fn name_of_other(file_name: &str) -> Option<&str> {
+        file_name.strip_suffix(SUFFIX).filter(|name| ![IDENTITY, JOIN, LOG].contains(name))
+    }
+
     /// Returns the path of a record's second copy.
     pub(crate) fn copy_path(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}{SUFFIX}{COPY_SUFFIX}"))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ClusterArgs, duration};
+use super::{ClusterArgs, SnapshotVerb, duration};
 
 const DEV_HELP: &str = "\
 Examples:
@@ -59,6 +59,7 @@ Examples:
     d-engine snapshot                          # every node, one after the other
     d-engine snapshot --node 2
     d-engine snapshot --json --wait 2h
+    d-engine snapshot inspect snap-7-800.snap  # a file, without a node
 
 Nodes take snapshots automatically, as configured in `[snapshots]`. This command takes one at a \
 moment of your choice, for example before an upgrade. Reads and writes continue meanwhile. Exit \
@@ -67,8 +68,10 @@ none; the message says which and why, and nothing is lost. Ctrl-C stops waiting;
 continues its snapshot.";
 
 #[derive(Args, Debug)]
-#[command(after_help = SNAPSHOT_HELP)]
+#[command(after_help = SNAPSHOT_HELP, args_conflicts_with_subcommands = true)]
 pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    pub(crate) verb: Option<SnapshotVerb>,
     /// Only the node with this id.
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) node: Option<u64>,

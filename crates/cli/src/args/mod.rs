@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod consistency;
 mod import;
+mod inspect;
 mod key_value;
 mod member;
 mod serve;
@@ -19,6 +20,7 @@ pub(crate) use self::cluster::{
     DemoArgs, DevArgs, SkipEntryArgs, SnapshotArgs, StatusArgs, TransferArgs,
 };
 pub(crate) use self::import::{ImportArgs, InputFormat};
+pub(crate) use self::inspect::{DumpArgs, LogArgs, LogVerb, SnapshotInspectArgs, SnapshotVerb};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::member::{ChangeArgs, MemberArgs, MemberListArgs, MemberTask};
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
@@ -35,7 +37,7 @@ Exit codes:
        connection, the leadership or the time was lost after the request was sent
     5  cas: the key has another value or none; nothing was changed
     6  serve: the node was removed from its cluster; do not start it again on its directory
-  130  bench, demo, import, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
+  130  bench, demo, import, log, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
 
 /// A replicated, durable state machine: run a node, send requests to a cluster, or watch a
 /// failover.
@@ -69,8 +71,10 @@ pub(crate) enum Verb {
     Status(StatusArgs),
     /// Show the members of the cluster, and change them.
     Member(MemberArgs),
-    /// Make nodes take a snapshot now, so that they can purge their logs.
+    /// Make nodes take a snapshot now, so that they can purge their logs; or inspect a file of one.
     Snapshot(SnapshotArgs),
+    /// Show what is in the log of a data directory, also of one that refuses to start.
+    Log(LogArgs),
     /// Transfer leadership to another node.
     TransferLeader(TransferArgs),
     /// Skip an entry that halts the state machine of every node.

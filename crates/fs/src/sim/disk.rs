@@ -255,6 +255,10 @@ impl Disk {
         Ok(self.locks.insert(path.to_owned()))
     }
 
+    pub(super) fn is_locked(&self, path: &Path) -> bool {
+        self.locks.contains(path)
+    }
+
     pub(super) fn unlock(&mut self, path: &Path, boot: u64) {
         if boot == self.boot {
             self.locks.remove(path);

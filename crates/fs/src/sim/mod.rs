@@ -190,6 +190,13 @@ impl Fs for SimFs {
         self.try_lock(&dir.join("."))
     }
 
+    fn lock_holder(&self, path: &Path) -> io::Result<Option<String>> {
+        let mut disk = self.disk();
+        disk.begin(FsOp::Lock)?;
+        let is_locked = disk.is_locked(path) || disk.is_locked(&path.join("."));
+        Ok(is_locked.then(|| "another simulated process".to_owned()))
+    }
+
     fn kind(&self, path: &Path) -> io::Result<FileKind> {
         let mut disk = self.disk();
         disk.begin(FsOp::Kind)?;

@@ -5,32 +5,11 @@
 //! decision takes effect as soon as the deciding entry is committed and persisted. Until then,
 //! apply waits before an entry that a persisted decision names.
 
-use bytes::Bytes;
-use d_engine_core::{LogId, LogIndex, Term};
+use d_engine_core::{LogId, LogIndex};
+pub(crate) use d_engine_storage::{SKIP_BYTES, decode_skip as decode, encode_skip as encode};
 
 use crate::event::SkipResponder;
 use crate::{LeaderHint, SkipError};
-
-/// Payload bytes of an entry that skips another.
-pub(crate) const SKIP_BYTES: u32 = 16;
-
-/// Encodes the id of an entry as payload.
-pub(crate) fn encode(target: LogId) -> Bytes {
-    let mut bytes = [0; SKIP_BYTES as usize];
-    let (term, index) = bytes.split_at_mut(8);
-    term.copy_from_slice(&target.term.get().to_le_bytes());
-    index.copy_from_slice(&target.index.get().to_le_bytes());
-    Bytes::copy_from_slice(&bytes)
-}
-
-/// Decodes the entry that a payload names; `None` for a payload that no leader has written.
-pub(crate) fn decode(payload: &[u8]) -> Option<LogId> {
-    let (term, index) = payload.split_first_chunk::<8>()?;
-    let index: [u8; 8] = index.try_into().ok()?;
-    let (term, index) = (u64::from_le_bytes(*term), u64::from_le_bytes(index));
-    let in_range = term <= Term::MAX_ACCEPTED.get() && index <= LogIndex::MAX_ACCEPTED.get();
-    in_range.then(|| LogId::new(Term::new(term), LogIndex::new(index)))
-}
 
 /// A decision to skip an entry.
 pub(crate) struct Skip {
@@ -148,6 +127,8 @@ pub(crate) fn error(rejected: d_engine_core::Rejected, leader: Option<LeaderHint
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::mpsc;
+
+    use d_engine_core::Term;
 
     use super::*;
 

@@ -22,8 +22,8 @@ use crate::{
     RecoveredLog, Reservation, StorageEngine, StorageError,
 };
 
-const LOCK_FILE: &str = "LOCK";
-const LOG_DIR: &str = "log";
+pub(crate) const LOCK_FILE: &str = "LOCK";
+pub(crate) const LOG_DIR: &str = "log";
 
 /// The file-based [`StorageEngine`]: one data directory.
 ///
@@ -174,7 +174,7 @@ impl FileStorageEngine {
     }
 
     /// Refuses a directory that has a log or records but no identity: it is not an empty one.
-    fn refuse_orphans(&self, path: PathBuf) -> Result<(), StorageError> {
+    pub(crate) fn refuse_orphans(&self, path: PathBuf) -> Result<(), StorageError> {
         let segments = self.list_or_empty(&self.log_dir())?;
         let segments = segments.iter().filter(|name| number_of(name).is_some()).count();
         let records = self.list_or_empty(&self.dir)?;
@@ -328,7 +328,7 @@ impl StorageEngine for FileStorageEngine {
 }
 
 /// The incarnation under which a directory is reserved, if it is.
-fn reserved(meta: &FileMetaStore) -> Result<Option<Incarnation>, StorageError> {
+pub(crate) fn reserved(meta: &FileMetaStore) -> Result<Option<Incarnation>, StorageError> {
     let Some(stored) = meta.read(meta_store::JOIN)? else { return Ok(None) };
     let incarnation = <[u8; 16]>::try_from(&stored[..]).map(Incarnation);
     incarnation.map(Some).map_err(|_| StorageError::DamagedFile {

@@ -27,7 +27,7 @@ use crate::log::segment_name::{file_name, number_of};
 use crate::{Identity, LogEntry, RecoveryReport, StorageError};
 use group::Gap;
 
-pub(crate) use behind::{not_covered, recover_behind};
+pub(crate) use behind::{PLACES_MAX, not_covered, recover_behind};
 pub(crate) use group::RecoveredGroup;
 
 /// The result of reading all segments.
@@ -347,6 +347,6 @@ impl<'a> Scan<'a> {
     }
 }
 
-fn damaged(number: u64, offset: u64, what: &str) -> StorageError {
+pub(crate) fn damaged(number: u64, offset: u64, what: &str) -> StorageError {
     StorageError::Damaged { segment: file_name(number), offset, what: what.to_owned() }
 }

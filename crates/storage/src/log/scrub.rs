@@ -6,19 +6,17 @@
 
 use std::io::ErrorKind;
 
-use bytes::Bytes;
 use d_engine_core::{GroupId, LogIndex};
 
 use crate::StorageError;
-use crate::fs::{FsFile, read_up_to};
+use crate::fs::FsFile;
 use crate::log::engine::{LogDamage, ScrubPlace, Scrubbed};
-use crate::log::frame::{Fault, GROUP_HEADER_LEN, GroupHeader, Position, decode_body};
+use crate::log::frame::Position;
+use crate::log::group_reader::{is_bad_sector, read_bytes, read_group};
 use crate::log::index::{FileLogReader, LogMap};
 use crate::log::latch::room_error;
-use crate::log::segment::{Alignment, SegmentHeader, is_zero};
+use crate::log::segment::{Alignment, SegmentHeader};
 use crate::log::segment_name::file_name;
-
-const EIO: i32 = 5;
 
 /// A segment, as the writer knows it.
 struct Part {
@@ -41,8 +39,7 @@ impl FileLogReader {
         let behind = Some(ScrubPlace(Position { segment: part.number + 1, offset: 0 }));
         let after = if from.0.segment == part.number { from.0.offset } else { 0 };
         let looked = match self.look_at_group(&part, after) {
-            // A sector that cannot be read is damage like one with other content.
-            Err(StorageError::Io { source, .. }) if source.raw_os_error() == Some(EIO) => {
+            Err(StorageError::Io { source, .. }) if is_bad_sector(&source) => {
                 Err((after, "it cannot be read"))
             }
             looked => looked?,
@@ -93,54 +90,21 @@ impl FileLogReader {
         part: &Part,
         after: u64,
     ) -> Result<Result<(u64, u64), (u64, &'static str)>, StorageError> {
-        let read = |offset: u64, len: usize| {
-            let mut content = vec![0; len];
-            let read = read_up_to(&*part.file, offset, &mut content)
-                .map_err(room_error("read", &self.files.path(part.number)))?;
-            content.truncate(read);
-            Ok::<_, StorageError>(Bytes::from(content))
-        };
-        let block = read(0, Alignment::Page.bytes())?;
+        let read_error = |error| room_error("read", &self.files.path(part.number))(error);
+        let block = read_bytes(&*part.file, 0, Alignment::Page.bytes()).map_err(read_error)?;
         let segment = match SegmentHeader::decode(&block) {
             Ok(segment) if segment.number == part.number => segment,
             Ok(_) => return Ok(Err((0, "the segment has the header of another segment"))),
             Err(_) => return Ok(Err((0, "the segment's header does not verify"))),
         };
-        let alignment = segment.alignment.bytes() as u64;
-        let at = after.max(part.begin).max(alignment);
+        let at = after.max(part.begin).max(segment.alignment.bytes() as u64);
         if at >= part.end {
             return Ok(Ok((0, at)));
         }
-        let damaged = |what| Ok(Err((at, what)));
-        let (header, checksum) = match GroupHeader::decode(&read(at, GROUP_HEADER_LEN)?) {
-            Ok(decoded) => decoded,
-            Err(Fault::Invalid(what) | Fault::Impossible(what)) => return damaged(what),
-            Err(Fault::Version(_)) => {
-                return damaged("the group has another version than its segment");
-            }
-        };
-        let here = Position { segment: part.number, offset: at };
-        if header.at != here || header.incarnation != segment.incarnation {
-            return damaged("the group belongs to another place or directory");
-        }
-        let len = GROUP_HEADER_LEN as u64 + u64::from(header.body_len);
-        let end = (at + len).next_multiple_of(alignment);
-        if end > part.end {
-            return damaged("the group is longer than its segment");
-        }
-        let body_end = header.body_len as usize;
-        let body = read(at + GROUP_HEADER_LEN as u64, (end - at) as usize - GROUP_HEADER_LEN)?;
-        if body.len() < body_end {
-            return damaged("the file is cut off");
-        }
-        if !is_zero(body.get(body_end..).unwrap_or_default()) {
-            return damaged("the padding after the group is not zero");
-        }
-        match decode_body(&header, checksum, &body.slice(..body_end)) {
-            Ok(_) => Ok(Ok((end - at, end))),
-            Err(Fault::Invalid(what) | Fault::Impossible(what)) => damaged(what),
-            Err(Fault::Version(_)) => damaged("a record has another version than its segment"),
-        }
+        Ok(match read_group(&*part.file, &segment, at, part.end).map_err(read_error)? {
+            Ok(group) => Ok((group.end - at, group.end)),
+            Err(bad) => Err((at, bad.what)),
+        })
     }
 }
 

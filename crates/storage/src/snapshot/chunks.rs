@@ -101,6 +101,27 @@ impl<'a> Chunks<'a> {
         Ok(Some(Chunk { stored: &self.buffer, content }))
     }
 
+    /// Moves past a chunk that does not verify. Returns whether the place of the next one is known:
+    /// a chunk that is compressed says itself how long it is, if its frame was read.
+    pub(super) fn skip(&mut self, is_read: bool) -> bool {
+        let expected = self.chunk_bytes.min(self.left);
+        let announced = Decoder(&self.buffer).u32().map(u64::from).filter(|_| is_read);
+        let stored = match self.compression {
+            Compression::None => Some(expected),
+            Compression::Zstd => announced.filter(|stored| (1..=expected).contains(stored)),
+        };
+        let Some(stored) = stored else { return false };
+        self.left -= expected;
+        self.number += 1;
+        self.offset += CHUNK_FRAME_LEN as u64 + stored;
+        true
+    }
+
+    /// Returns the number of the next chunk.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Reads a chunk of at most `most` bytes into the buffer and compares its checksum. Returns its
     /// stored length.
     fn read_frame(&mut self, most: u64) -> Result<u32, SnapshotError> {

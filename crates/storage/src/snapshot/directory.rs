@@ -78,7 +78,7 @@ impl Inner {
     }
 
     pub(super) fn name_of(&self, last_included: LogId, suffix: &str) -> String {
-        format!("{PREFIX}{}-{}{suffix}", last_included.term, last_included.index)
+        name_with(last_included, suffix)
     }
 
     pub(super) fn path_of(&self, last_included: LogId) -> PathBuf {
@@ -242,6 +242,25 @@ impl Inner {
         list.insert(at, info.clone());
         info
     }
+}
+
+fn name_with(last_included: LogId, suffix: &str) -> String {
+    format!("{PREFIX}{}-{}{suffix}", last_included.term, last_included.index)
+}
+
+/// The name of the directory of snapshots inside of a node's data directory.
+pub const SNAPSHOT_DIR: &str = "snapshots";
+
+/// Returns the name of the finished archive with this last included entry.
+#[must_use]
+pub fn archive_name(last_included: LogId) -> String {
+    name_with(last_included, SUFFIX)
+}
+
+/// Whether a file name is that of a finished archive.
+#[must_use]
+pub fn is_archive(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
 /// Whether both names of state machines are known and differ.

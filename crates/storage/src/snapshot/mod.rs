@@ -25,10 +25,12 @@ mod pack;
 mod prune;
 mod receive;
 mod store;
+mod survey;
 mod unpack;
 
 pub use crate::fs::tree::TreeFile as SnapshotFile;
 pub use archive::{Piece, SnapshotArchive};
+pub use directory::{SNAPSHOT_DIR, archive_name, is_archive};
 pub use error::SnapshotError;
 pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotHeader};
 pub use hold::Hold;
@@ -38,3 +40,4 @@ pub use pace::{FullSpeed, Pace};
 pub use pack::Staging;
 pub use receive::Receiver;
 pub use store::SnapshotStore;
+pub use survey::{ChunkDamage, SnapshotContent, SnapshotSurvey};

@@ -3,16 +3,13 @@
 use std::path::PathBuf;
 
 use d_engine_core::{GroupId, LogId};
-use d_engine_storage::snapshot::{FullSpeed, SnapshotOptions, SnapshotStore};
+use d_engine_storage::snapshot::{FullSpeed, SNAPSHOT_DIR, SnapshotOptions, SnapshotStore};
 use d_engine_storage::{ClusterId, Identity, OpenRequest, OpenedStorage, RecoveryReport};
 
 use super::Node;
 use super::membership::Owner;
 use crate::StartError;
 use crate::node::entropy;
-
-/// The directory of the snapshots, in the data directory.
-const SNAPSHOT_DIR: &str = "snapshots";
 
 impl Node {
     /// Opens the data directory, on a thread for blocking work: recovery reads the whole log.

@@ -20,7 +20,7 @@ use crate::log::segment::SegmentHeader;
 use crate::log::segment_name::number_of;
 
 /// The most damaged places that are skipped. With more of them the disk must not be trusted.
-const PLACES_MAX: usize = 64;
+pub(crate) const PLACES_MAX: usize = 64;
 
 /// Reads a log again in which `damage` was found, beginning after a whole snapshot up to `covered`.
 /// Also returns the record that `log.meta` must hold before any other change. Changes nothing
