@@ -10,6 +10,7 @@
 
 mod args;
 mod bench;
+mod blocking;
 mod cluster;
 mod demo;
 mod descriptors;
@@ -24,6 +25,7 @@ mod member;
 mod output;
 mod place;
 mod progress;
+mod restore;
 mod scan;
 mod serve;
 mod signals;
@@ -80,6 +82,7 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Member(args) => member::member(args).await,
         Verb::Snapshot(args) => snapshot::snapshot(args).await,
         Verb::Log(args) => inspect::log(args).await,
+        Verb::Restore(args) => restore::restore(args).await,
         Verb::SkipEntry(args) => skip_entry::skip_entry(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,
         Verb::Bench(args) => bench::bench(*args).await,

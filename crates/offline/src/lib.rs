@@ -6,8 +6,10 @@
 //! `docs/file-format.md` draws every byte.
 //!
 //! [`inspect`] reads a directory and changes nothing, also one that a node refuses to open.
+//! [`restore`] makes the directory of a new cluster from a snapshot file.
 
 pub mod inspect;
+pub mod restore;
 
 /// The file system of the machine, and the trait that the tools reach every file through.
 pub use d_engine_fs::{Fs, RealFs};

@@ -1,6 +1,5 @@
 //! The configuration of a node, in code or in a TOML file. It is checked before anything is opened.
 
-mod address;
 mod check;
 mod error;
 mod fields;
@@ -248,7 +247,7 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
 
 /// Whether others can dial this address: it is no wildcard, and names a port.
 pub(crate) fn can_be_dialled(address: &str) -> bool {
-    address::Address::parse(address).is_some_and(|it| it.port != 0 && !it.is_wildcard())
+    d_engine_storage::address::can_be_dialled(address)
 }
 
 /// The peer address of a node for which none is configured.
@@ -353,7 +352,7 @@ impl Config {
         };
         let mut addresses = founded.members().iter().map(|member| &member.peer_addr);
         // A node without an address may be given one later, which need not be on loopback.
-        let is_local = addresses.all(|address| address::is_loopback(address));
+        let is_local = addresses.all(|address| d_engine_storage::address::is_loopback(address));
         Ok(founded.with_admission(match self.admission {
             Some(Admission::Open) => Stored::Open,
             None if is_local => Stored::Open,

@@ -4,6 +4,7 @@
 //! Start at [`StorageEngine`]: it opens a data directory and hands out a [`LogStore`] and a
 //! [`MetaStore`]. `docs/file-format.md` draws every byte.
 
+pub mod address;
 mod error;
 mod identity;
 mod log;

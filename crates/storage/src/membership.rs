@@ -210,6 +210,19 @@ impl Membership {
         Self { last_node, members, ..Self::default() }.checked()
     }
 
+    /// The membership of a new cluster that goes on from this one with `member` alone, as a leader
+    /// of `term` would have written it. Ids that were given are not given again, and nobody is
+    /// invited.
+    ///
+    /// # Errors
+    /// See [`MembershipError`]; correct the member.
+    pub fn continued_by(&self, member: Member, term: u64) -> Result<Self, MembershipError> {
+        let id = ConfigId { term, version: self.id.version.saturating_add(1) };
+        let founded = Self::new([member])?;
+        let last_node = self.last_node.max(founded.last_node);
+        Ok(Self { id, last_node, admission: self.admission, ..founded })
+    }
+
     /// The membership without members, which a node has until it has joined a cluster.
     #[must_use]
     pub fn nobody() -> Self {

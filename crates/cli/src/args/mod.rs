@@ -7,6 +7,7 @@ mod import;
 mod inspect;
 mod key_value;
 mod member;
+mod restore;
 mod serve;
 mod units;
 
@@ -23,6 +24,7 @@ pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::inspect::{DumpArgs, LogArgs, LogVerb, SnapshotInspectArgs, SnapshotVerb};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::member::{ChangeArgs, MemberArgs, MemberListArgs, MemberTask};
+pub(crate) use self::restore::RestoreArgs;
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
 use self::units::duration;
 
@@ -37,7 +39,7 @@ Exit codes:
        connection, the leadership or the time was lost after the request was sent
     5  cas: the key has another value or none; nothing was changed
     6  serve: the node was removed from its cluster; do not start it again on its directory
-  130  bench, demo, import, log, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
+  130  bench, demo, import, log, restore, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
 
 /// A replicated, durable state machine: run a node, send requests to a cluster, or watch a
 /// failover.
@@ -75,6 +77,8 @@ pub(crate) enum Verb {
     Snapshot(SnapshotArgs),
     /// Show what is in the log of a data directory, also of one that refuses to start.
     Log(LogArgs),
+    /// Make a new cluster of one node from a snapshot file.
+    Restore(RestoreArgs),
     /// Transfer leadership to another node.
     TransferLeader(TransferArgs),
     /// Skip an entry that halts the state machine of every node.

@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use super::out::Out;
 use super::report::{ChunkReport, IdReport, MembersReport, digits, time};
-use super::{Reading, Stop, failure, text};
+use super::{failure, text};
 use crate::args::SnapshotInspectArgs;
+use crate::blocking::{Reading, Stop};
 use crate::exit::{Exit, Failure};
 
 /// A snapshot file.

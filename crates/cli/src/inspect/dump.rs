@@ -10,8 +10,9 @@ use d_engine_offline::inspect::{
 
 use super::out::Out;
 use super::report::{DamageLine, DamageReport, DirectoryLine, DirectoryReport, EntryReport};
-use super::{Reading, Stop, failure, text};
+use super::{failure, text};
 use crate::args::DumpArgs;
+use crate::blocking::{Reading, Stop};
 use crate::exit::{Failure, note};
 
 /// Prints the log of a directory.

@@ -48,26 +48,51 @@ enum Node {
 }
 
 /// One change of names, atomic in a crash.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Change {
     remove: Option<PathBuf>,
     add: Option<(PathBuf, Node)>,
+    /// A directory is renamed, and with it everything below.
+    moves: Option<(PathBuf, PathBuf)>,
 }
 
 impl Change {
     fn is_in(&self, dir: &Path) -> bool {
         let removed = self.remove.as_deref();
         let added = self.add.as_ref().map(|(path, _)| path.as_path());
-        removed.into_iter().chain(added).any(|path| parent_of(path) == dir)
+        let moved = self.moves.iter().flat_map(|(from, to)| [from.as_path(), to.as_path()]);
+        removed.into_iter().chain(added).chain(moved).any(|path| parent_of(path) == dir)
     }
 
     fn apply(self, names: &mut Names) {
+        if let Some((from, to)) = self.moves {
+            move_below(names, &from, &to);
+        }
         if let Some(path) = self.remove {
             names.remove(&path);
         }
         if let Some((path, node)) = self.add {
             names.insert(path, node);
         }
+    }
+}
+
+/// Moves the directory `from` and everything below it to `to`.
+fn move_below(names: &mut Names, from: &Path, to: &Path) {
+    let below: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+    for path in below {
+        if let Some(node) = names.remove(&path) {
+            names.insert(moved(&path, from, to), node);
+        }
+    }
+}
+
+/// The path after the directory `from` was renamed to `to`.
+fn moved(path: &Path, from: &Path, to: &Path) -> PathBuf {
+    match path.strip_prefix(from) {
+        Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
+        Ok(rest) => to.join(rest),
+        Err(_) => path.to_owned(),
     }
 }
 
@@ -133,7 +158,15 @@ impl Disk {
         let changed: BTreeSet<&Path> = self
             .changes
             .iter()
-            .flat_map(|change| [change.remove.as_deref(), change.add.as_ref().map(|it| &*it.0)])
+            .flat_map(|change| {
+                let moves = change.moves.as_ref();
+                [
+                    change.remove.as_deref(),
+                    change.add.as_ref().map(|it| &*it.0),
+                    moves.map(|it| &*it.0),
+                    moves.map(|it| &*it.1),
+                ]
+            })
             .flatten()
             .collect();
         let is_at_stake = |path: &Path| path.ancestors().any(|path| changed.contains(path));
@@ -165,7 +198,7 @@ impl Disk {
             return Err(ErrorKind::AlreadyExists.into());
         }
         self.check_dir(parent_of(path))?;
-        self.change(Change { remove: None, add: Some((path.to_owned(), Node::Dir)) });
+        self.change(Change { add: Some((path.to_owned(), Node::Dir)), ..Change::default() });
         Ok(())
     }
 
@@ -184,10 +217,8 @@ impl Disk {
                 self.check_dir(parent_of(path))?;
                 self.room_for_file()?;
                 let number = self.add_inode(Inode::default());
-                self.change(Change {
-                    remove: None,
-                    add: Some((path.to_owned(), Node::File(number))),
-                });
+                let add = Some((path.to_owned(), Node::File(number)));
+                self.change(Change { add, ..Change::default() });
                 number
             }
         };
@@ -199,7 +230,34 @@ impl Disk {
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let node = *self.seen.get(from).ok_or(ErrorKind::NotFound)?;
         self.check_dir(parent_of(to))?;
-        self.change(Change { remove: Some(from.to_owned()), add: Some((to.to_owned(), node)) });
+        if node == Node::Dir {
+            return self.rename_dir(from, to);
+        }
+        let (remove, add) = (Some(from.to_owned()), Some((to.to_owned(), node)));
+        self.change(Change { remove, add, moves: None });
+        Ok(())
+    }
+
+    /// Changes below the directory that are not durable yet become part of it under its new name: a
+    /// crash that loses the rename loses them too.
+    fn rename_dir(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.seen.contains_key(to) || to.starts_with(from) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        for change in &mut self.changes {
+            if let Some(path) = &mut change.remove {
+                *path = moved(path, from, to);
+            }
+            if let Some((path, _)) = &mut change.add
+                && path != from
+            {
+                *path = moved(path, from, to);
+            }
+        }
+        move_below(&mut self.seen, from, to);
+        self.locks = self.locks.iter().map(|path| moved(path, from, to)).collect();
+        let moves = Some((from.to_owned(), to.to_owned()));
+        self.changes.push(Change { moves, ..Change::default() });
         Ok(())
     }
 
@@ -207,7 +265,7 @@ impl Disk {
         if !matches!(self.seen.get(path), Some(Node::File(_))) {
             return Err(ErrorKind::NotFound.into());
         }
-        self.change(Change { remove: Some(path.to_owned()), add: None });
+        self.change(Change { remove: Some(path.to_owned()), ..Change::default() });
         Ok(())
     }
 
@@ -226,7 +284,7 @@ impl Disk {
         let below: Vec<PathBuf> =
             self.seen.keys().filter(|path| path.starts_with(dir)).cloned().collect();
         for path in below.into_iter().rev() {
-            self.change(Change { remove: Some(path), add: None });
+            self.change(Change { remove: Some(path), ..Change::default() });
         }
         Ok(())
     }

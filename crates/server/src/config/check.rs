@@ -6,7 +6,6 @@ use std::ops::RangeInclusive;
 use d_engine_storage::ClusterId;
 use d_engine_wire::MAX_ENTRY_DATA_BYTES;
 
-use super::address::Address;
 use super::{Config, ConfigError, JoinRole};
 
 /// The shortest election timeout is at least this many heartbeat intervals.

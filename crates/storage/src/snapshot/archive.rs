@@ -7,7 +7,7 @@ use bytes::Bytes;
 use d_engine_core::LogId;
 use sha2::{Digest, Sha256};
 
-use super::chunks::{CHUNK_FRAME_LEN, Chunks, TRAILER_LEN, Trailer};
+use super::chunks::{CHUNK_FRAME_LEN, Chunk, Chunks, TRAILER_LEN, Trailer};
 use super::error::{damaged, hex, io_error};
 use super::header::PRELUDE_LEN;
 use super::pace::keep_pace;
@@ -37,6 +37,16 @@ pub struct Piece {
 }
 
 impl SnapshotArchive {
+    /// Opens the archive at `path`, whoever it belongs to, and verifies its header and trailer. For
+    /// a file outside a node's directory, such as a backup; a node's own ones are opened by
+    /// [`super::SnapshotStore::open_archive`].
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`], [`SnapshotError::UnsupportedFormat`], or an I/O error.
+    pub fn open_file(fs: &dyn Fs, path: &Path) -> Result<Self, SnapshotError> {
+        Self::open(fs, path)
+    }
+
     pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Self, SnapshotError> {
         let file = fs.open(path, OpenMode::ReadOnly).map_err(io_error("open", path))?;
         Self::of(file, path)
@@ -120,19 +130,19 @@ impl SnapshotArchive {
         self.check(pace, &mut |_| Ok(()))
     }
 
-    /// As [`Self::verify`], and passes the verified content to `sink`, chunk by chunk. The whole
-    /// content may be relied upon only once this has returned.
+    /// As [`Self::verify`], and passes the verified chunks to `sink`. They may be relied upon as a
+    /// whole only once this has returned.
     pub(super) fn check(
         &self,
         pace: &mut dyn Pace,
-        sink: &mut dyn FnMut(&[u8]) -> Result<(), SnapshotError>,
+        sink: &mut dyn FnMut(&Chunk<'_>) -> Result<(), SnapshotError>,
     ) -> Result<(), SnapshotError> {
         let mut hash = Sha256::new();
         hash.update(&self.header_bytes);
         let mut chunks = Chunks::new(&*self.file, &self.path, &self.header, &self.header_bytes);
         while let Some(chunk) = chunks.next()? {
             hash.update(chunk.stored);
-            sink(chunk.content)?;
+            sink(&chunk)?;
             keep_pace(pace, chunk.stored.len() as u64)?;
         }
         let found: [u8; 32] = hash.finalize().into();

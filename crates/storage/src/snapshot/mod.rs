@@ -24,6 +24,7 @@ mod pace;
 mod pack;
 mod prune;
 mod receive;
+mod repack;
 mod store;
 mod survey;
 mod unpack;

@@ -87,21 +87,7 @@ impl Inner {
         encoded: &Bytes,
         pace: &mut dyn Pace,
     ) -> Result<(), SnapshotError> {
-        let mut writer = Writer {
-            file: self.create_temporary(path)?,
-            path,
-            offset: 0,
-            synced: 0,
-            sync_bytes: self.options.sync_bytes,
-            hash: Sha256::new(),
-            header_checksum: checksum_of_header(encoded),
-            number: 0,
-            compression: header.compression,
-            buffer: vec![0; CHUNK_FRAME_LEN],
-            full: CHUNK_FRAME_LEN + header.chunk_bytes as usize,
-            pace,
-        };
-        writer.put(encoded)?;
+        let mut writer = self.writer(path, header, encoded, pace)?;
         let mut content = TreeHash::default();
         for file in &header.files {
             content.begin_file(file);
@@ -121,6 +107,32 @@ impl Inner {
         writer.finish()
     }
 
+    /// Begins the archive in the new file at `path` with its header.
+    pub(super) fn writer<'a>(
+        &self,
+        path: &'a Path,
+        header: &SnapshotHeader,
+        encoded: &Bytes,
+        pace: &'a mut dyn Pace,
+    ) -> Result<Writer<'a>, SnapshotError> {
+        let mut writer = Writer {
+            file: self.create_temporary(path)?,
+            path,
+            offset: 0,
+            synced: 0,
+            sync_bytes: self.options.sync_bytes,
+            hash: Sha256::new(),
+            header_checksum: checksum_of_header(encoded),
+            number: 0,
+            compression: header.compression,
+            buffer: vec![0; CHUNK_FRAME_LEN],
+            full: CHUNK_FRAME_LEN + header.chunk_bytes as usize,
+            pace,
+        };
+        writer.put(encoded)?;
+        Ok(writer)
+    }
+
     /// Creates the temporary file. One that a crash has left must not become part of it (FAULTS row
     /// 35).
     fn create_temporary(&self, path: &Path) -> Result<Arc<dyn FsFile>, SnapshotError> {
@@ -131,7 +143,8 @@ impl Inner {
     }
 }
 
-struct Writer<'a> {
+/// Writes an archive.
+pub(super) struct Writer<'a> {
     file: Arc<dyn FsFile>,
     path: &'a Path,
     offset: u64,
@@ -172,14 +185,34 @@ impl Writer<'_> {
             chunk.truncate(CHUNK_FRAME_LEN);
             chunk.extend_from_slice(&shorter);
         }
+        self.seal(&mut chunk);
+        self.put(&chunk)?;
+        keep_pace(self.pace, length)?;
+        self.number += 1;
+        chunk.truncate(CHUNK_FRAME_LEN);
+        self.buffer = chunk;
+        Ok(())
+    }
+
+    /// Writes the frame of the next chunk: the length of its content and their checksum.
+    fn seal(&self, chunk: &mut [u8]) {
         if let Some((frame, content)) = chunk.split_at_mut_checked(CHUNK_FRAME_LEN) {
             let checksum = chunk_checksum(self.header_checksum, self.number, content);
             let (length, sum) = frame.split_at_mut(4);
             length.copy_from_slice(&(content.len() as u32).to_le_bytes());
             sum.copy_from_slice(&checksum.to_le_bytes());
         }
+    }
+
+    /// Adds a chunk of another archive as it is stored there, with its frame. Its checksum is made
+    /// anew.
+    pub(super) fn put_stored(&mut self, stored: &[u8]) -> Result<(), SnapshotError> {
+        let mut chunk = std::mem::take(&mut self.buffer);
+        chunk.clear();
+        chunk.extend_from_slice(stored);
+        self.seal(&mut chunk);
         self.put(&chunk)?;
-        keep_pace(self.pace, length)?;
+        keep_pace(self.pace, chunk.len() as u64)?;
         self.number += 1;
         chunk.truncate(CHUNK_FRAME_LEN);
         self.buffer = chunk;
@@ -220,7 +253,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<(), SnapshotError> {
+    pub(super) fn finish(mut self) -> Result<(), SnapshotError> {
         if self.buffer.len() > CHUNK_FRAME_LEN {
             self.put_chunk()?;
         }

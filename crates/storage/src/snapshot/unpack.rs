@@ -50,7 +50,7 @@ impl SnapshotArchive {
         let mut files = self.header().files.iter();
         target.next_file(&mut files)?;
         self.check(pace, &mut |chunk| {
-            let mut rest = chunk;
+            let mut rest = chunk.content;
             while !rest.is_empty() {
                 rest = target.write(rest)?;
                 if !rest.is_empty() {

@@ -1,17 +1,26 @@
-//! Addresses in a config: `host:port`.
+//! Addresses at which nodes listen and are reached: `host:port`.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 /// A parsed `host:port`.
-pub(super) struct Address<'a> {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Address<'a> {
     /// A name, an IPv4 address, or an IPv6 address without its brackets.
-    pub(super) host: &'a str,
+    pub host: &'a str,
     /// The port; 0 means any free one.
-    pub(super) port: u16,
+    pub port: u16,
+}
+
+/// Whether others can dial the address: it has a form that is understood, a port, and no wildcard.
+/// No name is looked up.
+#[must_use]
+pub fn can_be_dialled(address: &str) -> bool {
+    Address::parse(address).is_some_and(|it| it.port != 0 && !it.is_wildcard())
 }
 
 /// Whether only nodes of this machine reach the address.
-pub(super) fn is_loopback(address: &str) -> bool {
+#[must_use]
+pub fn is_loopback(address: &str) -> bool {
     Address::parse(address).is_some_and(|address| {
         address.host.eq_ignore_ascii_case("localhost")
             || address.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
@@ -20,7 +29,8 @@ pub(super) fn is_loopback(address: &str) -> bool {
 
 impl<'a> Address<'a> {
     /// Parses `host:port`, `1.2.3.4:port` or `[v6]:port`, without a DNS lookup.
-    pub(super) fn parse(text: &'a str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
@@ -37,7 +47,8 @@ impl<'a> Address<'a> {
 
     /// Whether the host is "every interface" (0.0.0.0 or ::): valid for listening, not for
     /// dialling.
-    pub(super) fn is_wildcard(&self) -> bool {
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
         self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified())
     }
 }

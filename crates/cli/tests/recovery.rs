@@ -1,0 +1,16 @@
+//! The page `docs/recovery.md`, run as it is written.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/shown.rs"]
+mod shown;
+#[path = "support/story.rs"]
+mod story;
+mod support;
+
+use story::Story;
+
+#[test]
+fn a_snapshot_file_becomes_a_cluster_as_the_page_says() {
+    let story = Story::of("docs/recovery.md", 12);
+    assert_eq!(story.nodes.len(), 2);
+}

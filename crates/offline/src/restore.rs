@@ -1,0 +1,342 @@
+//! Makes the data directory of a new cluster of one node from a snapshot file, for example a backup.
+//! Further nodes join it and fetch the data by themselves.
+//!
+//! The new cluster has an id of its own, so no node, snapshot or segment of the old one is ever
+//! taken for a part of it. The last included entry keeps its index, because a state machine's files
+//! carry it, and the term rises by [`TERMS_ABOVE`]: a term and an index that a client has seen do not
+//! come again, whatever the old cluster has written after the snapshot.
+//!
+//! The directory is built beside its target, under the name with [`UNFINISHED_SUFFIX`], and renamed
+//! when it is complete. After a crash the target is still missing; the next run begins anew.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use d_engine_core::{HardState, LogSuffix, Term};
+pub use d_engine_core::{LogId, NodeId};
+use d_engine_fs::{FileKind, Fs, LockAttempt, ensure_dir};
+use d_engine_storage::snapshot::{
+    SNAPSHOT_DIR, SnapshotArchive, SnapshotError, SnapshotOptions, SnapshotStore,
+};
+pub use d_engine_storage::{Admission, ClusterId};
+use d_engine_storage::{
+    FileStorageEngine, FileStorageOptions, Incarnation, Member, MemberRole, Membership,
+    MembershipError, OpenRequest, StorageEngine, StorageError, address,
+};
+
+/// How far the term rises.
+pub const TERMS_ABOVE: u64 = 1_000_000;
+/// What the name of the directory ends with while it is built.
+pub const UNFINISHED_SUFFIX: &str = ".restoring";
+const LOCK_NAME: &str = "restore.lock";
+/// Space for the first segment of the log and the small files.
+const LOG_BYTES: u64 = 16 << 20;
+
+/// What to restore, and where.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The snapshot file: a backup, or a file from the `snapshots` directory of a node.
+    pub file: PathBuf,
+    /// The data directory to make. It must not exist or must be empty.
+    pub data_dir: PathBuf,
+    /// The id of the node in the new cluster.
+    pub node: NodeId,
+    /// The address at which other nodes will reach the node, as `host:port`; empty if none will.
+    pub peer_addr: String,
+    /// The address at which clients will reach the node, as `host:port`; empty if none will.
+    pub client_addr: String,
+}
+
+/// What was restored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// The id of the new cluster.
+    pub cluster: ClusterId,
+    /// The cluster from which the snapshot is.
+    pub from: ClusterId,
+    /// The last entry whose effect is in the state.
+    pub last_included: LogId,
+    /// Log time of that entry, in UNIX milliseconds. Log time continues from here.
+    pub time_ms: u64,
+    /// The name of the state machine; empty if unknown.
+    pub machine: String,
+    /// The members of the new cluster: the node.
+    pub membership: Membership,
+    /// Length of the snapshot file in bytes.
+    pub bytes: u64,
+}
+
+/// Why nothing was restored. The target is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The snapshot is damaged, cannot be read, or does not fit on the disk. Use another one, or
+    /// make space.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The log of the new directory cannot be written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The member cannot be one. Correct its id or its addresses.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// There is something at the target. Name a directory that does not exist, or move it away.
+    #[error("{path} {what}; nothing is overwritten: name a directory that does not exist")]
+    Occupied {
+        /// The target.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// Another process restores into the same target. Wait for it, or stop it.
+    #[error("another process ({holder}) restores into {path}; wait for it, or stop it")]
+    InUse {
+        /// The target.
+        path: PathBuf,
+        /// The process, as far as the lock names it.
+        holder: String,
+    },
+    /// Nobody can be reached at this address. Write it as `host:port`, without a wildcard.
+    #[error(
+        "nobody can be reached at {0:?}; write the address at which others will reach the node, as \
+         host:port"
+    )]
+    Address(String),
+    /// There is too little space. Make space, or name a target on another disk.
+    #[error(
+        "the disk of {path} has {free} bytes free, and {needed} are needed; make space, or name a \
+         target on another disk"
+    )]
+    NoSpace {
+        /// The directory that was checked.
+        path: PathBuf,
+        /// Free bytes.
+        free: u64,
+        /// Needed bytes.
+        needed: u64,
+    },
+    /// The file system failed.
+    #[error("failed to {operation} {path}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The failure.
+        source: std::io::Error,
+    },
+    /// The system gives no random numbers.
+    #[error("no random number can be drawn for the new cluster: {0}")]
+    Entropy(String),
+    /// The caller's progress function has ended the work.
+    #[error("the restore was stopped before it was done; nothing was restored")]
+    Stopped,
+}
+
+/// Restores a snapshot file into a new directory, for a new cluster of one node. Everything is
+/// durable when the call returns. `progress` receives the bytes that were copied since its last
+/// call, and may end the work. Blocks; needs no runtime and no state machine.
+///
+/// A state machine with files of its own outside the data directory must be empty, or must not have
+/// been bound to a directory yet: otherwise the node does not start.
+///
+/// # Errors
+/// See [`RestoreError`]. The target is not touched before everything is complete.
+pub fn restore(
+    fs: &Arc<dyn Fs>,
+    request: &RestoreRequest,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Restored, RestoreError> {
+    for address in [&request.peer_addr, &request.client_addr] {
+        if !address.is_empty() && !address::can_be_dialled(address) {
+            return Err(RestoreError::Address(address.clone()));
+        }
+    }
+    let target = Target::of(&**fs, &request.data_dir)?;
+    let source = SnapshotArchive::open_file(&**fs, &request.file)?;
+    target.check_space(source.len().saturating_add(LOG_BYTES))?;
+    let lock = target.begin()?;
+    let built = build(fs, &target.unfinished, &source, request, progress);
+    drop(lock);
+    let restored = built.and_then(|restored| target.finish().map(|()| restored));
+    if restored.is_err() {
+        // If it cannot be removed now, the next run removes it.
+        fs.remove_tree(&target.unfinished).ok();
+    }
+    restored
+}
+
+/// Where the directory is built, and where it goes.
+struct Target<'a> {
+    fs: &'a dyn Fs,
+    path: PathBuf,
+    parent: PathBuf,
+    unfinished: PathBuf,
+    /// An empty directory is there, which the new one replaces.
+    is_empty_dir: bool,
+}
+
+impl<'a> Target<'a> {
+    fn of(fs: &'a dyn Fs, data_dir: &Path) -> Result<Self, RestoreError> {
+        let path = std::path::absolute(data_dir).map_err(io("resolve", data_dir))?;
+        let occupied = |what| Err(RestoreError::Occupied { path: path.clone(), what });
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return occupied("is the root of the file system");
+        };
+        let is_empty_dir = match fs.kind(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(io("look at", &path)(error)),
+            Ok(FileKind::Dir) => match fs.list(&path).map_err(io("list", &path))?.as_slice() {
+                [] => true,
+                _ => return occupied("is not empty"),
+            },
+            Ok(_) => return occupied("is no directory"),
+        };
+        let mut unfinished = name.to_owned();
+        unfinished.push(UNFINISHED_SUFFIX);
+        let (parent, unfinished) = (parent.to_owned(), parent.join(unfinished));
+        Ok(Self { fs, path, parent, unfinished, is_empty_dir })
+    }
+
+    fn check_space(&self, needed: u64) -> Result<(), RestoreError> {
+        ensure_dir(self.fs, &self.parent).map_err(io("create", &self.parent))?;
+        let free = self.fs.free_bytes(&self.parent).map_err(io("look at", &self.parent))?;
+        match free.filter(|free| *free < needed) {
+            Some(free) => Err(RestoreError::NoSpace { path: self.parent.clone(), free, needed }),
+            None => Ok(()),
+        }
+    }
+
+    /// Creates the empty directory in which the new one is built. What an earlier run has left there
+    /// is removed.
+    fn begin(&self) -> Result<Box<dyn d_engine_fs::FsLock>, RestoreError> {
+        let (fs, dir) = (self.fs, &self.unfinished);
+        if fs.kind(dir).is_ok() {
+            // Held by a run that is still at work.
+            drop(self.lock()?);
+            fs.remove_tree(dir).map_err(io("remove", dir))?;
+        }
+        fs.create_dir(dir).map_err(io("create", dir))?;
+        self.lock()
+    }
+
+    fn lock(&self) -> Result<Box<dyn d_engine_fs::FsLock>, RestoreError> {
+        let path = self.unfinished.join(LOCK_NAME);
+        match self.fs.try_lock(&path).map_err(io("lock", &path))? {
+            LockAttempt::Held(lock) => Ok(lock),
+            LockAttempt::InUse { holder } => {
+                Err(RestoreError::InUse { path: self.path.clone(), holder })
+            }
+        }
+    }
+
+    /// Puts the complete directory into its place.
+    fn finish(&self) -> Result<(), RestoreError> {
+        let (fs, dir) = (self.fs, &self.unfinished);
+        let lock = dir.join(LOCK_NAME);
+        match fs.remove_file(&lock) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io("remove", &lock)(error));
+            }
+            _ => {}
+        }
+        fs.sync_dir(dir).map_err(io("sync", dir))?;
+        if self.is_empty_dir {
+            // A mount point cannot be removed: then its own directory is the wrong target.
+            fs.remove_tree(&self.path)
+                .map_err(io("replace the empty directory (name one inside it)", &self.path))?;
+        }
+        fs.rename(dir, &self.path).map_err(io("rename the finished directory to", &self.path))?;
+        fs.sync_dir(&self.parent).map_err(io("sync", &self.parent))
+    }
+}
+
+/// Builds snapshots, identity and log below `dir`.
+fn build(
+    fs: &Arc<dyn Fs>,
+    dir: &Path,
+    source: &SnapshotArchive,
+    request: &RestoreRequest,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Restored, RestoreError> {
+    let header = Arc::clone(source.header());
+    let (group, facts) = (header.group, &header.facts);
+    let (cluster, incarnation) = (ClusterId(sixteen()?), Incarnation(sixteen()?));
+    let term = Term::new(facts.last_included.term.get().saturating_add(TERMS_ABOVE));
+    let membership = membership_of(&facts.membership, request, incarnation, term)?;
+    let options = SnapshotOptions::new(cluster, group);
+    let (store, _) = SnapshotStore::open(Arc::clone(fs), &dir.join(SNAPSHOT_DIR), options)?;
+    let copied = store.repack(source, membership.clone(), &mut |bytes| progress(bytes));
+    copied.map_err(|error| match error {
+        SnapshotError::Aborted => RestoreError::Stopped,
+        error => error.into(),
+    })?;
+    let owner = OpenRequest {
+        cluster: Some(cluster),
+        node: request.node,
+        group,
+        initial: membership.clone(),
+        fresh_cluster: cluster,
+        fresh_incarnation: incarnation,
+    };
+    write_log(fs, dir, &owner, facts.last_included, term)?;
+    Ok(Restored {
+        cluster,
+        from: header.cluster,
+        last_included: facts.last_included,
+        time_ms: facts.time_ms,
+        machine: facts.machine.clone(),
+        membership,
+        bytes: source.len(),
+    })
+}
+
+/// A log that begins after the snapshot, in a term that no node of the old cluster has reached.
+fn write_log(
+    fs: &Arc<dyn Fs>,
+    dir: &Path,
+    owner: &OpenRequest,
+    last_included: LogId,
+    term: Term,
+) -> Result<(), RestoreError> {
+    let engine = FileStorageEngine::new(dir, FileStorageOptions::default(), Arc::clone(fs));
+    let mut log = engine.open(owner)?.log;
+    log.install(owner.group, last_included, LogSuffix::Drop)?;
+    let hard_state = HardState { term, commit: last_included.index, ..HardState::default() };
+    log.append(owner.group, Some(hard_state), &[])?;
+    Ok(log.sync()?)
+}
+
+/// The node alone. It is the only voter, so its directory is known from the beginning. A cluster
+/// that admitted everybody on one machine is not to admit everybody on the network.
+fn membership_of(
+    old: &Membership,
+    request: &RestoreRequest,
+    incarnation: Incarnation,
+    term: Term,
+) -> Result<Membership, MembershipError> {
+    let member = Member {
+        node: request.node.get(),
+        peer_addr: request.peer_addr.clone(),
+        client_addr: request.client_addr.clone(),
+        role: MemberRole::Voter,
+        incarnation: Some(incarnation),
+    };
+    let alone = old.continued_by(member, term.get())?;
+    Ok(match address::is_loopback(&request.peer_addr) {
+        true => alone,
+        false => alone.with_admission(Admission::Invited),
+    })
+}
+
+fn sixteen() -> Result<[u8; 16], RestoreError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| RestoreError::Entropy(error.to_string()))?;
+    Ok(bytes)
+}
+
+fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RestoreError {
+    let path = path.to_owned();
+    move |source| RestoreError::Io { operation, path, source }
+}
