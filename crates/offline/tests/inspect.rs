@@ -13,7 +13,7 @@ use d_engine_offline::inspect::{
     Directory, Found, InspectError, Loss, MembersFrom, Progress, Range, SnapshotState, Snapshots,
     Verdict,
 };
-use d_engine_storage::StorageError;
+use d_engine_storage::{FileStorageEngine, Incarnation, StorageEngine as _, StorageError};
 use kit::{
     CLUSTER, Node, command, damage, entries, flip, log_id, members, membership_entry, shown,
 };
@@ -259,6 +259,16 @@ fn a_directory_that_only_may_be_read_is_read() {
     assert_eq!(entries(&directory).len(), 10);
     read_only(&node.dir, 0o700);
     read_only(&node.dir.join("log"), 0o700);
+}
+
+#[test]
+fn a_directory_that_is_reserved_belongs_to_a_node_that_is_about_to_join() {
+    let node = Node::new();
+    let engine = FileStorageEngine::at(&node.dir);
+    drop(engine.reserve(Incarnation([7; 16])).unwrap());
+    let directory = node.inspect();
+    assert_eq!(directory.survey().reserved(), Some(Incarnation([7; 16])));
+    assert_eq!((directory.verdict(), directory.damaged()), (Verdict::Joins, 0));
 }
 
 #[test]

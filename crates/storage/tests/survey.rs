@@ -164,9 +164,7 @@ fn flip_everywhere(fs: &SimFs, expected: &Picture) -> [u64; 3] {
                         counts[0] += 1;
                         assert_eq!(opened.report.skipped_corruption, None, "{context}");
                         let torn = seen.summary.torn.as_ref();
-                        let name =
-                            |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-                        let torn_at = torn.map(|torn| (name(&torn.path), torn.offset));
+                        let torn_at = torn.map(|torn| (name_of(&torn.path), torn.offset));
                         assert_eq!(opened.report.torn_at, torn_at, "{context}");
                         assert_eq!(seen.entries, Picture::of(&opened).entries, "{context}");
                     }
@@ -358,6 +356,25 @@ fn a_torn_tail_is_no_damage_and_named_with_its_bytes() {
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
     assert_eq!((report.torn_at, report.torn_bytes), (Some((name, tail.offset)), tail.bytes));
     assert_eq!(seen.entries.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
+fn of_a_segment_whose_header_is_lost_every_group_is_still_read() {
+    let fs = SimFs::new();
+    let expected = written(&fs, &small(), 16);
+    for path in segments(&fs) {
+        let mut content = fs.image().files[&path].clone();
+        content[20] ^= 1;
+        let seen = look(&with_content(&fs, &path, content), None);
+        assert_eq!(seen.entries, expected.entries, "{}", path.display());
+        let lost: Vec<Loss> = seen.damage.iter().map(|damage| damage.loss).collect();
+        let is_prepared = seen.survey.unused().contains(&name_of(&path));
+        assert_eq!(lost, if is_prepared { vec![] } else { vec![Loss::Header] });
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
 }
 
 #[test]

@@ -345,6 +345,7 @@ impl DamageReport {
                             replace, or newer versions of the entries before";
                 (lost.to_owned(), None, None)
             }
+            Loss::Header => ("only the segment's header is lost".to_owned(), None, None),
             Loss::Unknown => ("what is lost is unknown".to_owned(), None, None),
         };
         Self {

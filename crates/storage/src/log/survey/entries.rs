@@ -161,7 +161,9 @@ impl Pass<'_> {
             if is_shown {
                 let Position { segment, offset } = broken.at;
                 let path = self.survey.path_of(segment);
-                let Broken { to, what, .. } = broken;
+                let Broken { to, what, is_header_only, .. } = broken;
+                let loss =
+                    if is_header_only && loss == Loss::NoIndex { Loss::Header } else { loss };
                 visit(Found::Damage(Damage { path, offset, to, what, loss }))?;
             }
         }

@@ -49,6 +49,8 @@ pub enum Loss {
     },
     /// All entries from this one on that the log had. How many there were is unknown.
     From(LogIndex),
+    /// Only the header of a segment: every group in it can be read.
+    Header,
     /// No index is missing. The damaged place held only terms and votes, or entries that later ones
     /// replace, or newer versions of entries before it.
     NoIndex,

@@ -50,13 +50,16 @@ pub(super) struct Broken {
     /// Header and first group of the segment are not both whole: recovery skips such a segment as a
     /// whole if a snapshot covers the damage.
     pub(super) is_beginning: bool,
+    /// The first group after a header that does not verify is whole.
+    pub(super) is_header_only: bool,
 }
 
 impl Broken {
     pub(super) fn at(number: u64, offset: u64, what: &str) -> Self {
         let at = Position { segment: number, offset };
         let is_beginning = offset == 0;
-        Self { at, to: None, what: what.to_owned(), error: None, is_beginning }
+        let (what, is_header_only) = (what.to_owned(), false);
+        Self { at, to: None, what, error: None, is_beginning, is_header_only }
     }
 
     /// The error of a start.
@@ -159,28 +162,42 @@ impl Survey {
 }
 
 impl Reader<'_> {
-    /// Reads the groups of the segment.
-    fn read(&self, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, StorageError> {
+    /// The first boundary after the header.
+    fn begin(&self) -> u64 {
+        self.layout.alignment.bytes() as u64
+    }
+
+    /// Returns the place of the first group that counts, and visits what is wrong before it.
+    fn first(&self, visit: &mut Visit<'_>) -> Result<ControlFlow<(), u64>, StorageError> {
         let number = self.part.number;
-        let begin = self.layout.alignment.bytes() as u64;
-        let intact = self.survey.record.intact_from;
-        let mut at = if intact.segment == number { begin.max(intact.offset) } else { begin };
-        let mut before: Before = None;
-        let mut follows_begin = at == begin && matches!(self.part.begin, Begin::Header(_));
         if matches!(self.part.begin, Begin::Damaged(_)) {
             let to = self.next_whole(0, None)?;
-            let broken = Broken { to, ..Broken::at(number, 0, HEADER) };
-            if visit(Step::Broken(broken)).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            let Some(to) = to else { return Ok(ControlFlow::Continue(())) };
-            at = to;
-        } else if self.part.chain_is_broken {
+            let is_header_only = to == Some(self.begin());
+            let broken = Broken { to, is_header_only, ..Broken::at(number, 0, HEADER) };
+            return Ok(match visit(Step::Broken(broken)) {
+                ControlFlow::Break(()) => ControlFlow::Break(()),
+                ControlFlow::Continue(()) => ControlFlow::Continue(to.unwrap_or(self.stop)),
+            });
+        }
+        if self.part.chain_is_broken {
             let what = "the first group of the segment names no segment before it";
             if visit(Step::Broken(Broken::at(number, 0, what))).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
+        let intact = self.survey.record.intact_from;
+        let counts = if intact.segment == number { intact.offset } else { 0 };
+        Ok(ControlFlow::Continue(self.begin().max(counts)))
+    }
+
+    /// Reads the groups of the segment.
+    fn read(&self, visit: &mut Visit<'_>) -> Result<ControlFlow<()>, StorageError> {
+        let number = self.part.number;
+        let ControlFlow::Continue(mut at) = self.first(visit)? else {
+            return Ok(ControlFlow::Break(()));
+        };
+        let mut before: Before = None;
+        let mut follows_begin = at == self.begin() && matches!(self.part.begin, Begin::Header(_));
         while at < self.stop {
             let read = self.group_at(at)?;
             let follows = |header: &GroupHeader| match before {
@@ -286,7 +303,7 @@ impl Reader<'_> {
     fn on_bad(&self, at: u64, bad: &BadGroup, to: Option<u64>) -> Result<Outcome, StorageError> {
         let number = self.part.number;
         let here = Position { segment: number, offset: at };
-        let is_first = at == self.layout.alignment.bytes() as u64;
+        let is_first = at == self.begin();
         let broken = Broken { to, is_beginning: is_first, ..Broken::at(number, at, bad.what) };
         if let Some(found) = bad.version {
             let supported = FORMAT_VERSION.into();
@@ -329,7 +346,7 @@ impl Reader<'_> {
     /// to a place after `here` was durable.
     fn proof_of_damage(&self, here: Position) -> Result<Option<String>, StorageError> {
         let mut is_proof = |_: u64, group: &GroupHeader| group.watermark > here;
-        let from = here.offset + self.layout.alignment.bytes() as u64;
+        let from = here.offset + self.begin();
         let found = find_header(&*self.file, &self.path, &self.layout, from, &mut is_proof)?;
         if let Some((place, _)) = found {
             return Ok(Some(format!("offset {place} of {}", file_name(here.segment))));
