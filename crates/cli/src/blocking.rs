@@ -1,5 +1,5 @@
-//! Work on files that blocks: it runs on a thread of its own, shows how many bytes it has handled, and
-//! ends at Ctrl-C.
+//! Work on files that blocks: it runs on a thread of its own, shows how many bytes it has handled,
+//! and ends at Ctrl-C.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

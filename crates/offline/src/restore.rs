@@ -1,10 +1,10 @@
-//! Makes the data directory of a new cluster of one node from a snapshot file, for example a backup.
-//! Further nodes join it and fetch the data by themselves.
+//! Makes the data directory of a new cluster of one node from a snapshot file. Further nodes join
+//! it and fetch the data by themselves.
 //!
 //! The new cluster has an id of its own, so no node, snapshot or segment of the old one is ever
 //! taken for a part of it. The last included entry keeps its index, because a state machine's files
-//! carry it, and the term rises by [`TERMS_ABOVE`]: a term and an index that a client has seen do not
-//! come again, whatever the old cluster has written after the snapshot.
+//! carry it, and the term rises by [`TERMS_ABOVE`]: a term and an index that a client has seen do
+//! not come again, whatever the old cluster has written after the snapshot.
 //!
 //! The directory is built beside its target, under the name with [`UNFINISHED_SUFFIX`], and renamed
 //! when it is complete. After a crash the target is still missing; the next run begins anew.
@@ -208,8 +208,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Creates the empty directory in which the new one is built. What an earlier run has left there
-    /// is removed.
+    /// Creates the empty directory in which the new one is built. What an earlier run has left
+    /// there is removed.
     fn begin(&self) -> Result<Box<dyn d_engine_fs::FsLock>, RestoreError> {
         let (fs, dir) = (self.fs, &self.unfinished);
         if fs.kind(dir).is_ok() {

@@ -79,7 +79,8 @@ fn run(fs: &Arc<dyn Fs>, request: &RestoreRequest) -> Result<Restored, RestoreEr
     restore(fs, request, &mut |_| ControlFlow::Continue(()))
 }
 
-/// What a start of a node finds in the restored directory: a log that begins after a whole snapshot.
+/// What a start of a node finds in the restored directory: a log that begins after a whole
+/// snapshot.
 fn check(fs: &Arc<dyn Fs>, request: &RestoreRequest) -> (ClusterId, Membership) {
     let dir = &request.data_dir;
     let engine = FileStorageEngine::new(dir, FileStorageOptions::default(), fs.clone());

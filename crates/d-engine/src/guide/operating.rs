@@ -94,7 +94,10 @@
 //!   and restart it.
 //!
 //! # Back up
-//! There is no consistent backup of a running cluster yet. A directory may be copied while its node
+//! Copy the newest file of the directory `snapshots` of any node, while it runs; take one first
+//! with `d-engine snapshot`. It contains the state up to one entry, and no write after it.
+//! `d-engine restore` makes a new cluster of it (`docs/recovery.md`). A backup that is complete up
+//! to its own start, made by one command, does not exist yet. A directory may be copied while its node
 //! is stopped, and put back in the place of the same node, if that node was not started since.
 //! **Never start a node from an older copy of its directory:** it would forget what it has
 //! acknowledged. The other nodes notice it in some cases, not in all.

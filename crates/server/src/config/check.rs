@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use d_engine_storage::ClusterId;
+use d_engine_storage::address::Address;
 use d_engine_wire::MAX_ENTRY_DATA_BYTES;
 
 use super::{Config, ConfigError, JoinRole};

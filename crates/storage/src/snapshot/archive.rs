@@ -37,8 +37,8 @@ pub struct Piece {
 }
 
 impl SnapshotArchive {
-    /// Opens the archive at `path`, whoever it belongs to, and verifies its header and trailer. For
-    /// a file outside a node's directory, such as a backup; a node's own ones are opened by
+    /// Opens the archive at `path`, of any cluster, and verifies its header and trailer. For a
+    /// file outside a node's directory, such as a backup; a node's own ones are opened by
     /// [`super::SnapshotStore::open_archive`].
     ///
     /// # Errors
