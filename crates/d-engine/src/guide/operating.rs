@@ -94,11 +94,11 @@
 //!   and restart it.
 //!
 //! # Back up
-//! Copy the newest file of the directory `snapshots` of any node, while it runs; take one first
-//! with `d-engine snapshot`. It contains the state up to one entry, and no write after it.
-//! `d-engine restore` makes a new cluster of it (`docs/recovery.md`). A backup that is complete up
-//! to its own start, made by one command, does not exist yet. A directory may be copied while its node
-//! is stopped, and put back in the place of the same node, if that node was not started since.
+//! Run `d-engine snapshot` and copy the newest file of the directory `snapshots` of any node,
+//! while it runs. Every write that was acknowledged before the command began is in it.
+//! `d-engine restore` makes a new cluster of it (`docs/recovery.md`). A command that fetches the
+//! file over the network does not exist yet. A directory may be copied while its node is stopped,
+//! and put back in the place of the same node, if that node was not started since.
 //! **Never start a node from an older copy of its directory:** it would forget what it has
 //! acknowledged. The other nodes notice it in some cases, not in all.
 //!
