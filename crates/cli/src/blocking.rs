@@ -46,7 +46,10 @@ pub(crate) async fn interruptible(
         signal = signals.next() => signal,
     };
     stop.0.store(true, Ordering::Relaxed);
-    tokio::time::timeout(LAST_LINE, running).await.ok();
+    // It may have been done already.
+    if let Ok(Ok(Ok(()))) = tokio::time::timeout(LAST_LINE, running).await {
+        return Ok(());
+    }
     Err(Failure::new(Exit::Interrupted, format!("interrupted by {signal}")))
 }
 

@@ -3,11 +3,12 @@
 //!
 //! The new cluster has an id of its own, so no node, snapshot or segment of the old one is ever
 //! taken for a part of it. The last included entry keeps its index, because a state machine's files
-//! carry it, and the term rises by [`TERMS_ABOVE`]: a term and an index that a client has seen do
-//! not come again, whatever the old cluster has written after the snapshot.
+//! carry it, and the term rises by [`TERMS_ABOVE`] and a random number below that: a term and an
+//! index that a client has seen do not come again, whatever the old cluster, or an earlier restore
+//! of the same file, has written after the snapshot.
 //!
 //! The directory is built beside its target, under the name with [`UNFINISHED_SUFFIX`], and renamed
-//! when it is complete. After a crash the target is still missing; the next run begins anew.
+//! when it is complete. After a crash the target is as it was; the next run begins anew.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use d_engine_core::{HardState, LogSuffix, Term};
 pub use d_engine_core::{LogId, NodeId};
-use d_engine_fs::{FileKind, Fs, LockAttempt, ensure_dir};
+use d_engine_fs::{FileKind, Fs, LockAttempt, OpenMode, ensure_dir};
 use d_engine_storage::snapshot::{
     SNAPSHOT_DIR, SnapshotArchive, SnapshotError, SnapshotOptions, SnapshotStore,
 };
@@ -25,7 +26,7 @@ use d_engine_storage::{
     MembershipError, OpenRequest, StorageEngine, StorageError, address,
 };
 
-/// How far the term rises.
+/// How far the term rises at least, and less than twice as far.
 pub const TERMS_ABOVE: u64 = 1_000_000;
 /// What the name of the directory ends with while it is built.
 pub const UNFINISHED_SUFFIX: &str = ".restoring";
@@ -38,7 +39,8 @@ const LOG_BYTES: u64 = 16 << 20;
 pub struct RestoreRequest {
     /// The snapshot file: a backup, or a file from the `snapshots` directory of a node.
     pub file: PathBuf,
-    /// The data directory to make. It must not exist or must be empty.
+    /// The data directory to make. It must not exist, or be an empty directory, which is replaced
+    /// and is no mount point.
     pub data_dir: PathBuf,
     /// The id of the node in the new cluster.
     pub node: NodeId,
@@ -67,7 +69,7 @@ pub struct Restored {
     pub bytes: u64,
 }
 
-/// Why nothing was restored. The target is as it was.
+/// Why nothing was restored. The target is as it was, but after [`RestoreError::NotSynced`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
@@ -129,6 +131,18 @@ pub enum RestoreError {
     /// The system gives no random numbers.
     #[error("no random number can be drawn for the new cluster: {0}")]
     Entropy(String),
+    /// The restored directory is in its place, but it is not certain that its name survives a power
+    /// loss. Check the disk, and that the directory is there.
+    #[error(
+        "{path} is restored, but its name could not be made durable: {source}; check the disk, and \
+         after a power loss that the directory is there"
+    )]
+    NotSynced {
+        /// The restored directory.
+        path: PathBuf,
+        /// The failure.
+        source: std::io::Error,
+    },
     /// The caller's progress function has ended the work.
     #[error("the restore was stopped before it was done; nothing was restored")]
     Stopped,
@@ -142,7 +156,7 @@ pub enum RestoreError {
 /// been bound to a directory yet: otherwise the node does not start.
 ///
 /// # Errors
-/// See [`RestoreError`]. The target is not touched before everything is complete.
+/// See [`RestoreError`]. The target is as it was, but after [`RestoreError::NotSynced`].
 pub fn restore(
     fs: &Arc<dyn Fs>,
     request: &RestoreRequest,
@@ -157,13 +171,21 @@ pub fn restore(
     let source = SnapshotArchive::open_file(&**fs, &request.file)?;
     target.check_space(source.len().saturating_add(LOG_BYTES))?;
     let lock = target.begin()?;
-    let built = build(fs, &target.unfinished, &source, request, progress);
-    drop(lock);
-    let restored = built.and_then(|restored| target.finish().map(|()| restored));
-    if restored.is_err() {
+    let restored = build(fs, &target.unfinished, &source, request, progress).and_then(|restored| {
+        if progress(0).is_break() {
+            return Err(RestoreError::Stopped);
+        }
+        target.finish().map(|()| restored)
+    });
+    match restored {
+        Ok(_) | Err(RestoreError::NotSynced { .. }) => {
+            // A node does not mind the file.
+            fs.remove_file(&target.path.join(LOCK_NAME)).ok();
+        }
         // If it cannot be removed now, the next run removes it.
-        fs.remove_tree(&target.unfinished).ok();
+        Err(_) => fs.remove_tree(&target.unfinished).unwrap_or_default(),
     }
+    drop(lock);
     restored
 }
 
@@ -213,12 +235,37 @@ impl<'a> Target<'a> {
     fn begin(&self) -> Result<Box<dyn d_engine_fs::FsLock>, RestoreError> {
         let (fs, dir) = (self.fs, &self.unfinished);
         if fs.kind(dir).is_ok() {
+            let found = fs.list(dir).map_err(io("list", dir))?;
+            if !found.is_empty() && !found.iter().any(|name| name == LOCK_NAME) {
+                let what = "is where the directory is to be built, and is not of a restore";
+                return Err(RestoreError::Occupied { path: dir.clone(), what });
+            }
             // Held by a run that is still at work.
             drop(self.lock()?);
             fs.remove_tree(dir).map_err(io("remove", dir))?;
         }
+        if self.is_empty_dir {
+            // Found out before anything is copied: a mount point cannot be replaced.
+            fs.create_dir(dir).map_err(io("create", dir))?;
+            self.replace()?;
+        }
         fs.create_dir(dir).map_err(io("create", dir))?;
+        let mark = dir.join(LOCK_NAME);
+        fs.open(&mark, OpenMode::CreateNew).map_err(io("create", &mark))?;
+        fs.sync_dir(dir).map_err(io("sync", dir))?;
         self.lock()
+    }
+
+    /// Renames the new directory to the target. An empty directory there is replaced, anything else
+    /// is not.
+    fn replace(&self) -> Result<(), RestoreError> {
+        let renamed = self.fs.rename(&self.unfinished, &self.path);
+        renamed.map_err(|source| {
+            self.fs.remove_tree(&self.unfinished).ok();
+            let operation = "put the new directory in the place of (if it is a mount point, name a \
+                             directory inside it)";
+            RestoreError::Io { operation, path: self.path.clone(), source }
+        })
     }
 
     fn lock(&self) -> Result<Box<dyn d_engine_fs::FsLock>, RestoreError> {
@@ -234,21 +281,10 @@ impl<'a> Target<'a> {
     /// Puts the complete directory into its place.
     fn finish(&self) -> Result<(), RestoreError> {
         let (fs, dir) = (self.fs, &self.unfinished);
-        let lock = dir.join(LOCK_NAME);
-        match fs.remove_file(&lock) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io("remove", &lock)(error));
-            }
-            _ => {}
-        }
         fs.sync_dir(dir).map_err(io("sync", dir))?;
-        if self.is_empty_dir {
-            // A mount point cannot be removed: then its own directory is the wrong target.
-            fs.remove_tree(&self.path)
-                .map_err(io("replace the empty directory (name one inside it)", &self.path))?;
-        }
-        fs.rename(dir, &self.path).map_err(io("rename the finished directory to", &self.path))?;
-        fs.sync_dir(&self.parent).map_err(io("sync", &self.parent))
+        self.replace()?;
+        let synced = fs.sync_dir(&self.parent);
+        synced.map_err(|source| RestoreError::NotSynced { path: self.path.clone(), source })
     }
 }
 
@@ -262,8 +298,9 @@ fn build(
 ) -> Result<Restored, RestoreError> {
     let header = Arc::clone(source.header());
     let (group, facts) = (header.group, &header.facts);
-    let (cluster, incarnation) = (ClusterId(sixteen()?), Incarnation(sixteen()?));
-    let term = Term::new(facts.last_included.term.get().saturating_add(TERMS_ABOVE));
+    let (cluster, incarnation) = (ClusterId(random()?), Incarnation(random()?));
+    let jump = TERMS_ABOVE + u64::from(u32::from_le_bytes(random()?)) % TERMS_ABOVE;
+    let term = Term::new(facts.last_included.term.get().saturating_add(jump));
     let membership = membership_of(&facts.membership, request, incarnation, term)?;
     let options = SnapshotOptions::new(cluster, group);
     let (store, _) = SnapshotStore::open(Arc::clone(fs), &dir.join(SNAPSHOT_DIR), options)?;
@@ -330,8 +367,8 @@ fn membership_of(
     })
 }
 
-fn sixteen() -> Result<[u8; 16], RestoreError> {
-    let mut bytes = [0; 16];
+fn random<const N: usize>() -> Result<[u8; N], RestoreError> {
+    let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| RestoreError::Entropy(error.to_string()))?;
     Ok(bytes)
 }

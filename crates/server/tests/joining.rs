@@ -233,6 +233,12 @@ async fn changes_that_cannot_be_are_refused_with_what_to_do() {
     let options = ChangeOptions { expected: other, ..ChangeOptions::default() };
     let stale = second.change_members(MemberChange::Demote(1), options).await.unwrap_err();
     assert_eq!(stale.refused_because(), RefusedBecause::Stale, "{stale}");
+    // The caller gives up while the leader is asked.
+    let options = ChangeOptions { timeout: Some(Duration::ZERO), ..ChangeOptions::default() };
+    let asked = second.change_members(MemberChange::Promote(2), options).await.unwrap_err();
+    let ChangeMembersError::NotDone { is_written, .. } = asked else { panic!("{asked:?}") };
+    assert_eq!(is_written, None, "it may be");
+    change(&first, MemberChange::Demote(2)).await;
     for (peer_addr, client_addr) in [(Some("n1"), None), (None, Some("0.0.0.0:1"))] {
         let [peer_addr, client_addr] = [peer_addr, client_addr].map(|it| it.map(str::to_owned));
         let moved = MemberChange::UpdateAddress { node: 1, peer_addr, client_addr };

@@ -17,8 +17,12 @@ newest. Writes that were acknowledged after it was taken are not in it. All of F
 and nothing is put at the target before everything is complete and durable.
 
 Further nodes are not restored: start them empty with `join`. Nodes and clients of the old cluster \
-do not take the new one for theirs. The term rises by 1,000,000, so that no term and index that a \
-client has seen comes again.
+do not take the new one for theirs. The term rises by at least 1,000,000, so that no term and index \
+that a client has seen comes again. If the snapshot is more than an hour old, start the node the \
+first time with `accept_clock = true`.
+
+An empty directory at DIR is replaced; it cannot be a mount point. Run the command as the user of \
+the node. It works in DIR.restoring until the end.
 
 A state machine that keeps files of its own outside the data directory must be empty.
 

@@ -241,8 +241,15 @@ impl Disk {
     /// Changes below the directory that are not durable yet become part of it under its new name: a
     /// crash that loses the rename loses them too.
     fn rename_dir(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        if self.seen.contains_key(to) || to.starts_with(from) {
-            return Err(ErrorKind::AlreadyExists.into());
+        let is_empty = |dir: &Path| self.seen.keys().all(|path| parent_of(path) != dir);
+        let is_free = match self.seen.get(to) {
+            None => true,
+            // An empty directory is replaced.
+            Some(Node::Dir) => is_empty(to),
+            Some(Node::File(_)) => false,
+        };
+        if !is_free || to.starts_with(from) {
+            return Err(ErrorKind::DirectoryNotEmpty.into());
         }
         for change in &mut self.changes {
             if let Some(path) = &mut change.remove {

@@ -39,6 +39,17 @@ pub(crate) struct Waits {
     pub(crate) is_written: Option<bool>,
 }
 
+impl Waits {
+    /// Whether the request is in a log, if an earlier leader has left it `before`.
+    fn after(&self, before: Option<bool>) -> Option<bool> {
+        match (before, self.is_written) {
+            (Some(true), _) | (_, Some(true)) => Some(true),
+            (_, None) => None,
+            (before, Some(false)) => before,
+        }
+    }
+}
+
 /// Makes a change, through the leader if this node is not it, and waits until its goal is reached.
 /// Calls `waits` with what it waits for. Dropping the future does not withdraw the request.
 ///
@@ -52,19 +63,21 @@ pub(crate) async fn change(
 ) -> Result<Arc<KnownMembers>, ChangeMembersError> {
     let mut is_written = Some(false);
     let mut answered_at = Instant::now();
+    let mut last = TAKES_REQUEST.to_owned();
     // Leadership may move while the change goes on; then the next leader is asked.
     loop {
         if let Some(reason) = ended(shared) {
             return Err(ChangeMembersError::Stopped { reason });
         }
         let leader = shared.leader.borrow().1;
+        // An earlier leader may have written the request, which may be gone or not.
+        let before = is_written;
         let text = match leader {
             Some(leader) if leader == shared.identity.node => {
                 check_new_address(shared, &request.change).await?;
                 let seen = |seen: Waits| {
-                    // A request that an earlier leader has written may be gone, or not.
-                    is_written =
-                        if seen.is_written == Some(true) { Some(true) } else { is_written };
+                    is_written = seen.after(before);
+                    last.clone_from(&seen.text);
                     waits(Waits { is_written, ..seen });
                 };
                 match change_here(shared, request.clone(), seen).await {
@@ -74,32 +87,39 @@ pub(crate) async fn change(
                 answered_at = Instant::now();
                 NO_LEADER.to_owned()
             }
-            Some(leader) => match ask_leader(shared, leader, request.clone()).await {
-                Ok(Answer::Changed) => return Ok(shown(shared, &request.change).await),
-                Ok(Answer::Refused { reason, because }) => {
-                    return Err(ChangeMembersError::RefusedByLeader { reason, because });
+            Some(leader) => {
+                // From here on it may be written, also if no answer comes.
+                is_written = before.filter(|is_written| *is_written);
+                waits(Waits { text: last.clone(), is_written });
+                match ask_leader(shared, leader, request.clone()).await {
+                    Ok(Answer::Changed) => return Ok(shown(shared, &request.change).await),
+                    Ok(Answer::Refused { reason, because }) => {
+                        return Err(ChangeMembersError::RefusedByLeader { reason, because });
+                    }
+                    Ok(Answer::Later(why)) => {
+                        answered_at = Instant::now();
+                        why
+                    }
+                    Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => NO_LEADER.to_owned(),
+                    Err(why) => why,
                 }
-                Ok(Answer::Later(why)) => {
-                    (is_written, answered_at) = (None, Instant::now());
-                    why
-                }
-                Ok(Answer::NotLeader { .. } | Answer::Joined { .. }) => NO_LEADER.to_owned(),
-                Err(why) => {
-                    // The answer may have been lost.
-                    is_written = None;
-                    why
-                }
-            },
+            }
             None => NO_LEADER.to_owned(),
         };
         if leader_within.is_some_and(|limit| answered_at.elapsed() >= limit) {
-            return Err(ChangeMembersError::NotLeader { leader: None });
+            return Err(match is_written {
+                Some(false) => ChangeMembersError::NotLeader { leader: None },
+                _ => ChangeMembersError::NotDone { waits_for: text, is_written },
+            });
         }
+        last.clone_from(&text);
         waits(Waits { text, is_written });
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
+/// What a change waits for at first.
+pub(crate) const TAKES_REQUEST: &str = "the leader to take the request";
 /// What a change waits for while no leader is known.
 const NO_LEADER: &str = "a leader; check which members answer";
 
@@ -241,16 +261,23 @@ async fn write(
     request: &Request,
     waits: &mut impl FnMut(Waits),
 ) -> Result<ConfigId, ChangeMembersError> {
+    let mut text = TAKES_REQUEST.to_owned();
     loop {
+        waits(Waits { text: text.clone(), is_written: None });
         match ask(shared, request.clone()).await {
             Err(
                 ChangeMembersError::Busy(id) | ChangeMembersError::Refused(ChangeError::Busy(id)),
             ) => {
-                let text = format!("another membership change is in progress (configuration {id})");
-                waits(Waits { text, is_written: Some(false) });
+                text = format!("another membership change is in progress (configuration {id})");
+                waits(Waits { text: text.clone(), is_written: Some(false) });
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
-            outcome => return outcome,
+            Ok(id) => {
+                let text = format!("configuration {id} to be committed");
+                waits(Waits { text, is_written: Some(true) });
+                return Ok(id);
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -309,5 +336,26 @@ fn waits_for(change: &MemberChange, known: &KnownMembers, replica: &ReplicaStatu
             format!("node {joins} to keep up with the log; it lags by {lag} entries")
         }
         _ => format!("configuration {} to be committed", in_force.id()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An earlier leader, or one whose answer was lost, may have written the request.
+    #[test]
+    fn a_request_that_may_be_written_is_never_called_unwritten() {
+        let after = |before, is_written| Waits { text: String::new(), is_written }.after(before);
+        assert_eq!(after(Some(false), Some(false)), Some(false), "refused as busy");
+        assert_eq!(after(Some(false), None), None, "asked");
+        for before in [Some(false), None, Some(true)] {
+            assert_eq!(after(before, Some(true)), Some(true));
+        }
+        assert_eq!(after(None, Some(false)), None);
+        assert_eq!(
+            (after(Some(true), None), after(Some(true), Some(false))),
+            (Some(true), Some(true))
+        );
     }
 }

@@ -41,7 +41,7 @@ pub(crate) async fn answer(shared: Arc<Shared>, question: Question, knows_cluste
 
 /// Makes a change that a caller of another member has requested.
 async fn changed(shared: &Shared, request: Request) -> Answer {
-    let mut waits_for = String::from("the leader to take the request");
+    let mut waits_for = change::TAKES_REQUEST.to_owned();
     let changed = async {
         change::check_new_address(shared, &request.change).await?;
         let changed = change::change_here(shared, request, |waits| waits_for = waits.text);
@@ -130,10 +130,7 @@ fn joined(shared: &Shared, member: &NewMember) -> Option<Answer> {
     let known = known.find(|known| known.incarnation == Some(member.incarnation))?;
     let node = NodeId::new(known.node)?;
     Some(match member.node {
-        Some(wanted) if wanted != node.get() => refused(format!(
-            "its data directory belongs to node {node} already, and it is configured as node \
-             {wanted}: leave `node_id` out"
-        )),
+        Some(wanted) if wanted != node.get() => refused(is_another(node.get(), wanted)),
         _ => Answer::Joined { cluster: shared.identity.cluster, node, born: committed.id() },
     })
 }
@@ -230,6 +227,11 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
                     .unwrap_or_default()
             ))
         }
+        ChangeMembersError::Refused(ChangeError::Invalid(
+            MembershipError::DuplicateDirectory(node),
+        )) if member.node.is_some_and(|wanted| wanted != node) => {
+            refused(is_another(node, member.node.unwrap_or_default()))
+        }
         ChangeMembersError::Refused(ChangeError::IdTaken(node)) => {
             let directory = member.incarnation;
             let owner = format!("node {node} is bound to another directory than {directory}");
@@ -250,6 +252,13 @@ fn refusal(shared: &Shared, member: &NewMember, error: ChangeMembersError) -> An
         }
         error => Answer::Later(error.to_string()),
     }
+}
+
+fn is_another(node: u64, wanted: u64) -> String {
+    format!(
+        "its data directory belongs to node {node} already, and it is configured as node {wanted}: \
+         leave `node_id` out"
+    )
 }
 
 fn owner_of(shared: &Shared, address: &str) -> Option<u64> {

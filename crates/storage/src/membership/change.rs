@@ -7,7 +7,9 @@
 
 use d_engine_core::{Configuration, NodeId};
 
-use super::request::{ChangeError, ID_SKIP_MAX, JoinAs, MemberChange, NewMember};
+use super::request::{
+    ChangeError, ID_SKIP_MAX, JoinAs, MemberChange, NewMember, canonical_address,
+};
 use super::{ConfigId, Member, MemberRole, Membership, MembershipError, VoterIntent};
 
 /// Whether voters that are to stop voting do so in the next joint configuration.
@@ -28,7 +30,8 @@ impl Membership {
         if self.is_joint() {
             return Err(ChangeError::Busy(self.id));
         }
-        let mut next = self.clone();
+        let before = self.canonical();
+        let mut next = before.clone();
         match &change.canonical() {
             MemberChange::Add(new) => next.add(new)?,
             MemberChange::Remove(node) => next.remove(*node)?,
@@ -61,7 +64,7 @@ impl Membership {
                 member.client_addr = client_addr.unwrap_or_else(|| member.client_addr.clone());
             }
         }
-        if next == *self {
+        if next == before {
             return Ok(None);
         }
         if let MemberChange::Remove(node)
@@ -75,6 +78,20 @@ impl Membership {
             return Err(MembershipError::TooMany.into());
         }
         Ok(Some(next.checked()?))
+    }
+
+    /// The same with all addresses in canonical form: an earlier program has kept them as they were
+    /// written.
+    fn canonical(&self) -> Self {
+        let mut same = self.clone();
+        for member in &mut same.members {
+            member.peer_addr = canonical_address(&member.peer_addr);
+            member.client_addr = canonical_address(&member.client_addr);
+        }
+        for invitation in &mut same.invitations {
+            invitation.peer_addr = canonical_address(&invitation.peer_addr);
+        }
+        same
     }
 
     /// Whether a voter is left once every intent is executed, not counting nodes that join without

@@ -233,6 +233,15 @@ mod tests {
             client_addr: None,
         };
         assert_eq!(closed.edited(&moved("N1:1")), Ok(None));
+        // As an earlier program has stored it.
+        let mut earlier = after(&closed, &invite("n4.example:1", None));
+        earlier.invitations[0].peer_addr = "N4.Example:1".to_owned();
+        earlier.members[1].peer_addr = "N2:1".to_owned();
+        let joined = after(&earlier, &at("N4.Example:1", VOTES));
+        assert_eq!((joined.invitations(), joined.members().len()), (&[][..], 4));
+        assert_eq!(earlier.edited(&invite("N2:1", None)), Ok(None));
+        let withdrawn = after(&earlier, &MemberChange::Withdraw("N4.Example:1".to_owned()));
+        assert_eq!(withdrawn.invitations(), []);
         let taken = Err(MembershipError::DuplicateAddress("n2:1".to_owned()).into());
         assert_eq!(closed.edited(&moved("N2:1")), taken);
     }

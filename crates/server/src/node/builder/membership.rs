@@ -80,7 +80,8 @@ impl Node {
             self.config.join.join(", "),
             format!(
                 "the data directory {} has founded cluster {}, of which this node is the only \
-                 member; empty it to join another one, or remove `join`",
+                 member; remove `join`, also after a restore, or name an empty directory to join \
+                 another cluster",
                 self.config.data_dir.display(),
                 identity.cluster
             ),

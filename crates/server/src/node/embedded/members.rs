@@ -102,7 +102,7 @@ impl EmbeddedEngine {
         let expected =
             expected.map(|id| d_engine_storage::ConfigId { term: id.term, version: id.version });
         let request = Request { change: stored(change)?, expected, risk };
-        let mut waits_for = String::from("the leader to take the request");
+        let mut waits_for = change::TAKES_REQUEST.to_owned();
         let mut is_written = Some(false);
         let shared = &self.inner.shared;
         let changed = change::change(shared, request, leader_within, |seen| {
