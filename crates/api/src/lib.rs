@@ -3,6 +3,7 @@
 //! of a cluster ([`Members`]), and the errors that a gRPC status carries. The crate has no part of
 //! the engine, so that a client pulls in none.
 
+mod backup;
 mod consistency;
 mod error;
 mod members;
@@ -14,6 +15,7 @@ pub mod message {
     include!(concat!(env!("OUT_DIR"), "/d_engine.v1.rs"));
 }
 
+pub use backup::{BackupOffer, NotAnOffer};
 pub use consistency::{ReadConsistency, UnknownConsistency};
 pub use members::{
     Admission, ConfigId, Invitation, Member, MemberChange, MemberRole, Members, NotAConfigId,

@@ -23,6 +23,10 @@ const UPDATE_EVERY: u64 = 4 << 20;
 pub(crate) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn flow(&self) -> ControlFlow<()> {
         match self.0.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
@@ -45,7 +49,7 @@ pub(crate) async fn interruptible(
         }
         signal = signals.next() => signal,
     };
-    stop.0.store(true, Ordering::Relaxed);
+    stop.set();
     // It may have been done already.
     if let Ok(Ok(Ok(()))) = tokio::time::timeout(LAST_LINE, running).await {
         return Ok(());

@@ -4,11 +4,13 @@
 //! `args/` defines the command line, `exit.rs` the exit codes. `serve.rs` runs a node and
 //! `log_lines.rs` writes its log. `key_value.rs`, `scan.rs` and `import/` read and write records;
 //! `status.rs`, `member/`, `snapshot.rs`, `transfer.rs` and `skip_entry.rs` operate the cluster.
-//! `inspect/` reads the files of a node that does not run.
+//! `backup/` copies snapshots out of the cluster; `inspect/` reads the files of a node that does
+//! not run; `recover/`, `repair.rs` and `restore.rs` make new directories.
 //! `cluster/` starts and stops the processes of a local cluster, which `dev.rs` and `demo/` use.
 //! `bench/` measures one.
 
 mod args;
+mod backup;
 mod bench;
 mod blocking;
 mod cluster;
@@ -25,6 +27,8 @@ mod member;
 mod output;
 mod place;
 mod progress;
+mod recover;
+mod repair;
 mod restore;
 mod scan;
 mod serve;
@@ -82,6 +86,9 @@ async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Member(args) => member::member(args).await,
         Verb::Snapshot(args) => snapshot::snapshot(args).await,
         Verb::Log(args) => inspect::log(args).await,
+        Verb::Backup(args) => backup::backup(args).await,
+        Verb::Repair(args) => repair::repair(args).await,
+        Verb::Recover(args) => recover::recover(args).await,
         Verb::Restore(args) => restore::restore(args).await,
         Verb::SkipEntry(args) => skip_entry::skip_entry(args).await,
         Verb::TransferLeader(args) => transfer::transfer_leader(args).await,

@@ -24,6 +24,17 @@ pub(crate) fn progress(what: &str, records: usize) -> ProgressBar {
     bar
 }
 
+/// A progress bar that counts bytes, on stderr; hidden if stderr is not a terminal.
+pub(crate) fn bytes(what: &str, length: u64) -> ProgressBar {
+    let bar = ProgressBar::new(length);
+    let template = "  {prefix} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
 /// A spinner on stderr with a changing message; hidden if stderr is not a terminal.
 pub(crate) fn waiting(what: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner();

@@ -61,14 +61,15 @@ fn run(args: RestoreArgs, stop: &Stop) -> Result<(), Failure> {
 }
 
 /// What to do about log time that is more than an hour ago.
-const CLOCK_ADVICE: &str = "that is more than an hour ago: start the node the first time with \
+pub(crate) const CLOCK_ADVICE: &str = "that is more than an hour ago: start the node the first time with \
                             `accept_clock = true`, or its log time stands still; keys whose time \
                             to live has passed by now then expire at once";
-const CONFIG_ADVICE: &str = "take `cluster_id`, `members`, `join` and `replaces` of the old cluster \
+/// What to change in the configuration of the node.
+pub(crate) const CONFIG_ADVICE: &str = "take `cluster_id`, `members`, `join` and `replaces` of the old cluster \
                              out of its configuration";
 
 /// Whether a node that is alone does not let log time go on to its clock by itself.
-fn is_held(time_ms: u64, now: SystemTime) -> bool {
+pub(crate) fn is_held(time_ms: u64, now: SystemTime) -> bool {
     let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     now_ms.abs_diff(u128::from(time_ms)) >= HOUR_MS
 }

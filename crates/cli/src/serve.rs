@@ -19,8 +19,9 @@ use crate::signals::StopSignals;
 const DISK_DIR: &str = "kv-disk";
 
 pub(crate) async fn serve(args: ServeArgs) -> Result<(), Failure> {
-    let config =
+    let mut config =
         Config::from_file(&args.config).map_err(|error| Failure::new(Exit::Refused, error))?;
+    config.ignore_superseded |= args.ignore_superseded;
     let lines = LogLines::to_stderr()?;
     let ended = node(args, config).await;
     // From here on a write to stderr could block, so the last message goes through the log queue

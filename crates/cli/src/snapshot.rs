@@ -95,7 +95,7 @@ async fn take_at(
     let taken = loop {
         tokio::select! {
             taken = &mut taken => break taken,
-            _ = looks.tick() => show(client, address, &bar).await,
+            _ = looks.tick() => show_building(client, address, &bar).await,
         }
     };
     bar.finish_and_clear();
@@ -110,7 +110,8 @@ async fn take_at(
     })
 }
 
-async fn show(client: &Client, address: &str, bar: &ProgressBar) {
+/// Shows how much of a snapshot a node has built.
+pub(crate) async fn show_building(client: &Client, address: &str, bar: &ProgressBar) {
     if bar.is_hidden() {
         return;
     }

@@ -10,7 +10,7 @@ mod support;
 use story::Story;
 
 #[test]
-fn a_snapshot_file_becomes_a_cluster_as_the_page_says() {
-    let story = Story::of("docs/recovery.md", 12);
-    assert_eq!(story.nodes.len(), 2);
+fn a_snapshot_file_and_the_log_of_a_survivor_become_clusters_as_the_page_says() {
+    let story = Story::of("docs/recovery.md", 27);
+    assert_eq!(story.nodes.len(), 4);
 }

@@ -47,6 +47,22 @@ pub(crate) enum Next {
     Tell(ClientError),
 }
 
+impl Next {
+    /// The error for the caller, if nothing is tried again. `Err` if the call must go to the
+    /// leader.
+    pub(crate) fn into_error(self) -> Result<ClientError, Option<String>> {
+        match self {
+            Self::Pause(error)
+            | Self::Successor(_, error)
+            | Self::Elsewhere(error)
+            | Self::Unknown(error)
+            | Self::Late(error)
+            | Self::Tell(error) => Ok(error),
+            Self::Leader(address) => Err(address),
+        }
+    }
+}
+
 /// The smallest possible bound of a node on messages: its bound on commands, plus the overhead of
 /// one.
 const NODE_MESSAGE_BYTES_MIN: u64 = 64 << 10;

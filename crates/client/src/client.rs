@@ -9,9 +9,9 @@ use d_engine_api::message::{
     EntryId, GetRequest, ProposeRequest, QueryRequest, SkipEntryRequest, StatusRequest,
     TakeSnapshotRequest, TransferLeadershipRequest,
 };
-use tonic::Request;
+use tonic::{Request, Status};
 
-use crate::answer::Effect;
+use crate::answer::{Effect, next_step};
 use crate::node::{Calls, members_in};
 use crate::nodes::Nodes;
 use crate::route::Route;
@@ -224,6 +224,16 @@ impl Client {
             async move { Ok(calls.skip_entry(request).await?.into_inner().decided_at) }
         };
         self.route(Effect::Idempotent { size: 0 }).run(call).await
+    }
+
+    /// What a node's status means, for a stream from one node.
+    pub(crate) fn error_at(&self, endpoint: &str, status: &Status) -> ClientError {
+        let max_reply_bytes = self.nodes.options.max_reply_bytes;
+        let (next, _) = next_step(endpoint, Effect::Read, status, max_reply_bytes);
+        next.into_error().unwrap_or_else(|_| ClientError::Unreachable {
+            endpoint: endpoint.to_owned(),
+            reason: status.message().to_owned(),
+        })
     }
 
     /// Returns the address of the node that last answered as the leader, unless it has failed

@@ -34,11 +34,12 @@
 //!
 //! # Where to look
 //! `client.rs` has the calls, `kv.rs` those of the key-value machine, `members.rs` those about the
-//! members. `route.rs` takes one call
+//! members, `backup.rs` backups. `route.rs` takes one call
 //! from node to node, `node.rs` holds the connection to one node, `nodes.rs` the known nodes, and
 //! `answer.rs` the retry rules.
 
 mod answer;
+mod backup;
 mod client;
 mod error;
 mod kv;
@@ -49,12 +50,13 @@ mod once;
 mod options;
 mod route;
 
+pub use backup::{BackupOf, BackupPiece, BackupTransfer};
 pub use client::Client;
 pub use d_engine_api::message::EntryId;
 pub use d_engine_api::{
-    Admission, ConfigId, Invitation, Member, MemberChange, MemberRole, Members, NodeRole,
-    NodeStatus, NotAConfigId, NotAnAdmission, ReadConsistency, ReceivingSnapshot, SendingSnapshot,
-    SnapshotStatus, TakenSnapshot,
+    Admission, BackupOffer, ConfigId, Invitation, Member, MemberChange, MemberRole, Members,
+    NodeRole, NodeStatus, NotAConfigId, NotAnAdmission, ReadConsistency, ReceivingSnapshot,
+    SendingSnapshot, SnapshotStatus, TakenSnapshot,
 };
 /// The types that [`KvClient`] takes and returns; the key-value machine itself uses the same ones.
 pub use d_engine_kv_language::{

@@ -131,15 +131,8 @@ impl<'a> Route<'a> {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        self.ask(node, &call).await.map_err(|next| match next {
-            Next::Pause(error)
-            | Next::Successor(_, error)
-            | Next::Elsewhere(error)
-            | Next::Unknown(error)
-            | Next::Late(error)
-            | Next::Tell(error) => error,
-            Next::Leader(_) => self.no_leader(node),
-        })
+        let answered = self.ask(node, &call).await;
+        answered.map_err(|next| next.into_error().unwrap_or_else(|_| self.no_leader(node)))
     }
 
     /// Calls one node once.

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use d_engine_api::message::engine_server::{Engine, EngineServer};
 use d_engine_api::message::{
-    ChangeMembersReply, ChangeMembersRequest, GetReply, GetRequest, MembersReply, MembersRequest,
-    ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply, SkipEntryRequest,
-    StatusReply, StatusRequest, TakeSnapshotReply, TakeSnapshotRequest, TransferLeadershipReply,
-    TransferLeadershipRequest, change_members_reply::Step,
+    BackupReply, BackupRequest, ChangeMembersReply, ChangeMembersRequest, GetReply, GetRequest,
+    MembersReply, MembersRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest,
+    SkipEntryReply, SkipEntryRequest, StatusReply, StatusRequest, TakeSnapshotReply,
+    TakeSnapshotRequest, TransferLeadershipReply, TransferLeadershipRequest,
+    change_members_reply::Step,
 };
 use d_engine_client::{Client, ClientError, ClientOptions, ReadConsistency};
 use tokio::net::TcpListener;
@@ -93,6 +94,16 @@ impl Engine for Listening {
     ) -> Result<Response<TakeSnapshotReply>, Status> {
         self.heard("snapshot", 0, &request);
         Ok(Response::new(TakeSnapshotReply::default()))
+    }
+
+    type BackupStream = BoxStream<BackupReply>;
+
+    async fn backup(
+        &self,
+        request: Request<BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        self.heard("backup", 0, &request);
+        Ok(Response::new(Box::pin(tokio_stream::empty())))
     }
 
     async fn members(

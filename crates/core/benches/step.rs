@@ -37,6 +37,7 @@ impl Node {
             seed: 7,
             now,
             accepts_clock: false,
+            promised: d_engine_core::LogId::ZERO,
             command_version_max: 0,
         });
         Self { core, now, out: Effects::default() }

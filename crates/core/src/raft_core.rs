@@ -28,6 +28,12 @@ pub struct Initial {
     pub hard_state: HardState,
     /// The persisted log.
     pub log: InitialLog,
+    /// After entries of the log were lost to damage: an upper bound of the last entry that the log
+    /// may have had. Until the log has reached it, this node votes as if it still had that entry,
+    /// and does not campaign (Alagappan et al., "Protocol-Aware Recovery for Consensus-Based
+    /// Storage", FAST 2018). Otherwise
+    /// [`crate::LogId::ZERO`].
+    pub promised: crate::LogId,
     /// Seed of the election timeouts; must differ on every node and at every start.
     pub seed: u64,
     /// The time now.
@@ -82,6 +88,10 @@ pub struct RaftCore {
     pub(crate) disk_hangs: bool,
     /// This node's disk has too little free space for a leader.
     pub(crate) short_of_space: bool,
+    /// [`Initial::promised`]. Never reset: what the log has reached once, it never falls below.
+    pub(crate) promised: crate::LogId,
+    /// This node neither votes nor campaigns, until it hears a leader.
+    pub(crate) abstains: bool,
     /// The entry at which this node's state machine is halted.
     pub(crate) halted_at: Option<crate::LogId>,
     /// Until this time, a vote stickiness announced before the last restart may still bind this
@@ -136,6 +146,8 @@ impl RaftCore {
             accepts_clock: initial.accepts_clock,
             disk_hangs: false,
             short_of_space: false,
+            promised: initial.promised,
+            abstains: false,
             halted_at: None,
             promised_before: initial.now,
             command_version_max: initial.command_version_max,
@@ -173,6 +185,10 @@ impl RaftCore {
             }
             Input::TransferLeadership { to } => self.on_transfer(now, to, out),
             Input::Tick => self.on_tick(now, out),
+            Input::Superseded => {
+                self.on_superseded();
+                Ok(())
+            }
             Input::ProposeSkip { target, bytes } => self.on_propose_skip(now, target, bytes, out),
             Input::HaltedAt(entry) => {
                 self.halted_at = entry;

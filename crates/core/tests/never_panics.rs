@@ -162,6 +162,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Input::Tick),
         1 => (log_id(), any::<u32>()).prop_map(|(target, bytes)| Input::ProposeSkip { target, bytes }),
         1 => proptest::option::of(log_id()).prop_map(Input::HaltedAt),
+        1 => Just(Input::Superseded),
         1 => (from(), term(), log_id(), 1_u64..=5).prop_map(|(from, term, last, voters)| {
             let configuration = Box::new(cluster(voters, 0));
             let from = n(from);

@@ -273,3 +273,60 @@ fn thesis_6_2_a_single_voter_stays_leader_for_ever() {
     node.step(Input::Deadline).unwrap();
     assert_eq!(node.role(), RoleKind::Leader);
 }
+
+/// An operator has continued the cluster as another one: the old majority does not elect a leader.
+#[test]
+fn a_superseded_node_without_a_leader_neither_votes_nor_campaigns() {
+    let mut node = Node::rested(3, 4, &[1, 4]);
+    node.step(Input::Superseded).unwrap();
+    assert!(node.core.status().abstains);
+    node.ask_pre_vote(2, 5, id(4, 2)).unwrap();
+    node.ask_vote(2, 5, id(4, 2)).unwrap();
+    node.store();
+    let replies: Vec<bool> = node
+        .take_sent()
+        .into_iter()
+        .map(|(_, message)| match message {
+            Message::PreVoteReply { granted, .. } | Message::VoteReply { granted, .. } => granted,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!((replies, node.vote()), (vec![false, false], None));
+    for _ in 0..3 {
+        node.pass(2_000);
+        node.step(Input::Deadline).unwrap();
+        assert_eq!((node.role(), node.take_sent()), (RoleKind::Follower, vec![]));
+    }
+    node.receive(3, Message::TimeoutNow { term: t(5) }).unwrap();
+    assert_eq!((node.role(), node.take_sent()), (RoleKind::Follower, vec![]));
+}
+
+/// A campaign that has begun ends, whatever votes arrive for it.
+#[test]
+fn a_superseded_candidate_does_not_win() {
+    let mut node = Node::candidate(3, 4, &[1, 4]);
+    node.store();
+    node.step(Input::Superseded).unwrap();
+    node.vote_from(2).ok();
+    node.vote_from(3).ok();
+    assert_eq!(node.role(), RoleKind::Follower);
+}
+
+/// With a leader a majority is at work: then the new cluster may have been made by mistake.
+#[test]
+fn a_superseded_node_with_a_leader_goes_on() {
+    let mut node = Node::rested(3, 4, &[1, 4]);
+    node.heartbeat(2, 5, 2).unwrap();
+    node.step(Input::Superseded).unwrap();
+    assert!(!node.core.status().abstains);
+    let mut node = Node::rested(3, 4, &[1, 4]);
+    node.step(Input::Superseded).unwrap();
+    node.heartbeat(2, 5, 2).unwrap();
+    assert!(!node.core.status().abstains, "it follows");
+    node.pass(5_000);
+    node.ask_vote(3, 6, id(4, 2)).unwrap();
+    assert_eq!(node.vote(), Some(3));
+    let mut leader = Node::leader(3, 4, &[1, 4]);
+    leader.step(Input::Superseded).unwrap();
+    assert_eq!((leader.role(), leader.core.status().abstains), (RoleKind::Leader, false));
+}

@@ -57,11 +57,11 @@ pub use d_engine_replica::{
 };
 pub use d_engine_replica::{ReplicaError, ReplicaStatus};
 pub use d_engine_server::{
-    Admission, ChangeMembersError, ChangeOptions, Config, ConfigError, ConfigId, EmbeddedEngine,
-    EntryId, IntoStateMachine, Invitation, JoinRole, Limits, Member, MemberChange, MemberConfig,
-    MemberRole, Members, Node, NodeBuilder, NodeRole, NodeStatus, ReadConsistency,
-    ReceivingSnapshot, SendingSnapshot, SnapshotCompression, SnapshotRequestError, SnapshotStatus,
-    Snapshots, StartError, WaitError,
+    Admission, Backup, BackupError, BackupOptions, ChangeMembersError, ChangeOptions, Config,
+    ConfigError, ConfigId, EmbeddedEngine, EntryId, IntoStateMachine, Invitation, JoinRole, Limits,
+    Member, MemberChange, MemberConfig, MemberRole, Members, Node, NodeBuilder, NodeRole,
+    NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotCompression,
+    SnapshotRequestError, SnapshotStatus, Snapshots, StartError, WaitError, answering_members,
 };
 /// Why [`ChangeMembersError::Refused`] refuses a change.
 pub use d_engine_storage::ChangeError;
@@ -84,7 +84,7 @@ pub mod storage {
     pub use d_engine_storage::{
         ClusterId, EntryHead, Identity, Incarnation, LogEntry, LogReader, LogStats, LogStore,
         Member, MemberRole, Membership, MembershipError, MetaStore, OpenRequest, OpenedStorage,
-        RecoveredLog, RecoveryReport, SessionSerial, StorageEngine, StorageError,
+        Origin, RecoveredLog, RecoveryReport, Retired, SessionSerial, StorageEngine, StorageError,
     };
     // File access through a trait, so that the simulated disk of `testing` can lose unsynced
     // writes.

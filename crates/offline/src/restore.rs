@@ -26,13 +26,12 @@ use d_engine_storage::{
     MembershipError, OpenRequest, StorageEngine, StorageError, address,
 };
 
-/// How far the term rises at least, and less than twice as far.
-pub const TERMS_ABOVE: u64 = 1_000_000;
+pub use crate::founding::TERMS_ABOVE;
+use crate::founding::{self, LOG_BYTES};
+
 /// What the name of the directory ends with while it is built.
 pub const UNFINISHED_SUFFIX: &str = ".restoring";
 const LOCK_NAME: &str = "restore.lock";
-/// Space for the first segment of the log and the small files.
-const LOG_BYTES: u64 = 16 << 20;
 
 /// What to restore, and where.
 #[derive(Clone, Debug)]
@@ -299,9 +298,16 @@ fn build(
     let header = Arc::clone(source.header());
     let (group, facts) = (header.group, &header.facts);
     let (cluster, incarnation) = (ClusterId(random()?), Incarnation(random()?));
-    let jump = TERMS_ABOVE + u64::from(u32::from_le_bytes(random()?)) % TERMS_ABOVE;
-    let term = Term::new(facts.last_included.term.get().saturating_add(jump));
-    let membership = membership_of(&facts.membership, request, incarnation, term)?;
+    let term = founding::term_above(facts.last_included.term).map_err(RestoreError::Entropy)?;
+    // It is the only voter, so its directory is known from the beginning.
+    let member = Member {
+        node: request.node.get(),
+        peer_addr: request.peer_addr.clone(),
+        client_addr: request.client_addr.clone(),
+        role: MemberRole::Voter,
+        incarnation: Some(incarnation),
+    };
+    let membership = founding::alone(&facts.membership, member, term)?;
     let options = SnapshotOptions::new(cluster, group);
     let (store, _) = SnapshotStore::open(Arc::clone(fs), &dir.join(SNAPSHOT_DIR), options)?;
     let copied = store.repack(source, membership.clone(), &mut |bytes| progress(bytes));
@@ -345,32 +351,8 @@ fn write_log(
     Ok(log.sync()?)
 }
 
-/// The node alone. It is the only voter, so its directory is known from the beginning. A cluster
-/// that admitted everybody on one machine is not to admit everybody on the network.
-fn membership_of(
-    old: &Membership,
-    request: &RestoreRequest,
-    incarnation: Incarnation,
-    term: Term,
-) -> Result<Membership, MembershipError> {
-    let member = Member {
-        node: request.node.get(),
-        peer_addr: request.peer_addr.clone(),
-        client_addr: request.client_addr.clone(),
-        role: MemberRole::Voter,
-        incarnation: Some(incarnation),
-    };
-    let alone = old.continued_by(member, term.get())?;
-    Ok(match address::is_loopback(&request.peer_addr) {
-        true => alone,
-        false => alone.with_admission(Admission::Invited),
-    })
-}
-
 fn random<const N: usize>() -> Result<[u8; N], RestoreError> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| RestoreError::Entropy(error.to_string()))?;
-    Ok(bytes)
+    founding::random().map_err(RestoreError::Entropy)
 }
 
 fn io(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RestoreError {

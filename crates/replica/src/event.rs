@@ -174,6 +174,9 @@ pub enum Event {
     },
     /// A member has refused this node, because this committed configuration has removed it.
     RemovedBy(ConfigId),
+    /// A node that answers at a member's address belongs to a cluster that continues this one by
+    /// force ([`d_engine_core::Input::Superseded`]).
+    Superseded,
     /// A caller's request to change the members.
     ChangeMembers(Box<ChangeMembers>),
     /// An operator's request to skip an entry that halts every state machine.

@@ -21,8 +21,8 @@ use crate::clients::throttle::Throttle;
 use crate::event::{
     ApplySource, Event, Jobs, Outgoing, Proposal, SnapshotSendRequest, TransferResponder,
 };
-use crate::health::Pauses;
 use crate::health::worker_watch::WorkerWatch;
+use crate::health::{ABSTAINS, Pauses};
 use crate::log::cache::LogCache;
 use crate::log::loads::Loads;
 use crate::log::unsynced::Unsynced;
@@ -172,6 +172,7 @@ impl Replica {
             Event::FoundAt { node, peer_addr } => self.on_found_at(node, &peer_addr, jobs),
             Event::Reached { node, peer_addr } => self.moved.reached(node, &peer_addr),
             Event::RemovedBy(by) => self.on_removed_by(by, jobs),
+            Event::Superseded => self.on_superseded(now, jobs),
             Event::ChangeMembers(request) => self.on_change_members(now, *request, jobs),
             Event::SkipEntry { target, responder } => self.on_skip(now, target, responder, jobs),
             Event::Loaded { to, token, entries } => {
@@ -184,13 +185,7 @@ impl Replica {
                 }
             }
             Event::LogDamaged { through, reason } => self.on_log_damaged(through, reason, jobs),
-            Event::SnapshotDamaged { reason } => {
-                tracing::error!(
-                    node = %self.node, %reason,
-                    "a snapshot is damaged; a new one is being taken; check this disk"
-                );
-                jobs.snapshot_due = true;
-            }
+            Event::SnapshotDamaged { reason } => self.on_snapshot_damaged(&reason, jobs),
             Event::AppendNotSent { to, term, prev } => {
                 let input = Input::AppendNotSent { to, term, prev };
                 self.step(now, input, Payload::None, jobs);
@@ -219,6 +214,24 @@ impl Replica {
                 self.maybe_tick(now, jobs);
             }
             Event::Failed(reason) => self.stop(reason),
+        }
+    }
+
+    fn on_snapshot_damaged(&self, reason: &StopReason, jobs: &mut Jobs) {
+        tracing::error!(
+            node = %self.node, %reason,
+            "a snapshot is damaged; a new one is being taken; check this disk"
+        );
+        jobs.snapshot_due = true;
+    }
+
+    /// A node of a cluster that continues this one by force answers at a member's address.
+    fn on_superseded(&mut self, now: Now, jobs: &mut Jobs) {
+        let before = self.core.abstains();
+        self.step(now, Input::Superseded, Payload::None, jobs);
+        if self.core.abstains() && !before {
+            tracing::error!(node = %self.node, "{}", ABSTAINS);
+            jobs.status_changed = true;
         }
     }
 

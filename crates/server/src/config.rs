@@ -92,6 +92,11 @@ pub struct Config {
     /// hour from the time in its log. Otherwise the node continues from the time in its log, and
     /// `status` raises an alarm. Default false.
     pub accept_clock: bool,
+    /// Whether this node votes and campaigns although its cluster was continued as another one by
+    /// `d-engine recover`. Otherwise it does neither while it knows no leader and a node of the new
+    /// cluster answers at a member's address. Set it only if `recover` was run by mistake, after
+    /// the new cluster was stopped for good. Default false.
+    pub ignore_superseded: bool,
     /// When snapshots are taken, and how much disk and network they may use.
     pub snapshots: Snapshots,
     /// Bounds on memory, queues and files.
@@ -208,6 +213,7 @@ impl Default for Config {
             clock_drift_percent_max: 10,
             max_clock_offset_ms: 1_000,
             accept_clock: false,
+            ignore_superseded: false,
             snapshots: Snapshots::default(),
             limits: Limits::default(),
         }

@@ -38,8 +38,9 @@ pub use config::{
     free_loopback_ports,
 };
 pub use error::{StartError, WaitError};
+pub use members::answering::answering_members;
 pub use node::builder::{IntoStateMachine, Node, NodeBuilder};
-pub use node::embedded::{ChangeOptions, EmbeddedEngine};
+pub use node::embedded::{Backup, BackupError, BackupOptions, ChangeOptions, EmbeddedEngine};
 
 /// The stop reason of a node that was shut down in order.
 const SHUT_DOWN: &str = "the node was shut down";

@@ -49,6 +49,9 @@ pub trait PeerEvents: Send + Sync + 'static {
     /// A member has refused this node, because this committed configuration has removed it.
     fn removed(&self, by: ConfigId);
 
+    /// A node at a member's address belongs to a cluster that continues this one by force.
+    fn superseded(&self);
+
     /// Answers a node that need not be a member, and that may know this cluster's id.
     fn ask(
         self: Arc<Self>,

@@ -81,11 +81,13 @@ pub enum Fault {
     /// A voter's disk is lost for good. Rare, as it needs a cluster that can do without it:
     /// [`Sometimes::LostNodeReplaced`] has a share.
     DiskLost,
+    /// A bit of a node's log is flipped while the node is down, and the log is mended.
+    LogDamaged,
 }
 
 impl Fault {
     /// All kinds of faults.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -123,6 +125,7 @@ impl Fault {
         Self::BadCommand,
         Self::ProgramChanged,
         Self::MembersChange,
+        Self::LogDamaged,
     ];
 }
 
@@ -266,6 +269,8 @@ pub enum Sometimes {
     ApplyWaitedForRoom,
     /// A state machine had no space for a snapshot, and installed it later.
     MachineWaitedToInstall,
+    /// A damaged log was mended, and entries that it had are missing.
+    MendedLogLacksEntries,
     /// On a full disk, the hard state is written from the log's reserve.
     HardStateFromReserve,
     /// A purge waits for free disk space.
@@ -342,7 +347,8 @@ pub enum Sometimes {
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured
     /// over 400 seeds; for torn tails, what the design requires.
-    pub const SHARES: [(Self, u64); 93] = [
+    pub const SHARES: [(Self, u64); 94] = [
+        (Self::MendedLogLacksEntries, 40),
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),
         (Self::TornTailCut, 50),

@@ -95,6 +95,7 @@ pub enum Disturbance {
     CrashInSnapshot,
     SnapshotDiskError,
     SnapshotDamaged,
+    LogDamaged,
     SendCut,
     /// While two nodes lead, all clients call one of the two.
     Rush,
@@ -104,7 +105,7 @@ pub enum Disturbance {
 
 impl Disturbance {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MessageDropped,
         Self::MessageDuplicated,
         Self::MessageReplayed,
@@ -117,6 +118,7 @@ impl Disturbance {
         Self::CrashInSnapshot,
         Self::SnapshotDiskError,
         Self::SnapshotDamaged,
+        Self::LogDamaged,
         Self::SendCut,
         Self::Rush,
         Self::Trial,
@@ -139,6 +141,7 @@ impl Disturbance {
             Self::CrashInSnapshot => snapshots.crash_in_step = 0,
             Self::SnapshotDiskError => snapshots.disk_error = 0,
             Self::SnapshotDamaged => snapshots.damage = 0,
+            Self::LogDamaged => profile.log_damage = 0,
             Self::SendCut => (snapshots.cut, snapshots.cut_at_end) = (0, 0),
             Self::Rush => profile.rush = false,
             // Not part of a profile; `run.rs` leaves it out.

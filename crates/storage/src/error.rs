@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::succession::Retired;
+
 /// Advice for an operating system error, appended to its text; empty if there is none to give.
 pub(crate) fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
@@ -130,6 +132,15 @@ pub enum StorageError {
     ReservedToJoin {
         /// The directory.
         path: PathBuf,
+    },
+    /// `recover` has made a new cluster from the directory, which has ended with its old one. Start
+    /// the new directory, or empty this one and join the new cluster.
+    #[error("data directory {path} {retired}")]
+    Retired {
+        /// The directory.
+        path: PathBuf,
+        /// When, and by which directory.
+        retired: Box<Retired>,
     },
     /// The storage engine cannot reserve a directory, so its node cannot join a cluster. Implement
     /// `StorageEngine::reserve`, or list the node in `members` when the cluster is created.

@@ -18,6 +18,9 @@ pub struct Identity {
     /// The configuration at (term 0, index 0); incarnations unknown. Without members at a node that
     /// has joined, and then named by the configuration that added it.
     pub initial: Membership,
+    /// The clusters that ended by force and whose history this directory continues, each with its
+    /// directory, oldest first. Not part of the identity record: [`crate::Origin`] has it.
+    pub continues: Vec<(ClusterId, Incarnation)>,
 }
 
 impl Identity {

@@ -10,7 +10,10 @@ mod identity;
 mod log;
 mod membership;
 mod meta_store;
+mod promise;
 pub mod snapshot;
+mod succession;
+mod time;
 
 pub use d_engine_core::{ClusterId, Incarnation, LogSuffix, SessionSerial};
 pub use d_engine_fs as fs;
@@ -34,3 +37,6 @@ pub use membership::{
     Admission, ChangeError, ConfigId, Invitation, JoinAs, Leavers, Member, MemberChange,
     MemberRole, Membership, MembershipError, NewMember, VoterIntent, canonical_address,
 };
+pub use promise::Repaired;
+pub use succession::{Origin, Retired};
+pub use time::rfc3339;

@@ -10,6 +10,8 @@ use crate::fs::{Fs, OpenMode, read_file, write_all_at};
 use crate::log::frame::Decoder;
 use crate::log::latch::{FsLatch, io_error, room_error};
 use crate::log::segment::is_zero;
+use crate::promise::Repaired;
+use crate::succession::{Origin, Retired};
 use crate::{MetaStore, StorageError};
 
 /// Version of the envelope around every record.
@@ -27,6 +29,14 @@ pub(crate) const IDENTITY: &str = "identity";
 pub(crate) const JOIN: &str = "join";
 /// The record with the beginning of the log.
 pub(crate) const LOG: &str = "log";
+/// The record of a directory that was made by force from another one.
+pub(crate) const ORIGIN: &str = "origin";
+/// The record of a directory that another one has replaced by force.
+pub(crate) const RETIRED: &str = "retired";
+/// The record of a directory whose log was repaired.
+pub(crate) const REPAIR: &str = "repair";
+/// Records that [`MetaStore`] neither reads nor writes.
+const OWN: [&str; 6] = [IDENTITY, JOIN, LOG, ORIGIN, RETIRED, REPAIR];
 
 /// The records of a data directory, in files `<name>.meta`.
 #[derive(Clone, Debug)]
@@ -52,7 +62,7 @@ impl FileMetaStore {
 
     /// Returns the record's name in a file name, if it is not one of the store's own records.
     pub(crate) fn name_of_other(file_name: &str) -> Option<&str> {
-        file_name.strip_suffix(SUFFIX).filter(|name| ![IDENTITY, JOIN, LOG].contains(name))
+        file_name.strip_suffix(SUFFIX).filter(|name| !OWN.contains(name))
     }
 
     /// Returns the path of a record's second copy.
@@ -70,6 +80,35 @@ impl FileMetaStore {
         self.read_from(self.copy_path(name), name)
     }
 
+    /// Returns where the directory comes from, if it was made by force from another one.
+    pub(crate) fn origin(&self) -> Result<Option<Origin>, StorageError> {
+        self.read_as(ORIGIN, |stored| Origin::decode(stored))
+    }
+
+    /// Returns by what the directory was replaced, if it was.
+    pub(crate) fn retired(&self) -> Result<Option<Retired>, StorageError> {
+        self.read_as(RETIRED, |stored| Retired::decode(stored))
+    }
+
+    /// Returns what the directory may have acknowledged before its log was repaired. If the record
+    /// does not verify, the directory must not be used: the node could vote against what it has
+    /// acknowledged.
+    pub(crate) fn repaired(&self) -> Result<Option<Repaired>, StorageError> {
+        self.read_as(REPAIR, Repaired::decode)
+    }
+
+    fn read_as<T>(
+        &self,
+        name: &str,
+        decode: impl FnOnce(&Bytes) -> Option<T>,
+    ) -> Result<Option<T>, StorageError> {
+        let Some(stored) = self.read(name)? else { return Ok(None) };
+        decode(&stored).map(Some).ok_or_else(|| StorageError::DamagedFile {
+            path: self.path(name),
+            what: format!("it verifies, but is not the content of {name}{SUFFIX}"),
+        })
+    }
+
     fn read_from(&self, path: PathBuf, name: &str) -> Result<Option<Bytes>, StorageError> {
         let content = match read_file(&*self.fs, &path) {
             Ok(content) => content,
@@ -83,6 +122,15 @@ impl FileMetaStore {
     /// one.
     pub(crate) fn write(&self, name: &str, record: &[u8]) -> Result<(), StorageError> {
         self.write_to(&self.path(name), name, record)
+    }
+
+    /// Removes what a crash has left of an earlier write of the record.
+    pub(crate) fn remove_temporary(&self, name: &str) -> Result<(), StorageError> {
+        let temporary = self.dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
+        match self.fs.remove_file(&temporary) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(io_error("remove", &temporary)),
+        }
     }
 
     /// As [`Self::write`], for the second copy.
@@ -130,7 +178,7 @@ impl MetaStore for FileMetaStore {
 fn check_name(name: &str) -> Result<(), StorageError> {
     let fits =
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-    if !fits || [IDENTITY, JOIN, LOG].contains(&name) {
+    if !fits || OWN.contains(&name) {
         return Err(StorageError::Order(format!(
             "{name:?} cannot be the name of a record; use lower-case letters and dashes, and no \
              name that the store itself uses"

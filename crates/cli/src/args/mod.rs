@@ -1,5 +1,6 @@
 //! The command line, one file per group of verbs.
 
+mod backup;
 mod bench;
 mod cluster;
 mod consistency;
@@ -7,6 +8,8 @@ mod import;
 mod inspect;
 mod key_value;
 mod member;
+mod recover;
+mod repair;
 mod restore;
 mod serve;
 mod units;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use d_engine_client::{Client, ClientError, ClientOptions, KvClient};
 
+pub(crate) use self::backup::{BackupArgs, BackupVerb, BackupVerifyArgs};
 pub(crate) use self::bench::{BenchArgs, Workload};
 pub(crate) use self::cluster::{
     DemoArgs, DevArgs, SkipEntryArgs, SnapshotArgs, StatusArgs, TransferArgs,
@@ -24,6 +28,8 @@ pub(crate) use self::import::{ImportArgs, InputFormat};
 pub(crate) use self::inspect::{DumpArgs, LogArgs, LogVerb, SnapshotInspectArgs, SnapshotVerb};
 pub(crate) use self::key_value::{CasArgs, DeleteArgs, GetArgs, PutArgs, ScanArgs};
 pub(crate) use self::member::{ChangeArgs, MemberArgs, MemberListArgs, MemberTask};
+pub(crate) use self::recover::RecoverArgs;
+pub(crate) use self::repair::RepairArgs;
 pub(crate) use self::restore::RestoreArgs;
 pub(crate) use self::serve::{ServeArgs, StateMachineKind};
 use self::units::duration;
@@ -39,7 +45,8 @@ Exit codes:
        connection, the leadership or the time was lost after the request was sent
     5  cas: the key has another value or none; nothing was changed
     6  serve: the node was removed from its cluster; do not start it again on its directory
-  130  bench, demo, import, log, restore, scan, snapshot: interrupted by Ctrl-C or SIGTERM";
+  130  backup, bench, demo, import, log, recover, repair, restore, scan, snapshot: interrupted by
+       Ctrl-C or SIGTERM";
 
 /// A replicated, durable state machine: run a node, send requests to a cluster, or watch a
 /// failover.
@@ -77,6 +84,12 @@ pub(crate) enum Verb {
     Snapshot(SnapshotArgs),
     /// Show what is in the log of a data directory, also of one that refuses to start.
     Log(LogArgs),
+    /// Copy a snapshot with every acknowledged write out of the cluster; or verify such a copy.
+    Backup(BackupArgs),
+    /// Mend a log that is damaged in the middle, so that its node starts again.
+    Repair(RepairArgs),
+    /// When most nodes are lost for good: continue the log of one that is left as a new cluster.
+    Recover(RecoverArgs),
     /// Make a new cluster of one node from a snapshot file.
     Restore(RestoreArgs),
     /// Transfer leadership to another node.

@@ -38,6 +38,10 @@ pub(crate) struct ServeArgs {
     /// back, remove `kv-disk` first: `memory` refuses a data directory that contains it.
     #[arg(long, value_enum, value_name = "KIND", default_value = "memory")]
     pub(crate) state_machine: StateMachineKind,
+    /// Vote and campaign although the cluster was continued as another one by `recover`: only if
+    /// that was a mistake, and after the new cluster was stopped for good.
+    #[arg(long)]
+    pub(crate) ignore_superseded: bool,
     /// Stop when stdin is closed, so that a parent process that ends leaves no orphan.
     #[arg(long, hide = true)]
     pub(crate) stop_on_stdin_close: bool,

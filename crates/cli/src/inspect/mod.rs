@@ -9,6 +9,8 @@ mod out;
 mod report;
 mod text;
 
+use std::borrow::Borrow;
+
 use d_engine_offline::inspect::InspectError;
 
 use crate::args::{LogArgs, LogVerb, SnapshotInspectArgs};
@@ -24,8 +26,10 @@ pub(crate) async fn snapshot(args: SnapshotInspectArgs) -> Result<(), Failure> {
     interruptible(move |stop| archive::inspect(&args, stop)).await
 }
 
-fn failure(error: InspectError) -> Failure {
-    let exit = match &error {
+/// The failure of a command that could not read a directory or file.
+pub(crate) fn failure(error: impl Borrow<InspectError>) -> Failure {
+    let error = error.borrow();
+    let exit = match error {
         InspectError::NotADirectory { .. } => Exit::Refused,
         error if error.is_missing() => Exit::Refused,
         _ => Exit::Failed,

@@ -95,6 +95,11 @@ pub enum Input {
     /// This node's state machine is halted at this entry, or at none any more. Heartbeat replies
     /// report it to leaders.
     HaltedAt(Option<LogId>),
+    /// A node of a cluster that continues this one by force (an operator has given up the majority)
+    /// answers at a member's address. While this node knows no leader it neither votes nor
+    /// campaigns, so that the old majority, when it comes back, does not serve beside the new
+    /// cluster. With a leader nothing changes: the new cluster may have been made by mistake.
+    Superseded,
     /// The state machine waits for a time that the wall clock has passed: append an entry that only
     /// carries the time. Only a leader accepts it.
     Tick,

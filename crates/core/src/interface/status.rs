@@ -32,6 +32,11 @@ pub struct CoreStatus {
     /// On a leader: its lease is revoked until the next election, because it has told another node
     /// to campaign. Lease reads cost a round meanwhile.
     pub lease_revoked: bool,
+    /// It neither votes nor campaigns ([`crate::Input::Superseded`]).
+    pub abstains: bool,
+    /// It has lost entries to damage, votes as if it had this one, and does not lead before it has
+    /// it ([`crate::Initial::promised`]).
+    pub lacks: Option<LogId>,
 }
 
 /// What a leader knows of a follower.

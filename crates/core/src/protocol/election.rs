@@ -18,7 +18,7 @@ impl RaftCore {
     pub(crate) fn on_election_timeout(&mut self, now: Instant) {
         self.draw_election_timeout(now);
         // A node whose disk hangs could persist neither its vote nor an entry.
-        if !self.may_campaign() || self.disk_hangs {
+        if !self.may_campaign() || self.disk_hangs || self.abstains {
             return;
         }
         self.become_pre_candidate();
@@ -49,8 +49,7 @@ impl RaftCore {
     }
 
     pub(crate) fn on_pre_vote(&mut self, now: Instant, from: NodeId, term: Term, last: LogId) {
-        let granted =
-            term > self.hard_state.term && !self.is_sticky(now) && self.is_up_to_date(last);
+        let granted = term > self.hard_state.term && !self.is_sticky(now) && self.may_grant(last);
         let term = if granted { term } else { self.hard_state.term };
         self.send(from, Message::PreVoteReply { term, granted, wall_ms: self.wall_ms });
     }
@@ -82,7 +81,7 @@ impl RaftCore {
         transfer: bool,
     ) {
         let is_free = self.hard_state.vote.is_none_or(|vote| vote == from);
-        let granted = is_free && (transfer || !self.is_sticky(now)) && self.is_up_to_date(last);
+        let granted = is_free && (transfer || !self.is_sticky(now)) && self.may_grant(last);
         if granted {
             self.hard_state.vote = Some(from);
             // Only a granted vote postpones this node's own campaign (Raft paper, section 5.2).
@@ -129,10 +128,26 @@ impl RaftCore {
         now < *candidate.clock_wait_until.get_or_insert(until)
     }
 
+    /// A node of a cluster that continues this one by force was found. Not to vote is always safe.
+    pub(crate) fn on_superseded(&mut self) {
+        if self.leader().is_some() {
+            return;
+        }
+        self.abstains = true;
+        if self.role.votes().is_some() {
+            self.end_campaign();
+        }
+    }
+
+    fn may_grant(&self, last: LogId) -> bool {
+        !self.abstains && self.is_up_to_date(last)
+    }
+
     /// The election restriction (Raft paper, section 5.4.1): the candidate's last entry has a later
-    /// term, or the same term and at least the same index.
+    /// term, or the same term and at least the same index. A node that has lost entries to damage
+    /// compares with the log that it had ([`crate::Initial::promised`]).
     fn is_up_to_date(&self, last: LogId) -> bool {
-        last >= self.log.last()
+        last >= self.log.last().max(self.promised)
     }
 
     fn has_won(&self) -> bool {

@@ -20,6 +20,8 @@ impl RaftCore {
             // Two leaders in one term are impossible (Election Safety), so the message is ignored.
             return Err(Rejected::SecondLeader);
         }
+        // A majority is at work, whatever continues this cluster elsewhere.
+        self.abstains = false;
         let stickiness = self.config.election_timeout_min;
         self.hard_state.stickiness = self.hard_state.stickiness.max(stickiness);
         // A vote stickiness announced before the restart may reach further.

@@ -235,8 +235,14 @@ impl RaftCore {
     /// configuration or in a later one of its log. The votes of the configuration in force decide.
     /// (Raft thesis, section 4.2.2: the only node that holds the entry which removes it may have to
     /// lead until the entry is committed.)
+    ///
+    /// A node that has lost entries to damage does not: to vote it needs the claim to them only, to
+    /// lead it needs the entries.
     pub(crate) fn may_campaign(&self) -> bool {
         let node = self.node;
+        if self.lacks_promised() {
+            return false;
+        }
         self.log.configurations_in_play().any(|configuration| configuration.is_voter(node))
     }
 }

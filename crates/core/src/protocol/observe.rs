@@ -27,6 +27,19 @@ impl RaftCore {
         }
     }
 
+    /// Whether the log lacks entries that it may have had before it was damaged
+    /// ([`crate::Initial::promised`]).
+    #[must_use]
+    pub fn lacks_promised(&self) -> bool {
+        self.log.last() < self.promised
+    }
+
+    /// Whether this node neither votes nor campaigns ([`crate::Input::Superseded`]).
+    #[must_use]
+    pub fn abstains(&self) -> bool {
+        self.abstains
+    }
+
     /// The leader of the current term, if known.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
@@ -176,6 +189,8 @@ impl RaftCore {
             followers,
             held_messages: self.held.len(),
             clock: self.clock_state(),
+            abstains: self.abstains,
+            lacks: self.lacks_promised().then_some(self.promised),
             lease_revoked: self.role.leader().is_some_and(|leader| leader.lease.is_revoked()),
         }
     }

@@ -151,7 +151,7 @@ impl RaftCore {
             .role
             .follower()
             .is_some_and(|follower| follower.leader.is_none_or(|leader| leader == from));
-        if is_led_by && self.may_campaign() && !self.disk_hangs {
+        if is_led_by && self.may_campaign() && !self.disk_hangs && !self.abstains {
             self.campaign(now, Campaign::Transfer);
         }
     }

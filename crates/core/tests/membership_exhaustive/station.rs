@@ -78,6 +78,7 @@ fn core_from(
         seed: node,
         now: NOW,
         accepts_clock: false,
+        promised: d_engine_core::LogId::ZERO,
         command_version_max: 0,
     })
 }

@@ -88,6 +88,7 @@ pub(crate) struct Setup {
     pub(crate) hard_state: HardState,
     pub(crate) log: Vec<EntryMeta>,
     pub(crate) config: CoreConfig,
+    pub(crate) promised: LogId,
     pub(crate) seed: u64,
 }
 
@@ -99,6 +100,7 @@ impl Setup {
             hard_state: HardState { term: t(term), ..HardState::default() },
             log: entries(log),
             config: CoreConfig::default(),
+            promised: LogId::ZERO,
             seed: 7,
         }
     }
@@ -154,6 +156,7 @@ impl Node {
             config: setup.config,
             hard_state: setup.hard_state,
             accepts_clock,
+            promised: setup.promised,
             command_version_max: 2,
             log: InitialLog {
                 configuration: setup.configuration,

@@ -145,6 +145,7 @@ impl Network {
             seed: node * 1_000 + station.starts,
             now: self.now,
             accepts_clock: false,
+            promised: d_engine_core::LogId::ZERO,
             command_version_max: 0,
         }));
     }

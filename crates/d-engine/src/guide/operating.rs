@@ -94,13 +94,17 @@
 //!   and restart it.
 //!
 //! # Back up
-//! Run `d-engine snapshot` and copy the newest file of the directory `snapshots` of any node,
-//! while it runs. Every write that was acknowledged before the command began is in it.
-//! `d-engine restore` makes a new cluster of it (`docs/recovery.md`). A command that fetches the
-//! file over the network does not exist yet. A directory may be copied while its node is stopped,
-//! and put back in the place of the same node, if that node was not started since.
+//! `d-engine backup FILE`, or [`EmbeddedEngine::backup`](crate::EmbeddedEngine::backup), copies a
+//! snapshot out of a cluster that serves. Every write that was acknowledged before the call is in
+//! it. `d-engine restore` makes a new cluster of it (`docs/recovery.md`). A directory may be copied
+//! while its node is stopped, and put back in the place of the same node, if that node was not
+//! started since.
 //! **Never start a node from an older copy of its directory:** it would forget what it has
 //! acknowledged. The other nodes notice it in some cases, not in all.
+//!
+//! # When the majority is lost for good
+//! `d-engine recover` continues the log of one survivor as a new cluster, and so does
+//! [`offline::recover`](crate::offline::recover). `docs/recovery.md` is the runbook.
 //!
 //! # Clocks
 //! Correctness does not depend on wall clocks. Expiry follows the clocks of a majority that agree,

@@ -28,7 +28,10 @@ pub(super) struct Disk {
     durable: Names,
     /// The changes between the two, in order.
     changes: Vec<Change>,
-    locks: BTreeSet<PathBuf>,
+    /// The locked paths, by number: a renamed directory keeps its locks.
+    locks: BTreeMap<u64, PathBuf>,
+    /// How many locks were taken.
+    locked: u64,
     /// Rises when the process crashes; files and locks of an earlier process are invalid.
     boot: u64,
     counts: FsCounts,
@@ -262,7 +265,9 @@ impl Disk {
             }
         }
         move_below(&mut self.seen, from, to);
-        self.locks = self.locks.iter().map(|path| moved(path, from, to)).collect();
+        for path in self.locks.values_mut() {
+            *path = moved(path, from, to);
+        }
         let moves = Some((from.to_owned(), to.to_owned()));
         self.changes.push(Change { moves, ..Change::default() });
         Ok(())
@@ -315,18 +320,24 @@ impl Disk {
         Ok(())
     }
 
-    pub(super) fn lock(&mut self, path: &Path) -> io::Result<bool> {
+    /// Locks a path; returns the number of the lock, or `None` if it is locked.
+    pub(super) fn lock(&mut self, path: &Path) -> io::Result<Option<u64>> {
         self.check_dir(parent_of(path))?;
-        Ok(self.locks.insert(path.to_owned()))
+        if self.is_locked(path) {
+            return Ok(None);
+        }
+        self.locked += 1;
+        self.locks.insert(self.locked, path.to_owned());
+        Ok(Some(self.locked))
     }
 
     pub(super) fn is_locked(&self, path: &Path) -> bool {
-        self.locks.contains(path)
+        self.locks.values().any(|locked| locked == path)
     }
 
-    pub(super) fn unlock(&mut self, path: &Path, boot: u64) {
+    pub(super) fn unlock(&mut self, number: u64, boot: u64) {
         if boot == self.boot {
-            self.locks.remove(path);
+            self.locks.remove(&number);
         }
     }
 

@@ -178,11 +178,10 @@ impl Fs for SimFs {
     fn try_lock(&self, path: &Path) -> io::Result<LockAttempt> {
         let mut disk = self.disk();
         disk.begin(FsOp::Lock)?;
-        if !disk.lock(path)? {
+        let Some(number) = disk.lock(path)? else {
             return Ok(LockAttempt::InUse { holder: "another simulated process".to_owned() });
-        }
-        let lock =
-            SimLock { disk: Arc::clone(&self.disk), path: path.to_owned(), boot: disk.boot() };
+        };
+        let lock = SimLock { disk: Arc::clone(&self.disk), number, boot: disk.boot() };
         Ok(LockAttempt::Held(Box::new(lock)))
     }
 
@@ -223,7 +222,7 @@ impl Fs for SimFs {
 #[derive(Debug)]
 struct SimLock {
     disk: Arc<Mutex<Disk>>,
-    path: PathBuf,
+    number: u64,
     boot: u64,
 }
 
@@ -231,7 +230,7 @@ impl FsLock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.disk.lock().unpoisoned().unlock(&self.path, self.boot);
+        self.disk.lock().unpoisoned().unlock(self.number, self.boot);
     }
 }
 

@@ -34,9 +34,16 @@ impl Directory {
         which: Snapshots,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Self, InspectError> {
-        let survey = Survey::of(fs, dir)?;
+        Self::of(Survey::of(fs, dir)?, which, progress)
+    }
+
+    pub(crate) fn of(
+        survey: Survey,
+        which: Snapshots,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Self, InspectError> {
         if survey.is_empty() && survey.reserved().is_none() {
-            return Err(InspectError::NotADirectory { path: dir.to_owned() });
+            return Err(InspectError::NotADirectory { path: survey.dir().to_owned() });
         }
         let (snapshots, leftovers) = snapshots::find(&survey, which, progress)?;
         let covered = snapshots.iter().find(|it| it.state.may_be_used()).and_then(|it| it.id());

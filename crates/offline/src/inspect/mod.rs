@@ -51,7 +51,6 @@ mod directory;
 mod members;
 mod report;
 mod snapshots;
-mod time;
 mod verdict;
 
 pub use d_engine_core::{EntryKind, HardState, LogId, LogIndex};
@@ -63,12 +62,11 @@ pub use d_engine_storage::survey::{
     Survey, TornTail,
 };
 pub use d_engine_storage::{
-    LogEntry, Member, MemberRole, Membership, MembershipError, SessionSerial, decode_skip,
+    LogEntry, Member, MemberRole, Membership, MembershipError, SessionSerial, decode_skip, rfc3339,
 };
 
 pub use self::directory::Directory;
 pub use self::members::{KnownMembers, MembersFrom};
 pub use self::report::{InspectError, Progress, Snapshots};
 pub use self::snapshots::{SnapshotFile, SnapshotState};
-pub use self::time::rfc3339;
 pub use self::verdict::Verdict;

@@ -42,7 +42,7 @@ pub enum SnapshotState {
 
 impl SnapshotState {
     /// Whether a start may use it.
-    pub(super) fn may_be_used(&self) -> bool {
+    pub(crate) fn may_be_used(&self) -> bool {
         matches!(self, Self::Unchecked | Self::Whole)
     }
 

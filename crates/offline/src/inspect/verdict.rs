@@ -83,7 +83,9 @@ impl Directory {
             }
             StorageError::Damaged { .. } => {
                 let copied = self.log.covered_by.map(|index| self.copy_a_snapshot(index));
-                copied.into_iter().chain([self.put_back(), self.replace()]).collect()
+                let mended = self.log.continues_after_damage.then(|| self.repair());
+                let first = copied.into_iter().chain(mended);
+                first.chain([self.put_back(), self.replace()]).collect()
             }
             StorageError::DamagedFile { .. } => vec![self.put_back(), self.replace()],
             _ => Vec::new(),
@@ -96,6 +98,10 @@ impl Directory {
              more, into {}, and start the node",
             self.survey.dir().join(d_engine_storage::snapshot::SNAPSHOT_DIR).display()
         )
+    }
+
+    fn repair(&self) -> String {
+        format!("`d-engine repair --data-dir {}`, then start the node", self.survey.dir().display())
     }
 
     fn put_back(&self) -> String {

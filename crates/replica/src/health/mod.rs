@@ -30,6 +30,12 @@ impl Pauses {
     }
 }
 
+/// The alarm of a node that neither votes nor campaigns.
+pub(crate) const ABSTAINS: &str = "this node neither votes nor campaigns, because its cluster was continued as another one by \
+     `recover`, and it knows no leader; stop this node, empty its directory, and let it join the \
+     new cluster; if `recover` was a mistake, stop the new cluster for good, and start the nodes \
+     of this one with --ignore-superseded";
+
 impl Replica {
     /// Handles the start (`paused`) or end of a pause of apply for a snapshot without a view. A
     /// leader whose last pause was at least the shortest election timeout, or that has not had one
@@ -193,6 +199,17 @@ impl Replica {
                     .to_owned(),
             ),
             Some(ClockState::Agreed) | None => {}
+        }
+        if let Some(promised) = status.lacks {
+            alarms.push(format!(
+                "this node's log was repaired after damage, and lacks entries up to entry {} of \
+                 term {}: it votes as if it had them, and does not lead before it has received \
+                 them; nothing has to be done while the other nodes have a leader",
+                promised.index, promised.term
+            ));
+        }
+        if status.abstains {
+            alarms.push(ABSTAINS.to_owned());
         }
         alarms.extend(self.snapshots.damage_alarm());
         alarms.extend(self.hold_alarms());

@@ -69,6 +69,7 @@ impl Replica {
             seed,
             now,
             accepts_clock: config.accept_clock,
+            promised: recovered.promised,
             command_version_max: start_position.command_version_max,
         });
         let applied = start_position.applied;

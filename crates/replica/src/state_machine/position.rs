@@ -73,6 +73,13 @@ pub(crate) fn check_position(
 ) -> Result<(), StopReason> {
     let base = recovered.base;
     let last = recovered.entries.last().map_or(base, |head| head.id);
+    if applied.index > last.index.get() && recovered.promised != LogId::ZERO {
+        return Err(StopReason::new(format_args!(
+            "the state machine has applied up to {applied}, and the log ends at {last}, because it \
+             was repaired; remove the state machine's files, so that it is rebuilt from the snapshot \
+             and the log"
+        )));
+    }
     if applied.index > last.index.get() {
         return Err(StopReason::new(format_args!(
             "the state machine has applied up to {applied}, but the log ends at {last}: the data \

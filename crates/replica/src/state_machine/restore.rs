@@ -88,8 +88,9 @@ impl StateMachineHandler {
         policy: Arc<dyn SnapshotPolicy>,
         mut start: Start<'_>,
     ) -> Result<(Self, StartPosition), StopReason> {
-        let Identity { cluster, group, incarnation, .. } = start.identity;
-        let binding = Binding::new(*cluster, group.get(), *incarnation);
+        let Identity { cluster, group, incarnation, continues, .. } = start.identity;
+        let mut binding = Binding::new(*cluster, group.get(), *incarnation);
+        binding.continues.clone_from(continues);
         machine.bind(&binding).map_err(|error| failed("bind", &error))?;
         machine.start().map_err(|error| {
             StopReason::new(format_args!("the state machine did not start: {error}"))

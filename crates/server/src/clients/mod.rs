@@ -1,5 +1,6 @@
 //! The gRPC service for clients, and the bounds on its connections and bytes.
 
+mod backup;
 pub(crate) mod bytes;
 pub(crate) mod connections;
 mod errors;

@@ -1,14 +1,15 @@
 //! The client service over gRPC. It contains no logic: every call is a method of
 //! [`EmbeddedEngine`], and every refusal carries a typed detail.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use d_engine_api::ReadConsistency;
 use d_engine_api::message::{
-    ChangeMembersRequest, ErrorDetail, GetReply, GetRequest, Invalid, MembersReply, MembersRequest,
-    ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply, SkipEntryRequest,
-    StatusReply, StatusRequest, Stopped, TakeSnapshotReply, TakeSnapshotRequest,
+    BackupRequest, ChangeMembersRequest, ErrorDetail, GetReply, GetRequest, Invalid, MembersReply,
+    MembersRequest, ProposeReply, ProposeRequest, QueryReply, QueryRequest, SkipEntryReply,
+    SkipEntryRequest, StatusReply, StatusRequest, Stopped, TakeSnapshotReply, TakeSnapshotRequest,
     TransferLeadershipReply, TransferLeadershipRequest,
     engine_server::{Engine, EngineServer},
     error_detail::Kind,
@@ -21,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::SnapshotRequestError;
+use crate::clients::backup::{BackupStream, Backups};
 use crate::clients::bytes::BoundedBytes;
 use crate::clients::connections;
 use crate::clients::errors::{
@@ -44,7 +46,7 @@ pub(crate) fn serve(
     limits: &Limits,
     mut stopped: watch::Receiver<Option<StopReason>>,
 ) -> JoinHandle<()> {
-    let service = EngineServer::new(Api { engine })
+    let service = EngineServer::new(Api { engine, backups: Arc::default() })
         .max_decoding_message_size(limits.max_command_bytes.saturating_add(MESSAGE_OVERHEAD));
     let service = BoundedBytes::new(service, limits.max_client_bytes);
     let (to, connections) = mpsc::channel(1);
@@ -71,6 +73,7 @@ pub(crate) fn serve(
 
 struct Api {
     engine: WeakEngine,
+    backups: Arc<Backups>,
 }
 
 impl Api {
@@ -176,6 +179,16 @@ impl Engine for Api {
     ) -> Result<Response<Self::ChangeMembersStream>, Status> {
         let timeout = timeout(&request);
         members::change(self.engine()?, request.into_inner(), timeout).map(Response::new)
+    }
+
+    type BackupStream = BackupStream;
+
+    async fn backup(
+        &self,
+        request: Request<BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let engine = self.engine()?;
+        self.backups.begin(&engine, request.into_inner()).await.map(Response::new)
     }
 
     async fn take_snapshot(

@@ -23,6 +23,7 @@ pub(super) const CONFIG: &[&str] = &[
     "clock_drift_percent_max",
     "max_clock_offset_ms",
     "accept_clock",
+    "ignore_superseded",
     "snapshots",
     "limits",
 ];

@@ -354,6 +354,7 @@ impl Node {
                 incarnation: identity.incarnation,
                 start: entropy::seed()?.max(1),
                 state_machine: self.machine.name().to_owned(),
+                continues: identity.continues.iter().map(|(cluster, _)| *cluster).collect(),
                 peer_addr,
                 client_addr,
             },
@@ -361,6 +362,7 @@ impl Node {
                 queue_frames: self.config.limits.peer_queue_frames,
                 queue_bytes: self.config.limits.peer_queue_bytes,
                 entropy: entropy::seed()?,
+                heeds_superseded: !self.config.ignore_superseded,
                 ..TransportSettings::default()
             },
             seeds: self.config.join.clone(),

@@ -1,11 +1,14 @@
 //! The engine inside the user's process: its handle, commands, start and end. Reads are in
 //! `embedded/reads.rs`, the members in `embedded/members.rs`, what an operator requests in
-//! `embedded/operate.rs`.
+//! `embedded/operate.rs`, backups in `embedded/backup.rs`.
 
+mod backup;
 mod members;
 mod operate;
 mod reads;
 
+pub(crate) use backup::OpenBackup;
+pub use backup::{Backup, BackupError, BackupOptions};
 pub use members::ChangeOptions;
 
 use std::net::SocketAddr;

@@ -38,6 +38,7 @@ pub(crate) async fn node_status(
     status.stopped = stopped.map(|reason| reason.to_string());
     status.refusals = shared.refusals.texts();
     status.alarms = snapshot_alarms(shared);
+    status.alarms.extend(shared.refusals.alarms());
     status.late_replies = shared.late_replies.load(Ordering::Relaxed);
     status.ready = *shared.ready.borrow() && serves && state_machine_running;
     status.state_machine_running = state_machine_running;

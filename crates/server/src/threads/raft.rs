@@ -129,6 +129,10 @@ impl PeerEvents for Shared {
         self.inbox.report(Event::RemovedBy(by));
     }
 
+    fn superseded(&self) {
+        self.inbox.report(Event::Superseded);
+    }
+
     fn ask(
         self: Arc<Self>,
         question: Question,

@@ -85,6 +85,8 @@ pub struct TransportIdentity {
     pub start: u64,
     /// The name of the state machine; empty: not compared.
     pub state_machine: String,
+    /// The clusters that this node's cluster continues by force.
+    pub continues: Vec<ClusterId>,
     /// The address at which other nodes reach this one; empty if none is configured.
     pub peer_addr: String,
     /// The address at which clients reach this node; empty if there is none.
@@ -102,6 +104,9 @@ pub struct TransportSettings {
     pub queue_bytes: usize,
     /// Received messages of one peer that may wait at this node, in bytes.
     pub inbound_bytes: usize,
+    /// Whether this node neither votes nor campaigns while it knows no leader and a member's
+    /// address answers for a cluster that continues its own by force.
+    pub heeds_superseded: bool,
     /// The timeout of connecting and of each handshake.
     pub handshake_timeout: Duration,
     /// The interval of pings.
@@ -126,6 +131,7 @@ impl Default for TransportSettings {
             queue_frames: 4_096,
             queue_bytes: 16 << 20,
             inbound_bytes: 16 << 20,
+            heeds_superseded: true,
             handshake_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(1),
             silence_timeout: Duration::from_secs(5),

@@ -65,6 +65,29 @@ impl PeerRefusals {
         told.collect()
     }
 
+    /// Returns alarms about a cluster that was continued by force, seen from either cluster.
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        let recent = self.recent();
+        let now = Instant::now();
+        let superseded = recent.values().filter(|(at, refusal)| {
+            refusal.kind == RefusalKind::Superseded
+                && now.saturating_duration_since(*at) < OVER_AFTER
+        });
+        let texts = superseded.map(|(_, refusal)| match refusal.by_peer {
+            true => format!(
+                "an operator has continued this cluster as another one (`recover`), to which node \
+                 {} belongs; both may serve clients: stop one of them",
+                refusal.node
+            ),
+            false => format!(
+                "node {} still runs on a directory of the cluster that this one continues; stop \
+                 it, empty its directory, and let it join this cluster",
+                refusal.node
+            ),
+        });
+        texts.collect()
+    }
+
     /// Whether some peer refuses this node because it does not belong to the peer's cluster in its
     /// current form.
     pub(crate) fn is_no_member(&self) -> bool {

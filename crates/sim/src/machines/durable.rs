@@ -335,6 +335,9 @@ impl StateMachine for DurableMachine {
 
     async fn reset(&self) -> Result<()> {
         self.inner.reset().await?;
+        // First: an empty state that names a snapshot of itself has lost what it had flushed.
+        self.remove(&self.dir.join(METADATA))?;
+        self.fs.sync_dir(&self.dir)?;
         self.begin_generation(LogId::default())
     }
 

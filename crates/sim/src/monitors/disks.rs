@@ -124,6 +124,9 @@ impl Begun {
 pub(crate) struct Disks {
     durable: BTreeMap<u64, Disk>,
     begun: BTreeMap<u64, Begun>,
+    /// What a node had before its log was damaged and mended. Until its log has reached the last
+    /// entry of it, the node votes as if it had all of it.
+    claims: BTreeMap<u64, Disk>,
 }
 
 impl Disks {
@@ -165,6 +168,26 @@ impl Disks {
         self.durable.entry(node).or_default().purge(through);
     }
 
+    /// Records that the node's log was mended: what it has lost, it still claims in votes.
+    pub(crate) fn on_mended(&mut self, node: u64, mended: &RecoveredLog) {
+        let whole = std::mem::replace(self.durable.entry(node).or_default(), Disk::of(mended));
+        // An earlier claim that is not fulfilled reaches further.
+        if self.claim_of(node).is_none_or(|claim| last_id(claim) < last_id(&whole)) {
+            self.claims.insert(node, whole);
+        }
+    }
+
+    /// What the node has lost and claims.
+    fn claim_of(&self, node: u64) -> Option<&Disk> {
+        let held = self.durable.get(&node).map(last_id)?;
+        self.claims.get(&node).filter(|claim| held < last_id(claim))
+    }
+
+    /// Whether the node claims the entry in votes.
+    fn claims(&self, node: u64, index: LogIndex, term: u64) -> bool {
+        self.claim_of(node).is_some_and(|claim| claim.holds(index, term))
+    }
+
     /// Returns what the node's disk holds; a node that has never run has an empty one.
     pub(crate) fn of(&mut self, node: u64) -> &Disk {
         self.durable.entry(node).or_default()
@@ -182,14 +205,13 @@ impl Disks {
 
     /// Returns term and index of the last entry on the disk of `node`.
     pub(crate) fn last_id_of(&self, node: u64) -> Option<(u64, u64)> {
-        let disk = self.durable.get(&node)?;
-        let term = disk.terms.last().copied().unwrap_or(disk.base.term.get());
-        Some((term, disk.last()))
+        self.durable.get(&node).map(last_id)
     }
 
     /// Whether the node's disk holds the entry.
     pub(crate) fn holds(&self, node: u64, index: LogIndex, term: u64) -> bool {
         self.durable.get(&node).is_some_and(|disk| disk.holds(index, term))
+            || self.claims(node, index, term)
     }
 
     /// Whether the entry itself is in the node's log.
@@ -199,8 +221,8 @@ impl Disks {
 
     /// Returns the nodes whose disks hold the entry.
     pub(crate) fn that_hold(&self, index: LogIndex, term: u64) -> Vec<u64> {
-        let holding = self.durable.iter().filter(|(_, disk)| disk.holds(index, term));
-        holding.map(|(node, _)| *node).collect()
+        let holding = self.durable.keys().filter(|node| self.holds(**node, index, term));
+        holding.copied().collect()
     }
 
     /// Returns the highest index after which the node's log may begin.
@@ -270,6 +292,11 @@ impl Disks {
         self.durable.insert(node, found);
         Ok(true)
     }
+}
+
+/// Term and index of the last entry.
+fn last_id(disk: &Disk) -> (u64, u64) {
+    (disk.terms.last().copied().unwrap_or(disk.base.term.get()), disk.last())
 }
 
 /// Whether `found` is the state of `before` after an install of one of `snapshots`, which the log

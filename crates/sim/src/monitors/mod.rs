@@ -203,6 +203,22 @@ impl Monitors {
         Ok(lost)
     }
 
+    /// Checks the log that a node would have recovered, and records that it was damaged and mended.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub(crate) fn on_mended(
+        &mut self,
+        node: u64,
+        whole: &RecoveredLog,
+        mended: &RecoveredLog,
+        snapshots: &[LogId],
+    ) -> Result<(), Violation> {
+        self.on_recovered(node, whole, snapshots)?;
+        self.disks.on_mended(node, mended);
+        Ok(())
+    }
+
     /// Checks a start that may have finished an interrupted install. Returns whether it did.
     ///
     /// # Errors

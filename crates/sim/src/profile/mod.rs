@@ -66,6 +66,8 @@ pub struct Profile {
     pub crash_all: u64,
     /// Chance that a starting node crashes in the middle of recovery.
     pub crash_in_recovery: u64,
+    /// Chance that a node's log is damaged and mended before a start, in half of the runs.
+    pub log_damage: u64,
     /// Mean time between pauses of a node; zero for none.
     pub pause_every: u64,
     /// Mean length of a pause.
@@ -186,6 +188,7 @@ impl Profile {
             crash_in_idle: 2_000,
             crash_all: 0,
             crash_in_recovery: 0,
+            log_damage: 0,
             pause_every: 0,
             pause_length: 0,
             transfer_every: 0,
@@ -235,6 +238,7 @@ impl Profile {
             crash_all: on(20_000, 200_000),
             crash_in_write: on(200_000, 900_000),
             crash_in_recovery: on(50_000, 500_000),
+            log_damage: 700_000,
             pause_every: on(SECOND, 15 * SECOND),
             sync_stall: on(100, 10_000),
             disk_error: on(200, 5_000),

@@ -19,6 +19,7 @@ pub(crate) mod programs;
 pub(crate) mod reads;
 mod receives;
 pub(crate) mod refused;
+mod repairs;
 pub(crate) mod script;
 pub(crate) mod scripted;
 pub(crate) mod sends;
@@ -81,10 +82,14 @@ pub(crate) struct World {
     pub(crate) program_prng: Prng,
     /// Used only for changes of the members.
     pub(crate) member_prng: Prng,
+    /// Used only for damaged logs.
+    pub(crate) repair_prng: Prng,
     pub(crate) operator: Operator,
     pub(crate) exchange: Exchange,
     /// The node whose newest snapshot was damaged; at most one per run.
     pub(crate) damaged: Option<u64>,
+    /// The node whose log was damaged and mended; at most one per run.
+    pub(crate) log_damaged: Option<u64>,
     pub(crate) trace: Trace,
     pub(crate) events: u64,
     pub(crate) elections: u64,
@@ -101,7 +106,11 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, profile: Profile, trace: Trace, script: Script) -> Self {
+    pub(crate) fn new(seed: u64, mut profile: Profile, trace: Trace, script: Script) -> Self {
+        let mut repair_prng = Prng::stream(seed, "repairs");
+        if !repair_prng.chance(500_000) {
+            profile.log_damage = 0;
+        }
         let mut prng = Prng::stream(seed, "world");
         let mut counts = Counts::default();
         let mut node = |id| {
@@ -130,9 +139,11 @@ impl World {
             turn_prng: Prng::stream(seed, "turns"),
             program_prng: Prng::stream(seed, "programs of nodes"),
             member_prng: Prng::stream(seed, "changes of members"),
+            repair_prng,
             operator: Operator::default(),
             exchange: Exchange::default(),
             damaged: None,
+            log_damaged: None,
             trace,
             events: 0,
             elections: 0,

@@ -15,7 +15,8 @@ use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
 use d_engine_storage::{
     Alignment, ClusterId, ConfigId, FileStorageEngine, FileStorageOptions, Fs, Identity,
-    Incarnation, Membership, OpenRequest, RecoveredLog, RecoveryReport, StorageEngine,
+    Incarnation, Membership, OpenRequest, OpenedStorage, RecoveredLog, RecoveryReport,
+    StorageEngine,
 };
 
 use crate::machines::choice::Machine;
@@ -234,17 +235,7 @@ impl Node {
         now: u64,
         profile: &Profile,
     ) -> Result<Started, String> {
-        let fs: Arc<dyn Fs> = Arc::new(self.fs.clone());
-        let engine = FileStorageEngine::new("/data", storage_options(profile), fs);
-        let request = OpenRequest {
-            cluster: Some(ClusterId(CLUSTER)),
-            node: node_id(self.id),
-            group: GROUP,
-            initial: self.initial_members(profile),
-            fresh_cluster: ClusterId(CLUSTER),
-            fresh_incarnation: self.incarnation,
-        };
-        let mut opened = engine.open(&request).map_err(|error| error.to_string())?;
+        let mut opened = self.open_log(&self.fs, profile)?;
         let found = opened.recovered.clone();
         let machine =
             Machine::new(Arc::new(self.fs.clone()), profile.snapshots.machine_of(self.id));
@@ -287,6 +278,32 @@ impl Node {
             snapshots: snapshot_report,
             report: opened.report,
         })
+    }
+
+    fn open_log(&self, fs: &SimFs, profile: &Profile) -> Result<OpenedStorage, String> {
+        let fs: Arc<dyn Fs> = Arc::new(fs.clone());
+        let engine = FileStorageEngine::new("/data", storage_options(profile), fs);
+        let request = OpenRequest {
+            cluster: Some(ClusterId(CLUSTER)),
+            node: node_id(self.id),
+            group: GROUP,
+            initial: self.initial_members(profile),
+            fresh_cluster: ClusterId(CLUSTER),
+            fresh_incarnation: self.incarnation,
+        };
+        engine.open(&request).map_err(|error| error.to_string())
+    }
+
+    /// What this node would recover from a copy of its disk.
+    ///
+    /// # Errors
+    /// Why it would not start.
+    pub(crate) fn recovered_in(
+        &self,
+        copy: &SimFs,
+        profile: &Profile,
+    ) -> Result<RecoveredLog, String> {
+        self.open_log(copy, profile).map(|opened| opened.recovered)
     }
 
     /// The members at the cluster's birth; nobody at a node that joins later.

@@ -46,6 +46,7 @@ impl World {
         let halt_at = halt_at + self.snapshot_prng.below(2) * self.snapshot_prng.below(80);
         let profile = self.profile.clone();
         self.maybe_damage(id);
+        self.maybe_damage_log(id)?;
         self.draw_program(id);
         let snapshots = surviving_snapshots(&self.node(id).fs);
         let node = self.node(id);

@@ -129,6 +129,17 @@ pub struct RecoveredLog {
     pub memberships: Vec<(LogIndex, Bytes)>,
     /// The payloads of those among them that name an entry to skip.
     pub skips: Vec<(LogIndex, Bytes)>,
+    /// After a repair: an upper bound of the last entry that the log may have had before it was
+    /// damaged. [`LogId::ZERO`] if it was never repaired, or has reached that entry.
+    pub promised: LogId,
+}
+
+impl RecoveredLog {
+    /// Returns the last entry; `base` if there is none.
+    #[must_use]
+    pub fn last(&self) -> LogId {
+        self.entries.last().map_or(self.base, |head| head.id)
+    }
 }
 
 /// What recovery found and did.

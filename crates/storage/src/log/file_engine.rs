@@ -81,11 +81,25 @@ impl FileStorageEngine {
         self.dir.join(LOG_DIR)
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The records of the directory, for a moment in which its log is not open.
+    pub(crate) fn meta(&self) -> FileMetaStore {
+        FileMetaStore::new(Arc::clone(&self.fs), &self.dir, Arc::new(FsLatch::default()))
+    }
+
     /// Locks the directory; creates it first if it does not exist.
     fn lock(&self) -> Result<DirectoryLocks, StorageError> {
         if !self.is_complete()? {
             ensure_dir(&*self.fs, &self.dir).map_err(io_error("create", &self.dir))?;
         }
+        self.take_locks()
+    }
+
+    /// Locks the directory, which must exist.
+    pub(crate) fn take_locks(&self) -> Result<DirectoryLocks, StorageError> {
         let held = |attempt: LockAttempt| match attempt {
             LockAttempt::Held(lock) => Ok(lock),
             LockAttempt::InUse { holder } => {
@@ -107,8 +121,9 @@ impl FileStorageEngine {
         request: &OpenRequest,
     ) -> Result<(Identity, bool, Option<PathBuf>), StorageError> {
         let path = meta.path(meta_store::IDENTITY);
-        if let Some((identity, mended)) = self.stored_identity(meta)? {
+        if let Some((mut identity, mended)) = self.stored_identity(meta)? {
             self.check_owner(&identity, request)?;
+            identity.continues = meta.origin()?.unwrap_or_default().continues;
             return Ok((identity, false, mended));
         }
         self.refuse_orphans(path)?;
@@ -122,6 +137,7 @@ impl FileStorageEngine {
             group: request.group,
             incarnation: request.fresh_incarnation,
             initial: request.initial.clone(),
+            continues: Vec::new(),
         };
         let encoded = encode_identity(&identity);
         meta.write_copy(meta_store::IDENTITY, &encoded)?;
@@ -242,15 +258,13 @@ impl FileStorageEngine {
 
 impl StorageEngine for FileStorageEngine {
     fn owner(&self) -> Result<Option<Identity>, StorageError> {
-        let latch = Arc::new(FsLatch::default());
-        let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, latch);
-        Ok(self.stored_identity(&meta)?.map(|(identity, _)| identity))
+        Ok(self.stored_identity(&self.meta())?.map(|(identity, _)| identity))
     }
 
     fn reserve(&self, fresh_incarnation: Incarnation) -> Result<Reservation, StorageError> {
         let locks = self.lock()?;
-        let latch = Arc::new(FsLatch::default());
-        let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, latch);
+        let meta = self.meta();
+        self.refuse_retired(&meta)?;
         if let Some((identity, _)) = self.stored_identity(&meta)? {
             return Ok(Reservation::Owned(Box::new(identity)));
         }
@@ -275,6 +289,7 @@ impl StorageEngine for FileStorageEngine {
         let locks = self.lock()?;
         let latch = Arc::new(FsLatch::default());
         let meta = FileMetaStore::new(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch));
+        self.refuse_retired(&meta)?;
         let (identity, created, unusable) = self.identity(&meta, request)?;
         let (log_meta, record) =
             LogMeta::open(Arc::clone(&self.fs), &self.dir, Arc::clone(&latch))?;
@@ -292,6 +307,7 @@ impl StorageEngine for FileStorageEngine {
             }
             Err(error) => return Err(error),
         };
+        let promised = meta.repaired()?.map(|it| it.promised);
         let mut report = std::mem::take(&mut recovered.report);
         if let Some(StorageError::Damaged { segment, offset, what }) = &recovered.skipped_corruption
         {
@@ -305,7 +321,8 @@ impl StorageEngine for FileStorageEngine {
         if let Some(path) = unusable {
             meta.write_to(&path, meta_store::IDENTITY, &encode_identity(&identity))?;
         }
-        let known = summary(&recovered, &identity, &record);
+        let mut known = summary(&recovered, &identity, &record);
+        known.promised = promised.filter(|it| *it > known.last()).unwrap_or_default();
         let parts = LogParts {
             fs: Arc::clone(&self.fs),
             dir: log_dir,
@@ -351,6 +368,7 @@ fn summary(recovered: &Recovered, identity: &Identity, record: &LogRecord) -> Re
         entries: group.entries.iter().map(|(head, _)| *head).collect(),
         memberships: group.memberships.clone().into_iter().collect(),
         skips: group.skips.clone().into_iter().collect(),
+        promised: LogId::ZERO,
     }
 }
 
@@ -377,5 +395,6 @@ fn decode_identity(bytes: &Bytes) -> Option<Identity> {
             [] => Membership::default(),
             encoded => Membership::decode(encoded).ok()?,
         },
+        continues: Vec::new(),
     })
 }

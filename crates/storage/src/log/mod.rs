@@ -11,6 +11,7 @@ pub(crate) mod meta;
 pub(crate) mod options;
 pub(crate) mod record;
 pub(crate) mod recover;
+pub(crate) mod retire;
 pub(crate) mod scrub;
 pub(crate) mod segment;
 pub(crate) mod segment_files;

@@ -137,8 +137,8 @@ pub enum SnapshotError {
     },
     /// The disk has too little free space. Make space, or retain fewer snapshots.
     #[error(
-        "{path}: {needed} bytes are needed, including {reserve} that snapshots leave to the log \
-         (snapshots.reserve_bytes), and {free} are free; make space on this disk"
+        "{path}: {needed} bytes are needed{}, and {free} are free; make space on this disk",
+        reserve_words(*reserve)
     )]
     NoSpace {
         /// The directory.
@@ -233,6 +233,20 @@ pub enum SnapshotError {
         /// The announced length.
         length: u64,
     },
+    /// There is a file where a backup is to go. Nothing is overwritten: name another file.
+    #[error("{path} exists; a backup overwrites nothing: name another file, or move this one away")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process writes a backup to the same file. Wait for it, or stop it.
+    #[error("another process ({holder}) writes a backup to {path}; wait for it, or stop it")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// The process, as far as the lock names it.
+        holder: String,
+    },
     /// The directory to unpack into is not empty. Remove it, or choose another one.
     #[error("{path} is not empty; a snapshot can only be unpacked into an empty directory")]
     NotEmpty {
@@ -268,6 +282,16 @@ impl From<TreeError> for SnapshotError {
             TreeError::Name { path, name, what } => Self::Name { path, name, what },
             TreeError::Changed { path, expected, found } => Self::Changed { path, expected, found },
         }
+    }
+}
+
+/// Names the part of the needed space that is left to the log.
+fn reserve_words(reserve: u64) -> String {
+    match reserve {
+        0 => String::new(),
+        _ => format!(
+            ", including {reserve} that snapshots leave to the log (snapshots.reserve_bytes)"
+        ),
     }
 }
 

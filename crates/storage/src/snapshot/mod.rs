@@ -12,6 +12,7 @@
 //! used.
 
 mod archive;
+mod backup;
 mod chunks;
 mod compress;
 mod directory;
@@ -22,6 +23,7 @@ mod info;
 mod offer;
 mod pace;
 mod pack;
+mod partial;
 mod prune;
 mod receive;
 mod repack;
@@ -31,6 +33,7 @@ mod unpack;
 
 pub use crate::fs::tree::TreeFile as SnapshotFile;
 pub use archive::{Piece, SnapshotArchive};
+pub use backup::BackupFile;
 pub use directory::{SNAPSHOT_DIR, archive_name, is_archive};
 pub use error::SnapshotError;
 pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotHeader};

@@ -1,9 +1,8 @@
 //! What an operator requests of an embedded engine: leadership transfer, a skipped entry, a
 //! snapshot.
 
-use d_engine_api::ReadConsistency;
 use d_engine_core::NodeId;
-use d_engine_replica::{ReadError, SkipError, StopReason, TransferError};
+use d_engine_replica::{SkipError, TransferError};
 use d_engine_storage::snapshot::SnapshotInfo;
 use tokio::sync::oneshot;
 
@@ -85,29 +84,7 @@ impl EmbeddedEngine {
     /// # Errors
     /// See [`SnapshotRequestError`]; none of them loses state.
     pub async fn take_snapshot(&self) -> Result<SnapshotInfo, SnapshotRequestError> {
-        let shared = &self.inner.shared;
-        if let Some(reason) = shared.inbox.closed() {
-            return Err(SnapshotRequestError::Stopped { reason });
-        }
-        self.read_barrier(ReadConsistency::Linearizable).await.map_err(|error| match error {
-            ReadError::Stopped { reason } => SnapshotRequestError::Stopped { reason },
-            ReadError::Busy { .. } => SnapshotRequestError::Busy,
-            error => SnapshotRequestError::Failed {
-                reason: StopReason::new(format_args!(
-                    "this node could not confirm what has been acknowledged, so the snapshot might \
-                     lack some of it: {error}"
-                )),
-            },
-        })?;
-        let (answer, asked) = oneshot::channel();
-        let responder = Box::new(move |taken| {
-            // The caller may have dropped its future.
-            answer.send(taken).ok();
-        });
-        shared.apply.put(move |work| work.request_snapshot(responder));
-        match asked.await {
-            Ok(taken) => taken,
-            Err(_) => Err(SnapshotRequestError::Stopped { reason: self.reason_of_the_end().await }),
-        }
+        self.confirm_acknowledged().await?;
+        self.snapshot_of_applied().await
     }
 }

@@ -339,6 +339,15 @@ async fn answer_question(
 /// Refuses a peer that means another cluster, group or node.
 fn check_addressee(greeting: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
+    if own.continues.contains(&greeting.cluster) {
+        let text = format!(
+            "cluster {} has ended: an operator has continued the log of one of its nodes as \
+             another cluster (`recover`), to which node {} belongs now; stop node {}, empty its \
+             directory, and let it join that cluster",
+            greeting.cluster, own.node, greeting.from
+        );
+        return refuse(Refusal::Superseded, RefusalKind::Superseded, text);
+    }
     if greeting.cluster != own.cluster {
         // It is not named to strangers: with it, a node of another machine may join.
         let text = format!(

@@ -162,6 +162,10 @@ fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarn
         if kind == RefusalKind::Removed && is_believed(reply, shared, peer) {
             shared.events.removed(config_from_wire(reply.config));
         }
+        // It answers at a member's address, and knows the id of this node's cluster.
+        if kind == RefusalKind::Superseded && shared.settings.heeds_superseded {
+            shared.events.superseded();
+        }
         return refused(kind, format!("the peer says: {}", reply.refusal_text));
     }
     if reply.node != peer.get() {
@@ -206,6 +210,7 @@ pub(super) fn refusal_kind(reply: &HandshakeReply) -> Option<RefusalKind> {
         Refusal::RunsTwice => Some(RefusalKind::RunsTwice),
         Refusal::Removed => Some(RefusalKind::Removed),
         Refusal::NotJoined => Some(RefusalKind::NotJoined),
+        Refusal::Superseded => Some(RefusalKind::Superseded),
         // Also a refusal of a newer version that this program does not know.
         Refusal::Malformed | Refusal::None => Some(RefusalKind::MalformedFrame),
     }

@@ -43,6 +43,8 @@ pub enum RefusalKind {
     Removed,
     /// It has not joined a cluster yet.
     NotJoined,
+    /// The dialing node's cluster was continued by force as the one of the other side.
+    Superseded,
 }
 
 /// The most (address, kind) pairs that are remembered as logged. Beyond that, refusals are only

@@ -26,6 +26,8 @@ mod snapshot_lines;
 
 const GROUP: GroupId = GroupId::FIRST;
 const CLUSTER: ClusterId = ClusterId([7; 16]);
+/// The cluster that the nodes' cluster continues by force.
+const ENDED: ClusterId = ClusterId([5; 16]);
 const MEMBERS: [u64; 5] = [1, 2, 3, 4, 5];
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -46,6 +48,7 @@ enum Happened {
     Snapshot(NodeId, SnapshotConnection),
     Provisional(NodeId, String),
     Removed(ConfigId),
+    Superseded,
 }
 
 /// Admits nodes 1 to 5 with their own directories.
@@ -97,6 +100,10 @@ impl PeerEvents for Recorder {
     fn provisional(&self, node: NodeId, peer_addr: String) -> bool {
         self.put(Happened::Provisional(node, peer_addr));
         true
+    }
+
+    fn superseded(&self) {
+        self.put(Happened::Superseded);
     }
 
     fn removed(&self, by: ConfigId) {
@@ -175,6 +182,7 @@ impl Node {
             incarnation: directory(id),
             start: 7,
             state_machine: "example/bank".to_owned(),
+            continues: vec![ENDED],
             peer_addr: format!("node-{id}:1"),
             client_addr: String::new(),
         };

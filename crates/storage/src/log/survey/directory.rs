@@ -15,7 +15,8 @@ use crate::log::meta::LogMeta;
 use crate::log::options::FileStorageOptions;
 use crate::log::record::LogRecord;
 use crate::meta_store::{FileMetaStore, IDENTITY, JOIN};
-use crate::{Identity, Incarnation, StorageEngine, StorageError};
+use crate::succession::{Origin, Retired};
+use crate::{DirectoryLocks, Identity, Incarnation, StorageEngine, StorageError};
 
 /// A data directory that is being read.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Survey {
     pub(super) identity: Option<Identity>,
     pub(super) owner: Option<Owner>,
     pub(super) reserved: Option<Incarnation>,
+    pub(super) origin: Option<Origin>,
+    pub(super) retired: Option<Retired>,
     /// What `log.meta` says; the default if it is damaged.
     pub(super) record: LogRecord,
     pub(super) record_is_lost: bool,
@@ -44,7 +47,27 @@ impl Survey {
     /// [`StorageError::Io`] if the directory does not exist or must not be read. Damage is part of
     /// the result.
     pub fn of(fs: Arc<dyn Fs>, dir: &Path) -> Result<Self, StorageError> {
-        begin(fs, dir)
+        let fs: Arc<dyn Fs> = Arc::new(ReadOnlyFs::new(fs));
+        fs.list(dir).map_err(io_error("list", dir))?;
+        let holder = holder(&*fs, dir)?;
+        begin(fs, dir, holder)
+    }
+
+    /// As [`Survey::of`], for a directory whose locks `held` are, so that no node runs there.
+    ///
+    /// # Errors
+    /// As [`Survey::of`].
+    pub fn of_locked(
+        fs: Arc<dyn Fs>,
+        dir: &Path,
+        held: &DirectoryLocks,
+    ) -> Result<Self, StorageError> {
+        for lock in held.iter() {
+            if !lock.is_held().map_err(io_error("check the lock of", dir))? {
+                return Err(StorageError::LockLost { path: dir.to_owned() });
+            }
+        }
+        begin(Arc::new(ReadOnlyFs::new(fs)), dir, None)
     }
 
     /// Returns the directory.
@@ -85,6 +108,18 @@ impl Survey {
         self.reserved
     }
 
+    /// Returns where the directory comes from, if it was made by force from another one.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    /// Returns by what the directory was replaced, if it was.
+    #[must_use]
+    pub fn retired(&self) -> Option<&Retired> {
+        self.retired.as_ref()
+    }
+
     /// Returns the Raft group whose log is read.
     #[must_use]
     pub fn group(&self) -> GroupId {
@@ -122,16 +157,16 @@ impl Survey {
 struct Records {
     identity: Option<Identity>,
     reserved: Option<Incarnation>,
+    origin: Option<Origin>,
+    retired: Option<Retired>,
     record: LogRecord,
     record_is_lost: bool,
     damage: Vec<Damage>,
     refusal: Option<StorageError>,
 }
 
-fn begin(fs: Arc<dyn Fs>, dir: &Path) -> Result<Survey, StorageError> {
-    let fs: Arc<dyn Fs> = Arc::new(ReadOnlyFs::new(fs));
+fn begin(fs: Arc<dyn Fs>, dir: &Path, holder: Option<String>) -> Result<Survey, StorageError> {
     fs.list(dir).map_err(io_error("list", dir))?;
-    let holder = holder(&*fs, dir)?;
     let records = Records::read(&fs, dir, holder.is_some())?;
     let log_dir = dir.join(LOG_DIR);
     let known = records.identity.as_ref().map(Owner::of);
@@ -142,6 +177,8 @@ fn begin(fs: Arc<dyn Fs>, dir: &Path) -> Result<Survey, StorageError> {
         owner: parts.owner,
         identity: records.identity,
         reserved: records.reserved,
+        origin: records.origin,
+        retired: records.retired,
         record: records.record,
         record_is_lost: records.record_is_lost,
         parts: parts.parts,
@@ -174,7 +211,20 @@ impl Records {
         let latch = Arc::new(FsLatch::default());
         let meta = FileMetaStore::new(Arc::clone(fs), dir, Arc::clone(&latch));
         let mut records = Self::default();
+        match meta.retired() {
+            Ok(None) => {}
+            Ok(Some(retired)) => {
+                let (path, by) = (dir.to_owned(), Box::new(retired.clone()));
+                records.refusal = Some(StorageError::Retired { path, retired: by });
+                records.retired = Some(retired);
+            }
+            Err(error) => records.refuse(error)?,
+        }
         records.read_identity(fs, dir, &meta)?;
+        match meta.origin() {
+            Ok(origin) => records.origin = origin,
+            Err(error) => records.refuse(error)?,
+        }
         let open = || LogMeta::open(Arc::clone(fs), dir, Arc::clone(&latch));
         let mut opened = open();
         if is_in_use && opened.as_ref().map_or(true, |(log, _)| !log.mended.is_empty()) {

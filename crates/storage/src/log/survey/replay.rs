@@ -47,6 +47,9 @@ pub struct LogSummary {
     /// If the log is damaged: a start succeeds with a whole snapshot up to this index or a later
     /// one. `None` if no snapshot would help.
     pub covered_by: Option<LogIndex>,
+    /// Whether entries and a hard state follow the last damaged place. Then `last` is the last
+    /// entry that the log had, and `hard_state` its last one, whatever is lost.
+    pub continues_after_damage: bool,
     /// What a start would do.
     pub start: StartOutcome,
     pub(super) cuts: Vec<Cut>,
@@ -90,6 +93,34 @@ impl Survey {
             progress(bytes)
         })?;
         Ok(replay.summary())
+    }
+
+    /// As [`Survey::read_log`], up to the first damaged place: the log as it was before what is
+    /// written there. [`Survey::entries`] with the result visits the entries that counted then.
+    ///
+    /// # Errors
+    /// As [`Survey::read_log`].
+    pub fn read_log_before_damage(
+        &self,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<LogSummary, StorageError> {
+        let mut replay = Replay::new(self, None);
+        let mut damaged_at = None;
+        let all = Position { segment: u64::MAX, offset: 0 };
+        self.walk(all, &mut |step| {
+            let bytes = match &step {
+                Step::Group(group) => group.end - group.header.at.offset,
+                Step::Broken(broken) => {
+                    damaged_at = Some((broken.at.segment, broken.at.offset));
+                    return ControlFlow::Break(());
+                }
+                _ => 0,
+            };
+            replay.take(step);
+            progress(bytes)
+        })?;
+        let summary = replay.summary();
+        Ok(LogSummary { end: damaged_at.unwrap_or(summary.end), ..summary })
     }
 
     pub(super) fn base(&self) -> LogId {
@@ -376,6 +407,9 @@ impl<'a> Replay<'a> {
             torn: self.torn,
             damaged: self.damaged + u64::from(is_unexplained),
             covered_by,
+            continues_after_damage: self.first_damage.is_some()
+                && self.rest.lowest.is_some()
+                && self.rest.has_hard_state,
             start,
             cuts: self.cuts,
             end: (end.segment, end.offset),

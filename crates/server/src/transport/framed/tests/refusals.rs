@@ -122,6 +122,27 @@ async fn nodes_of_different_clusters_refuse_each_other_and_keep_silent() {
     assert!(one.nothing_happened() && two.nothing_happened());
 }
 
+/// A node of the cluster that was ended by force, which dials a member's address, and the node of
+/// its continuation that answers there.
+#[tokio::test]
+async fn a_node_of_a_cluster_that_has_ended_learns_so_from_its_continuation() {
+    let mut new = Node::start(1).await;
+    let mut old = Node::start_with(2, ENDED, "127.0.0.1:0", settings()).await;
+    old.dial(&new);
+    assert!(matches!(old.next().await, Happened::Superseded));
+    new.refuses(RefusalKind::Superseded).await;
+    let refusals = old.recorder.refusals.lock().unwrap().clone();
+    assert!(refusals.iter().all(|it| it.by_peer && it.text.contains("has ended")), "{refusals:?}");
+    assert!(new.nothing_happened());
+
+    // It may be started without heeding that.
+    let settings = TransportSettings { heeds_superseded: false, ..settings() };
+    let mut stubborn = Node::start_with(2, ENDED, "127.0.0.1:0", settings).await;
+    stubborn.dial(&new);
+    stubborn.refuses(RefusalKind::Superseded).await;
+    assert!(stubborn.nothing_happened());
+}
+
 /// The dialled side sends `preamble` and `reply`; returns the kind of the dialling side's refusal.
 async fn refusal_of(preamble: &[u8], reply: &HandshakeReply) -> RefusalKind {
     let mut one = Node::start(1).await;

@@ -3,7 +3,7 @@
 /// Formats UNIX milliseconds as RFC 3339 in UTC, for example `2026-11-28T14:02:11.500Z`.
 ///
 /// ```
-/// use d_engine_offline::inspect::rfc3339;
+/// use d_engine_storage::rfc3339;
 ///
 /// assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
 /// assert_eq!(rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");

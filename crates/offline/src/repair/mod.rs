@@ -1,0 +1,105 @@
+//! Mends the log of a stopped node in which a part in the middle is damaged, without ever letting
+//! the node vote as if it had not had that part.
+//!
+//! The new log is the old one as it was just before the first damaged place, or the newest intact
+//! snapshot if that has more. The hard state is the last one of the old log, which must follow the
+//! damage: otherwise a vote may be lost, and two leaders could be elected in one term. The last
+//! entry that the old log had is stored as the node's promise (`Repaired`): until its log has
+//! reached that entry again, the node votes as if it had it, and does not lead (Alagappan et al.,
+//! "Protocol-Aware Recovery for Consensus-Based Storage", FAST 2018). The leader sends what is
+//! missing.
+//!
+//! The term rises by one, without a vote. A leader that still counts the lost entries as stored
+//! here learns of the later term, and the next leader counts from nothing. It costs an election.
+//!
+//! The new directory is built beside the old one (`.repairing`); the snapshots move over; the old
+//! one is renamed away and kept, and the new one takes its name. After a crash the same command
+//! begins anew or finishes the work. Meanwhile no node starts: the log of the old directory is
+//! damaged, and the new one is not in its place.
+
+mod build;
+mod error;
+mod place;
+mod plan;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use d_engine_core::{LogId, LogIndex, NodeId};
+use d_engine_fs::Fs;
+use d_engine_storage::survey::{Owner, Survey};
+
+pub use self::error::{Cause, RepairError};
+use self::place::Place;
+pub use self::place::{BEFORE_INFIX, UNFINISHED_SUFFIX};
+pub use self::plan::Plan;
+use crate::inspect::{Directory, InspectError, Progress as Reading, Snapshots};
+pub use crate::recover::Progress;
+
+/// What to repair.
+#[derive(Clone, Debug)]
+pub struct RepairRequest {
+    /// The data directory of the node. The mended one takes its place.
+    pub data_dir: PathBuf,
+    /// The time on the machine's clock, in UNIX milliseconds. It names the old directory.
+    pub at_ms: u64,
+}
+
+/// A mended directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RepairedDirectory {
+    /// Whose it is.
+    pub owner: Owner,
+    /// Where the old directory is now. Remove it once the node has caught up.
+    pub old_dir: PathBuf,
+    /// What was done; `None` if an earlier run had done it and this one has only put the directory
+    /// into its place.
+    pub plan: Option<Plan>,
+}
+
+/// Mends the directory of a stopped node. Everything is durable when the call returns. `progress`
+/// may end the work until the old directory is renamed. Blocks; needs no runtime and no state
+/// machine.
+///
+/// The files of a state machine inside of the data directory stay in the old one: its state is
+/// rebuilt from snapshot and log.
+///
+/// # Errors
+/// See [`RepairError`]. Except after [`RepairError::NotFinished`], the directory is as it was.
+pub fn repair(
+    fs: &Arc<dyn Fs>,
+    request: &RepairRequest,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<RepairedDirectory, RepairError> {
+    let place = Place::of(fs, &request.data_dir)?;
+    if let Some((owner, old_dir)) = place.finish_earlier()? {
+        return Ok(RepairedDirectory { owner, old_dir, plan: None });
+    }
+    let locks = place.lock_old()?;
+    place.put_snapshots_back()?;
+    let survey = Survey::of_locked(Arc::clone(fs), &place.old, &locks)?;
+    let directory = Directory::of(survey, Snapshots::Verify, &mut |read| {
+        let (Reading::Log(bytes) | Reading::Snapshot(bytes)) = read;
+        progress(Progress::Read(bytes))
+    })?;
+    let before =
+        directory.survey().read_log_before_damage(&mut |bytes| progress(Progress::Read(bytes)))?;
+    if progress(Progress::Read(0)).is_break() {
+        return Err(InspectError::Stopped.into());
+    }
+    let cannot = |cause| RepairError::Cannot { path: place.old.clone(), cause };
+    let plan = Plan::of(&directory, &before)?.map_err(cannot)?;
+    place.check_space(build::needed(&directory))?;
+    let marker = place.begin()?;
+    let work = build::Work { fs, dir: &place.new, directory: &directory, before: &before };
+    let built = work.run(&plan, request.at_ms, progress).and_then(|()| Ok(place.sync(&place.new)?));
+    if let Err(error) = built {
+        // If it cannot be removed now, the next run removes it.
+        place.clear_new().ok();
+        return Err(error);
+    }
+    let old_dir = place.swap(request.at_ms)?;
+    drop(marker);
+    Ok(RepairedDirectory { owner: plan.owner, old_dir, plan: Some(plan) })
+}
