@@ -97,3 +97,61 @@ fn comes_back(args: &[&str]) {
         .collect();
     assert_eq!(beside.len(), 1, "{beside:?}");
 }
+
+/// The log keeps no entries before a snapshot.
+const NO_TAIL: &str = "[snapshots]\ntail_entries = 0\ntail_bytes = 0\nretained = 1\n";
+
+/// Its log is intact, but begins after a snapshot that is damaged.
+#[test]
+fn a_node_without_its_snapshots_gets_one_of_another_member() {
+    let mut cluster = Cluster::start_with(NO_TAIL);
+    put(&cluster, 0, 60);
+    let node = (cluster.leader() + 1) % 3;
+    wait_until(TIMEOUT, || cluster.status(node).filter(|row| row["records"] == 60));
+    let id = (node + 1).to_string();
+    let taken = run(&["snapshot", "--node", &id, "--endpoints", &cluster.endpoints()]);
+    assert_eq!(taken.code, Some(0), "{}{}", taken.out, taken.err);
+    let data = cluster.dir.path().join(format!("data-{id}"));
+    let dir = data.to_str().unwrap();
+    wait_until(TIMEOUT, || {
+        let dump = run(&["log", "dump", "--data-dir", dir, "--headers-only"]);
+        dump.out.contains("purged up to").then_some(())
+    });
+    cluster.nodes[node].take().unwrap().kill();
+    put(&cluster, 60, 90);
+    for entry in fs::read_dir(data.join("snapshots")).unwrap().flatten() {
+        let mut bytes = fs::read(entry.path()).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(entry.path(), bytes).unwrap();
+    }
+    let config = cluster.config(node);
+    let started = run(&["serve", "--config", config.to_str().unwrap()]);
+    assert_eq!(started.code, Some(1), "{}", started.err);
+    assert!(started.err.contains("d-engine repair --data-dir DIR --from"), "{}", started.err);
+    let dump = run(&["log", "dump", "--data-dir", dir]);
+    assert!(dump.out.contains(&format!("d-engine repair --data-dir {dir} --from")), "{}", dump.out);
+
+    let refused = run(&["repair", "--data-dir", dir]);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(refused.err.contains("--from HOST:PORT"), "{}", refused.err);
+    let mut other = Cluster::prepare("", &[]);
+    for i in 0..3 {
+        let text = fs::read_to_string(other.config(i)).unwrap();
+        fs::write(other.config(i), text.replace("00112233", "99112233")).unwrap();
+    }
+    other.start_all();
+    let refused = run(&["repair", "--data-dir", dir, "--from", &other.clients[0]]);
+    assert_eq!(refused.code, Some(2), "{}", refused.err);
+    assert!(refused.err.contains("name another member of its own cluster"), "{}", refused.err);
+    drop(other);
+    let from = &cluster.clients[(node + 1) % 3];
+    let repaired = run(&["repair", "--data-dir", dir, "--from", from]);
+    assert_eq!(repaired.code, Some(0), "{}{}", repaired.out, repaired.err);
+    assert!(repaired.out.contains("the snapshot of node"), "{}", repaired.out);
+    assert!(repaired.out.ends_with("start the node\n"), "{}", repaired.out);
+    let again = run(&["repair", "--data-dir", dir, "--from", from]);
+    assert_eq!(again.code, Some(2), "{}{}", again.out, again.err);
+    cluster.start_node(node);
+    wait_until(TIMEOUT, || cluster.status(node).filter(|row| row["records"] == 90));
+}

@@ -72,7 +72,8 @@ fn damage_in_the_middle_stands_in_its_place_and_names_the_entries_that_are_lost(
     let Verdict::Refuses { reason, next } = directory.verdict() else { panic!() };
     let error = node.try_open(None).unwrap_err();
     assert_eq!(reason, error.to_string());
-    assert!(next[0].contains(&format!("I of {} or more", first.plus(5))), "{next:?}");
+    assert!(next[0].contains("d-engine repair --data-dir"), "{next:?}");
+    assert!(next[1].contains(&format!("I of {} or more", first.plus(5))), "{next:?}");
     // Whether a range is shown or not, the directory is damaged.
     let mut seen = 0;
     let range = Range { first: LogIndex::new(1), last: first };
@@ -192,7 +193,8 @@ fn a_purged_log_without_an_intact_snapshot_cannot_be_rebuilt() {
     drop(opened);
     let Verdict::Refuses { reason, next } = node.inspect().verdict() else { panic!() };
     assert!(reason.contains("begins after entry 30, and there is no intact snapshot"), "{reason}");
-    assert!(next[0].contains("an I of 30 or more"), "{next:?}");
+    assert!(next[0].contains("--from HOST:PORT"), "{next:?}");
+    assert!(next[1].contains("an I of 30 or more"), "{next:?}");
     node.take_snapshot(log_id(1, 29));
     let Verdict::Refuses { reason, .. } = node.inspect().verdict() else { panic!() };
     assert!(reason.contains("ends at entry 29"), "{reason}");

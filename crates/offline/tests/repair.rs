@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use d_engine_core::{EntryKind, GroupId, LogId, LogIndex, SplitMix64};
-use d_engine_fs::Fs;
-use d_engine_offline::repair::{Cause, RepairError, RepairRequest, RepairedDirectory, repair};
+use d_engine_fs::{Fs, OpenMode, write_all_at};
+use d_engine_offline::repair::{
+    Cause, Fetch, MissingSnapshot, Plan, RepairError, RepairRequest, RepairedDirectory,
+    RepairedLog, repair,
+};
 use d_engine_storage::fs::read_file;
 use d_engine_storage::fs::sim::SimFs;
-use d_engine_storage::snapshot::SNAPSHOT_DIR;
-use d_engine_storage::{OpenedStorage, StorageError};
-use recover_kit::{DIR, Old, TIME_MS, log_id, open, voters};
+use d_engine_storage::snapshot::{SNAPSHOT_DIR, archive_name};
+use d_engine_storage::{ClusterId, OpenedStorage, StorageError};
+use recover_kit::{DIR, OLD, Old, TIME_MS, log_id, open, voters};
 
 fn new_disk(old: &Old) -> (SimFs, Arc<dyn Fs>) {
     let sim = SimFs::new();
@@ -26,7 +29,20 @@ fn new_disk(old: &Old) -> (SimFs, Arc<dyn Fs>) {
 
 fn run(fs: &Arc<dyn Fs>) -> Result<RepairedDirectory, RepairError> {
     let request = RepairRequest { data_dir: DIR.into(), at_ms: TIME_MS };
-    repair(fs, &request, &mut |_| ControlFlow::Continue(()))
+    repair(fs, &request, None, &mut |_| ControlFlow::Continue(()))
+}
+
+fn run_with(fs: &Arc<dyn Fs>, fetch: Fetch<'_>) -> Result<RepairedDirectory, RepairError> {
+    let request = RepairRequest { data_dir: DIR.into(), at_ms: TIME_MS };
+    repair(fs, &request, Some(fetch), &mut |_| ControlFlow::Continue(()))
+}
+
+/// What was done in this run.
+fn mended(done: RepairedDirectory) -> (Plan, PathBuf) {
+    match done.log {
+        RepairedLog::Mended { plan: Some(plan), old_dir } => (plan, old_dir),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn segments(fs: &Arc<dyn Fs>) -> Vec<PathBuf> {
@@ -84,10 +100,10 @@ fn wherever_the_log_is_damaged_it_is_mended_or_the_node_is_to_be_replaced() {
                 let outcome = match (started, run(&fs)) {
                     (Ok(()), Err(RepairError::Cannot { cause: Cause::Intact, .. })) => "intact",
                     (Err(StorageError::Damaged { .. }), Ok(done)) => {
-                        let plan = done.plan.unwrap();
+                        let (plan, old_dir) = mended(done);
                         let last = check(&fs, &old, &whole, &context);
                         assert_eq!((plan.kept, plan.promised), (last, whole.recovered.last()));
-                        assert!(fs.kind(&done.old_dir).is_ok(), "{context}");
+                        assert!(fs.kind(&old_dir).is_ok(), "{context}");
                         "mended"
                     }
                     (
@@ -113,11 +129,47 @@ fn the_commit_index_is_that_of_the_time_before_the_damage() {
     let old = Old::default();
     let (sim, fs) = new_disk(&old);
     damage(&sim, &fs);
-    let plan = run(&fs).unwrap().plan.unwrap();
+    let (plan, _) = mended(run(&fs).unwrap());
     assert!(plan.hard_state.commit <= plan.kept.index && plan.kept.index.get() < old.commit);
     let opened = open(&fs, Path::new(DIR)).unwrap();
     assert_eq!(opened.recovered.hard_state.commit, plan.hard_state.commit);
     assert_eq!(opened.recovered.promised, Old::id(30));
+}
+
+/// A log that is damaged again before it has everything back: the first promise holds.
+#[test]
+fn a_second_repair_keeps_what_the_first_one_has_promised() {
+    let old = Old::default();
+    let (sim, fs) = new_disk(&old);
+    damage(&sim, &fs);
+    let (first, _) = mended(run(&fs).unwrap());
+    assert_eq!(first.promised, Old::id(30));
+    let mut opened = open(&fs, Path::new(DIR)).unwrap();
+    let again = first.kept.index.get() + 1..28;
+    for index in again.clone() {
+        let state = opened.recovered.hard_state;
+        opened.log.append(GroupId::FIRST, Some(state), &[old.entry(index)]).unwrap();
+        opened.log.sync().unwrap();
+    }
+    opened.log.idle().unwrap();
+    drop(opened);
+    let key = format!("put key-{}", again.start + 1).into_bytes();
+    let found = segments(&fs).into_iter().find_map(|path| {
+        let bytes = read_file(&*fs, &path).unwrap();
+        Some((path, bytes.windows(key.len()).position(|it| it == key)?))
+    });
+    let (path, at) = found.unwrap();
+    assert!(sim.flip_bit(&path, at as u64, 1));
+    let (second, _) = mended(run(&fs).unwrap());
+    assert_eq!(second.kept.index.get(), again.start);
+    assert_eq!(second.promised, Old::id(30), "the second log ended at entry 27");
+    let opened = open(&fs, Path::new(DIR)).unwrap();
+    assert_eq!(opened.recovered.promised, Old::id(30));
+    drop(opened);
+    // Without a readable promise it is not mended.
+    sim.flip_bit(&Path::new(DIR).join("repair.meta"), 30, 1);
+    let error = run(&fs).unwrap_err().to_string();
+    assert!(error.contains("cannot be mended") && error.contains("repair.meta"), "{error}");
 }
 
 /// Once the log has reached the promised entry, the promise is over.
@@ -126,7 +178,7 @@ fn the_promise_is_over_when_the_log_has_reached_it() {
     let old = Old::default();
     let (sim, fs) = new_disk(&old);
     damage(&sim, &fs);
-    let kept = run(&fs).unwrap().plan.unwrap().kept;
+    let kept = mended(run(&fs).unwrap()).0.kept;
     let mut opened = open(&fs, Path::new(DIR)).unwrap();
     let missing: Vec<_> = (kept.index.get() + 1..=old.entries).map(|it| old.entry(it)).collect();
     let (last, before) = missing.split_last().unwrap();
@@ -182,7 +234,7 @@ fn what_cannot_be_mended_is_named_and_nothing_is_changed() {
     // The caller's stop.
     let request = RepairRequest { data_dir: DIR.into(), at_ms: TIME_MS };
     let stop = &mut |_| ControlFlow::Break(());
-    repair(&fs, &request, stop).unwrap_err();
+    repair(&fs, &request, None, stop).unwrap_err();
     assert_eq!(fs.list(Path::new("/nodes")).unwrap(), ["data"]);
     run(&fs).unwrap();
 }
@@ -256,4 +308,130 @@ fn a_repair_that_is_cut_off_anywhere_is_run_again() {
         }
     }
     assert!(operations > 30, "{operations} operations");
+}
+
+/// A directory whose log begins after entry 12, without its snapshots.
+fn without_snapshots() -> (Old, SimFs, Arc<dyn Fs>) {
+    let old = Old { entries: 90, snapshot: Some(20), purged: 12, ..Old::default() };
+    let (sim, fs) = new_disk(&old);
+    fs.remove_tree(&Path::new(DIR).join(SNAPSHOT_DIR)).unwrap();
+    (old, sim, fs)
+}
+
+/// The bytes of a snapshot up to `index` that another node has taken.
+fn snapshot_of(cluster: ClusterId, index: u64) -> Vec<u8> {
+    let (_, fs) = new_disk(&Old { cluster, snapshot: Some(index), ..Old::default() });
+    let name = archive_name(Old::id(index));
+    read_file(&*fs, &Path::new(DIR).join(SNAPSHOT_DIR).join(name)).unwrap()
+}
+
+fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> ControlFlow<()> {
+    let file = match fs.open(path, OpenMode::CreateNew) {
+        Ok(file) => file,
+        Err(_) => return ControlFlow::Break(()),
+    };
+    match write_all_at(&*file, 0, bytes) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}
+
+#[test]
+fn a_log_that_begins_after_every_snapshot_gets_one_of_another_node() {
+    let bytes = snapshot_of(OLD, 24);
+    let fetch = |fs: &Arc<dyn Fs>| {
+        run_with(fs, &mut |missing: &MissingSnapshot| {
+            assert_eq!((missing.owner.cluster, missing.base.get()), (OLD, 12));
+            write(fs, &missing.file, &bytes)
+        })
+    };
+    // The log is intact.
+    let (_, _, fs) = without_snapshots();
+    let error = run(&fs).unwrap_err();
+    assert!(error.to_string().contains("--from HOST:PORT"), "{error}");
+    let done = fetch(&fs).unwrap();
+    assert_eq!((done.fetched, done.log), (Some(Old::id(24)), RepairedLog::Kept));
+    let names = fs.list(&Path::new(DIR).join(SNAPSHOT_DIR)).unwrap();
+    assert_eq!(names, [archive_name(Old::id(24))]);
+    let error = fetch(&fs).unwrap_err();
+    assert!(matches!(error, RepairError::Cannot { cause: Cause::Intact, .. }), "{error}");
+    // It is damaged as well.
+    let (old, sim, fs) = without_snapshots();
+    let whole = open(&fs, Path::new(DIR)).unwrap().recovered;
+    let last = segments(&fs).len() - 2;
+    assert!(sim.flip_bit(&segments(&fs).swap_remove(last), 1_700, 1));
+    assert!(open(&fs, Path::new(DIR)).is_err());
+    let done = fetch(&fs).unwrap();
+    assert_eq!(done.fetched, Some(Old::id(24)));
+    let (plan, _) = mended(done);
+    assert_eq!((plan.snapshot, plan.promised), (Some(Old::id(24)), whole.last()));
+    let found = open(&fs, Path::new(DIR)).unwrap().recovered;
+    assert_eq!((found.base, found.promised), (Old::id(24), Old::id(old.entries)));
+    // One that is damaged has the same name.
+    let (_, sim, fs) = without_snapshots();
+    let dir = Path::new(DIR).join(SNAPSHOT_DIR);
+    fs.create_dir(&dir).unwrap();
+    let path = dir.join(archive_name(Old::id(24)));
+    assert!(write(&fs, &path, &bytes).is_continue() && sim.flip_bit(&path, 3_000, 1));
+    fetch(&fs).unwrap();
+    assert_eq!(read_file(&*fs, &path).unwrap(), bytes);
+}
+
+#[test]
+fn a_fetched_snapshot_that_does_not_fit_is_refused_and_the_next_run_fetches_again() {
+    let (_, _, fs) = without_snapshots();
+    let mut damaged = snapshot_of(OLD, 24);
+    damaged[3_000] ^= 1;
+    let other = ClusterId([7; 16]);
+    let wrong = [snapshot_of(other, 24), snapshot_of(OLD, 9), damaged];
+    let texts = ["is of cluster", "ends at entry 9, and the log", "chunk"];
+    for (bytes, text) in wrong.iter().zip(texts) {
+        let fetched = run_with(&fs, &mut |missing| write(&fs, &missing.file, bytes));
+        let error = fetched.unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+        assert!(!fs.list(&Path::new(DIR).join(SNAPSHOT_DIR)).unwrap().concat().contains("snap-"));
+    }
+    // What an earlier run has received is used, without a second transfer.
+    let stopped = run_with(&fs, &mut |missing| {
+        let _written = write(&fs, &missing.file, &snapshot_of(OLD, 24));
+        ControlFlow::Break(())
+    });
+    assert!(matches!(stopped, Err(RepairError::Stopped)), "{stopped:?}");
+    let done = run_with(&fs, &mut |_| panic!("it is there")).unwrap();
+    assert_eq!(done.fetched, Some(Old::id(24)));
+}
+
+/// The directory has the snapshot, or still lacks it; the same command fetches it.
+#[test]
+fn a_fetch_that_is_cut_off_anywhere_is_run_again() {
+    let (_, sim, _) = without_snapshots();
+    let (image, bytes) = (sim.image(), snapshot_of(OLD, 24));
+    let mut operations = 0;
+    for seed in 0..6 {
+        for at in 1.. {
+            let sim = SimFs::from_image(&image);
+            let fs: Arc<dyn Fs> = Arc::new(sim.clone());
+            sim.halt_at(at);
+            let done = run_with(&fs, &mut |missing| write(&fs, &missing.file, &bytes));
+            let was_cut = sim.is_halted();
+            assert!(was_cut || done.is_ok(), "{done:?}");
+            let mut random = SplitMix64::new(seed ^ (at << 8));
+            match seed {
+                0 => sim.kill(),
+                _ => sim.crash(&mut |n| random.below(n)),
+            }
+            let context = format!("seed {seed}, operation {at}");
+            let again = run_with(&fs, &mut |missing| write(&fs, &missing.file, &bytes));
+            match (&done, again) {
+                (Err(_), Ok(it)) if it.fetched == Some(Old::id(24)) => {}
+                (_, Err(RepairError::Cannot { cause: Cause::Intact, .. })) => {}
+                (done, again) => panic!("{context}: {done:?}, {again:?}"),
+            }
+            if !was_cut {
+                break;
+            }
+            operations = operations.max(at);
+        }
+    }
+    assert!(operations > 8, "{operations} operations");
 }

@@ -13,7 +13,10 @@ use d_engine_fs::Fs;
 use d_engine_fs::sim::SimFs;
 use d_engine_offline::inspect::{InspectError, Snapshots};
 use d_engine_offline::recover::{Findings, Unfit, VoterSet, inspect};
-use d_engine_storage::{ClusterId, Leavers, LogEntry, MemberChange, Membership};
+use d_engine_storage::{
+    ClusterId, FileStorageEngine, FileStorageOptions, Leavers, LogEntry, MemberChange, Membership,
+    Repaired,
+};
 use kit::{Old, incarnation, log_id, voters};
 
 /// The directory of a node, under its number.
@@ -110,6 +113,25 @@ fn nothing_is_lost_if_every_majority_has_a_survivor_in_it() {
         let survive = survivors.iter().filter(|node| **node <= of as u64).count();
         assert_eq!(found.voters, [VoterSet { of, needed, survive }]);
         assert_eq!(found.nothing_is_lost(), is_safe, "{survivors:?} of {of}");
+    }
+}
+
+/// A node whose log was repaired has lost what it had stored, unless another survivor has it.
+#[test]
+fn a_repaired_survivor_counts_only_if_another_one_has_what_it_had() {
+    for (other, promised, survive) in
+        [(7, log_id(3, 12), 1), (7, log_id(4, 7), 1), (7, log_id(3, 7), 2), (12, log_id(3, 12), 2)]
+    {
+        let sim = disk(&[node(1, other, 1), node(2, 6, 1)]);
+        let engine =
+            FileStorageEngine::new(Path::new("/nodes/2"), FileStorageOptions::default(), fs(&sim));
+        let locks = engine.lock_stopped().unwrap();
+        engine.set_repaired(&Repaired { at_ms: 1, promised }, &locks).unwrap();
+        drop(locks);
+        let found = look(&sim, &["/nodes/1", "/nodes/2"]);
+        assert_eq!(found.voters[0].survive, survive, "{other}, {promised}");
+        let holdings = found.survivors[1].holdings.as_ref().unwrap();
+        assert_eq!((best(&found), holdings.promised), ("/nodes/1", Some(promised)));
     }
 }
 

@@ -6,11 +6,14 @@ mod report;
 mod source;
 mod verify;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use d_engine_client::{BackupOf, BackupTransfer, ClientError};
-use d_engine_offline::backup::{BackupFile, Offer, SnapshotError};
+use d_engine_client::{
+    BackupOf, BackupOffer, BackupTransfer, Client, ClientError, ClientOptions, NodeRole, NodeStatus,
+};
+use d_engine_offline::backup::{BackupFile, Offer, SnapshotError, SnapshotHeader};
 use d_engine_offline::inspect::LogId;
 use d_engine_offline::{Fs, RealFs};
 use tokio::time::{Instant, sleep};
@@ -26,6 +29,8 @@ use crate::signals::StopSignals;
 
 /// How long to try to continue a transfer that was interrupted.
 const RESUME_FOR: Duration = Duration::from_secs(60);
+/// How long a node may take to say who it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -60,10 +65,48 @@ async fn make(args: BackupArgs, stop: &Stop) -> Result<(), Failure> {
     let sources = Sources::find(&args).await?;
     let begun = match args.resume {
         true => Begun::again(&sources, &fs, &file, stop).await?,
-        false => Begun::anew(&sources, &fs, &file, &args, stop).await?,
+        false => {
+            let what = if args.stale { BackupOf::Applied } else { BackupOf::Acknowledged };
+            Begun::anew(&sources, &fs, &file, (what, args.wait), stop).await?
+        }
     };
-    let report = begun.receive_all(&sources).await?;
-    report.print(&file, &args)
+    let Received { sender, offer, header } = begun.receive_all(&sources).await?;
+    Report::of(&sender, &offer, &header).print(&file, &args)
+}
+
+/// Makes the node at `address` take a snapshot of what it has applied, and receives it into `file`.
+/// Continues what an earlier run has received, if the node still has it. `check` may refuse the
+/// node.
+pub(crate) async fn receive_from(
+    address: &str,
+    wait: Duration,
+    file: &Path,
+    stop: &Stop,
+    check: impl FnOnce(&NodeStatus) -> Result<(), Failure>,
+) -> Result<u64, Failure> {
+    let client = Client::new([address], ClientOptions::default().timeout(STATUS_TIMEOUT))?;
+    let status = client.status(address).await?;
+    check(&status)?;
+    let leads = status.role == NodeRole::Leader;
+    let sender = source::Sender { node: status.node, address: address.to_owned(), leads };
+    let sources = Sources::only(client, sender);
+    let fs: Arc<dyn Fs> = Arc::new(RealFs::new());
+    let earlier = match BackupFile::unfinished(&*fs, file).map_err(failure)? {
+        Some(_) => Begun::again(&sources, &fs, file, stop).await.ok(),
+        None => None,
+    };
+    let begun = match earlier {
+        Some(begun) => begun,
+        None => Begun::anew(&sources, &fs, file, (BackupOf::Applied, wait), stop).await?,
+    };
+    Ok(begun.receive_all(&sources).await?.sender.node)
+}
+
+/// A backup that is complete, verified and durable.
+struct Received {
+    sender: source::Sender,
+    offer: BackupOffer,
+    header: Arc<SnapshotHeader>,
 }
 
 /// A transfer that has begun.
@@ -80,12 +123,11 @@ impl Begun {
     async fn anew(
         sources: &Sources,
         fs: &Arc<dyn Fs>,
-        file: &std::path::Path,
-        args: &BackupArgs,
+        file: &Path,
+        (what, wait): (BackupOf, Duration),
         stop: &Stop,
     ) -> Result<Self, Failure> {
-        let what = if args.stale { BackupOf::Applied } else { BackupOf::Acknowledged };
-        let (sender, transfer) = sources.take(what, args.wait).await?;
+        let (sender, transfer) = sources.take(what, wait).await?;
         let offer = offer_of(&transfer);
         let (writer, at) = FileWriter::open(fs, file, offer, stop).await.map_err(failure)?;
         Ok(Self { transfer, writer, at, sender })
@@ -95,7 +137,7 @@ impl Begun {
     async fn again(
         sources: &Sources,
         fs: &Arc<dyn Fs>,
-        file: &std::path::Path,
+        file: &Path,
         stop: &Stop,
     ) -> Result<Self, Failure> {
         let unfinished = BackupFile::unfinished(&**fs, file).map_err(failure)?;
@@ -110,7 +152,7 @@ impl Begun {
     }
 
     /// Receives everything, over as many connections as that needs.
-    async fn receive_all(mut self, sources: &Sources) -> Result<Report, Failure> {
+    async fn receive_all(mut self, sources: &Sources) -> Result<Received, Failure> {
         let offer = self.transfer.offer().clone();
         let bar = bytes(&format!("from node {}", offer.node), offer.bytes);
         loop {
@@ -133,7 +175,7 @@ impl Begun {
         bar.finish_and_clear();
         let written = self.writer.finish().await;
         let header = written.map_err(failure)?;
-        Ok(Report::of(&self.sender, &offer, &header))
+        Ok(Received { sender: self.sender, offer, header })
     }
 
     async fn reopen(
@@ -157,9 +199,10 @@ impl Begun {
         }
         Err(Failure::failed(format!(
             "the transfer was interrupted after {} bytes and could not be continued for {} s: \
-             {broken}; --resume continues it later",
+             {broken}; {}",
             self.at,
-            RESUME_FOR.as_secs()
+            RESUME_FOR.as_secs(),
+            sources.continues
         )))
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Sender {
 pub(super) struct Sources {
     client: Client,
     senders: Vec<Sender>,
+    /// How a transfer that was given up is continued later.
+    pub(super) continues: &'static str,
 }
 
 impl Sources {
@@ -58,7 +60,13 @@ impl Sources {
             silent.insert(0, missing);
             return Err(Failure::failed(silent.join("; ")));
         }
-        Ok(Self { client, senders })
+        Ok(Self { client, senders, continues: "--resume continues it later" })
+    }
+
+    /// One node, which has answered.
+    pub(super) fn only(client: Client, sender: Sender) -> Self {
+        let continues = "run the command again, and it continues";
+        Self { client, senders: vec![sender], continues }
     }
 
     /// Opens a backup at the first node that can send it. Waits at each for at most `timeout`.

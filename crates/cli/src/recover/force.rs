@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use d_engine_offline::recover::{Kept, Progress, RecoverError, RecoverRequest, Recovered, recover};
+use d_engine_offline::recover::{
+    Kept, LogId, Progress, RecoverError, RecoverRequest, Recovered, recover,
+};
 use d_engine_offline::restore::Admission;
 use d_engine_offline::{Fs, RealFs};
 
-use super::voters;
+use super::{followed, voters};
 use crate::blocking::{Reading, Stop};
 use crate::exit::{Exit, Failure, say};
 use crate::restore::{CLOCK_ADVICE, CONFIG_ADVICE, is_held};
@@ -52,19 +54,13 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The directory to which a symbolic link leads: it is the one to rename, and the new one is to be
-/// on the same disk. After a run that was cut off, the link may lead nowhere.
-fn followed(dir: PathBuf) -> PathBuf {
-    match std::fs::read_link(&dir) {
-        Ok(target) => dir.parent().map_or(target.clone(), |parent| parent.join(target)),
-        Err(_) => dir,
-    }
-}
-
 fn report(request: &RecoverRequest, recovered: &Recovered, now: SystemTime) {
     let node = recovered.node;
     match &recovered.kept {
-        Some(kept) => say(kept_text(kept)),
+        Some(kept) => {
+            say(kept_text(kept));
+            kept.promised.map(|promised| say(lost_text(kept, promised)));
+        }
         None => say("finished what an earlier run had built"),
     }
     say(format_args!(
@@ -103,6 +99,19 @@ fn kept_text(kept: &Kept) -> String {
         count => format!(
             "{kept_all}; {count} of these entries were not known to be committed, and count as \
              committed from now on"
+        ),
+    }
+}
+
+fn lost_text(kept: &Kept, promised: LogId) -> String {
+    let (first, last) = (kept.last.index.next(), promised.index);
+    match first > last {
+        true => format!(
+            "lost: the log was repaired after damage, and had entries up to {last} of term {}",
+            promised.term
+        ),
+        false => format!(
+            "lost: entries {first} to {last}, which the log had before it was repaired after damage"
         ),
     }
 }

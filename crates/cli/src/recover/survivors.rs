@@ -33,6 +33,7 @@ pub(super) fn run(dirs: &[PathBuf], stop: &Stop) -> Result<(), Failure> {
             say(format_args!("{} is not taken: {unfit}", survivor.dir.display()));
         }
     }
+    found.survivors.iter().filter_map(lacking).for_each(say);
     let Some(best) = found.best() else {
         return Err(Failure::failed(
             "none of the directories can be taken; restore a snapshot file (docs/recovery.md)",
@@ -96,6 +97,21 @@ fn voters(members: &Membership) -> String {
         [] => of(configuration.voters()),
         outgoing => format!("{} -> {}", of(outgoing), of(configuration.voters())),
     }
+}
+
+/// What a survivor has lost itself.
+fn lacking(survivor: &Survivor) -> Option<String> {
+    let holdings = survivor.holdings.as_ref()?;
+    let promised = holdings.promised?;
+    Some(format!(
+        "{} was repaired after damage: it had entries up to {} @ {}, and has only those up to {} \
+         @ {}",
+        survivor.dir.display(),
+        promised.term,
+        promised.index,
+        holdings.last.term,
+        holdings.last.index
+    ))
 }
 
 /// What may be lost, in one sentence or two.

@@ -72,7 +72,7 @@ impl Directory {
                  files may start, any other one cannot be rebuilt",
                 base.index
             ),
-            next: vec![self.copy_a_snapshot(base.index), self.replace()],
+            next: vec![self.fetch(), self.copy_a_snapshot(base.index), self.replace()],
         })
     }
 
@@ -84,7 +84,7 @@ impl Directory {
             StorageError::Damaged { .. } => {
                 let copied = self.log.covered_by.map(|index| self.copy_a_snapshot(index));
                 let mended = self.log.continues_after_damage.then(|| self.repair());
-                let first = copied.into_iter().chain(mended);
+                let first = mended.into_iter().chain(copied);
                 first.chain([self.put_back(), self.replace()]).collect()
             }
             StorageError::DamagedFile { .. } => vec![self.put_back(), self.replace()],
@@ -97,6 +97,14 @@ impl Directory {
             "copy the newest snapshots/snap-T-I.snap of another node, with an I of {index} or \
              more, into {}, and start the node",
             self.survey.dir().join(d_engine_storage::snapshot::SNAPSHOT_DIR).display()
+        )
+    }
+
+    fn fetch(&self) -> String {
+        format!(
+            "`d-engine repair --data-dir {} --from HOST:PORT`, with the client address of another \
+             member, then start the node",
+            self.survey.dir().display()
         )
     }
 

@@ -20,6 +20,9 @@ pub struct Holdings {
     pub hard_state: HardState,
     /// The last entry, in the log or in the snapshot.
     pub last: LogId,
+    /// The last entry that the log may have had before it was repaired, if it has not reached that
+    /// entry since: what is missing may have been acknowledged.
+    pub promised: Option<LogId>,
     /// The last entry that is known to be committed.
     pub committed: LogIndex,
     /// The newest intact snapshot.
@@ -68,7 +71,18 @@ impl Holdings {
         let in_snapshot = snapshot.map_or(LogIndex::ZERO, |snapshot| snapshot.index);
         let committed = hard_state.commit.max(base.index).max(in_snapshot).min(last.index);
         let group = survey.group();
-        Ok(Ok(Self { owner, group, hard_state, last, committed, snapshot, members, after }))
+        let promised = survey.repaired().map(|it| it.promised).filter(|it| *it > last);
+        Ok(Ok(Self {
+            owner,
+            group,
+            hard_state,
+            last,
+            promised,
+            committed,
+            snapshot,
+            members,
+            after,
+        }))
     }
 
     /// How many of its last entries are not known to be committed.

@@ -110,6 +110,7 @@ pub fn recover(
         old_dir,
         kept: Some(Kept {
             last: holdings.last,
+            promised: holdings.promised,
             not_known_committed: holdings.not_known_committed(),
             snapshot: holdings.snapshot,
             time_ms: built.time_ms,

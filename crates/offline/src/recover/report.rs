@@ -51,6 +51,9 @@ pub struct Recovered {
 pub struct Kept {
     /// The last entry.
     pub last: LogId,
+    /// The last entry that the log had before it was repaired, if it has not reached that entry
+    /// since: everything after `last` is lost.
+    pub promised: Option<LogId>,
     /// How many of the entries were not known to be committed. They count as committed from now on.
     pub not_known_committed: u64,
     /// The snapshot after which the log begins.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use d_engine_core::NodeId;
+use d_engine_core::{LogId, NodeId};
 use d_engine_fs::Fs;
 use d_engine_storage::survey::Owner;
 use d_engine_storage::{Membership, Retired};
@@ -48,7 +48,7 @@ pub struct VoterSet {
     pub of: usize,
     /// How many of them had to store a write.
     pub needed: usize,
-    /// How many of them survive.
+    /// How many of them survive, with what they had stored.
     pub survive: usize,
 }
 
@@ -72,8 +72,9 @@ impl Findings {
     /// configuration is joint, a majority of each set. If every majority has a survivor in it, one
     /// of the survivors stored an entry of the term in which the write was committed. A log whose
     /// last entry is at least as late contains the write (leader completeness, Raft paper, section
-    /// 5.4.3). Both sets of a joint configuration must be covered, because it may not have been in
-    /// force everywhere: then a majority of the old set was enough.
+    /// 5.4.3). A survivor whose log was repaired counts only if that is at least as late as what it
+    /// had before. Both sets of a joint configuration must be covered, because it may not have been
+    /// in force everywhere: then a majority of the old set was enough.
     #[must_use]
     pub fn nothing_is_lost(&self) -> bool {
         self.best.is_some() && self.voters.iter().all(VoterSet::is_covered)
@@ -111,7 +112,8 @@ pub fn inspect(
     let best = usable(&survivors)
         .max_by_key(|(at, it)| (it.last, it.committed, Reverse(*at)))
         .map(|(at, _)| at);
-    let voters = members.as_ref().map(|it| sets(it, &survivors)).unwrap_or_default();
+    let latest = usable(&survivors).map(|(_, it)| it.last).max().unwrap_or_default();
+    let voters = members.as_ref().map(|it| sets(it, &survivors, latest)).unwrap_or_default();
     Ok(Findings { survivors, members, best, voters })
 }
 
@@ -176,9 +178,14 @@ fn exclude_other_directories(survivors: &mut [Survivor], members: &Membership) {
     }
 }
 
-fn sets(members: &Membership, survivors: &[Survivor]) -> Vec<VoterSet> {
+/// The sets of voters. `latest` is the latest last entry of a survivor: one that has promised more
+/// than that has lost what it stored, and does not count.
+fn sets(members: &Membership, survivors: &[Survivor], latest: LogId) -> Vec<VoterSet> {
     let configuration = members.configuration();
-    let survives = |node| usable(survivors).any(|(_, it)| it.owner.node == node);
+    let survives = |node| {
+        let survivors = &mut usable(survivors).map(|(_, it)| it);
+        survivors.any(|it| it.owner.node == node && it.promised.is_none_or(|it| it <= latest))
+    };
     [configuration.voters(), configuration.outgoing()]
         .into_iter()
         .filter(|voters| !voters.is_empty())

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use d_engine_storage::StorageError;
+use d_engine_storage::snapshot::SnapshotError;
 
 use crate::inspect::InspectError;
 use crate::replacement::ReplacementError;
@@ -25,6 +26,15 @@ pub enum RepairError {
     /// The new log cannot be written, or a node runs in the directory.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The fetched snapshot is damaged or cannot be read. Run the command again.
+    #[error("the snapshot of the other node cannot be used: {0}")]
+    Snapshot(#[from] SnapshotError),
+    /// The fetched snapshot does not fit. Fetch it from another member of the node's cluster.
+    #[error("the snapshot of the other node {what}; name another member of the node's cluster")]
+    WrongSnapshot {
+        /// Why.
+        what: String,
+    },
     /// Something else is where the work must be done. Move it away.
     #[error("{path} {what}; move it away, and run the command again")]
     Occupied {
@@ -118,11 +128,11 @@ pub enum Cause {
         /// The node.
         node: String,
     },
-    /// The log begins after entries that no intact snapshot holds.
+    /// The log begins after entries that no intact snapshot holds. Fetch one.
     #[error(
-        "cannot be mended: the log begins after entry {base}, and no intact snapshot reaches that \
-         entry; copy the newest snapshots/snap-T-I.snap of another node, with an I of {base} or \
-         more, into its `snapshots`, and run the command again"
+        "cannot be mended without a snapshot of another node: the log begins after entry {base}, \
+         and no intact snapshot reaches that entry; run the command again with `--from HOST:PORT`, \
+         the client address of another member, which sends one"
     )]
     NoSnapshot {
         /// The last purged index.

@@ -12,6 +12,10 @@
 //! The term rises by one, without a vote. A leader that still counts the lost entries as stored
 //! here learns of the later term, and the next leader counts from nothing. It costs an election.
 //!
+//! A log that begins after the end of every intact snapshot needs one of another node first. The
+//! caller fetches it; the repair verifies it and puts it beside the others. A snapshot holds
+//! committed entries only, so neither the log nor a promise changes with it.
+//!
 //! The new directory is built beside the old one (`.repairing`); the snapshots move over; the old
 //! one is renamed away and kept, and the new one takes its name. After a crash the same command
 //! begins anew or finishes the work. Meanwhile no node starts: the log of the old directory is
@@ -19,6 +23,7 @@
 
 mod build;
 mod error;
+mod fetch;
 mod place;
 mod plan;
 
@@ -28,9 +33,11 @@ use std::sync::Arc;
 
 pub use d_engine_core::{LogId, LogIndex, NodeId};
 use d_engine_fs::Fs;
+use d_engine_storage::DirectoryLocks;
 use d_engine_storage::survey::{Owner, Survey};
 
 pub use self::error::{Cause, RepairError};
+pub use self::fetch::{Fetch, MissingSnapshot};
 use self::place::Place;
 pub use self::place::{BEFORE_INFIX, UNFINISHED_SUFFIX};
 pub use self::plan::Plan;
@@ -51,45 +58,69 @@ pub struct RepairRequest {
 pub struct RepairedDirectory {
     /// Whose it is.
     pub owner: Owner,
-    /// Where the old directory is now. Remove it once the node has caught up.
-    pub old_dir: PathBuf,
-    /// What was done; `None` if an earlier run had done it and this one has only put the directory
-    /// into its place.
-    pub plan: Option<Plan>,
+    /// The last entry of the snapshot that was fetched, if one was missing.
+    pub fetched: Option<LogId>,
+    /// What was done to the log.
+    pub log: RepairedLog,
 }
 
-/// Mends the directory of a stopped node. Everything is durable when the call returns. `progress`
-/// may end the work until the old directory is renamed. Blocks; needs no runtime and no state
-/// machine.
+/// What was done to the log of a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RepairedLog {
+    /// Nothing: it is intact, or the fetched snapshot holds what is damaged.
+    Kept,
+    /// It was mended.
+    Mended {
+        /// How; `None` if an earlier run had done it and this one has only put the directory into
+        /// its place.
+        plan: Option<Plan>,
+        /// Where the old directory is now. Remove it once the node has caught up.
+        old_dir: PathBuf,
+    },
+}
+
+/// Mends the directory of a stopped node. Everything is durable when the call returns. `fetch` is
+/// called if the log begins after the end of every intact snapshot; without it, such a directory is
+/// refused. `progress` may end the work until the old directory is renamed. Blocks; needs no
+/// runtime and no state machine.
 ///
-/// The files of a state machine inside of the data directory stay in the old one: its state is
-/// rebuilt from snapshot and log.
+/// The files of a state machine inside of the data directory stay in the old one, if the log is
+/// mended: its state is rebuilt from snapshot and log.
 ///
 /// # Errors
-/// See [`RepairError`]. Except after [`RepairError::NotFinished`], the directory is as it was.
+/// See [`RepairError`]. Except after [`RepairError::NotFinished`], the directory is as it was, but
+/// for a snapshot that was fetched.
 pub fn repair(
     fs: &Arc<dyn Fs>,
     request: &RepairRequest,
+    fetch: Option<Fetch<'_>>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<RepairedDirectory, RepairError> {
     let place = Place::of(fs, &request.data_dir)?;
     if let Some((owner, old_dir)) = place.finish_earlier()? {
-        return Ok(RepairedDirectory { owner, old_dir, plan: None });
+        let log = RepairedLog::Mended { plan: None, old_dir };
+        return Ok(RepairedDirectory { owner, fetched: None, log });
     }
     let locks = place.lock_old()?;
     place.put_snapshots_back()?;
-    let survey = Survey::of_locked(Arc::clone(fs), &place.old, &locks)?;
-    let directory = Directory::of(survey, Snapshots::Verify, &mut |read| {
-        let (Reading::Log(bytes) | Reading::Snapshot(bytes)) = read;
-        progress(Progress::Read(bytes))
-    })?;
+    let mut directory = read(&place, &locks, progress)?;
+    let mut fetched = None;
+    if let (Some(missing), Some(fetch)) = (MissingSnapshot::of(&directory), fetch) {
+        fetched = Some(missing.get(fs, fetch, &mut |bytes| progress(Progress::Read(bytes)))?);
+        directory = read(&place, &locks, progress)?;
+    }
     let before =
         directory.survey().read_log_before_damage(&mut |bytes| progress(Progress::Read(bytes)))?;
     if progress(Progress::Read(0)).is_break() {
         return Err(InspectError::Stopped.into());
     }
     let cannot = |cause| RepairError::Cannot { path: place.old.clone(), cause };
-    let plan = Plan::of(&directory, &before)?.map_err(cannot)?;
+    let plan = match (Plan::of(&directory, &before)?, directory.survey().owner()) {
+        (Err(Cause::Intact | Cause::Covered), Some(owner)) if fetched.is_some() => {
+            return Ok(RepairedDirectory { owner, fetched, log: RepairedLog::Kept });
+        }
+        (plan, _) => plan.map_err(cannot)?,
+    };
     place.check_space(build::needed(&directory))?;
     let marker = place.begin()?;
     let work = build::Work { fs, dir: &place.new, directory: &directory, before: &before };
@@ -101,5 +132,19 @@ pub fn repair(
     }
     let old_dir = place.swap(request.at_ms)?;
     drop(marker);
-    Ok(RepairedDirectory { owner: plan.owner, old_dir, plan: Some(plan) })
+    let log = RepairedLog::Mended { plan: Some(plan), old_dir };
+    Ok(RepairedDirectory { owner: plan.owner, fetched, log })
+}
+
+fn read(
+    place: &Place<'_>,
+    locks: &DirectoryLocks,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Directory, RepairError> {
+    let survey = Survey::of_locked(Arc::clone(place.fs), &place.old, locks)?;
+    let directory = Directory::of(survey, Snapshots::Verify, &mut |read| {
+        let (Reading::Log(bytes) | Reading::Snapshot(bytes)) = read;
+        progress(Progress::Read(bytes))
+    });
+    Ok(directory?)
 }

@@ -6,6 +6,7 @@ use d_engine_core::{HardState, LogId, LogIndex, Term};
 use d_engine_storage::survey::{Found, LogSummary, Owner, Range, StartOutcome};
 
 use super::error::{Cause, RepairError};
+use super::fetch::MissingSnapshot;
 use crate::inspect::{Directory, SnapshotFile};
 
 /// How a directory is mended.
@@ -17,7 +18,8 @@ pub struct Plan {
     pub snapshot: Option<LogId>,
     /// The last entry of the new log, or of the snapshot.
     pub kept: LogId,
-    /// The last entry of the old log. The node does not lead before it has it again.
+    /// The last entry of the old log, or a later one that an earlier repair has promised. The node
+    /// does not lead before it has it again.
     pub promised: LogId,
     /// The term, vote and commit index of the new log.
     pub hard_state: HardState,
@@ -45,7 +47,10 @@ impl Plan {
             return refused(refusal.to_string(), node);
         }
         match &log.start {
-            StartOutcome::Whole => return Ok(Err(Cause::Intact)),
+            StartOutcome::Whole => {
+                let missing = MissingSnapshot::of(directory);
+                return Ok(Err(missing.map_or(Cause::Intact, |missing| missing.cause())));
+            }
             StartOutcome::After(_) => return Ok(Err(Cause::Covered)),
             StartOutcome::Refused(_) => {}
         }
@@ -53,6 +58,8 @@ impl Plan {
         let (Some(hard_state), Some(promised)) = (last_hard_state, log.last) else {
             return Ok(Err(Cause::VoteMayBeLost { node }));
         };
+        // An earlier repair may have promised more than the log has reached since.
+        let promised = survey.repaired().map_or(promised, |it| it.promised.max(promised));
         if !log.continues_after_damage {
             return Ok(Err(Cause::VoteMayBeLost { node }));
         }
@@ -66,11 +73,11 @@ impl Plan {
         let Some(base) = log.base else {
             return refused("log.meta cannot be read".to_owned(), node);
         };
+        if let Some(missing) = MissingSnapshot::of(directory) {
+            return Ok(Err(missing.cause()));
+        }
         let intact = directory.snapshots().iter().find(|file| file.state.may_be_used());
         let snapshot = intact.and_then(SnapshotFile::id);
-        if base.index > snapshot.map_or(LogIndex::ZERO, |it| it.index) {
-            return Ok(Err(Cause::NoSnapshot { base: base.index.get() }));
-        }
         let begin = snapshot.unwrap_or(LogId::ZERO);
         let takes_entries = begin == base || has(directory, before, begin)?;
         let last = before.last.filter(|last| takes_entries && last.index > begin.index);

@@ -272,9 +272,9 @@ impl Start<'_> {
             "nothing is lost: start this node with the newer program".to_owned()
         } else {
             format!(
-                "the entries between them are missing on this node; copy the newest snap-*.snap of \
-                 another node of this cluster into {}, or bring back a copy of this node's \
-                 directory, and start again (docs/snapshots.md)",
+                "the entries between them are missing on this node; fetch a snapshot of another \
+                 member with `d-engine repair --data-dir DIR --from HOST:PORT`, or copy the newest \
+                 snap-*.snap of another node into {}, and start again (docs/recovery.md)",
                 self.snapshots.dir().display()
             )
         };

@@ -54,7 +54,7 @@ use crate::monitors::programs::ProgramMonitor;
 use crate::monitors::skips::SkipMonitor;
 use crate::monitors::snapshots::SnapshotMonitors;
 use crate::monitors::traffic::Traffic;
-use crate::monitors::violation::Violation;
+use crate::monitors::violation::{Rule, Violation};
 use crate::monitors::votes::Votes;
 use crate::monitors::watermarks::Watermarks;
 use crate::profile::Profile;
@@ -215,6 +215,21 @@ impl Monitors {
         snapshots: &[LogId],
     ) -> Result<(), Violation> {
         self.on_recovered(node, whole, snapshots)?;
+        let (had, has) = (whole.last().max(whole.promised), mended.last().max(mended.promised));
+        if has < had {
+            return Rule::Recovery.broken_by(
+                node,
+                format_args!("the mended log of node {node} promises {has}, and had {had}"),
+            );
+        }
+        let (term, before) = (mended.hard_state.term, whole.hard_state.term);
+        let is_new = term > before && mended.hard_state.vote.is_none();
+        if !is_new && mended.hard_state != whole.hard_state {
+            return Rule::Recovery.broken_by(
+                node,
+                format_args!("the mended log of node {node} may vote again in term {term}"),
+            );
+        }
         self.disks.on_mended(node, mended);
         Ok(())
     }

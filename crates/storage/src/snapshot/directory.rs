@@ -117,6 +117,9 @@ impl Inner {
                         report.unusable.push(error);
                     }
                 }
+            } else if name.starts_with(FETCHED_NAME) {
+                self.fs.remove_file(&path).map_err(io_error("remove", &path))?;
+                report.removed.push(name);
             }
         }
         // A name that is visible does not yet survive a power loss: the process may have crashed
@@ -250,6 +253,10 @@ fn name_with(last_included: LogId, suffix: &str) -> String {
 
 /// The name of the directory of snapshots inside of a node's data directory.
 pub const SNAPSHOT_DIR: &str = "snapshots";
+
+/// What the name of a snapshot begins with that a repair has not finished fetching. The next start
+/// removes it.
+pub const FETCHED_NAME: &str = "fetched";
 
 /// Returns the name of the finished archive with this last included entry.
 #[must_use]

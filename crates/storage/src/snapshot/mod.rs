@@ -34,7 +34,7 @@ mod unpack;
 pub use crate::fs::tree::TreeFile as SnapshotFile;
 pub use archive::{Piece, SnapshotArchive};
 pub use backup::BackupFile;
-pub use directory::{SNAPSHOT_DIR, archive_name, is_archive};
+pub use directory::{FETCHED_NAME, SNAPSHOT_DIR, archive_name, is_archive};
 pub use error::SnapshotError;
 pub use header::{Compression, ENGINE_FORMAT, SnapshotFacts, SnapshotHeader};
 pub use hold::Hold;

@@ -15,6 +15,7 @@ use crate::log::meta::LogMeta;
 use crate::log::options::FileStorageOptions;
 use crate::log::record::LogRecord;
 use crate::meta_store::{FileMetaStore, IDENTITY, JOIN};
+use crate::promise::Repaired;
 use crate::succession::{Origin, Retired};
 use crate::{DirectoryLocks, Identity, Incarnation, StorageEngine, StorageError};
 
@@ -29,6 +30,7 @@ pub struct Survey {
     pub(super) reserved: Option<Incarnation>,
     pub(super) origin: Option<Origin>,
     pub(super) retired: Option<Retired>,
+    pub(super) repaired: Option<Repaired>,
     /// What `log.meta` says; the default if it is damaged.
     pub(super) record: LogRecord,
     pub(super) record_is_lost: bool,
@@ -120,6 +122,12 @@ impl Survey {
         self.retired.as_ref()
     }
 
+    /// Returns what the directory may have acknowledged before its log was repaired.
+    #[must_use]
+    pub fn repaired(&self) -> Option<&Repaired> {
+        self.repaired.as_ref()
+    }
+
     /// Returns the Raft group whose log is read.
     #[must_use]
     pub fn group(&self) -> GroupId {
@@ -159,6 +167,7 @@ struct Records {
     reserved: Option<Incarnation>,
     origin: Option<Origin>,
     retired: Option<Retired>,
+    repaired: Option<Repaired>,
     record: LogRecord,
     record_is_lost: bool,
     damage: Vec<Damage>,
@@ -179,6 +188,7 @@ fn begin(fs: Arc<dyn Fs>, dir: &Path, holder: Option<String>) -> Result<Survey, 
         reserved: records.reserved,
         origin: records.origin,
         retired: records.retired,
+        repaired: records.repaired,
         record: records.record,
         record_is_lost: records.record_is_lost,
         parts: parts.parts,
@@ -223,6 +233,10 @@ impl Records {
         records.read_identity(fs, dir, &meta)?;
         match meta.origin() {
             Ok(origin) => records.origin = origin,
+            Err(error) => records.refuse(error)?,
+        }
+        match meta.repaired() {
+            Ok(repaired) => records.repaired = repaired,
             Err(error) => records.refuse(error)?,
         }
         let open = || LogMeta::open(Arc::clone(fs), dir, Arc::clone(&latch));
