@@ -1,8 +1,10 @@
 //! A directory that is built beside the data directory of a stopped node and then takes its place,
 //! while the old one is kept under another name.
 //!
-//! The order on disk: the new directory is complete and durable; the old one is renamed away; the
-//! new one takes its name. What must hold between these steps is the caller's concern.
+//! The order on disk: the new directory is complete and durable; the old one is retired, and names
+//! the new one; it is renamed away; the new one takes its name. After a crash, a retired directory
+//! that names the new one is how the next run knows that the new one is complete and of today.
+//! Between the renames no node creates a directory (`StorageError::Unfinished`).
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 
 use d_engine_fs::{FileKind, Fs, FsLock, LockAttempt, OpenMode};
 use d_engine_storage::{
-    DirectoryLocks, FileStorageEngine, FileStorageOptions, StorageError, rfc3339,
+    DirectoryLocks, FileStorageEngine, FileStorageOptions, Retired, StorageError, rfc3339,
 };
 
 use crate::inspect::InspectError;
@@ -34,6 +36,13 @@ pub(crate) enum ReplacementError {
     Occupied { path: PathBuf, what: &'static str },
     NoSpace { path: PathBuf, free: u64, needed: u64 },
     Io { operation: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+/// A complete new directory whose old one is retired, and which is not in its place yet.
+pub(crate) struct Pending {
+    /// Where the old one is.
+    pub(crate) old: PathBuf,
+    pub(crate) retired: Retired,
 }
 
 /// Both directories and their parent.
@@ -138,6 +147,22 @@ impl<'a> Replacement<'a> {
         fs.remove_tree(dir).map_err(io("remove", dir))
     }
 
+    /// Finds what an earlier run has completed and not put into its place: a retired directory that
+    /// names the new one. A new directory that none names is not known to be complete.
+    pub(crate) fn pending(
+        &self,
+        names_new: impl Fn(&Retired) -> bool,
+    ) -> Result<Option<Pending>, ReplacementError> {
+        for old in std::iter::once(self.old.clone()).chain(self.moved_away()?) {
+            // A record that does not verify is that of another run, or is found again.
+            let retired = self.engine(&old).retired().unwrap_or_default();
+            if let Some(retired) = retired.filter(&names_new) {
+                return Ok(Some(Pending { old, retired }));
+            }
+        }
+        Ok(None)
+    }
+
     /// Renames the old directory away, to a name that is not taken, as of a run at this time.
     /// Returns where it is now.
     pub(crate) fn move_old_away(&self, at_ms: u64) -> Result<PathBuf, ReplacementError> {
@@ -151,7 +176,12 @@ impl<'a> Replacement<'a> {
 
     /// Puts the new directory where the old one was.
     pub(crate) fn put_new(&self) -> Result<(), ReplacementError> {
-        if self.fs.kind(&self.old).is_ok() {
+        // An empty directory, such as a supervisor may create, is replaced.
+        let found = match self.fs.list(&self.old) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(io("list", &self.old))?,
+        };
+        if !found.is_empty() {
             let what = "was created while the new directory was to be put there";
             return Err(ReplacementError::Occupied { path: self.old.clone(), what });
         }

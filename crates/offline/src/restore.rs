@@ -23,14 +23,14 @@ use d_engine_storage::snapshot::{
 pub use d_engine_storage::{Admission, ClusterId};
 use d_engine_storage::{
     FileStorageEngine, FileStorageOptions, Incarnation, Member, MemberRole, Membership,
-    MembershipError, OpenRequest, StorageEngine, StorageError, address,
+    MembershipError, OpenRequest, RESTORING, StorageEngine, StorageError, address,
 };
 
 pub use crate::founding::TERMS_ABOVE;
 use crate::founding::{self, LOG_BYTES};
 
 /// What the name of the directory ends with while it is built.
-pub const UNFINISHED_SUFFIX: &str = ".restoring";
+pub const UNFINISHED_SUFFIX: &str = RESTORING;
 const LOCK_NAME: &str = "restore.lock";
 
 /// What to restore, and where.

@@ -428,7 +428,10 @@ fn a_directory_that_was_created_meanwhile_is_not_overwritten() {
         if fs.kind(Path::new(DIR)).is_ok() {
             continue;
         }
+        let refused = kit::create(&fs, Path::new(DIR)).map(drop).unwrap_err();
+        assert!(matches!(refused, StorageError::Unfinished { command: "recover", .. }));
         fs.create_dir(Path::new(DIR)).unwrap();
+        fs.open(&Path::new(DIR).join("file"), OpenMode::CreateNew).unwrap();
         let occupied = run(&fs, &request()).unwrap_err().to_string();
         assert!(occupied.contains("/nodes/data was created while"), "{occupied}");
         fs.remove_tree(Path::new(DIR)).unwrap();

@@ -18,7 +18,7 @@ use d_engine_storage::fs::read_file;
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SNAPSHOT_DIR, archive_name};
 use d_engine_storage::{ClusterId, OpenedStorage, StorageError};
-use recover_kit::{DIR, OLD, Old, TIME_MS, log_id, open, voters};
+use recover_kit::{DIR, OLD, Old, TIME_MS, create, log_id, open, voters};
 
 fn new_disk(old: &Old) -> (SimFs, Arc<dyn Fs>) {
     let sim = SimFs::new();
@@ -266,6 +266,70 @@ fn the_only_voter_is_not_mended() {
     assert!(matches!(error, RepairError::Cannot { cause: Cause::SoleVoter { .. }, .. }), "{error}");
 }
 
+fn start(fs: &Arc<dyn Fs>) -> Result<OpenedStorage, StorageError> {
+    create(fs, Path::new(DIR))
+}
+
+/// Nothing goes on from the damaged directory, wherever it is put and whatever is done to it: the
+/// votes and entries of the mended one are not in it.
+#[test]
+fn the_damaged_directory_is_never_repaired_again_or_started() {
+    let old = Old::default();
+    let (sim, fs) = new_disk(&old);
+    damage(&sim, &fs);
+    let (_, old_dir) = mended(run(&fs).unwrap());
+    let request = RepairRequest { data_dir: old_dir.clone(), at_ms: TIME_MS + 9 };
+    let error = repair(&fs, &request, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(error.to_string().contains("the mended directory is /nodes/data"), "{error}");
+    // Back in its old place.
+    fs.rename(Path::new(DIR), Path::new("/nodes/elsewhere")).unwrap();
+    fs.rename(&old_dir, Path::new(DIR)).unwrap();
+    let is_retired =
+        |error: &RepairError| matches!(error, RepairError::Cannot { cause: Cause::Retired(_), .. });
+    assert!(is_retired(&run(&fs).unwrap_err()));
+    assert!(matches!(start(&fs), Err(StorageError::Retired { .. })));
+}
+
+/// A run that was cut off before its end is not finished months later, when the directory is away
+/// and an earlier repair has left its own.
+#[test]
+fn only_the_mended_directory_that_the_damaged_one_names_is_put_into_its_place() {
+    let old = Old::default();
+    let (sim, fs) = new_disk(&old);
+    damage(&sim, &fs);
+    mended(run(&fs).unwrap());
+    let image = sim.image();
+    let mut unfinished = 0;
+    for at in 1.. {
+        let sim = SimFs::from_image(&image);
+        let fs: Arc<dyn Fs> = Arc::new(sim.clone());
+        // As it was before.
+        fs.rename(Path::new(DIR), Path::new("/nodes/elsewhere")).unwrap();
+        old.create(&fs);
+        damage(&sim, &fs);
+        sim.halt_at(at);
+        let request = RepairRequest { data_dir: DIR.into(), at_ms: TIME_MS + 1_000_000 };
+        let done = repair(&fs, &request, None, &mut |_| ControlFlow::Continue(()));
+        let was_cut = sim.is_halted();
+        sim.kill();
+        let is_retired = matches!(start(&fs), Err(StorageError::Retired { .. }));
+        let new = Path::new("/nodes/data.repairing");
+        if done.is_err() && fs.kind(new).is_ok() && fs.kind(Path::new(DIR)).is_ok() {
+            // Somebody solves it in another way; the mended directory stays, and is old then.
+            fs.rename(Path::new(DIR), Path::new("/nodes/away")).unwrap();
+            assert!(run(&fs).is_err(), "operation {at}");
+            assert!(fs.kind(Path::new(DIR)).is_err(), "operation {at}");
+            let refused = start(&fs).map(drop).unwrap_err();
+            assert!(matches!(refused, StorageError::Unfinished { .. }), "{refused}");
+            unfinished += u32::from(!is_retired);
+        }
+        if !was_cut {
+            break;
+        }
+    }
+    assert!(unfinished > 10, "{unfinished}");
+}
+
 /// After a cut the directory is the damaged one, which no node starts on, or the mended one; the
 /// same command brings the mended one.
 #[test]
@@ -292,8 +356,12 @@ fn a_repair_that_is_cut_off_anywhere_is_run_again() {
                 _ => sim.crash(&mut |n| random.below(n)),
             }
             let context = format!("seed {seed}, operation {at}");
-            // A start meanwhile is refused, or finds the mended log.
-            if fs.kind(Path::new(DIR)).is_ok() && open(&fs, Path::new(DIR)).is_ok() {
+            // A start meanwhile is refused, or finds the mended log. A supervisor may have created
+            // the directory for it.
+            if seed.is_multiple_of(2) && fs.kind(Path::new(DIR)).is_err() {
+                fs.create_dir(Path::new(DIR)).unwrap();
+            }
+            if start(&fs).is_ok() {
                 check(&fs, &old, &whole, &context);
             } else {
                 assert!(done.is_err(), "{context}");

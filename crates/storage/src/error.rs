@@ -133,14 +133,27 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
     },
-    /// `recover` has made a new cluster from the directory, which has ended with its old one. Start
-    /// the new directory, or empty this one and join the new cluster.
+    /// `recover` or `repair` has made another directory from this one. Start that one.
     #[error("data directory {path} {retired}")]
     Retired {
         /// The directory.
         path: PathBuf,
         /// When, and by which directory.
         retired: Box<Retired>,
+    },
+    /// A command that builds the directory was interrupted: it has not put it into its place yet.
+    /// Run the command again.
+    #[error(
+        "data directory {path} is missing or empty, but {unfinished} is beside it: `d-engine \
+         {command}` was interrupted; run it again, or remove {unfinished}"
+    )]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
+        /// What the command has built so far.
+        unfinished: PathBuf,
+        /// The command.
+        command: &'static str,
     },
     /// The storage engine cannot reserve a directory, so its node cannot join a cluster. Implement
     /// `StorageEngine::reserve`, or list the node in `members` when the cluster is created.

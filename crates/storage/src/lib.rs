@@ -38,5 +38,5 @@ pub use membership::{
     MemberRole, Membership, MembershipError, NewMember, VoterIntent, canonical_address,
 };
 pub use promise::Repaired;
-pub use succession::{Origin, Retired};
+pub use succession::{Origin, RECOVERING, REPAIRING, RESTORING, Retired, RetiredBy};
 pub use time::rfc3339;

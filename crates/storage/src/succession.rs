@@ -18,12 +18,34 @@ pub struct Origin {
     pub continues: Vec<(ClusterId, Incarnation)>,
 }
 
+/// What the name of a directory ends with that `restore` builds beside its place.
+pub const RESTORING: &str = ".restoring";
+/// The same for `recover`.
+pub const RECOVERING: &str = ".recovering";
+/// The same for `repair`.
+pub const REPAIRING: &str = ".repairing";
+/// While such a directory is beside its place, no node creates one there: the command was
+/// interrupted, and is to be run again.
+pub(crate) const UNFINISHED: [(&str, &str); 3] =
+    [(RESTORING, "restore"), (RECOVERING, "recover"), (REPAIRING, "repair")];
+
+/// Why a directory was replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RetiredBy {
+    /// Its cluster has lost its majority, and its log continues as a new cluster.
+    Recover,
+    /// Its log was damaged, and the other directory has the mended one.
+    Repair,
+}
+
 /// By what a directory was replaced.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Retired {
     /// When, in UNIX milliseconds by the clock of the machine.
     pub at_ms: u64,
-    /// The new cluster.
+    /// Why.
+    pub by: RetiredBy,
+    /// The cluster of the directory that continues this one.
     pub cluster: ClusterId,
     /// The directory that continues this one.
     pub incarnation: Incarnation,
@@ -33,14 +55,20 @@ pub struct Retired {
 
 impl fmt::Display for Retired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "was retired by `recover` on {}: its log continues as cluster {} in {}; start that \
-             directory, or empty this one and let it join that cluster",
-            rfc3339(self.at_ms),
-            self.cluster,
-            self.successor
-        )
+        let (time, successor) = (rfc3339(self.at_ms), &self.successor);
+        match self.by {
+            RetiredBy::Recover => write!(
+                f,
+                "was retired by `recover` on {time}: its log continues as cluster {} in \
+                 {successor}; start that directory, or empty this one and let it join that cluster",
+                self.cluster,
+            ),
+            RetiredBy::Repair => write!(
+                f,
+                "was retired by `repair` on {time}: the mended directory is {successor}; start \
+                 that one (if it is not there, run `d-engine repair --data-dir {successor}` again)"
+            ),
+        }
     }
 }
 
@@ -67,6 +95,10 @@ impl Origin {
 impl Retired {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = self.at_ms.to_le_bytes().to_vec();
+        bytes.push(match self.by {
+            RetiredBy::Recover => 1,
+            RetiredBy::Repair => 2,
+        });
         bytes.extend_from_slice(&self.cluster.0);
         bytes.extend_from_slice(&self.incarnation.0);
         bytes.extend_from_slice(self.successor.as_bytes());
@@ -77,6 +109,11 @@ impl Retired {
         let mut rest = Decoder(bytes);
         Some(Self {
             at_ms: rest.u64()?,
+            by: match rest.array::<1>()?[0] {
+                1 => RetiredBy::Recover,
+                2 => RetiredBy::Repair,
+                _ => return None,
+            },
             cluster: ClusterId(rest.array()?),
             incarnation: Incarnation(rest.array()?),
             successor: String::from_utf8(rest.0.to_vec()).ok()?,
@@ -99,13 +136,18 @@ mod tests {
         for len in (0..encoded.len()).filter(|len| ![8, 40].contains(len)) {
             assert_eq!(Origin::decode(&encoded[..len]), None, "{len}");
         }
-        let retired = Retired { at_ms: 7, cluster, incarnation, successor: "/data".to_owned() };
-        let encoded = retired.encode();
-        let documented = [&7_u64.to_le_bytes()[..], &[1; 16], &[2; 16], b"/data"];
-        assert_eq!(encoded, documented.concat());
-        for len in 0..40 {
-            assert_eq!(Retired::decode(&encoded[..len]), None, "{len}");
+        for (by, code) in [(RetiredBy::Recover, 1_u8), (RetiredBy::Repair, 2)] {
+            let successor = "/data".to_owned();
+            let retired = Retired { at_ms: 7, by, cluster, incarnation, successor };
+            let encoded = retired.encode();
+            let documented = [&7_u64.to_le_bytes()[..], &[code], &[1; 16], &[2; 16], b"/data"];
+            assert_eq!(encoded, documented.concat());
+            for len in 0..41 {
+                assert_eq!(Retired::decode(&encoded[..len]), None, "{len}");
+            }
+            assert_eq!(Retired::decode(&encoded), Some(retired));
+            let unknown = [&encoded[..8], &[3], &encoded[9..]].concat();
+            assert_eq!(Retired::decode(&unknown), None);
         }
-        assert_eq!(Retired::decode(&encoded), Some(retired));
     }
 }

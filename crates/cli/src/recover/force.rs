@@ -59,7 +59,9 @@ fn report(request: &RecoverRequest, recovered: &Recovered, now: SystemTime) {
     match &recovered.kept {
         Some(kept) => {
             say(kept_text(kept));
-            kept.promised.map(|promised| say(lost_text(kept, promised)));
+            if let Some(promised) = kept.promised {
+                say(lost_text(kept, promised));
+            }
         }
         None => say("finished what an earlier run had built"),
     }

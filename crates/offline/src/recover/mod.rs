@@ -29,18 +29,19 @@ use d_engine_fs::{Fs, FsLock};
 use d_engine_storage::survey::Survey;
 pub use d_engine_storage::{ClusterId, Incarnation, Membership};
 use d_engine_storage::{
-    DirectoryLocks, Member, MemberRole, Origin, Retired, StorageEngine, address,
+    DirectoryLocks, Member, MemberRole, Origin, Retired, RetiredBy, StorageEngine, address,
 };
 
 use self::build::Sizes;
 pub use self::error::{RecoverError, Unfit};
 pub use self::holdings::Holdings;
+use self::place::Place;
 pub use self::place::{BEFORE_INFIX, UNFINISHED_SUFFIX};
-use self::place::{Pending, Place};
 pub use self::report::{Kept, Progress, RecoverRequest, Recovered};
 pub use self::survivors::{Findings, Survivor, VoterSet, inspect};
 pub use crate::founding::TERMS_ABOVE;
 use crate::inspect::{Directory, Progress as Reading, Snapshots};
+use crate::replacement::Pending;
 
 /// Forces a new cluster of one node from its data directory. Everything is durable when the call
 /// returns. `confirm` learns what the directory holds before anything is built, and may refuse; ask
@@ -96,6 +97,7 @@ pub fn recover(
     };
     let retired = Retired {
         at_ms: request.at_ms,
+        by: RetiredBy::Recover,
         cluster: built.cluster,
         incarnation: built.incarnation,
         successor: place.old.display().to_string(),

@@ -5,25 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use d_engine_fs::Fs;
-use d_engine_storage::{DirectoryLocks, Retired, StorageEngine};
+use d_engine_storage::{DirectoryLocks, RECOVERING, Retired, StorageEngine};
 
 use super::error::{RecoverError, Unfit};
-use crate::replacement::{Names, Replacement, ReplacementError};
+use crate::replacement::{Names, Pending, Replacement, ReplacementError};
 
 /// What the name of the new directory ends with until it is in its place.
-pub const UNFINISHED_SUFFIX: &str = ".recovering";
+pub const UNFINISHED_SUFFIX: &str = RECOVERING;
 /// What follows the name of the old directory, before the time, once it is renamed.
 pub const BEFORE_INFIX: &str = ".before-recover-";
 
 /// Both directories.
 pub(super) struct Place<'a>(Replacement<'a>);
-
-/// A complete new directory whose old one is retired, and which is not in its place yet.
-pub(super) struct Pending {
-    /// Where the old one is.
-    pub(super) old: PathBuf,
-    pub(super) retired: Retired,
-}
 
 impl<'a> std::ops::Deref for Place<'a> {
     type Target = Replacement<'a>;
@@ -53,20 +46,11 @@ impl<'a> Place<'a> {
         RecoverError::Unfit { path: self.old.clone(), reason }
     }
 
-    /// Finds what an earlier run has completed and not put into its place: a retired directory that
-    /// names the new one. A new directory that none names is not known to be complete.
+    /// Finds what an earlier run has completed and not put into its place.
     pub(super) fn pending(&self) -> Result<Option<Pending>, RecoverError> {
         let Ok(Some(new)) = self.engine(&self.new).owner() else { return Ok(None) };
-        for old in std::iter::once(self.old.clone()).chain(self.moved_away()?) {
-            // A record that does not verify is that of another recovery, or is found again.
-            let retired = self.engine(&old).retired().unwrap_or_default();
-            let names_new =
-                |it: &Retired| (it.cluster, it.incarnation) == (new.cluster, new.incarnation);
-            if let Some(retired) = retired.filter(names_new) {
-                return Ok(Some(Pending { old, retired }));
-            }
-        }
-        Ok(None)
+        let new = (new.cluster, new.incarnation);
+        Ok(self.0.pending(|retired| (retired.cluster, retired.incarnation) == new)?)
     }
 
     /// No node runs in the old directory any more. The new one is complete.

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use d_engine_storage::StorageError;
 use d_engine_storage::snapshot::SnapshotError;
+use d_engine_storage::{Retired, StorageError};
 
 use crate::inspect::InspectError;
 use crate::replacement::ReplacementError;
@@ -98,6 +98,9 @@ pub enum Cause {
     /// A snapshot of its own holds everything that is damaged.
     #[error("needs no repair: an intact snapshot holds what is damaged; start the node")]
     Covered,
+    /// An earlier repair or recovery has replaced it.
+    #[error("{0}")]
+    Retired(Box<Retired>),
     /// Something besides the log is damaged, or another program wrote it.
     #[error(
         "cannot be mended: {reason}; let a new node vote in its place: start one on an empty \

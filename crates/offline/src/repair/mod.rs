@@ -16,10 +16,10 @@
 //! caller fetches it; the repair verifies it and puts it beside the others. A snapshot holds
 //! committed entries only, so neither the log nor a promise changes with it.
 //!
-//! The new directory is built beside the old one (`.repairing`); the snapshots move over; the old
-//! one is renamed away and kept, and the new one takes its name. After a crash the same command
-//! begins anew or finishes the work. Meanwhile no node starts: the log of the old directory is
-//! damaged, and the new one is not in its place.
+//! The new directory is built beside the old one (`.repairing`); the old one is retired, so that no
+//! node, and no second repair, ever goes on from it; the snapshots move over; the old one is renamed
+//! away and kept, and the new one takes its name. After a crash the same command begins anew or
+//! finishes the work. Meanwhile no node starts there.
 
 mod build;
 mod error;
@@ -33,8 +33,8 @@ use std::sync::Arc;
 
 pub use d_engine_core::{LogId, LogIndex, NodeId};
 use d_engine_fs::Fs;
-use d_engine_storage::DirectoryLocks;
 use d_engine_storage::survey::{Owner, Survey};
+use d_engine_storage::{DirectoryLocks, Retired, RetiredBy};
 
 pub use self::error::{Cause, RepairError};
 pub use self::fetch::{Fetch, MissingSnapshot};
@@ -102,7 +102,6 @@ pub fn repair(
         return Ok(RepairedDirectory { owner, fetched: None, log });
     }
     let locks = place.lock_old()?;
-    place.put_snapshots_back()?;
     let mut directory = read(&place, &locks, progress)?;
     let mut fetched = None;
     if let (Some(missing), Some(fetch)) = (MissingSnapshot::of(&directory), fetch) {
@@ -130,7 +129,14 @@ pub fn repair(
         place.clear_new().ok();
         return Err(error);
     }
-    let old_dir = place.swap(request.at_ms)?;
+    let retired = Retired {
+        at_ms: request.at_ms,
+        by: RetiredBy::Repair,
+        cluster: plan.owner.cluster,
+        incarnation: plan.owner.incarnation,
+        successor: place.old.display().to_string(),
+    };
+    let old_dir = place.swap(&retired, &locks)?;
     drop(marker);
     let log = RepairedLog::Mended { plan: Some(plan), old_dir };
     Ok(RepairedDirectory { owner: plan.owner, fetched, log })

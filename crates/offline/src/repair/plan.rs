@@ -40,6 +40,9 @@ impl Plan {
         let owner = survey.owner();
         let node = owner.map_or_else(|| "N".to_owned(), |owner| owner.node.to_string());
         let refused = |reason: String, node: String| Ok(Err(Cause::Refused { reason, node }));
+        if let Some(retired) = survey.retired() {
+            return Ok(Err(Cause::Retired(Box::new(retired.clone()))));
+        }
         let (Some(owner), Some(_)) = (owner, survey.identity()) else {
             return refused("its identity cannot be read".to_owned(), node);
         };

@@ -223,6 +223,18 @@ pub(crate) fn open(fs: &Arc<dyn Fs>, dir: &Path) -> Result<OpenedStorage, Storag
     })
 }
 
+/// As a start does it that would also create the directory.
+pub(crate) fn create(fs: &Arc<dyn Fs>, dir: &Path) -> Result<OpenedStorage, StorageError> {
+    FileStorageEngine::new(dir, FileStorageOptions::default(), fs.clone()).open(&OpenRequest {
+        cluster: Some(OLD),
+        node: NodeId::new(2).unwrap(),
+        group: GroupId::FIRST,
+        initial: voters(3),
+        fresh_cluster: OLD,
+        fresh_incarnation: incarnation(9),
+    })
+}
+
 /// What a start of the node finds in the recovered directory: everything of the old log, under the
 /// same terms and indexes, with one member.
 pub(crate) fn check(fs: &Arc<dyn Fs>, old: &Old) -> OpenedStorage {

@@ -17,6 +17,7 @@ use crate::log::segment_files::SegmentFiles;
 use crate::log::segment_name::number_of;
 use crate::log::wal::{FileLog, LogParts};
 use crate::meta_store::{self, FileMetaStore};
+use crate::succession::UNFINISHED;
 use crate::{
     ClusterId, DirectoryLocks, Identity, Incarnation, Membership, OpenRequest, OpenedStorage,
     RecoveredLog, Reservation, StorageEngine, StorageError,
@@ -93,9 +94,28 @@ impl FileStorageEngine {
     /// Locks the directory; creates it first if it does not exist.
     fn lock(&self) -> Result<DirectoryLocks, StorageError> {
         if !self.is_complete()? {
+            self.refuse_unfinished()?;
             ensure_dir(&*self.fs, &self.dir).map_err(io_error("create", &self.dir))?;
         }
         self.take_locks()
+    }
+
+    /// Refuses to create the directory while a command is about to put another one there.
+    fn refuse_unfinished(&self) -> Result<(), StorageError> {
+        for (suffix, command) in UNFINISHED {
+            let mut name = self.dir.as_os_str().to_owned();
+            name.push(suffix);
+            let unfinished = PathBuf::from(name);
+            match self.fs.kind(&unfinished) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io_error("look at", &unfinished)(error)),
+                Ok(_) => {
+                    let path = self.dir.clone();
+                    return Err(StorageError::Unfinished { path, unfinished, command });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Locks the directory, which must exist.
