@@ -88,7 +88,8 @@ pub struct RaftCore {
     pub(crate) disk_hangs: bool,
     /// This node's disk has too little free space for a leader.
     pub(crate) short_of_space: bool,
-    /// [`Initial::promised`]. Never reset: what the log has reached once, it never falls below.
+    /// [`Initial::promised`]. Never reset: a log that has reached it has everything that was
+    /// committed before it, and entries that replace others have later terms.
     pub(crate) promised: crate::LogId,
     /// This node neither votes nor campaigns, until it hears a leader.
     pub(crate) abstains: bool,

@@ -4,7 +4,7 @@
 
 mod support;
 
-use d_engine_core::{Input, LogId, Message, RoleKind};
+use d_engine_core::{Input, LogId, Message, NodeId, RoleKind};
 use support::{Node, Setup, i, id, t};
 
 /// Node 1 of three in term 5. Its log had entry 6 of term 4, of which it has 1 to 3.
@@ -89,4 +89,19 @@ fn it_acknowledges_only_what_is_on_its_disk() {
     node.store();
     let persisted = d_engine_core::AppendOutcome::Persisted(i(4));
     assert_eq!(node.take_sent(), [(2, Message::AppendReply { term: t(5), outcome: persisted })]);
+}
+
+/// It does not campaign, but a leader that is not heard any more is forgotten: otherwise the node
+/// would count on it when another cluster has taken the place of its own.
+#[test]
+fn a_leader_that_is_gone_does_not_keep_the_fence_away() {
+    let mut node = damaged();
+    node.heartbeat(2, 5, 2).unwrap();
+    assert_eq!(node.core.status().leader, NodeId::new(2));
+    node.pass(5_000);
+    node.step(Input::Deadline).unwrap();
+    assert_eq!(node.core.status().leader, None);
+    node.step(Input::Superseded).unwrap();
+    assert!(node.core.status().abstains);
+    assert_eq!(grants(&mut node, id(9, 9)), (false, false));
 }

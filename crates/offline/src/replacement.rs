@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use d_engine_fs::{FileKind, Fs, FsLock, LockAttempt, OpenMode};
+use d_engine_storage::survey::Survey;
 use d_engine_storage::{
-    DirectoryLocks, FileStorageEngine, FileStorageOptions, Retired, StorageError, rfc3339,
+    DirectoryLocks, FileStorageEngine, FileStorageOptions, MetaStore, Retired, StorageError,
+    rfc3339,
 };
 
 use crate::inspect::InspectError;
@@ -224,6 +226,12 @@ impl<'a> Replacement<'a> {
         }
         path
     }
+}
+
+/// Copies what a node has noted about its state machine: which entries it has skipped, and where it
+/// was halted. The entries keep their terms and indexes.
+pub(crate) fn copy_records(survey: &Survey, to: &mut dyn MetaStore) -> Result<(), StorageError> {
+    survey.other_records().iter().try_for_each(|(name, record)| to.store(name, record))
 }
 
 /// Returns a function that adds the operation and the path to an I/O error.

@@ -18,7 +18,7 @@ use d_engine_storage::fs::read_file;
 use d_engine_storage::fs::sim::SimFs;
 use d_engine_storage::snapshot::{SNAPSHOT_DIR, archive_name};
 use d_engine_storage::{ClusterId, OpenedStorage, StorageError};
-use recover_kit::{DIR, OLD, Old, TIME_MS, create, log_id, open, voters};
+use recover_kit::{DIR, NOTED, OLD, Old, TIME_MS, create, log_id, open, voters};
 
 fn new_disk(old: &Old) -> (SimFs, Arc<dyn Fs>) {
     let sim = SimFs::new();
@@ -66,6 +66,7 @@ fn check(fs: &Arc<dyn Fs>, old: &Old, whole: &OpenedStorage, context: &str) -> L
     let opened = open(fs, Path::new(DIR)).unwrap_or_else(|error| panic!("{context}: {error}"));
     let (found, before) = (&opened.recovered, &whole.recovered);
     assert_eq!(opened.identity, whole.identity, "{context}: the same node and directory");
+    assert_eq!(opened.meta.load("apply").unwrap().as_deref(), Some(NOTED), "{context}");
     let base = old.snapshot.map(Old::id).unwrap_or_default();
     assert_eq!(found.base, base, "{context}");
     let reader = opened.log.reader();
@@ -394,11 +395,8 @@ fn snapshot_of(cluster: ClusterId, index: u64) -> Vec<u8> {
 }
 
 fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> ControlFlow<()> {
-    let file = match fs.open(path, OpenMode::CreateNew) {
-        Ok(file) => file,
-        Err(_) => return ControlFlow::Break(()),
-    };
-    match write_all_at(&*file, 0, bytes) {
+    let opened = fs.open(path, OpenMode::CreateNew);
+    match opened.and_then(|file| write_all_at(&*file, 0, bytes)) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     }
@@ -435,6 +433,13 @@ fn a_log_that_begins_after_every_snapshot_gets_one_of_another_node() {
     assert_eq!((plan.snapshot, plan.promised), (Some(Old::id(24)), whole.last()));
     let found = open(&fs, Path::new(DIR)).unwrap().recovered;
     assert_eq!((found.base, found.promised), (Old::id(24), Old::id(old.entries)));
+    // What no snapshot mends is refused before one is fetched.
+    let (_, sim, fs) = without_snapshots();
+    for name in ["identity.meta", "identity.meta.2"] {
+        assert!(sim.flip_bit(&Path::new(DIR).join(name), 30, 1));
+    }
+    let error = run_with(&fs, &mut |_| panic!("it is of no use")).unwrap_err();
+    assert!(error.to_string().contains("identity"), "{error}");
     // One that is damaged has the same name.
     let (_, sim, fs) = without_snapshots();
     let dir = Path::new(DIR).join(SNAPSHOT_DIR);

@@ -17,8 +17,8 @@ Examples:
 For one node of a cluster whose log is damaged in the middle, so that it does not start. The log \
 is cut at the first damaged place, or begins after the newest intact snapshot if that has more; \
 the node receives the rest from the leader. Until it has everything again that it may have \
-acknowledged, it votes as if it had it, and does not lead. So nothing acknowledged is lost, as if \
-the node had only been slow.
+acknowledged, it votes as if it had it, and does not lead. So nothing acknowledged is lost as \
+long as other voters have it.
 
 If the log begins after the end of every intact snapshot, the command asks for --from, and fetches \
 a snapshot from that member: it takes a new one, which the command verifies and puts beside the \

@@ -19,6 +19,7 @@ impl RaftCore {
         self.draw_election_timeout(now);
         // A node whose disk hangs could persist neither its vote nor an entry.
         if !self.may_campaign() || self.disk_hangs || self.abstains {
+            self.forget_leader();
             return;
         }
         self.become_pre_candidate();
@@ -30,6 +31,15 @@ impl RaftCore {
         self.pre_votes_requested = now;
         let message = Message::PreVote { term, last: self.log.last() };
         self.send_to_voters(&message);
+    }
+
+    /// The node does not campaign, so the leader is not replaced by a candidate of its own. It is
+    /// forgotten all the same: a client that asks for the leader must not get a dead one, and a
+    /// node that relied on one would not be stopped by [`Self::on_superseded`].
+    fn forget_leader(&mut self) {
+        if self.leader().is_some_and(|leader| leader != self.node) {
+            self.end_campaign();
+        }
     }
 
     /// Raises the term and requests votes. The requests are sent once this node's own vote is

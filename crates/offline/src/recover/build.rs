@@ -20,6 +20,7 @@ use super::holdings::{Holdings, newest_snapshot};
 use super::report::Progress;
 use crate::founding::{self, LOG_BYTES};
 use crate::inspect::Directory;
+use crate::replacement::copy_records;
 
 /// Payloads are written and synced in groups of about this size: the memory that the copy needs.
 const GROUP_BYTES: usize = 4 << 20;
@@ -124,8 +125,10 @@ impl Work<'_> {
         // The node prepares its log itself.
         let options = FileStorageOptions { prepare_bytes: 0, ..FileStorageOptions::default() };
         let engine = FileStorageEngine::new(self.dir, options, Arc::clone(self.fs));
-        let mut log = engine.open(owner)?.log;
+        let mut opened = engine.open(owner)?;
         let survey = self.directory.survey();
+        copy_records(survey, &mut *opened.meta)?;
+        let log = &mut *opened.log;
         let mut continues = survey.origin().map(|it| it.continues.clone()).unwrap_or_default();
         continues.push((self.holdings.owner.cluster, self.holdings.owner.incarnation));
         engine.set_origin(&Origin { at_ms, continues }, &log.directory_locks())?;
@@ -138,7 +141,7 @@ impl Work<'_> {
         log.sync()?;
         let mut copy = Copy {
             from: survey.dir(),
-            log: &mut *log,
+            log,
             group: owner.group,
             next: begins_after.next(),
             waiting: Vec::new(),

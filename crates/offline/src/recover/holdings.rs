@@ -97,7 +97,7 @@ pub(super) fn newest_snapshot(directory: &Directory) -> Option<&SnapshotFile> {
 }
 
 /// The newest configuration: a received snapshot may have a later one than the log.
-fn newest_members(directory: &Directory) -> Result<Membership, MembershipError> {
+pub(crate) fn newest_members(directory: &Directory) -> Result<Membership, MembershipError> {
     let known = directory
         .members()
         .map_or_else(|| Ok(Membership::nobody()), |known| known.membership.clone())?;

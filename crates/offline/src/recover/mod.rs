@@ -35,6 +35,7 @@ use d_engine_storage::{
 use self::build::Sizes;
 pub use self::error::{RecoverError, Unfit};
 pub use self::holdings::Holdings;
+pub(crate) use self::holdings::newest_members;
 use self::place::Place;
 pub use self::place::{BEFORE_INFIX, UNFINISHED_SUFFIX};
 pub use self::report::{Kept, Progress, RecoverRequest, Recovered};

@@ -16,6 +16,7 @@ use super::plan::Plan;
 use crate::founding::LOG_BYTES;
 use crate::inspect::Directory;
 use crate::recover::Progress;
+use crate::replacement::copy_records;
 
 /// Payloads are written and synced in groups of about this size: the memory that the copy needs.
 const GROUP_BYTES: usize = 4 << 20;
@@ -76,6 +77,7 @@ impl Work<'_> {
         }
         // Proves that the last group was complete.
         log.idle()?;
+        copy_records(survey, &mut *opened.meta)?;
         let locks = log.directory_locks();
         if let Some(origin) = survey.origin() {
             engine.set_origin(origin, &locks)?;

@@ -114,18 +114,22 @@ pub enum Cause {
     },
     /// No hard state or no entry can be read after the damage.
     #[error(
-        "cannot be mended: nothing that can be read follows the damaged place, so the node's last \
-         vote may be in it, and a forgotten vote can elect two leaders; let a new node vote in its \
-         place: start one on an empty directory with `replaces = {node}` (docs/members.md)"
+        "cannot be mended: after the damaged place no vote, or no entry, can be read, so the \
+         node's last one may be in it, and a forgotten vote can elect two leaders; let a new node \
+         vote in its place: start one on an empty directory with `replaces = {node}` \
+         (docs/members.md)"
     )]
     VoteMayBeLost {
         /// The node.
         node: String,
     },
-    /// No other node has the entries.
+    /// As far as can be read, no other node has the entries. The entry that made others voters may
+    /// be among the damaged ones.
     #[error(
-        "cannot be mended: node {node} is the only voter, so no other node has the damaged \
-         entries; restore a backup (docs/recovery.md)"
+        "cannot be mended: as far as can be read, node {node} is the only voter, so no other node \
+         has the damaged entries; restore a backup (docs/recovery.md). If the cluster has more \
+         voters, replace this one: start a node on an empty directory with `replaces = {node}` \
+         (docs/members.md)"
     )]
     SoleVoter {
         /// The node.

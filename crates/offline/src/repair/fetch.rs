@@ -62,12 +62,10 @@ impl MissingSnapshot {
         ensure_dir(&**fs, dir).map_err(io("create", dir))?;
         if fs.kind(&self.file).is_ok() {
             match self.put(fs, dir, progress) {
-                Err(RepairError::Snapshot(SnapshotError::Aborted)) => {
-                    return Err(RepairError::Stopped);
-                }
-                Err(RepairError::Snapshot(_) | RepairError::WrongSnapshot { .. }) => {
-                    fs.remove_file(&self.file).map_err(io("remove", &self.file))?;
-                }
+                Err(
+                    RepairError::Snapshot(SnapshotError::Damaged { .. })
+                    | RepairError::WrongSnapshot { .. },
+                ) => fs.remove_file(&self.file).map_err(io("remove", &self.file))?,
                 put => return put,
             }
         }
@@ -90,7 +88,10 @@ impl MissingSnapshot {
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<LogId, RepairError> {
         let archive = SnapshotArchive::open_file(&**fs, &self.file)?;
-        archive.verify(&mut |bytes| progress(bytes))?;
+        archive.verify(&mut |bytes| progress(bytes)).map_err(|error| match error {
+            SnapshotError::Aborted => RepairError::Stopped,
+            error => error.into(),
+        })?;
         let header = archive.header();
         let last_included = header.facts.last_included;
         let wrong = |what: String| Err(RepairError::WrongSnapshot { what });

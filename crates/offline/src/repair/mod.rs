@@ -17,9 +17,9 @@
 //! committed entries only, so neither the log nor a promise changes with it.
 //!
 //! The new directory is built beside the old one (`.repairing`); the old one is retired, so that no
-//! node, and no second repair, ever goes on from it; the snapshots move over; the old one is renamed
-//! away and kept, and the new one takes its name. After a crash the same command begins anew or
-//! finishes the work. Meanwhile no node starts there.
+//! node, and no second repair, ever goes on from it; the snapshots move over; the old one is
+//! renamed away and kept, and the new one takes its name. After a crash the same command begins
+//! anew or finishes the work. Meanwhile no node starts there.
 
 mod build;
 mod error;
@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 pub use d_engine_core::{LogId, LogIndex, NodeId};
 use d_engine_fs::Fs;
-use d_engine_storage::survey::{Owner, Survey};
+use d_engine_storage::survey::{LogSummary, Owner, Survey};
 use d_engine_storage::{DirectoryLocks, Retired, RetiredBy};
 
 pub use self::error::{Cause, RepairError};
@@ -102,19 +102,17 @@ pub fn repair(
         return Ok(RepairedDirectory { owner, fetched: None, log });
     }
     let locks = place.lock_old()?;
-    let mut directory = read(&place, &locks, progress)?;
+    let (mut directory, mut before, mut plan) = look(&place, &locks, progress)?;
     let mut fetched = None;
-    if let (Some(missing), Some(fetch)) = (MissingSnapshot::of(&directory), fetch) {
+    // Nothing else speaks against the repair.
+    if let (Err(Cause::NoSnapshot { .. }), Some(missing), Some(fetch)) =
+        (&plan, MissingSnapshot::of(&directory), fetch)
+    {
         fetched = Some(missing.get(fs, fetch, &mut |bytes| progress(Progress::Read(bytes)))?);
-        directory = read(&place, &locks, progress)?;
-    }
-    let before =
-        directory.survey().read_log_before_damage(&mut |bytes| progress(Progress::Read(bytes)))?;
-    if progress(Progress::Read(0)).is_break() {
-        return Err(InspectError::Stopped.into());
+        (directory, before, plan) = look(&place, &locks, progress)?;
     }
     let cannot = |cause| RepairError::Cannot { path: place.old.clone(), cause };
-    let plan = match (Plan::of(&directory, &before)?, directory.survey().owner()) {
+    let plan = match (plan, directory.survey().owner()) {
         (Err(Cause::Intact | Cause::Covered), Some(owner)) if fetched.is_some() => {
             return Ok(RepairedDirectory { owner, fetched, log: RepairedLog::Kept });
         }
@@ -142,15 +140,22 @@ pub fn repair(
     Ok(RepairedDirectory { owner: plan.owner, fetched, log })
 }
 
-fn read(
+/// Reads the directory, and the log up to the first damaged place, and decides.
+fn look(
     place: &Place<'_>,
     locks: &DirectoryLocks,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<Directory, RepairError> {
+) -> Result<(Directory, LogSummary, Result<Plan, Cause>), RepairError> {
     let survey = Survey::of_locked(Arc::clone(place.fs), &place.old, locks)?;
     let directory = Directory::of(survey, Snapshots::Verify, &mut |read| {
         let (Reading::Log(bytes) | Reading::Snapshot(bytes)) = read;
         progress(Progress::Read(bytes))
-    });
-    Ok(directory?)
+    })?;
+    let before =
+        directory.survey().read_log_before_damage(&mut |bytes| progress(Progress::Read(bytes)))?;
+    if progress(Progress::Read(0)).is_break() {
+        return Err(InspectError::Stopped.into());
+    }
+    let plan = Plan::of(&directory, &before)?;
+    Ok((directory, before, plan))
 }

@@ -35,7 +35,8 @@ impl<'a> Place<'a> {
     }
 
     /// Finishes what an earlier run has begun after it had retired the damaged directory: until
-    /// then that run may be forgotten. Returns whose the directory is, and where the damaged one is.
+    /// then that run may be forgotten. Returns whose the directory is, and where the damaged one
+    /// is.
     pub(super) fn finish_earlier(&self) -> Result<Option<(Owner, PathBuf)>, RepairError> {
         let engine = self.engine(&self.new);
         let (Ok(Some(new)), Ok(Some(repaired))) = (engine.owner(), engine.repaired()) else {

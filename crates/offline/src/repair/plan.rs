@@ -2,12 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use d_engine_core::{HardState, LogId, LogIndex, Term};
+use d_engine_core::{HardState, LogId, LogIndex};
 use d_engine_storage::survey::{Found, LogSummary, Owner, Range, StartOutcome};
 
 use super::error::{Cause, RepairError};
 use super::fetch::MissingSnapshot;
 use crate::inspect::{Directory, SnapshotFile};
+use crate::recover::newest_members;
 
 /// How a directory is mended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,9 +67,9 @@ impl Plan {
         if !log.continues_after_damage {
             return Ok(Err(Cause::VoteMayBeLost { node }));
         }
-        let members = directory.members().and_then(|known| known.membership.as_ref().ok());
-        let Some(members) = members else {
-            return refused("its members cannot be read".to_owned(), node);
+        let members = match newest_members(directory) {
+            Ok(members) if !members.is_nobody() => members,
+            _ => return refused("its members cannot be read".to_owned(), node),
         };
         if members.configuration().is_sole_voter(owner.node) {
             return Ok(Err(Cause::SoleVoter { node }));
@@ -88,9 +89,12 @@ impl Plan {
         // Entries before the damage that were replaced in it must not be taken for committed ones:
         // only what was known at that time counts.
         let commit = before.hard_state.map_or(LogIndex::ZERO, |state| state.commit);
+        let Some(term) = hard_state.term.checked_next() else {
+            return refused("its term cannot rise any more".to_owned(), node);
+        };
         let hard_state = HardState {
             // No vote was given in it.
-            term: Term::new(hard_state.term.get().saturating_add(1)),
+            term,
             vote: None,
             commit: commit.max(begin.index).min(kept.index),
             ..hard_state

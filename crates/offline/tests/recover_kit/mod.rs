@@ -24,6 +24,9 @@ pub(crate) const OLD: ClusterId = ClusterId([0xC1; 16]);
 pub(crate) const DIR: &str = "/nodes/data";
 pub(crate) const TIME_MS: u64 = 1_764_338_531_000;
 
+/// What the node has noted about its state machine.
+pub(crate) const NOTED: &[u8] = b"skipped";
+
 pub(crate) fn incarnation(number: u8) -> Incarnation {
     Incarnation([number; 16])
 }
@@ -152,6 +155,7 @@ impl Old {
             log.sync().unwrap();
         }
         log.idle().unwrap();
+        opened.meta.store("apply", NOTED).unwrap();
         if let Some(index) = self.snapshot {
             self.take_snapshot(fs, Self::id(index));
         }
@@ -241,6 +245,7 @@ pub(crate) fn check(fs: &Arc<dyn Fs>, old: &Old) -> OpenedStorage {
     let opened = open(fs, Path::new(DIR)).unwrap();
     let (identity, found) = (&opened.identity, &opened.recovered);
     assert!(!opened.report.created);
+    assert_eq!(opened.meta.load("apply").unwrap().as_deref(), Some(NOTED));
     assert_eq!((identity.node.get(), identity.group), (old.node, GroupId::FIRST));
     assert_ne!(identity.incarnation, old.incarnation);
     assert_eq!(identity.continues, [(old.cluster, old.incarnation)]);

@@ -204,7 +204,8 @@ impl Replica {
             alarms.push(format!(
                 "this node's log was repaired after damage, and lacks entries up to entry {} of \
                  term {}: it votes as if it had them, and does not lead before it has received \
-                 them; nothing has to be done while the other nodes have a leader",
+                 them; nothing has to be done while the other nodes have a leader; if they have \
+                 none, start the other voters, of which one has the entries",
                 promised.index, promised.term
             ));
         }

@@ -71,20 +71,26 @@ pub(crate) fn check_position(
     applied: LogId,
     recovered: &RecoveredLog,
 ) -> Result<(), StopReason> {
-    let base = recovered.base;
-    let last = recovered.entries.last().map_or(base, |head| head.id);
-    if applied.index > last.index.get() && recovered.promised != LogId::ZERO {
-        return Err(StopReason::new(format_args!(
-            "the state machine has applied up to {applied}, and the log ends at {last}, because it \
-             was repaired; remove the state machine's files, so that it is rebuilt from the snapshot \
-             and the log"
-        )));
-    }
+    let term = machine.entry_term(applied.index.get()).map_or(applied.term, Term::new);
+    belongs(applied, term, recovered)
+}
+
+/// `term` is that of the last applied entry, as the machine knows it.
+fn belongs(applied: LogId, term: Term, recovered: &RecoveredLog) -> Result<(), StopReason> {
+    let (base, last) = (recovered.base, recovered.last());
+    let advice = match recovered.promised {
+        LogId::ZERO => {
+            "the data directory and the state do not belong together; restore both from one copy \
+             (docs/snapshots.md)"
+        }
+        _ => {
+            "the log was repaired after damage; remove the state machine's files, so that it is \
+             rebuilt from the snapshot and the log"
+        }
+    };
     if applied.index > last.index.get() {
         return Err(StopReason::new(format_args!(
-            "the state machine has applied up to {applied}, but the log ends at {last}: the data \
-             directory and the state do not belong together; restore both from one copy \
-             (docs/snapshots.md)"
+            "the state machine has applied up to {applied}, but the log ends at {last}: {advice}"
         )));
     }
     let in_log = if applied.index == base.index {
@@ -96,11 +102,10 @@ pub(crate) fn check_position(
             .and_then(|at| recovered.entries.get(at))
             .map(|head| head.id.term)
     };
-    let in_machine = machine.entry_term(applied.index.get()).map_or(applied.term, Term::new);
     match in_log {
-        Some(term) if term != in_machine => Err(StopReason::new(format_args!(
-            "the state machine has applied entry {} of term {in_machine}, but the log has term \
-             {term} there; restore both from one copy (docs/snapshots.md)",
+        Some(in_log) if in_log != term => Err(StopReason::new(format_args!(
+            "the state machine has applied entry {} of term {term}, but the log has term {in_log} \
+             there: {advice}",
             applied.index
         ))),
         _ => Ok(()),
@@ -139,4 +144,41 @@ pub(crate) fn metadata_of(info: &SnapshotInfo) -> SnapshotMetadata {
 pub(crate) fn metadata_in(header: &SnapshotHeader) -> SnapshotMetadata {
     let facts = &header.facts;
     SnapshotMetadata::new(facts.last_included, facts.checksum).with_format(facts.user_format)
+}
+
+#[cfg(test)]
+mod tests {
+    use d_engine_core::EntryKind;
+    use d_engine_storage::EntryHead;
+
+    use super::*;
+
+    /// Entries 1 to 3 of term 2.
+    fn log(promised: LogId) -> RecoveredLog {
+        let head = |index| EntryHead {
+            id: LogId::of(2, index),
+            kind: EntryKind::Command,
+            time_ms: 1,
+            version: 0,
+            data_len: 0,
+        };
+        RecoveredLog { entries: (1..=3).map(head).collect(), promised, ..RecoveredLog::default() }
+    }
+
+    #[test]
+    fn a_position_outside_of_the_log_is_refused_with_what_to_do() {
+        let refused = |index, term, promised| {
+            let checked = belongs(LogId::of(term, index), Term::new(term), &log(promised));
+            checked.err().map(|reason| reason.to_string())
+        };
+        assert_eq!(refused(3, 2, LogId::ZERO), None);
+        assert_eq!(refused(3, 2, LogId::of(2, 9)), None);
+        for (index, term, what) in [(4, 2, "the log ends at index 3"), (3, 1, "the log has term 2")]
+        {
+            let reason = refused(index, term, LogId::ZERO).unwrap_or_default();
+            assert!(reason.contains(what) && reason.contains("from one copy"), "{reason}");
+            let reason = refused(index, term, LogId::of(2, 9)).unwrap_or_default();
+            assert!(reason.contains(what) && reason.contains("remove the state"), "{reason}");
+        }
+    }
 }

@@ -354,7 +354,7 @@ impl Node {
                 incarnation: identity.incarnation,
                 start: entropy::seed()?.max(1),
                 state_machine: self.machine.name().to_owned(),
-                continues: identity.continues.iter().map(|(cluster, _)| *cluster).collect(),
+                continues: identity.continues.clone(),
                 peer_addr,
                 client_addr,
             },

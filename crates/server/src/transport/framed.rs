@@ -85,8 +85,9 @@ pub struct TransportIdentity {
     pub start: u64,
     /// The name of the state machine; empty: not compared.
     pub state_machine: String,
-    /// The clusters that this node's cluster continues by force.
-    pub continues: Vec<ClusterId>,
+    /// The clusters that this node's cluster continues by force, each with the directory whose log
+    /// it continues.
+    pub continues: Vec<(ClusterId, Incarnation)>,
     /// The address at which other nodes reach this one; empty if none is configured.
     pub peer_addr: String,
     /// The address at which clients reach this node; empty if there is none.

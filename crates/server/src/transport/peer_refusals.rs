@@ -76,7 +76,9 @@ impl PeerRefusals {
         let texts = superseded.map(|(_, refusal)| match refusal.by_peer {
             true => format!(
                 "an operator has continued this cluster as another one (`recover`), to which node \
-                 {} belongs; both may serve clients: stop one of them",
+                 {} belongs; both may serve clients: stop one of them. If that is the other one, \
+                 restart each node of this cluster with --ignore-superseded now: without it they \
+                 elect no next leader",
                 refusal.node
             ),
             false => format!(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use d_engine_core::NodeId;
 use d_engine_replica::{Admission, Admitted, RefusedBecause};
-use d_engine_storage::ConfigId;
+use d_engine_storage::{ConfigId, Incarnation};
 use d_engine_wire::PROTOCOL_VERSION;
 use d_engine_wire::message::{HandshakeReply, Purpose, Refusal};
 use d_engine_wire::{
@@ -204,6 +204,9 @@ async fn handshake(
                 reply.config = Some(config_to_wire(by));
                 reply.incarnation = Bytes::copy_from_slice(&own.incarnation.0);
             }
+            if let Some(directory) = refused.continues {
+                reply.continued_incarnation = Bytes::copy_from_slice(&directory.0);
+            }
         }
     }
     write_frame(stream, &reply.encode_to_vec()).await?;
@@ -223,10 +226,12 @@ struct Unwelcome {
     text: String,
     /// The committed configuration that has removed the other side.
     removed_by: Option<ConfigId>,
+    /// The directory of the other side's cluster that this node's continues.
+    continues: Option<Incarnation>,
 }
 
 fn unwelcome(refusal: Refusal, kind: RefusalKind, text: String) -> Unwelcome {
-    Unwelcome { refusal, kind, text, removed_by: None }
+    Unwelcome { refusal, kind, text, removed_by: None, continues: None }
 }
 
 fn refuse_greeting(error: GreetingError) -> Unwelcome {
@@ -339,14 +344,16 @@ async fn answer_question(
 /// Refuses a peer that means another cluster, group or node.
 fn check_addressee(greeting: &Greeting, own: &TransportIdentity) -> Result<(), Unwelcome> {
     let refuse = |refusal, kind, text| Err(unwelcome(refusal, kind, text));
-    if own.continues.contains(&greeting.cluster) {
+    let continued = own.continues.iter().find(|(cluster, _)| *cluster == greeting.cluster);
+    if let Some((_, directory)) = continued {
         let text = format!(
             "cluster {} has ended: an operator has continued the log of one of its nodes as \
              another cluster (`recover`), to which node {} belongs now; stop node {}, empty its \
              directory, and let it join that cluster",
             greeting.cluster, own.node, greeting.from
         );
-        return refuse(Refusal::Superseded, RefusalKind::Superseded, text);
+        let refused = unwelcome(Refusal::Superseded, RefusalKind::Superseded, text);
+        return Err(Unwelcome { continues: Some(*directory), ..refused });
     }
     if greeting.cluster != own.cluster {
         // It is not named to strangers: with it, a node of another machine may join.

@@ -162,8 +162,10 @@ fn check(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> Result<Incarn
         if kind == RefusalKind::Removed && is_believed(reply, shared, peer) {
             shared.events.removed(config_from_wire(reply.config));
         }
-        // It answers at a member's address, and knows the id of this node's cluster.
-        if kind == RefusalKind::Superseded && shared.settings.heeds_superseded {
+        if kind == RefusalKind::Superseded
+            && shared.settings.heeds_superseded
+            && is_successor(reply, shared, peer)
+        {
             shared.events.superseded();
         }
         return refused(kind, format!("the peer says: {}", reply.refusal_text));
@@ -193,6 +195,15 @@ fn is_believed(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> bool {
     let is_peer = reply.node == peer.get() && reply.cluster_id == shared.identity.cluster.0[..];
     let admission = shared.events.admission();
     is_peer && incarnation.is_ok_and(|it| admission.is_committed_member(peer, it))
+}
+
+/// Whether the other side, which says that its cluster continues this one, has done so from the
+/// directory of that member: a node that only answers at a member's address must not be able to
+/// stop an election.
+fn is_successor(reply: &HandshakeReply, shared: &Shared, peer: NodeId) -> bool {
+    let continued = <[u8; 16]>::try_from(&reply.continued_incarnation[..]).map(Incarnation);
+    let admission = shared.events.admission();
+    reply.node == peer.get() && continued.is_ok_and(|it| admission.is_committed_member(peer, it))
 }
 
 /// Why the other side refuses a connection; `None` if it does not.

@@ -182,7 +182,8 @@ impl Node {
             incarnation: directory(id),
             start: 7,
             state_machine: "example/bank".to_owned(),
-            continues: vec![ENDED],
+            // From the directory of the node with the same id, as after `recover`.
+            continues: vec![(ENDED, directory(id))],
             peer_addr: format!("node-{id}:1"),
             client_addr: String::new(),
         };

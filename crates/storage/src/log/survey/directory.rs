@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use d_engine_core::GroupId;
 
 use super::parts::{Part, Parts};
@@ -31,6 +32,7 @@ pub struct Survey {
     pub(super) origin: Option<Origin>,
     pub(super) retired: Option<Retired>,
     pub(super) repaired: Option<Repaired>,
+    pub(super) others: Vec<(String, Bytes)>,
     /// What `log.meta` says; the default if it is damaged.
     pub(super) record: LogRecord,
     pub(super) record_is_lost: bool,
@@ -128,6 +130,13 @@ impl Survey {
         self.repaired.as_ref()
     }
 
+    /// Returns name and content of the records beside the log that belong to no particular
+    /// directory, of those that verify: what a node notes about its state machine.
+    #[must_use]
+    pub fn other_records(&self) -> &[(String, Bytes)] {
+        &self.others
+    }
+
     /// Returns the Raft group whose log is read.
     #[must_use]
     pub fn group(&self) -> GroupId {
@@ -168,6 +177,7 @@ struct Records {
     origin: Option<Origin>,
     retired: Option<Retired>,
     repaired: Option<Repaired>,
+    others: Vec<(String, Bytes)>,
     record: LogRecord,
     record_is_lost: bool,
     damage: Vec<Damage>,
@@ -189,6 +199,7 @@ fn begin(fs: Arc<dyn Fs>, dir: &Path, holder: Option<String>) -> Result<Survey, 
         origin: records.origin,
         retired: records.retired,
         repaired: records.repaired,
+        others: records.others,
         record: records.record,
         record_is_lost: records.record_is_lost,
         parts: parts.parts,
@@ -267,10 +278,12 @@ impl Records {
             Err(_) => records.note(&meta.path(JOIN), LEFT_OVER, Loss::Copy),
         }
         for name in fs.list(dir).map_err(io_error("list", dir))? {
-            if let Some(name) = FileMetaStore::name_of_other(&name)
-                && let Err(error) = meta.read(name)
-            {
-                records.refuse_nothing(&error)?;
+            let Some(name) = FileMetaStore::name_of_other(&name) else { continue };
+            match meta.read(name) {
+                Ok(stored) => {
+                    records.others.extend(stored.map(|stored| (name.to_owned(), stored)));
+                }
+                Err(error) => records.refuse_nothing(&error)?,
             }
         }
         Ok(records)

@@ -85,6 +85,36 @@ async fn nobody_but_a_member_with_its_directory_is_believed_that_a_node_was_remo
     assert!(matches!(told, Happened::Removed(by) if by == CHANGED), "{told:?}");
 }
 
+/// A node that only answers at a member's address must not be able to stop an election.
+#[tokio::test]
+async fn nobody_but_the_continuation_of_a_members_directory_is_believed_that_the_cluster_ended() {
+    let refusal = |change: fn(&mut HandshakeReply)| {
+        let mut reply = HandshakeReply {
+            protocol_version: d_engine_wire::PROTOCOL_VERSION,
+            node: 2,
+            continued_incarnation: Bytes::copy_from_slice(&directory(2).0),
+            refusal: Refusal::Superseded.into(),
+            ..HandshakeReply::default()
+        };
+        change(&mut reply);
+        reply
+    };
+    let lies: [fn(&mut HandshakeReply); 3] = [
+        |reply| reply.node = 3,
+        |reply| reply.continued_incarnation = Bytes::copy_from_slice(&directory(9).0),
+        |reply| reply.continued_incarnation = Bytes::new(),
+    ];
+    for lie in lies {
+        let (mut one, refusal) = (Node::start(1).await, refusal(lie));
+        answer_with(&mut one, &refusal).await;
+        until(|| one.refused(RefusalKind::Superseded) == 1).await;
+        assert!(one.nothing_happened(), "{refusal:?}");
+    }
+    let mut one = Node::start(1).await;
+    answer_with(&mut one, &refusal(|_| ())).await;
+    assert!(matches!(within(one.happened.recv()).await, Some(Happened::Superseded)));
+}
+
 /// Node 2, which `one` dials, answers with this.
 async fn answer_with(one: &mut Node, reply: &HandshakeReply) {
     let impostor = TcpListener::bind("127.0.0.1:0").await.unwrap();
