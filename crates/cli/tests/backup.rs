@@ -134,7 +134,7 @@ fn a_killed_node_and_a_stopped_command_only_delay_a_backup() {
     assert!(done.err.contains("--resume"), "{}", done.err);
     let had = received(dir.path());
     let out = ok(&["backup", "--endpoints", &all, "--resume", file]);
-    assert!(out.contains("after the first run began may be missing"), "{out}");
+    assert!(out.contains("acknowledged after it may be missing"), "{out}");
     assert!(had > 300_000 && received(dir.path()) == 0, "{had}");
     ok(&["backup", "verify", file]);
 }
@@ -158,4 +158,51 @@ fn without_a_majority_the_command_names_the_flag_that_helps() {
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((report["node"].as_u64(), report["complete_up_to"].is_null()), (Some(3), true));
     assert!(report["index"].as_u64().unwrap() >= applied, "{report}");
+}
+
+/// The file of the node is cut off under the transfer: asking again would end at the same place.
+#[test]
+fn a_snapshot_that_cannot_be_read_any_more_ends_the_command() {
+    let cluster = Cluster::start_with(SLOW);
+    import(&cluster, 1_500);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("db.dbak");
+    let leader = (cluster.leader() + 1).to_string();
+    let all = cluster.endpoints();
+    let arguments = ["--endpoints", &all, "--node", &leader, file.to_str().unwrap()];
+    let backup = begin(&arguments);
+    wait_until(TIMEOUT, || (received(dir.path()) > 300_000).then_some(()));
+    let snapshots = cluster.dir.path().join(format!("data-{leader}/snapshots"));
+    for entry in fs::read_dir(snapshots).unwrap().flatten() {
+        if entry.file_name().to_str().unwrap().ends_with(".snap") {
+            fs::OpenOptions::new().write(true).open(entry.path()).unwrap().set_len(1_000).unwrap();
+        }
+    }
+    let done = backup.finish();
+    assert_eq!(done.code, Some(1), "{}{}", done.out, done.err);
+    assert!(done.err.contains("the transfer ended after"), "{}", done.err);
+    // The node has noticed, and takes another one.
+    ok(&[&["backup"], &arguments[..]].concat());
+}
+
+/// Everything was received, and the command was killed before it had verified that.
+#[test]
+fn a_backup_that_is_all_here_is_finished_without_a_node() {
+    let mut cluster = Cluster::start();
+    import(&cluster, 50);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("db.dbak");
+    let all = cluster.endpoints();
+    let json = ok(&["backup", "--endpoints", &all, "--json", file.to_str().unwrap()]);
+    let made: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let (term, index, bytes) = (&made["term"], &made["index"], &made["bytes"]);
+    let partial =
+        format!("db.dbak.{term}-{index}-{bytes}-{}.partial", made["sha256"].as_str().unwrap());
+    fs::rename(&file, dir.path().join(partial)).unwrap();
+    for node in &mut cluster.nodes {
+        node.take().unwrap().kill();
+    }
+    let out = ok(&["backup", "--endpoints", &all, "--resume", file.to_str().unwrap()]);
+    assert!(out.contains("everything was there already"), "{out}");
+    ok(&["backup", "verify", file.to_str().unwrap()]);
 }

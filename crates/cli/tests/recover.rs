@@ -254,3 +254,26 @@ fn an_old_majority_that_comes_back_elects_no_leader() {
     assert_eq!(got.out.trim_end(), "one", "{}", got.err);
     drop(nodes);
 }
+
+/// Two recovered directories would be two clusters.
+#[test]
+fn a_second_recovery_is_refused_while_the_first_one_answers_at_its_members_address() {
+    let mut cluster = Cluster::start();
+    put(&cluster, "a", "one");
+    kill(&mut cluster, &[0, 1, 2]);
+    let config = fs::read_to_string(cluster.config(2)).unwrap();
+    let peers: Vec<&str> =
+        config.lines().filter_map(|line| line.strip_prefix("peer_addr = ")).collect();
+    let done = recover(&third(&cluster), &[]);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    let config = format!(
+        "data_dir = \"data-3\"\npeer_listen = {}\nclient_listen = {:?}\n",
+        peers[2], cluster.clients[2]
+    );
+    fs::write(cluster.config(2), config).unwrap();
+    cluster.start_node(2);
+    cluster.wait_ready(&[2]);
+    let refused = recover(&cluster.dir.path().join("data-1"), &[]);
+    assert_eq!(refused.code, Some(1), "{}{}", refused.out, refused.err);
+    assert!(refused.err.contains("a cluster answers that was made from this one already"));
+}

@@ -59,8 +59,8 @@ pub use d_engine_replica::{ReplicaError, ReplicaStatus};
 pub use d_engine_server::{
     Admission, Backup, BackupError, BackupOptions, ChangeMembersError, ChangeOptions, Config,
     ConfigError, ConfigId, EmbeddedEngine, EntryId, IntoStateMachine, Invitation, JoinRole, Limits,
-    Member, MemberChange, MemberConfig, MemberRole, Members, Node, NodeBuilder, NodeRole,
-    NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotCompression,
+    Member, MemberAnswer, MemberChange, MemberConfig, MemberRole, Members, Node, NodeBuilder,
+    NodeRole, NodeStatus, ReadConsistency, ReceivingSnapshot, SendingSnapshot, SnapshotCompression,
     SnapshotRequestError, SnapshotStatus, Snapshots, StartError, WaitError, answering_members,
 };
 /// Why [`ChangeMembersError::Refused`] refuses a change.

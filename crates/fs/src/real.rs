@@ -84,15 +84,14 @@ impl Fs for RealFs {
 
     fn try_lock(&self, path: &Path) -> io::Result<LockAttempt> {
         self.counters.add(FsOp::Lock);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = open_lock(path)?;
         match file.try_lock() {
             Ok(()) => {
+                // A process that has just ended may have removed the file between the two calls;
+                // then the next process locks another one.
+                if !is_there(&file, path)? {
+                    return Ok(LockAttempt::InUse { holder: JUST_ENDED.to_owned() });
+                }
                 file.set_len(0)?;
                 file.write_all(format!("process {}\n", std::process::id()).as_bytes())?;
                 Ok(LockAttempt::Held(Box::new(RealLock { _file: file })))
@@ -166,6 +165,23 @@ impl Fs for RealFs {
     }
 }
 
+/// The holder of a lock file that was removed while it was being locked.
+const JUST_ENDED: &str = "a process that has just ended";
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Whether `file` is what has the name `path`.
+fn is_there(file: &File, path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(is_same(&file.metadata()?, &found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The holder of a lock on a directory, if its lock file does not name it.
 const HOLDER_WITHOUT_FILE: &str = "another process, whose lock file was removed";
 
@@ -194,11 +210,7 @@ struct RealDirLock {
 
 impl FsLock for RealDirLock {
     fn is_held(&self) -> io::Result<bool> {
-        match std::fs::metadata(&self.path) {
-            Ok(found) => Ok(is_same(&self.file.metadata()?, &found)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        is_there(&self.file, &self.path)
     }
 }
 

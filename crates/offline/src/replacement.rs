@@ -64,6 +64,8 @@ impl<'a> Replacement<'a> {
         names: Names,
     ) -> Result<Self, ReplacementError> {
         let old = std::path::absolute(data_dir).map_err(io("resolve", data_dir))?;
+        // Without a slash at the end, with which a symbolic link could not be renamed.
+        let old: PathBuf = old.components().collect();
         let (Some(parent), Some(name)) = (old.parent(), old.file_name()) else {
             let what = "is the root of the file system, which cannot be renamed";
             return Err(ReplacementError::Occupied { path: old, what });

@@ -81,8 +81,7 @@ fn entries_that_are_gone_are_named_and_nothing_is_started_without_them() {
     let refused = refusal(ground.again(), Recording::default());
     assert!(refused.contains("begins after index 4 of term 1"), "{refused}");
     assert!(
-        refused.contains("checksum")
-            && refused.contains("bring back a copy of this node's directory"),
+        refused.contains("checksum") && refused.contains("d-engine repair --data-dir DIR --from"),
         "{refused}"
     );
 }

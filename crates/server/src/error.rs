@@ -99,8 +99,8 @@ impl From<StorageError> for StartError {
 fn next_step(error: &StorageError) -> &'static str {
     match error {
         StorageError::Damaged { .. } | StorageError::DamagedFile { .. } => {
-            "; copy a snapshot of another node that covers the damage, or put back a copy of this \
-             node's directory that was taken after its last stop (docs/snapshots.md)"
+            "; run `d-engine repair --data-dir DIR` with this node's directory: it mends \
+             the directory, or says what to do instead (docs/recovery.md)"
         }
         _ => "",
     }
@@ -158,6 +158,6 @@ mod tests {
         let error = StartError::from(StorageError::Damaged { segment, offset: 512, what });
         let text = error.to_string();
         assert!(text.contains("1.log") && text.contains("512"), "{text}");
-        assert!(text.contains("copy a snapshot of another node"), "{text}");
+        assert!(text.contains("d-engine repair --data-dir"), "{text}");
     }
 }

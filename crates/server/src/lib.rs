@@ -38,7 +38,7 @@ pub use config::{
     free_loopback_ports,
 };
 pub use error::{StartError, WaitError};
-pub use members::answering::answering_members;
+pub use members::answering::{MemberAnswer, answering_members};
 pub use node::builder::{IntoStateMachine, Node, NodeBuilder};
 pub use node::embedded::{Backup, BackupError, BackupOptions, ChangeOptions, EmbeddedEngine};
 

@@ -70,3 +70,32 @@ async fn without_a_quorum_a_backup_is_made_only_if_it_may_be_stale() {
     let refused = stopped.backup(dir.path().join("x"), BackupOptions::default().stale(true)).await;
     assert!(matches!(refused, Err(BackupError::Snapshot(_))), "{refused:?}");
 }
+
+/// The cluster is idle, so the snapshot that was taken for the first backup would do for the
+/// second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_damaged_since_is_not_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let engines = start_all(dir.path()).await;
+    put(&engines, "k", "v").await;
+    let engine = engines.iter().find(|engine| !engine.is_leader()).unwrap();
+    let first = engine.backup(dir.path().join("1"), BackupOptions::default()).await.unwrap();
+    let data = dir.path().join(format!("node-{}", engine.node_id()));
+    for entry in std::fs::read_dir(data.join("snapshots")).unwrap().flatten() {
+        if entry.file_type().unwrap().is_file() {
+            let mut bytes = std::fs::read(entry.path()).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(entry.path(), bytes).unwrap();
+        }
+    }
+    let second = engine.backup(dir.path().join("2"), BackupOptions::default()).await.unwrap();
+    assert!(second.last_included >= first.last_included);
+    for file in ["1", "2"] {
+        let archive = SnapshotArchive::open_file(&RealFs::new(), &dir.path().join(file)).unwrap();
+        archive.verify(&mut FullSpeed).unwrap();
+    }
+    for engine in &engines {
+        engine.stop().await;
+    }
+}

@@ -223,10 +223,7 @@ async fn notes_checksum_validation() {
         refused.to_string().contains(newest.file_name().unwrap().to_str().unwrap()),
         "{refused}"
     );
-    assert!(
-        refused.to_string().contains("bring back a copy of this node's directory"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("d-engine repair --data-dir DIR --from"), "{refused}");
     assert_eq!(machine.calls.count("apply_snapshot_from_file"), 0);
 }
 

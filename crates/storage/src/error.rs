@@ -145,7 +145,7 @@ pub enum StorageError {
     /// Run the command again.
     #[error(
         "data directory {path} is missing or empty, but {unfinished} is beside it: `d-engine \
-         {command}` was interrupted; run it again, or remove {unfinished}"
+         {command}` was interrupted; run it again"
     )]
     Unfinished {
         /// The directory.

@@ -60,7 +60,9 @@ impl fmt::Display for Retired {
             RetiredBy::Recover => write!(
                 f,
                 "was retired by `recover` on {time}: its log continues as cluster {} in \
-                 {successor}; start that directory, or empty this one and let it join that cluster",
+                 {successor}; start that directory, or empty this one and let it join that cluster \
+                 (if it is not there, run `d-engine recover --force-new-cluster --data-dir \
+                 {successor}` again)",
                 self.cluster,
             ),
             RetiredBy::Repair => write!(

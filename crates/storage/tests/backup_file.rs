@@ -139,7 +139,7 @@ fn nothing_is_overwritten_and_two_backups_do_not_write_one_file() {
     let archive = archive(5);
     let fs = disk();
     let mut file = begin(&fs, &archive).unwrap();
-    let holder = fs.try_lock(&Path::new(DIR).join("db.dbak.lock")).unwrap();
+    let holder = fs.try_lock(&Path::new(DIR).join("db.dbak.partial.lock")).unwrap();
     assert!(matches!(holder, LockAttempt::InUse { .. }));
     assert!(matches!(begin(&fs, &archive), Err(SnapshotError::Locked { .. })));
     // A file that appears meanwhile.

@@ -16,7 +16,8 @@ const PIECES_MAX: usize = 8;
 
 /// The file of a backup, and the thread that writes it.
 pub(super) struct FileWriter {
-    pieces: mpsc::Sender<BackupPiece>,
+    /// `None` is the end. If the channel closes without it, what was received is kept.
+    pieces: mpsc::Sender<Option<BackupPiece>>,
     thread: JoinHandle<Result<Arc<SnapshotHeader>, SnapshotError>>,
 }
 
@@ -41,23 +42,33 @@ impl FileWriter {
 
     /// Returns `false` if the file cannot be written; [`FileWriter::finish`] has the reason.
     pub(super) async fn put(&self, piece: BackupPiece) -> bool {
-        self.pieces.send(piece).await.is_ok()
+        self.pieces.send(Some(piece)).await.is_ok()
+    }
+
+    /// Keeps what was received, and waits until the file is closed.
+    pub(super) async fn give_up(self) {
+        drop(self.pieces);
+        self.thread.await.ok();
     }
 
     /// Waits until everything is written, verified and durable.
     pub(super) async fn finish(self) -> Result<Arc<SnapshotHeader>, SnapshotError> {
-        drop(self.pieces);
+        // A writer that has failed takes nothing any more.
+        self.pieces.send(None).await.ok();
         self.thread.await.unwrap_or(Err(SnapshotError::Aborted))
     }
 }
 
 fn write(
     mut file: BackupFile,
-    mut pieces: mpsc::Receiver<BackupPiece>,
+    mut pieces: mpsc::Receiver<Option<BackupPiece>>,
     stop: &Stop,
 ) -> Result<Arc<SnapshotHeader>, SnapshotError> {
-    while let Some(piece) = pieces.blocking_recv() {
-        file.write(piece.offset, &piece.data, piece.crc32c)?;
+    while let Some(next) = pieces.blocking_recv() {
+        match next {
+            Some(piece) => file.write(piece.offset, &piece.data, piece.crc32c)?,
+            None => return file.finish(&mut |_| stop.flow()),
+        }
     }
-    file.finish(&mut |_| stop.flow())
+    Err(SnapshotError::Aborted)
 }

@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use d_engine_client::BackupOffer;
-use d_engine_offline::backup::SnapshotHeader;
 use d_engine_offline::inspect::rfc3339;
 use indicatif::DecimalBytes;
 use serde::Serialize;
 
-use super::source::Sender;
+use super::transfer::Received;
 use crate::args::BackupArgs;
 use crate::exit::{Failure, say};
 use crate::json::hex;
@@ -17,7 +15,8 @@ use crate::json::hex;
 #[derive(Serialize, Debug)]
 pub(super) struct Report {
     file: String,
-    node: u64,
+    /// Who has sent the end of it; null: all of it was there.
+    node: Option<u64>,
     #[serde(skip)]
     leads: bool,
     cluster_id: String,
@@ -31,17 +30,18 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn of(sender: &Sender, offer: &BackupOffer, header: &SnapshotHeader) -> Self {
+    pub(super) fn of(received: &Received) -> Self {
+        let Received { sender, offer, complete_up_to, header } = received;
         Self {
             file: String::new(),
-            node: sender.node,
-            leads: sender.leads,
+            node: sender.as_ref().map(|sender| sender.node),
+            leads: sender.as_ref().is_some_and(|sender| sender.leads),
             cluster_id: header.cluster.to_string(),
-            index: offer.index,
-            term: offer.term,
-            complete_up_to: offer.complete_up_to,
+            index: offer.last_included.index.get(),
+            term: offer.last_included.term.get(),
+            complete_up_to: *complete_up_to,
             log_time: rfc3339(header.facts.time_ms),
-            bytes: offer.bytes,
+            bytes: offer.len,
             sha256: hex(&offer.sha256),
         }
     }
@@ -56,7 +56,11 @@ impl Report {
             return Ok(());
         }
         let role = if self.leads { "leader" } else { "follower" };
-        say(format_args!("from node {} ({role}): {}", self.node, self.promise(args)));
+        let from = match self.node {
+            Some(node) => format!("from node {node} ({role})"),
+            None => "everything was there already".to_owned(),
+        };
+        say(format_args!("{from}: {}", self.promise()));
         say(format_args!(
             "entry {} of term {} of cluster {}, {}, SHA-256 {}: verified and synced in {}",
             self.index,
@@ -69,12 +73,10 @@ impl Report {
         Ok(())
     }
 
-    fn promise(&self, args: &BackupArgs) -> String {
+    /// Whether an earlier run has confirmed what was acknowledged before it is not recorded.
+    fn promise(&self) -> String {
         match self.complete_up_to {
             Some(_) => "every write that was acknowledged before this command is in it".to_owned(),
-            None if args.resume => {
-                "writes that were acknowledged after the first run began may be missing".to_owned()
-            }
             None => format!(
                 "as of entry {}; writes that were acknowledged after it may be missing",
                 self.index

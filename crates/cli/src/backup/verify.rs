@@ -7,7 +7,7 @@ use d_engine_offline::backup::{SnapshotError, Verified, verify as verify_offline
 use d_engine_offline::inspect::rfc3339;
 use serde::Serialize;
 
-use super::failure;
+use super::transfer::failure;
 use crate::args::BackupVerifyArgs;
 use crate::blocking::{Reading, Stop, interruptible};
 use crate::exit::{Exit, Failure, say};

@@ -22,6 +22,8 @@ pub(crate) async fn recover(args: RecoverArgs) -> Result<(), Failure> {
 /// The directory to which a symbolic link leads: it is the one to rename, and the new one is to be
 /// on the same disk. After a run that was cut off, the link may lead nowhere.
 pub(crate) fn followed(dir: PathBuf) -> PathBuf {
+    // With a slash at the end, it would be the directory behind the link that is read.
+    let dir: PathBuf = dir.components().collect();
     match std::fs::read_link(&dir) {
         Ok(target) => dir.parent().map_or(target.clone(), |parent| parent.join(target)),
         Err(_) => dir,

@@ -29,10 +29,11 @@
 //!
 //! # The log is damaged, and the node refuses to start
 //! The message names the file and the offset. If a snapshot of the node covers the damaged part,
-//! the node uses it by itself and logs that. Otherwise copy a snapshot of another node, as
-//! `docs/snapshots.md` describes under "A node whose entries are gone". `d-engine log dump` shows
-//! what can be read, which entries are lost, and how far that snapshot must reach; in a program,
-//! [`offline::inspect`](crate::offline::inspect) does.
+//! the node uses it by itself and logs that. Otherwise run `d-engine repair`: it mends the log
+//! without forgetting what the node has acknowledged, or says what to do instead
+//! (`docs/recovery.md`). `d-engine log dump` shows what can be read and which entries are lost. In
+//! a program, [`offline::repair`](crate::offline::repair) and
+//! [`offline::inspect`](crate::offline::inspect) do the same.
 //!
 //! # The state machine is halted at an entry
 //! Its `apply_chunk` or `advance_time` returned an error or panicked. The node continues to persist

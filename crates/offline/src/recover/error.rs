@@ -27,9 +27,9 @@ pub enum Unfit {
     NeverJoined,
     /// A start of the node refuses it.
     #[error(
-        "a start of its node refuses it: {reason}; take the directory of another survivor, or put \
-         back a copy of this one that was taken after its node's last stop, or restore its newest \
-         intact snapshot (docs/recovery.md)"
+        "a start of its node refuses it: {reason}; take the directory of another survivor, or mend \
+         this one first (`d-engine repair --data-dir DIR`), or put back a copy of it that was taken \
+         after its node's last stop, or restore its newest intact snapshot (docs/recovery.md)"
     )]
     Damaged {
         /// The damage, with its place.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use d_engine_fs::Fs;
-use d_engine_storage::{DirectoryLocks, RECOVERING, Retired, StorageEngine};
+use d_engine_storage::{DirectoryLocks, RECOVERING, Retired, RetiredBy, StorageEngine};
 
 use super::error::{RecoverError, Unfit};
 use crate::replacement::{Names, Pending, Replacement, ReplacementError};
@@ -39,7 +39,8 @@ impl<'a> Place<'a> {
 
     /// Why a retired directory is not recovered. One that was renamed has a successor.
     pub(super) fn is_retired(&self, retired: &Retired) -> RecoverError {
-        if Path::new(&retired.successor) == self.old {
+        let is_its_own = Path::new(&retired.successor) == self.old;
+        if is_its_own && retired.by == RetiredBy::Recover {
             return self.without_successor();
         }
         let reason = Unfit::Retired(Box::new(retired.clone()));

@@ -65,28 +65,32 @@ pub(crate) fn check_own_snapshot(
     }
 }
 
-/// A durable machine's position must lie inside the log.
+/// A durable machine's position must lie inside the log. `continued`: the log continues that of
+/// another directory by force.
 pub(crate) fn check_position(
     machine: &dyn StateMachine,
     applied: LogId,
     recovered: &RecoveredLog,
+    continued: bool,
 ) -> Result<(), StopReason> {
     let term = machine.entry_term(applied.index.get()).map_or(applied.term, Term::new);
-    belongs(applied, term, recovered)
+    belongs(applied, term, recovered, continued)
 }
 
 /// `term` is that of the last applied entry, as the machine knows it.
-fn belongs(applied: LogId, term: Term, recovered: &RecoveredLog) -> Result<(), StopReason> {
+fn belongs(
+    applied: LogId,
+    term: Term,
+    recovered: &RecoveredLog,
+    continued: bool,
+) -> Result<(), StopReason> {
     let (base, last) = (recovered.base, recovered.last());
-    let advice = match recovered.promised {
-        LogId::ZERO => {
-            "the data directory and the state do not belong together; restore both from one copy \
-             (docs/snapshots.md)"
-        }
-        _ => {
-            "the log was repaired after damage; remove the state machine's files, so that it is \
-             rebuilt from the snapshot and the log"
-        }
+    let advice = if recovered.promised != LogId::ZERO || continued {
+        "the log was made by `repair` or `recover`, which may have lost entries; remove the state \
+         machine's files, so that it is rebuilt from the snapshot and the log"
+    } else {
+        "the data directory and the state do not belong together; restore both from one copy \
+         (docs/snapshots.md)"
     };
     if applied.index > last.index.get() {
         return Err(StopReason::new(format_args!(
@@ -167,18 +171,21 @@ mod tests {
 
     #[test]
     fn a_position_outside_of_the_log_is_refused_with_what_to_do() {
-        let refused = |index, term, promised| {
-            let checked = belongs(LogId::of(term, index), Term::new(term), &log(promised));
+        let refused = |index, term, promised, continued| {
+            let applied = LogId::of(term, index);
+            let checked = belongs(applied, Term::new(term), &log(promised), continued);
             checked.err().map(|reason| reason.to_string())
         };
-        assert_eq!(refused(3, 2, LogId::ZERO), None);
-        assert_eq!(refused(3, 2, LogId::of(2, 9)), None);
+        assert_eq!(refused(3, 2, LogId::ZERO, false), None);
+        assert_eq!(refused(3, 2, LogId::of(2, 9), true), None);
         for (index, term, what) in [(4, 2, "the log ends at index 3"), (3, 1, "the log has term 2")]
         {
-            let reason = refused(index, term, LogId::ZERO).unwrap_or_default();
+            let reason = refused(index, term, LogId::ZERO, false).unwrap_or_default();
             assert!(reason.contains(what) && reason.contains("from one copy"), "{reason}");
-            let reason = refused(index, term, LogId::of(2, 9)).unwrap_or_default();
-            assert!(reason.contains(what) && reason.contains("remove the state"), "{reason}");
+            for (promised, continued) in [(LogId::of(2, 9), false), (LogId::ZERO, true)] {
+                let reason = refused(index, term, promised, continued).unwrap_or_default();
+                assert!(reason.contains(what) && reason.contains("remove the state"), "{reason}");
+            }
         }
     }
 }

@@ -226,7 +226,8 @@ impl Start<'_> {
                 StopReason::new(format_args!("the state machine could not be reset: {error}"))
             })?;
         } else {
-            check_position(machine, position, self.recovered)?;
+            let continued = !self.identity.continues.is_empty();
+            check_position(machine, position, self.recovered, continued)?;
             start_position.applied = position.index;
         }
         if let Some(time_ms) = self.recovered.base_time_ms.filter(|_| base != LogId::ZERO) {

@@ -175,6 +175,6 @@ fn a_damaged_snapshot_gives_way_to_the_one_before_it() {
     assert!(fs.flip_bit(path, len / 2, 3));
     assert!(fs.flip_bit(&path.with_file_name("snap-1-6.snap"), len / 2, 3));
     let refused = Life::start(&fs, Durability::Rebuilt, 0).map(|_| ()).unwrap_err();
-    assert!(refused.contains("bring back a copy of this node's directory"), "{refused}");
+    assert!(refused.contains("d-engine repair --data-dir DIR --from"), "{refused}");
     assert!(fs.kind(path).is_ok(), "the damaged one is left for inspection");
 }

@@ -1,6 +1,8 @@
 //! Sends backups to clients, at the pace of snapshots to other nodes.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,19 +12,34 @@ use d_engine_api::message::{
 };
 use d_engine_locks::Unpoisoned;
 use d_engine_replica::StopReason;
-use d_engine_storage::snapshot::{Hold, SnapshotArchive};
+use d_engine_storage::snapshot::{FullSpeed, Hold, SnapshotArchive, SnapshotStore};
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
 use tonic::Status;
 
 use crate::BackupOptions;
 use crate::clients::errors::snapshot_error_detail;
 use crate::node::embedded::{EmbeddedEngine, OpenBackup};
 
-pub(super) type BackupStream = ReceiverStream<Result<BackupReply, Status>>;
+type Pieces = mpsc::Receiver<Result<BackupReply, Status>>;
+
+/// The pieces on their way to the client. The sender takes them back if the client does not read
+/// them.
+pub(super) struct BackupStream(Arc<Mutex<Option<Pieces>>>);
+
+impl Stream for BackupStream {
+    type Item = Result<BackupReply, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.0.lock().unpoisoned().as_mut() {
+            Some(pieces) => pieces.poll_recv(cx),
+            None => Poll::Ready(None),
+        }
+    }
+}
 
 /// Backups that are taken or sent at the same time.
 const BACKUPS_MAX: usize = 2;
@@ -32,6 +49,8 @@ const PIECE_BYTES: usize = 256 << 10;
 const PIECES_MAX: usize = 4;
 /// A client that takes nothing for so long has gone.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client must take this much on average, so that it does not keep a snapshot for days.
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// How long the snapshot of an interrupted backup is kept, as client.proto says.
 const KEPT: Duration = Duration::from_secs(600);
 
@@ -71,23 +90,29 @@ impl Backups {
         let offset = request.from_offset;
         let offer = offer(engine, &open);
         let (to, pieces) = mpsc::channel(PIECES_MAX);
+        let pieces = Arc::new(Mutex::new(Some(pieces)));
         let sending = Sending {
             backups: self.clone(),
+            snapshots: engine.snapshots(),
             archive: open.archive,
             bytes_per_second: engine.snapshot_bytes_per_second(),
             to,
         };
         let (hold, sha256) = (open.hold, sending.archive.sha256());
         let stopped = engine.stop_signal();
-        let backups = self.clone();
+        let (backups, queue) = (self.clone(), pieces.clone());
         tokio::spawn(async move {
             let _place = place;
             match sending.run(offer, offset, stopped.clone()).await {
                 true => backups.forget(&sha256),
                 false => backups.keep(hold, sha256, stopped),
             }
+            if is_left_unread(&sending.to).await {
+                // A client that does not read must not keep the memory.
+                queue.lock().unpoisoned().take();
+            }
         });
-        Ok(ReceiverStream::new(pieces))
+        Ok(BackupStream(pieces))
     }
 
     /// Keeps a snapshot for the client of a backup that was interrupted, and no other one.
@@ -163,6 +188,7 @@ fn offer(engine: &EmbeddedEngine, open: &OpenBackup) -> BackupOffer {
 /// One backup on its way.
 struct Sending {
     backups: Arc<Backups>,
+    snapshots: SnapshotStore,
     archive: SnapshotArchive,
     bytes_per_second: u64,
     to: mpsc::Sender<Result<BackupReply, Status>>,
@@ -186,7 +212,7 @@ impl Sending {
             }
         };
         match ended {
-            Ok(()) => true,
+            Ok(()) => !is_left_unread(&self.to).await,
             Err(status) => {
                 // Nobody waits for it if there is no place.
                 self.to.try_send(Err(status)).ok();
@@ -196,13 +222,22 @@ impl Sending {
     }
 
     async fn send(&self, offer: BackupOffer, mut offset: u64) -> Result<(), Status> {
+        let (began, first) = (Instant::now(), offset);
+        // Two backups share the pace.
+        let slowest = match self.bytes_per_second {
+            0 => BYTES_PER_SECOND_MIN,
+            pace => BYTES_PER_SECOND_MIN.min(pace / 4).max(1),
+        };
         self.put(Part::Offer(offer)).await?;
         while offset < self.archive.len() {
             let archive = self.archive.clone();
             let read = tokio::task::spawn_blocking(move || archive.read_at(offset, PIECE_BYTES));
             let piece = match read.await {
                 Ok(Ok(piece)) => piece,
-                Ok(Err(error)) => return Err(failed(&error.to_string())),
+                Ok(Err(error)) => {
+                    self.note_damage();
+                    return Err(failed(&error.to_string()));
+                }
                 Err(error) => return Err(failed(&error.to_string())),
             };
             offset += piece.bytes.len() as u64;
@@ -213,8 +248,18 @@ impl Sending {
                 crc32c: piece.crc,
             }))
             .await?;
+            let may_last = CLIENT_TIMEOUT + Duration::from_secs((offset - first) / slowest);
+            if began.elapsed() > may_last {
+                return Err(failed(&format!("the client takes less than {slowest} bytes/s")));
+            }
         }
         Ok(())
+    }
+
+    /// Reads the whole snapshot, so that the node knows that it is damaged and takes another one.
+    fn note_damage(&self) {
+        let (snapshots, last_included) = (self.snapshots.clone(), self.archive.last_included());
+        tokio::task::spawn_blocking(move || snapshots.verify(last_included, &mut FullSpeed));
     }
 
     async fn put(&self, part: Part) -> Result<(), Status> {
@@ -233,4 +278,34 @@ impl Sending {
 fn failed(reason: &str) -> Status {
     let detail = SnapshotFailed { reason: reason.to_owned() };
     ErrorDetail::new(Kind::SnapshotFailed(detail)).to_status(reason)
+}
+
+/// Whether the client has not taken everything within the timeout.
+async fn is_left_unread<T>(to: &mpsc::Sender<T>) -> bool {
+    let taken = tokio::time::timeout(CLIENT_TIMEOUT, to.reserve_many(PIECES_MAX)).await;
+    !matches!(taken, Ok(Ok(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    /// A client that does not read keeps neither the place of a backup nor its pieces.
+    #[tokio::test(start_paused = true)]
+    async fn pieces_that_are_not_read_are_taken_back() {
+        let (to, pieces) = mpsc::channel(PIECES_MAX);
+        let pieces = Arc::new(Mutex::new(Some(pieces)));
+        let mut stream = BackupStream(pieces.clone());
+        to.send(Err(failed("a piece"))).await.unwrap_or_default();
+        let began = Instant::now();
+        assert!(is_left_unread(&to).await);
+        assert_eq!(began.elapsed(), CLIENT_TIMEOUT);
+        assert!(stream.next().await.is_some());
+        assert!(!is_left_unread(&to).await, "all of it was read");
+        pieces.lock().unpoisoned().take();
+        assert!(stream.next().await.is_none());
+        assert!(is_left_unread(&to).await, "the client has gone");
+    }
 }

@@ -1,5 +1,6 @@
 //! A data directory on a file system: its owner, and how it is opened.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,11 +104,14 @@ impl FileStorageEngine {
     /// Refuses to create the directory while a command is about to put another one there.
     fn refuse_unfinished(&self) -> Result<(), StorageError> {
         for (suffix, command) in UNFINISHED {
-            let mut name = self.dir.as_os_str().to_owned();
+            // Without a slash at the end.
+            let mut name = self.dir.components().collect::<PathBuf>().into_os_string();
             name.push(suffix);
             let unfinished = PathBuf::from(name);
             match self.fs.kind(&unfinished) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // A file system that cannot tell has no command working on it.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {}
                 Err(error) => return Err(io_error("look at", &unfinished)(error)),
                 Ok(_) => {
                     let path = self.dir.clone();
@@ -204,7 +208,7 @@ impl FileStorageEngine {
 
     fn list_or_empty(&self, dir: &Path) -> Result<Vec<String>, StorageError> {
         match self.fs.list(dir) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             listed => listed.map_err(io_error("list", dir)),
         }
     }
@@ -258,7 +262,7 @@ impl FileStorageEngine {
     fn end_reservation(&self, meta: &FileMetaStore) -> Result<(), StorageError> {
         let path = meta.path(meta_store::JOIN);
         match self.fs.remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(io_error("remove", &path)(error))
             }
             _ => Ok(()),

@@ -13,7 +13,7 @@ use crate::fs::{Fs, FsLock, LockAttempt};
 
 /// What the name of an incomplete backup ends with.
 const PARTIAL: &str = ".partial";
-const LOCK: &str = ".lock";
+const LOCK: &str = ".partial.lock";
 /// An incomplete backup is synced after this many bytes.
 const SYNC_BYTES: u64 = 16 << 20;
 /// Bytes that are copied at a time.

@@ -4,17 +4,21 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use d_engine_api::ReadConsistency;
 use d_engine_replica::{ReadError, StopReason};
 use d_engine_storage::snapshot::{
-    BackupFile, Hold, Offer, SnapshotArchive, SnapshotError, SnapshotInfo,
+    BackupFile, FullSpeed, Hold, Offer, SnapshotArchive, SnapshotError, SnapshotInfo, SnapshotStore,
 };
 use d_engine_storage::{Fs, RealFs};
 use tokio::sync::oneshot;
 
 use super::EmbeddedEngine;
 use crate::SnapshotRequestError;
+
+/// How long a copy that is ahead of its pace waits before it looks again.
+const PACE_STEP: Duration = Duration::from_millis(20);
 
 /// How a backup is made. Start from the default and change what you need.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -78,8 +82,8 @@ impl EmbeddedEngine {
     /// machine without views does not apply while it takes a snapshot.
     ///
     /// The file appears when it is complete, verified and durable; until then it is
-    /// FILE.*.partial beside it. The work on files runs on a thread for blocking work. Dropping the
-    /// future ends it.
+    /// FILE.*.partial beside it. The work on files runs on a thread for blocking work, at most at
+    /// `snapshots.send_bytes_per_second`. Dropping the future ends it.
     ///
     /// # Errors
     /// See [`BackupError`].
@@ -93,7 +97,9 @@ impl EmbeddedEngine {
         let open = self.open_backup(options).await?;
         let is_dropped = Arc::new(AtomicBool::new(false));
         let _end = SetOnDrop(is_dropped.clone());
-        let copied = tokio::task::spawn_blocking(move || copy(&fs, file, &open, &is_dropped)).await;
+        let rate = self.snapshot_bytes_per_second();
+        let copied =
+            tokio::task::spawn_blocking(move || copy(&fs, file, &open, rate, &is_dropped)).await;
         // The join fails only when the runtime shuts down.
         copied.unwrap_or(Err(SnapshotError::Aborted)).map_err(Into::into)
     }
@@ -107,8 +113,29 @@ impl EmbeddedEngine {
             true => None,
             false => Some(self.confirm_acknowledged().await?),
         };
-        let taken = self.snapshot_of_applied().await?;
+        let mut taken = self.snapshot_of_applied().await?;
+        // One that was taken earlier may have been damaged since; now the node knows, and takes
+        // another one.
+        if self.is_damaged(&taken).await {
+            taken = self.snapshot_of_applied().await?;
+        }
         self.open_snapshot(&taken, complete_up_to)
+    }
+
+    /// Reads the whole snapshot.
+    async fn is_damaged(&self, info: &SnapshotInfo) -> bool {
+        let (store, last_included) = (self.snapshots(), info.last_included());
+        let hold = store.hold(last_included);
+        let verified = tokio::task::spawn_blocking(move || {
+            let _hold = hold;
+            store.verify(last_included, &mut FullSpeed)
+        });
+        matches!(verified.await, Ok(Err(SnapshotError::Damaged { .. })))
+    }
+
+    /// The node's snapshots.
+    pub(crate) fn snapshots(&self) -> SnapshotStore {
+        self.inner.shared.snapshots.clone()
     }
 
     /// Opens the snapshot with this SHA-256, which an earlier backup has begun with; `None` if it
@@ -187,6 +214,7 @@ fn copy(
     fs: &Arc<dyn Fs>,
     file: PathBuf,
     open: &OpenBackup,
+    bytes_per_second: u64,
     is_dropped: &AtomicBool,
 ) -> Result<Backup, SnapshotError> {
     let mut pace = |_| match is_dropped.load(Ordering::Relaxed) {
@@ -195,7 +223,15 @@ fn copy(
     };
     let offer = Offer::from(&open.archive);
     let mut backup = BackupFile::begin(fs, Path::new(&file), offer, &mut pace)?;
-    backup.copy_from(&open.archive, &mut pace)?;
+    let (began, mut copied) = (Instant::now(), 0_u64);
+    backup.copy_from(&open.archive, &mut |bytes| {
+        copied = copied.saturating_add(bytes);
+        let due = copied.checked_div(bytes_per_second).map(Duration::from_secs);
+        while due.is_some_and(|due| began.elapsed() < due) && !is_dropped.load(Ordering::Relaxed) {
+            std::thread::sleep(PACE_STEP);
+        }
+        pace(bytes)
+    })?;
     backup.finish(&mut pace)?;
     let Offer { last_included, len: bytes, sha256 } = offer;
     Ok(Backup { file, last_included, complete_up_to: open.complete_up_to, bytes, sha256 })

@@ -266,6 +266,10 @@ fn check(greeting: Box<Greeting>, shared: &Shared) -> Result<Accepted, Unwelcome
 /// Refuses an inquirer that means another cluster or group.
 fn check_inquiry(inquiry: Inquiry, own: &TransportIdentity) -> Result<Accepted, Unwelcome> {
     match inquiry.cluster {
+        Some(cluster) if own.continues.iter().any(|(it, _)| *it == cluster) => {
+            let text = format!("the cluster of node {} continues cluster {cluster}", own.node);
+            Err(unwelcome(Refusal::Superseded, RefusalKind::Superseded, text))
+        }
         Some(cluster) if cluster != own.cluster => {
             let text = format!(
                 "it expects a node of cluster {cluster}, and node {} belongs to another one",

@@ -41,6 +41,8 @@ pub(crate) struct Probed {
     /// Its data directory, which it names only to nodes that know its cluster or, until it has
     /// joined one, the number of its join.
     pub(crate) incarnation: Option<Incarnation>,
+    /// It belongs to a cluster that continues by force the one that was named.
+    pub(crate) continues: bool,
 }
 
 /// Asks which node of the cluster listens at `address`. An error is the reason in words.
@@ -77,7 +79,10 @@ pub(crate) async fn ask(
     question: &Question,
 ) -> Result<Answer, String> {
     let inquiry = Inquiry { cluster, group, incarnation: own, wants: InquiryPurpose::Ask };
-    let (mut stream, mut reader, _) = begin(address, &inquiry).await?;
+    let (mut stream, mut reader, probed) = begin(address, &inquiry).await?;
+    if probed.continues {
+        return Err("its cluster was made from this one by `recover`".to_owned());
+    }
     let answered = async {
         write_frame(&mut stream, &encode_question(question)).await?;
         read_frame(&mut stream, &mut reader).await
@@ -100,7 +105,8 @@ async fn begin(
         let reply = greet(&mut stream, &mut reader, inquiry).await.map_err(words)?;
         let incarnation = <[u8; 16]>::try_from(&reply.incarnation[..]).ok().map(Incarnation);
         let cluster = <[u8; 16]>::try_from(&reply.cluster_id[..]).ok().map(ClusterId);
-        let probed = Probed { node: NodeId::new(reply.node), cluster, incarnation };
+        let continues = refusal_kind(&reply) == Some(RefusalKind::Superseded);
+        let probed = Probed { node: NodeId::new(reply.node), cluster, incarnation, continues };
         Ok((stream, reader, probed))
     });
     begun.await.unwrap_or_else(|_| Err("it does not answer".to_owned()))
@@ -120,8 +126,8 @@ async fn greet(
     let reply = HandshakeReply::decode(read_frame(stream, reader).await?)
         .map_err(|error| End::Refused(RefusalKind::MalformedFrame, error.to_string()))?;
     match refusal_kind(&reply) {
+        None | Some(RefusalKind::Superseded) => Ok(reply),
         Some(kind) => Err(End::Refused(kind, reply.refusal_text)),
-        None => Ok(reply),
     }
 }
 
