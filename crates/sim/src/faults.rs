@@ -271,6 +271,8 @@ pub enum Sometimes {
     MachineWaitedToInstall,
     /// A damaged log was mended, and entries that it had are missing.
     MendedLogLacksEntries,
+    /// A start skipped damage that a snapshot covers.
+    DamageSkipped,
     /// A repair fetched a snapshot of another node.
     RepairFetchedSnapshot,
     /// On a full disk, the hard state is written from the log's reserve.
@@ -349,8 +351,9 @@ pub enum Sometimes {
 impl Sometimes {
     /// The share of seeds, in thousandths, that must reach each state: half of what was measured
     /// over 400 seeds; for torn tails, what the design requires.
-    pub const SHARES: [(Self, u64); 95] = [
+    pub const SHARES: [(Self, u64); 96] = [
         (Self::MendedLogLacksEntries, 40),
+        (Self::DamageSkipped, 6),
         (Self::RepairFetchedSnapshot, 12),
         (Self::TwoLeadersAtOnce, 100),
         (Self::SuffixSuperseded, 75),

@@ -12,7 +12,9 @@ use d_engine_replica::{
     SnapshotSender, SnapshotSends, SnapshotTask, Start, StateMachineHandler, StopReason,
 };
 use d_engine_storage::fs::sim::SimFs;
-use d_engine_storage::snapshot::{SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore};
+use d_engine_storage::snapshot::{
+    FullSpeed, SnapshotInfo, SnapshotOptions, SnapshotReport, SnapshotStore,
+};
 use d_engine_storage::{
     Alignment, ClusterId, ConfigId, FileStorageEngine, FileStorageOptions, Fs, Identity,
     Incarnation, Membership, OpenRequest, OpenedStorage, RecoveredLog, RecoveryReport,
@@ -282,7 +284,7 @@ impl Node {
 
     fn open_log(&self, fs: &SimFs, profile: &Profile) -> Result<OpenedStorage, String> {
         let fs: Arc<dyn Fs> = Arc::new(fs.clone());
-        let engine = FileStorageEngine::new("/data", storage_options(profile), fs);
+        let engine = FileStorageEngine::new("/data", storage_options(profile), Arc::clone(&fs));
         let request = OpenRequest {
             cluster: Some(ClusterId(CLUSTER)),
             node: node_id(self.id),
@@ -291,7 +293,15 @@ impl Node {
             fresh_cluster: ClusterId(CLUSTER),
             fresh_incarnation: self.incarnation,
         };
-        engine.open(&request).map_err(|error| error.to_string())
+        // Damage in the log is skipped if a snapshot holds what it may have destroyed.
+        let mut covered = |identity: &Identity| {
+            let options = self.snapshot_options(identity, profile);
+            let dir = Path::new(SNAPSHOT_DIR);
+            let (store, _) = SnapshotStore::open(Arc::clone(&fs), dir, options).ok()?;
+            let (whole, _) = store.find_whole(&mut FullSpeed).ok()?;
+            whole.map(|info| info.last_included())
+        };
+        engine.open_behind(&request, &mut covered).map_err(|error| error.to_string())
     }
 
     /// What this node would recover from a copy of its disk.
@@ -324,16 +334,20 @@ impl Node {
         identity: &Identity,
         profile: &Profile,
     ) -> Result<(SnapshotStore, SnapshotReport), String> {
-        let options = SnapshotOptions {
+        let options = self.snapshot_options(identity, profile);
+        SnapshotStore::open(Arc::new(self.fs.clone()), Path::new(SNAPSHOT_DIR), options)
+            .map_err(|error| error.to_string())
+    }
+
+    fn snapshot_options(&self, identity: &Identity, profile: &Profile) -> SnapshotOptions {
+        SnapshotOptions {
             chunk_bytes: profile.snapshots.chunk_bytes,
             sync_bytes: profile.snapshots.sync_bytes,
             retained: profile.snapshots.retained,
             reserve_bytes: 0,
             command_version_max: self.command_version_max(profile),
             ..SnapshotOptions::new(identity.cluster, GROUP)
-        };
-        SnapshotStore::open(Arc::new(self.fs.clone()), Path::new(SNAPSHOT_DIR), options)
-            .map_err(|error| error.to_string())
+        }
     }
 
     /// Whether a write of a snapshot or of a state machine's own file may fail because of an

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use d_engine_offline::repair::{
-    Fetch, MissingSnapshot, RepairError, RepairRequest, RepairedDirectory, RepairedLog, repair,
+    Cause, Fetch, MissingSnapshot, RepairError, RepairRequest, RepairedDirectory, RepairedLog,
+    repair,
 };
 use d_engine_storage::RecoveredLog;
 use d_engine_storage::fs::sim::SimFs;
@@ -22,8 +23,9 @@ const LOG: &str = "/data/log";
 
 impl World {
     /// Damages the log of a node that is down, and mends it. On one node at most, and only where
-    /// other voters are a majority without it: they have what was committed. If the log cannot be
-    /// mended there, the damage is undone.
+    /// other voters are a majority without it: they have what was committed. If a snapshot covers
+    /// the damage, nothing is mended, and the start skips it. If the log cannot be mended, the
+    /// damage is undone.
     pub(crate) fn maybe_damage_log(&mut self, id: u64) -> Result<(), Violation> {
         let (chosen, file, place, bit) = (
             self.repair_prng.chance(self.profile.log_damage),
@@ -48,9 +50,11 @@ impl World {
         let mut damage = Damage {
             place: Some((path, offset, bit)),
             snapshot: (place >> 32).is_multiple_of(3).then(|| self.snapshot_beside(id)).flatten(),
+            is_repaired: true,
         };
         // On a copy first: what is refused must not have happened.
         match damage.and_repair(&SimFs::from_image(&image), self.now) {
+            Err(RepairError::Cannot { cause: Cause::Covered, .. }) => damage.is_repaired = false,
             Ok(None) | Err(RepairError::Cannot { .. } | RepairError::WrongSnapshot { .. }) => {
                 return Ok(());
             }
@@ -63,6 +67,7 @@ impl World {
             Ok(Some(repaired)) if repaired.fetched.is_some() => {
                 self.counts.reached(Sometimes::RepairFetchedSnapshot);
             }
+            Ok(None) if !damage.is_repaired => self.counts.reached(Sometimes::DamageSkipped),
             Ok(_) => {}
             Err(error) => {
                 return Rule::Recovery
@@ -126,13 +131,18 @@ struct Damage {
     place: Option<(PathBuf, u64, u8)>,
     /// If so, the node's own snapshots are lost, and this one of another node is offered.
     snapshot: Option<Vec<u8>>,
+    /// Otherwise the next start skips the damage.
+    is_repaired: bool,
 }
 
 impl Damage {
-    /// Returns `None` if there is nothing at the place.
+    /// Returns `None` if there is nothing at the place, or nothing was repaired.
     fn and_repair(&self, fs: &SimFs, now: u64) -> Result<Option<RepairedDirectory>, RepairError> {
         if self.place.as_ref().is_some_and(|(path, offset, bit)| !fs.flip_bit(path, *offset, *bit))
         {
+            return Ok(None);
+        }
+        if !self.is_repaired {
             return Ok(None);
         }
         let shared: Arc<dyn Fs> = Arc::new(fs.clone());
