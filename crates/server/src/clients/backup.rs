@@ -30,6 +30,13 @@ type Pieces = mpsc::Receiver<Result<BackupReply, Status>>;
 /// them.
 pub(super) struct BackupStream(Arc<Mutex<Option<Pieces>>>);
 
+impl Drop for BackupStream {
+    fn drop(&mut self) {
+        // The sender notices at once.
+        self.0.lock().unpoisoned().take();
+    }
+}
+
 impl Stream for BackupStream {
     type Item = Result<BackupReply, Status>;
 
@@ -306,6 +313,18 @@ mod tests {
         assert!(!is_left_unread(&to).await, "all of it was read");
         pieces.lock().unpoisoned().take();
         assert!(stream.next().await.is_none());
-        assert!(is_left_unread(&to).await, "the client has gone");
+    }
+
+    /// Its place is free at once, so that it can continue.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_is_noticed_at_once() {
+        let (to, pieces) = mpsc::channel(PIECES_MAX);
+        let pieces = Arc::new(Mutex::new(Some(pieces)));
+        let stream = BackupStream(pieces.clone());
+        to.send(Err(failed("a piece"))).await.unwrap_or_default();
+        let began = Instant::now();
+        drop(stream);
+        assert!(to.is_closed() && is_left_unread(&to).await);
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }
