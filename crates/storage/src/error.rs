@@ -142,10 +142,11 @@ pub enum StorageError {
         retired: Box<Retired>,
     },
     /// A command that builds the directory was interrupted: it has not put it into its place yet.
-    /// Run the command again.
+    /// Run the command again; if it has nothing to finish, remove what it has built.
     #[error(
         "data directory {path} is missing or empty, but {unfinished} is beside it: `d-engine \
-         {command}` was interrupted; run it again"
+         {command}` was interrupted; run it again, and if it has nothing to finish, remove \
+         {unfinished}"
     )]
     Unfinished {
         /// The directory.

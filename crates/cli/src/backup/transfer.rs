@@ -137,13 +137,14 @@ impl Begun {
     async fn receive_all(mut self, sources: &Sources) -> Result<Received, Failure> {
         let offer = self.transfer.offer().clone();
         let bar = bytes(&format!("from node {}", offer.node), offer.bytes);
-        // When the last byte came: without progress, the transfer is not opened for ever.
-        let mut last = Instant::now();
+        // The first break since the last byte: without progress, the transfer is not opened for
+        // ever.
+        let mut stuck: Option<Instant> = None;
         loop {
             bar.set_position(self.at);
             let broken = match self.transfer.next().await {
                 Ok(Some(piece)) => {
-                    last = Instant::now();
+                    stuck = None;
                     self.at = self.at.max(piece.offset.saturating_add(piece.data.len() as u64));
                     match self.writer.put(piece).await {
                         true => continue,
@@ -159,7 +160,8 @@ impl Begun {
                 return Err(self.given_up(sources, &broken));
             }
             bar.suspend(|| note(format_args!("{broken}; continuing")));
-            self.transfer = self.reopen(sources, &offer.sha256, last, broken).await?;
+            let since = *stuck.get_or_insert_with(Instant::now);
+            self.transfer = self.reopen(sources, &offer.sha256, since, broken).await?;
         }
         bar.finish_and_clear();
         let complete_up_to = offer.complete_up_to;
@@ -177,12 +179,12 @@ impl Begun {
         &self,
         sources: &Sources,
         sha256: &[u8; 32],
-        last: Instant,
+        since: Instant,
         mut broken: ClientError,
     ) -> Result<BackupTransfer, Failure> {
         let mut pause = PAUSE_MIN;
         let rest = BackupOf::Rest { sha256: *sha256, from_offset: self.at };
-        while last.elapsed() < RESUME_FOR {
+        while since.elapsed() < RESUME_FOR {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
             match sources.open(&self.sender.address, rest).await {
